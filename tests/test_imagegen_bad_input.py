@@ -1,4 +1,4 @@
-"""What the command says to input that image generation cannot use: one clear error, exit code 1, and nothing lost."""
+"""Errors of the command for input that image generation cannot use: one clear error, exit code 1, and nothing lost."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,12 +9,13 @@ import torch
 from imagegen_models import prompts_dit_folder
 from imagegen_runs import LICENCE, RECIPE, SMALL, changes
 
+from tests.helpers.problems import raises
 from toolkit.cli import main
 from toolkit.errors import DataError
 from toolkit.imagegen.rating_stage import prepare_ratings
+from toolkit.imagegen.stage_context import StageContext
 from toolkit.imagegen.synthetic import write_synthetic
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
-from toolkit.imagegen.workplace import Workplace
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.runfolder import StopRequest, find_run, start_run
@@ -69,14 +70,14 @@ def column(lines: list[str], index: int, value: str, rows: int) -> list[str]:
 
 
 def error_of(capsys: pytest.CaptureFixture[str], recipe: Path, given: Sequence[str]) -> str:
-    """What `toolkit run` says as it ends with 1."""
-    with pytest.raises(SystemExit) as left:
+    """Return the error that `toolkit run` prints before it exits with 1."""
+    with pytest.raises(SystemExit) as exited:
         main(["run", str(recipe), *changes(given)])
-    said = capsys.readouterr().err
-    assert left.value.code == 1, said
-    assert "Traceback" not in said
-    assert said.count("toolkit: ") == 1
-    return said[said.index("toolkit: ") :]
+    shown = capsys.readouterr().err
+    assert exited.value.code == 1, shown
+    assert "Traceback" not in shown
+    assert shown.count("toolkit: ") == 1
+    return shown[shown.index("toolkit: ") :]
 
 
 def finished(folder: Path) -> list[str]:
@@ -86,16 +87,23 @@ def finished(folder: Path) -> list[str]:
 def accepts(recipe: Recipe) -> int:
     """Start the run again as far as its ratings, and return the number of rated images."""
     with start_run(recipe) as run, StopRequest() as stop:
-        return prepare_ratings(Workplace(recipe, run, stop))[1].images
+        return prepare_ratings(StageContext(recipe, run, stop))[1].images
+
+
+UNUSABLE = "imagegen.too_many_rows_unusable"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "code", "shown"),
     [
-        (lambda lines: column(lines, 0, "images/none.png", 40), ("ratings.csv, row 1", "images/none.png")),
-        (lambda lines: column(lines, 1, "9", 40), ("ratings.csv, row 1", "rating must be one of 1, 2, 3", "'9'")),
-        (lambda lines: column(lines, 2, "PET", 40), ("ratings.csv, row 1", "modality must be one of", "'PET'")),
-        (lambda lines: [line for line in lines if line.split(",")[1] != "3"], ("no rating 3",)),
+        (lambda lines: column(lines, 0, "images/none.png", 40), UNUSABLE, ("ratings.csv, row 1", "images/none.png")),
+        (lambda lines: column(lines, 1, "9", 40), UNUSABLE, ("ratings.csv, row 1", "1, 2, 3", "'9'")),
+        (lambda lines: column(lines, 2, "PET", 40), UNUSABLE, ("ratings.csv, row 1", "modality", "'PET'")),
+        (
+            lambda lines: [line for line in lines if line.split(",")[1] != "3"],
+            "imagegen.training_levels_missing",
+            ("train without 3",),
+        ),
     ],
 )
 def test_ratings_that_cannot_be_used_end_the_command_and_corrected_ones_are_taken(
@@ -103,17 +111,18 @@ def test_ratings_that_cannot_be_used_end_the_command_and_corrected_ones_are_take
     base: Path,
     dataset: Path,
     change: Callable[[list[str]], list[str]],
-    said: tuple[str, ...],
+    code: str,
+    shown: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = write_recipe(tmp_path, dataset)
     whole = (tmp_path / "data" / "ratings.csv").read_text()
     change_ratings(tmp_path, change)
     error = error_of(capsys, recipe, file_settings(tmp_path, base))
-    assert all(part in error for part in said), error
+    assert all(part in error for part in (f"[{code}]", *shown)), error
     assert finished(tmp_path) == []
     loaded = load_recipe(recipe, file_settings(tmp_path, base), files=True)
-    with pytest.raises(DataError, match=r"rating|modality|image"):  # without the command's plan
+    with raises(DataError, code):  # without the command's plan
         accepts(loaded)
     (tmp_path / "data" / "ratings.csv").write_text(whole)
     assert accepts(loaded) == 90
@@ -126,7 +135,9 @@ def test_an_image_that_cannot_be_read_ends_the_command_and_a_restored_one_is_tak
     image = tmp_path / "data" / "images" / "000003.png"
     content = image.read_bytes()
     image.write_bytes(b"no image")
-    assert "000003.png" in error_of(capsys, recipe, file_settings(tmp_path, base))
+    error = error_of(capsys, recipe, file_settings(tmp_path, base))
+    assert "000003.png" in error
+    assert "[images.unusable]" in error
     assert finished(tmp_path) == []
     image.write_bytes(content)
     assert accepts(load_recipe(recipe, file_settings(tmp_path, base))) == 90
@@ -135,11 +146,13 @@ def test_an_image_that_cannot_be_read_ends_the_command_and_a_restored_one_is_tak
 def test_a_prompt_that_is_too_long_ends_the_command_and_a_shorter_one_is_taken(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "words" in error_of(capsys, RECIPE, settings(tmp_path, base, [LONG]))
+    assert "[imagegen.prompt_too_long]" in error_of(capsys, RECIPE, settings(tmp_path, base, [LONG]))
     save_tiny_pipeline(tmp_path / "sd")
-    assert "tokens" in error_of(capsys, RECIPE, settings(tmp_path, tmp_path / "sd", [LONG, LICENCE]))
+    assert "[imagegen.prompt_too_long]" in error_of(
+        capsys, RECIPE, settings(tmp_path, tmp_path / "sd", [LONG, LICENCE])
+    )
     # Python's function has no plan, so that its run folder exists when the prompt is found.
-    with pytest.raises(DataError, match="words"):
+    with raises(DataError, "imagegen.prompt_too_long"):
         run_imagegen(load_recipe(RECIPE, settings(tmp_path, base, [LONG])))
     assert finished(tmp_path) == []
     assert accepts(load_recipe(RECIPE, settings(tmp_path, base))) == 150
@@ -154,7 +167,8 @@ def test_a_model_folder_with_pickles_only_ends_the_command(tmp_path: Path, capsy
         torch.save({}, file.with_suffix(".bin"))
         file.unlink()
     error = error_of(capsys, RECIPE, settings(tmp_path, tmp_path / "sd", [LICENCE]))
-    assert "[imagegen.generator] model: every part must be stored as safetensors" in error
+    assert "[imagegen.generator] model: " in error
+    assert "[imagegen.pipeline_pickled]" in error
     assert "unet" in error
     assert not (tmp_path / "runs" / "bad").exists()
 
@@ -167,12 +181,13 @@ def test_a_selector_that_passes_nothing_ends_the_command_and_keeps_what_was_trai
     # A threshold passes some validation ratings, which are in the pool, so that no recipe makes this happen.
     monkeypatch.setattr(sft_stage, "passes", lambda scored, threshold: torch.zeros(len(scored.scores_N)).bool())
     error = error_of(capsys, RECIPE, settings(tmp_path, base))
-    assert "imagegen.selector.target_precision: sft needs at least one image that the selector passes" in error
+    assert "imagegen.selector.target_precision: " in error
+    assert "[imagegen.no_image_passes]" in error
     assert finished(tmp_path) == ["ratings", "scorers", "base"]
     monkeypatch.undo()
     done = tmp_path / "runs" / "bad" / "stages" / "scorers" / "done.json"
     before = done.read_bytes()
-    run_imagegen(load_recipe(RECIPE, settings(tmp_path, base)))  # goes on, with the scorers of the first start
+    run_imagegen(load_recipe(RECIPE, settings(tmp_path, base)))  # resumes with the scorers of the first start
     assert done.read_bytes() == before
     assert finished(tmp_path) == list(STAGES)
 

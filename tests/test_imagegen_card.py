@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from tests.helpers.problems import raises
 from toolkit.errors import ModelError
 from toolkit.imagegen.card import CARD, LICENCE_COPY, GeneratorCard, model_card, write_card
 from toolkit.imagegen.licence import APACHE, OPEN_RAIL, OPEN_RAIL_PLUS, GeneratorLicence, licence_of
@@ -57,9 +58,9 @@ def test_a_known_base_has_its_licence(base: str, licence: GeneratorLicence) -> N
     ],
 )
 def test_an_unknown_base_needs_a_named_licence(base: str) -> None:
-    with pytest.raises(ModelError) as caught:
+    with raises(ModelError, "imagegen.licence_unknown") as caught:
         licence_of(base)
-    assert "imagegen.generator.licence" in str(caught.value)
+    assert caught.problem.place == "imagegen.generator.licence"
     assert licence_of(base, "CreativeML-OpenRAIL-M") == OPEN_RAIL
     assert licence_of(base, "openrail++") == OPEN_RAIL_PLUS
     other = licence_of(base, "our-hospital-licence")
@@ -69,14 +70,14 @@ def test_an_unknown_base_needs_a_named_licence(base: str) -> None:
 @pytest.mark.parametrize("named", ["apache-2.0", "Apache License 2.0", "APACHE"])
 @pytest.mark.parametrize("base", [SD15, "./my_minim"])
 def test_apache_is_never_the_licence_of_a_stable_diffusion_lora(base: str, named: str) -> None:
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.licence_not_bases" if base == SD15 else "imagegen.licence_is_apache"):
         licence_of(base, named)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.lora_licence_not_bases"):
         replace(SD15_CARD, base=base, licence=APACHE)
 
 
 def test_a_named_licence_cannot_contradict_the_table() -> None:
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.licence_not_bases"):
         licence_of(SD15, "openrail++")
 
 
@@ -152,7 +153,7 @@ def test_a_licence_without_a_copy_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_card_needs_the_revision_of_the_base() -> None:
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.base_revision_missing"):
         replace(SD15_CARD, revision=" ")
 
 

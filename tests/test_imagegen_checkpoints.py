@@ -13,6 +13,7 @@ import pytest
 import torch
 from imagegen_models import random_dit_folder
 
+from tests.helpers.problems import raises
 from toolkit.errors import RunError
 from toolkit.imagegen.checkpoints import SYNTHETIC, load_part, newest_epoch, open_checkpoints, save_epoch
 
@@ -83,19 +84,19 @@ def test_damaged_and_missing_parts_are_run_errors(tmp_path: Path) -> None:
     checkpoints = open_checkpoints(tmp_path, 1, NOW)
     path = save_epoch(checkpoints, 1, PART) / SYNTHETIC
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(RunError):
+    with raises(RunError, "imagegen.checkpoint_unreadable"):
         load_part(checkpoints, 1, SYNTHETIC)
     path.write_bytes(b"")
-    with pytest.raises(RunError):
+    with raises(RunError, "imagegen.checkpoint_unreadable"):
         load_part(checkpoints, 1, SYNTHETIC)
-    with pytest.raises(RunError):
+    with raises(RunError, "imagegen.checkpoint_unreadable"):
         load_part(checkpoints, 1, "policy_checkpoint.pt")
 
 
 def test_several_timestamps_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    with pytest.raises(RunError):
+    with raises(RunError, "imagegen.checkpoint_folders_several"):
         open_checkpoints(tmp_path, 1, NOW)
 
 

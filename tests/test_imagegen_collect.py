@@ -6,6 +6,7 @@ import pytest
 from rated import write_csv
 from sheets import make_sheet, sheet_items, sheet_section
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.imagegen.collect import COLUMNS, collect_ratings
 from toolkit.imagegen.ratings import load_ratings
@@ -60,7 +61,7 @@ def test_overlapping_downloads_of_raters_and_pages_become_one_file(tmp_path: Pat
     repeated = sum(len(entry.positions) == 2 for entry in sheet.key.images)
     on_first = sum(len(entry.positions) == 2 for entry in sheet.key.images if entry.page == 1)
     assert intra_rater_agreement(ratings).n == repeated + on_first
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.collected_file_exists"):
         collect_ratings(files, sheet.key, out)
 
 
@@ -68,14 +69,14 @@ def test_contradictions_other_sheets_and_changed_files_are_rejected(tmp_path: Pa
     rows = page_rows(sheet, 1, "ab")
     first = Path(write_csv(tmp_path / "first.csv", rows, COLUMNS))
     changed = {
-        "contradiction": ([[*row[:1], 3, *row[2:]] for row in rows], COLUMNS),
-        "other sheet": ([[*row[:6], "0000", *row[7:]] for row in rows], COLUMNS),
-        "other image": ([["images/a.png", *row[1:]] for row in rows], COLUMNS),
-        "no position": ([row[:-1] for row in rows], COLUMNS[:-1]),
-        "no number": ([[*row[:-1], "x"] for row in rows], COLUMNS),
+        "sheet_ratings_conflict": ([[*row[:1], 3, *row[2:]] for row in rows], COLUMNS),
+        "sheet_image_not_in_key": ([[*row[:6], "0000", *row[7:]] for row in rows], COLUMNS),
+        "sheet_columns_missing": ([row[:-1] for row in rows], COLUMNS[:-1]),
+        "sheet_position_not_whole": ([[*row[:-1], "x"] for row in rows], COLUMNS),
     }
-    for name, (table, columns) in changed.items():
+    other_image = ("sheet_image_not_in_key", ([["images/a.png", *row[1:]] for row in rows], COLUMNS))
+    for name, (table, columns) in (*changed.items(), other_image):
         file = Path(write_csv(tmp_path / f"{name}.csv", table, columns))
-        with pytest.raises(DataError):
+        with raises(DataError, f"imagegen.{name}"):
             collect_ratings([first, file], sheet.key, tmp_path / "ratings.csv")
     assert not (tmp_path / "ratings.csv").exists()

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from toolkit.cli.commands import app
-from toolkit.errors import DataError, ModelError, RecipeError, RunError
+from toolkit.errors import ToolkitError
 from toolkit.imagegen.collect import COLUMNS
 from toolkit.imagegen.finished import load_selector, open_finished
 from toolkit.imagegen.sheet import read_key
@@ -31,6 +31,13 @@ LUNGS = "CT: clear lungs"
 
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["imagegen", *map(str, arguments)])
+
+
+def error_of(*arguments: object) -> ToolkitError:
+    """Return the error that ends a command."""
+    found = invoke(*arguments).exception
+    assert isinstance(found, ToolkitError), found
+    return found
 
 
 def done(*arguments: object) -> str:
@@ -131,7 +138,7 @@ def test_best_of_keeps_the_candidate_with_the_highest_selector_score(run: Path, 
         assert (pixels_of(tmp_path / "best")[number] == kept).all()
 
 
-def test_a_modality_stands_for_all_of_its_prompts(run: Path, tmp_path: Path) -> None:
+def test_a_modality_generates_images_for_all_of_its_prompts(run: Path, tmp_path: Path) -> None:
     done("generate", run, "--modality", "OCT", "--count", 2, "--method", "base", "--out", tmp_path / "oct")
     rows = rows_of(tmp_path / "oct")
     assert {row["prompt"] for row in rows} == set(PROMPTS["OCT"].values())
@@ -140,22 +147,21 @@ def test_a_modality_stands_for_all_of_its_prompts(run: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("more", "named"),
+    ("more", "code", "value"),
     [
-        (["--prompt", "CT: " + "lungs " * 40], "words"),
-        (["--prompt", "CT: unknownword"], "unknownword"),
-        (["--prompt", LUNGS, "--modality", "PET"], "OCT, CT, X-Ray, MRI"),
-        (["--modality", "PET"], "OCT, CT, X-Ray, MRI"),
-        (["--prompt", "  "], "prompt"),
-        ([], "prompt"),
+        (["--prompt", "CT: " + "lungs " * 40], "prompt_too_long", 41),
+        (["--prompt", "CT: unknownword"], "prompt_word_unknown", ["unknownword"]),
+        (["--prompt", LUNGS, "--modality", "PET"], "modality_unknown", "PET"),
+        (["--modality", "PET"], "modality_unknown", "PET"),
+        (["--prompt", "  "], "prompt_empty", ""),
+        ([], "prompts_missing", "none"),
     ],
 )
 def test_prompts_and_modalities_that_cannot_be_used_are_an_error(
-    run: Path, tmp_path: Path, more: list[str], named: str
+    run: Path, tmp_path: Path, more: list[str], code: str, value: object
 ) -> None:
-    found = invoke("generate", run, *more, "--method", "sft", "--out", tmp_path / "out")
-    assert isinstance(found.exception, DataError)
-    assert named in str(found.exception)
+    found = error_of("generate", run, *more, "--method", "sft", "--out", tmp_path / "out")
+    assert (found.code, found.value) == (f"imagegen.{code}", value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,24 +170,24 @@ def test_no_command_overwrites_a_file(run: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
     for command in (["generate", run, "--prompt", LUNGS], ["sheet", run]):
-        found = invoke(*command, "--method", "base", "--out", out)
-        assert isinstance(found.exception, DataError)
+        found = error_of(*command, "--method", "base", "--out", out)
+        assert (found.code, found.place) == ("imagegen.folder_not_empty", str(out))
         assert files_of(tmp_path) == {"out/thesis.txt": hashlib.sha256(b"mine").hexdigest()}
     (tmp_path / "empty").mkdir()
     done("generate", run, "--prompt", LUNGS, "--method", "base", "--out", tmp_path / "empty")
 
 
-def test_a_run_of_a_language_model_or_none_is_an_error(other_kind: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_language_model_and_a_folder_without_a_run_are_errors(other_kind: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     csv_file = tmp_path / "ratings.csv"
     csv_file.write_text("")
     for command in (["generate", "--prompt", LUNGS, "--out", out], ["sheet", "--out", out]):
-        found = invoke(*command, other_kind)
-        assert isinstance(found.exception, RecipeError)
-        assert f"toolkit imagegen {command[0]}" in str(found.exception)
-        assert isinstance(invoke(*command, tmp_path).exception, RunError)
-    found = invoke("collect", other_kind, csv_file, "--sheet", tmp_path)
-    assert isinstance(found.exception, RecipeError)
+        (problem,) = error_of(*command, other_kind).problems
+        assert problem.code == "recipe.not_image_generator"
+        assert f"toolkit imagegen {command[0]}" in problem.rule
+        assert error_of(*command, tmp_path).code == "run.not_a_run_folder"
+    (problem,) = error_of("collect", other_kind, csv_file, "--sheet", tmp_path).problems
+    assert problem.code == "recipe.not_image_generator"
 
 
 def test_an_unfinished_run_is_an_error_and_its_finished_methods_can_be_used(run: Path, tmp_path: Path) -> None:
@@ -189,26 +195,25 @@ def test_an_unfinished_run_is_an_error_and_its_finished_methods_can_be_used(run:
     (partial / "stages" / "ddpo" / "done.json").unlink()
     images = ["generate", partial, "--prompt", LUNGS, "--out", tmp_path / "out"]
     for more in ([], ["--method", "ddpo"]):
-        found = invoke(*images, *more)
-        assert isinstance(found.exception, RunError)
-        assert "ddpo" in str(found.exception)
-    found = invoke("sheet", partial, "--out", tmp_path / "sheet")
-    assert isinstance(found.exception, RunError)
+        found = error_of(*images, *more)
+        assert found.code == "imagegen.stage_not_finished"
+        assert "ddpo" in found.rule
+    assert error_of("sheet", partial, "--out", tmp_path / "sheet").code == "imagegen.stage_not_finished"
     done(*images, "--method", "sft")
     (partial / "stages" / "scorers" / "done.json").unlink()
-    found = invoke("generate", partial, "--prompt", LUNGS, "--method", "sft", "--out", tmp_path / "more")
-    assert "scorers" in str(found.exception)
+    found = error_of("generate", partial, "--prompt", LUNGS, "--method", "sft", "--out", tmp_path / "more")
+    assert found.code == "imagegen.stage_not_finished"
+    assert "scorers" in found.rule
 
 
 def test_a_lora_of_another_base_is_an_error(run: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(run, tmp_path / "moved")
     file = moved / "stages" / "sft" / "lora.json"
     file.write_text(json.dumps(read_json(file) | {"base_sha256": "0" * 64}))
-    found = invoke("generate", moved, "--prompt", LUNGS, "--method", "sft", "--out", tmp_path / "out")
-    assert isinstance(found.exception, ModelError)
+    generate = ["generate", moved, "--prompt", LUNGS, "--method", "sft", "--out", tmp_path / "out"]
+    assert error_of(*generate).code == "imagegen.base_changed"
     file.unlink()
-    found = invoke("generate", moved, "--prompt", LUNGS, "--method", "sft", "--out", tmp_path / "out")
-    assert isinstance(found.exception, RunError)
+    assert error_of(*generate).code == "imagegen.lora_record_unreadable"
 
 
 def pages_of(folder: Path) -> list[dict[str, Any]]:
@@ -250,8 +255,7 @@ def test_a_sheet_is_blinded_has_every_method_and_keeps_its_key_in_the_run(run: P
         text = re.sub(r'"data:image/png;base64,[^"]*"', "", page.read_text(encoding="utf-8"))
         assert not re.search(r"\b(ddpo|sft)\b", text)
     assert str(run / "sheets" / "blinded.json") in shown
-    found = invoke("sheet", run, "--out", tmp_path / "elsewhere" / "blinded")
-    assert isinstance(found.exception, DataError)
+    assert error_of("sheet", run, "--out", tmp_path / "elsewhere" / "blinded").code == "imagegen.sheet_key_exists"
 
 
 def test_the_same_seed_gives_the_same_sheet(run: Path, tmp_path: Path) -> None:
@@ -296,20 +300,18 @@ def test_ratings_of_other_sheets_and_missing_images_leave_no_file(run: Path, tmp
     for name, seed in (("one", 7), ("two", 8)):
         done("sheet", run, "--out", tmp_path / name, "--images", 4, "--method", "base", "--seed", seed)
     file = download(pages_of(tmp_path / "one")[0], "ab", tmp_path)
-    found = invoke("collect", run, file, "--sheet", tmp_path / "two")
-    assert isinstance(found.exception, DataError)
+    assert error_of("collect", run, file, "--sheet", tmp_path / "two").code == "imagegen.sheet_image_not_in_key"
     lines = file.read_text(encoding="utf-8").splitlines()
     cells = lines[1].split(",")
     changed = tmp_path / "changed.csv"
     changed.write_text("\n".join([lines[0], ",".join([cells[0], "9", *cells[2:]])]), encoding="utf-8")
-    found = invoke("collect", run, changed, "--sheet", tmp_path / "one")
-    assert isinstance(found.exception, DataError)
-    assert "rating must be one of" in str(found.exception)
+    found = error_of("collect", run, changed, "--sheet", tmp_path / "one")
+    assert found.code == "imagegen.too_many_rows_unusable"
+    assert "'9'" in found.remedy
     assert not (tmp_path / "one" / "ratings.csv").exists()
     done("collect", run, file, "--sheet", tmp_path / "one", "--out", tmp_path / "elsewhere.csv")
-    found = invoke("collect", run, file, "--sheet", tmp_path / "one", "--out", tmp_path / "elsewhere.csv")
-    assert isinstance(found.exception, DataError)
+    found = error_of("collect", run, file, "--sheet", tmp_path / "one", "--out", tmp_path / "elsewhere.csv")
+    assert found.code == "imagegen.collected_file_exists"
     next((tmp_path / "one" / "images").iterdir()).unlink()
-    found = invoke("collect", run, file, "--sheet", tmp_path / "one")
-    assert isinstance(found.exception, DataError)
-    assert isinstance(invoke("collect", run, file, "--sheet", tmp_path / "none").exception, DataError)
+    assert error_of("collect", run, file, "--sheet", tmp_path / "one").code == "imagegen.sheet_incomplete"
+    assert error_of("collect", run, file, "--sheet", tmp_path / "none").code == "imagegen.sheet_folder_missing"

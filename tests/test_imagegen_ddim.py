@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.helpers.problems import raises
 from toolkit.errors import ModelError
 from toolkit.imagegen.ddim import (
     DdimSchedule,
@@ -102,20 +103,26 @@ def test_last_step_of_stable_diffusion_has_the_known_deviation() -> None:
     assert float(schedule.std_S[-1]) == pytest.approx(0.0206, abs=1e-4)
 
 
-def test_clipping_is_what_was_asked_for_although_the_config_is_silent() -> None:
+def test_clipping_follows_the_argument_if_the_config_lacks_it() -> None:
     assert make_schedule(make_scheduler(SD15, clip_sample=False), 5).clip_range is None
     assert make_schedule(make_scheduler(SD15, clip_sample=True), 5).clip_range == 1.0
 
 
-@pytest.mark.parametrize("wrong", [{"thresholding": True}, {"prediction_type": "sample"}])
-def test_a_scheduler_without_a_gaussian_step_is_rejected(wrong: dict[str, object]) -> None:
-    with pytest.raises(ModelError):
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"thresholding": True}, "imagegen.scheduler_thresholds"),
+        ({"prediction_type": "sample"}, "imagegen.prediction_type_unsupported"),
+    ],
+)
+def test_a_scheduler_without_a_gaussian_step_is_rejected(wrong: dict[str, object], code: str) -> None:
+    with raises(ModelError, code):
         make_scheduler(SD15 | wrong, clip_sample=False)
 
 
 def test_noise_prediction_from_zero_signal_is_rejected() -> None:
     config = SD15 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.zero_terminal_snr_without_velocity"):
         make_schedule(make_scheduler(config, clip_sample=False), 10)
 
 

@@ -9,6 +9,7 @@ import torch
 from imagegen_models import CONFIG, CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 from torch import Tensor
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, RewardError, TrainingError
 from toolkit.imagegen import ddpo
 from toolkit.imagegen.ddim import make_schedule
@@ -93,10 +94,10 @@ def test_a_rollout_of_other_parameters_is_an_error(dit: Path) -> None:
     rollout = roll_out(state.generator, SETTINGS, PROMPTS, brightness, 0)
     randomise_lora(state.generator.network, 0.3)
     before = copy_lora(state.generator.network)
-    with pytest.raises(TrainingError) as caught:
+    with raises(TrainingError, "imagegen.first_ratio_not_one") as caught:
         update_policy(state, SETTINGS, rollout)
-    assert isinstance(caught.value.value, float)
-    assert caught.value.value > SETTINGS.clip_range / 10
+    assert isinstance(caught.problem.value, float)
+    assert caught.problem.value > SETTINGS.clip_range / 10
     assert all(torch.equal(before[name], value) for name, value in copy_lora(state.generator.network).items())
 
 
@@ -245,7 +246,7 @@ def test_clipped_advantages_are_counted(dit: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [torch.tensor([1.0]), torch.full((32,), float("nan"))])
 def test_rewards_that_are_not_one_finite_number_per_image_are_an_error(dit: Path, wrong: Tensor) -> None:
-    with pytest.raises(RewardError):
+    with raises(RewardError, "imagegen.rewards_not_finite"):
         ddpo_round(start(dit_generator(dit)), SETTINGS, PROMPTS, lambda *_: wrong)
 
 
@@ -253,7 +254,7 @@ def test_a_prompt_that_the_generator_cannot_take_is_an_error_before_any_image(di
     def never(images: Tensor, prompts: Sequence[str]) -> Tensor:
         raise AssertionError
 
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.prompt_word_unknown"):
         ddpo_round(start(dit_generator(dit)), SETTINGS, [*PROMPTS, "mri"], never)
 
 
@@ -283,7 +284,7 @@ def test_float32_gradients_that_are_not_finite_are_an_error(dit: Path) -> None:
     state = start(dit_generator(dit))
     rollout = roll_out(state.generator, SETTINGS, PROMPTS, brightness, 0)
     broken = Rollout(rollout.prompts, rollout.chunks, rollout.images_NCHW, rollout.rewards_N * 1e38 * 10)
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.gradients_not_finite"):
         update_policy(state, SETTINGS, broken)
 
 
@@ -306,5 +307,5 @@ def test_stopped_and_resumed_rounds_equal_undisturbed_ones_to_the_bit(dit: Path,
 
 def test_a_state_of_another_base_is_rejected(dit: Path, tmp_path: Path) -> None:
     other = random_dit_folder(tmp_path, replace(CONFIG, layers=1))
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.checkpoint_base_differs"):
         restore_state(start(dit_generator(dit)), dump_state(start(dit_generator(other))))

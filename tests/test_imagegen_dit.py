@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, ModelError
 from toolkit.imagegen.dit import Dit, DitConfig, encode_words, load_dit, save_dit
 
@@ -34,14 +35,16 @@ def test_prompt_is_words_in_lower_case_with_padding() -> None:
 
 
 def test_unknown_word_is_an_error_with_a_suggestion() -> None:
-    with pytest.raises(DataError, match=r"nodules.*'nodule'"):
+    with raises(DataError, "imagegen.prompt_word_unknown") as caught:
         encode_words(SMALL, ["Chest CT: nodules"])
+    assert caught.problem.value == ["nodules"]
+    assert "'nodule'" in caught.problem.remedy
 
 
 def test_prompt_with_too_many_words_is_an_error_with_the_count() -> None:
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "imagegen.prompt_too_long") as caught:
         encode_words(SMALL, ["oct chest ct normal lungs"])
-    assert caught.value.value == 5
+    assert caught.problem.value == 5
 
 
 def test_output_depends_on_image_time_and_every_word() -> None:
@@ -56,7 +59,7 @@ def test_output_depends_on_image_time_and_every_word() -> None:
     assert outputs[0].shape == image.shape
 
 
-def test_patches_are_put_where_they_came_from() -> None:
+def test_patches_return_to_their_positions() -> None:
     model = noisy_model()
     image, ids = torch.zeros(2, 1, 8, 8), encode_words(SMALL, ["oct", "oct"])
     assert model.position.shape[1] == 4
@@ -81,13 +84,13 @@ def test_saved_model_loads_with_the_same_output(tmp_path: Path) -> None:
 
 
 def test_damaged_or_foreign_folders_are_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.dit_config_unreadable"):
         load_dit(tmp_path)
     save_dit(tmp_path, noisy_model())
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.dit_parameters_unreadable"):
         load_dit(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.dit_config_unreadable"):
         load_dit(tmp_path)

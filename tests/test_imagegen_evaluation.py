@@ -8,7 +8,6 @@ import torch
 from rated_images import SIDE, drawn, rated
 from scipy.stats import spearmanr
 
-from toolkit.imagegen.arms import ImageKey, compare_arms
 from toolkit.imagegen.extractor import Extractor, ExtractorSettings, fit_extractor
 from toolkit.imagegen.figure import Bootstrap
 from toolkit.imagegen.fitting import FitSettings
@@ -26,6 +25,7 @@ from toolkit.imagegen.image_evaluation import (
 )
 from toolkit.imagegen.judge import check_independent
 from toolkit.imagegen.mismatches import MismatchPool
+from toolkit.imagegen.paired_comparison import ImageKey, compare_arms
 from toolkit.imagegen.policy import Policy, PolicySettings, start_policy_fitting
 from toolkit.imagegen.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.scorer_evaluation import evaluate_policy, evaluate_selector, selector_threshold

@@ -8,6 +8,7 @@ import pytest
 import torch
 from imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, ImageError, ModelError
 from toolkit.imagegen.ddim import make_schedule
 from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
@@ -99,7 +100,7 @@ def test_saved_lora_loads_with_the_same_parameters(generator: Generator, tmp_pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_new_lora_leaves_the_base_unchanged_and_alone_is_trainable(generator: Generator) -> None:
+def test_a_new_lora_leaves_the_base_unchanged_and_only_the_lora_is_trainable(generator: Generator) -> None:
     trainable = {name for name, value in generator.network.named_parameters() if value.requires_grad}
     assert trainable == set(lora_parameters(generator.network))
     assert {value.dtype for value in lora_parameters(generator.network).values()} == {torch.float32}
@@ -174,7 +175,7 @@ def test_training_images_of_another_size_are_an_error(generator: Generator) -> N
     assert generator.decode(torch.zeros(1, *generator.latent_shape)).shape == (1, 3, side, side)
     generator.encode_images(torch.rand(1, 3, side, side))
     for shape in ((1, 3, side, 2 * side), (1, 1, side, side), (3, side, side)):
-        with pytest.raises(ImageError):
+        with raises(ImageError, "imagegen.training_image_shape"):
             generator.encode_images(torch.rand(shape))
 
 
@@ -196,10 +197,10 @@ def test_a_base_in_the_hubs_cache_loads_offline_with_its_commit(
 def test_a_prompt_too_long_for_the_text_encoder_is_an_error_with_its_count(tiny: Path) -> None:
     generator = stable_diffusion(tiny)
     generator.check_prompts(["x" * 75])  # 75 bytes and two special tokens are 77.
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "imagegen.prompt_too_long") as caught:
         generator.check_prompts(["ok", "y" * 76])
-    assert caught.value.value == 78
-    with pytest.raises(DataError):
+    assert caught.problem.value == 78
+    with raises(DataError, "imagegen.prompt_too_long"):
         generator.encode_prompts(["y" * 76])
 
 
@@ -216,9 +217,9 @@ def test_a_pickle_only_folder_is_one_clear_error(tiny: Path, tmp_path: Path) -> 
     for path in (folder / "unet").glob("*.safetensors"):
         path.unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ModelError, match="safetensors") as caught:
+    with raises(ModelError, "imagegen.pipeline_pickled") as caught:
         stable_diffusion(folder)
-    assert caught.value.value == {"parts": ["unet"], "pickles": ["diffusion_pytorch_model.bin"]}
+    assert caught.problem.value == {"parts": ["unet"], "pickles": ["diffusion_pytorch_model.bin"]}
 
 
 def test_a_safety_checker_in_the_index_is_removed(tiny: Path, tmp_path: Path) -> None:
@@ -234,20 +235,20 @@ def test_a_cut_off_file_a_foreign_pipeline_and_an_absent_one_are_model_errors(ti
     folder = shutil.copytree(tiny, tmp_path / "pipeline")
     weights = next((folder / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.pipeline_incomplete"):
         stable_diffusion(folder)
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.pipeline_not_stable_diffusion"):
         stable_diffusion(folder)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.pipeline_incomplete"):
         stable_diffusion(tmp_path / "absent")
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.pipeline_incomplete"):
         stable_diffusion(Path("nobody/no-such-model"))
 
 
 def test_an_image_size_that_the_unet_cannot_halve_is_an_error(tiny: Path) -> None:
     assert stable_diffusion(tiny, image_size=64).latent_shape == (4, 32, 32)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.image_size_not_multiple"):
         stable_diffusion(tiny, image_size=34)
 
 
@@ -260,13 +261,13 @@ def test_prediction_and_slicing_are_settings_of_stable_diffusion(tiny: Path) -> 
 
 
 def test_settings_that_a_dit_cannot_have_are_errors(dit: Path) -> None:
-    for changes in (
-        {"image_size": 16},
-        {"prediction": "epsilon"},
-        {"gradient_checkpointing": True},
-        {"lora": LoraSettings(targets=("to_z",))},
-    ):
-        with pytest.raises(ModelError):
+    for code, changes in {
+        "image_size_not_bases": {"image_size": 16},
+        "prediction_not_bases": {"prediction": "epsilon"},
+        "dit_gradient_checkpointing": {"gradient_checkpointing": True},
+        "lora_target_unknown": {"lora": LoraSettings(targets=("to_z",))},
+    }.items():
+        with raises(ModelError, f"imagegen.{code}"):
             dit_generator(dit, **changes)
 
 
@@ -275,13 +276,17 @@ def test_a_lora_of_another_rank_network_or_without_metadata_is_an_error(tiny: Pa
 
     small, other = dit_generator(dit), dit_generator(dit, lora=LoraSettings(rank=4, alpha=4))
     small.save_lora(tmp_path)
-    for reader in (other, dit_generator(dit, lora=LoraSettings(rank=2, alpha=8)), stable_diffusion(tiny)):
-        with pytest.raises(ModelError):
+    for code, reader in (
+        ("imagegen.lora_rank_differs", other),
+        ("imagegen.lora_rank_differs", dit_generator(dit, lora=LoraSettings(rank=2, alpha=8))),
+        ("imagegen.lora_file_contents", stable_diffusion(tiny)),
+    ):
+        with raises(ModelError, code):
             reader.load_lora(tmp_path)
     save_file(load_file(tmp_path / LORA_FILE), tmp_path / LORA_FILE)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.lora_file_contents"):
         small.load_lora(tmp_path)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.lora_settings_differ"):
         restore_lora(small.network, {})
 
 

@@ -9,14 +9,15 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, ModelError, TrainingError
-from toolkit.imagegen.arms import ImageKey, compare_arms
 from toolkit.imagegen.copies import copy_figures, nearest_distances
 from toolkit.imagegen.distribution import DistributionSettings, FeatureSet, distribution_figures, fid, kid, squared_mmd
 from toolkit.imagegen.diversity import STANDARD, diversity_figures, pair_ms_ssim, prompt_pairs, setting_for
 from toolkit.imagegen.extractor import Extractor, ExtractorSettings, fit_extractor
 from toolkit.imagegen.figure import Bootstrap
 from toolkit.imagegen.fitting import FitSettings
+from toolkit.imagegen.paired_comparison import ImageKey, compare_arms
 from toolkit.imagegen.towers import TowerSettings
 
 torch.set_num_threads(1)
@@ -208,15 +209,15 @@ def test_spoiled_images_are_farther_from_real_ones(extractor: Extractor) -> None
 
 
 def test_extractors_that_cannot_be_are_errors() -> None:
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.extractor_features_out_of_range"):
         Extractor(ExtractorSettings(num_features=65), SIDE)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.extractor_features_above_tower"):
         Extractor(ExtractorSettings(TowerSettings("cnn", width=4), num_features=64), 4)
     small = Extractor(ExtractorSettings(TowerSettings(width=4), num_features=16), SIDE)
     images = drawn(20, 0)[0]
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.extractor_images_too_few"):
         fit_extractor(small, images[:16], ["a", "b"] * 8)
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.extractor_labels_too_few"):
         fit_extractor(small, images, ["a"] * 20)
 
 
@@ -337,9 +338,9 @@ def test_arms_are_compared_image_by_image() -> None:
 def test_arms_with_other_images_or_too_few_are_errors() -> None:
     scores = {ImageKey("a", index): 0.5 for index in range(400)}
     other = {**scores, ImageKey("a", 999): 0.5}
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.arms_differ_in_images"):
         compare_arms(scores, other, BOOTSTRAP)
     few = {ImageKey("a", index): 0.5 for index in range(383)}
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.comparison_too_small"):
         compare_arms(few, few, BOOTSTRAP)
     assert compare_arms(few, few, BOOTSTRAP, min_pairs=32).difference.value == 0

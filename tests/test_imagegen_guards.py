@@ -1,4 +1,4 @@
-"""Guards: when each fires, what it then does, and what it says if something was not measured."""
+"""Guards: when each fires, its action, and its verdict if a value was not measured."""
 
 import math
 from dataclasses import replace
@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.helpers.problems import raises
 from toolkit.errors import TrainingError
-from toolkit.imagegen.arms import ImageKey
 from toolkit.imagegen.figure import Bootstrap
 from toolkit.imagegen.guards import Evaluation, GuardSettings, Verdict, best_evaluation, check_guards
+from toolkit.imagegen.paired_comparison import ImageKey
 
 SETTINGS = GuardSettings(bootstrap=Bootstrap(resamples=300))
 KEYS = [ImageKey(f"prompt {index % 16}", index // 16) for index in range(384)]
@@ -80,7 +81,7 @@ def test_one_prompt_gives_the_judge_no_interval() -> None:
 def test_evaluations_of_other_images_are_an_error() -> None:
     evaluations = history(0.0, 0.1, 0.2)
     fewer = dict(list(evaluations[2].judge_scores.items())[:-1])
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.arms_differ_in_images"):
         check_guards([*evaluations[:2], replace(evaluations[2], judge_scores=fewer)], SETTINGS)
 
 

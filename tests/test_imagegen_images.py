@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from rated import rated, ratings_of, write_images
 
+from tests.helpers.problems import raises
 from toolkit import recipe
 from toolkit.errors import ImageError
 from toolkit.imagegen.images import image_policies, image_stores, scan_images
@@ -53,7 +53,7 @@ def test_unreadable_images_of_all_modalities_are_reported_together(tmp_path: Pat
     ratings = on_disk(tmp_path, {"a.png": "CT", "b.png": "MRI", "c.png": "MRI"})
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"not an image")
-    with pytest.raises(ImageError) as caught:
+    with raises(ImageError, "images.unusable") as caught:
         scan_images(ratings, image_stores(section, recipe.Images(disk_cache=False)))
-    assert all(name in str(caught.value) for name in ("a.png", "b.png"))
-    assert "c.png" not in str(caught.value)
+    assert all(name in str(caught.error) for name in ("a.png", "b.png"))
+    assert "c.png" not in str(caught.error)

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error, precision_score, recall_score, roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, ModelError, TrainingError
 from toolkit.imagegen import agreement_metrics as agreement_module
 from toolkit.imagegen.agreement_metrics import AgreementScores, agreement_metrics, retrieval_ranks
@@ -280,9 +281,9 @@ def test_a_target_that_no_threshold_reaches_is_reported_and_an_error() -> None:
     assert not found.reached
     best = max(good[scores >= value].mean() for value in scores if (scores >= value).sum() >= 10)
     assert found.precision.value == pytest.approx(best)
-    with pytest.raises(TrainingError) as error:
+    with raises(TrainingError, "imagegen.target_precision_not_reached") as error:
         require_reached(found)
-    assert error.value.remedy
+    assert error.problem.remedy
     reached = choose_threshold(scores, good, ThresholdSettings(0.3))
     assert require_reached(reached) is reached
 
@@ -295,9 +296,9 @@ def test_a_few_lucky_images_do_not_make_a_threshold() -> None:
 
 
 def test_too_few_validation_ratings_are_an_error() -> None:
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.threshold_ratings_too_few"):
         choose_threshold([0.5] * 9, [True] * 9, ThresholdSettings(min_passed=10))
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.threshold_ratings_too_few"):
         choose_threshold([], [], ThresholdSettings(min_passed=0))
 
 
@@ -309,9 +310,9 @@ def test_a_judge_has_its_own_seed_encoder_and_ratings() -> None:
     judge = SelectorSettings(seed=1, tower=TowerSettings("tiny-clip"))
     check_independent(selector, judge, ["a", "b"], ["c"])
     check_independent(selector, SelectorSettings(seed=1, tower=TowerSettings(width=8)), ["a"], ["c"])
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.judge_shares_seed"):
         check_independent(selector, replace(judge, seed=0), ["a"], ["c"])
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.judge_shares_encoder"):
         check_independent(selector, SelectorSettings(seed=1), ["a"], ["c"])
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.judge_shares_groups"):
         check_independent(selector, judge, ["a", "b"], ["b", "c"])

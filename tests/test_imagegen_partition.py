@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rated import rated, ratings_of
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.imagegen.partition import partition, require_all_levels
 from toolkit.imagegen.ratings import Ratings
@@ -109,16 +110,17 @@ def test_a_rare_level_is_spread_over_the_training_splits_first() -> None:
 
 def test_a_training_split_without_a_level_is_an_error_that_names_both() -> None:
     splits = {"selector": ratings_of([rated("a", [0, 1, 2])]), "judge": ratings_of([rated("b", [1, 2])])}
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "imagegen.training_levels_missing") as caught:
         require_all_levels(splits, ["selector", "judge"])
-    assert caught.value.value == "judge has no rating 1"
+    assert caught.problem.value == "judge without 1"
     (warning,) = require_all_levels(splits, ["selector"])
-    assert warning.startswith("judge has no rating 1")
+    assert (warning.code, warning.place) == ("imagegen.split_levels_missing", "imagegen.ratings, split judge")
+    assert warning.value == "1"
     assert require_all_levels({"selector": splits["selector"]}, ["selector"]) == ()
 
 
 def test_fewer_groups_than_splits_are_an_error() -> None:
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.groups_too_few"):
         partition(ratings_of([rated("a", [0], patient="p"), rated("b", [1], patient="p")]), FRACTIONS, 0)
 
 

@@ -22,6 +22,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, ModelError, TrainingError
 from toolkit.imagegen import mismatches, text_towers
 from toolkit.imagegen.fitting import FitSettings, trained_state
@@ -51,7 +52,7 @@ def generator(seed: int) -> torch.Generator:
 def test_a_mismatch_never_has_the_text_of_its_row(rows: list[tuple[str, str]], seed: int) -> None:
     prompts, modalities = [prompt for prompt, _ in rows], [modality for _, modality in rows]
     if len(set(prompts)) < 2:
-        with pytest.raises(DataError):
+        with raises(DataError, "imagegen.prompts_too_few"):
             MismatchPool(prompts, modalities)
         return
     drawn_rows = MismatchPool(prompts, modalities).draw(prompts, modalities, generator(seed))
@@ -87,7 +88,7 @@ def test_with_one_modality_all_mismatches_are_of_it() -> None:
 
 def test_prompts_that_differ_in_case_and_spaces_are_one_text() -> None:
     same = ["CT: nodule", "ct:  Nodule ", "CT: NODULE"]
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.prompts_too_few"):
         MismatchPool(same, ["CT"] * 3)
     pool = MismatchPool([*same, "CT: normal"], ["CT"] * 4)
     assert set(pool.draw(same * 5, ["CT"] * 15, generator(0)).prompts) == {"CT: normal"}
@@ -163,19 +164,19 @@ def test_the_text_half_of_a_clip_model_is_read_with_its_tokenizer(tmp_path: Path
         with torch.no_grad():
             expected = model.text_model(**tokenizer(prompt, return_tensors="pt")).pooler_output[0]
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.prompt_too_long"):
         tower(["x" * 76])
 
 
 def test_a_prompt_that_is_too_long_is_an_error(bert_folder: Path) -> None:
     tower = build_text_tower(TextSettings(str(bert_folder)), (), seed=0)
     assert tower(["normal " * 8]).shape == (1, 16)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.prompt_too_long"):
         tower(["normal " * 9])
 
 
 def test_frozen_word_embeddings_are_an_error() -> None:
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.random_encoder_frozen"):
         build_text_tower(TextSettings(frozen=True), ("ct",), seed=0)
 
 
@@ -247,7 +248,7 @@ def test_a_checkpoint_with_another_vocabulary_is_an_error() -> None:
     train = rated(16, 1)
     policy = Policy(small_settings(), vocabulary_of(train.prompts), SIDE)
     other = Policy(small_settings(), [*vocabulary_of(train.prompts)[:-1], "zebra"], SIDE)
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.checkpoint_vocabulary_differs"):
         other.load_state_dict(policy.state_dict())
 
 
@@ -268,7 +269,7 @@ def test_one_distinct_prompt_is_an_error() -> None:
     train = rated(32, 1).take([0, 4, 8])
     assert len(set(train.prompts)) == 1
     policy = Policy(small_settings(), vocabulary_of(train.prompts), SIDE)
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.prompts_too_few"):
         start_policy_fitting(policy, train, None, n_levels=3)
 
 

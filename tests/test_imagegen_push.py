@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, constants
 from imagegen_runs import RECIPE, SMALL
 from typer.testing import CliRunner, Result
 
+from tests.helpers.problems import raises
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
 from toolkit.exporting import push as push_module
@@ -98,10 +99,11 @@ def test_the_record_identifies_lora_and_base(run: Path) -> None:
 def test_an_unknown_licence_is_an_error_before_a_run_begins(tmp_path: Path) -> None:
     base = tmp_path / "our_minim"
     save_tiny_pipeline(base)
-    with pytest.raises(ModelError, match=r"imagegen\.generator\.licence") as caught:
+    with raises(ModelError, "imagegen.licence_unknown") as caught:
         run_imagegen(recipe(base))
-    assert "creativeml-openrail-m" in caught.value.remedy
-    with pytest.raises(ModelError, match=r"Apache"):
+    assert caught.problem.place == "imagegen.generator.licence"
+    assert "creativeml-openrail-m" in caught.problem.remedy
+    with raises(ModelError, "imagegen.licence_is_apache"):
         run_imagegen(recipe(base, "imagegen.generator.licence=apache-2.0"))
     assert not (tmp_path / "runs").exists()
 
@@ -109,8 +111,9 @@ def test_an_unknown_licence_is_an_error_before_a_run_begins(tmp_path: Path) -> N
 def test_the_plan_finds_an_unknown_licence_and_the_command_run_stops_for_it(tmp_path: Path) -> None:
     base = tmp_path / "our_minim"
     save_tiny_pipeline(base)
-    places = [(one.place, one.certain) for one in make_imagegen_plan(recipe(base), None).problems]
-    assert places == [("imagegen.generator.licence", True)]
+    (problem,) = make_imagegen_plan(recipe(base), None).problems
+    assert (problem.code, problem.place) == ("imagegen.licence_unknown", "imagegen.generator.licence")
+    assert problem.certain
     assert make_imagegen_plan(recipe(base, NAMED), None).problems == []
     known = base.rename(tmp_path / "stable-diffusion-v1-5")
     assert make_imagegen_plan(recipe(known), None).problems == []
@@ -136,26 +139,28 @@ def test_the_default_is_the_method_with_the_highest_judge_score(run: Path, hub: 
 
 def test_a_repository_with_files_is_rejected_unless_forced(run: Path, hub: FakeHub) -> None:
     hub.repos["anna/minim"] = {"private": True, "files": {"thesis.pdf"}}
-    assert isinstance(export(run, "--push", "anna/minim").exception, RunError)
+    refused = export(run, "--push", "anna/minim").exception
+    assert isinstance(refused, RunError)
+    assert refused.code == "push.repository_not_empty"
     assert "upload_folder" not in hub.names
     assert export(run, "--push", "anna/minim", "--force").exit_code == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "code"),
     [
-        ("README.md", None),
-        ("README.md", "---\nlicense: apache-2.0\n---\n\n# A LoRA\n"),
-        ("README.md", "no header"),
-        ("README.md", "---\nlicense: [\n---\n"),
-        ("LICENSE", None),
-        ("LICENSE", "Apache License 2.0"),
-        ("pytorch_lora_weights.safetensors", "other parameters"),
-        ("patients.csv", "MRN-1"),
+        ("README.md", None, "lora_folder_incomplete"),
+        ("README.md", "---\nlicense: apache-2.0\n---\n\n# A LoRA\n", "card_licence_not_bases"),
+        ("README.md", "no header", "card_licence_not_bases"),
+        ("README.md", "---\nlicense: [\n---\n", "card_licence_not_bases"),
+        ("LICENSE", None, "lora_folder_incomplete"),
+        ("LICENSE", "Apache License 2.0", "licence_text_changed"),
+        ("pytorch_lora_weights.safetensors", "other parameters", "lora_changed"),
+        ("patients.csv", "MRN-1", "lora_folder_unknown_files"),
     ],
 )
 def test_a_folder_that_is_not_what_the_run_wrote_is_not_pushed(
-    copied: Path, hub: FakeHub, name: str, text: str | None
+    copied: Path, hub: FakeHub, name: str, text: str | None, code: str
 ) -> None:
     file = copied / "stages" / "sft" / "weights" / name
     if text is None:
@@ -164,6 +169,7 @@ def test_a_folder_that_is_not_what_the_run_wrote_is_not_pushed(
         file.write_text(text, encoding="utf-8")
     found = export(copied, "--push", "anna/minim", "--method", "sft")
     assert isinstance(found.exception, ModelError)
+    assert found.exception.code == f"imagegen.{code}"
     assert found.exception.remedy
     assert hub.calls == []
 
@@ -176,8 +182,14 @@ def test_a_completed_card_is_pushed(copied: Path, hub: FakeHub) -> None:
 
 def test_base_and_unfinished_methods_are_not_pushed(copied: Path, hub: FakeHub) -> None:
     (copied / "stages" / "ddpo" / "done.json").unlink()
-    for more in (["--method", "base"], ["--method", "ddpo"], []):
-        assert isinstance(export(copied, "--push", "anna/minim", *more).exception, RunError)
+    for code, more in (
+        ("imagegen.base_not_pushable", ["--method", "base"]),
+        ("imagegen.stage_not_finished", ["--method", "ddpo"]),
+        ("imagegen.stage_not_finished", []),
+    ):
+        found = export(copied, "--push", "anna/minim", *more).exception
+        assert isinstance(found, RunError)
+        assert found.code == code
     assert hub.calls == []
 
 
@@ -187,12 +199,14 @@ def test_a_generator_that_diffusers_cannot_load_is_not_pushed(copied: Path, hub:
     file.write_text("\n".join('model = "tiny"' if "our_minim" in line else line for line in lines), encoding="utf-8")
     found = export(copied, "--push", "anna/minim", "--method", "sft")
     assert isinstance(found.exception, ModelError)
-    assert "diffusers" in str(found.exception)
+    assert found.exception.code == "imagegen.lora_not_stable_diffusion"
     assert hub.calls == []
 
 
 def test_offline_nothing_is_pushed(run: Path) -> None:
-    assert isinstance(export(run, "--push", "anna/minim").exception, RunError)
+    found = export(run, "--push", "anna/minim").exception
+    assert isinstance(found, RunError)
+    assert found.code == "push.offline"
 
 
 def test_options_of_other_models_are_rejected(run: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from rated import COLUMNS, rated, ratings_of, write_csv, write_images
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.weights import ROUNDING_VARIANCE, expert_variances, expert_weights
@@ -180,7 +181,7 @@ def test_one_file_written_in_two_ways_is_one_image(tmp_path: Path) -> None:
     assert [image.levels for image in ratings.images] == [(0, 1, 0)]
 
 
-def test_several_files_are_joined_and_equal_names_told_apart(tmp_path: Path) -> None:
+def test_several_files_are_joined_and_equal_names_are_distinguished(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         write_images(tmp_path / folder, ["a.png"])
         write_csv(tmp_path / folder / "r.csv", [row()])
@@ -192,7 +193,7 @@ def test_several_files_are_joined_and_equal_names_told_apart(tmp_path: Path) -> 
 def test_image_root_is_where_paths_start(tmp_path: Path) -> None:
     write_images(tmp_path / "elsewhere", ["a.png"])
     assert len(load(tmp_path, [row()], image_root=tmp_path / "elsewhere").images) == 1
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.too_many_rows_unusable"):
         load(tmp_path, [row()])
 
 
@@ -200,18 +201,18 @@ def test_more_unusable_rows_than_allowed_stop_the_run_and_all_reasons_are_report
     write_images(tmp_path, ["a.png"])
     rows = [row()] * 18 + [row(rating=9), row(modality="PET")]
     assert load(tmp_path, rows, max_dropped=0.1).count == 18
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "imagegen.too_many_rows_unusable") as caught:
         load(tmp_path, rows, max_dropped=0.05)
-    assert all(word in str(caught.value) for word in ("row 19", "row 20", "'9'", "'PET'"))
+    assert all(word in str(caught.error) for word in ("row 19", "row 20", "'9'", "'PET'"))
 
 
 def test_a_file_without_a_column_is_rejected_with_a_suggestion(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "imagegen.columns_missing") as caught:
         load(tmp_path, [row()], ("image_path", "ratings", "modality", "expert_level", "prompt"))
-    assert "'ratings'" in caught.value.remedy
-    with pytest.raises(DataError):
+    assert "'ratings'" in caught.problem.remedy
+    with raises(DataError, "data.file_missing"):
         load_ratings(section(str(tmp_path / "missing.csv")))
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.columns_missing"):
         load(tmp_path, [])
 
 
@@ -279,13 +280,13 @@ def test_experts_who_always_agree_get_the_rounding_variance() -> None:
     ids=["no ratings", "one rating an image", "only pairs of two levels", "too few images"],
 )
 def test_precision_that_cannot_be_estimated_is_an_error_that_names_linear(images: list) -> None:
-    with pytest.raises(DataError, match="linear"):
+    with raises(DataError, "imagegen.expert_ratings_too_few"):
         expert_weights(section("a", expert_weight="precision"), ratings_of(images))
 
 
 def test_a_missing_file_names_itself_and_the_key(tmp_path: Path) -> None:
     missing = tmp_path / "none.csv"
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "data.file_missing") as caught:
         load_ratings(section(str(missing)))
-    assert caught.value.place == str(missing)
-    assert "imagegen.ratings" in caught.value.remedy
+    assert caught.problem.place == str(missing)
+    assert "imagegen.ratings" in caught.problem.remedy

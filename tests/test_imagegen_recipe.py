@@ -9,15 +9,19 @@ import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
+from tests.helpers.problems import raises
 from toolkit.errors import RecipeError
-from toolkit.imagegen.arms import ImageKey
 from toolkit.imagegen.ddpo import group_advantages
 from toolkit.imagegen.guards import Evaluation, GuardSettings, check_guards
+from toolkit.imagegen.paired_comparison import ImageKey
 from toolkit.imagegen.settings import guard_settings
 from toolkit.recipe import changed_keys, dump_recipe, for_language_models, load_recipe
-from toolkit.recipe.imagegen import IMAGEGEN_PATHS, Imagegen, ImagegenSection, most_clipped
+from toolkit.recipe.imagegen import IMAGEGEN_PATHS, Imagegen
 from toolkit.recipe.imagegen_checks import independent_judge, only_imagegen_stages
-from toolkit.recipe.problems import section_in
+from toolkit.recipe.imagegen_sections import ImagegenSection, most_clipped
+from toolkit.recipe.problems import Places, schema_problems, section_in
+
+TABLE = {"expert_weight": "table"}
 
 
 def section(**keys: object) -> Imagegen:
@@ -25,11 +29,11 @@ def section(**keys: object) -> Imagegen:
     return Imagegen.model_validate_json(json.dumps({"ratings": ["ratings.csv"], **keys}), strict=True)
 
 
-def rejected(**keys: object) -> str:
+def rejected(**keys: object) -> list[tuple[str, str]]:
+    """Return code and key of every problem, as the loader reports it."""
     with pytest.raises(ValidationError) as caught:
         section(**keys)
-    (error,) = caught.value.errors()
-    return ".".join(map(str, error["loc"]))
+    return [(one.code, one.place.removeprefix(": ")) for one in schema_problems(caught.value.errors(), Places(""))]
 
 
 def sections(kind: type[BaseModel]) -> list[type[BaseModel]]:
@@ -108,12 +112,12 @@ def test_a_table_of_a_recipe_is_read() -> None:
 def test_sections_are_frozen_and_unknown_keys_are_rejected() -> None:
     with pytest.raises(ValidationError):
         section().size = 64  # type: ignore[misc]
-    assert rejected(update={"method": "sft"}) == "update.method"
+    assert [place for _, place in rejected(update={"method": "sft"})] == ["update.method"]
 
 
 @pytest.mark.parametrize("levels", [[], [3], [1, 1, 2], [3, 2, 1]])
 def test_rating_levels_must_rise(levels: list[float]) -> None:
-    assert rejected(rating_range=levels) == ""
+    assert rejected(rating_range=levels) == [("recipe.rating_range_not_rising", "rating_range")]
 
 
 @pytest.mark.parametrize("levels", [[0, 1], [0, 0.25, 0.5, 1], list(range(1, 11))])
@@ -122,34 +126,42 @@ def test_any_rising_rating_range_of_two_levels_or_more_is_accepted(levels: list[
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "code", "place"),
     [
-        {"ratings": []},
-        {"synthetic": {}},
-        {"ratings": [], "synthetic": {}, "image_root": "images"},
-        {"ratings": [], "synthetic": {}, "modalities": ["CT", "MRI"]},
-        {"ratings": [], "synthetic": {}, "expert_levels": [1, 2]},
-        {"ratings": ["a.csv", "a.csv"]},
-        {"modalities": []},
-        {"modalities": ["CT", "CT"]},
-        {"expert_levels": [0, 1]},
-        {"expert_levels": []},
-        {"expert_table": {"1": 1.0}},
-        {"expert_weight": "table"},
-        {"expert_weight": "table", "expert_table": {"1": 0.5, "2": 1.0}},
-        {"expert_weight": "table", "expert_table": {"1": -0.5, "2": 1.0, "3": 1.0}},
-        {"expert_weight": "table", "expert_table": {"1": 0.0, "2": 0.0, "3": 0.0}},
-        {"window": "fixed"},
-        {"windows": {"CT": {"preset": "ct_lung"}}},
-        {"window": "fixed", "windows": {"ct": {"preset": "ct_lung"}}},
-        {"prompts": {"PET": ["PET: a brain"]}},
-        {"prompts": {"CT": []}},
-        {"selector": {"good_rating": 1}},
-        {"selector": {"good_rating": 2.5}},
+        ({"ratings": []}, "ratings_source_not_one", ""),
+        ({"synthetic": {}}, "ratings_source_not_one", ""),
+        ({"ratings": [], "synthetic": {}, "image_root": "images"}, "image_root_with_synthetic", "image_root"),
+        ({"ratings": [], "synthetic": {}, "modalities": ["CT"]}, "synthetic_modalities_missing", "modalities"),
+        ({"ratings": [], "synthetic": {}, "expert_levels": [1]}, "synthetic_expert_levels_missing", "expert_levels"),
+        ({"ratings": ["a.csv", "a.csv"]}, "entries_repeated", "ratings"),
+        ({"modalities": []}, "entries_repeated", "modalities"),
+        ({"modalities": ["CT", "CT"]}, "entries_repeated", "modalities"),
+        ({"expert_levels": [0, 1]}, "expert_levels_not_rising", "expert_levels"),
+        ({"expert_levels": []}, "expert_levels_not_rising", "expert_levels"),
+        ({"expert_table": {"1": 1.0}}, "expert_table_unused", "expert_weight"),
+        ({**TABLE, "expert_table": {"1": 0.5, "2": 1.0}}, "expert_table_levels", "expert_table"),
+        ({**TABLE, "expert_table": {"1": -0.5, "2": 1.0, "3": 1.0}}, "expert_table_weights", "expert_table"),
+        ({**TABLE, "expert_table": {"1": 0.0, "2": 0.0, "3": 0.0}}, "expert_table_weights", "expert_table"),
+        ({"window": "fixed"}, "windows_missing", "windows"),
+        ({"windows": {"CT": {"preset": "ct_lung"}}}, "windows_unused", "windows"),
+        ({"window": "fixed", "windows": {"ct": {"preset": "ct_lung"}}}, "modality_unknown", "windows"),
+        ({"prompts": {"PET": ["PET: a brain"]}}, "modality_unknown", "prompts"),
+        ({"prompts": {"CT": []}}, "prompts_empty", "prompts"),
+        ({"selector": {"good_rating": 1}}, "good_rating_unknown", "selector.good_rating"),
+        ({"selector": {"good_rating": 2.5}}, "good_rating_unknown", "selector.good_rating"),
+        ({"judge": {"encoder": "tiny", "tuning": "frozen"}}, "random_encoder_frozen", "judge.tuning"),
+        ({"policy": {"encoder": "tiny-vit"}}, "policy_without_text_tower", "policy.encoder"),
     ],
 )
-def test_keys_that_do_not_fit_together_are_rejected(keys: dict[str, object]) -> None:
-    assert rejected(**keys) == ""
+def test_keys_that_do_not_fit_together_are_rejected(keys: dict[str, object], code: str, place: str) -> None:
+    assert rejected(**keys) == [(f"recipe.{code}", place)]
+
+
+def test_a_weight_table_without_weights_breaks_two_rules() -> None:
+    assert rejected(**TABLE) == [
+        ("recipe.expert_table_levels", "expert_table"),
+        ("recipe.expert_table_weights", "expert_table"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -158,12 +170,12 @@ def test_keys_that_do_not_fit_together_are_rejected(keys: dict[str, object]) -> 
         ({"windows": {"CT": {"preset": "ct_lung", "width": 400.0}}}, "windows.CT"),
         ({"windows": {"CT": {"centre": 40.0}}}, "windows.CT"),
         ({"windows": {"CT": {"centre": 40.0, "width": 0.0}}}, "windows.CT.width"),
-        ({"update": {"methods": []}}, "update"),
-        ({"update": {"methods": ["ddpo", "ddpo"], "control": False}}, "update"),
-        ({"update": {"methods": ["ddpo"]}}, "update"),
+        ({"update": {"methods": []}}, "update.methods"),
+        ({"update": {"methods": ["ddpo", "ddpo"], "control": False}}, "update.methods"),
+        ({"update": {"methods": ["ddpo"]}}, "update.control"),
         ({"update": {"methods": ["nft"]}}, "update.methods.0"),
         ({"update": {"selector_power": 0.0, "policy_power": 0.0}}, "update"),
-        ({"update": {"prompts_per_round": 3, "images_per_prompt": 3}}, "update"),
+        ({"update": {"prompts_per_round": 3, "images_per_prompt": 3}}, "update.updates_per_round"),
         ({"judge": {"fractions": {"selector": 0.5}}}, "judge.fractions"),
         ({"judge": {"features": 65}}, "judge.features"),
         ({"selector": {"heads": 1}}, "selector.heads"),
@@ -172,14 +184,15 @@ def test_keys_that_do_not_fit_together_are_rejected(keys: dict[str, object]) -> 
     ],
 )
 def test_values_out_of_range_are_rejected_at_their_key(keys: dict[str, object], place: str) -> None:
-    assert rejected(**keys) == place
+    assert [found for _, found in rejected(**keys)] == [place]
 
 
 def test_all_broken_rules_are_reported_together() -> None:
-    with pytest.raises(ValidationError) as caught:
-        section(ratings=[], rating_range=[2, 1], expert_levels=[3, 1])
-    message = str(caught.value)
-    assert all(key in message for key in ("ratings", "rating_range", "expert_levels"))
+    assert rejected(ratings=[], rating_range=[2, 1], expert_levels=[3, 1]) == [
+        ("recipe.ratings_source_not_one", ""),
+        ("recipe.rating_range_not_rising", "rating_range"),
+        ("recipe.expert_levels_not_rising", "expert_levels"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["sft", "grpo", "evaluate", "export", "data", "model", "rewards"])
@@ -263,8 +276,9 @@ def test_an_unknown_key_names_the_nearest_one_of_its_own_kind_of_recipe(tmp_path
 
 
 def test_commands_for_language_models_reject_a_recipe_of_image_generation(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="toolkit export"):
+    with raises(RecipeError, "recipe.not_vision_language") as caught:
         for_language_models(load_recipe(written(tmp_path)), "toolkit export")
+    assert "toolkit export" in caught.problem.rule
 
 
 def test_the_limits_of_copies_and_clipped_advantages_reach_the_guards(tmp_path: Path) -> None:
@@ -288,7 +302,7 @@ def test_no_group_has_more_advantages_beyond_the_clip_than_the_bound(group: int,
     assert (bound == 0) == (clip >= math.sqrt(group - 1))
 
 
-def test_a_guard_that_cannot_fire_says_so() -> None:
+def test_the_verdict_of_a_guard_that_cannot_fire_names_the_reason() -> None:
     scores = {ImageKey("a", 0): 0.5}
 
     def text(clip: float, group: int) -> str:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from rated_images import SIDE, rated
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.imagegen.figure import Bootstrap, Figure, undefined
 from toolkit.imagegen.fitting import FitSettings, load_trained_state, trained_state
@@ -44,7 +45,7 @@ def test_few_anchors_are_repeated_evenly() -> None:
 def test_a_low_level_without_ratings_is_an_error() -> None:
     ratings = rated(60, 0)
     high = ratings.take((ratings.levels_N > 0).nonzero()[:, 0].tolist())
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.anchor_levels_missing"):
         with_anchors(high, high, passing_level=2, settings=RefreshSettings())
 
 

@@ -12,12 +12,13 @@ import torch
 from imagegen_models import prompts_dit_folder
 from imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, RecipeError
 from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
 from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.stages import Session
+from toolkit.imagegen.stage_context import StageContext, load_result
+from toolkit.imagegen.stages import RunSession
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
-from toolkit.imagegen.workplace import Workplace, kept
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 from toolkit.pipeline.rerun import evaluate_again, export_again, open_for_inference
@@ -71,7 +72,7 @@ def _run(wanted: Recipe, dies: tuple[str, int] | None) -> None:
 
 def _arm(name: str, calls: int) -> None:
     """Kill this process when the saving function ``name`` returns for the last of ``calls`` times."""
-    from toolkit.imagegen import arm, scorer_stage, stages
+    from toolkit.imagegen import arm_context, scorer_stage, stages
 
     left = [calls]
 
@@ -85,7 +86,7 @@ def _arm(name: str, calls: int) -> None:
 
         return call
 
-    for module in (arm, scorer_stage, stages):
+    for module in (arm_context, scorer_stage, stages):
         if hasattr(module, name):
             setattr(module, name, lethal(getattr(module, name)))
 
@@ -95,7 +96,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_table_of_an_undisturbed_one(
 ) -> None:
     killed = recipe(tmp_path, base, "killed")
     # Epoch 1 of stage 1; the judge; the end of stage 1; the base; then the first round of each arm, and the last one.
-    deaths = [("save_epoch", 1), ("save_tensors", 1), ("keep", 1), ("keep", 1), *[("save_epoch", 1)] * 3]
+    deaths = [("save_epoch", 1), ("save_tensors", 1), ("save_result", 1), ("save_result", 1), *[("save_epoch", 1)] * 3]
     for dies in deaths:
         assert run_until_death(killed, dies) == -signal.SIGKILL
     assert run_until_death(killed, ("save_epoch", 2)) in (-signal.SIGKILL, 0)
@@ -148,16 +149,17 @@ def test_losses_pass_rates_learning_rates_and_scores_arrive_in_tensorboard(whole
     assert {tag for tag, _ in arrived} >= losses | passes | others
 
 
-def test_commands_that_do_not_know_image_generators_say_so(tmp_path: Path, base: Path) -> None:
+def test_commands_for_language_models_reject_runs_of_image_generators(tmp_path: Path, base: Path) -> None:
     small = recipe(tmp_path, base, "other", ['imagegen.prompts.CT=["CT: unknownword"]'])
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.prompt_word_unknown"):
         run_imagegen(small)  # leaves a run folder
     run = tmp_path / "runs" / "other"
     for again in (evaluate_again, export_again):
-        with pytest.raises(RecipeError, match="vision-language"):
+        with raises(RecipeError, "recipe.not_vision_language"):
             again(run, STAGES_OF_LANGUAGE_MODELS)
-    with pytest.raises(RecipeError, match="toolkit predict"):
+    with raises(RecipeError, "recipe.not_vision_language") as caught:
         open_for_inference(run)
+    assert "toolkit predict" in caught.problem.rule
 
 
 def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_path: Path) -> None:
@@ -187,16 +189,16 @@ def test_no_method_trains_on_an_image_that_an_evaluation_knows(tmp_path: Path, b
     small = recipe(tmp_path, base, "apart", ['imagegen.update.methods=["sft"]'])
     run_imagegen(small)
     with start_run(small) as run, StopRequest() as stop:
-        session = Session(Workplace(small, run, stop))
+        session = RunSession(StageContext(small, run, stop))
         splits = session.prepared.splits
         own = [image for name in ("train", "validation") for image in splits[name].images]
         others = {image.group for name in ("judge_train", "judge_validation", "test") for image in splits[name].images}
         assert session.prepared.images(own).dtype == torch.uint8
-        reference = session.studio.reference
+        reference = session.arm_context.reference
         assert set(reference.features.groups) <= others
         assert reference.training.groups == tuple(image.group for image in own)
         assert not others & set(reference.training.groups)
-        assert kept(run, "sft", SftResult).pool == kept(run, "control", SftResult).pool == len(own)
+        assert load_result(run, "sft", SftResult).pool == load_result(run, "control", SftResult).pool == len(own)
 
 
 def test_a_kept_refresh_chooses_the_threshold_again(tmp_path: Path, base: Path) -> None:
@@ -212,7 +214,7 @@ def test_a_kept_refresh_chooses_the_threshold_again(tmp_path: Path, base: Path) 
     assert [one.threshold for one in rounds] == pytest.approx([first, first], abs=1e-4)
 
 
-def test_a_refresh_between_rounds_says_whether_it_was_kept_or_rolled_back(tmp_path: Path, base: Path) -> None:
+def test_a_refresh_between_rounds_records_whether_it_was_kept_or_rolled_back(tmp_path: Path, base: Path) -> None:
     more = ['imagegen.update.methods=["ddpo"]', "imagegen.update.control=false", "imagegen.update.refresh.enabled=true"]
     _, found = run_imagegen(recipe(tmp_path, base, "refreshed", [*more, "imagegen.selector.target_precision=0.01"]))
     assert [row.arm for row in found.rows] == ["base", "ddpo"]
@@ -232,10 +234,12 @@ def test_ratings_of_weight_0_are_reported_and_a_level_without_a_weight_is_an_err
     more = ['imagegen.expert_weight="table"', "imagegen.expert_table={ 1 = 0.0, 2 = 0.5, 3 = 1.0 }"]
     wanted = recipe(tmp_path, base, "unweighted", more)
     with start_run(wanted) as run, StopRequest() as stop:
-        prepared, found = prepare_ratings(Workplace(wanted, run, stop))
+        prepared, found = prepare_ratings(StageContext(wanted, run, stop))
     count = sum(rating.expert_level == 1 for _, rating in prepared.ratings.pairs)
     assert count > 0
-    assert any(f"{count:,} ratings of expert level 1" in warning for warning in found.warnings)
-    with pytest.raises(DataError) as raised:
+    (notice,) = (one for one in prepared.notices if one.code == "imagegen.ratings_of_weight_zero")
+    assert notice.value == f"{count:,} of level 1"
+    assert str(notice) in found.warnings
+    with raises(DataError, "imagegen.expert_levels_missing") as raised:
         unweighted(prepared.ratings, {2: 0.5, 3: 1.0})
-    assert raised.value.value == {1: count}
+    assert raised.problem.value == {1: count}

@@ -19,6 +19,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, MissingExtraError, ModelError, TrainingError
 from toolkit.imagegen import towers
 from toolkit.imagegen.batches import scoring_batch
@@ -187,11 +188,11 @@ def test_a_pretrained_tower_can_be_trained(clip_folder: Path) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_is_an_error(clip_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.encoder_not_loadable"):
         build_tower(TowerSettings(str(tmp_path)), SIDE, seed=0)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.encoder_layer_out_of_range"):
         build_tower(TowerSettings(str(clip_folder), layers=(7,)), SIDE, seed=0)
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.random_encoder_frozen"):
         build_tower(TowerSettings("cnn", frozen=True), SIDE, seed=0)
     pickled = tmp_path / "pickled"
     model = CLIPModel.from_pretrained(clip_folder)
@@ -199,15 +200,15 @@ def test_a_model_that_cannot_be_loaded_is_an_error(clip_folder: Path, tmp_path: 
     CLIPImageProcessor().save_pretrained(pickled)
     torch.save(model.state_dict(), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(ModelError):
+    with raises(ModelError, "imagegen.encoder_not_loadable"):
         build_tower(TowerSettings(str(pickled)), SIDE, seed=0)
 
 
 def test_an_encoder_of_open_clip_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(MissingExtraError) as error:
+    with raises(MissingExtraError, "install.extra_missing") as error:
         build_tower(TowerSettings("open_clip:hf-hub:microsoft/BiomedCLIP"), 224, seed=0)
-    assert "imagegen-biomedclip" in error.value.remedy
+    assert "imagegen-biomedclip" in error.problem.remedy
 
 
 def test_a_timm_trunk_pools_its_blocks() -> None:
@@ -226,7 +227,7 @@ def test_a_timm_trunk_pools_its_blocks() -> None:
 def test_an_open_clip_model_without_pretrained_parameters_is_an_error() -> None:
     pytest.importorskip("open_clip")
     for name in ("ViT-B-16-SigLIP", "hf-hub:no/such-model"):
-        with pytest.raises(ModelError):
+        with raises(ModelError, "imagegen.open_clip_not_loadable"):
             build_tower(TowerSettings(f"open_clip:{name}"), 224, seed=0)
 
 
@@ -377,7 +378,7 @@ def test_of_two_ratings_of_an_image_the_heavier_counts_more() -> None:
 def test_a_level_without_a_row_is_an_error() -> None:
     train = rated(48, 1)
     selector = Selector(SelectorSettings(tower=TowerSettings(width=4)), n_levels=4, image_size=SIDE)
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.fitting_levels_missing"):
         start_fitting(selector, train, None)
 
 
@@ -457,7 +458,7 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept() -> None:
 def test_the_state_of_another_architecture_is_an_error() -> None:
     fitting = start_fitting(small_selector(), rated(48, 1), None)
     other = Selector(SelectorSettings(tower=TowerSettings("tiny-clip")), n_levels=3, image_size=SIDE)
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.checkpoint_parameters_differ"):
         start_fitting(other, rated(48, 1), None).load_state_dict(fitting.state_dict())
 
 

@@ -9,6 +9,7 @@ import torch
 from imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder
 from torch import Tensor
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, TrainingError
 from toolkit.imagegen.ddim import make_schedule
 from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
@@ -67,7 +68,7 @@ def test_control_has_as_many_distinct_images_of_the_pool_and_one_weight() -> Non
     prompts = dict(zip(POOL.numbers, POOL.prompts, strict=True))
     assert [prompts[number] for number in control.numbers] == list(control.prompts)
     assert control == random_control(BRIGHT, POOL, seed=0) != random_control(BRIGHT, POOL, seed=1)
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "imagegen.control_images_too_few"):
         random_control(POOL, BRIGHT, seed=0)
 
 
@@ -138,9 +139,9 @@ def test_no_image_no_weight_or_a_wrong_prompt_is_an_error_before_training(dit: P
     generator = dit_generator(dit)
     none = SftImages(draw, (), (), ())
     for wrong in (none, replace(POOL, weights=(0.0,) * 40), replace(POOL, weights=(-1.0,) * 40)):
-        with pytest.raises(TrainingError):
+        with raises(TrainingError, "imagegen.sft_weights_not_usable"):
             encode_training_images(generator, wrong, 8)
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.prompt_word_unknown"):
         encode_training_images(generator, replace(POOL, prompts=("mri",) * 40), 8)
 
 

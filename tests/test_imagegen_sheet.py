@@ -16,6 +16,7 @@ from rated import rated, ratings_of, write_csv
 from sheets import PROMPTS, SIZE, SOURCES, make_sheet, sheet_items, sheet_section
 from sklearn.metrics import cohen_kappa_score
 
+from tests.helpers.problems import raises
 from toolkit import recipe
 from toolkit.errors import DataError, ImageError
 from toolkit.imagegen.images import image_stores
@@ -67,10 +68,12 @@ def test_the_order_is_random_and_the_same_for_a_seed() -> None:
     assert abs(np.mean(list(dict.fromkeys(page_orders(60, options)[0]))[:30]) - 29.5) < 8
 
 
-@pytest.mark.parametrize("options", [{"repeated": 0.6}, {"repeated": -0.1}, {"per_page": 1}, {"per_page": 101}])
-def test_options_out_of_range_are_rejected(options: dict[str, float]) -> None:
-    with pytest.raises(DataError):
-        SheetOptions(**options)
+@pytest.mark.parametrize(("name", "value"), [("repeated", 0.6), ("repeated", -0.1), ("per_page", 1), ("per_page", 101)])
+def test_options_out_of_range_are_rejected(name: str, value: float) -> None:
+    what = {"repeated": "repeated_fraction", "per_page": "page_size"}[name]
+    with raises(DataError, f"imagegen.{what}_out_of_range") as caught:
+        SheetOptions(**{name: value})
+    assert (caught.problem.place, caught.problem.value) == (name, value)
 
 
 def test_the_sheet_reveals_neither_source_nor_patient_nor_file(tmp_path: Path) -> None:
@@ -135,42 +138,42 @@ def test_files_go_through_the_image_policy_and_lose_their_metadata(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "code"),
     [
-        {"modality": "PET"},
-        {"prompt": " CT: a prompt"},
-        {"prompt": ""},
-        {"source": ""},
-        {"image": np.zeros((SIZE, SIZE), np.float32)},
-        {"image": np.zeros((SIZE, 2 * SIZE), np.uint8)},
-        {"image": ImageRef(Path("/nowhere/a.png"))},
+        ({"modality": "PET"}, "imagegen.modality_unknown"),
+        ({"prompt": " CT: a prompt"}, "imagegen.cell_not_plain_text"),
+        ({"prompt": ""}, "imagegen.cell_not_plain_text"),
+        ({"source": ""}, "imagegen.sheet_source_empty"),
+        ({"image": np.zeros((SIZE, SIZE), np.float32)}, "imagegen.sheet_pixels_unsupported"),
+        ({"image": np.zeros((SIZE, 2 * SIZE), np.uint8)}, "imagegen.sheet_pixels_unsupported"),
+        ({"image": ImageRef(Path("/nowhere/a.png"))}, "images.missing"),
     ],
 )
-def test_an_item_that_breaks_a_rule_writes_nothing(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_an_item_that_breaks_a_rule_writes_nothing(tmp_path: Path, changes: dict[str, object], code: str) -> None:
     items = [*sheet_items(2), replace(sheet_items(1)[0], **changes)]
-    with pytest.raises((DataError, ImageError)):
+    with raises(ImageError if code.startswith("images.") else DataError, code):
         write_sheet(items, sheet_section(), STORES, tmp_path / "sheet", tmp_path / "key.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_item_and_too_many_ratings_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.sheet_empty"):
         make_sheet(tmp_path, 0)
-    with pytest.raises(DataError, match="rating_range"):
+    with raises(DataError, "imagegen.sheet_levels_too_many"):
         make_sheet(tmp_path, 1, section=sheet_section(rating_range=tuple(range(11))))
 
 
 def test_no_file_is_replaced_and_the_key_stays_out_of_the_folder(tmp_path: Path) -> None:
     items = sheet_items(2)
     (tmp_path / "sheet").mkdir()
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.sheet_key_in_sheet"):
         write_sheet(items, sheet_section(), STORES, tmp_path / "sheet", tmp_path / "sheet" / "key.json")
     (tmp_path / "sheet" / "mine.txt").write_text("mine")
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.folder_not_empty"):
         make_sheet(tmp_path, 2)
     (tmp_path / "sheet" / "mine.txt").unlink()
     (tmp_path / "key.json").write_text("mine")
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.sheet_key_exists"):
         make_sheet(tmp_path, 2)
     (tmp_path / "key.json").unlink()
     make_sheet(tmp_path, 2)
@@ -206,14 +209,14 @@ def test_ratings_are_divided_by_the_source_of_the_key(tmp_path: Path) -> None:
     assert {source: sorted(one.images[0].levels) for source, one in by_source.items()}.keys() == set(SOURCES)
     assert sorted(level for image in by_source[SOURCES[0]].images for level in image.levels) == [0, 1, 2]
     assert by_source[SOURCES[1]].count == 3
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.sheet_image_not_in_key"):
         ratings_by_source(ratings_of([rated("other.png", [0])]), sheet.key)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 1, "sheet": "a"}'])
-def test_what_is_no_key_is_rejected(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_key_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "key.json").write_text(text)
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.sheet_key_unreadable"):
         read_key(tmp_path / "key.json")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from tests.helpers.problems import raises
 from toolkit import recipe
 from toolkit.errors import DataError
 from toolkit.imagegen.agreement import agreement
@@ -18,7 +19,8 @@ from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.synthetic import EXPERTS, closed_form_scores, rate, write_synthetic
 from toolkit.imagegen.synthetic_images import DEGRADATIONS, MISMATCH, PROMPTS, draw, synthetic_image
 from toolkit.imagegen.weights import expert_variances, expert_weights
-from toolkit.recipe.imagegen import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES
 
 IMAGES = [synthetic_image(0, index) for index in range(600)]
 
@@ -98,7 +100,7 @@ def nearest_mean(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> f
 
 
 @pytest.mark.parametrize("modality", PROMPTS)
-def test_the_findings_of_a_modality_can_be_told_apart(modality: str) -> None:
+def test_a_classifier_distinguishes_the_findings_of_a_modality(modality: str) -> None:
     def drawn(seed: int, n: int) -> dict[str, np.ndarray]:
         return {
             finding: np.stack([draw(modality, finding, 32, np.random.default_rng([seed, i])) for i in range(n)])
@@ -109,7 +111,7 @@ def test_the_findings_of_a_modality_can_be_told_apart(modality: str) -> None:
     assert nearest_mean(drawn(0, 60), drawn(1, 60)) > 0.6
 
 
-def test_modalities_are_told_apart_easily() -> None:
+def test_a_classifier_distinguishes_modalities_easily() -> None:
     def drawn(seed: int) -> dict[str, np.ndarray]:
         return {
             modality: np.stack([draw(modality, "normal", 32, np.random.default_rng([seed, i])) for i in range(30)])
@@ -232,5 +234,5 @@ def test_the_default_experts_agree_partly_and_precision_finds_their_order(defaul
 
 
 def test_a_recipe_without_synthetic_data_writes_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.synthetic_section_missing"):
         write_synthetic(tmp_path, Imagegen(ratings=("a.csv",)), seed=0)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,8 +64,8 @@ def write(tmp_path: Path, pipeline: Path) -> Write:
     return make
 
 
-def places(plan: ImagegenPlan) -> Iterator[tuple[str, bool]]:
-    return ((one.place, one.certain) for one in plan.problems)
+def found(plan: ImagegenPlan) -> list[tuple[str, str, object, bool]]:
+    return [(one.code, one.place, one.details.value, one.certain) for one in plan.problems]
 
 
 def test_a_recipe_that_can_work_has_rows_splits_steps_and_images(write: Write) -> None:
@@ -95,16 +95,16 @@ def test_the_splits_are_those_of_the_stage(write: Write) -> None:
     parts = partition(ratings, section.judge.fractions.by_split, recipe.run.seed)
     held = {"train": 1 - section.selector.validation, "validation": section.selector.validation}
     judge = partition(parts["judge"], held, seed_of(recipe, "judge"))
-    found = divide(recipe, section, ratings)
-    assert found["test"] == parts["test"]
-    assert found["judge_train"] == judge["train"]
-    assert found["judge_validation"] == judge["validation"]
+    divided = divide(recipe, section, ratings)
+    assert divided["test"] == parts["test"]
+    assert divided["judge_train"] == judge["train"]
+    assert divided["judge_validation"] == judge["validation"]
 
 
 def test_a_training_split_without_a_rating_level_is_a_certain_problem(write: Write) -> None:
     plan = make_imagegen_plan(write(rating=lambda number: 3 if number % 2 else 1), None)
-    assert [one.certain for one in plan.problems] == [True]
-    assert "2" in plan.problems[0].details.rule
+    value = "train without 2, judge_train without 2"
+    assert found(plan) == [("imagegen.training_levels_missing", "imagegen.ratings", value, True)]
 
 
 def test_unusable_rows_are_counted_and_too_many_of_them_are_a_problem(write: Write) -> None:
@@ -112,15 +112,17 @@ def test_unusable_rows_are_counted_and_too_many_of_them_are_a_problem(write: Wri
     assert few.problems == []
     assert few.ratings is not None
     assert [one.count for one in few.ratings.dropped] == [1]
-    assert len(few.warnings) == 1
+    assert [one.code for one in few.warnings] == ["imagegen.rating_unknown"]
     many = make_imagegen_plan(write(rating=lambda number: 7 if number % 2 else 1), None)
     assert many.ratings is None
-    assert [one.certain for one in many.problems] == [True]
+    value = f"{IMAGES // 2} of {IMAGES}"
+    assert found(many) == [("imagegen.too_many_rows_unusable", "imagegen.ratings", value, True)]
 
 
 def test_a_prompt_beyond_the_text_encoder_is_a_certain_problem(write: Write) -> None:
     plan = make_imagegen_plan(write(prompt="CT:" + " nodule" * 40), None)
-    assert list(places(plan)) == [("[imagegen] prompts", True)]
+    value = {("CT:" + " nodule" * 40)[:40]: 245}  # a token for each character but spaces, and two special tokens
+    assert found(plan) == [("imagegen.prompt_too_long", "[imagegen] prompts", value, True)]
 
 
 def test_a_folder_of_pickles_is_a_certain_problem(write: Write, pipeline: Path, tmp_path: Path) -> None:
@@ -133,17 +135,20 @@ def test_a_folder_of_pickles_is_a_certain_problem(write: Write, pipeline: Path, 
     for path in folder.rglob("*.safetensors"):
         path.rename(path.with_suffix(".bin"))
     plan = make_imagegen_plan(write(generator=f'generator = {{ model = "{folder}" }}'), None)
-    assert list(places(plan)) == [("[imagegen.generator] model", True)] * 3
+    assert [(one.code, one.place, one.certain) for one in plan.problems] == [
+        ("imagegen.pipeline_pickled", "[imagegen.generator] model", True)
+    ] * 3
+    assert len({str(one.details.value) for one in plan.problems}) == 3
 
 
 def test_a_size_that_the_base_cannot_make_is_a_certain_problem(write: Write) -> None:
     plan = make_imagegen_plan(write(size="size = 33"), None)
-    assert list(places(plan)) == [("[imagegen] size", True)]
+    assert found(plan) == [("imagegen.image_size_not_multiple", "[imagegen] size", 33, True)]
 
 
 def test_too_few_images_for_the_extractor_are_found_before_the_scorers_are_trained(write: Write) -> None:
     plan = make_imagegen_plan(write(judge='judge = { encoder = "tiny-wide", features = 64 }'), None)
-    assert list(places(plan)) == [("[imagegen.judge] features", True)]
+    assert found(plan) == [("imagegen.extractor_images_too_few", "[imagegen.judge] features", IMAGES, True)]
 
 
 STABLE_DIFFUSION = 'generator = { model = "stable-diffusion-v1-5/stable-diffusion-v1-5" }'
@@ -175,7 +180,8 @@ def test_a_base_that_is_not_downloaded_is_a_certain_problem_offline(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     plan = make_imagegen_plan(write(size="size = 512", generator=STABLE_DIFFUSION), None)
-    assert list(places(plan)) == [("[imagegen.generator] model", True)]
+    name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert found(plan) == [("imagegen.base_not_cached", "[imagegen.generator] model", name, True)]
 
 
 @pytest.mark.usefixtures("online")
@@ -184,7 +190,10 @@ def test_a_base_that_is_not_downloaded_is_a_certain_problem_offline(
 )
 def test_only_parameters_that_do_not_fit_are_certain(write: Write, gpu: Gpu, certain: bool | None) -> None:
     plan = make_imagegen_plan(write(size="size = 512", generator=STABLE_DIFFUSION), gpu)
-    assert {one.certain for one in plan.problems} == (set() if certain is None else {certain})
+    code = {True: "imagegen.generator_larger_than_gpu", False: "plan.gpu_memory_too_small"}
+    assert {(one.code, one.certain) for one in plan.problems} == (
+        set() if certain is None else {(code[certain], certain)}
+    )
 
 
 @pytest.mark.usefixtures("online")
@@ -204,6 +213,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(write: Write) -> None:
 def test_a_chosen_limit_of_clipped_advantages_that_can_never_act_is_a_warning(write: Write) -> None:
     def warned(guards: str) -> list[str]:
         plan = make_imagegen_plan(write(guards=f"guards = {{ {guards} }}"), None)
+        assert {one.code for one in plan.warnings} <= {"imagegen.guard_cannot_fire"}
         return [one.place for one in plan.warnings]
 
     assert warned("max_clipped = 0.04, advantage_clip = 5.0") == ["[imagegen.guards] advantage_clip, max_clipped"]

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import toolkit.imagegen
-from toolkit.imagegen.arm import ArmFigures
-from toolkit.imagegen.arms import ImageKey
+from toolkit.imagegen.arm_context import ArmFigures
 from toolkit.imagegen.ddpo_stage import DdpoResult
+from toolkit.imagegen.paired_comparison import ImageKey
 from toolkit.imagegen.results import ArmRow, ImagegenResult
 from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.workplace import kept
+from toolkit.imagegen.stage_context import load_result
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import RunFolder
@@ -72,8 +72,8 @@ def run_seed(number: int, folder: Path, settings: Sequence[str]) -> Seed:
 
 def _figures(run: RunFolder, arm: str) -> ArmFigures:
     if arm == "base":
-        return kept(run, arm, ArmFigures)
-    return kept(run, arm, DdpoResult if arm == "ddpo" else SftResult).figures
+        return load_result(run, arm, ArmFigures)
+    return load_result(run, arm, DdpoResult if arm == "ddpo" else SftResult).figures
 
 
 def digest(settings: Sequence[str]) -> str:

@@ -12,19 +12,19 @@ import torch
 from imagegen_runs import RECIPE
 from torch import Tensor
 
-from toolkit.imagegen.arm import ROUNDS, Studio
-from toolkit.imagegen.arms import compare_arms
+from toolkit.imagegen.arm_context import ROUNDS, ArmContext
 from toolkit.imagegen.ddim import make_schedule
 from toolkit.imagegen.figure import Bootstrap
 from toolkit.imagegen.guards import Evaluation, Verdict, best_evaluation, check_guards, is_best
 from toolkit.imagegen.image_evaluation import to_guards
 from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
 from toolkit.imagegen.optimization import start_update
+from toolkit.imagegen.paired_comparison import compare_arms
 from toolkit.imagegen.sampling import derive_seed, generate
 from toolkit.imagegen.settings import guard_settings
 from toolkit.imagegen.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
-from toolkit.imagegen.stages import Session, run_stage
-from toolkit.imagegen.workplace import Workplace
+from toolkit.imagegen.stage_context import StageContext
+from toolkit.imagegen.stages import RunSession, run_stage
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import StopRequest, start_run
 
@@ -63,63 +63,63 @@ class Course:
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+def arm_context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArmContext]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     recipe = load_recipe(RECIPE, [*WEAK, f'run.folder="{tmp_path_factory.mktemp("hacking")}"'])
     with start_run(recipe) as run, StopRequest() as stop:
-        session = Session(Workplace(recipe, run, stop))
+        session = RunSession(StageContext(recipe, run, stop))
         for stage in ("ratings", "scorers"):
             run_stage(session, stage)
-        yield session.studio
+        yield session.arm_context
     torch.set_num_threads(before)
 
 
-def oracle_score(studio: Studio) -> float:
+def oracle_score(arm_context: ArmContext) -> float:
     """Return what simulated experts without errors would say. Nothing is trained on it or chosen by it."""
-    oracle = studio.figures().oracle
+    oracle = arm_context.figures().oracle
     assert oracle is not None
     assert oracle.value is not None
     return oracle.value
 
 
-def weighted_images(studio: Studio, number: int) -> EncodedImages:
+def weighted_images(arm_context: ArmContext, number: int) -> EncodedImages:
     """Generate a round's images, each with the softmax of the selector's score as its weight."""
-    schedule = make_schedule(studio.generator.scheduler, studio.place.section.generator.steps)
-    prompts = tuple(studio.prompts[row % len(studio.prompts)] for row in range(IMAGES))
-    images = generate(studio.generator, schedule, prompts, derive_seed(0, "hacking", number), 64)
-    scores_N: Tensor = studio.models.selector.score(images).scores_N
+    schedule = make_schedule(arm_context.generator.scheduler, arm_context.context.section.generator.steps)
+    prompts = tuple(arm_context.prompts[row % len(arm_context.prompts)] for row in range(IMAGES))
+    images = generate(arm_context.generator, schedule, prompts, derive_seed(0, "hacking", number), 64)
+    scores_N: Tensor = arm_context.models.selector.score(images).scores_N
     weights = tuple(torch.softmax(scores_N / TEMPERATURE, 0).tolist())
     chosen = SftImages(lambda rows: images[list(rows)], tuple(range(IMAGES)), prompts, weights)
-    return encode_training_images(studio.generator, chosen, 64)
+    return encode_training_images(arm_context.generator, chosen, 64)
 
 
-def update(studio: Studio, action: str) -> Course:
+def update(arm_context: ArmContext, action: str) -> Course:
     """Update the base until the last round, or until a guard stops it, and restore the best round."""
     guards = guard_settings(load_recipe(RECIPE, [*WEAK, f'imagegen.guards.action="{action}"']))
-    reset_lora(studio.generator.network, 1)
-    state, oracle = start_update(studio.generator, SETTINGS.learning_rate), oracle_score(studio)
-    metrics = studio.evaluate(ROUNDS)
+    reset_lora(arm_context.generator.network, 1)
+    state, oracle = start_update(arm_context.generator, SETTINGS.learning_rate), oracle_score(arm_context)
+    metrics = arm_context.evaluate(ROUNDS)
     history, selector = [to_guards(metrics, 0, None, None)], [metrics.selector.value or 0.0]
     verdicts: list[tuple[Verdict, ...]] = [()]
-    best = copy_lora(studio.generator.network)
+    best = copy_lora(arm_context.generator.network)
     while state.round < TOTAL and not any(verdict.stops for verdict in verdicts[-1]):
-        sft_round(state, SETTINGS, weighted_images(studio, state.round))
-        metrics = studio.evaluate(ROUNDS)
+        sft_round(state, SETTINGS, weighted_images(arm_context, state.round))
+        metrics = arm_context.evaluate(ROUNDS)
         history.append(to_guards(metrics, state.round, None, None))
         selector.append(metrics.selector.value or 0.0)
         verdicts.append(check_guards(history, guards))
         if is_best(history, verdicts[-1]):
-            best = copy_lora(studio.generator.network)
-    oracles = (oracle, oracle_score(studio))
-    restore_lora(studio.generator.network, best)
-    restored = to_guards(studio.evaluate(ROUNDS), state.round, None, None)
+            best = copy_lora(arm_context.generator.network)
+    oracles = (oracle, oracle_score(arm_context))
+    restore_lora(arm_context.generator.network, best)
+    restored = to_guards(arm_context.evaluate(ROUNDS), state.round, None, None)
     return Course(tuple(history), tuple(selector), tuple(verdicts), oracles, restored)
 
 
 @pytest.fixture(scope="module")
-def unguarded(studio: Studio) -> Course:
-    return update(studio, "log")
+def unguarded(arm_context: ArmContext) -> Course:
+    return update(arm_context, "log")
 
 
 def test_without_guards_the_judge_ends_below_its_best_by_more_than_the_interval(unguarded: Course) -> None:
@@ -139,9 +139,9 @@ def test_without_guards_the_judge_ends_below_its_best_by_more_than_the_interval(
 
 
 def test_with_guards_the_same_arm_stops_before_that_and_restores_its_best_round(
-    studio: Studio, unguarded: Course
+    arm_context: ArmContext, unguarded: Course
 ) -> None:
-    guarded = update(studio, "stop")
+    guarded = update(arm_context, "stop")
     stopped = guarded.history[-1]
     fired = [verdict for verdict in guarded.verdicts[-1] if verdict.stops]
     print(f"\nstopped after round {stopped.round}: {[(verdict.guard, verdict.text) for verdict in fired]}")

@@ -1,4 +1,4 @@
-"""What the commands print about a run of [imagegen]."""
+"""Tables and lines that the commands print about an [imagegen] run."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from toolkit.scoring.statistics import Estimate, Paired
 
 WIDTH = 150
-"""Of tables that do not go to a terminal."""
+"""Columns of tables that are not printed to a terminal."""
 
 
 def run_recipe(recipe: "Recipe", *, fresh: bool) -> None:
@@ -33,14 +33,14 @@ def run_recipe(recipe: "Recipe", *, fresh: bool) -> None:
 
 
 def dry_run_recipe(recipe: "Recipe") -> None:
-    """Run the dry run of a recipe with [imagegen], and print its tables and what they show."""
+    """Run the dry run of a recipe with [imagegen], and print its tables."""
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 
     with show_progress() as (progress, notify):
         run, result = dry_run_imagegen(recipe, progress=progress, notify=notify)
     show(run, result)
-    print("the dry run passed: every stage works with tiny random networks, and the figures above say nothing")
+    print("the dry run passed: every stage works with tiny random networks, and the figures above have no meaning")
 
 
 def show(run: "RunFolder", result: "ImagegenResult") -> None:
@@ -57,7 +57,7 @@ def show(run: "RunFolder", result: "ImagegenResult") -> None:
     console.print(f"run folder: {run.path}", markup=False)
     used = compute_line(run.compute_file)
     if used is not None:
-        console.print(f"compute: {used}; full: toolkit report compute {run.path}", markup=False)
+        console.print(f"compute: {used}. Full report: toolkit report compute {run.path}", markup=False)
 
 
 def _arms(result: "ImagegenResult") -> Table:

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from toolkit.errors import warn
+
 if TYPE_CHECKING:
     from toolkit.imagegen.generated_files import GeneratedFile
     from toolkit.imagegen.next_round import Collected
@@ -23,7 +25,7 @@ imagegen_app = typer.Typer(
 
 
 class Method(StrEnum):
-    """Whose images. Typer takes no list of literals."""
+    """The source of images. Typer does not accept a list of literals."""
 
     BASE = "base"
     SFT = "sft"
@@ -42,17 +44,19 @@ def generate(
     run_folder: RunPath,
     out: Out,
     prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="What the images show. Repeat it for several prompts.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="A description of the image. Repeat for several prompts."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
     best_of: Annotated[
-        int, typer.Option("--best-of", metavar="N", min=1, help="Generate N images for each, keep the selector's best.")
+        int,
+        typer.Option("--best-of", metavar="N", min=1, help="Generate N images for each and keep the selector's best."),
     ] = 1,
     method: Annotated[
-        Method | None, typer.Option(help="Whose images; default: the method with the best judge score.")
+        Method | None, typer.Option(help="Source of the images. Default: the method with the highest judge score.")
     ] = None,
     modality: Annotated[
-        str | None, typer.Option(help="Modality of the prompts. Without --prompt: all of the run's prompts of it.")
+        str | None, typer.Option(help="Modality of the prompts. Without --prompt: all prompts of the run with it.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
@@ -77,14 +81,14 @@ def sheet(
     run_folder: RunPath,
     out: Out,
     method: Annotated[
-        list[Method] | None, typer.Option(help="Source of images. Repeat it; default: base and all methods of the run.")
+        list[Method] | None, typer.Option(help="Source of images. Repeat for several. Default: base and all methods.")
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of each method.")] = 50,
     per_page: Annotated[
-        int, typer.Option("--per-page", min=2, max=100, help="Images of a page, repeats included.")
+        int, typer.Option("--per-page", min=2, max=100, help="Images per page, repeats included.")
     ] = 100,
     repeated: Annotated[
-        float, typer.Option(min=0, max=0.5, help="Fraction shown twice, for intra-rater agreement.")
+        float, typer.Option(min=0, max=0.5, help="Fraction of images shown twice, for intra-rater agreement.")
     ] = 0.1,
     seed: Seed = 0,
 ) -> None:
@@ -108,11 +112,14 @@ def collect(
     run_folder: RunPath,
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="CSV", help="What experts downloaded from the pages.", exists=True, dir_okay=False),
+        typer.Argument(
+            metavar="CSV", help="CSV files that experts downloaded from the pages.", exists=True, dir_okay=False
+        ),
     ],
     sheet_folder: Annotated[Path, typer.Option("--sheet", metavar="FOLDER", help="The sheet's folder.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The CSV to write; default: ratings.csv in the sheet's folder.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The CSV file to write. Default: ratings.csv in the sheet's folder."),
     ] = None,
 ) -> None:
     """Join the CSV files that experts returned into ratings for the next run, and print intra-rater agreement."""
@@ -166,7 +173,7 @@ def _show_sheet(sheet: "Sheet", key_file: Path, run_folder: Path, out: Path) -> 
     print(f"sheet {sheet.id}: {len(sheet.key.images):,} images, {repeated:,} of them shown twice")
     print(f"sources: {', '.join(f'{source} {number:,}' for source, number in sources.items())}")
     print(f"for experts: {out} ({len(sheet.pages)} pages, {sheet.pages[0].name} is the first)")
-    print(f"key, which names the sources and stays here: {key_file}")
+    print(f"key with the sources, not for experts: {key_file}")
     print(f"then: toolkit imagegen collect {run_folder} ratings_*.csv --sheet {out}")
 
 
@@ -183,7 +190,8 @@ def _show_collected(collected: "Collected", sheet_folder: Path) -> None:
         console.print(f"  {rater}: {_agreement(own)}", markup=False)
     console.print(f"{collected.ratings:,} ratings of {collected.images:,} images: {collected.file}", markup=False)
     if collected.missing:
-        console.print(f"warning: {collected.missing:,} images of the sheet have no rating", markup=False)
+        rule, value = "every image of the sheet should have a rating", f"{collected.missing:,} without a rating"
+        warn("imagegen.sheet_images_unrated", rule, place=sheet_folder, value=value)
     console.print("\nfor the next recipe, beside the earlier files:\n\n[imagegen]", markup=False)
     console.print(f"ratings = [{json.dumps(str(collected.file), ensure_ascii=False)}]", markup=False, soft_wrap=True)
     if collected.file.parent != sheet_folder.absolute():

@@ -1,6 +1,6 @@
 """Format a plan as lines of text: all of it for `toolkit plan`, a few lines for `toolkit run`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,17 +37,17 @@ NAMES = {
 def lines(plan: "Plan") -> Iterator[str]:
     """Yield the whole plan."""
     yield f"plan of {plan.run}: {', '.join(plan.stages)}"
-    yield from _titled("data", _data(plan))
-    yield from _titled("tokens per row", _tokens(plan.tokens) if plan.tokens else ())
-    yield from _titled("work", _work(plan))
-    yield from _titled("model", _model(plan))
-    yield from _titled("GPU memory: formulas checked against an allocation trace, not against a GPU", _memory(plan))
-    yield from _titled("time: an estimate from FLOPs, bytes and kernel launches", _time(plan))
-    yield from _titled("disk", _disk(plan))
-    yield from _titled("versions", _versions(plan))
-    yield from _titled("not estimated", (f"{what}: {why}" for what, why in plan.unknown.items()))
-    yield from _titled("warnings", [f"{one} [{one.code}]" for one in plan.warnings])
-    yield from _titled("problems", [f"{one} [{one.code}]" for one in plan.problems])
+    yield from titled("data", _data(plan))
+    yield from titled("tokens per row", _tokens(plan.tokens) if plan.tokens else ())
+    yield from titled("work", _work(plan))
+    yield from titled("model", _model(plan))
+    yield from titled("GPU memory: formulas checked against an allocation trace, not against a GPU", _memory(plan))
+    yield from titled("time: an estimate from FLOPs, bytes and kernel launches", _time(plan))
+    yield from titled("disk", _disk(plan))
+    yield from titled("versions", _versions(plan))
+    yield from titled("not estimated", (f"{what}: {why}" for what, why in plan.unknown.items()))
+    yield from titled("warnings", [f"{one} [{one.code}]" for one in plan.warnings])
+    yield from titled("problems", [f"{one} [{one.code}]" for one in plan.problems])
     yield "the run cannot work as it is" if plan.problems else "no problem found"
 
 
@@ -76,7 +76,8 @@ def _short_time(plan: "Plan") -> Iterator[str]:
         yield f"plan: estimated time on {figures[0].name}: {', '.join(parts)}"
 
 
-def _titled(title: str, found: "Iterator[str] | Sequence[str] | map[str]") -> Iterator[str]:
+def titled(title: str, found: Iterable[str]) -> Iterator[str]:
+    """Yield an empty line, the title and the indented lines, or nothing if there are no lines."""
     listed = list(found)
     if listed:
         yield f"\n{title}"

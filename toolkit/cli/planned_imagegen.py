@@ -1,9 +1,9 @@
 """A plan of a recipe with [imagegen] as lines of text: in full for `toolkit plan`, in short for `toolkit run`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from toolkit.cli.planned import GIB, span
+from toolkit.cli.planned import GIB, span, titled
 
 if TYPE_CHECKING:
     from toolkit.planning.duration import Range
@@ -17,19 +17,19 @@ NAMES = {
     "vae": "VAE",
     "text_encoder": "text encoder",
     "lora": "LoRA",
-    "optimizer": "AdamW",
+    "optimizer": "optimizer state",
     "gradients": "gradients",
     "scorers": "scoring models",
     "activations": "activations",
     "layer": "backward pass of one block",
-    "decoding": "VAE at work",
-    "encoding": "VAE at work",
-    "scoring": "scoring models at work",
+    "decoding": "activations of the VAE",
+    "encoding": "activations of the VAE",
+    "scoring": "activations of the scoring models",
     "prompts": "encoded prompts",
     "fragmentation": "fragmentation (traced)",
-    "context": "CUDA's own (assumed)",
+    "context": "CUDA context (assumed)",
 }
-"""Part of a moment's GPU memory -> what it is called."""
+"""Part of a moment's GPU memory -> its label."""
 LEAST = 0.005 * GIB
 """Bytes from which a part is shown."""
 
@@ -37,21 +37,21 @@ LEAST = 0.005 * GIB
 def lines(plan: "ImagegenPlan") -> Iterator[str]:
     """Yield the whole plan."""
     yield f"plan of {plan.run}: {', '.join(plan.stages)}"
-    yield from _titled("ratings", _ratings(plan))
-    yield from _titled("work", _work(plan))
-    yield from _titled("generator", _generator(plan))
-    yield from _titled("memory on a GPU: formulas checked against an allocation trace, not a GPU", _memory(plan))
-    yield from _titled("RAM, at most about", _ram(plan))
-    yield from _titled("time: an estimate from FLOPs, bytes and kernel launches", _time(plan))
-    yield from _titled("disk", _disk(plan))
-    yield from _titled("not tried or not estimated", [f"{what}: {why}" for what, why in plan.unknown.items()])
-    yield from _titled("warnings", [f"{one} [{one.code}]" for one in plan.warnings])
-    yield from _titled("problems", [f"{one} [{one.code}]" for one in plan.problems])
+    yield from titled("ratings", _ratings(plan))
+    yield from titled("work", _work(plan))
+    yield from titled("generator", _generator(plan))
+    yield from titled("memory on a GPU: formulas checked against an allocation trace, not a GPU", _memory(plan))
+    yield from titled("RAM, at most about", _ram(plan))
+    yield from titled("time: an estimate from FLOPs, bytes and kernel launches", _time(plan))
+    yield from titled("disk", _disk(plan))
+    yield from titled("not tried or not estimated", [f"{what}: {why}" for what, why in plan.unknown.items()])
+    yield from titled("warnings", [f"{one} [{one.code}]" for one in plan.warnings])
+    yield from titled("problems", [f"{one} [{one.code}]" for one in plan.problems])
     yield "the run cannot work as it is" if plan.problems else "no problem found"
 
 
 def short_lines(plan: "ImagegenPlan") -> Iterator[str]:
-    """Yield what `toolkit run` begins with."""
+    """Yield the lines with which `toolkit run` starts."""
     steps = [f"{name} {one.steps:,} steps" for name, one in plan.work.items() if one.steps]
     images = sum(one.generated for one in plan.work.values())
     yield f"plan: {', '.join(plan.stages)}: {', '.join(steps)}, {images:,} generated images"
@@ -64,13 +64,6 @@ def short_lines(plan: "ImagegenPlan") -> Iterator[str]:
         found = plan.time[plan.gpu.figures[0].name]
         parts = [f"{name} {span(one.low, one.high)}" for name, one in found.items()]
         yield f"plan: estimated time on {plan.gpu.figures[0].name}: {', '.join(parts)}, {_total(found)} in all"
-
-
-def _titled(title: str, found: "Iterator[str] | Sequence[str]") -> Iterator[str]:
-    listed = list(found)
-    if listed:
-        yield f"\n{title}"
-        yield from (f"  {line}" for line in listed)
 
 
 def _ratings(plan: "ImagegenPlan") -> Iterator[str]:
@@ -120,7 +113,7 @@ def _generator(plan: "ImagegenPlan") -> Iterator[str]:
 
 
 def _memory(plan: "ImagegenPlan") -> Iterator[str]:
-    """Each moment with the stages that have it, the largest first."""
+    """Yield each moment with the stages that have it, the largest first."""
     if plan.memory is None:
         return
     stages: dict[str, list[str]] = {}

@@ -15,7 +15,7 @@ from toolkit.diagnostics.machine import check_folders, check_machine
 from toolkit.diagnostics.probe_script import LOADS
 from toolkit.diagnostics.probes import LIMIT, TOTAL, Outcome, run_probes
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import TINY_GENERATOR
+from toolkit.recipe.imagegen_sections import TINY_GENERATOR
 from toolkit.runfolder import Progress, hide_secrets, no_progress
 
 

@@ -80,7 +80,7 @@ def krippendorff_alpha(units: Sequence[Sequence[int]], levels: int, metric: Metr
 
 
 def _coincidences(unit: Sequence[int], levels: int) -> Floats:
-    """Ordered pairs of ratings of one unit by their levels, each weighted by 1 / (ratings - 1): levels x levels."""
+    """Return a unit's ordered pairs of ratings by level, each weighted by 1 / (ratings - 1): levels x levels."""
     counts_K = np.bincount(np.asarray(unit, dtype=int), minlength=levels).astype(float)
     if counts_K.sum() < 2:
         return np.zeros((levels, levels))
@@ -107,7 +107,7 @@ def _interval(totals_K: Floats) -> Floats:
 
 
 def _ordinal(totals_K: Floats) -> Floats:
-    """The squared number of ratings from one level to the other, each end counted by half."""
+    """Return the squared number of ratings from one level to the other, each end counted by half."""
     places_K = np.cumsum(totals_K) - totals_K / 2
     return np.asarray((places_K[:, None] - places_K) ** 2)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolkit.imagegen.figure import Bootstrap, Figure, from_samples, sample_weights, undefined
+from toolkit.imagegen.figure import Bootstrap, Figure, from_samples, sample_weights, split_by_modality, undefined
 from toolkit.imagegen.weighted import auroc
 from toolkit.scoring.statistics import proportion
 from toolkit.scoring.statistics.bootstrap import count_groups
@@ -84,10 +84,8 @@ class AgreementMetrics:
 
 def agreement_metrics(scores: AgreementScores, bootstrap: Bootstrap) -> AgreementMetrics:
     """Return how well the policy distinguishes matched from mismatched prompts."""
-    by_modality = {}
-    for modality in sorted(set(scores.modalities)):
-        rows = [row for row, name in enumerate(scores.modalities) if name == modality]
-        by_modality[modality] = agreement_figures(scores.take(rows), bootstrap)
+    parts = split_by_modality(scores)
+    by_modality = {modality: agreement_figures(part, bootstrap) for modality, part in parts.items()}
     return AgreementMetrics(agreement_figures(scores, bootstrap), by_modality)
 
 

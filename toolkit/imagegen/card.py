@@ -20,7 +20,7 @@ LORA = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class GeneratorCard:
-    """What the card of a LoRA says.
+    """The facts that the card of a LoRA states.
 
     Attributes:
         name: title, such as the run's name.
@@ -32,7 +32,7 @@ class GeneratorCard:
         alpha: alpha of the LoRA.
         modalities: of the images it was trained for.
         training: further facts of the training, label -> text.
-        results: the results table in Markdown, with what its figures mean. Empty: the card says that there are none.
+        results: the results table in Markdown, with what its figures mean. Empty: the card says that it has none.
         versions: library -> version.
     """
 
@@ -56,11 +56,15 @@ class GeneratorCard:
         """
         if self.licence.id == APACHE.id:
             rule = "the licence of a Stable Diffusion LoRA must be its base model's, which is never Apache-2.0"
-            raise ModelError(rule, place=public_name(self.base), value=self.licence.id)
+            raise ModelError(
+                "imagegen.lora_licence_not_bases", rule, place=public_name(self.base), value=self.licence.id
+            )
         if not self.revision.strip():
             rule = "the card must name the base model's revision"
             remedy = "Give the commit that was loaded, or a digest of the folder."
-            raise ModelError(rule, place=public_name(self.base), value=self.revision, remedy=remedy)
+            raise ModelError(
+                "imagegen.base_revision_missing", rule, place=public_name(self.base), value=self.revision, remedy=remedy
+            )
 
 
 def write_card(folder: Path, card: GeneratorCard) -> None:
@@ -182,5 +186,5 @@ def _slug(name: str) -> str:
 
 
 def _text(text: str) -> str:
-    """One line of Markdown without marks."""
+    """Return one line of Markdown without marks."""
     return " ".join(re.sub(r"([\\`*|<>\[\]])", r"\\\1", text).split())

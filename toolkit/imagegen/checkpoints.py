@@ -1,4 +1,9 @@
-"""Checkpoints: ``checkpoints/<run timestamp>/epoch_<n>/``, each complete or absent, the newest ones kept."""
+"""Checkpoints: ``checkpoints/<run timestamp>/epoch_<n>/``, each complete or absent. Only the newest ones are kept.
+
+An epoch has ``{selector,policy,synthetic}_checkpoint.pt``, and its number counts through all stages. In stage 1
+``synthetic`` only names the generator's base. In stage 2 it has the update of one method, and selector and policy are
+those of that round. Frozen encoders and the base are never stored.
+"""
 
 import os
 import re
@@ -13,10 +18,15 @@ from typing import Any
 import torch
 
 from toolkit.errors import RunError
+from toolkit.runfolder import RunFolder
 from toolkit.runfolder.files import flush_folder
 
 SYNTHETIC = "synthetic_checkpoint.pt"
 """The generator's update: LoRA, optimizer, random states and round."""
+
+SELECTOR, POLICY = "selector_checkpoint.pt", "policy_checkpoint.pt"
+PARTS = (SELECTOR, POLICY, SYNTHETIC)
+FOLDER = "checkpoints"
 
 _EPOCH = re.compile(r"epoch_(\d+)")
 
@@ -42,6 +52,21 @@ class Checkpoints:
         return self.folder / f"epoch_{epoch}"
 
 
+def open_run_checkpoints(run: RunFolder, keep_last: int) -> Checkpoints:
+    """Return the checkpoints of a run, below ``checkpoints/<timestamp>``."""
+    return open_checkpoints(run.path / FOLDER, keep_last, datetime.now())
+
+
+def last_epoch(checkpoints: Checkpoints) -> int:
+    """Return the newest complete epoch, 0 before the first."""
+    return newest_epoch(checkpoints, PARTS) or 0
+
+
+def stage_one_part(epoch: int, base: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the ``synthetic`` part of stage 1, in which the generator is its base."""
+    return {SYNTHETIC: {"epoch": epoch, "stage": 1, "base": dict(base)}}
+
+
 def open_checkpoints(root: Path, keep_last: int, now: datetime) -> Checkpoints:
     """Return the run's checkpoints: those that exist below ``root``, or a new folder named by ``now``.
 
@@ -53,6 +78,7 @@ def open_checkpoints(root: Path, keep_last: int, now: datetime) -> Checkpoints:
     existing = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if len(existing) > 1:
         raise RunError(
+            "imagegen.checkpoint_folders_several",
             "a run must have one folder of checkpoints",
             place=root,
             value=[path.name for path in existing],
@@ -114,6 +140,7 @@ def load_part(checkpoints: Checkpoints, epoch: int, name: str) -> dict[str, Any]
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         raise RunError(
+            "imagegen.checkpoint_unreadable",
             "a checkpoint must be complete",
             place=path,
             value=str(error).partition("\n")[0],

@@ -38,7 +38,9 @@ def collect_ratings(files: Sequence[Path], key: SheetKey, out: Path) -> int:
         DataError: a file is of another sheet or was changed, two files contradict each other, or ``out`` exists.
     """
     if out.exists():
-        raise DataError("the file must not exist yet", place=out, remedy="Choose another file.")
+        raise DataError(
+            "imagegen.collected_file_exists", "the file must not exist yet", place=out, remedy="Choose another file."
+        )
     patient_of = {entry.image_path: entry.patient for entry in key.images}
     rows: dict[_Place, tuple[list[str], Path]] = {}
     for file in files:
@@ -48,7 +50,13 @@ def collect_ratings(files: Sequence[Path], key: SheetKey, out: Path) -> int:
             if known != cells:
                 rule = "the files of a sheet must not contradict each other"
                 remedy = f"A page was changed after a download. Remove the older of this file and {other.name}."
-                raise DataError(rule, place=f"{file}, row {number}", value=record["rating"], remedy=remedy)
+                raise DataError(
+                    "imagegen.sheet_ratings_conflict",
+                    rule,
+                    place=f"{file}, row {number}",
+                    value=record["rating"],
+                    remedy=remedy,
+                )
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, "patient_id"])
@@ -67,15 +75,33 @@ def _read(record: Any, key: SheetKey, patient_of: Mapping[str, str], place: str)
     missing = [name for name in COLUMNS if not isinstance(record, dict) or not isinstance(record.get(name), str)]
     if missing:
         remedy = "Use the file as it was downloaded."
-        raise DataError("a rating sheet's columns must exist", place=place, value=missing, remedy=remedy)
+        raise DataError(
+            "imagegen.sheet_columns_missing",
+            "a rating sheet's columns must exist",
+            place=place,
+            value=missing,
+            remedy=remedy,
+        )
     cells = {name: record[name] for name in COLUMNS}
     if cells["sheet"] != key.sheet or cells["image_path"] not in patient_of:
         found = f"{cells['image_path']} of sheet {cells['sheet']}"
         remedy = "Use the key that was written with the sheet."
-        raise DataError(f"the image must be in the key of sheet {key.sheet}", place=place, value=found, remedy=remedy)
+        raise DataError(
+            "imagegen.sheet_image_not_in_key",
+            f"the image must be in the key of sheet {key.sheet}",
+            place=place,
+            value=found,
+            remedy=remedy,
+        )
     if not (cells["page"].isdecimal() and cells["position"].isdecimal()):
         value = (cells["page"], cells["position"])
         remedy = "Use the file as it was downloaded."
-        raise DataError("page and position must be whole numbers", place=place, value=value, remedy=remedy)
+        raise DataError(
+            "imagegen.sheet_position_not_whole",
+            "page and position must be whole numbers",
+            place=place,
+            value=value,
+            remedy=remedy,
+        )
     shown = cells["rater_id"], int(cells["page"]), int(cells["position"])
     return shown, [*cells.values(), patient_of[cells["image_path"]]]

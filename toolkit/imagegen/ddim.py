@@ -86,6 +86,7 @@ def make_scheduler(
     scheduler = DDIMScheduler.from_config(dict(config), **changes)
     if scheduler.config.thresholding:
         raise ModelError(
+            "imagegen.scheduler_thresholds",
             "dynamic thresholding must be off, because it is not part of the log-probability",
             place="scheduler_config.json: thresholding",
             value=True,
@@ -93,6 +94,7 @@ def make_scheduler(
         )
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ModelError(
+            "imagegen.prediction_type_unsupported",
             "the network must predict epsilon or v_prediction",
             place="scheduler_config.json: prediction_type",
             value=scheduler.config.prediction_type,
@@ -116,6 +118,7 @@ def make_schedule(scheduler: "DDIMScheduler", steps: int) -> DdimSchedule:
     alpha_previous_S = torch.where(previous_S >= 0, alphas_T[previous_S.clamp(min=0)], final)
     if scheduler.config.prediction_type == "epsilon" and bool((alpha_S == 0).any()):
         raise ModelError(
+            "imagegen.zero_terminal_snr_without_velocity",
             "a schedule with a terminal signal-to-noise ratio of zero must be used with v_prediction",
             place="scheduler_config.json: rescale_betas_zero_snr",
             value=scheduler.config.prediction_type,
@@ -191,7 +194,8 @@ def _timesteps(scheduler: "DDIMScheduler", steps: int) -> Tensor:
         if len(timesteps_S) == steps and int(timesteps_S.min()) >= 0 and int(timesteps_S.max()) < total:
             return timesteps_S
     raise ModelError(
-        "the scheduler must have one training timestep per denoising step",
+        "imagegen.denoising_steps_not_distinct",
+        "every denoising step must have a training timestep of its own",
         place="imagegen.generator.steps",
         value=steps,
         remedy="Use 20 to 50.",

@@ -311,6 +311,7 @@ def _kl_to_base(generator: Generator, schedule: DdimSchedule, chunks: Sequence[T
 def _check_first_ratios(deviation: float, clip_range: float) -> None:
     if not deviation <= clip_range / 10:
         raise TrainingError(
+            "imagegen.first_ratio_not_one",
             f"before the first optimizer step of a round the ratio must be 1 within {clip_range / 10:g}, a tenth of "
             "the clip range",
             place="imagegen.update.clip_range",
@@ -323,6 +324,7 @@ def _checked(rewards: Tensor, count: int) -> Tensor:
     rewards_N = rewards.detach().float().cpu()
     if rewards_N.shape != (count,) or not bool(torch.isfinite(rewards_N).all()):
         raise RewardError(
+            "imagegen.rewards_not_finite",
             f"a reward function must return {count} finite numbers, one per image",
             place="imagegen reward",
             value=f"shape {tuple(rewards_N.shape)}, {int((~torch.isfinite(rewards_N)).sum())} not finite",

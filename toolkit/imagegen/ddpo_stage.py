@@ -7,7 +7,6 @@ The best round is chosen by the judge on noise of its own. The table is made on 
 flatter it.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from toolkit.imagegen.arm import ROUNDS, ArmFigures, Studio, resume_round, save_round
+from toolkit.errors import warn
+from toolkit.imagegen.arm_context import ROUNDS, ArmContext, ArmFigures, resume_round, save_round
 from toolkit.imagegen.ddpo import DdpoRound, DdpoSettings, Rollout, Score, group_advantages, roll_out, update_policy
 from toolkit.imagegen.guards import Evaluation, Verdict, check_guards, is_best
 from toolkit.imagegen.image_evaluation import ImageMetrics, to_guards
@@ -27,10 +27,8 @@ from toolkit.imagegen.refresh_stage import Refreshed, refresh_scorers
 from toolkit.imagegen.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.scorer_stage import load_models
 from toolkit.imagegen.settings import ddpo_settings, guard_settings, seed_of
-from toolkit.recipe.imagegen import most_clipped
+from toolkit.recipe.imagegen_sections import most_clipped
 from toolkit.scoring.statistics import Estimate
-
-log = logging.getLogger(__name__)
 
 ARM = "ddpo"
 
@@ -78,7 +76,7 @@ class RoundScores:
 
 @dataclass(frozen=True, slots=True)
 class DdpoResult:
-    """What ``ddpo`` found.
+    """The result of ``ddpo``.
 
     Attributes:
         rounds: all rounds, from round 0, the base.
@@ -96,30 +94,30 @@ class DdpoResult:
 _ROUNDS = TypeAdapter(tuple[RoundResult, ...])
 
 
-def train_ddpo(studio: Studio) -> DdpoResult:
+def train_ddpo(arm_context: ArmContext) -> DdpoResult:
     """Update the base by DDPO, and evaluate its best round.
 
     Raises:
         TrainingError: gradients are not finite.
         Interrupted: a signal came. The last finished round is saved.
     """
-    place, generator = studio.place, studio.generator
-    load_models(place, studio.models)
-    reset_lora(generator.network, seed_of(place.recipe, "generator"))
-    settings = ddpo_settings(place.recipe)
+    context, generator = arm_context.context, arm_context.generator
+    load_models(context, arm_context.models)
+    reset_lora(generator.network, seed_of(context.recipe, "generator"))
+    settings = ddpo_settings(context.recipe)
     state = start_update(generator, settings.learning_rate)
-    saved = resume_round(studio, ARM, state)
-    progress = _Progress.read(saved) if saved else _begin(studio)
-    total = place.section.update.rounds
+    saved = resume_round(arm_context, ARM, state)
+    progress = _Progress.read(saved) if saved else _begin(arm_context)
+    total = context.section.update.rounds
     while state.round < total and not progress.stopped:
-        place.stop.check(f"round {state.round} of {ARM} is saved")
-        progress = _round(studio, state, settings, progress)
+        context.stop.check(f"round {state.round} of {ARM} is saved")
+        progress = _round(arm_context, state, settings, progress)
         # Before the save, so that no round is missing from the metrics, whenever the run is killed.
-        _report(studio, progress.rounds[-1], total)
-        save_round(studio, ARM, state, progress.write())
+        _report(arm_context, progress.rounds[-1], total)
+        save_round(arm_context, ARM, state, progress.write())
     restore_lora(generator.network, progress.best)
-    generator.save_lora(place.run.weights_folder(ARM))
-    return DdpoResult(progress.rounds, progress.best_round, progress.stopped, studio.figures())
+    generator.save_lora(context.run.weights_folder(ARM))
+    return DdpoResult(progress.rounds, progress.best_round, progress.stopped, arm_context.figures())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,30 +149,31 @@ class _Progress:
         return cls(_ROUNDS.validate_json(saved["rounds"]), saved["best"], saved["best_round"])
 
 
-def _begin(studio: Studio) -> _Progress:
-    metrics = studio.evaluate(ROUNDS)
+def _begin(arm_context: ArmContext) -> _Progress:
+    metrics = arm_context.evaluate(ROUNDS)
     first = _evaluated(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
-    return _Progress((first,), copy_lora(studio.generator.network), 0)
+    return _Progress((first,), copy_lora(arm_context.generator.network), 0)
 
 
-def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress: _Progress) -> _Progress:
+def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, progress: _Progress) -> _Progress:
     """Generate, score, update, evaluate, and check the guards."""
-    place, models = studio.place, studio.models
+    context, models = arm_context.context, arm_context.models
     if progress.threshold is not None:
-        studio = _with_threshold(studio, progress.threshold)
-    rollout = roll_out(state.generator, settings, studio.prompts, _reward(studio), state.round)
+        arm_context = _with_threshold(arm_context, progress.threshold)
+    rollout = roll_out(state.generator, settings, arm_context.prompts, _reward(arm_context), state.round)
     with models.resident("selector"):
-        passed_N = passes(models.selector.score(rollout.images_NCHW), studio.scorers.selector_threshold)
+        passed_N = passes(models.selector.score(rollout.images_NCHW), arm_context.scorers.selector_threshold)
     if not bool(passed_N.any()):
-        log.warning("ddpo round %d: the selector passes no image, so that none is reinforced", state.round + 1)
+        rule = "the selector passes no image, so the round reinforces none"
+        warn("imagegen.round_without_passing_images", rule, place=f"ddpo round {state.round + 1}")
     rollout = replace(rollout, passed_N=passed_N)
     update = update_policy(state, settings, rollout)
     refreshed = Refreshed()
-    if place.section.update.refresh.enabled:
-        refreshed = refresh_scorers(studio, rollout.images_NCHW, rollout.prompts, state.round)
+    if context.section.update.refresh.enabled:
+        refreshed = refresh_scorers(arm_context, rollout.images_NCHW, rollout.prompts, state.round)
     if refreshed.threshold is not None:
-        studio = _with_threshold(studio, refreshed.threshold.value)
-    metrics = studio.evaluate(ROUNDS)
+        arm_context = _with_threshold(arm_context, refreshed.threshold.value)
+    metrics = arm_context.evaluate(ROUNDS)
     scores = RoundScores(
         metrics.judge_scores, update.kl_to_base, metrics.copies.below_floor.value, _clipped(rollout, settings)
     )
@@ -185,7 +184,7 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
             most_clipped=most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values())),
         )
     )
-    verdicts = check_guards(history, guard_settings(place.recipe))
+    verdicts = check_guards(history, guard_settings(context.recipe))
     result = replace(
         _evaluated(state.round, metrics, scores),
         update=update,
@@ -200,13 +199,13 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
     return _Progress(rounds, progress.best, progress.best_round)
 
 
-def _with_threshold(studio: Studio, value: float) -> Studio:
-    return replace(studio, scorers=replace(studio.scorers, selector_threshold=value))
+def _with_threshold(arm_context: ArmContext, value: float) -> ArmContext:
+    return replace(arm_context, scorers=replace(arm_context.scorers, selector_threshold=value))
 
 
-def _reward(studio: Studio) -> Score:
+def _reward(arm_context: ArmContext) -> Score:
     """Return the reward of a rollout: selector and policy, each by its lower bound."""
-    keys, models = studio.place.section.update, studio.models
+    keys, models = arm_context.context.section.update, arm_context.models
     settings = RewardSettings(keys.selector_power, keys.policy_power)
 
     def reward(images_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -236,7 +235,7 @@ def _evaluated(number: int, metrics: ImageMetrics, scores: RoundScores) -> Round
 
 
 def _evaluation(result: RoundResult, same_keys: ImageMetrics) -> Evaluation:
-    """What the guards look at, of an earlier round. All evaluations have the same prompts and noise."""
+    """Return the figures of an earlier round for the guards. All evaluations have the same prompts and noise."""
     scores = result.evaluation
     return Evaluation(
         result.round,
@@ -249,7 +248,7 @@ def _evaluation(result: RoundResult, same_keys: ImageMetrics) -> Evaluation:
     )
 
 
-def _report(studio: Studio, result: RoundResult, total: int) -> None:
+def _report(arm_context: ArmContext, result: RoundResult, total: int) -> None:
     """Log the round's figures and every guard that fired."""
     figures = {"judge": result.judge.value, "selector": result.selector.value, "diversity": result.diversity}
     if result.update is not None:
@@ -262,8 +261,9 @@ def _report(studio: Studio, result: RoundResult, total: int) -> None:
             "learning_rate": result.update.learning_rate,
         }
     shown = {name: value for name, value in figures.items() if value is not None}
-    studio.place.report(ARM, result.round, total, shown)
+    arm_context.context.report(ARM, result.round, total, shown)
     for verdict in result.verdicts:
         if verdict.status == "fired":
             what = "stops the update" if verdict.stops else "only logs"
-            log.warning("ddpo round %d: guard %s fired and %s: %s", result.round, verdict.guard, what, verdict.text)
+            rule = f"guard {verdict.guard} fired and {what}: {verdict.text}"
+            warn("imagegen.guard_fired", rule, place=f"ddpo round {result.round}")

@@ -202,7 +202,7 @@ def _within(features_NF: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
 
 
 def _halves(real: FeatureSet, rng: np.random.Generator) -> tuple[FeatureSet, FeatureSet]:
-    """Two sets of about equally many images without a common group."""
+    """Return two sets of about the same number of images. No group is in both."""
     rows: dict[str, list[int]] = {}
     for row, group in enumerate(real.groups):
         rows.setdefault(group, []).append(row)

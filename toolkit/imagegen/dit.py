@@ -143,6 +143,7 @@ def load_dit(folder: Path) -> Dit:
         model.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ModelError(
+            "imagegen.dit_parameters_unreadable",
             "the file must hold the parameters of the DiT that config.json describes",
             place=folder / WEIGHTS,
             value=str(error),
@@ -217,6 +218,7 @@ def _sinusoids(timesteps_N: Tensor) -> Tensor:
 def _check_words(config: DitConfig, known: dict[str, int], prompt: str, words: list[str]) -> None:
     if len(words) > config.prompt_words:
         raise DataError(
+            "imagegen.prompt_too_long",
             f"a prompt must have at most {config.prompt_words} words for this generator",
             place=f"prompt {prompt!r}",
             value=len(words),
@@ -226,6 +228,7 @@ def _check_words(config: DitConfig, known: dict[str, int], prompt: str, words: l
     if unknown:
         near = difflib.get_close_matches(unknown[0], config.words, n=1)
         raise DataError(
+            "imagegen.prompt_word_unknown",
             "a prompt must use only words of the generator's vocabulary",
             place=f"prompt {prompt!r}",
             value=unknown,
@@ -242,6 +245,7 @@ def _read_config(path: Path) -> DitConfig:
         return DitConfig(**(raw | {"words": tuple(raw["words"])}))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
+            "imagegen.dit_config_unreadable",
             "the folder must hold the configuration of a DiT that this toolkit saved",
             place=path,
             value=str(error),

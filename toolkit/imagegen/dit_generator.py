@@ -13,15 +13,7 @@ from toolkit.errors import ModelError
 from toolkit.imagegen.ddim import make_scheduler
 from toolkit.imagegen.dit import CONFIG, KIND, WEIGHTS, Dit, encode_words, load_dit
 from toolkit.imagegen.generator import BaseModel, GeneratorSettings, autocast, check_images, digest, guided_prediction
-from toolkit.imagegen.lora import (
-    adapter_metadata,
-    attach_lora,
-    check_metadata,
-    copy_lora,
-    read_lora,
-    restore_lora,
-    write_lora,
-)
+from toolkit.imagegen.lora import attach_lora, copy_lora, read_lora, restore_lora, write_lora
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -83,13 +75,11 @@ class DitGenerator:
 
     def save_lora(self, folder: Path) -> None:
         """Write ``pytorch_lora_weights.safetensors`` with its adapter metadata."""
-        write_lora(folder, copy_lora(self.network), adapter_metadata(self.network), PREFIX)
+        write_lora(folder, self.network, copy_lora(self.network), PREFIX)
 
     def load_lora(self, folder: Path) -> None:
         """Set the LoRA to a saved one of the same rank, alpha and targets."""
-        state, metadata = read_lora(folder, PREFIX)
-        check_metadata(self.network, metadata, folder)
-        restore_lora(self.network, state)
+        restore_lora(self.network, read_lora(folder, self.network, PREFIX))
 
 
 def is_dit(folder: Path) -> bool:
@@ -114,20 +104,23 @@ def load_dit_generator(settings: GeneratorSettings, device: torch.device) -> Dit
     network = load_dit(folder)
     if settings.image_size not in (None, network.config.image_size):
         raise ModelError(
-            f"this base generates images of {network.config.image_size} pixels only",
+            "imagegen.image_size_not_bases",
+            f"the image size must be {network.config.image_size} pixels, the only one of this base",
             place="imagegen.generator.image_size",
             value=settings.image_size,
             remedy="Leave the key out.",
         )
     if settings.prediction not in (None, network.config.prediction_type):
         raise ModelError(
-            f"this base predicts {network.config.prediction_type}",
+            "imagegen.prediction_not_bases",
+            f"the prediction must be {network.config.prediction_type}, as this base was trained",
             place="imagegen.generator.prediction",
             value=settings.prediction,
             remedy="Leave the key out.",
         )
     if settings.gradient_checkpointing:
         raise ModelError(
+            "imagegen.dit_gradient_checkpointing",
             "a DiT must run without gradient checkpointing",
             place="imagegen.generator.gradient_checkpointing",
             value=True,

@@ -26,7 +26,7 @@ class MsSsimSetting:
     sigma: float
 
     def __str__(self) -> str:
-        """As in ``betas 0.5 0.5, Gaussian window of 7 pixels, sigma 0.8``."""
+        """Return text such as ``betas 0.5 0.5, Gaussian window of 7 pixels, sigma 0.8``."""
         window = 2 * int(3.5 * self.sigma + 0.5) + 1
         return f"betas {' '.join(map(str, self.betas))}, Gaussian window of {window} pixels, sigma {self.sigma:g}"
 

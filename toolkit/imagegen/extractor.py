@@ -47,12 +47,16 @@ class Extractor(nn.Module):
         super().__init__()
         if not 1 <= settings.num_features <= MAX_FEATURES:
             raise ModelError(
-                f"num_features must be from 1 to {MAX_FEATURES}", place="extractor", value=settings.num_features
+                "imagegen.extractor_features_out_of_range",
+                f"num_features must be from 1 to {MAX_FEATURES}",
+                place="extractor",
+                value=settings.num_features,
             )
         self.settings, self.num_features = settings, settings.num_features
         self.tower = build_tower(settings.tower, image_size, settings.seed, shared)
         if self.tower.num_features < settings.num_features:
             raise ModelError(
+                "imagegen.extractor_features_above_tower",
                 f"num_features must be at most the tower's {self.tower.num_features}",
                 place="extractor",
                 value=settings.num_features,
@@ -82,7 +86,7 @@ def fit_extractor(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[st
     Args:
         extractor: The extractor to fit.
         images_NCHW: Real images in [0, 1].
-        labels: What the tower learns to distinguish, such as the prompts or the modalities.
+        labels: Classes that the tower learns to distinguish, such as the prompts or the modalities.
 
     Returns:
         The records of the tower's training. Empty for a frozen tower.
@@ -92,7 +96,8 @@ def fit_extractor(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[st
     """
     if len(images_NCHW) <= extractor.num_features:
         raise DataError(
-            f"{extractor.num_features} features need more real images than that",
+            "imagegen.extractor_images_too_few",
+            f"the extractor must have more real images than its {extractor.num_features} features",
             place="extractor",
             value=len(images_NCHW),
             remedy="Add real images, or lower num_features.",
@@ -114,7 +119,8 @@ def _train_tower(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[str
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise DataError(
-            "an extractor with random parameters learns from 2 labels or more",
+            "imagegen.extractor_labels_too_few",
+            "an extractor with random parameters must have at least 2 labels to learn",
             place="extractor",
             value=classes,
             remedy="Use a pretrained encoder.",

@@ -17,8 +17,8 @@ from toolkit.imagegen.results import BASE, arm_figures
 from toolkit.imagegen.scorer_stage import STAGE
 from toolkit.imagegen.selector import Selector
 from toolkit.imagegen.settings import generator_settings, seed_of, selector_settings
+from toolkit.imagegen.stage_context import load_tensors
 from toolkit.imagegen.synthetic import RATINGS_FILE
-from toolkit.imagegen.workplace import load_tensors
 from toolkit.recipe import Recipe, for_image_generators
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.runfolder import RunFolder, find_run
@@ -53,11 +53,13 @@ class FinishedRun:
                 f"the method must be one of this run's, {', '.join(self.methods)}",
                 "Choose another --method.",
             )
-            raise RunError(rule, place=self.run.path, value=method, remedy=remedy)
+            raise RunError("imagegen.method_unknown", rule, place=self.run.path, value=method, remedy=remedy)
         for stage in (STAGE, method):
             if not self.run.is_done(stage):
                 rule, remedy = f"the stage {stage} of this run must be finished", "Finish the run with toolkit run."
-                raise RunError(rule, place=self.run.path, value="unfinished", remedy=remedy)
+                raise RunError(
+                    "imagegen.stage_not_finished", rule, place=self.run.path, value="unfinished", remedy=remedy
+                )
         return method
 
     def best_method(self) -> str:
@@ -123,7 +125,9 @@ def use_method(finished: FinishedRun, generator: Generator, method: str) -> None
     if record.base_sha256 != generator.base.sha256:
         rule = "the base must be the one that the LoRA was trained on"
         remedy = f"Restore {record.base} at revision {record.revision or record.base_sha256}."
-        raise ModelError(rule, place="imagegen.generator.model", value=generator.base.name, remedy=remedy)
+        raise ModelError(
+            "imagegen.base_changed", rule, place="imagegen.generator.model", value=generator.base.name, remedy=remedy
+        )
     generator.load_lora(finished.run.weights_folder(method))
 
 

@@ -128,6 +128,7 @@ class Fitting:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
+                "imagegen.loss_not_finite",
                 "the loss must be finite",
                 place=type(self.module).__name__,
                 value=value,
@@ -173,6 +174,7 @@ def load_trained_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     expected = set(trained_state(module))
     if expected != set(state):
         raise TrainingError(
+            "imagegen.checkpoint_parameters_differ",
             "a checkpoint must have the parameters of the model it is loaded into",
             place=type(module).__name__,
             value=sorted(expected ^ set(state))[:3],

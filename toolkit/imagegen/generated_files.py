@@ -29,12 +29,12 @@ NOTICE = "Synthetic image, generated for research. Not for diagnosis."
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What to generate.
+    """The images to generate.
 
     Attributes:
         prompts: each with its modality, or with an empty one if that is not known.
         count: images of each prompt.
-        best_of: images that are generated for each file, of which the selector's best one is kept.
+        best_of: images generated for each file. Only the one with the highest selector score is kept.
         seed: of the noise. The same request gives the same images.
         method: ``base``, or a finished method of the run.
     """
@@ -63,7 +63,7 @@ class GeneratedFile:
         seed: as in ``ImageRequest``.
         noise: number of the noise, with which the seed gives this image again.
         selector_score: from 0 to 1. The reward contains the selector, so that it is no evidence of quality.
-        candidates: images of which this one is the best by the selector.
+        candidates: images among which this one has the highest selector score.
     """
 
     image_path: str
@@ -91,17 +91,23 @@ def find_prompts(finished: FinishedRun, prompts: Sequence[str], modality: str | 
     if modality is not None and modality not in known:
         remedy = "Choose one of them, or train with imagegen.modalities that has it."
         raise DataError(
-            f"the modality must be one of {', '.join(known)}", place="--modality", value=modality, remedy=remedy
+            "imagegen.modality_unknown",
+            f"the modality must be one of {', '.join(known)}",
+            place="--modality",
+            value=modality,
+            remedy=remedy,
         )
     if any(not prompt.strip() for prompt in prompts):
-        raise DataError("a prompt must be text", place="--prompt", value="", remedy="Describe the image.")
+        raise DataError(
+            "imagegen.prompt_empty", "a prompt must be text", place="--prompt", value="", remedy="Describe the image."
+        )
     if prompts:
         return tuple((prompt.strip(), modality or "") for prompt in prompts)
     own = prompts_by_modality(finished).get(modality, ()) if modality else ()
     if not own:
         rule = "there must be a prompt"
         remedy = "Give --prompt, or --modality with one of the modalities of the run's prompts."
-        raise DataError(rule, place="--prompt", value=modality or "none", remedy=remedy)
+        raise DataError("imagegen.prompts_missing", rule, place="--prompt", value=modality or "none", remedy=remedy)
     return tuple((prompt, modality or "") for prompt in own)
 
 
@@ -155,7 +161,12 @@ def check_folder(folder: Path) -> None:
         DataError: the folder has files, or is a file.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError("the folder must be absent or empty", place=folder, remedy="Choose another folder.")
+        raise DataError(
+            "imagegen.folder_not_empty",
+            "the folder must be absent or empty",
+            place=folder,
+            remedy="Choose another folder.",
+        )
 
 
 def to_pixels(images_NCHW: Tensor) -> NDArray[np.uint8]:

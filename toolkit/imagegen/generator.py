@@ -1,4 +1,4 @@
-"""What an update needs of a generator: prompts, predictions, latents and images, and a LoRA."""
+"""The interface of a generator that an update needs: prompts, predictions, latents and images, and a LoRA."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -172,6 +172,7 @@ def check_images(images: Tensor, side: int) -> None:
     """
     if images.ndim != 4 or images.shape[1:] != (3, side, side):
         raise ImageError(
+            "imagegen.training_image_shape",
             f"training images must be RGB of {side} x {side} pixels, as this generator makes them",
             place="imagegen.generator",
             value=tuple(images.shape),

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from toolkit.imagegen.arms import ImageKey, compare_arms
 from toolkit.imagegen.figure import Bootstrap
+from toolkit.imagegen.paired_comparison import ImageKey, compare_arms
 from toolkit.scoring.statistics import Estimate
 
 GuardName = Literal["judge", "diversity", "kl", "copies", "advantage_clip"]
@@ -20,7 +20,7 @@ Status = Literal["passed", "fired", "not measured"]
 
 @dataclass(frozen=True, slots=True)
 class GuardSettings:
-    """What each guard does when it fires, and its limit.
+    """The action and the limit of each guard.
 
     Attributes:
         judge: If the judge's score is below the best evaluation's by more than the interval of the paired difference,
@@ -48,7 +48,7 @@ class GuardSettings:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was measured after a round of updates. Round 0 is the base. None is what was not measured.
+    """The measurements after a round of updates. Round 0 is the base. A value that was not measured is None.
 
     Attributes:
         round: Number of the round.
@@ -58,7 +58,7 @@ class Evaluation:
         kl: Divergence from the base generator.
         below_floor: Fraction of images at most as far from a training image as the floor (``copies.CopyFigures``).
         clipped_advantages: Fraction of the round's advantages that were clipped.
-        most_clipped: The largest fraction that can be clipped (``recipe.imagegen.most_clipped``).
+        most_clipped: The largest fraction that can be clipped (``recipe.imagegen_sections.most_clipped``).
     """
 
     round: int
@@ -78,14 +78,14 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a guard says about the last evaluation.
+    """The verdict of a guard about the last evaluation.
 
     Attributes:
         guard: Name of the guard.
         round: Round of the evaluation.
         status: "fired" if the limit is exceeded.
-        action: What to do if it fired.
-        value: What is compared with the limit.
+        action: The action to take if it fired.
+        value: The value that is compared with the limit.
         limit: The limit, in the same unit.
         text: The rule with its figures, or why it was not measured.
         interval: Of the judge's paired difference.
@@ -134,7 +134,7 @@ def best_evaluation(history: Sequence[Evaluation]) -> Evaluation:
 def is_best(history: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> bool:
     """Return whether the last evaluation is the best one.
 
-    A round that a guard stops never is, whatever the judge says about it.
+    A round that a guard stops never is, whatever its judge score.
     """
     return best_evaluation(history) is history[-1] and not any(verdict.stops for verdict in verdicts)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from toolkit.imagegen.arms import ImageKey
 from toolkit.imagegen.copies import CopyFigures, copy_figures
 from toolkit.imagegen.distribution import DistributionFigures, DistributionSettings, FeatureSet, distribution_figures
 from toolkit.imagegen.diversity import DiversityFigures, diversity_figures, prompt_pairs
@@ -14,6 +13,7 @@ from toolkit.imagegen.extractor import Extractor
 from toolkit.imagegen.figure import Bootstrap
 from toolkit.imagegen.guards import Evaluation
 from toolkit.imagegen.offload import on_device
+from toolkit.imagegen.paired_comparison import ImageKey
 from toolkit.imagegen.policy import Policy
 from toolkit.imagegen.selector import Selector
 from toolkit.scoring.statistics import Estimate, bootstrap_mean, proportion
@@ -51,7 +51,7 @@ class GeneratedImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """What generated images are compared with, computed once by ``make_reference``.
+    """The reference that generated images are compared with. ``make_reference`` computes it once.
 
     Attributes:
         features: Of real images that no generator is trained on, for KID and FID.
@@ -152,7 +152,7 @@ def evaluate_images(
     """Score generated images and compare them with the real ones."""
     images_NCHW, prompts, bootstrap = generated.images_NCHW, generated.prompts, settings.bootstrap
     with on_device(scorers.device, scorers.judge):
-        judged = scorers.judge.score(images_NCHW).scores_N.double().tolist()
+        judge_scores = scorers.judge.score(images_NCHW).scores_N.double().tolist()
     with on_device(scorers.device, scorers.selector):
         selected = scorers.selector.score(images_NCHW).scores_N.double().tolist()
     with on_device(scorers.device, extractor):
@@ -161,9 +161,9 @@ def evaluate_images(
     return ImageMetrics(
         n=len(prompts),
         keys=generated.keys,
-        judge_scores=tuple(judged),
-        judge=_mean(judged, prompts, bootstrap),
-        judge_pass_rate=_pass_rate(judged, scorers.judge_threshold, prompts, bootstrap),
+        judge_scores=tuple(judge_scores),
+        judge=_mean(judge_scores, prompts, bootstrap),
+        judge_pass_rate=_pass_rate(judge_scores, scorers.judge_threshold, prompts, bootstrap),
         selector=_mean(selected, prompts, bootstrap),
         selector_pass_rate=_pass_rate(selected, scorers.selector_threshold, prompts, bootstrap),
         agreement=_agreement(generated, scorers, bootstrap),

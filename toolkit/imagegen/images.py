@@ -10,7 +10,8 @@ from toolkit.images import ImagePolicy, ImageStore, ScanReport, scan
 from toolkit.images.policy import FIXED_WINDOWS
 from toolkit.images.ref import ImageRef
 from toolkit.images.scan import ScanMode
-from toolkit.recipe.imagegen import FixedWindow, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import FixedWindow
 from toolkit.runfolder.cache import cache_folder
 
 

@@ -29,6 +29,7 @@ def check_independent(
     """
     if selector.seed == judge.seed:
         raise ModelError(
+            "imagegen.judge_shares_seed",
             "the judge must have another seed than the selector",
             place="judge.seed",
             value=judge.seed,
@@ -36,6 +37,7 @@ def check_independent(
         )
     if _encoder(selector) == _encoder(judge):
         raise ModelError(
+            "imagegen.judge_shares_encoder",
             "the judge must have another encoder than the selector",
             place="judge.encoder",
             value=judge.tower.encoder,
@@ -43,6 +45,7 @@ def check_independent(
         )
     if shared := sorted(set(selector_groups) & set(judge_groups)):
         raise DataError(
+            "imagegen.judge_shares_groups",
             f"ratings of the judge and the selector must be of different groups ({len(shared)} are in both)",
             place="ratings",
             value=shared[:_EXAMPLES],

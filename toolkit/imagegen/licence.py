@@ -78,14 +78,16 @@ def licence_of(base: str, named: str | None = None) -> GeneratorLicence:
     if known is not None:
         if named not in (None, known.id):
             rule = f"the licence must be the base model's, which is {known.id} for {shown}"
-            raise ModelError(rule, place=KEY, value=named, remedy=f"Remove {KEY}.")
+            raise ModelError("imagegen.licence_not_bases", rule, place=KEY, value=named, remedy=f"Remove {KEY}.")
         return known
     remedy = f"Set {KEY} to the identifier on the base's model card, such as {OPEN_RAIL.id}."
     if not named:
-        raise ModelError("the base model's licence must be known", place=KEY, value=shown, remedy=remedy)
+        raise ModelError(
+            "imagegen.licence_unknown", "the base model's licence must be known", place=KEY, value=shown, remedy=remedy
+        )
     if named.startswith("apache"):
         rule = "a LoRA must have the licence of its Stable Diffusion base, which is never Apache-2.0"
-        raise ModelError(rule, place=KEY, value=named, remedy=remedy)
+        raise ModelError("imagegen.licence_is_apache", rule, place=KEY, value=named, remedy=remedy)
     return _BY_ID.get(named, GeneratorLicence("other", named))
 
 

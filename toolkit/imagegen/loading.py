@@ -28,12 +28,18 @@ def load_half(name: str, revision: str | None, half: str, what: str) -> tuple[nn
             )
     except (OSError, ValueError) as error:
         raise ModelError(
+            "imagegen.encoder_not_loadable",
             f"the encoder must be a Transformers {what} model in safetensors files",
             place=name,
             remedy=f"Correct the name, or download it first. Transformers says: {str(error).splitlines()[0]}",
         ) from error
     if found["missing_keys"]:
-        raise ModelError("parameters of the encoder are missing", place=name, value=sorted(found["missing_keys"])[:3])
+        raise ModelError(
+            "imagegen.encoder_parameters_missing",
+            "the encoder's files must have all of its parameters",
+            place=name,
+            value=sorted(found["missing_keys"])[:3],
+        )
     return model, config
 
 

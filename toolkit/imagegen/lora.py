@@ -58,6 +58,7 @@ def attach_lora(network: nn.Module, settings: LoraSettings, seed: int) -> None:
     missing = [name for name in settings.targets if not _has_module(network, name)]
     if missing:
         raise ModelError(
+            "imagegen.lora_target_unknown",
             "every LoRA target must be the ending of a module's name",
             place="lora.targets",
             value=missing,
@@ -90,7 +91,7 @@ def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def lora_disabled(network: nn.Module) -> Iterator[None]:
-    """While the block runs, the network is the base model.
+    """Switch the LoRA off while the block runs, so that the network is the base model.
 
     With gradient checkpointing, a switch between a graded forward pass and its backward pass makes every LoRA gradient
     zero without an error, since the recomputation runs without the adapter. Use the block before the graded pass.
@@ -128,6 +129,7 @@ def restore_lora(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     if own != given:
         different = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
         raise ModelError(
+            "imagegen.lora_settings_differ",
             "a saved LoRA must have the rank and the target modules of the recipe",
             place="lora",
             value=different[:3],
@@ -137,27 +139,27 @@ def restore_lora(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         parameter.data.copy_(state[name])
 
 
-def write_lora(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str, object], prefix: str) -> None:
-    """Write a LoRA file in the format of diffusers, with the adapter's metadata.
+def write_lora(folder: Path, network: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
+    """Write a LoRA file in the format of diffusers, with the adapter's configuration (rank, alpha, target modules).
 
     Args:
         folder: where ``LORA_FILE`` is written.
+        network: the network of the LoRA.
         state: parameters by name, as the reader of ``prefix`` expects them.
-        metadata: the adapter's configuration (rank, alpha, target modules, ...).
         prefix: the network's name: "unet", or "dit".
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{prefix}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    prefixed = {f"{prefix}.{name}": value for name, value in metadata.items()}
+    prefixed = {f"{prefix}.{name}": value for name, value in _adapter_config(network).items()}
     text = json.dumps(prefixed, indent=2, sort_keys=True, default=_to_json)
     save_file(tensors, folder / LORA_FILE, metadata={"format": "pt", METADATA_KEY: text})
 
 
-def read_lora(folder: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Return parameters and metadata of a LoRA file without the prefix.
+def read_lora(folder: Path, network: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Return the parameters of a LoRA file by name, without the prefix.
 
     Raises:
-        ModelError: the file is missing, damaged, of another network, or has no adapter metadata.
+        ModelError: the file is missing, damaged, of another network, rank or alpha, or has no adapter metadata.
     """
     path = folder / LORA_FILE
     try:
@@ -166,21 +168,27 @@ def read_lora(folder: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, o
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelError(
-            "the LoRA file must be readable", place=path, value=str(error), remedy="Save the LoRA again."
+            "imagegen.lora_file_unreadable",
+            "the LoRA file must be readable",
+            place=path,
+            value=str(error),
+            remedy="Save the LoRA again.",
         ) from error
     start = f"{prefix}."
     if metadata is None or not all(name.startswith(start) for name in tensors):
         raise ModelError(
+            "imagegen.lora_file_contents",
             f"the LoRA file must hold adapter metadata, and parameters of {prefix!r} only",
             place=path,
             value=sorted({name.partition(".")[0] for name in tensors}),
             remedy="Save it with the toolkit, or with diffusers and unet_lora_adapter_metadata.",
         )
     own = {name.removeprefix(start): value for name, value in metadata.items() if name.startswith(start)}
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items()}, own
+    _check_rank(network, own, folder)
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items()}
 
 
-def adapter_metadata(network: nn.Module) -> dict[str, object]:
+def _adapter_config(network: nn.Module) -> dict[str, object]:
     """Return the configuration of the network's adapter, as JSON can hold it."""
     config = network.peft_config[ADAPTER].to_dict()  # type: ignore[union-attr, index]
     return {
@@ -188,16 +196,13 @@ def adapter_metadata(network: nn.Module) -> dict[str, object]:
     }
 
 
-def check_metadata(network: nn.Module, metadata: Mapping[str, object], place: Path) -> None:
-    """Check that a file's adapter has the rank and alpha of the network's own.
-
-    Raises:
-        ModelError: they differ.
-    """
-    own = adapter_metadata(network)
+def _check_rank(network: nn.Module, metadata: Mapping[str, object], place: Path) -> None:
+    """Check that a file's adapter has the rank and alpha of the network's own."""
+    own = _adapter_config(network)
     wrong = {key: metadata.get(key) for key in ("r", "lora_alpha") if metadata.get(key) != own[key]}
     if wrong:
         raise ModelError(
+            "imagegen.lora_rank_differs",
             f"the LoRA must have rank {own['r']} and alpha {own['lora_alpha']}",
             place=place,
             value=wrong,

@@ -1,4 +1,4 @@
-"""What goes with the LoRA of a run: its identity, and for Stable Diffusion its card and licence.
+"""Files beside the LoRA of a run: its identity, and for Stable Diffusion its card and licence.
 
 ``stages/<arm>/lora.json`` identifies base and LoRA. The card and the copy of the licence are beside the LoRA.
 """
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from toolkit.errors import ModelError, RunError
-from toolkit.imagegen.arm import ArmFigures
+from toolkit.imagegen.arm_context import ArmFigures
 from toolkit.imagegen.card import CARD, LICENCE_COPY, GeneratorCard, write_card
 from toolkit.imagegen.dit_generator import is_dit
 from toolkit.imagegen.generator import BaseModel, digest
@@ -20,15 +20,16 @@ from toolkit.imagegen.licence import GeneratorLicence, licence_of
 from toolkit.imagegen.lora import LORA_FILE
 from toolkit.imagegen.results import ArmRow, arm_figures, arm_row
 from toolkit.imagegen.settings import bootstrap_of
-from toolkit.imagegen.workplace import Workplace
+from toolkit.imagegen.stage_context import StageContext
 from toolkit.models.model_paths import public_name
-from toolkit.recipe.imagegen import TINY_GENERATOR, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import TINY_GENERATOR
 from toolkit.runfolder import RunFolder, installed_versions, read_json, write_json
 from toolkit.scoring.statistics import Estimate
 
 RECORD = "lora.json"
 FILES = frozenset({CARD, LICENCE_COPY, LORA_FILE})
-"""What the folder of a LoRA holds."""
+"""Files in the folder of a LoRA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +54,21 @@ def required_licence(section: Imagegen) -> GeneratorLicence | None:
     return licence_of(keys.model, keys.licence)
 
 
-def describe_lora(place: Workplace, base: BaseModel, arm: str, figures: ArmFigures) -> None:
+def describe_lora(context: StageContext, base: BaseModel, arm: str, figures: ArmFigures) -> None:
     """Write the record of an arm's LoRA, and for Stable Diffusion its card and the copy of its licence.
 
     Args:
-        place: the context of the stage.
+        context: the context of the stage.
         base: the base that was trained on.
         arm: control, sft or ddpo, with its LoRA saved.
         figures: what the arm found. Those of the arms before it are in the run.
     """
-    folder = place.run.weights_folder(arm)
+    folder = context.run.weights_folder(arm)
     record = LoraRecord(digest([folder / LORA_FILE]), public_name(base.name), base.revision, base.sha256)
-    write_json(place.run.stage_folder(arm) / RECORD, asdict(record))
-    licence = required_licence(place.section)
+    write_json(context.run.stage_folder(arm) / RECORD, asdict(record))
+    licence = required_licence(context.section)
     if licence is not None:
-        write_card(folder, _card(place, base, licence, arm, {**arm_figures(place.run), arm: figures}))
+        write_card(folder, _card(context, base, licence, arm, {**arm_figures(context.run), arm: figures}))
 
 
 def read_lora_record(run: RunFolder, arm: str) -> LoraRecord:
@@ -81,6 +82,7 @@ def read_lora_record(run: RunFolder, arm: str) -> LoraRecord:
         return TypeAdapter(LoraRecord).validate_python(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
         raise RunError(
+            "imagegen.lora_record_unreadable",
             "the record of the LoRA must be what the run wrote",
             place=path,
             value=str(error).splitlines()[0],
@@ -98,7 +100,8 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
     licence, folder = required_licence(section), run.weights_folder(arm)
     if licence is None:
         raise ModelError(
-            "only the LoRA of a Stable Diffusion model can be passed on, because diffusers can load it",
+            "imagegen.lora_not_stable_diffusion",
+            "a published LoRA must be of a Stable Diffusion model, so that diffusers can load it",
             place="imagegen.generator.model",
             value=public_name(section.generator.model),
             remedy="Train on a Stable Diffusion base.",
@@ -106,12 +109,20 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
     if missing := sorted(name for name in FILES if not (folder / name).is_file()):
         remedy = "Restore them. Without a copy of the licence in this package, save its text as LICENSE."
         raise ModelError(
-            "a LoRA must have its card and a copy of its licence", place=folder, value=missing, remedy=remedy
+            "imagegen.lora_folder_incomplete",
+            "a LoRA must have its card and a copy of its licence",
+            place=folder,
+            value=missing,
+            remedy=remedy,
         )
     if unknown := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
         remedy = "Move other files away."
         raise ModelError(
-            "the folder must hold the LoRA, its card and its licence only", place=folder, value=unknown, remedy=remedy
+            "imagegen.lora_folder_unknown_files",
+            "the folder must hold the LoRA, its card and its licence only",
+            place=folder,
+            value=unknown,
+            remedy=remedy,
         )
     _check_unchanged(folder, licence, read_lora_record(run, arm))
     return folder
@@ -120,20 +131,30 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
 def _check_unchanged(folder: Path, licence: GeneratorLicence, record: LoraRecord) -> None:
     restore = "Restore the file that the run wrote."
     if digest([folder / LORA_FILE]) != record.sha256:
-        raise ModelError("the LoRA must be the one that the run trained", place=folder / LORA_FILE, remedy=restore)
+        raise ModelError(
+            "imagegen.lora_changed",
+            "the LoRA must be the one that the run trained",
+            place=folder / LORA_FILE,
+            remedy=restore,
+        )
     copy = folder / LICENCE_COPY
     own = None if licence.file is None else licence.file.read_text(encoding="utf-8")
     text = copy.read_text(encoding="utf-8")
     if not text.strip() or own not in (None, text):
-        raise ModelError(f"the file must be the text of the licence {licence.name}", place=copy, remedy=restore)
+        raise ModelError(
+            "imagegen.licence_text_changed",
+            f"the file must be the text of the licence {licence.name}",
+            place=copy,
+            remedy=restore,
+        )
     named = _licence_in(folder / CARD)
     if named != licence.id:
         rule = f"the card must name the licence of the base model, {licence.id}"
-        raise ModelError(rule, place=folder / CARD, value=named, remedy=restore)
+        raise ModelError("imagegen.card_licence_not_bases", rule, place=folder / CARD, value=named, remedy=restore)
 
 
 def _licence_in(card: Path) -> str | None:
-    """The licence in the header of a card, which its owner may have completed."""
+    """Return the licence in the header of a card. The owner of the card may have completed it."""
     try:
         named: str | None = ModelCard.load(card).data.license
     except (ValueError, YAMLError):
@@ -142,16 +163,16 @@ def _licence_in(card: Path) -> str | None:
 
 
 def _card(
-    place: Workplace, base: BaseModel, licence: GeneratorLicence, arm: str, figures: Mapping[str, ArmFigures]
+    context: StageContext, base: BaseModel, licence: GeneratorLicence, arm: str, figures: Mapping[str, ArmFigures]
 ) -> GeneratorCard:
-    section = place.section
+    section = context.section
     rows = [
-        arm_row(name, figures, bootstrap_of(place.recipe))
+        arm_row(name, figures, bootstrap_of(context.recipe))
         for name in dict.fromkeys(("base", "control", arm))
         if name in figures
     ]
     return GeneratorCard(
-        name=f"{place.run.name}, {arm}",
+        name=f"{context.run.name}, {arm}",
         base=base.name,
         revision=base.revision or f"sha256:{base.sha256}",
         licence=licence,

@@ -37,7 +37,8 @@ class MismatchPool:
         self._by_text = {plain_text(prompt): prompt for prompt in reversed(prompts)}
         if len(self._by_text) < 2:
             raise DataError(
-                "agreement of images and prompts can be learned from 2 distinct prompts or more",
+                "imagegen.prompts_too_few",
+                "the policy must have ratings of at least 2 distinct prompts",
                 place="prompt",
                 value=next(iter(self._by_text.values()), ""),
                 remedy="Add ratings of images with other prompts, or remove the policy from the recipe.",

@@ -35,7 +35,7 @@ class SourceRatings:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What experts returned.
+    """The ratings that experts returned.
 
     Attributes:
         file: for ``imagegen.ratings``.
@@ -82,7 +82,7 @@ def write_run_sheet(
     check_folder(folder.absolute())
     if key_file.exists():
         rule, remedy = "the run must not have a sheet of this name yet", "Choose another name for the folder."
-        raise DataError(rule, place=key_file, value=folder.name, remedy=remedy)
+        raise DataError("imagegen.sheet_key_exists", rule, place=key_file, value=folder.name, remedy=remedy)
     prompts = [(prompt, modality) for modality, own in prompts_by_modality(finished).items() for prompt in own]
     wanted = [prompts[number % len(prompts)] for number in range(images)]
     generator, items = load_base(finished), list[SheetItem]()
@@ -97,7 +97,7 @@ def write_run_sheet(
 def _items(
     finished: FinishedRun, generator: Generator, method: str, wanted: Sequence[tuple[str, str]], seed: int
 ) -> list[SheetItem]:
-    """Images of one method. Noise differs between methods, so that no two images of a sheet resemble each other."""
+    """Return images of one method. Noise differs between methods, so that no two images of a sheet are alike."""
     keys = finished.section.generator
     schedule = make_schedule(generator.scheduler, keys.steps)
     own = derive_seed(seed, "sheet", method)
@@ -134,10 +134,13 @@ def collect_run_sheet(finished: FinishedRun, files: Sequence[Path], sheet: Path,
 
 
 def _find_key(run: RunFolder, sheet: Path) -> SheetKey:
-    """The key whose images the folder of a sheet has."""
+    """Return the key whose images the folder of a sheet has."""
     if not sheet.is_dir():
         raise DataError(
-            "the sheet's folder must exist", place=sheet, remedy="Name the folder that was sent to experts."
+            "imagegen.sheet_folder_missing",
+            "the sheet's folder must exist",
+            place=sheet,
+            remedy="Name the folder that was sent to experts.",
         )
     keys = [read_key(file) for file in sorted((run.path / KEYS).glob("*.json"))]
     for key in keys:
@@ -145,7 +148,9 @@ def _find_key(run: RunFolder, sheet: Path) -> SheetKey:
             return key
     rule = "the folder must have all images of a sheet of this run"
     remedy = "Name the run that the sheet is of, and the folder as it was written."
-    raise DataError(rule, place=sheet, value=f"{len(keys)} sheets in {run.path / KEYS}", remedy=remedy)
+    raise DataError(
+        "imagegen.sheet_incomplete", rule, place=sheet, value=f"{len(keys)} sheets in {run.path / KEYS}", remedy=remedy
+    )
 
 
 def _of_source(ratings: Ratings) -> SourceRatings:

@@ -40,7 +40,7 @@ def on_device(device: torch.device, *modules: nn.Module) -> Iterator[None]:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Each parameter and buffer with its module and its name there."""
+    """Yield each parameter and buffer with its module and its name in that module."""
     for one in module.modules():
         own = chain(one.named_parameters(recurse=False, remove_duplicate=False), one.named_buffers(recurse=False))
         for name, tensor in own:

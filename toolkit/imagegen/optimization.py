@@ -19,7 +19,7 @@ WEIGHT_DECAY = 1e-4
 
 @dataclass(slots=True, eq=False)
 class UpdateState:
-    """What changes while a generator is updated.
+    """The state that changes while a generator is updated.
 
     Attributes:
         generator: its LoRA is trained.
@@ -63,6 +63,7 @@ def optimizer_step(state: UpdateState, max_norm: float) -> StepOutcome:
     finite = norm < float("inf")  # False for NaN, too.
     if not finite and not state.scaler.is_enabled():
         raise TrainingError(
+            "imagegen.gradients_not_finite",
             "gradients must be finite",
             place=f"round {state.round + 1}",
             value=norm,
@@ -96,6 +97,7 @@ def restore_state(state: UpdateState, saved: Mapping[str, Any]) -> None:
     """
     if saved["base"]["sha256"] != state.generator.base.sha256:
         raise TrainingError(
+            "imagegen.checkpoint_base_differs",
             f"a checkpoint must belong to the base of the recipe ({state.generator.base.name})",
             place="synthetic_checkpoint.pt",
             value=saved["base"]["name"],

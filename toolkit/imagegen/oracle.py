@@ -85,8 +85,14 @@ class OracleNetwork(nn.Module):
             ModelError: a prompt is not one of ``FINDINGS``.
         """
         if unknown := sorted(set(prompts) - set(FINDINGS)):
-            rule = "the oracle knows the prompts of synthetic images only"
-            raise ModelError(rule, place="imagegen.prompts", value=unknown[:3], remedy="Use the synthetic prompts.")
+            rule = "the prompts must be those of synthetic images, because the oracle knows no others"
+            raise ModelError(
+                "imagegen.oracle_prompt_unknown",
+                rule,
+                place="imagegen.prompts",
+                value=unknown[:3],
+                remedy="Use the synthetic prompts.",
+            )
         columns_N = torch.tensor([FINDINGS.index(prompt) for prompt in prompts])
         parts = []
         for images, columns in zip(images_NCHW.split(_BATCH), columns_N.split(_BATCH), strict=True):
@@ -112,7 +118,9 @@ def load_oracle() -> OracleNetwork:
         network.load_state_dict(load_file(ORACLE_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         remedy = "Install the package again, or run python -m toolkit.imagegen.train_oracle."
-        raise ModelError("the oracle's parameters must be readable", place=ORACLE_FILE, remedy=remedy) from error
+        raise ModelError(
+            "imagegen.oracle_unreadable", "the oracle's parameters must be readable", place=ORACLE_FILE, remedy=remedy
+        ) from error
     return network.eval()
 
 

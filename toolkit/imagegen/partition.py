@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, Problem
 from toolkit.imagegen.ratings import Ratings
 
 Stratum = tuple[str, int]
@@ -37,6 +37,7 @@ def partition(ratings: Ratings, fractions: Mapping[str, float], seed: int) -> Ma
     groups = _groups(ratings)
     if len(groups) < len(fractions):
         raise DataError(
+            "imagegen.groups_too_few",
             f"a division into {len(fractions)} splits needs at least as many patients or images",
             place="imagegen.ratings",
             value=f"{len(groups)} groups",
@@ -49,7 +50,7 @@ def partition(ratings: Ratings, fractions: Mapping[str, float], seed: int) -> Ma
     }
 
 
-def require_all_levels(splits: Mapping[str, Ratings], training: Sequence[str]) -> tuple[str, ...]:
+def require_all_levels(splits: Mapping[str, Ratings], training: Sequence[str]) -> tuple[Problem, ...]:
     """Require every rating level in each training split, and return warnings about the other splits.
 
     Args:
@@ -60,16 +61,20 @@ def require_all_levels(splits: Mapping[str, Ratings], training: Sequence[str]) -
         DataError: training splits lack levels. All of them are named.
     """
     lacking = {name: levels for name, ratings in splits.items() if (levels := _lacking(ratings))}
-    lines = {name: f"{name} has no rating {', '.join(levels)}" for name, levels in lacking.items()}
-    broken = [line for name, line in lines.items() if name in training]
+    broken = [f"{name} without {', '.join(levels)}" for name, levels in lacking.items() if name in training]
     if broken:
         raise DataError(
+            "imagegen.training_levels_missing",
             "every training split must have every rating level of imagegen.rating_range",
             place="imagegen.ratings",
             value=", ".join(broken),
             remedy="Add images with these ratings, or remove the levels from imagegen.rating_range.",
         )
-    return tuple(f"{line}, so its figures say nothing about these ratings" for line in lines.values())
+    rule = "the split has no rating of these levels, so its figures say nothing about them"
+    return tuple(
+        Problem("imagegen.split_levels_missing", rule, f"imagegen.ratings, split {name}", ", ".join(levels))
+        for name, levels in lacking.items()
+    )
 
 
 def _lacking(ratings: Ratings) -> list[str]:
@@ -108,7 +113,7 @@ def _assign(groups: Mapping[str, Counter[Stratum]], fractions: Mapping[str, floa
 
 
 def _cost(counts: Counter[Stratum], left: Mapping[Stratum, float], wanted: Mapping[Stratum, float]) -> float:
-    """How much a split's chi-squared distance from what it should hold grows with these ratings."""
+    """Return the growth of a split's chi-squared distance from its target counts if it gets these ratings."""
     return sum(((left[key] - n) ** 2 - left[key] ** 2) / wanted[key] for key, n in counts.items())
 
 

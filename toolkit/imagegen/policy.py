@@ -187,7 +187,7 @@ class _Check:
 
 
 def _pair_loss(logits_H2N: Tensor, targets_N: Tensor, weights_HN: Tensor) -> Tensor:
-    """Weighted binary cross-entropy of the matched pairs (first half) and the mismatched pairs (target 0)."""
+    """Return the weighted binary cross-entropy of matched pairs (first half) and mismatched pairs (target 0)."""
     targets_2N = torch.cat([targets_N, torch.zeros_like(targets_N)]).expand_as(logits_H2N)
     losses_H2N = binary_cross_entropy_with_logits(logits_H2N, targets_2N, reduction="none")
     weights_H2N = weights_HN.repeat(1, 2)

@@ -74,6 +74,7 @@ def check_training_levels(levels_N: Tensor, n_levels: int) -> None:
         raise ValueError(f"levels must be from 0 to {n_levels - 1}, got {sorted(outside)}")
     if missing := sorted(set(range(n_levels)) - present):
         raise DataError(
+            "imagegen.fitting_levels_missing",
             "the training split must have a rating of every level",
             place="ratings",
             value=f"no rating of rank {', '.join(map(str, missing))} (0 is the lowest of {n_levels})",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolkit.imagegen.figure import Bootstrap, Figure, from_samples, sample_weights, undefined
+from toolkit.imagegen.figure import Bootstrap, Figure, from_samples, sample_weights, split_by_modality, undefined
 from toolkit.imagegen.weighted import auroc, calibration_error, quadratic_kappa, spearman, weighted_mean
 from toolkit.scoring.statistics.bootstrap import count_groups
 
@@ -94,10 +94,8 @@ class RatingMetrics:
 
 def rating_metrics(scored: ScoredRatings, bootstrap: Bootstrap) -> RatingMetrics:
     """Return the agreement of scores with ratings."""
-    by_modality = {}
-    for modality in sorted(set(scored.modalities)):
-        rows = [row for row, name in enumerate(scored.modalities) if name == modality]
-        by_modality[modality] = rating_figures(scored.take(rows), bootstrap)
+    parts = split_by_modality(scored)
+    by_modality = {modality: rating_figures(part, bootstrap) for modality, part in parts.items()}
     return RatingMetrics(rating_figures(scored, bootstrap), by_modality)
 
 

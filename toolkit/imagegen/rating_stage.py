@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data import Dropped
-from toolkit.errors import DataError
+from toolkit.errors import DataError, Problem
 from toolkit.imagegen.agreement import Agreement, agreement
 from toolkit.imagegen.images import image_stores, scan_images
 from toolkit.imagegen.oracle import network_scores
@@ -20,9 +20,9 @@ from toolkit.imagegen.partition import partition, require_all_levels
 from toolkit.imagegen.rated import RatedImages
 from toolkit.imagegen.ratings import RatedImage, Ratings, load_ratings
 from toolkit.imagegen.settings import seed_of
+from toolkit.imagegen.stage_context import StageContext
 from toolkit.imagegen.synthetic import RATINGS_FILE, write_synthetic
 from toolkit.imagegen.weights import expert_weights
-from toolkit.imagegen.workplace import Workplace
 from toolkit.images import ImageStore
 from toolkit.runfolder import check_fingerprints, read_json, write_json
 
@@ -45,7 +45,7 @@ class SplitCounts:
 
 @dataclass(frozen=True, slots=True)
 class RatingsResult:
-    """What the stage ``ratings`` found.
+    """The result of the stage ``ratings``.
 
     Attributes:
         rows: rows that were read.
@@ -77,12 +77,14 @@ class PreparedRatings:
         splits: ``train``, ``validation`` (selector and policy), ``judge_train``, ``judge_validation`` and ``test``.
         weights: expert level -> weight.
         stores: modality -> image store.
+        notices: warnings about splits and weights.
     """
 
     ratings: Ratings
     splits: Mapping[str, Ratings]
     weights: Mapping[int, float]
     stores: Mapping[str, ImageStore]
+    notices: tuple[Problem, ...] = ()
 
     def images(self, images: Sequence[RatedImage]) -> Tensor:
         """Return images (N, 1 or 3, side, side) in uint8. One channel if all of them are grey."""
@@ -122,7 +124,7 @@ class PreparedRatings:
         return tuple(image for split in splits for image in self.splits[split].images)
 
 
-def prepare_ratings(place: Workplace) -> tuple[PreparedRatings, RatingsResult]:
+def prepare_ratings(context: StageContext) -> tuple[PreparedRatings, RatingsResult]:
     """Read, check and divide the ratings. The same ratings give the same splits each time.
 
     Raises:
@@ -130,15 +132,15 @@ def prepare_ratings(place: Workplace) -> tuple[PreparedRatings, RatingsResult]:
         ImageError: an image cannot be read.
         RunError: the ratings changed since the run began.
     """
-    section, seed = place.section, place.recipe.run.seed
-    ratings = load_ratings(section, _synthetic_files(place))
-    check_fingerprints(place.run, {"ratings": fingerprint(ratings)})
-    stores = image_stores(section, place.recipe.images)
-    scan_images(ratings, stores, place.recipe.images.scan)
+    section, seed = context.section, context.recipe.run.seed
+    ratings = load_ratings(section, _synthetic_files(context))
+    check_fingerprints(context.run, {"ratings": fingerprint(ratings)})
+    stores = image_stores(section, context.recipe.images)
+    scan_images(ratings, stores, context.recipe.images.scan)
     parts = partition(ratings, section.judge.fractions.by_split, seed)
     held = {"train": 1 - section.selector.validation, "validation": section.selector.validation}
     own = partition(parts["selector"], held, seed)
-    judge = partition(parts["judge"], held, seed_of(place.recipe, "judge"))
+    judge = partition(parts["judge"], held, seed_of(context.recipe, "judge"))
     splits = {
         "train": own["train"],
         "validation": own["validation"],
@@ -146,14 +148,13 @@ def prepare_ratings(place: Workplace) -> tuple[PreparedRatings, RatingsResult]:
         "judge_validation": judge["validation"],
         "test": parts["test"],
     }
-    warnings = require_all_levels(splits, TRAINING)
+    lacking = require_all_levels(splits, TRAINING)
     weights = expert_weights(section, own["train"])
-    warnings += unweighted(ratings, weights)
-    prepared = PreparedRatings(ratings, splits, weights, stores)
-    return prepared, _result(place, prepared, warnings)
+    prepared = PreparedRatings(ratings, splits, weights, stores, (*lacking, *unweighted(ratings, weights)))
+    return prepared, _result(context, prepared)
 
 
-def unweighted(ratings: Ratings, weights: Mapping[int, float]) -> tuple[str, ...]:
+def unweighted(ratings: Ratings, weights: Mapping[int, float]) -> tuple[Problem, ...]:
     """Return a warning for each expert level whose ratings have weight 0.
 
     Raises:
@@ -163,30 +164,32 @@ def unweighted(ratings: Ratings, weights: Mapping[int, float]) -> tuple[str, ...
     missing = sorted(counts.keys() - weights.keys())
     if missing:
         raise DataError(
+            "imagegen.expert_levels_missing",
             "the training split must have ratings of every expert level that occurs",
             place="imagegen.expert_weight",
             value={level: counts[level] for level in missing},
             remedy='Use expert_weight = "linear" or "table", or collect more ratings of these levels.',
         )
+    rule = "ratings of an expert level with weight 0 are left out of training and tests"
     return tuple(
-        f"{count:,} ratings of expert level {level} have weight 0 and are left out of training and tests"
+        Problem("imagegen.ratings_of_weight_zero", rule, "imagegen.expert_weight", f"{count:,} of level {level}")
         for level, count in sorted(counts.items())
         if not weights[level]
     )
 
 
-def _synthetic_files(place: Workplace) -> tuple[str, ...] | None:
-    """The file of synthetic ratings, which is written if it does not exist. None: the recipe's own files."""
-    settings, seed = place.section.synthetic, place.recipe.run.seed
+def _synthetic_files(context: StageContext) -> tuple[str, ...] | None:
+    """Return the file of synthetic ratings, and write it if it does not exist. None: the recipe's own files."""
+    settings, seed = context.section.synthetic, context.recipe.run.seed
     if settings is None:
         return None
-    folder = place.run.path / SYNTHETIC_FOLDER
+    folder = context.run.path / SYNTHETIC_FOLDER
     written = folder / "written.json"  # last, so that its presence means complete data
-    wanted = {"seed": seed, "size": place.section.size, "levels": len(place.section.rating_range)}
+    wanted = {"seed": seed, "size": context.section.size, "levels": len(context.section.rating_range)}
     wanted |= settings.model_dump()
     if not written.is_file() or read_json(written) != wanted:
         log.info("synthetic data: %d images, %d ratings of each", settings.images, settings.raters_per_image)
-        write_synthetic(folder, place.section, seed, network_scores(seed, settings.degraded))
+        write_synthetic(folder, context.section, seed, network_scores(seed, settings.degraded))
         write_json(written, wanted)
     return (str(folder / RATINGS_FILE),)
 
@@ -207,9 +210,9 @@ def _content(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _result(place: Workplace, prepared: PreparedRatings, warnings: tuple[str, ...]) -> RatingsResult:
+def _result(context: StageContext, prepared: PreparedRatings) -> RatingsResult:
     ratings = prepared.ratings
-    section, seed = place.section, place.recipe.run.seed
+    section, seed = context.section, context.recipe.run.seed
     return RatingsResult(
         rows=ratings.rows,
         dropped=ratings.dropped,
@@ -217,7 +220,7 @@ def _result(place: Workplace, prepared: PreparedRatings, warnings: tuple[str, ..
         splits={name: _counts(split) for name, split in prepared.splits.items()},
         agreement=agreement(ratings, section.judge.bootstrap, seed),
         weights=prepared.weights,
-        warnings=warnings,
+        warnings=tuple(map(str, prepared.notices)),
         synthetic=section.synthetic is not None,
     )
 

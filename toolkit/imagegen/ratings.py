@@ -113,7 +113,7 @@ class Ratings:
         return {modality: tuple(prompts) for modality, prompts in found.items()}
 
     def level_counts(self) -> tuple[int, ...]:
-        """Number of ratings of each level."""
+        """Return the number of ratings of each level."""
         levels = [level for image in self.images for level in image.levels]
         return tuple(levels.count(level) for level in range(len(self.rating_range)))
 
@@ -173,7 +173,12 @@ def _read_file(source: str, section: Imagegen) -> tuple[list[_Row], tuple[Droppe
     root = pictures.folder if pictures.used else section.image_root or source_folder(source)
     if root is None:
         remedy = "Set imagegen.image_root to the folder that the paths start from."
-        raise DataError("relative image paths need a folder to start from", place=source, remedy=remedy)
+        raise DataError(
+            "imagegen.image_root_missing",
+            "relative image paths must have an image root",
+            place=source,
+            remedy=remedy,
+        )
     # Not Path.resolve: following a link would change the folder that relative paths start from.
     reader = _Reader(section, Path(os.path.abspath(root)), Path(source).name)  # noqa: PTH100
     rows, tally = [], Tally()
@@ -181,8 +186,12 @@ def _read_file(source: str, section: Imagegen) -> tuple[list[_Row], tuple[Droppe
         try:
             rows.append(reader.read(record, number))
         except RowProblem as problem:
-            tally.add(problem.reason, f"{problem.place}: {problem.value!r}")
+            tally.add(_reason(problem), f"{problem.place}: {problem.value!r}", problem.code)
     return rows, tally.of(source)
+
+
+def _reason(problem: RowProblem) -> str:
+    return f"{problem.rule}. {problem.remedy}".rstrip(". ")
 
 
 def _require_columns(source: str, records: Sequence[Any]) -> None:
@@ -192,6 +201,7 @@ def _require_columns(source: str, records: Sequence[Any]) -> None:
         hints = [(name, get_close_matches(name, columns - set(REQUIRED), n=1)) for name in missing]
         remedy = " ".join(f"Did you mean {close[0]!r} for {name!r}?" for name, close in hints if close)
         raise DataError(
+            "imagegen.columns_missing",
             f"the columns {', '.join(REQUIRED)} must exist",
             place=source,
             value=f"without {', '.join(missing)}",
@@ -201,7 +211,7 @@ def _require_columns(source: str, records: Sequence[Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """What a row of one file is checked against."""
+    """The section, image root and file that rows are checked against."""
 
     section: Imagegen
     root: Path
@@ -215,7 +225,9 @@ class _Reader:
         """
         place = f"{self.file}, row {number}"
         if not isinstance(record, dict):
-            raise RowProblem("a row must be a record with named fields", place=place, value=record)
+            raise RowProblem(
+                "imagegen.row_not_a_record", "a row must be a record with named fields", place=place, value=record
+            )
         image = self._image(record, place)
         return _Row(
             name=image.path.relative_to(self.root).as_posix(),
@@ -236,19 +248,19 @@ class _Reader:
         try:
             ref = image_ref(text, self.root, place)
         except ImageError:
-            reason = "image_path must stay inside the image root. Set imagegen.image_root to the folder of the images"
-            raise RowProblem(reason, place=place, value=text) from None
+            rule, remedy = "image_path must stay inside the image root", "Set imagegen.image_root to their folder."
+            raise RowProblem("imagegen.image_outside_root", rule, place=place, value=text, remedy=remedy) from None
         if not ref.path.is_file():
-            reason = "the image must exist. Correct image_path, or set imagegen.image_root to the folder of the images"
-            raise RowProblem(reason, place=place, value=text)
+            remedy = "Correct image_path, or set imagegen.image_root to the images' folder."
+            raise RowProblem("imagegen.image_missing", "the image must exist", place=place, value=text, remedy=remedy)
         return ref
 
     def _modality(self, record: Mapping[str, Any], place: str) -> str:
         text = _text(record, "modality", place)
         if text not in self.section.modalities:
             known = ", ".join(self.section.modalities)
-            reason = f"modality must be one of {known}. Correct it, or add it to imagegen.modalities"
-            raise RowProblem(reason, place=place, value=text)
+            rule, remedy = f"modality must be one of {known}", "Correct it, or add it to imagegen.modalities."
+            raise RowProblem("imagegen.modality_unknown", rule, place=place, value=text, remedy=remedy)
         return text
 
     def _level(self, record: Mapping[str, Any], place: str) -> int:
@@ -257,8 +269,8 @@ class _Reader:
         number = _number(value)
         if number not in levels:
             known = ", ".join(f"{level:g}" for level in levels)
-            reason = f"rating must be one of {known}. Correct it, or set imagegen.rating_range to all levels"
-            raise RowProblem(reason, place=place, value=value)
+            rule, remedy = f"rating must be one of {known}", "Correct it, or set imagegen.rating_range to all levels."
+            raise RowProblem("imagegen.rating_unknown", rule, place=place, value=value, remedy=remedy)
         return levels.index(number)
 
     def _expert_level(self, record: Mapping[str, Any], place: str) -> int:
@@ -266,23 +278,25 @@ class _Reader:
         number = _number(value)
         if number not in self.section.expert_levels:
             known = ", ".join(map(str, self.section.expert_levels))
-            reason = f"expert_level must be one of {known}. Correct it, or set imagegen.expert_levels to all levels"
-            raise RowProblem(reason, place=place, value=value)
+            rule = f"expert_level must be one of {known}"
+            remedy = "Correct it, or set imagegen.expert_levels to all levels."
+            raise RowProblem("imagegen.expert_level_unknown", rule, place=place, value=value, remedy=remedy)
         return int(number)
 
 
 def _text(record: Mapping[str, Any], column: str, place: str) -> str:
     value = record.get(column)
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise RowProblem(f"{column} must not be empty. Fill it in, or remove the row", place=place, value=value)
+        rule, remedy = f"{column} must not be empty", "Fill it in, or remove the row."
+        raise RowProblem("imagegen.cell_empty", rule, place=place, value=value, remedy=remedy)
     if not isinstance(value, str) or value != value.strip():
-        reason = f"{column} must be text without blanks at its ends. Remove the blanks"
-        raise RowProblem(reason, place=place, value=value)
+        rule, remedy = f"{column} must be text without blanks at its ends", "Remove the blanks."
+        raise RowProblem("imagegen.cell_not_plain_text", rule, place=place, value=value, remedy=remedy)
     return value
 
 
 def _id(record: Mapping[str, Any], column: str, place: str) -> str:
-    """An optional id, which files with types may store as a whole number."""
+    """Return an optional id. Files with types may store it as a whole number."""
     value = record.get(column)
     if value is None or value == "":
         return ""
@@ -290,14 +304,14 @@ def _id(record: Mapping[str, Any], column: str, place: str) -> str:
 
 
 def _number(value: object) -> float | None:
-    """The number that a value is, or that a text spells (in a CSV, every cell is text)."""
+    """Return a value as a number. None: it is neither a number nor its text (in CSV files every cell is text)."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value) else None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _group_by_image(rows: Sequence[_Row]) -> tuple[tuple[RatedImage, ...], tuple[Dropped, ...]]:
-    """Images with their ratings, and the rows of images whose rows contradict each other."""
+    """Return images with their ratings, and the dropped rows of images whose rows contradict each other."""
     by_image: dict[ImageRef, list[_Row]] = defaultdict(list)
     for row in rows:
         by_image[row.image].append(row)
@@ -307,7 +321,7 @@ def _group_by_image(rows: Sequence[_Row]) -> tuple[tuple[RatedImage, ...], tuple
         conflicts = [(name, values) for name in SHARED if len(values := _distinct(group, name)) > 1]
         if conflicts:
             for row in group:
-                tally.add(*_conflict(conflicts[0], row))
+                tally.add(*_conflict(conflicts[0], row), "imagegen.image_rows_conflict")
             continue
         first = group[0]
         names[first.name] += 1
@@ -333,7 +347,8 @@ def _check_dropped(section: Imagegen, count: int, dropped: Sequence[Dropped]) ->
     if lost < count and lost <= section.max_dropped * count:
         return
     raise DataError(
-        f"at most {section.max_dropped:.1%} of the rows can be unusable, and at least one must be usable",
+        "imagegen.too_many_rows_unusable",
+        f"at most {section.max_dropped:.1%} of the rows may be unusable, and at least one must be usable",
         place="imagegen.ratings",
         value=f"{lost:,} of {count:,}",
         remedy="Correct the rows, or raise imagegen.max_dropped:" + "".join(_lines(dropped)),

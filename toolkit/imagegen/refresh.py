@@ -51,6 +51,7 @@ def with_anchors(
         members = (ratings.levels_N == level).nonzero()[:, 0]
         if not len(members):
             raise DataError(
+                "imagegen.anchor_levels_missing",
                 "low-rated anchors must have ratings of every level that does not pass",
                 place="ratings",
                 value=f"no rating of rank {level}",
@@ -83,7 +84,7 @@ def decide(before: Figure, after: Figure, settings: RefreshSettings) -> RefreshO
 
 
 def _drawn(rows: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
-    """Whole shuffled passes over the rows, until there are ``count``."""
+    """Return ``count`` rows of shuffled passes over all rows."""
     found: list[int] = []
     while len(found) < count:
         found.extend(rows[index] for index in torch.randperm(len(rows), generator=generator).tolist())

@@ -81,7 +81,7 @@ _Pair = tuple[str, str, int, int]
 
 
 def _pairs(image: RatedImage) -> Iterator[tuple[str, int, int]]:
-    """Each rater's first two levels that are in one file."""
+    """Return each rater's first two levels that are in one file."""
     seen: dict[tuple[str, str], list[int]] = {}
     for rating in image.ratings:
         if rating.rater:

@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from toolkit.imagegen.arm import ArmFigures
-from toolkit.imagegen.arms import MIN_PAIRS, compare_arms
+from toolkit.imagegen.arm_context import ArmFigures
 from toolkit.imagegen.copies import CopyFigures
 from toolkit.imagegen.ddpo_stage import DdpoResult
 from toolkit.imagegen.distribution import DistributionFigures
 from toolkit.imagegen.diversity import DiversityFigures
 from toolkit.imagegen.figure import Bootstrap
+from toolkit.imagegen.paired_comparison import MIN_PAIRS, compare_arms
 from toolkit.imagegen.rating_stage import RatingsResult
 from toolkit.imagegen.scorer_stage import ScorersResult
 from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.workplace import kept
+from toolkit.imagegen.stage_context import load_result
 from toolkit.runfolder import RunFolder
 from toolkit.scoring.statistics import Estimate, Paired
 
@@ -58,7 +58,7 @@ class ArmRow:
 
 @dataclass(frozen=True, slots=True)
 class ImagegenResult:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
         rows: the table.
@@ -84,13 +84,13 @@ class ImagegenResult:
 def read_result(run: RunFolder, bootstrap: Bootstrap) -> ImagegenResult:
     """Return what the finished stages of a run found."""
     figures = arm_figures(run)
-    ratings = kept(run, "ratings", RatingsResult) if run.is_done("ratings") else None
+    ratings = load_result(run, "ratings", RatingsResult) if run.is_done("ratings") else None
     return ImagegenResult(
         rows=tuple(arm_row(arm, figures, bootstrap) for arm in figures),
         real_diversity=next((one.metrics.real_diversity for one in figures.values()), None),
         ratings=ratings,
-        scorers=kept(run, "scorers", ScorersResult) if run.is_done("scorers") else None,
-        ddpo=kept(run, "ddpo", DdpoResult) if run.is_done("ddpo") else None,
+        scorers=load_result(run, "scorers", ScorersResult) if run.is_done("scorers") else None,
+        ddpo=load_result(run, "ddpo", DdpoResult) if run.is_done("ddpo") else None,
         notes=tuple(_notes(figures, ratings)),
     )
 
@@ -98,10 +98,10 @@ def read_result(run: RunFolder, bootstrap: Bootstrap) -> ImagegenResult:
 def arm_figures(run: RunFolder) -> dict[str, ArmFigures]:
     """Return the figures of each finished arm, in the order of the table."""
     kinds: dict[str, type[SftResult | DdpoResult]] = {"control": SftResult, "sft": SftResult, "ddpo": DdpoResult}
-    found: dict[str, ArmFigures] = {BASE: kept(run, BASE, ArmFigures)} if run.is_done(BASE) else {}
+    found: dict[str, ArmFigures] = {BASE: load_result(run, BASE, ArmFigures)} if run.is_done(BASE) else {}
     for arm, kind in kinds.items():
         if run.is_done(arm):
-            found[arm] = kept(run, arm, kind).figures
+            found[arm] = load_result(run, arm, kind).figures
     return found
 
 

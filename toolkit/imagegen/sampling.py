@@ -17,7 +17,7 @@ from toolkit.imagegen.generator import Generator
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """What was sampled for N prompts in S steps. Latents are float32 on the CPU.
+    """Trajectories of N prompts in S denoising steps. Latents are float32 on the CPU.
 
     Attributes:
         latents_TNCHW: the noise, and the sample after each step (T = S + 1).

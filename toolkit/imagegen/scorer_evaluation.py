@@ -44,7 +44,7 @@ def evaluate_policy(
     Args:
         policy: The policy.
         held_out: Held-out ratings. Only their images and prompts are used.
-        pool: The prompts of all ratings, of which mismatches are drawn and the distinct ones are ranked.
+        pool: The prompts of all ratings. Mismatches are drawn from them, and the distinct ones are ranked.
         bootstrap: Settings of the intervals. Its seed also draws the mismatches.
     """
     generator = torch.Generator().manual_seed(bootstrap.seed)

@@ -14,9 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolkit.errors import warn
 from toolkit.imagegen.agreement_metrics import AgreementMetrics
-from toolkit.imagegen.checkpoints import Checkpoints, save_epoch
-from toolkit.imagegen.epochs import POLICY, SELECTOR, last_epoch, load_epoch, stage_one_part
+from toolkit.imagegen.checkpoints import (
+    POLICY,
+    SELECTOR,
+    Checkpoints,
+    last_epoch,
+    load_part,
+    save_epoch,
+    stage_one_part,
+)
 from toolkit.imagegen.extractor import Extractor, fit_extractor
 from toolkit.imagegen.fitting import EpochRecord, Fitting, load_trained_state, trained_state
 from toolkit.imagegen.image_evaluation import Scorers
@@ -35,10 +43,10 @@ from toolkit.imagegen.settings import (
     policy_settings,
     selector_settings,
 )
+from toolkit.imagegen.stage_context import StageContext, load_tensors, save_tensors
 from toolkit.imagegen.text_towers import vocabulary_of
 from toolkit.imagegen.threshold import Threshold, ThresholdSettings
 from toolkit.imagegen.towers import FrozenBackbones
-from toolkit.imagegen.workplace import Workplace, load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +57,7 @@ _FEWEST_PASSED, _LEAST_PASSED = 5, 0.1
 
 @dataclass(frozen=True, slots=True)
 class ScorersResult:
-    """What the stage ``scorers`` found, on ratings that no scorer was trained on.
+    """The result of the stage ``scorers``, on ratings that no scorer was trained on.
 
     Attributes:
         selector: agreement of the selector with held-out ratings.
@@ -103,37 +111,37 @@ class ScoringModels:
         )
 
 
-def build_models(place: Workplace, prepared: PreparedRatings) -> ScoringModels:
+def build_models(context: StageContext, prepared: PreparedRatings) -> ScoringModels:
     """Return the untrained models.
 
     Raises:
         ModelError: an encoder cannot be loaded, or the judge is not independent.
         DataError: the judge and the selector share ratings.
     """
-    recipe, section = place.recipe, place.section
+    recipe, section = context.recipe, context.section
     own, judges = (_groups(prepared, *names) for names in (("train", "validation"), ("judge_train",)))
     check_independent(selector_settings(recipe), judge_settings(recipe), own, judges)
     levels, size = len(section.rating_range), section.size
     shared: FrozenBackbones = {}
     # All prompts, not only those of the training ratings, so that every word of a prompt is in the vocabulary.
-    vocabulary = vocabulary_of(all_prompts(place, prepared))
+    vocabulary = vocabulary_of(all_prompts(context, prepared))
     return ScoringModels(
         Selector(selector_settings(recipe), levels, size, shared),
         Policy(policy_settings(recipe), vocabulary, size, shared),
         Selector(judge_settings(recipe), levels, size, shared),
         Extractor(extractor_settings(recipe), size, shared),
-        place.device,
+        context.device,
     )
 
 
-def all_prompts(place: Workplace, prepared: PreparedRatings) -> tuple[str, ...]:
+def all_prompts(context: StageContext, prepared: PreparedRatings) -> tuple[str, ...]:
     """Return all distinct prompts of the ratings and of the recipe."""
-    own = [prompt for prompts in place.section.prompts.values() for prompt in prompts]
+    own = [prompt for prompts in context.section.prompts.values() for prompt in prompts]
     return tuple(dict.fromkeys([*own, *(image.prompt for image in prepared.ratings.images)]))
 
 
 def train_scorers(
-    place: Workplace,
+    context: StageContext,
     prepared: PreparedRatings,
     models: ScoringModels,
     checkpoints: Checkpoints,
@@ -142,7 +150,7 @@ def train_scorers(
     """Train all models, save them in the stage's folder, and evaluate them on held-out ratings.
 
     Args:
-        place: the context of the stage.
+        context: the context of the stage.
         prepared: the ratings.
         models: the models to train, in place.
         checkpoints: of the run.
@@ -154,22 +162,22 @@ def train_scorers(
         Interrupted: a signal came. The last finished epoch is saved.
     """
     with models.resident("selector", "policy"):
-        selector_epochs, policy_epochs = _train_rewards(place, prepared, models, checkpoints, base)
+        selector_epochs, policy_epochs = _train_rewards(context, prepared, models, checkpoints, base)
     with models.resident("judge"):
-        judge_epochs = _train_judge(place, prepared, models.judge)
+        judge_epochs = _train_judge(context, prepared, models.judge)
     with models.resident("extractor"):
-        _train_extractor(place, prepared, models.extractor)
+        _train_extractor(context, prepared, models.extractor)
     for name in ("selector", "policy"):
-        save_model(place, name, models.by_name[name])
-    bootstrap, test = bootstrap_of(place.recipe), prepared.rows("test")
+        save_model(context, name, models.by_name[name])
+    bootstrap, test = bootstrap_of(context.recipe), prepared.rows("test")
     pool = MismatchPool(*_prompts_of(prepared))
     with models.resident("selector", "policy"):
         selector = evaluate_selector(models.selector, test, bootstrap)
         policy = evaluate_policy(models.policy, test, pool, bootstrap)
-        chosen = choose_threshold_of(place, prepared, models.selector, "validation")
+        chosen = choose_threshold_of(context, prepared, models.selector, "validation")
     with models.resident("judge"):
         judge = evaluate_selector(models.judge, test, bootstrap)
-        judge_chosen = choose_threshold_of(place, prepared, models.judge, "judge_validation")
+        judge_chosen = choose_threshold_of(context, prepared, models.judge, "judge_validation")
     return ScorersResult(
         selector=selector,
         judge=judge,
@@ -183,24 +191,24 @@ def train_scorers(
     )
 
 
-def load_models(place: Workplace, models: ScoringModels) -> None:
+def load_models(context: StageContext, models: ScoringModels) -> None:
     """Set the models to those that the finished stage saved."""
     for name, model in models.by_name.items():
-        _load_model(place, name, model)
+        _load_model(context, name, model)
 
 
-def save_model(place: Workplace, name: str, model: nn.Module) -> None:
+def save_model(context: StageContext, name: str, model: nn.Module) -> None:
     """Save a trained model in the stage's folder, without frozen parameters."""
-    save_tensors(place.run.stage_folder(STAGE) / f"{name}.pt", {"model": trained_state(model)})
+    save_tensors(context.run.stage_folder(STAGE) / f"{name}.pt", {"model": trained_state(model)})
 
 
-def _load_model(place: Workplace, name: str, model: nn.Module) -> None:
-    load_trained_state(model, load_tensors(place.run.stage_folder(STAGE) / f"{name}.pt")["model"])
+def _load_model(context: StageContext, name: str, model: nn.Module) -> None:
+    load_trained_state(model, load_tensors(context.run.stage_folder(STAGE) / f"{name}.pt")["model"])
     model.eval()
 
 
 def _train_rewards(
-    place: Workplace,
+    context: StageContext,
     prepared: PreparedRatings,
     models: ScoringModels,
     checkpoints: Checkpoints,
@@ -210,21 +218,21 @@ def _train_rewards(
     train, validation = prepared.rows("train"), prepared.rows("validation")
     fittings = {
         "selector": start_fitting(models.selector, train, validation),
-        "policy": start_policy_fitting(models.policy, train, validation, len(place.section.rating_range)),
+        "policy": start_policy_fitting(models.policy, train, validation, len(context.section.rating_range)),
     }
     epoch = last_epoch(checkpoints)
     if epoch:
         for name, part in (("selector", SELECTOR), ("policy", POLICY)):
-            fittings[name].load_state_dict(load_epoch(checkpoints, epoch, part)["fitting"])
+            fittings[name].load_state_dict(load_part(checkpoints, epoch, part)["fitting"])
         log.info("scorers: resumed after epoch %d", epoch)
     total = max(fitting.settings.epochs for fitting in fittings.values())
     while not all(fitting.is_finished for fitting in fittings.values()):
-        place.stop.check(f"epoch {epoch} of stage 1 is saved")
+        context.stop.check(f"epoch {epoch} of stage 1 is saved")
         epoch += 1
         figures = _run_epoch(fittings)
         parts = {f"{name}_checkpoint.pt": _part(epoch, fitting) for name, fitting in fittings.items()}
         # Before the save, so that no epoch is missing from the metrics, whenever the run is killed.
-        place.report(STAGE, epoch, total, figures)
+        context.report(STAGE, epoch, total, figures)
         save_epoch(checkpoints, epoch, {**parts, **stage_one_part(epoch, base)})
     for fitting in fittings.values():
         fitting.finish()
@@ -247,8 +255,8 @@ def _part(epoch: int, fitting: Fitting) -> dict[str, Any]:
     return {"epoch": epoch, "stage": 1, "fitting": fitting.state_dict()}
 
 
-def _train_judge(place: Workplace, prepared: PreparedRatings, judge: Selector) -> tuple[EpochRecord, ...]:
-    path = place.run.stage_folder(STAGE) / "judge.pt"
+def _train_judge(context: StageContext, prepared: PreparedRatings, judge: Selector) -> tuple[EpochRecord, ...]:
+    path = context.run.stage_folder(STAGE) / "judge.pt"
     if path.is_file():
         saved = load_tensors(path)
         load_trained_state(judge, saved["model"])
@@ -256,46 +264,51 @@ def _train_judge(place: Workplace, prepared: PreparedRatings, judge: Selector) -
         return tuple(EpochRecord(**record) for record in saved["records"])
     fitting = start_fitting(judge, prepared.rows("judge_train"), prepared.rows("judge_validation"))
     while not fitting.is_finished:
-        place.stop.check("selector and policy are saved")
+        context.stop.check("selector and policy are saved")
         record = fitting.run_epoch()
-        place.report("judge", record.epoch + 1, fitting.settings.epochs, {"loss": record.loss})
+        context.report("judge", record.epoch + 1, fitting.settings.epochs, {"loss": record.loss})
     fitting.finish()
     state = fitting.state_dict()
     save_tensors(path, {"model": trained_state(judge), "records": state["records"]})
     return tuple(fitting.records)
 
 
-def _train_extractor(place: Workplace, prepared: PreparedRatings, extractor: Extractor) -> None:
+def _train_extractor(context: StageContext, prepared: PreparedRatings, extractor: Extractor) -> None:
     """Fit the extractor on all rated images with their modalities as labels, or read it."""
-    path = place.run.stage_folder(STAGE) / "extractor.pt"
+    path = context.run.stage_folder(STAGE) / "extractor.pt"
     if path.is_file():
-        _load_model(place, "extractor", extractor)
+        _load_model(context, "extractor", extractor)
         return
-    place.stop.check("selector, policy and judge are saved")
+    context.stop.check("selector, policy and judge are saved")
     images = prepared.ratings.images
     modalities = {image.modality for image in images}
     # One modality teaches nothing, and prompts differ in what they show.
     labels = [image.modality if len(modalities) > 1 else image.prompt for image in images]
     fit_extractor(extractor, prepared.images(images), labels)
-    save_model(place, "extractor", extractor)
+    save_model(context, "extractor", extractor)
 
 
-def choose_threshold_of(place: Workplace, prepared: PreparedRatings, selector: Selector, split: str) -> Threshold:
+def choose_threshold_of(context: StageContext, prepared: PreparedRatings, selector: Selector, split: str) -> Threshold:
     """Choose a threshold on validation ratings, and warn if it misses the target precision."""
-    keys = place.section.selector
+    keys = context.section.selector
     rated = prepared.rows(split)
     fewest = max(_FEWEST_PASSED, round(_LEAST_PASSED * len(rated)))
     settings = ThresholdSettings(keys.target_precision, min(fewest, len(rated)))
-    threshold = selector_threshold(selector, rated, passing_level(place), settings)
+    threshold = selector_threshold(selector, rated, passing_level(context), settings)
     if not threshold.reached:
-        rule = "no threshold reaches the target precision of %g on %s ratings. The best one, %.3f, has %s"
-        log.warning(rule, keys.target_precision, split, threshold.value, threshold.precision)
+        warn(
+            "imagegen.target_precision_missed",
+            f"no threshold reaches the target precision of {keys.target_precision:g} on {split} ratings. The best one "
+            f"is {threshold.value:.3f}",
+            place="imagegen.selector.target_precision",
+            value=threshold.precision,
+        )
     return threshold
 
 
-def passing_level(place: Workplace) -> int:
+def passing_level(context: StageContext) -> int:
     """Return the lowest level that counts as rated well."""
-    section = place.section
+    section = context.section
     good = section.selector.good_rating
     return len(section.rating_range) - 1 if good is None else section.rating_range.index(good)
 

@@ -21,7 +21,8 @@ from toolkit.imagegen.sft import SftSettings
 from toolkit.imagegen.text_towers import WORDS, TextSettings
 from toolkit.imagegen.towers import CNN, FROM_SCRATCH, OPEN_CLIP, TINY_CLIP, TowerSettings
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import BIOMEDCLIP, TINY_GENERATOR, Imagegen, Tuning
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_GENERATOR, Tuning
 
 BASE_FOLDER = Path(__file__).parent / "tiny_base"
 """The DiT that ships as the generator ``tiny``. ``train_base`` trains it."""

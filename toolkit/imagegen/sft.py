@@ -99,7 +99,8 @@ def random_control(images: SftImages, pool: SftImages, seed: int) -> SftImages:
     """
     if len(pool.numbers) < len(images.numbers):
         raise TrainingError(
-            f"the control needs at least {len(images.numbers)} images",
+            "imagegen.control_images_too_few",
+            f"the control must have at least {len(images.numbers)} images",
             place="imagegen.update.control",
             value=len(pool.numbers),
             remedy="Pass all rated images, before filtering.",
@@ -121,7 +122,8 @@ def encode_training_images(generator: Generator, images: SftImages, batch_size: 
     weights_N = torch.tensor(images.weights, dtype=torch.float32)
     if not images.numbers or bool((weights_N < 0).any()) or not float(weights_N.sum()) > 0:
         raise TrainingError(
-            "supervised fine-tuning needs images whose weights are not negative and not all zero",
+            "imagegen.sft_weights_not_usable",
+            "the images must have weights of at least 0, and one weight above 0",
             place="imagegen.update",
             value=f"{len(images.numbers)} images, weights from {min(images.weights, default=0.0)}",
             remedy="Lower the selector's threshold, or rate more images.",

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from toolkit.errors import TrainingError
-from toolkit.imagegen.arm import ArmFigures, Studio, resume_round, save_round
+from toolkit.imagegen.arm_context import ArmContext, ArmFigures, resume_round, save_round
 from toolkit.imagegen.lora import reset_lora
 from toolkit.imagegen.optimization import start_update
 from toolkit.imagegen.rated import as_floats
@@ -30,11 +30,11 @@ _ROUNDS = TypeAdapter(tuple[SftRound, ...])
 
 @dataclass(frozen=True, slots=True)
 class SftResult:
-    """What ``sft`` or its control found.
+    """The result of ``sft`` or of its control.
 
     Attributes:
         images: training images.
-        pool: images of the selector's splits, of which they were chosen.
+        pool: images of the selector's splits, from which they were chosen.
         rounds: losses.
         figures: of the table.
     """
@@ -45,51 +45,52 @@ class SftResult:
     figures: ArmFigures
 
 
-def train_sft(studio: Studio, arm: Literal["sft", "control"]) -> SftResult:
+def train_sft(arm_context: ArmContext, arm: Literal["sft", "control"]) -> SftResult:
     """Fine-tune the base on images of the selector's splits, and evaluate it.
 
     Raises:
         TrainingError: the selector passes no image, or gradients are not finite.
         Interrupted: a signal came. The last finished round is saved.
     """
-    place, generator = studio.place, studio.generator
-    load_models(place, studio.models)
-    reset_lora(generator.network, seed_of(place.recipe, "generator"))
-    settings = sft_settings(place.recipe)
+    context, generator = arm_context.context, arm_context.generator
+    load_models(context, arm_context.models)
+    reset_lora(generator.network, seed_of(context.recipe, "generator"))
+    settings = sft_settings(context.recipe)
     state = start_update(generator, settings.learning_rate)
-    saved = resume_round(studio, arm, state)
+    saved = resume_round(arm_context, arm, state)
     done = list(_ROUNDS.validate_json(saved["rounds"])) if saved else []
-    pool = studio.prepared.trainable
-    images = _training_images(studio, pool, arm)
-    total = place.section.update.sft_steps // settings.steps_per_round
-    encoded = encode_training_images(generator, images, place.section.generator.batch_size)
+    pool = arm_context.prepared.trainable
+    images = _training_images(arm_context, pool, arm)
+    total = context.section.update.sft_steps // settings.steps_per_round
+    encoded = encode_training_images(generator, images, context.section.generator.batch_size)
     while state.round < total:
-        place.stop.check(f"round {state.round} of {arm} is saved")
+        context.stop.check(f"round {state.round} of {arm} is saved")
         done.append(sft_round(state, settings, encoded))
         last = done[-1]
         figures = {"loss": last.loss, "gradient_norm": last.gradient_norm, "learning_rate": last.learning_rate}
         if arm == "sft":
             figures["pass_rate"] = len(images.numbers) / len(pool)
         # Before the save, so that no round is missing from the metrics, whenever the run is killed.
-        place.report(arm, state.round, total, figures)
-        save_round(studio, arm, state, {"rounds": _ROUNDS.dump_json(tuple(done)).decode()})
-    generator.save_lora(place.run.weights_folder(arm))
-    return SftResult(len(images.numbers), len(pool), tuple(done), studio.figures())
+        context.report(arm, state.round, total, figures)
+        save_round(arm_context, arm, state, {"rounds": _ROUNDS.dump_json(tuple(done)).decode()})
+    generator.save_lora(context.run.weights_folder(arm))
+    return SftResult(len(images.numbers), len(pool), tuple(done), arm_context.figures())
 
 
-def _training_images(studio: Studio, pool: tuple[RatedImage, ...], arm: str) -> SftImages:
-    """The images that the selector passes with the reward as their weight, or for ``control`` as many random ones."""
+def _training_images(arm_context: ArmContext, pool: tuple[RatedImage, ...], arm: str) -> SftImages:
+    """Return the images that the selector passes, weighted by their reward, or for ``control`` as many random ones."""
 
     def load(numbers: Sequence[int]) -> Tensor:
-        return as_floats(studio.prepared.images([pool[number] for number in numbers])).expand(-1, 3, -1, -1)
+        return as_floats(arm_context.prepared.images([pool[number] for number in numbers])).expand(-1, 3, -1, -1)
 
-    weights_N, passed_N = _weights(studio, pool)
+    weights_N, passed_N = _weights(arm_context, pool)
     numbers = passed_N.nonzero()[:, 0].tolist()
     if not numbers:
         raise TrainingError(
-            "sft needs at least one image that the selector passes",
+            "imagegen.no_image_passes",
+            "the selector must pass at least one image",
             place="imagegen.selector.target_precision",
-            value=f"0 of {len(pool)} images score {studio.scorers.selector_threshold:.3f} or more",
+            value=f"0 of {len(pool)} images score {arm_context.scorers.selector_threshold:.3f} or more",
             remedy="Start a new run with a lower imagegen.selector.target_precision, or rate more images.",
         )
     prompts = [image.prompt for image in pool]
@@ -99,18 +100,18 @@ def _training_images(studio: Studio, pool: tuple[RatedImage, ...], arm: str) -> 
     if arm == "sft":
         return images
     everything = SftImages(load, tuple(range(len(pool))), tuple(prompts), (1.0,) * len(pool))
-    return random_control(images, everything, seed_of(studio.place.recipe, "sft"))
+    return random_control(images, everything, seed_of(arm_context.context.recipe, "sft"))
 
 
-def _weights(studio: Studio, pool: tuple[RatedImage, ...]) -> tuple[Tensor, Tensor]:
-    """Each image's reward times the mean weight of its experts, and whether the selector passes the image."""
-    keys, images_NCHW = studio.place.section.update, studio.prepared.images(pool)
-    with studio.models.resident("selector", "policy"):
-        selected = studio.models.selector.score(images_NCHW)
-        agreed = studio.models.policy.score(images_NCHW, [image.prompt for image in pool])
+def _weights(arm_context: ArmContext, pool: tuple[RatedImage, ...]) -> tuple[Tensor, Tensor]:
+    """Return each image's reward times the mean weight of its experts, and whether the selector passes the image."""
+    keys, images_NCHW = arm_context.context.section.update, arm_context.prepared.images(pool)
+    with arm_context.models.resident("selector", "policy"):
+        selected = arm_context.models.selector.score(images_NCHW)
+        agreed = arm_context.models.policy.score(images_NCHW, [image.prompt for image in pool])
     rewards_N = rewards(selected, agreed, RewardSettings(keys.selector_power, keys.policy_power))
-    weights = studio.prepared.weights
+    weights = arm_context.prepared.weights
     experts_N = torch.tensor(
         [sum(weights[one.expert_level] for one in image.ratings) / len(image.ratings) for image in pool]
     )
-    return rewards_N * experts_N, passes(selected, studio.scorers.selector_threshold)
+    return rewards_N * experts_N, passes(selected, arm_context.scorers.selector_threshold)

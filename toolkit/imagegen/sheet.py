@@ -80,7 +80,7 @@ class KeyEntry:
 
 @dataclass(frozen=True, slots=True)
 class SheetKey:
-    """What maps a sheet's images back to their sources."""
+    """The mapping from a sheet's images to their sources."""
 
     sheet: str
     images: tuple[KeyEntry, ...]
@@ -154,7 +154,13 @@ def read_key(file: Path) -> SheetKey:
         return SheetKey(record["sheet"], tuple(entries))
     except (OSError, ValueError, KeyError, TypeError) as error:
         rule = f"the file must be a rating sheet's key of version {KEY_VERSION}"
-        raise DataError(rule, place=file, value=str(error), remedy="Use the key that was written with it.") from None
+        raise DataError(
+            "imagegen.sheet_key_unreadable",
+            rule,
+            place=file,
+            value=str(error),
+            remedy="Use the key that was written with it.",
+        ) from None
 
 
 def ratings_by_source(ratings: Ratings, key: SheetKey) -> Mapping[str, Ratings]:
@@ -171,7 +177,13 @@ def ratings_by_source(ratings: Ratings, key: SheetKey) -> Mapping[str, Ratings]:
     unknown = [image.name for image in ratings.images if image.name not in source_of]
     if unknown:
         remedy = "Load the ratings of this sheet only, with its folder as imagegen.image_root."
-        raise DataError("every rated image must be in the key", place=key.sheet, value=unknown[0], remedy=remedy)
+        raise DataError(
+            "imagegen.sheet_image_not_in_key",
+            "every rated image must be in the key",
+            place=key.sheet,
+            value=unknown[0],
+            remedy=remedy,
+        )
     return {
         source: ratings.only([image for image in ratings.images if source_of[image.name] == source])
         for source in dict.fromkeys(source_of.values())
@@ -180,39 +192,65 @@ def ratings_by_source(ratings: Ratings, key: SheetKey) -> Mapping[str, Ratings]:
 
 def _check_paths(folder: Path, key_file: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError("the sheet's folder must be absent or empty", place=folder, remedy="Choose another folder.")
+        raise DataError(
+            "imagegen.folder_not_empty",
+            "the sheet's folder must be absent or empty",
+            place=folder,
+            remedy="Choose another folder.",
+        )
     if key_file.exists():
-        raise DataError("the key file must not exist yet", place=key_file, remedy="Choose another file.")
+        raise DataError(
+            "imagegen.sheet_key_exists",
+            "the key file must not exist yet",
+            place=key_file,
+            remedy="Choose another file.",
+        )
     if key_file.resolve().is_relative_to(folder.resolve()):
         remedy = "Keep it in the run: the folder goes to the expert."
-        raise DataError("the key must be outside the sheet's folder", place=key_file, remedy=remedy)
+        raise DataError(
+            "imagegen.sheet_key_in_sheet", "the key must be outside the sheet's folder", place=key_file, remedy=remedy
+        )
 
 
 def _check_items(items: Sequence[SheetItem], section: Imagegen) -> None:
     if not items:
-        raise DataError("a rating sheet must have at least one image", place="rating sheet", value="no image")
+        raise DataError(
+            "imagegen.sheet_empty",
+            "a rating sheet must have at least one image",
+            place="rating sheet",
+            value="no image",
+        )
     if len(section.rating_range) > MOST_LEVELS:
-        rule = f"a rating sheet has at most {MOST_LEVELS} ratings, one for each digit"
-        raise DataError(rule, place="imagegen.rating_range", value=f"{len(section.rating_range)} ratings")
+        rule = f"a rating sheet must have at most {MOST_LEVELS} ratings, one for each digit"
+        raise DataError(
+            "imagegen.sheet_levels_too_many",
+            rule,
+            place="imagegen.rating_range",
+            value=f"{len(section.rating_range)} ratings",
+        )
     for number, item in enumerate(items):
         if problem := _item_problem(item, section):
-            rule, value = problem
-            raise DataError(rule, place=f"rating sheet, item {number}", value=value)
+            code, rule, value = problem
+            raise DataError(code, rule, place=f"rating sheet, item {number}", value=value)
 
 
-def _item_problem(item: SheetItem, section: Imagegen) -> tuple[str, object] | None:
-    """The rule that an item breaks, and the value. Modality and prompt must load again from the CSV."""
+def _item_problem(item: SheetItem, section: Imagegen) -> tuple[str, str, object] | None:
+    """Return the code and the rule that an item breaks, and the value.
+
+    Modality and prompt must load again from the CSV file.
+    """
     if item.modality not in section.modalities:
-        return f"modality must be one of {', '.join(section.modalities)}", item.modality
+        return "imagegen.modality_unknown", f"modality must be one of {', '.join(section.modalities)}", item.modality
     if not item.prompt.strip() or item.prompt != item.prompt.strip():
-        return "prompt must be text without blanks at its ends", item.prompt
+        return "imagegen.cell_not_plain_text", "prompt must be text without blanks at its ends", item.prompt
     if not item.source.strip():
-        return "source must not be empty", item.source
+        return "imagegen.sheet_source_empty", "source must not be empty", item.source
     if isinstance(item.image, ImageRef):
         return None
     square = (section.size, section.size)
     if item.image.dtype != np.uint8 or item.image.shape not in (square, (*square, 3)):
-        return f"pixels must be uint8 of shape {square} or {(*square, 3)}", f"{item.image.dtype} {item.image.shape}"
+        rule = f"pixels must be uint8 of shape {square} or {(*square, 3)}"
+        return "imagegen.sheet_pixels_unsupported", rule, f"{item.image.dtype} {item.image.shape}"
     return None
 
 
@@ -247,7 +285,7 @@ def _write(
 
 
 def _png(item: SheetItem, stores: Mapping[str, ImageStore]) -> bytes:
-    """The image as the models see it, in one format and without metadata, which could name its source."""
+    """Return the image as the models see it, as PNG without metadata, because metadata could name its source."""
     image = stores[item.modality].get(item.image) if isinstance(item.image, ImageRef) else Image.fromarray(item.image)
     stream = BytesIO()
     Image.fromarray(np.asarray(image.convert("RGB"))).save(stream, "PNG")
@@ -281,7 +319,7 @@ def _images(
 
 
 def _html(data: Mapping[str, object]) -> str:
-    """The page. In a script element, only "<" could end the data or begin a comment."""
+    """Return the page. In a script element, only "<" could end the data or begin a comment."""
     text = json.dumps(data).replace("<", "\\u003c")
     return _TEMPLATE.read_text(encoding="utf-8").replace(_MARK, text, 1)
 

@@ -35,10 +35,10 @@ class SheetOptions:
         """
         if not 0 <= self.repeated <= MOST_REPEATED:
             rule = f"the fraction of repeated images must be from 0 to {MOST_REPEATED}"
-            raise DataError(rule, place="repeated", value=self.repeated)
+            raise DataError("imagegen.repeated_fraction_out_of_range", rule, place="repeated", value=self.repeated)
         if not 2 <= self.per_page <= MOST_ON_A_PAGE:
             rule = f"a page must have from 2 to {MOST_ON_A_PAGE} images"
-            raise DataError(rule, place="per_page", value=self.per_page)
+            raise DataError("imagegen.page_size_out_of_range", rule, place="per_page", value=self.per_page)
 
 
 def page_orders(count: int, options: SheetOptions) -> tuple[tuple[int, ...], ...]:
@@ -70,7 +70,7 @@ def _distinct_per_page(options: SheetOptions) -> int:
 
 
 def _repeats(distinct: int, fraction: float) -> int:
-    """Number of repeated images of a page."""
+    """Return the number of repeated images of a page."""
     if not fraction:
         return 0
     return min(distinct // 2, max(1, round(fraction * distinct)))

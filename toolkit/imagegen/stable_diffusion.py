@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from toolkit.errors import DataError, ModelError
 from toolkit.imagegen.ddim import make_scheduler
 from toolkit.imagegen.generator import BaseModel, GeneratorSettings, autocast, check_images, digest, guided_prediction
-from toolkit.imagegen.lora import (
-    adapter_metadata,
-    attach_lora,
-    check_metadata,
-    copy_lora,
-    read_lora,
-    restore_lora,
-    write_lora,
-)
+from toolkit.imagegen.lora import attach_lora, copy_lora, read_lora, restore_lora, write_lora
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
@@ -72,6 +64,7 @@ class StableDiffusionGenerator:
         if long:
             prompt, count = max(long.items(), key=lambda item: item[1])
             raise DataError(
+                "imagegen.prompt_too_long",
                 f"a prompt must have at most {limit} tokens for this text encoder. {len(long)} of {len(counts)} "
                 "distinct prompts have more",
                 place=f"prompt {prompt!r}",
@@ -115,6 +108,7 @@ class StableDiffusionGenerator:
         images = vae.decode(latents.to(self.device, vae.dtype) / vae.config.scaling_factor).sample.float().cpu()
         if not bool(torch.isfinite(images).all()):
             raise ModelError(
+                "imagegen.decoded_images_not_finite",
                 "decoded images must be finite",
                 place="vae",
                 value=str(vae.dtype),
@@ -129,14 +123,13 @@ class StableDiffusionGenerator:
         from peft import get_peft_model_state_dict
 
         state = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.network))
-        write_lora(folder, state, adapter_metadata(self.network), PREFIX)
+        write_lora(folder, self.network, state, PREFIX)
 
     def load_lora(self, folder: Path) -> None:
         """Set the LoRA to a saved one of the same rank, alpha and targets."""
         from diffusers.utils import convert_unet_state_dict_to_peft
 
-        state, metadata = read_lora(folder, PREFIX)
-        check_metadata(self.network, metadata, folder)
+        state = read_lora(folder, self.network, PREFIX)
         own = {name.replace(".default.", "."): name for name in copy_lora(self.network)}
         converted = convert_unet_state_dict_to_peft(state)
         restore_lora(self.network, {own.get(name, name): tensor for name, tensor in converted.items()})
@@ -213,6 +206,7 @@ def _check_folder(folder: Path) -> None:
         raise _unusable(folder / INDEX, error) from error
     if kind != "StableDiffusionPipeline":
         raise ModelError(
+            "imagegen.pipeline_not_stable_diffusion",
             "the base must be a Stable Diffusion 1.x or 2.x text-to-image pipeline",
             place=folder / INDEX,
             value=kind,
@@ -222,6 +216,7 @@ def _check_folder(folder: Path) -> None:
     if pickled:
         files = sorted(path.name for part in pickled for path in (folder / part).glob("*.bin"))
         raise ModelError(
+            "imagegen.pipeline_pickled",
             "every part of the base must be stored as safetensors, because a pickle can run code",
             place=folder,
             value={"parts": pickled, "pickles": files},
@@ -243,6 +238,7 @@ def _latent_shape(pipeline: "StableDiffusionPipeline", settings: GeneratorSettin
     unet, factor = pipeline.unet, pipeline.vae_scale_factor
     if unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise ModelError(
+            "imagegen.unet_channels_not_latent",
             f"the UNet must take the {pipeline.vae.config.latent_channels} channels of a latent",
             place="unet/config.json: in_channels",
             value=unet.config.in_channels,
@@ -252,6 +248,7 @@ def _latent_shape(pipeline: "StableDiffusionPipeline", settings: GeneratorSettin
     unit = factor * 2 ** (len(unet.config.block_out_channels) - 1)
     if size % unit:
         raise ModelError(
+            "imagegen.image_size_not_multiple",
             f"the image size must be a multiple of {unit} pixels for this base",
             place="imagegen.generator.image_size",
             value=size,
@@ -267,6 +264,7 @@ def _revision(folder: Path) -> str | None:
 
 def _unusable(place: object, error: Exception) -> ModelError:
     return ModelError(
+        "imagegen.pipeline_incomplete",
         "the base must be a complete diffusers pipeline",
         place=place,
         value=str(error),

@@ -1,15 +1,14 @@
 """The stages of [imagegen] in order, with resume: ratings, scorers, base, control, sft, ddpo."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from toolkit.imagegen.arm import ArmFigures, Studio, reference_of
-from toolkit.imagegen.checkpoints import Checkpoints
+from toolkit.errors import warn
+from toolkit.imagegen.arm_context import ArmContext, ArmFigures, reference_of
+from toolkit.imagegen.checkpoints import Checkpoints, open_run_checkpoints
 from toolkit.imagegen.ddpo_stage import DdpoResult, train_ddpo
-from toolkit.imagegen.epochs import open_run_checkpoints
 from toolkit.imagegen.generator import Generator, load_generator
 from toolkit.imagegen.lora import reset_lora
 from toolkit.imagegen.lora_card import describe_lora
@@ -25,11 +24,9 @@ from toolkit.imagegen.scorer_stage import (
 )
 from toolkit.imagegen.settings import generator_settings, seed_of
 from toolkit.imagegen.sft_stage import SftResult, train_sft
+from toolkit.imagegen.stage_context import StageContext, load_result, save_result
 from toolkit.imagegen.text_towers import TextReader
-from toolkit.imagegen.workplace import Workplace, keep, kept
 from toolkit.recipe.imagegen import Imagegen
-
-log = logging.getLogger(__name__)
 
 RATINGS, BASE = "ratings", "base"
 
@@ -41,44 +38,46 @@ def stage_names(section: Imagegen) -> tuple[str, ...]:
 
 
 @dataclass(eq=False)
-class Session:
-    """One start of a run. What several stages need is made once, when the first of them needs it."""
+class RunSession:
+    """One start of a run. Objects that several stages need are created once, when the first stage needs them."""
 
-    place: Workplace
+    context: StageContext
     result: RatingsResult | None = field(default=None, init=False)
 
     @cached_property
     def prepared(self) -> PreparedRatings:
         """The ratings."""
-        prepared, self.result = prepare_ratings(self.place)
+        prepared, self.result = prepare_ratings(self.context)
         return prepared
 
     @cached_property
     def generator(self) -> Generator:
         """The generator with a new LoRA."""
-        return load_generator(generator_settings(self.place.recipe, self.place.device), self.place.device)
+        return load_generator(generator_settings(self.context.recipe, self.context.device), self.context.device)
 
     @cached_property
     def models(self) -> ScoringModels:
         """The scoring models, not yet trained or loaded."""
-        return build_models(self.place, self.prepared)
+        return build_models(self.context, self.prepared)
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
-        return open_run_checkpoints(self.place.run, self.place.recipe.run.keep_checkpoints)
+        return open_run_checkpoints(self.context.run, self.context.recipe.run.keep_checkpoints)
 
     @cached_property
-    def studio(self) -> Studio:
-        """The generator with everything that scores its images."""
-        load_models(self.place, self.models)
-        result = kept(self.place.run, STAGE, ScorersResult)
-        reference = reference_of(self.place, self.prepared, self.models)
+    def arm_context(self) -> ArmContext:
+        """The generator with the models that score its images."""
+        load_models(self.context, self.models)
+        result = load_result(self.context.run, STAGE, ScorersResult)
+        reference = reference_of(self.context, self.prepared, self.models)
         scorers = self.models.scorers(result)
-        return Studio(self.place, self.prepared, self.models, scorers, self.generator, reference, self.checkpoints)
+        return ArmContext(
+            self.context, self.prepared, self.models, scorers, self.generator, reference, self.checkpoints
+        )
 
 
-def check_inputs(session: Session) -> None:
+def check_inputs(session: RunSession) -> None:
     """Check before any training what every stage will need: ratings, base, scorers, and the length of prompts.
 
     Raises:
@@ -86,32 +85,32 @@ def check_inputs(session: Session) -> None:
         ImageError: an image cannot be read.
         ModelError: a model cannot be loaded, or a prompt is too long for the policy.
     """
-    prompts = all_prompts(session.place, session.prepared)
+    prompts = all_prompts(session.context, session.prepared)
     session.generator.check_prompts(prompts)
     reader = session.models.policy.text.reader
     if isinstance(reader, TextReader):
         reader.check(prompts)
 
 
-def run_stage(session: Session, name: str) -> None:
-    """Run one stage and keep its result.
+def run_stage(session: RunSession, name: str) -> None:
+    """Run one stage and save its result.
 
     Raises:
         ToolkitError: what the stage raises. Finished epochs and rounds are saved.
     """
     result = _WORK[name](session)
     if isinstance(result, SftResult | DdpoResult):
-        describe_lora(session.place, session.generator.base, name, result.figures)
-    _report_figures(session.place, name, result)
-    keep(session.place.run, name, result)
+        describe_lora(session.context, session.generator.base, name, result.figures)
+    _report_figures(session.context, name, result)
+    save_result(session.context.run, name, result)
 
 
-def _report_figures(place: Workplace, name: str, result: object) -> None:
+def _report_figures(context: StageContext, name: str, result: object) -> None:
     """Report an arm's figures of the table, to the log and to trackers."""
     figures = result.figures if isinstance(result, SftResult | DdpoResult) else result
     if not isinstance(figures, ArmFigures):
         return
-    arms = stage_names(place.section)[2:]
+    arms = stage_names(context.section)[2:]
     metrics = figures.metrics
     shown = {
         f"{name}_judge": metrics.judge.value,
@@ -121,41 +120,40 @@ def _report_figures(place: Workplace, name: str, result: object) -> None:
         f"{name}_diversity": metrics.diversity.distance.value,
     }
     values = {key: value for key, value in shown.items() if value is not None}
-    place.report("table", arms.index(name) + 1, len(arms), values)
+    context.report("table", arms.index(name) + 1, len(arms), values)
 
 
-def _ratings(session: Session) -> object:
+def _ratings(session: RunSession) -> object:
     check_inputs(session)
     result = session.result
-    for warning in result.warnings if result else ():
-        log.warning("ratings: %s", warning)
-    for dropped in result.dropped if result else ():
-        log.warning("left out: %s", dropped)
+    dropped = [one.notice("left out") for one in result.dropped] if result else []
+    for notice in (*session.prepared.notices, *dropped):
+        warn(notice.code, notice.rule, place=notice.place, value=notice.value, remedy=notice.remedy)
     return result
 
 
-def _scorers(session: Session) -> object:
+def _scorers(session: RunSession) -> object:
     check_inputs(session)
     base = session.generator.base
     named: Mapping[str, Any] = {"name": base.name, "revision": base.revision, "sha256": base.sha256}
-    return train_scorers(session.place, session.prepared, session.models, session.checkpoints, named)
+    return train_scorers(session.context, session.prepared, session.models, session.checkpoints, named)
 
 
-def _base(session: Session) -> object:
-    studio = session.studio
-    reset_lora(studio.generator.network, seed_of(session.place.recipe, "generator"))
-    return studio.figures()
+def _base(session: RunSession) -> object:
+    arm_context = session.arm_context
+    reset_lora(arm_context.generator.network, seed_of(session.context.recipe, "generator"))
+    return arm_context.figures()
 
 
-def _sft(session: Session, arm: Any) -> object:
-    return train_sft(session.studio, arm)
+def _sft(session: RunSession, arm: Any) -> object:
+    return train_sft(session.arm_context, arm)
 
 
-def _ddpo(session: Session) -> object:
-    return train_ddpo(session.studio)
+def _ddpo(session: RunSession) -> object:
+    return train_ddpo(session.arm_context)
 
 
-_WORK: Mapping[str, Callable[[Session], object]] = {
+_WORK: Mapping[str, Callable[[RunSession], object]] = {
     RATINGS: _ratings,
     STAGE: _scorers,
     BASE: _base,

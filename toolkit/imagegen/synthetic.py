@@ -1,7 +1,7 @@
 """A synthetic dataset of rated images, in the layout of a real one: images, ratings.csv, and truth.csv beside them.
 
 Simulated experts of three levels rate the images. They know how good an image is by a closed formula, and err the more
-the lower their level is. The dataset tests the machinery and says nothing about clinical quality.
+the lower their level is. The dataset tests the software and shows nothing about clinical quality.
 """
 
 import csv
@@ -93,7 +93,11 @@ def write_synthetic(folder: Path, section: Imagegen, seed: int, oracle: Oracle =
     """
     settings = section.synthetic
     if settings is None:
-        raise DataError("synthetic data need the section [imagegen.synthetic]", place="imagegen")
+        raise DataError(
+            "imagegen.synthetic_section_missing",
+            "the recipe must have the section [imagegen.synthetic]",
+            place="imagegen",
+        )
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images = [synthetic_image(seed, index, section.size, settings.degraded) for index in range(settings.images)]
     names = [f"images/{index:06d}.png" for index in range(settings.images)]
@@ -130,7 +134,7 @@ def _truth(name: str, image: SyntheticImage) -> tuple[object, ...]:
 def _write_image(path: Path, image: SyntheticImage) -> None:
     done, encoded = cv2.imencode(".png", image.as_8_bit(), [cv2.IMWRITE_PNG_COMPRESSION, 6])
     if not done:
-        raise DataError("a synthetic image must be encodable as PNG", place=path)
+        raise DataError("imagegen.image_not_encodable", "a synthetic image must be encodable as PNG", place=path)
     _write(path, encoded.tobytes())
 
 

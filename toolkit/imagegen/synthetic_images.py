@@ -84,11 +84,11 @@ class SyntheticImage:
 
     @property
     def score(self) -> float:
-        """What an expert without errors would say, in [0, 1]: the quality, lowered if the finding is wrong."""
+        """The rating of an expert without errors, in [0, 1]: the quality, lowered if the finding is wrong."""
         return self.quality * (1.0 if self.agrees else MISMATCH)
 
     def as_8_bit(self) -> NDArray[np.uint8]:
-        """The pixels as (size, size) bytes."""
+        """Return the pixels as (size, size) bytes."""
         return np.rint(self.pixels * 255).astype(np.uint8)
 
 
@@ -129,7 +129,7 @@ def draw(modality: str, finding: str, size: int, rng: Rng) -> Light:
 
 
 def _posed(light: Light, rng: Rng) -> Light:
-    """The image slightly turned, scaled and moved."""
+    """Return the image slightly turned, scaled and moved."""
     side = len(light)
     turn = cv2.getRotationMatrix2D((side / 2, side / 2), rng.normal(0, 2.5), rng.uniform(0.94, 1.05))
     turn[:, 2] += rng.normal(0, 0.012 * side, 2)
@@ -137,7 +137,7 @@ def _posed(light: Light, rng: Rng) -> Light:
 
 
 def _draw_oct(finding: str, side: int, rng: Rng) -> Light:
-    """A B-scan: retinal layers between two curves, the choroid below."""
+    """Draw a B-scan: retinal layers between two curves, the choroid below."""
     y, x = np.mgrid[:side, :side].astype(np.float32) / side
     top = rng.uniform(0.30, 0.36) + rng.uniform(0.0, 0.25) * (x - 0.5) ** 2 + rng.normal(0, 0.03) * (x - 0.5)
     bottom = top + rng.uniform(0.30, 0.34)
@@ -166,7 +166,7 @@ _OCT_LAYERS = (
 
 
 def _draw_ct(finding: str, side: int, rng: Rng) -> Light:
-    """An axial slice of the chest."""
+    """Draw an axial slice of the chest."""
     light = np.full((side, side), 0.02, np.float32)
     _ellipse(light, (0.5, 0.5), (0.47, 0.37), 0.62)
     _ellipse(light, (0.5, 0.5), (0.43, 0.33), 0.50)
@@ -189,7 +189,7 @@ def _draw_ct(finding: str, side: int, rng: Rng) -> Light:
 
 
 def _draw_xray(finding: str, side: int, rng: Rng) -> Light:
-    """A frontal radiograph of the chest."""
+    """Draw a frontal radiograph of the chest."""
     light = np.full((side, side), 0.10, np.float32)
     _ellipse(light, (0.5, 0.66), (0.47, 0.62), 0.58)
     _ellipse(light, (0.5, 0.08), (0.12, 0.18), 0.58)
@@ -211,7 +211,7 @@ def _draw_xray(finding: str, side: int, rng: Rng) -> Light:
 
 
 def _draw_mri(finding: str, side: int, rng: Rng) -> Light:
-    """An axial slice of the brain."""
+    """Draw an axial slice of the brain."""
     light = np.full((side, side), 0.02, np.float32)
     axes = (rng.uniform(0.35, 0.38), rng.uniform(0.43, 0.46))
     _ellipse(light, (0.5, 0.5), axes, 0.80)
@@ -242,7 +242,7 @@ def _add_noise(light: Light, severity: float, rng: Rng) -> Light:
 
 
 def _add_stripes(light: Light, severity: float, rng: Rng) -> Light:
-    """Rows or columns that are too bright or too dark, as from a detector that is not calibrated."""
+    """Make rows or columns too bright or too dark, like a detector that is not calibrated."""
     side = len(light)
     waves = np.sin(2 * np.pi * (np.arange(side) / side * rng.uniform(0.2, 0.3) * side + rng.random()))
     stripes = (0.45 * severity * waves).astype(np.float32)

@@ -85,6 +85,7 @@ def build_text_tower(settings: TextSettings, vocabulary: Sequence[str], seed: in
         return TextTower(TextReader(settings), settings.is_frozen)
     if settings.is_frozen:
         raise ModelError(
+            "imagegen.random_encoder_frozen",
             "word embeddings with random parameters must be trained",
             place=WORDS,
             value="frozen = true",
@@ -149,7 +150,9 @@ class TextReader(nn.Module):
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(settings.encoder, revision=settings.revision)
         except (OSError, ValueError) as error:
-            raise ModelError("the text encoder must have a tokenizer", place=self.name) from error
+            raise ModelError(
+                "imagegen.tokenizer_missing", "the text encoder must have a tokenizer", place=self.name
+            ) from error
         self.limit = min(int(config.max_position_embeddings), self.tokenizer.model_max_length)
         # SigLIP is trained without a mask, on prompts padded to the full length.
         self.full_length = config.model_type.startswith("siglip")
@@ -180,6 +183,7 @@ class TextReader(nn.Module):
             count = len(self.tokenizer(text)["input_ids"])
             if count > self.limit:
                 raise ModelError(
+                    "imagegen.prompt_too_long",
                     f"a prompt must have at most {self.limit} tokens for {self.name}",
                     place="prompt",
                     value=f"{count} tokens: {text}",
@@ -191,6 +195,7 @@ def _check_words(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: o
     saved = state.get(f"{prefix}words_hash")
     if saved is not None and int(saved) != int(module.words_hash):  # type: ignore[arg-type]
         raise TrainingError(
+            "imagegen.checkpoint_vocabulary_differs",
             "a checkpoint must have the vocabulary of the model it is loaded into",
             place="word embeddings",
             remedy="Use the training prompts of the run that wrote the checkpoint.",

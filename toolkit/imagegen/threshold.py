@@ -61,7 +61,8 @@ def choose_threshold(
         raise ValueError(f"{len(values_N)} scores, but {len(good_N)} ratings")
     if len(values_N) < max(1, settings.min_passed):
         raise TrainingError(
-            f"a threshold needs at least {max(1, settings.min_passed)} validation ratings",
+            "imagegen.threshold_ratings_too_few",
+            f"a threshold must have at least {max(1, settings.min_passed)} validation ratings",
             place="selector threshold",
             value=len(values_N),
             remedy="Rate more images, or lower min_passed.",
@@ -93,7 +94,8 @@ def require_reached(threshold: Threshold) -> Threshold:
     """
     if not threshold.reached:
         raise TrainingError(
-            f"a threshold of the selector must reach the target precision of {threshold.target:g} on validation data",
+            "imagegen.target_precision_not_reached",
+            f"the threshold must reach the target precision of {threshold.target:g} on validation data",
             place="selector threshold",
             value=f"at most {threshold.precision} at {threshold.value:.3f}, {threshold.base_rate} without a threshold",
             remedy="Lower the target, rate more images, or use a stronger encoder.",

@@ -152,6 +152,7 @@ def build_tower(settings: TowerSettings, image_size: int, seed: int, shared: Fro
     """
     if settings.encoder in FROM_SCRATCH and settings.is_frozen:
         raise ModelError(
+            "imagegen.random_encoder_frozen",
             "an encoder with random parameters must be trained",
             place=settings.encoder,
             value="frozen = true",
@@ -258,7 +259,7 @@ def _tiny_clip(settings: TowerSettings) -> Backbone:
 
 
 def _pretrained(settings: TowerSettings) -> Backbone:
-    """A vision model of Transformers: one of its own, or the vision half of a CLIP or SigLIP model."""
+    """Return a vision model of Transformers: one of its own, or the vision half of a CLIP or SigLIP model."""
     from transformers import AutoImageProcessor
 
     name = settings.encoder
@@ -266,16 +267,22 @@ def _pretrained(settings: TowerSettings) -> Backbone:
     try:
         processor = AutoImageProcessor.from_pretrained(name, revision=settings.revision)
     except (OSError, ValueError) as error:
-        raise ModelError("the encoder must have a preprocessor_config.json", place=name) from error
+        raise ModelError(
+            "imagegen.encoder_preprocessor_missing", "the encoder must have a preprocessor_config.json", place=name
+        ) from error
     if getattr(config, "image_size", None) is None or getattr(config, "num_hidden_layers", None) is None:
-        raise ModelError("the encoder's config must have image_size and num_hidden_layers", place=name)
+        raise ModelError(
+            "imagegen.encoder_config_unsupported",
+            "the encoder's config must have image_size and num_hidden_layers",
+            place=name,
+        )
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     layers = _chosen_layers(settings, config.num_hidden_layers)
     return Backbone(HiddenStates(model, layers), size, tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def _open_clip_backbone(settings: TowerSettings) -> Backbone:
-    """The vision half of an open_clip model with a timm trunk, such as BiomedCLIP.
+    """Return the vision half of an open_clip model with a timm trunk, such as BiomedCLIP.
 
     open_clip's text half loads its config from the Hub, so that an offline machine needs the Hub's cache filled before.
     """
@@ -285,19 +292,28 @@ def _open_clip_backbone(settings: TowerSettings) -> Backbone:
         raise MissingExtraError("open-clip-torch", "imagegen-biomedclip", f"The encoder {settings.encoder}") from error
     name = settings.encoder.removeprefix(OPEN_CLIP)
     if settings.revision is not None:
-        raise ModelError("open_clip takes no revision", place=name, value=settings.revision, remedy="Remove it.")
+        raise ModelError(
+            "imagegen.open_clip_revision",
+            "an open_clip encoder must have no revision",
+            place=name,
+            value=settings.revision,
+            remedy="Remove it.",
+        )
     try:
         # Without require_pretrained open_clip only warns and keeps random parameters.
         visual = open_clip.create_model(name, require_pretrained=True, weights_only=True).visual
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(
+            "imagegen.open_clip_not_loadable",
             "the encoder must be a pretrained model that open_clip can load",
             place=name,
             remedy=f"Correct the name, or download it first. open_clip says: {str(error).splitlines()[0]}",
         ) from error
     trunk: Any = getattr(visual, "trunk", None)
     if not hasattr(trunk, "forward_intermediates"):
-        raise ModelError("the open_clip model must have a timm vision trunk", place=name)
+        raise ModelError(
+            "imagegen.open_clip_trunk_missing", "the open_clip model must have a timm vision trunk", place=name
+        )
     layers = _chosen_layers(settings, len(trunk.blocks))
     size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
     return Backbone(TimmLayers(trunk, layers), size, tuple(visual.image_mean), tuple(visual.image_std))
@@ -308,17 +324,22 @@ def _chosen_layers(settings: TowerSettings, n_layers: int) -> tuple[int, ...]:
         count = min(settings.layer_count, n_layers)
         return tuple(round(n_layers * (index + 1) / count) for index in range(count))
     if not all(1 <= layer <= n_layers for layer in settings.layers):
-        raise ModelError(f"layers must be from 1 to {n_layers}", place=settings.encoder, value=settings.layers)
+        raise ModelError(
+            "imagegen.encoder_layer_out_of_range",
+            f"layers must be from 1 to {n_layers}",
+            place=settings.encoder,
+            value=settings.layers,
+        )
     return settings.layers
 
 
 def _channels_first(hidden: Tensor) -> Tensor:
-    """N x channels x positions, of N x tokens x channels (transformers) or N x channels x H x W (convolutions)."""
+    """Return N x channels x positions from N x tokens x channels or (convolutions) N x channels x H x W."""
     return hidden.flatten(2) if hidden.ndim == 4 else hidden.transpose(1, 2)
 
 
 def _moments(maps_NCP: Tensor) -> Tensor:
-    """Mean and standard deviation over positions, side by side: N x 2C."""
+    """Return mean and standard deviation over positions, side by side: N x 2C."""
     mean_NC1 = maps_NCP.mean(dim=2, keepdim=True)
     # Tensor.var takes several times as long on a CPU.
     variance_NC = (maps_NCP - mean_NC1).square().mean(dim=2)

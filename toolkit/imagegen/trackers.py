@@ -41,6 +41,7 @@ def _open(name: str, run: RunFolder) -> tuple[Log, Callable[[], None]]:
         raise MissingExtraError(name, "tracking", f"run.report_to = [{name!r}]") from error
     except _failures() as error:
         raise RunError(
+            "imagegen.tracker_not_started",
             f"the tracker {name} must start",
             place="run.report_to",
             value=str(error).partition("\n")[0],

@@ -110,7 +110,7 @@ def _held_out(settings: OracleSettings) -> LabelledRenders:
 
 
 def _shown(image: SyntheticImage) -> str:
-    """The prompt of the finding that the image shows."""
+    """Return the prompt of the finding that the image shows."""
     return PROMPTS[image.modality][image.finding]
 
 

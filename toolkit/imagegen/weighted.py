@@ -65,7 +65,7 @@ def _mid_ranks(values_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
 
 
 def _below_and_equal(values_N: np.ndarray, weights_RN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of the rows with a smaller value than each row's, and of those with the same: samples x rows."""
+    """Return the weights of the rows with a smaller value than each row, and with the same value: samples x rows."""
     distinct, codes_N = np.unique(values_N, return_inverse=True)
     order_N = np.argsort(codes_N, kind="stable")
     starts_U = np.searchsorted(codes_N[order_N], np.arange(len(distinct)))

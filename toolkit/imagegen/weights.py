@@ -70,7 +70,8 @@ def _require_images(levels: list[int], several: list[RatedImage]) -> None:
 
 def _not_estimable(found: str) -> DataError:
     return DataError(
-        f'"precision" needs {LEAST_IMAGES} images with several ratings for each expert level',
+        "imagegen.expert_ratings_too_few",
+        f'"precision" must have {LEAST_IMAGES} images with several ratings for each expert level',
         place="imagegen.expert_weight",
         value=found,
         remedy='Set imagegen.expert_weight to "linear" or "table", or add ratings of the same images.',
@@ -78,7 +79,7 @@ def _not_estimable(found: str) -> DataError:
 
 
 def _pairs(image: RatedImage, levels: list[int]) -> Iterator[tuple[list[float], float, float]]:
-    """Each pair of ratings: how often each level is in it, the squared difference, and the pair's weight."""
+    """Return for each pair of ratings the counts of levels, the squared difference, and the pair's weight."""
     weight = 1 / (len(image.ratings) - 1)
     for one, other in combinations(image.ratings, 2):
         row = [float((one.expert_level == level) + (other.expert_level == level)) for level in levels]

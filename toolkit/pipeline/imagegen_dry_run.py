@@ -1,7 +1,7 @@
 """The dry run of a recipe with [imagegen]: every stage with few steps, tiny random networks and images of 32 pixels.
 
 It shows that the ratings can be read and that every stage runs. It does not load the recipe's models, and its figures
-say nothing.
+have no meaning.
 """
 
 import logging
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from toolkit.errors import warn
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import DRY_RUN_SUFFIX, Recipe, changed_keys
-from toolkit.recipe.imagegen import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES, Imagegen
+from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_checks import missing_imagegen_files
+from toolkit.recipe.imagegen_sections import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES
 from toolkit.recipe.overrides import merge
 from toolkit.runfolder import Progress, RunFolder, no_progress
 from toolkit.runfolder.cache import cache_folder
@@ -45,9 +46,9 @@ def dry_run_imagegen(
     ]
     derived = derive_dry_run(recipe, tiny_pipeline(), own_ratings=not lacking)
     for problem in lacking:
-        rule = f"the dry run uses synthetic ratings, because the recipe's {problem.rule}"
+        rule = "the dry run uses synthetic ratings, because a path of the recipe does not exist"
         warn("imagegen.dry_run_ratings_synthetic", rule, place=problem.place, value=problem.value)
-    log.info("dry run: a tiny random Stable Diffusion pipeline and tiny encoders stand in for the recipe's models")
+    log.info("dry run: a tiny random Stable Diffusion pipeline and tiny encoders replace the recipe's models")
     for key, (old, new) in changed_keys(recipe, derived).items():
         log.debug("dry run: %s: %s -> %s", key, old, new)
     return run_imagegen(derived, fresh=True, progress=progress, notify=notify)
@@ -70,7 +71,7 @@ def derive_dry_run(recipe: Recipe, pipeline: Path, *, own_ratings: bool) -> Reci
     """Return the recipe of the dry run. ``changed_keys`` shows the differences.
 
     Args:
-        recipe: any recipe with [imagegen]. It stays as it is.
+        recipe: any recipe with [imagegen]. It is not changed.
         pipeline: folder of the pipeline that is used instead.
         own_ratings: use the recipe's ratings. False: synthetic ones.
     """
@@ -119,7 +120,7 @@ def _smaller(section: Imagegen, pipeline: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _licence(section: Imagegen) -> str:
-    """The licence of the recipe's base, with which the card of the dry run is written."""
+    """Return the licence of the recipe's base, which the card of the dry run names."""
     from toolkit.imagegen.licence import OPEN_RAIL
     from toolkit.imagegen.lora_card import required_licence
 

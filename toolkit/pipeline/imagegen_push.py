@@ -1,4 +1,4 @@
-"""The LoRA of an image generator on its way to the Hub, with its card and licence."""
+"""Push the LoRA of an image generator to the Hub, with its card and licence."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,8 @@ def push_generator(path: Path, push: Push, method: str | None = None) -> PushedL
 
     finished = open_finished(path, "toolkit export --push")
     if method == BASE:
-        rule, remedy = "only the LoRA of a method can be pushed", "Choose --method sft or ddpo."
-        raise RunError(rule, place="--method", value=method, remedy=remedy)
+        rule, remedy = "the method must have a LoRA", "Choose --method sft or ddpo."
+        raise RunError("imagegen.base_not_pushable", rule, place="--method", value=method, remedy=remedy)
     chosen = finished.best_method() if method is None else finished.require(method)
     folder = check_lora_folder(finished.run, finished.section, chosen)
     licence = required_licence(finished.section)

@@ -47,6 +47,16 @@ class Disk:
         """Return the sum of all parts."""
         return sum(self.parts.values())
 
+    def to_json(self) -> dict[str, object]:
+        """Return parts in bytes, and sizes in GB."""
+        return {
+            "parts": dict(self.parts),
+            "needed_gb": round(self.needed / 1e9, 2),
+            "free_gb": round(self.free / 1e9, 2),
+            "downloads": dict(self.downloads),
+            "downloads_free_gb": round(self.cache_free / 1e9, 2),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Downloads:

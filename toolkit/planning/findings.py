@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from toolkit.errors import Problem, ToolkitError
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One problem or warning.
 
@@ -16,16 +16,8 @@ class Finding:
     """
 
     details: Problem
-    problem: bool
-    certain: bool
-
-    def __init__(
-        self, details: Problem | str, text: str = "", remedy: str = "", *, problem: bool = True, certain: bool = True
-    ) -> None:
-        if isinstance(details, str):  # The findings of [imagegen] have no codes yet.
-            details = Problem("plan.imagegen", text, details, remedy=remedy)
-        for name, value in (("details", details), ("problem", problem), ("certain", certain)):
-            object.__setattr__(self, name, value)
+    problem: bool = True
+    certain: bool = True
 
     @property
     def code(self) -> str:
@@ -45,9 +37,9 @@ class Finding:
         return {**self.details.to_json(), **({"certain": self.certain} if self.problem else {})}
 
 
-def warning(details: Problem | str, text: str = "", remedy: str = "") -> Finding:
+def warning(details: Problem) -> Finding:
     """Return a finding that does not prevent the run."""
-    return Finding(details, text, remedy, problem=False, certain=False)
+    return Finding(details, problem=False, certain=False)
 
 
 def from_error(error: ToolkitError, place: str, *, certain: bool = True) -> Finding:

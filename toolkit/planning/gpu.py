@@ -132,6 +132,11 @@ class Gpu:
     figures: tuple[GpuFigures, ...] = ()
     """Data-sheet figures of the GPU, or of all GPUs with the described size. Empty: unknown."""
 
+    def to_json(self) -> dict[str, object]:
+        """Return name, memory in GB, and where the GPU is."""
+        facts = {"name": self.name, "memory_gb": round(self.memory / 1e9, 2), "bf16": self.bf16}
+        return {**facts, "count": self.count, "here": self.here}
+
 
 def described_gpu(gib: float) -> Gpu:
     """Return a GPU with ``gib`` GiB that is not in this machine. It is assumed to support bfloat16."""

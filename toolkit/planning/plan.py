@@ -115,10 +115,10 @@ class Plan:
             "tokens": None if self.tokens is None else _tokens(self.tokens),
             "work": None if self.work is None else {name: asdict(work) for name, work in self.work.items()},
             "model": self._model(),
-            "gpu": None if self.gpu is None else _gpu(self.gpu),
+            "gpu": None if self.gpu is None else self.gpu.to_json(),
             "memory": None if self.memory is None else {name: _memory(one) for name, one in self.memory.items()},
             "time": None if self.time is None else self._time(),
-            "disk": None if self.disk is None else _disk(self.disk),
+            "disk": None if self.disk is None else self.disk.to_json(),
             "versions": dict(self.versions),
         }
 
@@ -154,11 +154,6 @@ def _tokens(tokens: Tokens) -> dict[str, Any]:
     return {**facts, "too_long": list(tokens.too_long), **percentiles}
 
 
-def _gpu(gpu: Gpu) -> dict[str, Any]:
-    facts = {"name": gpu.name, "memory_gb": round(gpu.memory / GB, 2), "bf16": gpu.bf16}
-    return {**facts, "count": gpu.count, "here": gpu.here}
-
-
 def _memory(one: StageMemory) -> dict[str, Any]:
     peak = one.estimate.peak
     return {
@@ -172,14 +167,4 @@ def _memory(one: StageMemory) -> dict[str, Any]:
             str(size): {"fits": knobs == (), "knobs": None if knobs is None else list(knobs)}
             for size, knobs in one.knobs.items()
         },
-    }
-
-
-def _disk(disk: Disk) -> dict[str, Any]:
-    return {
-        "parts": dict(disk.parts),
-        "needed_gb": round(disk.needed / GB, 2),
-        "free_gb": round(disk.free / GB, 2),
-        "downloads": dict(disk.downloads),
-        "downloads_free_gb": round(disk.cache_free / GB, 2),
     }

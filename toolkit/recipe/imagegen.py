@@ -1,344 +1,40 @@
-"""The section [imagegen] and its tables: RLHF for a medical image generator.
+"""The section [imagegen]: RLHF for a medical image generator.
 
 A ratings file with ``image_path, rating, modality, expert_level, prompt`` trains a selector (image quality), a policy
 (agreement of image and prompt) and a judge, which is never a reward. The generator is then updated by their rewards.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from toolkit.recipe.base import Section
+from toolkit.errors import Problem
+from toolkit.recipe.base import BrokenRules
+from toolkit.recipe.imagegen_sections import (
+    BIOMEDCLIP,
+    SYNTHETIC_EXPERT_LEVELS,
+    SYNTHETIC_MODALITIES,
+    TINY_ENCODERS,
+    FixedWindow,
+    Fraction,
+    Generator,
+    Guards,
+    ImagegenSection,
+    Judge,
+    Name,
+    Policy,
+    Selector,
+    SyntheticRatings,
+    Update,
+)
 
 MAX_SIDE = 2048
-FRACTIONS_MUST_SUM_TO_1 = 1e-9
-
-SYNTHETIC_MODALITIES = ("OCT", "CT", "X-Ray", "MRI")
-"""Modalities of synthetic images."""
-SYNTHETIC_EXPERT_LEVELS = (1, 2, 3)
-"""Levels of the simulated experts."""
 
 IMAGEGEN_PATHS: frozenset[tuple[str, ...]] = frozenset({("imagegen", "ratings"), ("imagegen", "image_root")})
 """Keys whose values are paths, which loading makes absolute."""
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFraction = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(min_length=1, pattern=r"\S")]
-Tuning = Literal["auto", "frozen", "full"]
-
-BIOMEDCLIP = "biomedclip"
-TINY_ENCODERS = ("tiny", "tiny-wide", "tiny-vit")
-"""Encoders of random parameters, which are trained."""
-TINY_GENERATOR = "tiny"
-"""The generator that ships with the package."""
-
-
-class ImagegenSection(Section):
-    """A table of [imagegen], whose keys carry their docstrings as descriptions."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class FixedWindow(ImagegenSection):
-    """The window of one modality, in the file's units after DICOM's rescale (Hounsfield units for CT)."""
-
-    preset: Literal["ct_lung", "ct_soft_tissue"] | None = None
-    """A common CT window: ``ct_lung`` (centre -600, width 1500) or ``ct_soft_tissue`` (centre 40, width 400)."""
-    centre: float | None = None
-    """The value that becomes mid-grey."""
-    width: float | None = Field(None, gt=0)
-    """The range of values from black to white."""
-
-    @model_validator(mode="after")
-    def _preset_or_numbers(self) -> "FixedWindow":
-        numbers = (self.centre is not None, self.width is not None)
-        if any(numbers) if self.preset else not all(numbers):
-            raise ValueError(
-                f"must have either preset, or centre and width "
-                f"(got preset {self.preset}, centre {self.centre}, width {self.width})"
-            )
-        return self
-
-
-class SyntheticRatings(ImagegenSection):
-    """Synthetic images and simulated expert ratings, generated instead of reading files."""
-
-    images: int = Field(600, ge=12)
-    """Number of rated images."""
-    raters_per_image: int = Field(2, ge=1, le=6)
-    """Simulated experts who rate each image, of six: two for each expert level."""
-    degraded: Fraction = 0.6
-    """Fraction of the images with noise, stripes, blur, low contrast or a finding other than the prompt's."""
-
-
-class Selector(ImagegenSection):
-    """The quality model: an image to a score in [0, 1], by a vision encoder and a CORN ordinal head."""
-
-    encoder: Name = "openai/clip-vit-large-patch14"
-    """A Hub name or folder of a Transformers vision tower, ``biomedclip`` (needs open_clip), or one of random
-    parameters that is trained: ``tiny`` and ``tiny-wide`` (convolutions), ``tiny-vit`` (a transformer)."""
-    revision: str | None = None
-    """Commit, tag or branch of a Hub encoder."""
-    tuning: Tuning = "auto"
-    """Whether the encoder is trained. The heads always are. ``auto``: only an encoder of random parameters."""
-    layers: int = Field(4, ge=1)
-    """Hidden layers, evenly spaced up to the last, whose features are concatenated."""
-    crop_grid: int = Field(2, ge=0)
-    """This many times this many crops at the encoder's own size beside the whole image, because resizing removes the
-    noise that an expert rates. Images no larger than the encoder's own size are enlarged and have none."""
-    heads: int = Field(3, ge=2)
-    """Ordinal heads with different seeds. The reward is their mean minus one standard deviation."""
-    hidden: int = Field(256, ge=1)
-    """Width of each head's hidden layer."""
-    epochs: int = Field(20, ge=1)
-    """Passes over the selector's training ratings."""
-    batch_size: int = Field(32, ge=1)
-    """Rated images in an optimizer step."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """AdamW learning rate of the heads and of trained encoder parameters."""
-    weight_decay: float = Field(0.01, ge=0)
-    """AdamW weight decay."""
-    augment: bool = False
-    """Mirror and shift training images of selector and judge. The policy is never augmented: a prompt can name a
-    side."""
-    validation: PositiveFraction = 0.15
-    """Fraction of the selector's groups that is held out to select the threshold."""
-    target_precision: PositiveFraction = 0.8
-    """The threshold is the lowest score at which this fraction of passed validation images is rated well."""
-    good_rating: float | None = None
-    """The lowest rating that counts as rated well. Default: the highest of ``rating_range``."""
-
-
-class Policy(ImagegenSection):
-    """The agreement model: an image and a prompt to a score in [0, 1]. It is a reward model, not the RL policy."""
-
-    encoder: Name = "openai/clip-vit-large-patch14"
-    """A Hub name or folder of a dual tower (image and text), or ``tiny`` (convolutions and word embeddings)."""
-    revision: str | None = None
-    """Commit, tag or branch of a Hub encoder."""
-    tuning: Tuning = "auto"
-    """Whether the towers are trained. The fusion layers always are. ``auto``: only towers of random parameters."""
-    projection: int = Field(64, ge=1)
-    """Length of the projected image and text, which are fused as [image, text, image * text, |image - text|]."""
-    hidden: int = Field(256, ge=1)
-    """Width of the hidden layer over the fused features."""
-    target: Literal["match", "rating"] = "match"
-    """The target of an image with its own prompt: 1, or its normalised rating. A mismatched prompt has target 0."""
-    epochs: int = Field(20, ge=1)
-    """Passes over the policy's training ratings."""
-    batch_size: int = Field(32, ge=1)
-    """Images in an optimizer step, each with one matched and one mismatched prompt. Half of the mismatched prompts are
-    of the image's modality (hard negatives), and none is its own text."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """AdamW learning rate."""
-    weight_decay: float = Field(0.01, ge=0)
-    """AdamW weight decay."""
-
-
-class GeneratorLora(ImagegenSection):
-    """The adapter on the generator's attention layers."""
-
-    r: int = Field(16, ge=1)
-    """Rank."""
-    alpha: int = Field(16, ge=1)
-    """Scale: the update is multiplied by alpha / r."""
-
-
-class Generator(ImagegenSection):
-    """The image generator and how it samples."""
-
-    model: Name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """A Hub name or folder of a Stable Diffusion 1.x or 2.x pipeline, or ``tiny`` (shipped, 32 px, for CPUs)."""
-    revision: str | None = None
-    """Commit, tag or branch of a Hub pipeline."""
-    licence: Name | None = None
-    """Licence of the base, such as ``creativeml-openrail-m``, for bases other than Stable Diffusion 1.x and 2.x."""
-    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Data type of the frozen parameters and of autocast. ``auto``: 16 bits on a GPU, float32 on a CPU."""
-    lora: GeneratorLora = GeneratorLora()
-    """The adapter."""
-    steps: int = Field(20, ge=2, le=1000)
-    """DDIM steps of an image."""
-    guidance_scale: float = Field(5.0, ge=1)
-    """Classifier-free guidance. 1 switches it off, which halves the time."""
-    batch_size: int = Field(8, ge=1)
-    """Images that are generated at once."""
-    gradient_checkpointing: bool = False
-    """Saves 14 to 33 % of the GPU memory of an update for 30 to 35 % more time."""
-
-
-class Refresh(ImagegenSection):
-    """Retraining of selector and policy between rounds on images that the selector passed."""
-
-    enabled: bool = False
-    """Retrain after each round. It is rolled back if held-out agreement drops."""
-    anchors_fraction: float = Field(0.5, gt=0, lt=1)
-    """Fraction of low-rated images from the ratings in each batch. Without them, a selector forgets what is bad."""
-    epochs: int = Field(1, ge=1)
-    """Passes over the passed images of a round."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """AdamW learning rate, usually lower than in stage 1."""
-
-
-class Update(ImagegenSection):
-    """How the generator is updated. Each method starts from the base and is a row of the results table."""
-
-    methods: tuple[Literal["sft", "ddpo"], ...] = ("sft",)
-    """``sft``: fine-tuning on rated images that the selector passes, weighted. ``ddpo``: group-normalised policy
-    gradient on the DDIM trajectory (Black et al. 2023, arXiv 2305.13301)."""
-    control: bool = True
-    """Add a row for ``sft`` on as many randomly selected images, with the same number of optimizer steps."""
-    sft_steps: int = Field(1000, ge=1)
-    """Optimizer steps of ``sft`` and of its control."""
-    sft_learning_rate: float = Field(1e-4, gt=0)
-    """AdamW learning rate of ``sft`` and of its control."""
-    sft_batch_size: int = Field(16, ge=1)
-    """Images in an optimizer step of ``sft``."""
-    rounds: int = Field(10, ge=1)
-    """Rounds of ``ddpo``: generate, score, update, evaluate."""
-    prompts_per_round: int = Field(32, ge=1)
-    """Prompts of a round."""
-    images_per_prompt: int = Field(8, ge=2)
-    """Images of one prompt: the group in which rewards are normalised."""
-    updates_per_round: int = Field(2, ge=1)
-    """Optimizer steps of a round. Each uses an equal part of the round's images."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """AdamW learning rate of ``ddpo``."""
-    clip_range: float = Field(1e-4, gt=0, lt=1)
-    """Clip range of the ratio of probabilities (means over dimensions, so it is small)."""
-    kl: float = Field(0.0, ge=0)
-    """Weight of the KL divergence from the base."""
-    selector_power: float = Field(1.0, ge=0)
-    """The reward is selector ** selector_power * policy ** policy_power."""
-    policy_power: float = Field(1.0, ge=0)
-    """See ``selector_power``."""
-    micro_batch: int = Field(4, ge=1)
-    """Images in a forward and backward pass. Gradients are accumulated up to an optimizer step."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
-    refresh: Refresh = Refresh()
-    """Retraining of selector and policy between rounds."""
-
-    @property
-    def images_per_round(self) -> int:
-        """Images that one round generates."""
-        return self.prompts_per_round * self.images_per_prompt
-
-    @model_validator(mode="after")
-    def _methods_are_distinct(self) -> "Update":
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods must name at least one method, each once (got {list(self.methods)})")
-        return self
-
-    @model_validator(mode="after")
-    def _control_has_its_method(self) -> "Update":
-        if self.control and "sft" not in self.methods:
-            raise ValueError('control = true compares with "sft", which methods must name. Set control = false')
-        return self
-
-    @model_validator(mode="after")
-    def _reward_depends_on_something(self) -> "Update":
-        if not (self.selector_power or self.policy_power):
-            raise ValueError("selector_power and policy_power must not both be 0: every reward would be 1")
-        return self
-
-    @model_validator(mode="after")
-    def _a_round_divides_into_updates(self) -> "Update":
-        if self.images_per_round % self.updates_per_round:
-            raise ValueError(
-                f"updates_per_round (={self.updates_per_round}) must divide prompts_per_round * images_per_prompt "
-                f"(={self.images_per_round})"
-            )
-        return self
-
-
-class Fractions(ImagegenSection):
-    """Fractions of the patients (or images) that train the selector, train the judge, and test both."""
-
-    selector: PositiveFraction = 0.4
-    """Trains selector and policy."""
-    judge: PositiveFraction = 0.4
-    """Trains the judge."""
-    test: PositiveFraction = 0.2
-    """Tests selector, policy and judge."""
-
-    @model_validator(mode="after")
-    def _sum_to_one(self) -> "Fractions":
-        total = self.selector + self.judge + self.test
-        if abs(total - 1) > FRACTIONS_MUST_SUM_TO_1:
-            raise ValueError(f"selector + judge + test must be 1 (got {total:g})")
-        return self
-
-    @property
-    def by_split(self) -> Mapping[str, float]:
-        """Split -> fraction, in the order of the table."""
-        return {"selector": self.selector, "judge": self.judge, "test": self.test}
-
-
-class Judge(ImagegenSection):
-    """The model that scores generated images and is never a reward."""
-
-    seed: int = Field(1, ge=0, lt=2**31)
-    """Seed of the judge's initialisation and data order. It must differ from ``run.seed``."""
-    encoder: Name = "facebook/dinov2-base"
-    """The judge's vision tower. It must differ from ``selector.encoder``."""
-    revision: str | None = None
-    """Commit, tag or branch of a Hub encoder."""
-    tuning: Tuning = "auto"
-    """Whether the encoder is trained. ``auto``: only an encoder of random parameters."""
-    epochs: int = Field(20, ge=1)
-    """Passes over the judge's training ratings."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """AdamW learning rate."""
-    fractions: Fractions = Fractions()
-    """How the ratings are divided."""
-    images: int = Field(384, ge=2)
-    """Generated images of an evaluation. All methods share prompts and noise. 384 resolve a difference of 0.02."""
-    features: int = Field(64, ge=1, le=64)
-    """Features of the extractor for FID and KID. FID needs at least four images for each of them."""
-    bootstrap: int = Field(2000, ge=100)
-    """Bootstrap samples for intervals, drawn by prompt."""
-
-
-class Guards(ImagegenSection):
-    """Limits that an update must keep. Each is logged in every round."""
-
-    action: Literal["stop", "log"] = "stop"
-    """``stop``: end the update and restore the best checkpoint. ``log``: only report it."""
-    judge_evaluations: int = Field(2, ge=1)
-    """Fires if the judge's score falls by more than its interval over this number of evaluations."""
-    min_diversity: Fraction = 0.6
-    """Fires if the diversity of generated images is below this fraction of the real images'."""
-    max_kl: float = Field(1.0, gt=0)
-    """Fires if the KL divergence from the base is above this value."""
-    copy_quantile: Fraction = 0.01
-    """Quantile of the distances between training images that counts as suspiciously close."""
-    max_copies: Fraction = 0.05
-    """Fires if a larger fraction of the generated images is that close to a training image."""
-    advantage_clip: float = Field(5.0, gt=0)
-    """Group-normalised rewards are clipped to plus and minus this value. In a group of G images none is beyond
-    sqrt(G - 1), so that with 26 images of a prompt or fewer the default never clips."""
-    max_clipped: Fraction = 0.1
-    """Fires if a larger fraction of the rewards is clipped. It only logs. No more than 1 / advantage_clip ** 2 of them
-    can be clipped, so that it needs an ``advantage_clip`` below 3.16 for the default."""
-
-
-def most_clipped(clip: float, group: int) -> float:
-    """Return an upper bound of the fraction of a group's advantages that are beyond plus and minus ``clip``.
-
-    Their mean is 0 and their standard deviation 1, so that the largest is at most sqrt(group - 1), and k of them beyond
-    the clip need k * clip ** 2 <= group.
-
-    >>> most_clipped(5.0, 26), most_clipped(2.0, 8), most_clipped(5.0, 100)
-    (0.0, 0.25, 0.04)
-    """
-    if clip >= math.sqrt(group - 1):
-        return 0.0
-    return min(group, math.floor(group / clip**2)) / group
 
 
 class Imagegen(ImagegenSection):
@@ -399,80 +95,88 @@ class Imagegen(ImagegenSection):
             *_encoder_rules(self),
         ]
         if broken:
-            raise ValueError(". ".join(broken))
+            raise BrokenRules(broken)
         return self
 
 
-def _source_rules(section: Imagegen) -> Iterator[str]:
+def _source_rules(section: Imagegen) -> Iterator[Problem]:
     if bool(section.ratings) == (section.synthetic is not None):
-        found = "both" if section.ratings else "neither"
-        yield f"must have either ratings, or [imagegen.synthetic] (got {found})"
+        rule, found = "must have either ratings, or [imagegen.synthetic]", "both" if section.ratings else "neither"
+        yield Problem("recipe.ratings_source_not_one", rule, value=found)
     if section.synthetic is not None and section.image_root is not None:
-        yield f"image_root belongs to ratings, not to [imagegen.synthetic] (got {section.image_root})"
+        rule, remedy = "must not be set with [imagegen.synthetic]", "Remove it."
+        yield Problem("recipe.image_root_with_synthetic", rule, "image_root", str(section.image_root), remedy)
     if section.synthetic is None:
         return
-    if missing := [name for name in SYNTHETIC_MODALITIES if name not in section.modalities]:
-        yield f"modalities must have those of [imagegen.synthetic], {list(SYNTHETIC_MODALITIES)} (without {missing})"
-    if missing_levels := [level for level in SYNTHETIC_EXPERT_LEVELS if level not in section.expert_levels]:
-        levels = list(SYNTHETIC_EXPERT_LEVELS)
-        yield f"expert_levels must have those of [imagegen.synthetic], {levels} (without {missing_levels})"
+    if not set(SYNTHETIC_MODALITIES) <= set(section.modalities):
+        rule = f"must have those of [imagegen.synthetic], {list(SYNTHETIC_MODALITIES)}"
+        yield Problem("recipe.synthetic_modalities_missing", rule, "modalities", list(section.modalities))
+    if not set(SYNTHETIC_EXPERT_LEVELS) <= set(section.expert_levels):
+        rule = f"must have those of [imagegen.synthetic], {list(SYNTHETIC_EXPERT_LEVELS)}"
+        yield Problem("recipe.synthetic_expert_levels_missing", rule, "expert_levels", list(section.expert_levels))
 
 
-def _list_rules(section: Imagegen) -> Iterator[str]:
-    levels = section.rating_range
+def _list_rules(section: Imagegen) -> Iterator[Problem]:
+    levels, good = section.rating_range, section.selector.good_rating
     if len(levels) < 2 or not _rises(levels):
-        yield f"rating_range must be at least two rising numbers (got {_numbers(levels)})"
-    if section.selector.good_rating is not None and section.selector.good_rating not in levels[1:]:
-        rule = f"selector.good_rating must be one of the ratings above the lowest, {_numbers(levels[1:])}"
-        yield f"{rule} (got {section.selector.good_rating:g})"
+        rule = "must be at least two rising numbers"
+        yield Problem("recipe.rating_range_not_rising", rule, "rating_range", list(levels))
+    if good is not None and good not in levels[1:]:
+        rule = f"must be one of the ratings above the lowest, {[f'{level:g}' for level in levels[1:]]}"
+        yield Problem("recipe.good_rating_unknown", rule, "selector.good_rating", good)
     experts = section.expert_levels
     if not experts or experts[0] < 1 or not _rises(experts):
-        yield f"expert_levels must be rising whole numbers from 1 (got {list(experts)})"
+        rule = "must be rising whole numbers from 1"
+        yield Problem("recipe.expert_levels_not_rising", rule, "expert_levels", list(experts))
     for name in ("ratings", "modalities"):
         listed = getattr(section, name)
         if len(set(listed)) < len(listed) or (name == "modalities" and not listed):
-            yield f"{name} must name each entry once (got {list(listed)})"
+            rule = "must name at least one entry, each once"
+            yield Problem("recipe.entries_repeated", rule, name, list(listed))
 
 
-def _encoder_rules(section: Imagegen) -> Iterator[str]:
-    """Encoders of random parameters must be trained, and a policy needs a text tower."""
+def _encoder_rules(section: Imagegen) -> Iterator[Problem]:
+    """Yield broken rules: encoders with random parameters must be trained, and a policy needs a text tower."""
     for name in ("selector", "policy", "judge"):
         model = getattr(section, name)
         if model.encoder in TINY_ENCODERS and model.tuning == "frozen":
-            yield f'{name}.tuning must be "auto" or "full" with encoder = "{model.encoder}" (got "frozen")'
+            rule = f'must be "auto" or "full" with encoder = "{model.encoder}"'
+            yield Problem("recipe.random_encoder_frozen", rule, f"{name}.tuning", model.tuning)
     if section.policy.encoder in (BIOMEDCLIP, *TINY_ENCODERS[1:]):
-        yield f'policy.encoder must be a dual tower of Transformers, or "tiny" (got "{section.policy.encoder}")'
+        rule = 'must be a dual tower of Transformers, or "tiny"'
+        yield Problem("recipe.policy_without_text_tower", rule, "policy.encoder", section.policy.encoder)
 
 
 def _rises(levels: Sequence[float]) -> bool:
     return all(low < high for low, high in pairwise(levels))
 
 
-def _numbers(levels: Sequence[float]) -> str:
-    return f"[{', '.join(f'{level:g}' for level in levels)}]"
-
-
-def _weight_rules(section: Imagegen) -> Iterator[str]:
+def _weight_rules(section: Imagegen) -> Iterator[Problem]:
     table, levels = section.expert_table, [str(level) for level in section.expert_levels]
     if section.expert_weight != "table":
         if table:
-            yield f'expert_table belongs to expert_weight = "table" (got "{section.expert_weight}")'
+            rule = 'must be "table" if expert_table is set'
+            yield Problem("recipe.expert_table_unused", rule, "expert_weight", section.expert_weight)
         return
     if sorted(table) != sorted(levels):
-        yield f"expert_table must have a weight for each of expert_levels {levels} (got {sorted(table)})"
+        rule = f"must have a weight for each of expert_levels {levels}"
+        yield Problem("recipe.expert_table_levels", rule, "expert_table", sorted(table))
     if any(weight < 0 for weight in table.values()) or not any(table.values()):
-        yield f"expert_table must have weights of at least 0, and one above 0 (got {table})"
+        rule = "must have weights of at least 0, and one above 0"
+        yield Problem("recipe.expert_table_weights", rule, "expert_table", table)
 
 
-def _modality_rules(section: Imagegen) -> Iterator[str]:
+def _modality_rules(section: Imagegen) -> Iterator[Problem]:
     for name in ("windows", "prompts"):
         for modality in getattr(section, name):
             if modality not in section.modalities:
-                yield f"{name} must name modalities of {list(section.modalities)} (got {modality!r})"
+                rule = f"must name modalities of {list(section.modalities)}"
+                yield Problem("recipe.modality_unknown", rule, name, modality)
     if section.window == "fixed" and not section.windows:
-        yield 'window = "fixed" needs at least one modality in [imagegen.windows]'
+        rule = 'must have at least one modality with window = "fixed"'
+        yield Problem("recipe.windows_missing", rule, "windows")
     if section.window == "auto" and section.windows:
-        yield f'windows belongs to window = "fixed" (got window = "auto" and {sorted(section.windows)})'
-    empty = [modality for modality, prompts in section.prompts.items() if not prompts]
-    if empty:
-        yield f"prompts must have at least one prompt for each modality it names (got none for {empty})"
+        rule, value = 'must be empty with window = "auto"', sorted(section.windows)
+        yield Problem("recipe.windows_unused", rule, "windows", value, 'Set window = "fixed", or remove the windows.')
+    if empty := [modality for modality, prompts in section.prompts.items() if not prompts]:
+        yield Problem("recipe.prompts_empty", "must have a prompt for each modality that it names", "prompts", empty)

@@ -1,4 +1,4 @@
-"""What must hold between [imagegen] and the other sections of a recipe."""
+"""Checks of [imagegen] together with the other sections of a recipe, and of the files that it names."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -49,7 +49,7 @@ IMAGEGEN_CHECKS: tuple[tuple[frozenset[str], Check], ...] = ((frozenset({"run", 
 
 
 def missing_imagegen_files(recipe: Recipe) -> Iterator[Problem]:
-    """Files and folders that [imagegen] names and that do not exist."""
+    """Yield files and folders that [imagegen] names and that do not exist."""
     section = recipe.imagegen
     if section is None:
         return

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from toolkit.errors import NOTHING, Problem
+from toolkit.recipe.base import BrokenRules
 from toolkit.recipe.renamed import use_new_name
 from toolkit.recipe.sections import Recipe
 
@@ -57,8 +58,8 @@ class Places:
 
 
 def schema_problems(errors: Iterable[ErrorDetails], places: Places) -> list[Problem]:
-    """Return one problem per pydantic error about a recipe, in pydantic's order."""
-    return [_problem(error, places) for error in errors]
+    """Return the problems of pydantic's errors about a recipe, in pydantic's order."""
+    return [problem for error in errors for problem in _problems(error, places)]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -70,6 +71,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def missing_section(name: str, places: Places) -> Problem:
     """Return the problem of a recipe without the section ``name``."""
     return Problem("recipe.section_missing", f"must have a section [{name}]", places.of((name,)), remedy="Add it.")
+
+
+def _problems(error: ErrorDetails, places: Places) -> Iterator[Problem]:
+    """Yield the problem of an error, or those of every rule between keys that a section breaks."""
+    broken = error.get("ctx", {}).get("error")
+    if not isinstance(broken, BrokenRules):
+        yield _problem(error, places)
+        return
+    key = tuple(str(part) for part in error["loc"])
+    for one in broken.problems:
+        yield replace(one, place=places.of((*key, *one.place.split(".")) if one.place else key))
 
 
 def _problem(error: ErrorDetails, places: Places) -> Problem:

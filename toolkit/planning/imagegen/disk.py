@@ -4,14 +4,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from toolkit.errors import Problem
 from toolkit.planning.disk import SPARE, Disk
-from toolkit.planning.findings import Finding
+from toolkit.planning.findings import Finding, warning
 from toolkit.planning.imagegen.encoders import FLOAT, Encoder, Scorer
 from toolkit.planning.imagegen.layout import Layout
 from toolkit.planning.imagegen.pipeline import Base, cached
 from toolkit.planning.imagegen.ratings import RatingsFacts
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import TINY_ENCODERS, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import TINY_ENCODERS
 
 ADAM = 2
 """Moments of AdamW for each parameter."""
@@ -51,23 +53,27 @@ def plan_imagegen_disk(
     return Disk(parts, free, _downloads(section, base, scorers), cache, cache_free)
 
 
-def judge_imagegen_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
-    """Yield too little room, which is an estimate."""
+def check_imagegen_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
+    """Yield problems and warnings about free disk space, which are estimates."""
     place = f"disk of {recipe.run_folder.parent}"
-    text = f"about {disk.needed / 1e9:.1f} GB are needed, {disk.free / 1e9:.1f} GB are free"
-    remedy = "Make room, lower run.keep_checkpoints, or choose another run.folder."
+    free = round(disk.free / 1e9, 1)
+    remedy = "Free disk space, lower run.keep_checkpoints, or choose another run.folder."
     if disk.needed > disk.free:
-        yield Finding(place, text, remedy, certain=False)
+        rule = f"about {disk.needed / 1e9:.1f} GB must be free"
+        yield Finding(Problem("plan.disk_too_small", rule, place, free, remedy), certain=False)
     elif disk.needed + SPARE > disk.free:
-        yield Finding(place, f"little room: {text}", remedy, problem=False, certain=False)
+        rule = f"the run needs about {disk.needed / 1e9:.1f} GB, and {SPARE / 1e9:.0f} GB more should be free"
+        yield warning(Problem("plan.disk_nearly_full", rule, place, free, remedy))
     fetched = sum(disk.downloads.values())
     if fetched > disk.cache_free:
-        text = f"{fetched / 1e9:.1f} GB are downloaded, {disk.cache_free / 1e9:.1f} GB are free"
-        yield Finding(f"disk of {disk.cache}", text, "Make room, or set HF_HOME to another disk.", certain=False)
+        rule = f"{fetched / 1e9:.1f} GB must be free to download {' and '.join(disk.downloads)}"
+        place, free = f"disk of {disk.cache}", round(disk.cache_free / 1e9, 1)
+        remedy = "Free disk space, or set HF_HOME to a folder on another disk."
+        yield Finding(Problem("plan.cache_disk_too_small", rule, place, free, remedy), certain=False)
 
 
 def _downloads(section: Imagegen, base: Base, scorers: Mapping[str, Scorer]) -> dict[str, int]:
-    """Repositories that are not in this machine. Pipelines and encoders are stored in float32."""
+    """Return the bytes of repositories that are not on this machine. Pipelines and encoders are stored in float32."""
     found: dict[str, int] = {}
     if base.state == "reachable" and base.layout is not None:
         found[section.generator.model] = FLOAT * base.layout.parameters
@@ -88,7 +94,7 @@ def _lora(section: Imagegen, layout: Layout | None) -> int:
 
 
 def _trained(section: Imagegen, scorer: Scorer) -> int:
-    """Parameters of heads or fusion layers, and of an encoder that is trained."""
+    """Return the number of parameters of heads or fusion layers, and of an encoder that is trained."""
     tunings = {
         "selector.encoder": section.selector.tuning,
         "policy.encoder": section.policy.tuning,

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import Problem
 from toolkit.imagegen.batches import scoring_batch
 from toolkit.planning.findings import Finding
 from toolkit.planning.imagegen.layout import TextEncoder, text_encoder_of
-from toolkit.planning.imagegen.pipeline import cached
+from toolkit.planning.imagegen.pipeline import DOWNLOAD, cached
 from toolkit.planning.passes import Load
-from toolkit.recipe.imagegen import BIOMEDCLIP, TINY_ENCODERS, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_ENCODERS
 
 FLOAT = 4
 LAUNCHES = 14
@@ -170,7 +172,7 @@ def scoring_bytes(scorers: Mapping[str, Scorer], side: int) -> int:
     return most
 
 
-def judge_encoder(scorer: Scorer) -> Iterator[Finding]:
+def check_encoder(scorer: Scorer) -> Iterator[Finding]:
     """Yield what keeps an encoder from being loaded: pickles only, or a machine that is offline and lacks it."""
     from huggingface_hub import constants
 
@@ -179,11 +181,12 @@ def judge_encoder(scorer: Scorer) -> Iterator[Finding]:
     place, folder = f"[imagegen] {scorer.key}", Path(scorer.name)
     if folder.is_dir():
         if not any(folder.glob("*.safetensors")):
-            text = f"the encoder must be stored as safetensors, because a pickle can run code (got {folder})"
-            yield Finding(place, text, "Choose a revision with safetensors, or convert it with save_pretrained.")
+            rule = "the encoder must be stored as safetensors, because a pickle can run code"
+            remedy = "Choose a revision with safetensors, or convert it with save_pretrained."
+            yield Finding(Problem("imagegen.encoder_pickled", rule, place, str(folder), remedy))
     elif constants.HF_HUB_OFFLINE and cached(scorer.name, "config.json", scorer.revision) is None:
-        text = f"the encoder must be in the Hub's cache while HF_HUB_OFFLINE=1 (got {scorer.name})"
-        yield Finding(place, text, "Download it, or unset HF_HUB_OFFLINE.")
+        rule, remedy = "the encoder must be in the Hub's cache while HF_HUB_OFFLINE=1", DOWNLOAD
+        yield Finding(Problem("imagegen.encoder_not_cached", rule, place, scorer.name, remedy))
 
 
 def _scorer(key: str, name: str, revision: str | None) -> Scorer:
@@ -195,7 +198,7 @@ def _scorer(key: str, name: str, revision: str | None) -> Scorer:
 
 
 def _has_crops(section: Imagegen, scorer: Scorer) -> bool:
-    """Whether images are larger than the encoder takes, as ``imagegen.towers.build_tower`` requires for crops."""
+    """Return whether images are larger than the encoder's input, as ``towers.build_tower`` requires for crops."""
     return scorer.encoder is not None and section.size > scorer.encoder.vision.size
 
 

@@ -23,7 +23,7 @@ ASSUMPTIONS = (
     "the selector passes every image that sft can be trained on, and no guard stops a method",
     "not included: download, loading, reading of images, training of the scorers' heads, checkpoints",
 )
-"""What the ranges rest on, for whoever reads them."""
+"""Assumptions behind the ranges, which the plan prints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +97,16 @@ class Hours:
         return _sum(total, update, encoding)
 
     def _scorers_stage(self, ratings: RatingsFacts) -> Range:
-        """Features of training and validation images once, and of the mirror images that augmentation draws."""
+        """Return the passes for features of training and validation images, and of mirror images for augmentation."""
         section = self.section
         mirrored = 2 if section.selector.augment else 1
         own, judges = ratings.images_of("train"), ratings.images_of("judge_train")
-        held, judged = ratings.images_of("validation"), ratings.images_of("judge_validation")
+        held, judge_held = ratings.images_of("validation"), ratings.images_of("judge_validation")
         test = ratings.images_of("test")
         images = {
             "selector": own * mirrored + held + test,
             "policy": own + held + test,
-            "judge": judges * mirrored + judged + test,
+            "judge": judges * mirrored + judge_held + test,
             "extractor": ratings.images,
         }
         return self._range([], [self.scorers[name].load(count) for name, count in images.items()])
@@ -115,7 +115,7 @@ class Hours:
         return [self.scorers[name].load(images) for name in names]
 
     def _generate(self, images: int) -> Sequence[Load]:
-        """Passes that generate ``images`` images at once."""
+        """Return the passes that generate ``images`` images at once."""
         return self.loads.denoise(images) * self.section.generator.steps, self.loads.decode(images)
 
     def _range(self, passes: Sequence[Load], scoring: Sequence[Load]) -> Range:

@@ -209,12 +209,12 @@ class Layout:
 
     @property
     def factor(self) -> int:
-        """Side of the square of pixels that one position of a latent stands for."""
+        """Side in pixels of the square that one position of a latent covers."""
         return 1 << (len(self.vae.channels) - 1)
 
     @property
     def unit(self) -> int:
-        """An image's side is a multiple of so many pixels."""
+        """Pixels that an image's side must be a multiple of."""
         return self.factor << (len(self.unet.channels) - 1)
 
     @property
@@ -248,7 +248,7 @@ def read_layout(folder: Path) -> Layout:
         return Layout(_unet(unet), _vae(vae), text_encoder_of(text))
     except (KeyError, TypeError, ValueError) as error:
         rule = "the pipeline must have the layout of Stable Diffusion 1.x or 2.x"
-        raise ModelError(rule, place=folder, value=repr(error)) from error
+        raise ModelError("imagegen.layout_unsupported", rule, place=folder, value=repr(error)) from error
 
 
 def _unet(fields: Mapping[str, Any]) -> Unet:
@@ -281,9 +281,16 @@ def _fields(file: Path) -> Mapping[str, Any]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError("the base must be a complete diffusers pipeline", place=file, value=error) from error
+        raise ModelError(
+            "imagegen.pipeline_incomplete", "the base must be a complete diffusers pipeline", place=file, value=error
+        ) from error
     if not isinstance(fields, Mapping):
-        raise ModelError("a model's configuration must be a JSON object", place=file, value=type(fields).__name__)
+        raise ModelError(
+            "imagegen.config_not_an_object",
+            "a model's configuration must be a JSON object",
+            place=file,
+            value=type(fields).__name__,
+        )
     return fields
 
 

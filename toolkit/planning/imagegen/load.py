@@ -1,4 +1,4 @@
-"""What one image demands of a GPU in each kind of work: FLOPs, bytes moved and kernel launches, counted from blocks.
+"""The load of one image on a GPU in each kind of work: FLOPs, bytes moved and kernel launches, counted from blocks.
 
 FLOPs are sums over convolutions, linear layers and attention. Bytes and launches were counted with torch's dispatcher
 on Stable Diffusion 1.5, and follow the bytes that a forward pass keeps.
@@ -64,7 +64,7 @@ class ImagegenLoads:
         )
 
     def _backward(self, rows: int) -> Load:
-        """Frozen parameters have no gradient, so that a product takes as long as in the forward pass."""
+        """Return the load of a backward pass. Frozen parameters get no gradient: a product costs as much as forward."""
         products, attention = self._flops
         return Load(
             rows * (products + FLASH_BACKWARD * attention),
@@ -121,7 +121,7 @@ def _middle_attention(vae: Vae, side: int) -> float:
 
 
 def _area(side: int, level: int) -> float:
-    """Positions of a level."""
+    """Return the number of positions of a level."""
     across = side / (1 << level)
     return across * across
 

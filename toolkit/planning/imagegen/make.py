@@ -1,19 +1,19 @@
-"""Puts the plan of a recipe with [imagegen] together."""
+"""Make the plan of a recipe with [imagegen]."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, Problem
 from toolkit.imagegen.licence import KEY, licence_of
 from toolkit.planning.duration import Range
-from toolkit.planning.findings import Finding, warning
+from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.planning.gpu import COMMON, GIB, Gpu, figures_of, usable_bytes
-from toolkit.planning.imagegen.disk import judge_imagegen_disk, plan_imagegen_disk
+from toolkit.planning.imagegen.disk import check_imagegen_disk, plan_imagegen_disk
 from toolkit.planning.imagegen.encoders import (
     FLOAT,
     Scorer,
-    judge_encoder,
+    check_encoder,
     resident_bytes,
     scorers_of,
     scoring_bytes,
@@ -23,13 +23,14 @@ from toolkit.planning.imagegen.hours import Hours
 from toolkit.planning.imagegen.layout import Layout
 from toolkit.planning.imagegen.load import ImagegenLoads
 from toolkit.planning.imagegen.memory import ImagegenMemory, ImagegenSetting
-from toolkit.planning.imagegen.pipeline import Base, find_pipeline, judge_prompts
-from toolkit.planning.imagegen.ratings import RatingsFacts, look_at_ratings
+from toolkit.planning.imagegen.pipeline import Base, check_prompts, find_pipeline
+from toolkit.planning.imagegen.ratings import RatingsFacts, inspect_ratings
 from toolkit.planning.imagegen.record import GeneratorFacts, ImagegenPlan, ImagegenStageMemory
 from toolkit.planning.imagegen.work import StageWork, imagegen_stages, plan_work
 from toolkit.planning.memory.estimate import Moment
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import TINY_ENCODERS, Imagegen, most_clipped
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import TINY_ENCODERS, most_clipped
 from toolkit.runfolder import untested_versions
 
 SIZES = (8, 12, 16, 24)
@@ -46,14 +47,14 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
 
     Args:
         recipe: loaded, so without problems of its own.
-        gpu: the GPU to plan for. None: there is none.
+        gpu: the GPU to plan for. None: the plan has no GPU.
     """
     section = recipe.imagegen
     if section is None:
         raise ValueError("the recipe must have the section [imagegen]")
-    ratings, findings = look_at_ratings(recipe, section)
+    ratings, findings = inspect_ratings(recipe, section)
     base, scorers = find_pipeline(section), scorers_of(section)
-    prompts, untried = judge_prompts(section, base, () if ratings is None else ratings.prompts)
+    prompts, untried = check_prompts(section, base, () if ratings is None else ratings.prompts)
     work = plan_work(section, ratings)
     memory = None if base.layout is None else imagegen_memory(section, base.layout, scorers)
     stages = None if memory is None else _stage_moments(section, memory)
@@ -61,14 +62,14 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
     ram = _ram(section, base, ratings) | {"scoring models": stored_bytes(scorers, _frozen(section))}
     findings += [
         *base.findings,
-        *_judge_licence(section, base),
+        *_check_licence(section, base),
         *prompts,
-        *_judge_scorers(section, scorers, ratings),
-        *_judge_memory(stages, memory, gpu),
-        *_judge_ram(ram),
-        *judge_imagegen_disk(recipe, disk),
-        *_judge_figures(section),
-        *_judge_guards(section),
+        *_check_scorers(section, scorers, ratings),
+        *_check_memory(stages, memory, gpu),
+        *_check_ram(ram),
+        *check_imagegen_disk(recipe, disk),
+        *_check_figures(section),
+        *_check_guards(section),
     ]
     return ImagegenPlan(
         run=recipe.run.name,
@@ -108,7 +109,7 @@ def imagegen_memory(section: Imagegen, layout: Layout, scorers: Mapping[str, Sco
 
 
 def _frozen(section: Imagegen) -> tuple[str, ...]:
-    """The scorers whose vision tower is frozen. The extractor's always is, unless its parameters are random."""
+    """Return the scorers whose vision tower is frozen. The extractor's always is, unless its parameters are random."""
     tunings = {name: getattr(section, name).tuning for name in ("selector", "policy", "judge")}
     return ("extractor", *(name for name, tuning in tunings.items() if tuning != "full"))
 
@@ -133,7 +134,7 @@ def _fits(moments: list[Moment], usable: int) -> bool:
 
 
 def _largest(section: Imagegen, memory: ImagegenMemory, usable: int) -> dict[str, int]:
-    """Recipe key -> the largest value that fits. 0: not even one image fits."""
+    """Return recipe key -> the largest value that fits. 0: not even one image fits."""
 
     def generating(images: int) -> list[Moment]:
         return [memory.rollout(images), memory.encode(images)]
@@ -174,7 +175,7 @@ def _generator(section: Imagegen, base: Base, gpu: Gpu | None) -> GeneratorFacts
 
 
 def _ram(section: Imagegen, base: Base, ratings: RatingsFacts | None) -> dict[str, int]:
-    """Bytes of RAM by part: rated images in 8 bits, generated ones and trajectories in float32, at most 3 channels."""
+    """Return bytes of RAM by part: rated images in 8 bits, the others in float32, with at most 3 channels."""
     image, keys = 3 * FLOAT * section.size**2, section.update
     channels, side = (base.layout.unet.latent, section.size // base.layout.factor) if base.layout else (1, section.size)
     rounds = keys.images_per_round if "ddpo" in keys.methods else 0
@@ -185,31 +186,34 @@ def _ram(section: Imagegen, base: Base, ratings: RatingsFacts | None) -> dict[st
     }
 
 
-def _judge_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: RatingsFacts | None) -> Iterator[Finding]:
-    """What the scoring models reject when they are built or fitted."""
+def _check_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: RatingsFacts | None) -> Iterator[Finding]:
+    """Yield problems that building or fitting the scoring models would raise."""
     for one in {one.key: one for one in scorers.values()}.values():
-        yield from judge_encoder(one)
+        yield from check_encoder(one)
     if ratings is None:
         return
     if ratings.images <= section.judge.features:
-        text = f"the feature extractor needs more rated images than features (got {ratings.images})"
-        yield Finding("[imagegen.judge] features", text, "Lower it, or add rated images.")
+        rule = f"the feature extractor needs more rated images than its {section.judge.features} features"
+        place, remedy = "[imagegen.judge] features", "Lower it, or add rated images."
+        yield Finding(Problem("imagegen.extractor_images_too_few", rule, place, ratings.images, remedy))
     if section.judge.encoder in TINY_ENCODERS and ratings.modalities == 1:
-        text = "an encoder of random parameters learns from at least two modalities (got 1)"
-        yield Finding("[imagegen.judge] encoder", text, "Name a pretrained encoder.")
+        rule = "an encoder with random parameters needs ratings of at least two modalities"
+        place, remedy = "[imagegen.judge] encoder", "Name a pretrained encoder."
+        yield Finding(Problem("imagegen.extractor_labels_too_few", rule, place, 1, remedy))
 
 
-def _judge_memory(
+def _check_memory(
     stages: Mapping[str, ImagegenStageMemory] | None, memory: ImagegenMemory | None, gpu: Gpu | None
 ) -> Iterator[Finding]:
-    """Stages whose estimate is above the GPU's memory. It is certain if the parameters alone are."""
+    """Yield stages whose estimate is above the GPU memory. The problem is certain if the parameters alone are above."""
     if stages is None or memory is None or gpu is None:
         return
-    offered = f"{gpu.name} offers {gpu.memory / GIB:.1f} GiB"
+    offered = f"the {gpu.memory / GIB:.1f} GiB of {gpu.name}"
     fixed = memory.layout.parameters * memory.setting.value
     if fixed > gpu.memory:
-        text = f"the generator's parameters take {fixed / GIB:.1f} GiB, {offered}"
-        yield Finding("GPU memory", text, "Choose a smaller model or a larger GPU.")
+        rule, value = f"the generator's parameters in GiB must fit {offered}", round(fixed / GIB, 1)
+        remedy = "Choose a smaller model or a larger GPU."
+        yield Finding(Problem("imagegen.generator_larger_than_gpu", rule, "GPU memory", value, remedy))
         return
     above: dict[str, tuple[Moment, list[str]]] = {}
     for name, one in stages.items():
@@ -217,8 +221,10 @@ def _judge_memory(
             if moment.total > gpu.memory:
                 above.setdefault(moment.name, (moment, []))[1].append(name)
     for moment, names in above.values():
-        text = f"about {moment.total / GIB:.1f} GiB are needed ({moment.name}), {offered}"
-        yield Finding(f"memory of {', '.join(names)}", text, _remedy(moment.name, memory, gpu.memory), certain=False)
+        rule = f"the estimated peak in GiB ({moment.name}) must fit {offered}"
+        place, value = f"GPU memory of {', '.join(names)}", round(moment.total / GIB, 1)
+        remedy = _remedy(moment.name, memory, gpu.memory)
+        yield Finding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
 
 
 def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
@@ -244,46 +250,47 @@ def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
     return SMALLER
 
 
-def _judge_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
-    """A Stable Diffusion base whose licence is not known: a run ends before training."""
+def _check_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
+    """Yield an unknown licence of a Stable Diffusion base, because the run would end before training."""
     if base.kind != "pipeline":
         return
     try:
         licence_of(section.generator.model, section.generator.licence)
     except ModelError as error:
-        yield Finding(KEY, f"{error.rule} (got {error.value})", error.remedy)
+        yield from_error(error, KEY)
 
 
-def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
-    """More RAM than this machine has, by the estimate."""
+def _check_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
+    """Yield a warning if the estimate is above this machine's RAM."""
     needed = sum(ram.values())
     try:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
         return
     if needed > there:
-        text = f"about {needed / GIB:.1f} GiB of RAM are needed for images and models, there are {there / GIB:.1f} GiB"
-        yield warning("RAM", text, "Lower imagegen.size, rate fewer images, or use a machine with more RAM.")
+        rule = f"images and models need about {needed / GIB:.1f} GiB of RAM"
+        remedy = "Lower imagegen.size, rate fewer images, or use a machine with more RAM."
+        yield warning(Problem("imagegen.ram_too_small", rule, "RAM", round(there / GIB, 1), remedy))
 
 
-def _judge_guards(section: Imagegen) -> Iterator[Finding]:
-    """Limits of clipped advantages that the recipe sets and that can never act."""
+def _check_guards(section: Imagegen) -> Iterator[Finding]:
+    """Yield limits of clipped advantages that the recipe sets and that can never take effect."""
     keys, group = section.guards, section.update.images_per_round
     chosen = sorted({"advantage_clip", "max_clipped"} & keys.model_fields_set)
     most = most_clipped(keys.advantage_clip, group)
     if "ddpo" in section.update.methods and chosen and most <= keys.max_clipped:
-        rule = f"the guard cannot fire: at most {most:.2g} of the advantages can be beyond {keys.advantage_clip:g}"
+        rule = f"the guard cannot fire: at most {most:.2g} of the advantages can exceed {keys.advantage_clip:g}"
         remedy = "Lower advantage_clip or max_clipped, or raise update.images_per_prompt."
-        yield warning(
-            f"[imagegen.guards] {', '.join(chosen)}", f"{rule} (got max_clipped {keys.max_clipped:g})", remedy
-        )
+        place, value = f"[imagegen.guards] {', '.join(chosen)}", keys.max_clipped
+        yield warning(Problem("imagegen.guard_cannot_fire", rule, place, value, remedy))
 
 
-def _judge_figures(section: Imagegen) -> Iterator[Finding]:
+def _check_figures(section: Imagegen) -> Iterator[Finding]:
     needed = FID_IMAGES * section.judge.features
     if section.judge.images < needed:
-        text = f"FID is left out: it needs {needed} images for {section.judge.features} features"
-        yield warning("[imagegen.judge] images", f"{text} (got {section.judge.images})", "Raise it, or lower features.")
+        rule = f"FID is left out, because it needs {needed} images for {section.judge.features} features"
+        place, remedy = "[imagegen.judge] images", "Raise it, or lower features."
+        yield warning(Problem("imagegen.fid_left_out", rule, place, section.judge.images, remedy))
 
 
 def _unknown(
@@ -320,7 +327,7 @@ def _time(
     ratings: RatingsFacts | None,
     gpu: Gpu | None,
 ) -> dict[str, dict[str, Range]] | None:
-    """GPU -> stage -> duration: of the plan's GPU, of all GPUs of a described size, or of common ones."""
+    """Return GPU -> stage -> duration for the plan's GPU, all GPUs of a described size, or common ones."""
     if memory is None:
         return None
     gpus = [figures for name in COMMON if (figures := figures_of(name))] if gpu is None else gpu.figures

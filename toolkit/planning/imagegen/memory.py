@@ -38,7 +38,7 @@ DECODING_PIECES, ENCODING_PIECES = {2: 2.25, 4: 3.0}, 2.1
 
 @dataclass(frozen=True, slots=True)
 class ImagegenSetting:
-    """What the memory of a stage depends on, besides the pipeline.
+    """The settings that the GPU memory of a stage depends on, besides the pipeline.
 
     Attributes:
         side: of an image in pixels.
@@ -156,7 +156,7 @@ class ImagegenMemory:
 
 def kept_bytes(unet: Unet, setting: ImagegenSetting) -> float:
     """Return what a forward pass keeps of one row for its backward pass."""
-    everything = sum(_kept(unet, setting))
+    everything = sum(_saved_activations(unet, setting))
     if not setting.checkpointing:
         return everything
     return UNCHECKPOINTED * everything + sum(_inputs(unet, setting))
@@ -169,8 +169,8 @@ def pass_bytes(unet: Unet, setting: ImagegenSetting) -> float:
     return setting.value * skips + WORKING[setting.value] * largest
 
 
-def _kept(unet: Unet, setting: ImagegenSetting) -> Iterator[float]:
-    """Bytes of each block. Before the first LoRA, a block keeps only its output, which is joined later."""
+def _saved_activations(unet: Unet, setting: ImagegenSetting) -> Iterator[float]:
+    """Return the bytes of each block. Before the first LoRA, a block keeps only its output, which is joined later."""
     value, graded = setting.value, False
     for block in unet.blocks:
         positions = _positions(setting, block.level)
@@ -186,7 +186,7 @@ def _kept(unet: Unet, setting: ImagegenSetting) -> Iterator[float]:
 
 
 def _inputs(unet: Unet, setting: ImagegenSetting) -> Iterator[float]:
-    """Bytes of each block's input, with a transformer block's norm and projection, which are not recomputed."""
+    """Return the bytes of each block's input. A transformer block's norm and projection are not recomputed."""
     value = setting.value
     for block in unet.blocks:
         width = block.inputs if isinstance(block, Resnet) else block.width
@@ -200,7 +200,7 @@ def _positions(setting: ImagegenSetting, level: int) -> int:
 
 
 def _largest(width: int, setting: ImagegenSetting) -> int:
-    """Bytes of the VAE's largest tensor for one image."""
+    """Return the bytes of the VAE's largest tensor for one image."""
     return int(width * setting.side**2 * setting.value)
 
 

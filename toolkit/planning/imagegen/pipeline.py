@@ -2,22 +2,24 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import Problem, ToolkitError
 from toolkit.planning.findings import Finding
 from toolkit.planning.imagegen.layout import KNOWN, PARTS, Layout, read_layout
 from toolkit.recipe.checks import is_folder_name
-from toolkit.recipe.imagegen import TINY_ENCODERS, TINY_GENERATOR, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import TINY_ENCODERS, TINY_GENERATOR
 
 INDEX = "model_index.json"
 PIPELINE = "StableDiffusionPipeline"
 DIT = "toolkit-dit"
 """``model_type`` of the DiT that ships with the package."""
-PLACE = "[imagegen.generator] model"
+PLACE, PROMPTS = "[imagegen.generator] model", "[imagegen] prompts"
+DOWNLOAD = "Download it, or unset HF_HUB_OFFLINE."
 SHOWN = 3
 CLIP_POSITIONS = 77
 
@@ -54,21 +56,23 @@ def find_pipeline(section: Imagegen) -> Base:
         return Base("shipped", _tiny_folder(), "dit")
     folder = Path(name)
     if folder.is_dir():
-        return Base("folder", folder, "dit") if _is_dit(folder) else _look(section, folder, "folder")
+        return Base("folder", folder, "dit") if _is_dit(folder) else _inspect_pipeline(section, folder, "folder")
     index = cached(name, INDEX, section.generator.revision)
     if index is not None:
-        return _look(section, index.parent, "cache")
+        return _inspect_pipeline(section, index.parent, "cache")
     layout = KNOWN.get(name)
     if is_folder_name(name):
-        return Base("missing", findings=(_problem(f"must be an existing folder (got {name})", "Correct the path."),))
+        absent = Problem("imagegen.base_folder_missing", "must be an existing folder", PLACE, name, "Correct the path.")
+        return Base("missing", findings=(Finding(absent),))
     if constants.HF_HUB_OFFLINE:
-        text = f"the base must be in the Hub's cache while HF_HUB_OFFLINE=1 (got {name})"
-        return Base("missing", layout=layout, findings=(_problem(text, "Download it, or unset HF_HUB_OFFLINE."),))
+        rule = "the base must be in the Hub's cache while HF_HUB_OFFLINE=1"
+        absent = Problem("imagegen.base_not_cached", rule, PLACE, name, DOWNLOAD)
+        return Base("missing", layout=layout, findings=(Finding(absent),))
     return Base("reachable", layout=layout, untried={"base": f"not tried: {name} is not downloaded"})
 
 
 def cached(name: str, file: str, revision: str | None) -> Path | None:
-    """Return a file of a Hub repository in the local cache. None: it is not there, or the name is none of the Hub's."""
+    """Return a file of a Hub repository in the local cache. None: not cached, or not a Hub name."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -79,7 +83,7 @@ def cached(name: str, file: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def judge_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tuple[list[Finding], Mapping[str, str]]:
+def check_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tuple[list[Finding], Mapping[str, str]]:
     """Return prompts that the generator's or the policy's text encoder cannot take, and what was not tried."""
     if not prompts:
         return [], {"prompts": "not tried: they come with the ratings"}
@@ -107,33 +111,34 @@ def judge_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tupl
 
 
 def _encoder_folder(name: str, revision: str | None) -> Path | None:
-    """The folder of an encoder with its tokenizer, if it is in this machine."""
+    """Return the folder of an encoder with its tokenizer. None: it is not on this machine."""
     if Path(name).is_dir():
         return Path(name)
     file = cached(name, "tokenizer_config.json", revision)
     return None if file is None else file.parent
 
 
-def _look(section: Imagegen, folder: Path, state: Literal["folder", "cache"]) -> Base:
-    """A pipeline in this machine. A part that the cache lacks can still be downloaded."""
-    found = list(_judge_folder(folder, certain=state == "folder"))
+def _inspect_pipeline(section: Imagegen, folder: Path, state: Literal["folder", "cache"]) -> Base:
+    """Return a pipeline on this machine. A part that the cache lacks can still be downloaded."""
+    found = list(_check_folder(folder, certain=state == "folder"))
     try:
         layout: Layout | None = read_layout(folder)
     except ToolkitError as error:
         layout = None
         if not found:
-            found.append(_problem(str(error), certain=state == "folder"))
+            found.append(Finding(replace(error.problem, place=PLACE), certain=state == "folder"))
     if layout is not None:
-        found += _judge_layout(section, layout)
+        found += _check_layout(section, layout)
     return Base(state, folder, "pipeline", layout or KNOWN.get(section.generator.model), tuple(found))
 
 
-def _judge_folder(folder: Path, *, certain: bool) -> Iterator[Finding]:
-    """What ``imagegen.stable_diffusion`` refuses: another pipeline, and parts that are stored as pickles only."""
+def _check_folder(folder: Path, *, certain: bool) -> Iterator[Finding]:
+    """Yield what ``imagegen.stable_diffusion`` rejects: another pipeline, and parts that are stored as pickles only."""
     kind = _fields(folder / INDEX).get("_class_name")
     if kind != PIPELINE:
-        text = f"the base must be a Stable Diffusion 1.x or 2.x text-to-image pipeline (got {kind} in {folder})"
-        yield _problem(text, f"Choose a base whose _class_name is {PIPELINE}.")
+        rule = "the base must be a Stable Diffusion 1.x or 2.x text-to-image pipeline"
+        remedy = f"Choose a base whose _class_name is {PIPELINE}."
+        yield Finding(Problem("imagegen.pipeline_not_stable_diffusion", rule, PLACE, kind, remedy))
         return
     for part in PARTS:
         if any((folder / part).glob("*.safetensors")):
@@ -141,23 +146,26 @@ def _judge_folder(folder: Path, *, certain: bool) -> Iterator[Finding]:
         pickles = sorted(path.name for pattern in ("*.bin", "*.ckpt", "*.pt") for path in (folder / part).glob(pattern))
         if not certain and not pickles:
             continue
-        text = f"every part must be stored as safetensors, because a pickle can run code (got {pickles} in {part})"
-        yield _problem(text, "Choose a revision with safetensors, or convert it with save_pretrained.", certain)
+        rule = "every part of the base must be stored as safetensors, because a pickle can run code"
+        remedy = "Choose a revision with safetensors, or convert it with save_pretrained."
+        value = {"part": part, "pickles": pickles}
+        yield Finding(Problem("imagegen.pipeline_pickled", rule, PLACE, value, remedy), certain=certain)
 
 
-def _judge_layout(section: Imagegen, layout: Layout) -> Iterator[Finding]:
+def _check_layout(section: Imagegen, layout: Layout) -> Iterator[Finding]:
     unit = layout.unit
     if section.size % unit:
         nearest = max(unit, round(section.size / unit) * unit)
-        text = f"must be a multiple of {unit} pixels for this base (got {section.size})"
-        yield Finding("[imagegen] size", text, f"Use {nearest}.")
+        rule, place = f"the image size must be a multiple of {unit} pixels for this base", "[imagegen] size"
+        yield Finding(Problem("imagegen.image_size_not_multiple", rule, place, section.size, f"Use {nearest}."))
     if layout.unet.latent != layout.vae.latent:
-        text = f"the UNet must take the {layout.vae.latent} channels of a latent (got {layout.unet.latent})"
-        yield _problem(text, "Choose a text-to-image base, not one for inpainting or editing.")
+        rule = f"the UNet must take the {layout.vae.latent} channels of a latent"
+        remedy = "Choose a text-to-image base, not one for inpainting or editing."
+        yield Finding(Problem("imagegen.unet_channels_not_latent", rule, PLACE, layout.unet.latent, remedy))
 
 
 def _long_prompts(tokenizer: Path, encoder: Path, prompts: Sequence[str]) -> list[Finding]:
-    """Prompts beyond the positions of a text encoder, or of the text half of a dual tower."""
+    """Return prompts with more tokens than a text encoder, or the text half of a dual tower, has positions."""
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
@@ -168,13 +176,13 @@ def _long_prompts(tokenizer: Path, encoder: Path, prompts: Sequence[str]) -> lis
     long = sorted((text for text in lengths if lengths[text] > limit), key=lambda text: -lengths[text])
     if not long:
         return []
-    shown = ", ".join(f"{lengths[text]} in {text[:40]!r}" for text in long[:SHOWN])
-    text = f"{len(long)} of {len(lengths)} prompts have more than the text encoder's {limit} tokens (got {shown})"
-    return [Finding("[imagegen] prompts", text, "Shorten these prompts.")]
+    shown = {text[:40]: lengths[text] for text in long[:SHOWN]}
+    rule = f"a prompt must have at most the text encoder's {limit} tokens. {len(long)} of {len(lengths)} have more"
+    return [Finding(Problem("imagegen.prompt_too_long", rule, PROMPTS, shown, "Shorten these prompts."))]
 
 
 def _dit_prompts(folder: Path, prompts: Sequence[str]) -> list[Finding]:
-    """A DiT knows the words of its vocabulary, and takes a number of them."""
+    """Return prompts with words outside a DiT's vocabulary, or with too many words."""
     from pydantic import TypeAdapter
 
     from toolkit.errors import DataError
@@ -188,7 +196,7 @@ def _dit_prompts(folder: Path, prompts: Sequence[str]) -> list[Finding]:
     try:
         encode_words(config, list(prompts))
     except DataError as error:
-        return [Finding("[imagegen] prompts", str(error))]
+        return [Finding(replace(error.problem, place=f"{PROMPTS}, {error.place}"))]
     return []
 
 
@@ -203,13 +211,9 @@ def _is_dit(folder: Path) -> bool:
 
 
 def _fields(file: Path) -> Mapping[str, Any]:
-    """The fields of a JSON file. Empty: it is missing or damaged."""
+    """Return the fields of a JSON file. Empty: it is missing or damaged."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return fields if isinstance(fields, Mapping) else {}
-
-
-def _problem(text: str, remedy: str = "", certain: bool = True) -> Finding:
-    return Finding(PLACE, text, remedy, certain=certain)

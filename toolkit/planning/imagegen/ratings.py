@@ -1,4 +1,4 @@
-"""What a plan finds out about expert ratings: usable rows, splits, rating levels, and the prompts."""
+"""The expert ratings of a plan: usable rows, splits, rating levels, and the prompts."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -9,11 +9,13 @@ from toolkit.errors import DataError, ToolkitError
 from toolkit.imagegen.partition import partition, require_all_levels
 from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.weights import expert_weights
-from toolkit.planning.findings import Finding, warning
+from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import SYNTHETIC_MODALITIES, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import SYNTHETIC_MODALITIES
 
 TRAINING = ("train", "judge_train")
+PLACE = "[imagegen] ratings"
 SEED_RANGE = 2**31
 
 
@@ -57,24 +59,24 @@ class RatingsFacts:
         return sum(self.splits[name].ratings for name in splits)
 
 
-def look_at_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | None, list[Finding]]:
+def inspect_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | None, list[Finding]]:
     """Return the facts, and what is wrong with the ratings. None: they cannot be read."""
     if section.synthetic is not None:
         return _synthetic(section), []
     try:
         ratings = load_ratings(section)
     except ToolkitError as error:
-        return None, [_problem(error)]
+        return None, [from_error(error, PLACE)]
     findings = [*_dropped(ratings)]
     try:
         splits = divide(recipe, section, ratings)
     except DataError as error:
-        return None, [*findings, _problem(error)]
+        return None, [*findings, from_error(error, PLACE)]
     for check in (_levels, _weights):
         try:
             findings += check(section, splits)
         except DataError as error:
-            findings.append(_problem(error))
+            findings.append(from_error(error, PLACE))
     own = [prompt for prompts in section.prompts.values() for prompt in prompts]
     prompts = tuple(dict.fromkeys([*own, *(image.prompt for image in ratings.images)]))
     modalities = len({image.modality for image in ratings.images})
@@ -102,13 +104,13 @@ def divide(recipe: Recipe, section: Imagegen, ratings: Ratings) -> Mapping[str, 
 
 
 def _judge_seed(section: Imagegen) -> int:
-    """The judge's seed as ``imagegen.settings.seed_of`` derives it."""
+    """Return the judge's seed as ``imagegen.settings.seed_of`` derives it."""
     digest = hashlib.sha256(f"{section.judge.seed}/judge".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 1) % SEED_RANGE
 
 
 def _levels(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
-    return [warning("[imagegen] ratings", text) for text in require_all_levels(splits, TRAINING)]
+    return [warning(lacking) for lacking in require_all_levels(splits, TRAINING)]
 
 
 def _weights(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
@@ -118,12 +120,11 @@ def _weights(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
 
 def _dropped(ratings: Ratings) -> Iterator[Finding]:
     for one in ratings.dropped:
-        text = f"{one.count:,} rows of {one.source} cannot be used: {one.reason} (got {', '.join(one.examples)})"
-        yield warning("[imagegen] ratings", text)
+        yield warning(one.notice("cannot be used"))
 
 
 def _synthetic(section: Imagegen) -> RatingsFacts:
-    """The counts of synthetic ratings, as far as the fractions give them."""
+    """Return the counts of synthetic ratings that follow from the fractions."""
     settings, keys = section.synthetic, section.judge.fractions
     if settings is None:
         raise ValueError("the recipe must have [imagegen.synthetic]")
@@ -143,8 +144,3 @@ def _synthetic(section: Imagegen) -> RatingsFacts:
 
 def _facts(ratings: Ratings) -> SplitFacts:
     return SplitFacts(len(ratings.images), ratings.count, ratings.level_counts())
-
-
-def _problem(error: ToolkitError) -> Finding:
-    place = str(error.place or "[imagegen] ratings")
-    return Finding(place, str(error).removeprefix(f"{place}: "))

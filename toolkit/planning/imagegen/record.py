@@ -1,7 +1,7 @@
 """The plan of a recipe with [imagegen] as one object: what `toolkit plan --json` prints and plan.json keeps.
 
-Keys stay as they are from version to version. ``format`` is raised if one changes its meaning. What is not known is
-null, and ``unknown`` says why.
+Keys stay as they are from version to version. ``format`` is raised if one changes its meaning. Unknown
+values are null, and ``unknown`` says why.
 
 ::
 
@@ -89,7 +89,7 @@ class ImagegenPlan:
 
     @property
     def problems(self) -> list[Finding]:
-        """What the run cannot work with."""
+        """Problems that keep the run from working."""
         return [finding for finding in self.findings if finding.problem]
 
     @property
@@ -99,7 +99,7 @@ class ImagegenPlan:
 
     @property
     def warnings(self) -> list[Finding]:
-        """What must be known."""
+        """Findings that the run can work with."""
         return [finding for finding in self.findings if not finding.problem]
 
     def to_json(self) -> dict[str, object]:
@@ -116,12 +116,12 @@ class ImagegenPlan:
             "ratings": None if self.ratings is None else _ratings(self.ratings),
             "work": {name: asdict(one) for name, one in self.work.items()},
             "generator": asdict(self.generator),
-            "gpu": None if self.gpu is None else _gpu(self.gpu),
+            "gpu": None if self.gpu is None else self.gpu.to_json(),
             "memory": None if self.memory is None else {name: _memory(one) for name, one in self.memory.items()},
             "largest": dict(self.largest),
             "ram_gb": {part: round(size / GB, 3) for part, size in self.ram.items()},
             "time": None if self.time is None else _time(self.time),
-            "disk": None if self.disk is None else _disk(self.disk),
+            "disk": None if self.disk is None else self.disk.to_json(),
             "versions": {name: dict(one) for name, one in self.versions.items()},
         }
 
@@ -130,11 +130,6 @@ def _ratings(one: RatingsFacts) -> dict[str, object]:
     counts = {"rows": one.rows, "images": one.images, "prompts": len(one.prompts), "synthetic": one.synthetic}
     splits = {name: asdict(split) for name, split in one.splits.items()}
     return {**counts, "dropped": [asdict(dropped) for dropped in one.dropped], "splits": splits}
-
-
-def _gpu(gpu: Gpu) -> dict[str, object]:
-    facts = {"name": gpu.name, "memory_gb": round(gpu.memory / GB, 2), "bf16": gpu.bf16}
-    return {**facts, "count": gpu.count, "here": gpu.here}
 
 
 def _memory(one: ImagegenStageMemory) -> dict[str, object]:
@@ -151,13 +146,3 @@ def _memory(one: ImagegenStageMemory) -> dict[str, object]:
 def _time(time: Mapping[str, Mapping[str, Range]]) -> dict[str, object]:
     gpus = {gpu: {stage: list(one.hours) for stage, one in found.items()} for gpu, found in time.items()}
     return {"assumptions": list(ASSUMPTIONS), "gpus": gpus}
-
-
-def _disk(disk: Disk) -> dict[str, object]:
-    return {
-        "parts": dict(disk.parts),
-        "needed_gb": round(disk.needed / GB, 2),
-        "free_gb": round(disk.free / GB, 2),
-        "downloads": dict(disk.downloads),
-        "downloads_free_gb": round(disk.cache_free / GB, 2),
-    }

@@ -1,4 +1,4 @@
-"""What the stages of [imagegen] do: optimizer steps, generated images, and passes of the generator."""
+"""The work of the stages of [imagegen]: optimizer steps, generated images, and passes of the generator."""
 
 import math
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def plan_work(section: Imagegen, ratings: RatingsFacts | None) -> Mapping[str, S
 
 
 def _scorers(section: Imagegen, ratings: RatingsFacts | None) -> StageWork:
-    """Optimizer steps of selector, policy and judge."""
+    """Return the optimizer steps of selector, policy and judge."""
     if ratings is None:
         return StageWork()
     own, judges = ratings.ratings_of("train"), ratings.ratings_of("judge_train")
@@ -60,7 +60,7 @@ def _evaluations(section: Imagegen, count: int) -> StageWork:
 
 
 def _sft(section: Imagegen, ratings: RatingsFacts | None) -> StageWork:
-    """Every image of the selector's splits can be passed by the selector."""
+    """Return the work of ``sft``. The selector can pass every image of its splits."""
     keys = section.update
     pool = 0 if ratings is None else ratings.images_of("train", "validation")
     return StageWork(
@@ -74,7 +74,7 @@ def _sft(section: Imagegen, ratings: RatingsFacts | None) -> StageWork:
 
 
 def _ddpo(section: Imagegen) -> StageWork:
-    """The base and every round are evaluated on noise of their own, and the best round on that of the table."""
+    """Return the work of ``ddpo``. The base and every round share one noise, and the table has another."""
     keys = section.update
     evaluations = keys.rounds + 2
     images = keys.rounds * keys.images_per_round

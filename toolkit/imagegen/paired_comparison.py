@@ -13,7 +13,7 @@ MIN_PAIRS = 384
 
 @dataclass(frozen=True, slots=True, order=True)
 class ImageKey:
-    """What an image is generated from."""
+    """The prompt and the noise that an image is generated from."""
 
     prompt: str
     noise_seed: int
@@ -29,14 +29,16 @@ def compare_arms(
     """
     if different := sorted(set(before) ^ set(after)):
         raise TrainingError(
-            "two arms are compared on images from the same prompts and noise",
+            "imagegen.arms_differ_in_images",
+            "both arms must have images from the same prompts and noise",
             place="evaluation",
             value=f"{len(different)} images are in one arm only, such as {different[0]}",
             remedy="Evaluate both arms with the same prompts, count and seed.",
         )
     if len(before) < min_pairs:
         raise TrainingError(
-            f"a comparison needs at least {min_pairs} images of each arm",
+            "imagegen.comparison_too_small",
+            f"a comparison must have at least {min_pairs} images of each arm",
             place="evaluation",
             value=len(before),
             remedy="Generate more images per prompt.",

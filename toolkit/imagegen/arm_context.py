@@ -1,15 +1,14 @@
-"""What the arms of a run (base, control, sft, ddpo) share: the generator, evaluations on paired noise, checkpoints."""
+"""The context of an arm (base, control, sft, ddpo): the generator, evaluations on paired noise, and checkpoints."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.imagegen.arms import ImageKey
-from toolkit.imagegen.checkpoints import SYNTHETIC, Checkpoints, save_epoch
+from toolkit.errors import warn
+from toolkit.imagegen.checkpoints import POLICY, SELECTOR, SYNTHETIC, Checkpoints, last_epoch, load_part, save_epoch
 from toolkit.imagegen.ddim import make_schedule
 from toolkit.imagegen.distribution import FeatureSet
-from toolkit.imagegen.epochs import POLICY, SELECTOR, last_epoch, load_epoch
 from toolkit.imagegen.fitting import load_trained_state, trained_state
 from toolkit.imagegen.generator import Generator
 from toolkit.imagegen.image_evaluation import (
@@ -22,18 +21,19 @@ from toolkit.imagegen.image_evaluation import (
 )
 from toolkit.imagegen.optimization import UpdateState, dump_state, restore_state
 from toolkit.imagegen.oracle import load_oracle
+from toolkit.imagegen.paired_comparison import ImageKey
 from toolkit.imagegen.rating_stage import PreparedRatings
 from toolkit.imagegen.ratings import RatedImage
 from toolkit.imagegen.sampling import derive_seed, generate
 from toolkit.imagegen.scorer_stage import ScoringModels, all_prompts, load_models, passing_level
 from toolkit.imagegen.settings import evaluation_settings, seed_of
-from toolkit.imagegen.workplace import Workplace
+from toolkit.imagegen.stage_context import StageContext
 from toolkit.scoring.statistics import Estimate, bootstrap_mean
 
 log = logging.getLogger(__name__)
 
 TABLE, ROUNDS = "table", "rounds"
-"""Noise of the table of results, and of the evaluations after each round, of which the best round is chosen."""
+"""Noise of the results table, and of the evaluations after each round, which select the best round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class ArmFigures:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Studio:
-    """A generator with everything that scores its images."""
+class ArmContext:
+    """The generator of an arm with the models that score its images, and the checkpoints of the run."""
 
-    place: Workplace
+    context: StageContext
     prepared: PreparedRatings
     models: ScoringModels
     scorers: Scorers
@@ -64,8 +64,8 @@ class Studio:
     @property
     def prompts(self) -> tuple[str, ...]:
         """The prompts that images are generated for: the recipe's, otherwise those of the ratings."""
-        own = [prompt for prompts in self.place.section.prompts.values() for prompt in prompts]
-        return tuple(own) if own else tuple(sorted(all_prompts(self.place, self.prepared)))
+        own = [prompt for prompts in self.context.section.prompts.values() for prompt in prompts]
+        return tuple(own) if own else tuple(sorted(all_prompts(self.context, self.prepared)))
 
     def evaluate(self, noise: str) -> ImageMetrics:
         """Generate and score the images of an evaluation.
@@ -77,49 +77,54 @@ class Studio:
 
     def figures(self) -> ArmFigures:
         """Return the arm's figures of the table, by the scorers of stage 1."""
-        load_models(self.place, self.models)  # a refresh may have changed them
+        load_models(self.context, self.models)  # a refresh may have changed them
         generated = self._generate(TABLE)
         metrics = self._measure(generated)
         oracle = None
-        if self.place.section.synthetic is not None and not self.place.section.prompts:
+        if self.context.section.synthetic is not None and not self.context.section.prompts:
             scores = load_oracle().score(generated.images_NCHW, generated.prompts).tolist()
-            boot = evaluation_settings(self.place.recipe).bootstrap
+            boot = evaluation_settings(self.context.recipe).bootstrap
             oracle = bootstrap_mean(scores, generated.prompts, boot.resamples, boot.seed, boot.confidence)
         return ArmFigures(metrics, oracle)
 
     def _generate(self, noise: str) -> GeneratedImages:
-        section, prompts = self.place.section, self.prompts
+        section, prompts = self.context.section, self.prompts
         wanted = [prompts[number % len(prompts)] for number in range(section.judge.images)]
         schedule = make_schedule(self.generator.scheduler, section.generator.steps)
-        seed = derive_seed(seed_of(self.place.recipe, "evaluation"), noise)
+        seed = derive_seed(seed_of(self.context.recipe, "evaluation"), noise)
         images = generate(self.generator, schedule, wanted, seed, section.generator.batch_size)
         return GeneratedImages(images, tuple(ImageKey(prompt, number) for number, prompt in enumerate(wanted)))
 
     def _measure(self, generated: GeneratedImages) -> ImageMetrics:
-        settings = evaluation_settings(self.place.recipe)
+        settings = evaluation_settings(self.context.recipe)
         return evaluate_images(generated, self.scorers, self.models.extractor, self.reference, settings)
 
 
-def well_rated(place: Workplace, images: Sequence[RatedImage]) -> tuple[RatedImage, ...]:
-    """Return the images whose mean rating is nearer to a good one than to the level below.
+def well_rated(context: StageContext, images: Sequence[RatedImage]) -> tuple[RatedImage, ...]:
+    """Return the images whose mean rating is closer to a good rating than to the level below it.
 
     If fewer than a quarter of the images are rated well, all images are returned.
     """
-    least = passing_level(place) - 0.5
+    least = passing_level(context) - 0.5
     good = tuple(image for image in images if sum(image.levels) / len(image.levels) >= least)
     if 4 * len(good) >= len(images):
         return good
-    log.warning("%d of %d images are rated well: reference figures use all images", len(good), len(images))
+    warn(
+        "imagegen.few_images_rated_well",
+        "reference figures use all images, because fewer than a quarter are rated well",
+        place="imagegen.ratings",
+        value=f"{len(good)} of {len(images)}",
+    )
     return tuple(images)
 
 
-def reference_of(place: Workplace, prepared: PreparedRatings, models: ScoringModels) -> Reference:
+def reference_of(context: StageContext, prepared: PreparedRatings, models: ScoringModels) -> Reference:
     """Return what KID, FID, diversity and copy distance compare generated images with.
 
     KID, FID and diversity take well-rated images of the judge's splits and of the test split, which no method is
     trained on. Copies are searched among the selector's images, on which ``sft`` and its control are trained.
     """
-    chosen, own = well_rated(place, prepared.unseen), prepared.trainable
+    chosen, own = well_rated(context, prepared.unseen), prepared.trainable
     with models.resident("extractor"):
         features_NF = models.extractor.features(prepared.images(own))
         return make_reference(
@@ -127,31 +132,31 @@ def reference_of(place: Workplace, prepared: PreparedRatings, models: ScoringMod
             prepared.images(chosen),
             [image.prompt for image in chosen],
             [image.group for image in chosen],
-            evaluation_settings(place.recipe),
+            evaluation_settings(context.recipe),
             FeatureSet(features_NF, tuple(image.group for image in own)),
         )
 
 
-def save_round(studio: Studio, arm: str, state: UpdateState, more: Mapping[str, Any]) -> None:
+def save_round(arm_context: ArmContext, arm: str, state: UpdateState, more: Mapping[str, Any]) -> None:
     """Save a round of an arm as the run's next epoch."""
-    epoch = last_epoch(studio.checkpoints) + 1
+    epoch = last_epoch(arm_context.checkpoints) + 1
     common = {"epoch": epoch, "stage": 2}
     parts = {
-        SELECTOR: {**common, "model": trained_state(studio.models.selector)},
-        POLICY: {**common, "model": trained_state(studio.models.policy)},
+        SELECTOR: {**common, "model": trained_state(arm_context.models.selector)},
+        POLICY: {**common, "model": trained_state(arm_context.models.policy)},
         SYNTHETIC: {**common, "arm": arm, "update": dump_state(state), **more},
     }
-    save_epoch(studio.checkpoints, epoch, parts, studio.generator.save_lora)
+    save_epoch(arm_context.checkpoints, epoch, parts, arm_context.generator.save_lora)
 
 
-def resume_round(studio: Studio, arm: str, state: UpdateState) -> dict[str, Any] | None:
+def resume_round(arm_context: ArmContext, arm: str, state: UpdateState) -> dict[str, Any] | None:
     """Continue an arm from its newest epoch. None: the arm has no epoch yet."""
-    epoch = last_epoch(studio.checkpoints)
-    saved = load_epoch(studio.checkpoints, epoch, SYNTHETIC) if epoch else {}
+    epoch = last_epoch(arm_context.checkpoints)
+    saved = load_part(arm_context.checkpoints, epoch, SYNTHETIC) if epoch else {}
     if saved.get("arm") != arm:
         return None
     restore_state(state, saved["update"])
-    for model, part in ((studio.models.selector, SELECTOR), (studio.models.policy, POLICY)):
-        load_trained_state(model, load_epoch(studio.checkpoints, epoch, part)["model"])
+    for model, part in ((arm_context.models.selector, SELECTOR), (arm_context.models.policy, POLICY)):
+        load_trained_state(model, load_part(arm_context.checkpoints, epoch, part)["model"])
     log.info("%s: resumed after round %d", arm, state.round)
     return saved

@@ -1,4 +1,4 @@
-"""What the stages of [imagegen] share: recipe, run folder, device, and how they report, stop and keep results."""
+"""The context of an [imagegen] stage: recipe, run folder, device, progress and trackers, and the results it saves."""
 
 import logging
 import os
@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Workplace:
-    """The context of a stage."""
+class StageContext:
+    """Recipe, run folder, stop request, progress and trackers of a stage."""
 
     recipe: Recipe
     run: RunFolder
@@ -35,12 +35,12 @@ class Workplace:
 
     @property
     def section(self) -> Imagegen:
-        """The section [imagegen]."""
+        """The recipe's section [imagegen]."""
         return imagegen_of(self.recipe)
 
     @property
     def device(self) -> torch.device:
-        """Where networks run."""
+        """The device that networks run on."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def report(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
@@ -53,7 +53,7 @@ class Workplace:
         self.progress(stage, step, steps, note)
 
 
-def keep(run: RunFolder, stage: str, result: object) -> None:
+def save_result(run: RunFolder, stage: str, result: object) -> None:
     """Save the result of a finished stage.
 
     Args:
@@ -64,7 +64,7 @@ def keep(run: RunFolder, stage: str, result: object) -> None:
     run.mark_done(stage, asdict(result))  # type: ignore[call-overload]  # any dataclass
 
 
-def kept(run: RunFolder, stage: str, kind: type[Result]) -> Result:
+def load_result(run: RunFolder, stage: str, kind: type[Result]) -> Result:
     """Return the result of a finished stage.
 
     Raises:
@@ -74,6 +74,7 @@ def kept(run: RunFolder, stage: str, kind: type[Result]) -> Result:
         return TypeAdapter(kind).validate_python(run.record(stage))
     except ValidationError as error:
         raise RunError(
+            "imagegen.stage_record_unreadable",
             f"the record of the stage {stage} must be of this version of the toolkit",
             place=run.stage_folder(stage) / "done.json",
             value=str(error).splitlines()[0],
@@ -102,6 +103,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         raise RunError(
+            "imagegen.stage_parameters_unreadable",
             "the parameters of a finished stage must be readable",
             place=path,
             value=str(error).partition("\n")[0],
