@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from toolkit.cli.exports import gguf_table
 from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit.cli import tables as show
-from toolkit.cli.tables import _verification
+from toolkit.cli.tables import _verification, gguf_table
 from toolkit.errors import DataError, RunError
 from toolkit.exporting import _job
 from toolkit.models.hf import HfBackend

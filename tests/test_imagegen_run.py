@@ -158,7 +158,7 @@ def test_commands_for_language_models_reject_runs_of_image_generators(tmp_path: 
         with raises(RecipeError, "recipe.not_vision_language"):
             again(run, STAGES_OF_LANGUAGE_MODELS)
     with raises(RecipeError, "recipe.not_vision_language") as caught:
-        open_for_inference(run)
+        open_for_inference(run, None)
     assert "toolkit predict" in caught.problem.rule
 
 

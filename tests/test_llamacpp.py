@@ -1,4 +1,4 @@
-"""llama.cpp's room without llama.cpp: what is refused before converting, and a process that dies."""
+"""The llama.cpp package without llama.cpp: checks before the conversion, and worker processes that crash."""
 
 import io
 import json
@@ -26,10 +26,10 @@ from toolkit.errors import MissingExtraError, ModelError, RunError
 from toolkit.exporting.verification import BOUNDS, Bound, GreedyCompletions, compare
 from toolkit.models import llamacpp
 from toolkit.models.backend import Completion
-from toolkit.models.gguf import GgufBackend, as_seen
-from toolkit.models.llamacpp import Child, find_pair, is_gguf, require_for
-from toolkit.models.llamacpp.convert import _lay_out, refuse_foreign_names, tensor_names
-from toolkit.models.llamacpp.converter import unusual_rhythm
+from toolkit.models.gguf import GgufBackend, processed_images
+from toolkit.models.llamacpp import Child, find_gguf_pair, is_gguf, require_for
+from toolkit.models.llamacpp.convert import _link_with_tokens, check_tensor_names, tensor_names
+from toolkit.models.llamacpp.converter import unusual_pattern
 from toolkit.models.llamacpp.library import LlamaError
 from toolkit.models.llamacpp.worker import Worker, serve
 from toolkit.pipeline.rerun import export_settings
@@ -37,26 +37,26 @@ from toolkit.recipe import Model
 from toolkit.runfolder import RunFolder, find_exported, locate_weights, read_json, write_json
 
 
-def test_names_that_transformers_5_uses_inside_are_refused_before_converting(tmp_path: Path) -> None:
-    refuse_foreign_names(tiny.FOLDER)
+def test_internal_names_of_transformers_5_are_rejected_before_conversion(tmp_path: Path) -> None:
+    check_tensor_names(tiny.FOLDER)
     assert any("vision_tower.vision_model.embeddings" in name for name in tensor_names(tiny.FOLDER))
     weights = load_file(tiny.FOLDER / "model.safetensors")
     renamed = {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in weights.items()}
     save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
     with raises(ModelError, "export.tensor_names_not_of_hub") as caught:
-        refuse_foreign_names(tmp_path)
+        check_tensor_names(tmp_path)
     assert caught.problem.place == str(tmp_path)
     assert "vision_tower.embeddings" in str(caught.problem.value)
     assert str(caught.problem.value).endswith(" more")
 
 
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_rejected(tmp_path: Path) -> None:
     with raises(ModelError, "export.safetensors_missing"):
-        refuse_foreign_names(tmp_path)
+        check_tensor_names(tmp_path)
 
 
-def test_the_converter_is_told_of_the_added_tokens(tmp_path: Path) -> None:
-    _lay_out(tiny.FOLDER, tmp_path / "source")
+def test_the_converter_gets_the_added_tokens(tmp_path: Path) -> None:
+    _link_with_tokens(tiny.FOLDER, tmp_path / "source")
     told = read_json(tmp_path / "source/tokenizer_config.json")["added_tokens_decoder"]
     assert told["10"]["content"] == "model"
     assert not told["10"]["special"]
@@ -65,19 +65,19 @@ def test_the_converter_is_told_of_the_added_tokens(tmp_path: Path) -> None:
     assert (tmp_path / "source/model.safetensors").resolve() == (tiny.FOLDER / "model.safetensors").resolve()
 
 
-def test_only_an_unusual_rhythm_of_global_layers_is_said() -> None:
+def test_only_an_unusual_pattern_of_global_layers_is_written() -> None:
     usual = ["sliding_attention"] * 5 + ["full_attention"]
-    assert unusual_rhythm([*usual, *usual, "sliding_attention"]) is None
-    assert unusual_rhythm([]) is None
-    assert unusual_rhythm(read_json(tiny.FOLDER / "config.json")["text_config"]["layer_types"]) == [True] * 3 + [False]
+    assert unusual_pattern([*usual, *usual, "sliding_attention"]) is None
+    assert unusual_pattern([]) is None
+    assert unusual_pattern(read_json(tiny.FOLDER / "config.json")["text_config"]["layer_types"]) == [True] * 3 + [False]
 
 
 @pytest.mark.parametrize("size", [(112, 112), (300, 220)])
-def test_gemmas_pictures_are_handed_over_as_its_processor_resized_them(size: tuple[int, int]) -> None:
+def test_llama_cpp_gets_gemmas_images_as_resized_by_its_processor(size: tuple[int, int]) -> None:
     processor = AutoProcessor.from_pretrained(tiny.FOLDER)
     picture = noise(size)
     inputs = processor(text=["<start_of_image>"], images=[[picture]], return_tensors="pt")
-    seen = as_seen(processor, inputs)
+    seen = processed_images(processor, inputs)
     assert [one.size for one in seen] == [(112, 112)]
     again = processor.image_processor([seen[0]], return_tensors="pt")["pixel_values"]
     assert torch.equal(again, inputs["pixel_values"])
@@ -86,14 +86,14 @@ def test_gemmas_pictures_are_handed_over_as_its_processor_resized_them(size: tup
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
-def test_qwens_patches_are_laid_together_to_the_picture_again(name: str, shared_data: Path, tmp_path: Path) -> None:
+def test_qwens_patches_are_joined_to_the_image(name: str, shared_data: Path, tmp_path: Path) -> None:
     unpack_processors(shared_data, tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path / "processors" / name)
     block = processor.image_processor.patch_size * processor.image_processor.merge_size
     pictures = [noise((8 * block, 10 * block)), noise((12 * block, 6 * block))]  # nothing to resize
     token = processor.image_token
     inputs = processor(text=[f"{token}{token}"], images=[pictures], return_tensors="pt")
-    for seen, picture in zip(as_seen(processor, inputs), pictures, strict=True):
+    for seen, picture in zip(processed_images(processor, inputs), pictures, strict=True):
         assert np.array_equal(np.asarray(seen), np.asarray(picture))
 
 
@@ -102,8 +102,8 @@ def noise(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_a_worker_that_dies_is_an_error_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Native code that faults takes its process with it: this one stands for it."""
+def test_a_worker_that_crashes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash in native code ends its process. This worker simulates it."""
     (tmp_path / "faulty.py").write_text(
         "import os, signal, sys\nsys.stdin.readline()\nprint('the last word', file=sys.stderr, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGSEGV)\n",
@@ -122,10 +122,10 @@ CTRL_C = """
 import os, signal, sys
 from pathlib import Path
 from toolkit.models.llamacpp import Child, convert
-signal.signal(signal.SIGINT, lambda *_: None)  # as a stage notes it, and goes on to its next step
+signal.signal(signal.SIGINT, lambda *_: None)  # like a stage, which records the signal and continues to its next step
 with Child("slow") as child:
     signal.setitimer(signal.ITIMER_REAL, 0.5)
-    signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGINT))  # as a terminal does
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGINT))  # like a terminal
     print(child.load(Path("a"), Path("b"), 10))
     convert.PROGRAM = "slow"
     signal.setitimer(signal.ITIMER_REAL, 0.5)
@@ -134,7 +134,7 @@ print("written")
 """
 
 
-def test_ctrl_c_in_a_terminal_leaves_the_worker_and_the_converter_to_finish_their_step(tmp_path: Path) -> None:
+def test_ctrl_c_does_not_interrupt_the_worker_and_the_converter(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import sys, time\ntime.sleep(1)\nif sys.argv[1:]:\n    open(sys.argv[3], 'w').close()\nelse:\n"
         "    sys.stdin.readline()\n    print('{\"value\": [7]}', flush=True)\n    sys.stdin.readline()\n",
@@ -150,14 +150,14 @@ def test_ctrl_c_in_a_terminal_leaves_the_worker_and_the_converter_to_finish_thei
     assert done.stdout.splitlines() == ["[7]", "written"], done.stderr
 
 
-def test_a_failure_that_llama_cpp_reports_leaves_the_worker_working() -> None:
+def test_the_worker_continues_after_an_error_of_llama_cpp() -> None:
     replies = io.StringIO()
-    requests = [{"do": "answer", "prompt": "", "pictures": [], "most": 1, "stop": 1, "forbidden": []}] * 2
+    requests = [{"do": "generate", "prompt": "", "images": [], "max_tokens": 1, "stop": 1, "forbidden": []}] * 2
     serve(Worker(None), io.StringIO("".join(json.dumps(one) + "\n" for one in requests)), replies)  # type: ignore[arg-type]
     assert [json.loads(line) for line in replies.getvalue().splitlines()] == [{"error": "no model is loaded"}] * 2
 
 
-def test_a_failure_in_the_library_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_library_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise LlamaError("llama.cpp cannot load x.gguf")
 
@@ -169,7 +169,7 @@ def test_a_failure_in_the_library_is_told_with_its_reason(monkeypatch: pytest.Mo
     assert json.loads(replies.getvalue()) == {"error": "llama.cpp cannot load x.gguf"}
 
 
-def test_what_an_export_needs_is_asked_for_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_for_an_export_are_checked_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llamacpp.convert, "is_installed", lambda: True)
     monkeypatch.setattr(llamacpp.child, "is_installed", lambda: False)
     require_for(["f16", "bf16"], verify=False)
@@ -191,14 +191,14 @@ def test_a_pair_is_one_text_model_and_one_projector(tmp_path: Path) -> None:
     model, other, mmproj = (tmp_path / name for name in ("a-f16.gguf", "a-Q8_0.gguf", "mmproj-a-f16.gguf"))
     model.touch()
     with raises(ModelError, "model.gguf_projector_ambiguous") as caught:
-        find_pair(model)
+        find_gguf_pair(model)
     assert (caught.problem.place, caught.problem.value) == (str(model), [])
     mmproj.touch()
-    assert find_pair(model) == find_pair(tmp_path) == (model, mmproj)
+    assert find_gguf_pair(model) == find_gguf_pair(tmp_path) == (model, mmproj)
     other.touch()
-    assert find_pair(other) == (other, mmproj)
+    assert find_gguf_pair(other) == (other, mmproj)
     with raises(ModelError, "model.gguf_text_model_ambiguous") as caught:
-        find_pair(tmp_path)
+        find_gguf_pair(tmp_path)
     assert caught.problem.value == ["a-Q8_0.gguf", "a-f16.gguf"]
     assert is_gguf(tmp_path)
     assert not is_gguf(tiny.FOLDER)
@@ -230,14 +230,14 @@ def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
     assert not found.fits(Bound(0.25, 0.49))
 
 
-def test_a_log_probability_that_is_no_number_fits_no_bound_wherever_it_stands() -> None:
+def test_a_nan_log_probability_fits_no_bound_at_any_position() -> None:
     said = [Completion("A", 1, truncated=False)]
     for after in ([float("nan"), -1.0], [-1.0, float("nan")]):
         found = compare(GreedyCompletions(said, [[-1.0, -1.0]]), GreedyCompletions(said, [after]))
         assert not found.fits(Bound(1, 1e9))
 
 
-def test_coarser_numbers_may_differ_more() -> None:
+def test_bounds_are_wider_for_fewer_bits() -> None:
     kinds = [BOUNDS[kind] for kind in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")]
     assert [bound.fraction for bound in kinds] == sorted(bound.fraction for bound in kinds)
     assert [bound.gap for bound in kinds] == sorted(bound.gap for bound in kinds)
@@ -266,7 +266,7 @@ def record_of(questions: int) -> Mapping[str, Any]:
     }
 
 
-def test_a_table_of_ggufs_says_what_was_not_verified() -> None:
+def test_the_table_of_gguf_files_lists_unverified_ones() -> None:
     verified, unverified = gguf_table(record_of(8)), gguf_table(record_of(0))
     assert [next(iter(column.cells)) for column in verified.columns] == [
         "q8_0",
@@ -281,7 +281,7 @@ def test_a_table_of_ggufs_says_what_was_not_verified() -> None:
     assert [next(iter(column.cells)) for column in unverified.columns][4:] == ["", "", ""]
 
 
-def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Path) -> None:
+def test_a_model_is_named_by_its_format_its_quantisation_or_its_path(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "runs/a")
     write_json(run.run_file, {})
     run.recipe_file.touch()
@@ -291,8 +291,10 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     for name in ("a-f16.gguf", "a-Q8_0.gguf"):
         (folder / "gguf" / name).touch()
     files = {"f16": {"file": "a-f16.gguf"}, "q8_0": {"file": "a-Q8_0.gguf"}}
-    with pytest.raises(RunError, match=r"--model gguf.*Exported are: merged"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "gguf")
+    assert caught.problem.place == "--model gguf"
+    assert "(merged)" in caught.problem.remedy
     run.mark_done("export", {"gguf": {"files": files}})
     assert find_exported(run, "gguf").name == "f16"
     assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
@@ -301,12 +303,14 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     for place, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
         (tmp_path / place).mkdir(parents=True)
         assert find_exported(run, str(tmp_path / place)).name == name  # weights of others never pass for the run's own
-    with pytest.raises(RunError, match=r"Exported are: merged, f16, q8_0"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "adapter")
+    assert "(merged, f16, q8_0)" in caught.problem.remedy
     assert locate_weights(run.path) == (run, None)
     assert locate_weights(folder / "merged") == (run, folder / "merged")
-    with pytest.raises(RunError, match="not a run folder"):
+    with raises(RunError, "run.not_a_run_folder"):
         locate_weights(tmp_path)
     shutil.rmtree(folder / "merged")
-    with pytest.raises(RunError, match=r"Exported are: f16, q8_0"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "merged")
+    assert "(f16, q8_0)" in caught.problem.remedy

@@ -1,4 +1,4 @@
-"""Rollouts by a script that answers from the reference, so that every number of whole tasks is known by hand."""
+"""Episodes with a scripted model that answers from the reference, so that all scores are known by hand."""
 
 import csv
 import json
@@ -28,12 +28,12 @@ ALL = {"memory": ("reference", "own", "off")}
 
 
 def second_tasks_fail_at_3(task: str, step: int, memory: dict[str, Any]) -> str:
-    """Of every second task the third step is wrong; the memory it leaves is right."""
+    """The third step of every second episode is wrong, but its agent memory is right."""
     return wrong(task, step) if step == 3 and int(task) % 2 == 0 else right(task, step, memory)
 
 
 def counts_what_is_done(task: str, step: int, memory: dict[str, Any]) -> str:
-    """Reads the number of the step out of its memory alone, and forgets to note step 2 of the tasks 3 and 4."""
+    """Takes the step number from its agent memory alone, and does not record step 2 of the episodes 3 and 4."""
     number = len(memory.get("completed_subtasks", [])) + 1
     done = json.loads(right(task, number, memory))
     if number == 2 and task in "34":
@@ -65,11 +65,11 @@ def measured(record: EvaluationRecord, way: str) -> list[float]:
     return [one["value"] for one in record["agent_memory"]["ways"][way]["measures"].values()]
 
 
-def test_steps_are_asked_task_beside_task_and_each_with_what_the_answers_before_left(context: Context) -> None:
+def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earlier_answers(context: Context) -> None:
     backend = Scripted(second_tasks_fail_at_3)
     evaluate(context, "before", None, [], backend)
     first = [(task, 1) for task in TASKS]
-    # Sixteen questions with the reference's memory in batches of three, then rounds of four tasks, then with none.
+    # Sixteen prompts with the reference memory in batches of three, then rounds of four episodes, then no agent memory.
     assert backend.asked[6:8] == [first[:3], first[3:]]
     assert [batch[0][1] for batch in backend.asked[6:14]] == [1, 1, 2, 2, 3, 3, 4, 4]
     done = ["Load volume", "Axial slice"]
@@ -77,10 +77,10 @@ def test_steps_are_asked_task_beside_task_and_each_with_what_the_answers_before_
     assert (reference["completed_subtasks"], own["completed_subtasks"], off) == (done, done, {})
 
 
-def test_a_model_that_fails_at_step_3_of_every_second_task(context: Context) -> None:
+def test_scores_of_a_model_that_fails_at_step_3_of_every_second_episode(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(second_tasks_fail_at_3))
     for way in ("reference", "own", "off"):
-        # 14 of 16 steps; 2 of 4 tasks; those that fail have done 2 of 4 steps before: (1 + 1/2 + 1 + 1/2) / 4.
+        # 14 of 16 steps, 2 of 4 episodes. Failed episodes have 2 of 4 steps before: (1 + 1/2 + 1 + 1/2) / 4.
         assert measured(record, way) == [0.875, 0.5, 0.75]
         chains = record["agent_memory"]["ways"][way]["chains"]
         assert (chains["failing"], chains["first_failure"]["value"]) == ({3: 2}, 3.0)
@@ -88,36 +88,35 @@ def test_a_model_that_fails_at_step_3_of_every_second_task(context: Context) -> 
     assert record["agent_memory"]["differences"]["own"]["reference"]["step"]["difference"]["value"] == 0
 
 
-def test_a_model_that_lives_by_its_memory_pays_for_a_note_that_it_forgot(context: Context) -> None:
+def test_a_lost_agent_memory_entry_lowers_the_scores_of_later_steps(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(counts_what_is_done))
-    # With the reference's memory every step is right. Step 4 is COMPLETE, which the reference's list of three done
-    # subtasks tells.
+    # With the reference memory, every step is right. Its list of three finished subtasks implies COMPLETE for step 4.
     assert measured(record, "reference") == [1, 1, 1]
-    # With its own, tasks 3 and 4 answer step 2 once more at step 3 and again at step 4: 12 of 16 right.
+    # With its own agent memory, episodes 3 and 4 repeat step 2 at steps 3 and 4: 12 of 16 right.
     assert measured(record, "own") == [0.75, 0.5, 0.75]
-    # With none, every answer is that of step 1: 4 of 16, and 1 of 4 before the first failure.
+    # Without agent memory, every answer is that of step 1: 4 of 16, and 1 of 4 before the first failure.
     assert measured(record, "off") == [0.25, 0, 0.25]
     differences = record["agent_memory"]["differences"]
     assert differences["own"]["reference"]["step"]["difference"]["value"] == -0.25
     assert differences["own"]["off"]["step"]["difference"]["value"] == 0.5
     assert differences["reference"]["off"]["whole tasks"]["difference"]["value"] == 1
-    # The bootstrap draws tasks: two of the four lose 2 of 4 steps.
+    # The bootstrap resamples episodes. Two of the four lose 2 of 4 steps.
     assert differences["own"]["reference"]["step"]["difference"]["groups"] == 4
 
 
-def test_an_answer_that_cannot_be_read_keeps_the_memory_and_counts_as_a_failure(context: Context) -> None:
+def test_an_unreadable_answer_keeps_the_agent_memory_and_counts_as_a_failure(context: Context) -> None:
     backend = Scripted(mumbles_at_2)
     record = evaluate(context, "before", None, [], backend)
     assert measured(record, "own") == [0.75, 0, 0.25]
     assert record["summary"]["overall"]["n"] == 16
-    assert backend.memories["1", 3][1]["completed_subtasks"] == ["Load volume"]  # what step 1 left
+    assert backend.memories["1", 3][1]["completed_subtasks"] == ["Load volume"]  # written by step 1
     details = [one for one in read_lines(folder_of(context) / "details.jsonl") if one["asked"] == "own"]
     second = details[1]
     assert second["problem"]
     assert second["memory_after"] == {**second["memory"], "failures": 1}
 
 
-def test_the_history_can_be_replayed_from_the_lines(context: Context) -> None:
+def test_the_history_can_be_reconstructed_from_the_predictions(context: Context) -> None:
     evaluate(context, "before", None, [], Scripted(mumbles_at_2))
     lines = [line for line in read_lines(folder_of(context) / "predictions.own.jsonl") if line["chain"] == "3"]
     assert [line["place"] for line in lines] == [1, 2, 3, 4]
@@ -126,14 +125,14 @@ def test_the_history_can_be_replayed_from_the_lines(context: Context) -> None:
 
 
 @pytest.mark.parametrize("died_after", [3, 6, 9, 15])
-def test_an_evaluation_that_died_goes_on_and_leaves_the_same_bytes(tmp_path: Path, died_after: int) -> None:
+def test_an_interrupted_evaluation_resumes_to_identical_files(tmp_path: Path, died_after: int) -> None:
     with context_of(rolling_recipe(tmp_path / "whole", ALL)) as whole:
         evaluate(whole, "before", None, [], Scripted(counts_what_is_done))
     with context_of(rolling_recipe(tmp_path / "died", ALL)) as died:
         with pytest.raises(KeyboardInterrupt):
             evaluate(died, "before", None, [], Scripted(counts_what_is_done, fail_after=died_after))
         for partial in folder_of(died).glob("predictions.own-*"):
-            # As power that went in the middle of a line leaves it: the last answer of a batch is gone.
+            # A power failure within a line: the last answer of a batch is lost.
             partial.write_bytes(partial.read_bytes()[:-40])
         again = Scripted(counts_what_is_done)
         evaluate(died, "before", None, [], again)
@@ -155,7 +154,7 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
     with context_of(rolling_recipe(tmp_path)) as context:
         backend = Scripted(right)
         record = evaluate(context, "before", None, [], backend)
-        # Task 2 lacks step 2, and so the memory before step 3 is not known: rows 1 and 4 are left.
+        # Episode 2 has no step 2, so the agent memory for step 3 is unknown. Rows 1 and 4 remain.
         assert [step for batch in backend.asked[2:] for step in batch] == [
             *(("1", 1), ("2", 1)),
             *(("1", 2), ("1", 3), ("1", 4)),
@@ -178,13 +177,11 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
     assert warned["evaluate.chains_incomplete"].value == 1
 
 
-def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_episodes_without_a_first_step_are_not_rolled_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [one for task in TASKS for one in task_rows(task) if not one["Image_id"].endswith("_1")]
     write_csv(tmp_path, rows, "test_results.csv")
     record = run_evaluation(tmp_path, right)
-    # Step 2 has no known memory before it and is dropped; steps 3 and 4 have the reference's.
+    # Step 2 is dropped, because its agent memory is unknown. Steps 3 and 4 have the reference memory.
     assert record["value"]["n"] == 8
     assert list(record["agent_memory"]["ways"]) == ["reference"]
     assert next(iter(record["also"])) == "action (reference memory)"  # there is no whole task
@@ -204,7 +201,7 @@ def test_chains_end_at_the_first_missing_place() -> None:
     assert behind == [3, 4]
 
 
-def test_the_files_for_people_hold_reference_prediction_and_verdict(context: Context) -> None:
+def test_the_readable_files_have_reference_prediction_and_verdict(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(second_tasks_fail_at_3))
     with (folder_of(context) / "predictions.csv").open() as stream:
         table = list(csv.DictReader(stream))
@@ -213,7 +210,7 @@ def test_the_files_for_people_hold_reference_prediction_and_verdict(context: Con
     row = table[6]
     assert (row["Task_id"], row["step"], row["image"]) == ("2", "3", "2_3.png")
     assert (row["reference_action"], row["action_own_memory"]) == ("TEXT", "ZOOM")
-    # The script answers 40, 270, which the tiny model's convention reads as 40 % and 270 % of 400 x 300 pixels.
+    # The script answers 40, 270, which is 40 % and 270 % of 400 x 300 pixels in the tiny model's convention.
     assert (row["reference_coords"], row["coords_own_memory"]) == ("[40.0, 270.0]", "[160.0, 810.0]")
     figures = read_json(folder_of(context) / "metrics.json")
     assert figures["agent_memory"]["ways"]["own"]["measures"]["whole tasks"]["value"] == 0.5
@@ -230,7 +227,7 @@ def test_the_tables_have_both_baselines_and_every_mode(context: Context, capsys:
     assert list(results.tables)[:3] == ["step (reference memory)", "step (own memory)", "whole tasks (own memory)"]
     rows = results.tables["step (own memory)"]
     assert [row.label for row in rows] == ["majority baseline", "repeat-last baseline", "before", "after SFT"]
-    # One of four equally frequent steps; no step of a task is the same as the one before.
+    # The majority of four equally frequent steps is right once. No step repeats the previous one.
     assert [row.estimate["value"] for row in rows] == [0.25, 0, 0.75, 0.75]
     assert rows[2].to_previous["difference"]["value"] == 0.75  # type: ignore[index]
     assert rows[3].to_baseline["difference"]["value"] == 0.5  # type: ignore[index]
@@ -243,8 +240,8 @@ def test_the_tables_have_both_baselines_and_every_mode(context: Context, capsys:
         assert words in text
 
 
-def test_the_table_of_actions_is_set_against_the_most_frequent_action(tmp_path: Path) -> None:
-    # All targets differ but for the end's: the most frequent step is the end, the most frequent action a click.
+def test_the_table_of_actions_has_the_majority_baseline(tmp_path: Path) -> None:
+    # All targets differ except at the end, so the most frequent step is the end, and the most frequent action a click.
     steps = (("CLICK", "Open", [40, 60]), ("CLICK", "Save", [80, 60]), ("COMPLETE", "task", None))
     write_csv(tmp_path, [row(task, number, steps) for task in TASKS for number in (1, 2, 3)], "test_results.csv")
     recipe = rolling_recipe(tmp_path, {"memory": ("reference",)})
@@ -258,7 +255,7 @@ def test_the_table_of_actions_is_set_against_the_most_frequent_action(tmp_path: 
     assert action["differences"]["baseline"]["difference"]["value"] == pytest.approx(-2 / 3)
 
 
-def test_max_tasks_takes_whole_tasks_by_the_seed(tmp_path: Path) -> None:
+def test_max_tasks_selects_whole_episodes_by_the_seed(tmp_path: Path) -> None:
     backend = Scripted(right)
     with context_of(rolling_recipe(tmp_path, {"max_tasks": 2, "memory": ("reference",)})) as context:
         record = evaluate(context, "before", None, [], backend)
@@ -271,7 +268,7 @@ def test_max_tasks_takes_whole_tasks_by_the_seed(tmp_path: Path) -> None:
     assert images == {f"{task}_{step}.png" for task, step in asked}
 
 
-def test_prompts_without_memory_are_asked_once(tmp_path: Path) -> None:
+def test_prompts_without_agent_memory_are_generated_once(tmp_path: Path) -> None:
     backend = Scripted(right)
     with context_of(rolling_recipe(tmp_path, ALL, sections=("goal", "image"))) as context:
         record = evaluate(context, "before", None, [], backend)
@@ -281,7 +278,7 @@ def test_prompts_without_memory_are_asked_once(tmp_path: Path) -> None:
     assert "whole tasks (no memory in the prompt)" in record["also"]
 
 
-def test_a_memory_that_outgrew_the_prompt_is_a_counted_failure_and_no_crash(
+def test_an_agent_memory_that_exceeds_the_prompt_is_a_counted_failure(
     context: Context, caplog: pytest.LogCaptureFixture
 ) -> None:
     def swells(task: str, step: int, memory: dict[str, Any]) -> str:
@@ -302,7 +299,7 @@ def test_a_memory_that_outgrew_the_prompt_is_a_counted_failure_and_no_crash(
     assert sum(line["unasked"] == PROMPT_TOO_LONG for line in lines) == 12
 
 
-def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -> None:
+def test_an_agent_memory_with_an_end_of_turn_is_a_counted_failure(context: Context) -> None:
     def speaks_in_tokens(task: str, step: int, memory: dict[str, Any]) -> str:
         output = json.loads(right(task, step, memory))
         output["Long Term"]["overall_progress"] = "done<end_of_turn>"
@@ -312,7 +309,7 @@ def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -
     assert record["agent_memory"]["ways"]["own"]["unasked"] == {HAS_SPECIAL_TOKEN: 12}
 
 
-def test_an_earlier_evaluation_is_compared_where_it_was_asked_in_the_same_way(tmp_path: Path) -> None:
+def test_an_earlier_evaluation_is_compared_in_the_same_agent_memory_mode(tmp_path: Path) -> None:
     with context_of(rolling_recipe(tmp_path, {"memory": ("reference",)})) as first:
         first.run.mark_done("evaluate-before", evaluate(first, "before", None, [], Scripted(mumbles_at_2)))
         section = first.recipe.evaluation.model_copy(update={"memory": ("reference", "own")})
@@ -333,7 +330,7 @@ def test_an_earlier_evaluation_is_compared_where_it_was_asked_in_the_same_way(tm
         ('evaluate.memory=["reference","reference"]', "recipe.evaluated_memory_invalid", ["reference"] * 2),
     ],
 )
-def test_what_cuts_tasks_or_evaluates_nothing_is_rejected(
+def test_settings_that_split_episodes_or_evaluate_nothing_are_rejected(
     tmp_path: Path, setting: str, code: str, value: object
 ) -> None:
     rolling_recipe(tmp_path)
@@ -344,7 +341,7 @@ def test_what_cuts_tasks_or_evaluates_nothing_is_rejected(
 
 
 @pytest.mark.parametrize("setting", ["evaluate.max_tasks=2", 'evaluate.memory=["reference"]'])
-def test_other_tasks_have_neither_tasks_nor_memories(tmp_path: Path, setting: str) -> None:
+def test_other_tasks_have_neither_episodes_nor_agent_memory(tmp_path: Path, setting: str) -> None:
     file = tmp_path / "mcq.toml"
     file.write_text('[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "t.json"\ntest = "t.json"\n[evaluate]\n')
     with pytest.raises(RecipeError) as caught:

@@ -1,4 +1,4 @@
-"""The run folder: whole files, one process, one recipe, a clean stop."""
+"""The run folder: atomic files, locks, unchanged recipes and stop signals."""
 
 import logging
 import os
@@ -22,11 +22,11 @@ from toolkit.runfolder import (
     find_run,
     find_weights,
     hide_secrets,
+    installed_versions,
     read_json,
     read_lines,
     reopen_run,
     start_run,
-    versions,
     write_json,
 )
 
@@ -47,15 +47,15 @@ def in_another_process(code: str) -> subprocess.Popen[str]:
     return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_new_run_keeps_the_resolved_recipe_seed_versions_and_a_log(recipe: Recipe) -> None:
+def test_a_new_run_has_the_resolved_recipe_seed_versions_and_a_log(recipe: Recipe) -> None:
     with start_run(recipe) as run:
         logging.getLogger("toolkit.somewhere").debug("a detail")
     assert run.path == recipe.run_folder
     assert run.recipe() == recipe
     state = read_json(run.run_file)
     assert state["seed"] == 3407
-    assert [session["versions"] for session in state["sessions"]] == [versions()]
-    assert {"python", "platform", "torch", "transformers", "numpy"} <= set(versions())
+    assert [session["versions"] for session in state["sessions"]] == [installed_versions()]
+    assert {"python", "platform", "torch", "transformers", "numpy"} <= set(installed_versions())
     assert "a detail" in run.log_file.read_text()
 
 
@@ -69,7 +69,7 @@ def test_a_finished_stage_stays_finished_and_its_record_is_kept(recipe: Recipe) 
         run.mark_done("evaluate-sft", {})
     with start_run(recipe) as run:
         assert run.is_done("sft")
-        # JSON has no NaN: a loss that was none is null.
+        # JSON has no NaN, so the loss is null.
         assert run.record("sft") == {"steps": 3, "loss": None, "weights": "stages/sft/weights"}
         assert run.finished_stages() == ["sft", "evaluate-sft"]
 
@@ -89,7 +89,7 @@ def test_a_changed_recipe_is_rejected_with_each_key_and_a_remedy(recipe: Recipe,
     assert run.recipe() == recipe
 
 
-def test_a_recipe_of_image_generation_binds_the_run_when_its_first_stage_has_finished(tmp_path: Path) -> None:
+def test_an_imagegen_recipe_may_change_until_its_first_stage_has_finished(tmp_path: Path) -> None:
     def load(size: int) -> Recipe:
         tiny = Path(__file__).resolve().parent.parent / "recipes" / "imagegen_tiny.toml"
         return load_recipe(tiny, [f"imagegen.size={size}", f"run.seed={size}", f"run.folder={tmp_path / 'runs'}"])
@@ -101,9 +101,9 @@ def test_a_recipe_of_image_generation_binds_the_run_when_its_first_stage_has_fin
         assert read_json(run.run_file)["seed"] == 64
         check_fingerprints(run, {"ratings": "corrected"})
         run.mark_done("ratings", {})
-    with pytest.raises(RunError, match="differs"), start_run(load(32)):
+    with raises(RunError, "run.recipe_changed"), start_run(load(32)):
         pass
-    with start_run(load(64)) as run, pytest.raises(RunError, match="changed since this run began"):
+    with start_run(load(64)) as run, raises(RunError, "run.inputs_changed"):
         check_fingerprints(run, {"ratings": "abc"})
 
 
@@ -129,7 +129,7 @@ def test_harmless_keys_may_change_and_the_resolved_copy_follows(recipe: Recipe, 
     assert "run.log_steps: 1 -> 5" in run.log_file.read_text()
 
 
-def test_fresh_moves_the_old_run_aside_and_never_over_another(recipe: Recipe, tmp_path: Path) -> None:
+def test_fresh_renames_the_old_run_and_replaces_no_other(recipe: Recipe, tmp_path: Path) -> None:
     for number in range(3):
         with start_run(recipe, fresh=True) as run:
             assert not run.is_done("sft")
@@ -140,7 +140,7 @@ def test_fresh_moves_the_old_run_aside_and_never_over_another(recipe: Recipe, tm
     assert RunFolder(runs / "one.old-2").record("sft") == {"number": 1}
 
 
-def test_a_folder_with_other_things_in_it_is_not_taken_for_a_run(recipe: Recipe) -> None:
+def test_a_folder_with_other_files_is_not_a_run(recipe: Recipe) -> None:
     recipe.run_folder.mkdir(parents=True)
     (recipe.run_folder / "thesis.tex").write_text("x")
     with raises(RunError, "run.folder_of_other_files") as caught, start_run(recipe):
@@ -185,7 +185,7 @@ def test_two_processes_cannot_work_in_one_folder_and_a_killed_one_leaves_no_lock
         pass
 
 
-def test_metrics_survive_a_torn_line_and_steps_that_ran_twice(recipe: Recipe) -> None:
+def test_metrics_survive_an_unfinished_line_and_repeated_steps(recipe: Recipe) -> None:
     with start_run(recipe) as run:
         for step in (1, 2, 3):
             run.log_metrics("sft", step, {"loss": 10 - step})
@@ -193,7 +193,7 @@ def test_metrics_survive_a_torn_line_and_steps_that_ran_twice(recipe: Recipe) ->
             handle.write('{"stage": "sft", "step": 4, "lo')
         assert [line["step"] for line in read_lines(run.metrics_file)] == [1, 2, 3]
     with start_run(recipe) as run:
-        # Resumed from the checkpoint after step 2: step 3 runs again, and closes with a figure logged apart.
+        # After resuming from the checkpoint of step 2, step 3 is repeated, and one of its figures is logged separately.
         run.log_metrics("sft", 3, {"loss": 5, "best": float("inf")})
         run.log_metrics("sft", 3, {"seconds": 2})
         run.log_metrics("grpo", 1, {"reward": 0.5})
@@ -207,7 +207,7 @@ def test_metrics_survive_a_torn_line_and_steps_that_ran_twice(recipe: Recipe) ->
     assert "unfinished line of 31 bytes" in run.log_file.read_text()
 
 
-def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_json_file_is_replaced_atomically(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_json(file, {"x": [np.int64(1), np.float32(0.5), float("-inf"), True]})
     with pytest.raises(TypeError):
@@ -270,7 +270,7 @@ def test_a_failure_is_written_into_the_log_with_its_traceback_and_without_tokens
     assert "hf_abc" not in text
 
 
-def test_the_first_signal_is_noted_and_the_old_handler_comes_back() -> None:
+def test_the_first_signal_is_recorded_and_the_old_handler_is_restored() -> None:
     before, noted = signal.getsignal(signal.SIGTERM), []
     with StopRequest(noted.append) as stop:
         stop.check("nothing happened")
@@ -279,7 +279,7 @@ def test_the_first_signal_is_noted_and_the_old_handler_comes_back() -> None:
         with raises(Interrupted, "run.interrupted") as caught:
             stop.check("step 3 is saved")
     assert "step 3 is saved" in caught.problem.rule
-    assert caught.error.exit_code == 143  # 128 + 15, as shells say it
+    assert caught.error.exit_code == 143  # 128 + 15, the convention of shells
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -303,7 +303,7 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
     process.communicate()
 
 
-def test_run_needs_no_heavy_library() -> None:
+def test_the_run_folder_imports_no_large_library() -> None:
     code = (
         "import sys, toolkit.runfolder; print(sorted({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)))"
     )
@@ -347,5 +347,5 @@ def test_a_library_of_another_version_is_reported_on_resume(recipe: Recipe, capl
     with start_run(recipe):
         pass
     (found,) = warnings_in(caplog)
-    assert (found.code, found.place, found.value) == ("run.version_changed", "numpy", versions()["numpy"])
+    assert (found.code, found.place, found.value) == ("run.version_changed", "numpy", installed_versions()["numpy"])
     assert "1.0" in found.rule

@@ -35,7 +35,7 @@ class RunFolder:
         compute.jsonl          usage of each session: time, memory, energy, tokens
         plan.json              plan of the run, as `toolkit plan --json` prints it
         results.json           records of all finished stages, and the table of results
-        synthetic/               synthetic dataset, if the recipe generates one
+        synthetic/             synthetic dataset, if the recipe generates one
         stages/<name>/         files of a stage: checkpoints, weights, predictions
         stages/<name>/sizes.json   batch sizes of a training stage after an out-of-memory error
         stages/<name>/done.json    record of a finished stage, written last
