@@ -89,7 +89,8 @@ def test_synthetic_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> 
     assert not data.dropped
     if derived.grpo:
         assert re.match(
-            r"the reference answers of \d+ training rows earn [\d.]+", reference_rewards(derived, data.train)
+            r"the reference answers of \d+ training rows have a mean reward of [\d.]+",
+            reference_rewards(derived, data.train),
         )
 
 
