@@ -244,12 +244,12 @@ def test_the_end_says_on_what_and_names_the_command_of_the_real_run() -> None:
     done = DryRunResult(None, 48.4, ("data.train: x",), ("data.train: x",))  # type: ignore[arg-type]
     lines = closing_lines(done, Path("a b.toml"), ["run.name=x", 'export.to=["merged"]'])
     assert "passed in 48 s" in lines[0]
-    assert "practice data" in lines[0]
+    assert "synthetic data" in lines[0]
     assert lines[1:] == [
         "before the real run: data.train: x",
         "the real run: toolkit run 'a b.toml' --set run.name=x --set 'export.to=[\"merged\"]'",
     ]
-    assert "own rows" in closing_lines(DryRunResult(None, 1, (), ()), Path("a"), [])[0]  # type: ignore[arg-type]
+    assert "recipe's rows" in closing_lines(DryRunResult(None, 1, (), ()), Path("a"), [])[0]  # type: ignore[arg-type]
 
 
 @pytest.fixture
