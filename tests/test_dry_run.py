@@ -249,7 +249,7 @@ def test_the_end_says_on_what_and_names_the_command_of_the_real_run() -> None:
         "before the real run: data.train: x",
         "the real run: toolkit run 'a b.toml' --set run.name=x --set 'export.to=[\"merged\"]'",
     ]
-    assert "recipe's rows" in closing_lines(DryRunResult(None, 1, (), ()), Path("a"), [])[0]  # type: ignore[arg-type]
+    assert "own rows" in closing_lines(DryRunResult(None, 1, (), ()), Path("a"), [])[0]  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def run_recipe(
         unfinished = []
         for call in stage_calls(recipe, stages):
             if _is_finished(call, run, recipe):
-                log.info("%s: already finished, skipped", call.name)
+                log.info("%s: finished before, skipped", call.name)
             else:
                 unfinished.append(call)
         if any(call.name == EXPORT for call in unfinished):
