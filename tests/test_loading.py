@@ -328,9 +328,9 @@ def test_samples_can_be_pickled_and_read_in_another_process(train: str) -> None:
 
 
 def test_synthetic_data_loads_from_its_folder(tmp_path: Path) -> None:
-    phantom = SyntheticData(kind="chest", train=12, test=6, size=64)
-    write_chest(tmp_path, phantom, 1)
-    data = load_data(recipe(phantom=phantom.model_dump(), group="PatientID"), tmp_path)
+    synthetic = SyntheticData(kind="chest", train=12, test=6, size=64)
+    write_chest(tmp_path, synthetic, 1)
+    data = load_data(recipe(synthetic=synthetic.model_dump(), group="PatientID"), tmp_path)
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 0, 6)
     assert not data.leaks
     assert not data.dropped

@@ -58,8 +58,8 @@ class Places:
 
 
 def schema_problems(errors: Iterable[ErrorDetails], places: Places) -> list[Problem]:
-    """Return one problem per pydantic error about a recipe, in pydantic's order."""
-    return [_problem(error, places) for error in errors]
+    """Return the problems of pydantic's errors about a recipe, in pydantic's order."""
+    return [problem for error in errors for problem in _problems(error, places)]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
