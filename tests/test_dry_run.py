@@ -90,7 +90,8 @@ def test_synthetic_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> 
     assert not data.dropped
     if derived.grpo:
         assert re.match(
-            r"the reference answers of \d+ training rows earn [\d.]+", reference_rewards(derived, data.train)
+            r"the reference answers of \d+ training rows have a mean reward of [\d.]+",
+            reference_rewards(derived, data.train),
         )
 
 
@@ -241,7 +242,7 @@ def test_the_end_says_on_what_and_names_the_command_of_the_real_run() -> None:
     done = DryRunResult(None, 48.4, ("data.train: x",), ("data.train: x",))  # type: ignore[arg-type]
     lines = closing_lines(done, Path("a b.toml"), ["run.name=x", 'export.to=["merged"]'])
     assert "passed in 48 s" in lines[0]
-    assert "practice data" in lines[0]
+    assert "synthetic data" in lines[0]
     assert lines[1:] == [
         "before the real run: data.train: x",
         "the real run: toolkit run 'a b.toml' --set run.name=x --set 'export.to=[\"merged\"]'",

@@ -34,9 +34,7 @@ def run_dry_run(recipe: Path, settings: Sequence[str]) -> None:
 
 def closing_lines(result: "DryRunResult", recipe: Path, settings: Sequence[str]) -> list[str]:
     """Return the last lines of a dry run: its time and data, what the real run lacks, and the real run's command."""
-    rows = (
-        "synthetic data, because the recipe's own rows are missing" if result.no_rows else "some of the recipe's rows"
-    )
+    rows = "synthetic data, because its own rows are missing" if result.no_rows else "some of the recipe's own rows"
     lines = [
         f"\nthe dry run passed in {result.seconds:.0f} s, with the tiny model on {rows}. The figures above show that "
         "every stage works. They show nothing about the real model"

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.cli.progress import show_progress
 from toolkit.runfolder.usage import compute_line
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ def run_recipe(recipe: "Recipe", *, fresh: bool) -> None:
 
 def dry_run_recipe(recipe: "Recipe") -> None:
     """Run the dry run of a recipe with [imagegen], and print its tables."""
+    from toolkit.cli.progress import show_progress
     from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 
     with show_progress() as (progress, notify):

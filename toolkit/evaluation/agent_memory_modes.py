@@ -34,7 +34,7 @@ def memory_record(
     """Return the record of all modes.
 
     ``measures``: the primary score, whole episodes, and the fraction of an episode before its first failure. ``ways``:
-    mode -> name, chains (``ChainFigures``), by (column -> value -> primary score), unasked (reason -> skipped samples),
+    mode -> name, chains (``EpisodeMetrics``), by (column -> value -> primary score), unasked (reason -> count),
     and the summary of every mode but reference. ``differences``: mode -> other mode -> measure -> Paired, the first
     minus the second on common samples. ``behind``: samples that no rollout reaches.
     """

@@ -103,7 +103,7 @@ def run_recipe(
         unfinished = []
         for call in stage_calls(recipe, stages):
             if _is_finished(call, run, recipe):
-                log.info("%s: already finished, skipped", call.name)
+                log.info("%s: finished before, skipped", call.name)
             else:
                 unfinished.append(call)
         if any(call.name == EXPORT for call in unfinished):
@@ -143,7 +143,9 @@ def train_as_worker(recipe: Recipe, stages: Stages) -> Results:
 def wait_for_all() -> None:
     """Wait for the other processes of the run. Imports no model library if there is only one process."""
     if world_size() > 1:
-        wait_for_all()
+        from toolkit.models.distributed import wait_for_all as wait
+
+        wait()
 
 
 def stage_calls(recipe: Recipe, stages: Stages) -> list[StageCall]:

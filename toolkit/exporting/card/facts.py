@@ -97,5 +97,5 @@ def _trained_into(run: RunFolder, weights: Path) -> tuple[str, ...]:
 
 def counted_stages(record: ComputeRecord) -> dict[str, Usage]:
     """Return stage -> usage of `toolkit run`, without the export. Later commands do not change a model card."""
-    sessions = tuple(session for session in record.sessions if session.command == "run")
-    return {name: used for name, used in ComputeRecord(sessions).stages().items() if name != EXPORT}
+    starts = tuple(start for start in record.sessions if start.command == "run")
+    return {name: used for name, used in ComputeRecord(starts).stages().items() if name != EXPORT}
