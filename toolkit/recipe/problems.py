@@ -59,9 +59,6 @@ class Places:
         return [replace(one, place=self.of(tuple(one.place.split(".")) if one.place else ())) for one in problems]
 
 
-def schema_problems(errors: Iterable[ErrorDetails], places: Places) -> list[Problem]:
-    """Return the problems of pydantic's errors about a recipe, in pydantic's order."""
-    return [problem for error in errors for problem in _problems(error, places)]
 def schema_problems(errors: Iterable[ErrorDetails], places: Places, model: type[Recipe]) -> list[Problem]:
     """Return the problems of pydantic's errors about a recipe of class ``model``, in pydantic's order."""
     tables = tables_of(model)
