@@ -192,7 +192,7 @@ def test_subgroups_are_shown_and_single_patients_are_not(planted: Planted) -> No
     evaluation = json.loads(json.dumps(facts.evaluation))
     evaluation["summary"]["not_found"] = ["Scanner"]
     other = str(model_card(planted.folder("merged"), replace(facts, evaluation=evaluation)))
-    assert "Subgroups by Scanner: the data have no such column." in other
+    assert "Subgroups by Scanner: the data has no such column." in other
 
 
 def test_the_recipe_in_the_card_is_the_runs_with_names_for_paths(planted: Planted) -> None:

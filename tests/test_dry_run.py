@@ -272,7 +272,7 @@ def test_a_dry_run_takes_some_of_its_own_rows_through_every_stage(
     assert out.index("⟧") < out.index("after GRPO") < out.index("the dry run passed in")
     assert out.endswith("the real run: toolkit run recipe.toml --set grpo.generations=2\n")
     assert "model.name: google/medgemma-4b-it -> tiny" in told
-    assert "the reference answers of 16 training rows earn" in told
+    assert "the reference answers of 16 training rows have a mean reward of" in told
     run = find_run(chest / "runs" / "one.dry-run")
     assert run.record("data")["rows"] == {"train": 16, "validation": 0, "test": 8}
     assert run.record("grpo")["steps"] == STEPS

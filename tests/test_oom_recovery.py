@@ -846,7 +846,7 @@ def test_only_out_of_memory_errors_are_caught() -> None:
 def test_halving_ends_at_one() -> None:
     rows = BatchLimit()
     halved = []
-    while rows.halve(rows.of(13)):
+    while rows.halve(rows.size_for(13)):
         halved.append(rows.limit)
     assert halved == [7, 4, 2, 1]
     assert rows.errors == 5

@@ -117,7 +117,7 @@ def test_an_interrupted_evaluation_resumes_without_repeating_questions(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(HfBackend, "generate", count)
-    with pytest.raises(Interrupted, match="saved after 6 of 12 questions"):
+    with pytest.raises(Interrupted, match="saved after 6 of 12 "):
         evaluate(replace(context, progress=stop), "halved", context.weights, [])
     (partial,) = context.run.stage_folder("evaluate-halved").glob(PARTIAL.format("*"))
     with partial.open("a", encoding="utf-8") as file:

@@ -25,7 +25,7 @@ def test_memory_is_learned_and_worth_much_on_held_out_tasks(tmp_path: Path) -> N
     recipe = load_recipe(ROOT / "recipes" / "steps_tiny.toml", [*SHORTER, f"run.folder='{tmp_path}'"])
     run_recipe(recipe, STAGES)
     record: dict[str, Any] = read_json(tmp_path / "steps_tiny" / "stages" / "evaluate-sft" / "metrics.json")
-    ways, differences = record["memory"]["ways"], record["memory"]["differences"]
+    ways, differences = record["agent_memory"]["ways"], record["agent_memory"]["differences"]
     # A fraction of 0.1 is what is asked of each. The full recipe has 0.57 between own memory and none.
     for other in (differences["own"]["off"], differences["reference"]["off"]):
         assert other["step"]["clear"]

@@ -330,5 +330,5 @@ def test_too_small_screens_are_rejected(tmp_path: Path) -> None:
     assert TASKS["steps"].synthetic.min_size == LEAST_SIDE
     with raises(DataError, "synthetic.size_too_small") as caught:
         write_steps(tmp_path, SyntheticData(kind="steps", train=4, test=4, size=111), seed=1)
-    assert (caught.problem.widget_box, caught.problem.value) == ("size", 111)
+    assert (caught.problem.place, caught.problem.value) == ("size", 111)
     assert not (tmp_path / "train.csv").exists()

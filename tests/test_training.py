@@ -418,14 +418,14 @@ def test_the_mask_of_image_tokens_is_aligned_with_the_image_tokens(
 ) -> None:
     """TRL tokenizes a rendered prompt twice. A second BOS would shift the mask in training by one position."""
     seen = []
-    plain = PolicyTrainer._check_token_kinds
+    plain = PolicyTrainer._check_token_types
 
     def look(self: PolicyTrainer, input_ids: torch.Tensor, fields: dict[str, Any]) -> None:
         plain(self, input_ids, fields)
         image = self.processing_class.tokenizer.image_token_id
         seen.append(torch.equal((input_ids == image).long(), fields["token_type_ids"]))
 
-    monkeypatch.setattr(PolicyTrainer, "_check_token_kinds", look)
+    monkeypatch.setattr(PolicyTrainer, "_check_token_types", look)
     with context_of(only("grpo", tmp_path, changes={"grpo": {"max_steps": 1, "micro_batch": 4}})) as context:
         train_grpo(context)
     assert seen
