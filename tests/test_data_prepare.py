@@ -266,7 +266,7 @@ def test_empty_masks_full_masks_and_specks(download: Download) -> None:
     assert rows["full"]["bbox"] == [0, 0, 60, 45]
     assert rows["full"]["area_share"] == 1.0
     assert rows["speck"]["boxes"] == [[10, 10, 40, 40]]
-    assert (note(prepared, "empty mask"), note(prepared, "specks")) == (1, 1)
+    assert (note(prepared, "empty mask"), note(prepared, "regions below 1 %")) == (1, 1)
 
 
 def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) -> None:
