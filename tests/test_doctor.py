@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -793,13 +794,21 @@ def test_a_token_is_never_printed(
     assert "secretsecret" not in done.stdout + done.stderr
 
 
+def test_a_recipe_is_left_out_if_a_library_that_reads_data_is_broken(site: Path, tmp_path: Path) -> None:
+    done = call(tmp_path, str(ROOT / "recipes" / "quickstart.toml"), "--json")  # the site's cv2 has no functions
+    assert "[doctor.recipe_not_checked]" in done.stderr
+    assert "model" not in findings_of(done)
+
+
 def test_an_invalid_recipe_exits_with_2(site: Path, tmp_path: Path) -> None:
+    shutil.rmtree(site / "cv2")
     (tmp_path / "wrong.toml").write_text("[rum]\n")
     done = call(tmp_path, str(tmp_path / "wrong.toml"))
     assert (done.returncode, "rum" in done.stderr) == (2, True)
 
 
 def test_a_recipe_is_checked_with_its_own_model(site: Path, tmp_path: Path) -> None:
+    shutil.rmtree(site / "cv2")
     done = call(tmp_path, str(ROOT / "recipes" / "quickstart.toml"), "--json")
     model = findings_of(done)["model"]
     assert (done.returncode, model["code"], model["found"].split(",")[0]) == (0, "doctor.model_local", "tiny")

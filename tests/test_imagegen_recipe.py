@@ -16,7 +16,7 @@ from toolkit.imagegen.ddpo import group_advantages
 from toolkit.imagegen.guards import Evaluation, GuardSettings, check_guards
 from toolkit.imagegen.paired_comparison import ImageKey
 from toolkit.imagegen.settings import guard_settings
-from toolkit.recipe import changed_keys, dump_recipe, for_language_models
+from toolkit.recipe import Recipe, changed_keys, dump_recipe, for_language_models
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS, Imagegen
 from toolkit.recipe.imagegen_checks import independent_judge, only_imagegen_stages
 from toolkit.recipe.imagegen_sections import ImagegenSection, most_clipped
@@ -34,7 +34,9 @@ def rejected(**keys: object) -> list[tuple[str, str]]:
     """Return code and key of every problem, as the loader reports it."""
     with pytest.raises(ValidationError) as caught:
         section(**keys)
-    return [(one.code, one.place.removeprefix(": ")) for one in schema_problems(caught.value.errors(), Places(""))]
+    return [
+        (one.code, one.place.removeprefix(": ")) for one in schema_problems(caught.value.errors(), Places(""), Recipe)
+    ]
 
 
 def sections(kind: type[BaseModel]) -> list[type[BaseModel]]:

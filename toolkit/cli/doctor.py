@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from toolkit.diagnostics import Examination
+    from toolkit.recipe import Recipe
 
 Seconds = Annotated[
     float | None,
@@ -30,10 +32,8 @@ def doctor(
     from toolkit.cli.progress import show_progress
     from toolkit.diagnostics import examine
     from toolkit.diagnostics.probes import LIMIT, TOTAL
-    from toolkit.recipe import load_recipe
-    from toolkit.tasks import TASKS
 
-    loaded = None if recipe is None else load_recipe(recipe, settings or (), tasks=TASKS)
+    loaded = None if recipe is None else _load(recipe, settings or ())
     limit = time_limit or LIMIT
     total = TOTAL * max(1.0, limit / LIMIT)
     with show_progress() as (progress, _):
@@ -42,6 +42,20 @@ def doctor(
     print(json.dumps(found.to_json(), indent=2) if as_json else as_text(found))
     if found.count("problem"):
         raise typer.Exit(1)
+
+
+def _load(recipe: Path, settings: Sequence[str]) -> "Recipe | None":
+    """Return the recipe. None: it cannot be read, because a library that reads data is broken."""
+    from toolkit.errors import warn
+    from toolkit.recipe import load_recipe
+
+    try:
+        from toolkit.tasks import TASKS
+    except (ImportError, AttributeError) as error:  # OpenCV without libGL, a broken pyarrow
+        rule = "the recipe is not checked, because a library that reads data cannot be imported"
+        warn("doctor.recipe_not_checked", rule, place=recipe, value=str(error), remedy="See the findings on libraries.")
+        return None
+    return load_recipe(recipe, settings, tasks=TASKS)
 
 
 def as_text(found: "Examination") -> str:
