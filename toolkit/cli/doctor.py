@@ -33,10 +33,10 @@ def doctor(
     from toolkit.diagnostics import examine
     from toolkit.diagnostics.probes import LIMIT, TOTAL
 
-    loaded = None if recipe is None else _load(recipe, settings or ())
     limit = time_limit or LIMIT
     total = TOTAL * max(1.0, limit / LIMIT)
     with show_progress() as (progress, _):
+        loaded = None if recipe is None else _load(recipe, settings or ())
         print(f"importing each library in its own process: up to {total:.0f} s", file=sys.stderr)
         found = examine(loaded, limit=limit, total=total, progress=progress)
     print(json.dumps(found.to_json(), indent=2) if as_json else as_text(found))
