@@ -1,0 +1,1 @@
+"""Evaluation: completions on held-out rows, scored, with intervals, baselines and differences."""

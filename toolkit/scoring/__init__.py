@@ -1,0 +1,1 @@
+"""Pure scores of text and regions, and statistics over many answers."""

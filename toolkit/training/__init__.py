@@ -1,0 +1,1 @@
+"""Training: SFT and GRPO, checks before the first step, checkpoints, resume and OOM recovery."""
