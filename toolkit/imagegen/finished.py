@@ -67,11 +67,17 @@ class FinishedRun:
         """Return the method with the highest mean judge score, the base excepted.
 
         Raises:
-            RunError: a method has not finished.
+            RunError: a method has not finished, or has no judge score.
         """
         methods = [self.require(method) for method in self.section.update.methods]
         figures = arm_figures(self.run)
-        return max(methods, key=lambda method: figures[method].metrics.judge.value or 0.0)
+        scores = {method: figures[method].metrics.judge.value for method in methods}
+        known = {method: score for method, score in scores.items() if score is not None}
+        if len(known) < len(scores):
+            undefined = ", ".join(method for method in scores if method not in known)
+            rule, remedy = "every method must have a judge score to compare", "Name one with --method."
+            raise RunError("imagegen.judge_score_undefined", rule, place=self.run.path, value=undefined, remedy=remedy)
+        return max(known, key=lambda method: known[method])
 
 
 def open_finished(path: Path, command: str) -> FinishedRun:
