@@ -1,4 +1,4 @@
-"""What goes from one question to the next, for a task whose rows follow each other: a memory, as functions."""
+"""Agent memory: the state that a task with episodes passes from one row to the next, as functions."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,24 +16,24 @@ Memory = Any
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """How the questions of a chain hang together. All functions are pure.
+    """Episodes of a task, and their agent memory. All functions are pure.
 
     Attributes:
-        chains: what a chain that is right from end to end is called in tables, such as "whole tasks".
-        stand: Sample -> where it stands in its chain.
-        shown: Sample -> whether its prompt shows any memory.
-        held: Sample -> the memory that it is asked with; as rows are read that is the reference's.
-        start: Sample -> the memory before the first question of its chain.
-        put: (Sample, memory) -> the Sample as it is asked with this memory.
+        chains: name of a completely correct episode in tables, such as "whole tasks".
+        stand: Sample -> its position in its episode.
+        shown: Sample -> whether its prompt shows any agent memory.
+        held: Sample -> the agent memory of its prompt. Rows are read with the memory of the reference.
+        start: Sample -> the agent memory before the first row of its episode.
+        put: (Sample, agent memory) -> the Sample with this agent memory in its prompt.
         memory_of: (short-term memory, long-term memory) -> the agent memory, for callers of the Python API.
-        advance: (memory, Answer) -> the memory for the next question.
-        plain: memory -> JSON-compatible mapping with ``short_term`` and ``long_term``.
+        advance: (agent memory, Answer) -> the agent memory for the next row.
+        plain: agent memory -> JSON-compatible mapping with ``short_term`` and ``long_term``.
         place_columns: Sample -> the first columns of a table of predictions.
-        value_columns: a reference or an answer's values -> its columns in such a table.
-        baselines: label -> (Sample -> completion): further answers without a look, judged as any model's.
-        open_fields: the fields that a source must have whose rows are only asked.
-        open_row: (row id, row with its Link, source) -> a Sample without a reference, at the start's memory; raises
-            RowProblem.
+        value_columns: a reference, or the values of an answer -> its columns in such a table.
+        baselines: label -> (Sample -> completion): further baselines that do not use the image, scored like a model.
+        open_fields: the fields that a source of unlabelled rows must have.
+        open_row: (row id, row with its Link, source) -> a Sample without a reference, with the agent memory of the
+            start. Raises RowProblem.
     """
 
     chains: str

@@ -65,18 +65,18 @@ class Task:
         description: the purpose of a model, for the model card.
         columns: field -> the column names looked for when the recipe's column map does not name one, in order.
         required: the fields a source must have; ``a|b`` asks for one of them.
-        leaking: column names that hold the answer (a recipe that puts one into the prompt is told so).
+        leaking: names of columns that contain the answer. A recipe with one of them in the prompt gets a warning.
         read: (row id, row, source) -> Sample; raises RowProblem with a short constant reason.
         instruction: Sample -> the default instruction that follows the question.
         question: Sample -> the text of the question with its options, without instruction and context.
         target: Sample -> the completion that SFT learns.
-        parse: (completion, Sample) -> Answer; never raises, says in ``problem`` why it failed.
+        parse: (completion, Sample) -> Answer. It never raises, and gives the reason for a failure in ``problem``.
         rewards: name -> reward.
         reward_weights: reward -> default weight. A reward with weight 0 is off unless the recipe sets a weight.
         scores: (Sample, Answer) -> name -> value in [0, 1] or None where it does not apply; what evaluation reports.
         primary: the name in ``scores`` that comparisons and the final table use.
         labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
-        baseline: training samples -> (Sample -> completion): the majority baseline, judged like any model.
+        baseline: training samples -> (Sample -> completion): the majority baseline, scored like a model.
         baselines: score -> its own majority baseline, where another answer is right more often.
         also: further names in ``scores`` that get a table of results of their own.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
@@ -91,10 +91,10 @@ class Task:
         dry_run: (recipe, whether the rows are synthetic) -> key of the section -> value in the dry run.
         takes_options: whether a question of ``toolkit predict`` has options.
         stand_in: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
-        link: (all rows, source) -> their Links, for a task whose rows follow each other; None: each is read alone.
+        link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
-        carried: what goes from one question to the next; None: each question stands alone.
-        grouped_by: what makes a group where ``data.group`` names no column.
+        carried: episodes and their agent memory. None: rows are independent of each other.
+        grouped_by: definition of a group if ``data.group`` names no column.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
 
