@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import small_recipe
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.training import small_recipe
 from toolkit.errors import ModelError
 from toolkit.models import backend_name, choose_backend, preload
 from toolkit.models import choose as choice
@@ -265,8 +265,7 @@ def test_vllm_with_sft_is_rejected(tmp_path: Path) -> None:
 
 
 def test_grpo_rejects_vllm_before_it_loads_a_model(tmp_path: Path) -> None:
-    from training import context_of
-
+    from tests.helpers.training import context_of
     from toolkit.training.grpo import train_grpo
 
     with context_of(vllm_recipe(tmp_path)) as context, raises(ModelError, "training.vllm_unsupported"):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from real_processors import unpack_processors
-from training import context_of, small_recipe
 from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from tests.helpers.problems import raises
+from tests.helpers.real_processors import unpack_processors
+from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ModelError, TrainingError
 from toolkit.evaluation.context import Context

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
-from training import small_recipe
 
 from tests.helpers.recipes import load_recipe
+from tests.helpers.training import small_recipe
 from toolkit import tiny
 from toolkit.exporting.card import CardFacts, model_card, read_facts
 from toolkit.exporting.card.licence import licence_of

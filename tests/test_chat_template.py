@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from real_processors import unpack_processors
 from transformers import AutoProcessor
 
 from tests.helpers.problems import raises
+from tests.helpers.real_processors import unpack_processors
 from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.models import chat_template

@@ -7,13 +7,13 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import toolkit
+from tests.helpers.cli import call
 from toolkit.cli import main
 from toolkit.cli import tables as show
 from toolkit.cli.progress import PlainLines, show_progress
@@ -23,13 +23,6 @@ from toolkit.recipe.renamed import RENAMED
 from toolkit.runfolder import RunFolder
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "filelock")
-
-
-def call(arguments: Sequence[str]) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(list(arguments))
-    assert isinstance(left.value.code, int)
-    return left.value.code
 
 
 def write_recipe(folder: Path, text: str = "") -> str:

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import make_recipe
-from tests.training import small_recipe
+from tests.helpers.training import small_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import Interrupted, RecipeError, RunError, TrainingError
 from toolkit.evaluation.predict import predict

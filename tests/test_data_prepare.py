@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from downloads import Download, box_mask, isic, note
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.helpers.downloads import Download, box_mask, isic, note
 from tests.helpers.problems import raises
 from toolkit.cli import main
 from toolkit.data import Tally

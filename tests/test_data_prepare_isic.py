@@ -7,9 +7,9 @@ from typing import Any
 import cv2
 import pyarrow.parquet as pq
 import pytest
-from downloads import box_mask, isic, note
 from skimage import measure as sk
 
+from tests.helpers.downloads import box_mask, isic, note
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.prepare import PrepareRequest, PrepareResult, prepare_isic

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_cli import call
 
+from tests.helpers.cli import call
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, Interrupted, RecipeError, RunError

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_families import build
-from training import context_of, small_recipe
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from tests.helpers.model_families import build
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import make_recipe
+from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.evaluation.context import Context

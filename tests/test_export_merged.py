@@ -8,11 +8,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from training import context_of, small_recipe
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import make_recipe
+from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.evaluation.context import Context

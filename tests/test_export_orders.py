@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
+from tests.helpers.training import context_of, small_recipe
 from toolkit.cli import tables as show
 from toolkit.cli.tables import _verification, gguf_table
 from toolkit.errors import DataError, RunError

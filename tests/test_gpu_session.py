@@ -12,9 +12,9 @@ from pathlib import Path
 import bench_gpu
 import pack_wheels
 import pytest
-import session
 import torch
 
+from tests.gpu import session
 from tests.helpers.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

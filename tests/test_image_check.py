@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import context_of, small_recipe, with_spread
 
 from tests.helpers.problems import raises
+from tests.helpers.training import context_of, small_recipe, with_spread
 from toolkit.errors import TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, Row

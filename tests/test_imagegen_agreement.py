@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rated import rated, ratings_of
 
+from tests.helpers.rated import rated, ratings_of
 from toolkit.imagegen import agreement as module
 from toolkit.imagegen import ratings as ratings_module
 from toolkit.imagegen.agreement import Metric, agreement, krippendorff_alpha

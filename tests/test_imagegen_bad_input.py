@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from imagegen_models import prompts_dit_folder
-from imagegen_runs import LICENCE, RECIPE, SMALL, changes
 
+from tests.helpers.imagegen_models import prompts_dit_folder
+from tests.helpers.imagegen_runs import LICENCE, RECIPE, SMALL, changes
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.cli import main

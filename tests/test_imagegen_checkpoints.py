@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imagegen_models import random_dit_folder
 
+from tests.helpers.imagegen_models import random_dit_folder
 from tests.helpers.problems import raises
 from toolkit.errors import RunError
 from toolkit.imagegen.checkpoints import SYNTHETIC, load_part, newest_epoch, open_checkpoints, save_epoch
@@ -107,7 +107,7 @@ from datetime import datetime
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from imagegen_models import PROMPTS, dit_generator
+from tests.helpers.imagegen_models import PROMPTS, dit_generator
 from toolkit.imagegen.checkpoints import SYNTHETIC, load_part, newest_epoch, open_checkpoints, save_epoch
 from toolkit.imagegen.ddpo import DdpoSettings, ddpo_round
 from toolkit.imagegen.optimization import dump_state, restore_state, start_update
@@ -155,7 +155,7 @@ print(kills)
 @pytest.mark.slow
 def test_an_update_killed_at_20_moments_ends_with_the_table_of_an_undisturbed_one(tmp_path: Path) -> None:
     base, whole, killed = random_dit_folder(tmp_path / "base"), tmp_path / "whole", tmp_path / "killed"
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    paths = str(HERE.parent)
     command = [sys.executable, "-c", PROGRAM, *map(str, (base, whole, killed))]
     ended = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False, timeout=120

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from rated import write_csv
-from sheets import make_sheet, sheet_items, sheet_section
 
 from tests.helpers.problems import raises
+from tests.helpers.rated import write_csv
+from tests.helpers.sheets import make_sheet, sheet_items, sheet_section
 from toolkit.errors import DataError
 from toolkit.imagegen.collect import COLUMNS, collect_ratings
 from toolkit.imagegen.ratings import load_ratings

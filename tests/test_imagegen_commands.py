@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from imagegen_runs import RECIPE, SMALL
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests.helpers.imagegen_runs import RECIPE, SMALL
 from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import ToolkitError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from imagegen_models import CONFIG, CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 from torch import Tensor
 
+from tests.helpers.imagegen_models import CONFIG, CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, RewardError, TrainingError
 from toolkit.imagegen import ddpo

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from rated_images import SIDE, drawn, rated
 from scipy.stats import spearmanr
 
+from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.imagegen.extractor import Extractor, ExtractorSettings, fit_extractor
 from toolkit.imagegen.figure import Bootstrap
 from toolkit.imagegen.fitting import FitSettings

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 
+from tests.helpers.imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, ImageError, ModelError
 from toolkit.imagegen.ddim import make_schedule

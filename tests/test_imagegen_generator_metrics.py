@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from rated_images import SIDE, drawn
 from scipy.linalg import sqrtm
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from tests.helpers.problems import raises
+from tests.helpers.rated_images import SIDE, drawn
 from toolkit.errors import DataError, ModelError, TrainingError
 from toolkit.imagegen.copies import copy_figures, nearest_distances
 from toolkit.imagegen.distribution import DistributionSettings, FeatureSet, distribution_figures, fid, kid, squared_mmd

@@ -3,9 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from rated import rated, ratings_of, write_images
-
 from tests.helpers.problems import raises
+from tests.helpers.rated import rated, ratings_of, write_images
 from toolkit import recipe
 from toolkit.errors import ImageError
 from toolkit.imagegen.images import image_policies, image_stores, scan_images

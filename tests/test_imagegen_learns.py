@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from imagegen_runs import RECIPE
 
+from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.recipes import load_recipe
 from toolkit.imagegen.results import ImagegenResult
 from toolkit.pipeline.imagegen import run_imagegen

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rated import rated, ratings_of
 
 from tests.helpers.problems import raises
+from tests.helpers.rated import rated, ratings_of
 from toolkit.errors import DataError
 from toolkit.imagegen.partition import partition, require_all_levels
 from toolkit.imagegen.ratings import Ratings

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from rated_images import SIDE, drawn, rated
 from sklearn.metrics import roc_auc_score
 from transformers import (
     BertConfig,
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from tests.helpers.problems import raises
+from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.errors import DataError, ModelError, TrainingError
 from toolkit.imagegen import mismatches, text_towers
 from toolkit.imagegen.fitting import FitSettings, trained_state

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_hub import TOKEN, FakeHub
 from huggingface_hub import ModelCard, constants
-from imagegen_runs import RECIPE, SMALL
 from typer.testing import CliRunner, Result
 
+from tests.helpers.fake_hub import TOKEN, FakeHub
+from tests.helpers.imagegen_runs import RECIPE, SMALL
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rated import COLUMNS, rated, ratings_of, write_csv, write_images
 
 from tests.helpers.problems import raises
+from tests.helpers.rated import COLUMNS, rated, ratings_of, write_csv, write_images
 from toolkit.errors import DataError
 from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.weights import ROUNDING_VARIANCE, expert_variances, expert_weights

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from rated_images import SIDE, rated
 
 from tests.helpers.problems import raises
+from tests.helpers.rated_images import SIDE, rated
 from toolkit.errors import DataError
 from toolkit.imagegen.figure import Bootstrap, Figure, undefined
 from toolkit.imagegen.fitting import FitSettings, load_trained_state, trained_state

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from imagegen_models import prompts_dit_folder
-from imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 
+from tests.helpers.imagegen_models import prompts_dit_folder
+from tests.helpers.imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, RecipeError

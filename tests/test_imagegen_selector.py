@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rated_images import SIDE, drawn, rated
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import (
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from tests.helpers.problems import raises
+from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.errors import DataError, MissingExtraError, ModelError, TrainingError
 from toolkit.imagegen import towers
 from toolkit.imagegen.batches import scoring_batch

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder
 from torch import Tensor
 
+from tests.helpers.imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, TrainingError
 from toolkit.imagegen.ddim import make_schedule

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from rated import rated, ratings_of, write_csv
-from sheets import PROMPTS, SIZE, SOURCES, make_sheet, sheet_items, sheet_section
 from sklearn.metrics import cohen_kappa_score
 
 from tests.helpers.problems import raises
+from tests.helpers.rated import rated, ratings_of, write_csv
+from tests.helpers.sheets import PROMPTS, SIZE, SOURCES, make_sheet, sheet_items, sheet_section
 from toolkit import recipe
 from toolkit.errors import DataError, ImageError
 from toolkit.imagegen.images import image_stores

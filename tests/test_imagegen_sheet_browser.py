@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sheets import PROMPTS, make_sheet, sheet_items, sheet_section
 
+from tests.helpers.sheets import PROMPTS, make_sheet, sheet_items, sheet_section
 from toolkit.imagegen.collect import collect_ratings
 from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.repeats import intra_rater_agreement

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from imagegen_runs import RECIPE
 
+from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import MissingExtraError

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from imagegen_models import CONFIG, CPU
 from numpy.typing import NDArray
 
+from tests.helpers.imagegen_models import CONFIG, CPU
 from toolkit.imagegen.ddim import make_schedule
 from toolkit.imagegen.dit import load_dit, save_dit
 from toolkit.imagegen.generator import GeneratorSettings, load_generator

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
-from test_images import AS_IT_IS, png16_bytes, tiff_bytes
 
+from tests.helpers.image_files import AS_IT_IS, png16_bytes, tiff_bytes
 from tests.helpers.problems import raises
 from toolkit.errors import CODE, ImageError
 from toolkit.images import ImagePolicy, ImageStore, image_ref, load, scan

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from training import small_recipe
 
+from tests.helpers.training import small_recipe
 from toolkit.evaluation.predict import predict
 from toolkit.pipeline import read_results, run_recipe
 from toolkit.pipeline.stages import STAGES

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from real_processors import unpack_processors
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from tests.helpers.problems import raises
+from tests.helpers.real_processors import unpack_processors
 from toolkit import tiny
 from toolkit.cli.tables import gguf_table
 from toolkit.errors import MissingExtraError, ModelError, RunError

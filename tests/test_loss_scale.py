@@ -15,11 +15,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from test_oom_recovery import lines_of, recipe_of, run, small_memory
-from test_training import adapter_of
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tests.helpers.oom import lines_of, recipe_of, run, small_memory
 from tests.helpers.problems import raises
+from tests.helpers.training import adapter_of
 from toolkit.errors import TrainingError
 from toolkit.training import sft
 from toolkit.training.callbacks import MetricsReporter

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda import kernels
-from fake_cuda.allocator import MIB, Event, Usage, replay
-from fake_cuda.compare import compare
-from fake_cuda.growth import END, FAR, JUMP, NEAR, grown, with_every_step
-from fake_cuda.log import Allocation
-from fake_cuda.trace import Spec, trace
 
+from tests.fake_cuda import kernels
+from tests.fake_cuda.allocator import MIB, Event, Usage, replay
+from tests.fake_cuda.compare import compare
+from tests.fake_cuda.growth import END, FAR, JUMP, NEAR, grown, with_every_step
+from tests.fake_cuda.log import Allocation
+from tests.fake_cuda.trace import Spec, trace
 from toolkit.planning.architecture import build_architecture
 from toolkit.planning.gpu import usable_bytes
 from toolkit.planning.prequantised import KEPT

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from recipes_on_shapes import SHAPE_OF
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from shapes import write_model
 from transformers import AutoModelForImageTextToText
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes_on_shapes import SHAPE_OF
+from tests.helpers.shapes import write_model
 from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.models import lora as adapter

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processors import unpack_processors
 from transformers import AutoProcessor
 
+from tests.helpers.real_processors import unpack_processors
 from tests.helpers.recipes import make_recipe
 from toolkit import tiny
 from toolkit.exporting.chat_turns import Turns, ollama_template, read_turns

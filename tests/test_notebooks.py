@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from notebooks import FOLDER, sources, text_of
 
+from tests.helpers.notebooks import FOLDER, sources, text_of
 from tests.helpers.recipes import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,10 @@ def test_every_notebook_has_a_source_and_every_source_a_notebook() -> None:
 
 @pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
 def test_a_notebook_is_what_its_source_makes(source: Path) -> None:
-    assert source.with_suffix(".ipynb").read_text(encoding="utf-8") == text_of(source), "python tests/notebooks.py"
+    """If this fails, run ``python tests/helpers/notebooks.py``."""
+    assert source.with_suffix(".ipynb").read_text(encoding="utf-8") == text_of(source), (
+        "python tests/helpers/notebooks.py"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

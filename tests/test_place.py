@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import context_of, small_recipe
 
 from tests.helpers.problems import raises
+from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import Interrupted, ModelError, RunError
 from toolkit.evaluation.context import Context

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from footprint import shape_fields
-from real_processors import unpack_processors
 from safetensors.numpy import save_file
-from training import recipe_on_files, small_recipe
 from transformers import AutoProcessor
 
+from tests.helpers.footprint import shape_fields
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.real_processors import unpack_processors
 from tests.helpers.recipes import load_recipe, make_recipe
+from tests.helpers.training import recipe_on_files, small_recipe
 from toolkit.cli import main
 from toolkit.cli.planned import lines, short_lines
 from toolkit.errors import NOTHING, DataError, ModelError, PlanError

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import pytest
-from footprint import shape_fields
 
+from tests.helpers.footprint import shape_fields
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.duration import Arithmetic, Speed, arithmetic_of, grpo_step, sft_step, speeds, stage_time
 from toolkit.planning.gpu import COMMON, GPUS, figures_of, gpus_of

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rated import COLUMNS, write_csv, write_images
 from typer.testing import CliRunner
 
+from tests.helpers.rated import COLUMNS, write_csv, write_images
 from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
 from toolkit.imagegen.ratings import load_ratings

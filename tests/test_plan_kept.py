@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import recipe_on_files
 
+from tests.helpers.training import recipe_on_files
 from toolkit import tiny
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.planning import cache as kept

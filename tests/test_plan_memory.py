@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from footprint import SHAPES, Allocated, base_model, one_row, shape_fields, small_fields, trainable
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
+from tests.helpers.footprint import SHAPES, Allocated, base_model, one_row, shape_fields, small_fields, trainable
 from toolkit import tiny
 from toolkit.models import lora as adapter
 from toolkit.models.loading import precision_of

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import recipe_on_files
 
+from tests.helpers.training import recipe_on_files
 from toolkit import tiny
 from toolkit.cli import main
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem

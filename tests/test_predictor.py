@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from rolling import Scripted, right, rolling_recipe
-from stepping import task_rows, write_csv
-from test_cli import call
-from training import context_of, small_recipe
 
+from tests.helpers.cli import call
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import make_recipe
+from tests.helpers.rolling import Scripted, right, rolling_recipe
+from tests.helpers.stepping import task_rows, write_csv
+from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, RecipeError, RunError
 from toolkit.evaluation.predict_episodes import Files, predict_episodes

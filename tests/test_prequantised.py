@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from footprint import shape_fields
 from safetensors.torch import save_file
-from training import small_recipe
 
+from tests.helpers.footprint import shape_fields
+from tests.helpers.training import small_recipe
 from toolkit.planning import prequantised
 from toolkit.planning.architecture import build_architecture, is_kept
 from toolkit.planning.disk import Downloads, plan_disk

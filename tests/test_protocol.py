@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from training import context_of, small_recipe, with_spread
 
 from tests.helpers.problems import raises
+from tests.helpers.training import context_of, small_recipe, with_spread
 from toolkit.errors import ModelError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend, chat_template

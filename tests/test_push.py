@@ -7,13 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_hub import TOKEN, FakeHub, response
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
-from training import small_recipe
 from typer.testing import CliRunner
 
+from tests.helpers.fake_hub import TOKEN, FakeHub, response
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.training import small_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
 from toolkit.exporting import push as push_module

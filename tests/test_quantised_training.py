@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import context_of, small_recipe, with_spread
 from transformers import TrainerCallback
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.training import context_of, small_recipe, with_spread
 from toolkit.errors import Interrupted, ModelError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, Sampling, TrainingJob

@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-from recipes_on_shapes import CASES, GIGABYTES, RECIPES, SHAPE_OF, STEPS, run_some_steps
 
 from tests.helpers.recipes import load_recipe
+from tests.helpers.recipes_on_shapes import CASES, GIGABYTES, RECIPES, SHAPE_OF, STEPS, run_some_steps
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rolling import TASKS, Script, Scripted, right, rolling_recipe, wrong
-from stepping import row, task_rows, write_csv
-from training import context_of
 
 from tests.helpers.problems import warnings_in
 from tests.helpers.recipes import load_recipe
+from tests.helpers.rolling import TASKS, Script, Scripted, right, rolling_recipe, wrong
+from tests.helpers.stepping import row, task_rows, write_csv
+from tests.helpers.training import context_of
 from toolkit.cli import tables as show
 from toolkit.errors import RecipeError
 from toolkit.evaluation.context import Context, EvaluationRecord

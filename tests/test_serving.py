@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from training import context_of, small_recipe
 
+from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.models.backend import Sampling
 from toolkit.models.gguf import GgufBackend

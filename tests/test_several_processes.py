@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import small_recipe
 
 from tests.helpers.problems import raises
+from tests.helpers.training import small_recipe
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe

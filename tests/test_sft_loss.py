@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from live_bytes import LiveBytes
-from training import context_of, small_recipe
 from trl.trainer import sft_trainer
 
+from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.problems import raises
+from tests.helpers.training import context_of, small_recipe
 from toolkit.errors import TrainingError
 from toolkit.models.backend import TrainingJob
 from toolkit.models.hf import HfBackend

@@ -14,11 +14,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from training import context_of, small_recipe
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe, make_recipe
+from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
 from toolkit.evaluation.context import Context, EvaluationRecord

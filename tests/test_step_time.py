@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import context_of, small_recipe
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from tests.helpers.training import context_of, small_recipe
 from toolkit.evaluation.context import Context
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.planning import named_gpu

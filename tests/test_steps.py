@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from stepping import LOAD, SIZE, row, steps_recipe, task_rows, write_csv
 
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, load_recipe
+from tests.helpers.stepping import LOAD, SIZE, row, steps_recipe, task_rows, write_csv
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import NOTHING, DataError, RecipeError
 from toolkit.images import ImageStore

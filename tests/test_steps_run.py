@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stepping import task_rows, write_csv
-from training import small_recipe
 
 from tests.helpers.problems import raises
+from tests.helpers.stepping import task_rows, write_csv
+from tests.helpers.training import small_recipe
 from toolkit.errors import DataError
 from toolkit.evaluation.predict import predict
 from toolkit.pipeline import read_results, run_recipe

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from training import small_recipe
 
 from tests.helpers.recipes import load_data
+from tests.helpers.training import small_recipe
 from toolkit.recipe import SyntheticData
 from toolkit.synthetic.chest import FINDINGS, make_case
 from toolkit.synthetic.radiograph import draw_radiograph

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import context_of, small_recipe, with_spread
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_data
+from tests.helpers.training import ADAPTER, StopAfter, adapter_of, context_of, only, same, small_recipe, with_spread
 from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
-from toolkit.evaluation.context import Context
 from toolkit.models import lengths as lengths_module
 from toolkit.models import lora as adapter
 from toolkit.models.hf import HfBackend
@@ -44,37 +43,10 @@ from toolkit.training.grpo_trainer import PolicyTrainer
 from toolkit.training.sft import train_sft
 from toolkit.training.train import last_checkpoint
 
-ADAPTER = "adapter_model.safetensors"
-
-
-class StopAfter(TrainerCallback):
-    """Requests a stop at a step, like a signal."""
-
-    def __init__(self, context: Context, step: int) -> None:
-        self.context, self.step = context, step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def adapter_of(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
-    return load_file(recipe.run_folder / "stages" / stage / "weights" / ADAPTER)
-
 
 def weights_of(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
     folder = recipe.run_folder / "stages" / stage / "weights"
     return load_file(folder / (ADAPTER if recipe.model.tuning == "lora" else "model.safetensors"))
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def only(stage: str, folder: Path, name: str = "small", changes: dict[str, Any] | None = None) -> Recipe:
-    other = {"sft": "grpo", "grpo": "sft"}[stage]
-    recipe = small_recipe(folder, {"rewards": with_spread(folder), **(changes or {})}, name=name)
-    return recipe.model_copy(update={other: None, "evaluate": None})
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(here.parent), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, str(here / "unsloth_contract.py"), str(tmp_path_factory.mktemp("contract"))],
+        [sys.executable, str(here / "helpers" / "unsloth_contract.py"), str(tmp_path_factory.mktemp("contract"))],
         env=environment,
         capture_output=True,
         text=True,
@@ -100,8 +100,7 @@ def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], t
     Where the model's forward takes no number of tokens, Unsloth has each pass weigh alike, which is told; the losses
     are then near to those that divide by the step's tokens. To be four times as high would be wrong (trl#5846).
     """
-    from training import FEW_STEPS, context_of, small_recipe
-
+    from tests.helpers.training import FEW_STEPS, context_of, small_recipe
     from toolkit.models.backend import TrainingJob
     from toolkit.models.hf import HfBackend
     from toolkit.models.prompts import Prompts

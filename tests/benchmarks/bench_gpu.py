@@ -36,7 +36,7 @@ from toolkit.errors import ToolkitError
 from toolkit.runfolder import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
     from toolkit.evaluation.context import Context
@@ -116,9 +116,8 @@ class Steps:
 
 def measure(options: argparse.Namespace) -> Measurement:
     """Measure the stages one after another in this process."""
-    from recipes_on_shapes import SHAPE_OF, on_practice_data
-    from shapes import release
-
+    from tests.helpers.recipes_on_shapes import SHAPE_OF, on_practice_data
+    from tests.helpers.shapes import release
     from toolkit.recipe import load_recipe
     from toolkit.tasks import TASKS
 
@@ -145,7 +144,7 @@ def measure(options: argparse.Namespace) -> Measurement:
 
 def write_model(shape: str, model: Path, options: argparse.Namespace) -> None:
     """Write the model, under its own name once it is complete."""
-    import shapes
+    from tests.helpers import shapes
 
     partial = model.with_name(f"{model.name}.partial")
     shapes.write_model(shape, partial, options.data, small=options.smoke, layers=options.layers)
@@ -163,8 +162,7 @@ def write_model_apart(model: Path, options: argparse.Namespace) -> None:
 
 def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Namespace) -> "Recipe":
     """The recipe with this stage alone, and a reward under which sampled completions differ."""
-    from training import with_spread
-
+    from tests.helpers.training import with_spread
     from toolkit.recipe import Evaluate
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,8 +181,7 @@ def shrink(recipe: "Recipe", options: argparse.Namespace) -> "Recipe":
     """For ``--smoke``: small images, short completions, few rows. In 32 bits if there is no GPU."""
     if not options.smoke:
         return recipe
-    from recipes_on_shapes import SMALLER
-
+    from tests.helpers.recipes_on_shapes import SMALLER
     from toolkit.recipe import SyntheticData
 
     changes: dict[str, Any] = {"images": recipe.images.model_copy(update={"max_side": 112})}
@@ -206,7 +203,7 @@ def shrink(recipe: "Recipe", options: argparse.Namespace) -> "Recipe":
 
 def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: argparse.Namespace) -> None:
     """Plan a stage and run it; whatever happens is in the file afterwards."""
-    from rival import context_of
+    from tests.benchmarks.rival import context_of
 
     state, started = "failed", time.perf_counter()
     measurement.note(stage, state="running", allocated_before_gib=allocated())
@@ -280,9 +277,9 @@ def train_by_trl(stage: str) -> Callable[["Context"], Any]:
     """The same rows and settings in plain TRL."""
 
     def run(context: "Context") -> Any:
-        from rival import TellSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
         from transformers import PrinterCallback
 
+        from tests.benchmarks.rival import TellSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
         from toolkit.training.grpo import grpo_settings
         from toolkit.training.sft import sft_settings
 

@@ -19,10 +19,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import torch
-from rival import context_of, make_recipe, plain_grpo, plain_model, plain_policy, plain_rows, timed
 from transformers.utils.hub import PushToHubMixin
 
+from tests.benchmarks.rival import context_of, make_recipe, plain_grpo, plain_model, plain_policy, plain_rows, timed
 from toolkit import tiny
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Completion, RewardScorer, RowSource, TrainingJob

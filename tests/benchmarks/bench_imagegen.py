@@ -35,9 +35,9 @@ from toolkit.scoring.statistics import Paired, paired_difference
 from toolkit.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))  # as pytest does, for the settings of --smoke
+sys.path.insert(0, str(ROOT))
 
-from imagegen_runs import RECIPE, SMALL  # noqa: E402
+from tests.helpers.imagegen_runs import RECIPE, SMALL  # noqa: E402
 
 JUDGE_SEEDS = 1000
 COMPARED = (("sft", "control"), ("sft", "base"), ("ddpo", "base"), ("ddpo", "control"))

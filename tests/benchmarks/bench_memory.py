@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fake_cuda.compare import GIB, Comparison, compare
-from fake_cuda.trace import Spec, Traced, trace
-from recipes_on_shapes import GIGABYTES, RECIPES, SHAPE_OF
-
+from tests.fake_cuda.compare import GIB, Comparison, compare
+from tests.fake_cuda.trace import Spec, Traced, trace
+from tests.helpers.recipes_on_shapes import GIGABYTES, RECIPES, SHAPE_OF
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.gpu import usable_bytes
 from toolkit.planning.memory import estimate

@@ -20,12 +20,21 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from live_bytes import LiveBytes
-from rival import StepTimes, context_of, make_recipe, plain_model, plain_policy, plain_rows, plain_sft, timed
 from trl.trainer import sft_trainer
 
+from tests.benchmarks.rival import (
+    StepTimes,
+    context_of,
+    make_recipe,
+    plain_model,
+    plain_policy,
+    plain_rows,
+    plain_sft,
+    timed,
+)
+from tests.helpers.live_bytes import LiveBytes
 from toolkit import tiny
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import TrainingJob

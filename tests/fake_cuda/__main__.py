@@ -1,4 +1,4 @@
-"""``python -m fake_cuda SPEC OUT``: the program that ``trace.trace`` starts."""
+"""``python -m tests.fake_cuda SPEC OUT``: the program that ``trace.trace`` starts."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from fake_cuda.trace import read_spec, run
+from tests.fake_cuda.trace import read_spec, run
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fake_cuda.trace import Traced
+from tests.fake_cuda.trace import Traced
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.memory import estimate
 from toolkit.planning.stages import Setting

@@ -28,7 +28,7 @@ def build_stubs(folder: Path) -> Mapping[str, str]:
             check=True,
             capture_output=True,
         )
-    paths = [str(FOLDER.parent), str(FOLDER.parent.parent)]
+    paths = [str(FOLDER.parents[1])]
     return {
         **os.environ,
         VARIABLE: str(folder),
@@ -58,7 +58,7 @@ def patch_torch(*, bf16: bool) -> None:
     import torch.cuda.amp.common
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    from fake_cuda.kernels import scaled_dot_product_attention
+    from tests.fake_cuda.kernels import scaled_dot_product_attention
 
     torch.cuda.is_available = lambda: False  # lazy initialisation would look for a real driver
     torch.cuda.is_bf16_supported = lambda *_, **__: bf16
@@ -72,7 +72,7 @@ def patch_torch(*, bf16: bool) -> None:
 
     def tensor(data: object, dtype: object = None, device: object = None, requires_grad: bool = False) -> torch.Tensor:
         """Return ``torch.tensor`` of Python numbers on the fake device, which has no memory for their values."""
-        from fake_cuda.log import known_tensor
+        from tests.fake_cuda.log import known_tensor
 
         if device is None or torch.device(device).type != "cuda":  # type: ignore[arg-type]
             return make(data, dtype=dtype, device=device, requires_grad=requires_grad)  # type: ignore[arg-type]

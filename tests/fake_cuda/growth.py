@@ -7,8 +7,8 @@ of what fragments a rollout, so the replay needs every step.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fake_cuda.allocator import Event
-from fake_cuda.log import Allocation
+from tests.fake_cuda.allocator import Event
+from tests.fake_cuda.log import Allocation
 
 NEAR, FAR = ("near 0", "near 1", "near 2"), ("far 0", "far 1")
 """Phases of the decode steps that are traced: those after prefill, and the last ones."""

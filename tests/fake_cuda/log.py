@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from fake_cuda.allocator import Event
-from fake_cuda.kernels import gemm_4bit
+from tests.fake_cuda.allocator import Event
+from tests.fake_cuda.kernels import gemm_4bit
 
 DEVICE = "cuda"
 KNOWN_NUMBERS = 1_000_000

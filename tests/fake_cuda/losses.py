@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from fake_cuda.log import DEVICE, known_tensor
-from fake_cuda.stage import Batch, Stage
+from tests.fake_cuda.log import DEVICE, known_tensor
+from tests.fake_cuda.stage import Batch, Stage
 from toolkit.planning.stages import Setting
 
 Loss = Callable[[Stage, Batch], torch.Tensor]
@@ -19,7 +19,7 @@ def loss_of(setting: Setting) -> Loss | None:
         return None
     if setting.backend == "hf":
         return sft_loss if setting.stage == "sft" else grpo_loss
-    from fake_cuda import unsloth
+    from tests.fake_cuda import unsloth
 
     return unsloth.sft_loss if setting.stage == "sft" else unsloth.grpo_loss
 

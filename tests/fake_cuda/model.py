@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, BitsAndByt
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 
-from fake_cuda.log import DEVICE, AllocationLog
+from tests.fake_cuda.log import DEVICE, AllocationLog
 from toolkit.models import lora as adapter
 from toolkit.models.module_names import VISION
 from toolkit.planning.architecture import is_kept

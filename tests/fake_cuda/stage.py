@@ -11,9 +11,9 @@ from accelerate.utils.operations import convert_outputs_to_fp32
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import DynamicCache, StaticCache
 
-from fake_cuda.growth import END, FAR, JUMP, NEAR
-from fake_cuda.log import DEVICE, AllocationLog, known_tensor
-from fake_cuda.model import grid_of
+from tests.fake_cuda.growth import END, FAR, JUMP, NEAR
+from tests.fake_cuda.log import DEVICE, AllocationLog, known_tensor
+from tests.fake_cuda.model import grid_of
 from toolkit.models.hf import disable_input_gradients
 from toolkit.planning.stages import Setting
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fake_cuda.allocator import Event, Usage, replay
-from fake_cuda.device import build_stubs
+from tests.fake_cuda.allocator import Event, Usage, replay
+from tests.fake_cuda.device import build_stubs
 from toolkit.planning.stages import Setting
 from toolkit.planning.tokens import RowSize
 
@@ -61,7 +61,7 @@ def trace(spec: Spec) -> Traced:
     with tempfile.TemporaryDirectory(prefix="fake-cuda-") as place:
         folder = Path(place)
         (folder / "spec.json").write_text(json.dumps(dataclasses.asdict(spec)), encoding="utf-8")
-        command = [sys.executable, "-m", "fake_cuda", str(folder / "spec.json"), str(folder / "traced.json")]
+        command = [sys.executable, "-m", "tests.fake_cuda", str(folder / "spec.json"), str(folder / "traced.json")]
         done = subprocess.run(
             command, env=dict(build_stubs(folder)), capture_output=True, text=True, timeout=LIMIT_S, check=False
         )
@@ -83,16 +83,16 @@ def run(spec: Spec) -> Traced:
     started = time.monotonic()
     import gc
 
-    from fake_cuda.device import patch_torch, pretend_devices
+    from tests.fake_cuda.device import patch_torch, pretend_devices
 
     patch_torch(bf16=spec.setting.bf16)
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from fake_cuda.log import AllocationLog
-    from fake_cuda.losses import loss_of
-    from fake_cuda.model import build, tower_bytes
-    from fake_cuda.stage import Stage
+    from tests.fake_cuda.log import AllocationLog
+    from tests.fake_cuda.losses import loss_of
+    from tests.fake_cuda.model import build, tower_bytes
+    from tests.fake_cuda.stage import Stage
 
     setting, log = spec.setting, AllocationLog()
     # The engine's thread would release what a pass has saved as soon as it gets Python's lock, some operations later.
@@ -117,8 +117,8 @@ def run(spec: Spec) -> Traced:
 
 
 def _read(spec: Spec, log: Any, parts: Mapping[str, int], started: float) -> Traced:
-    from fake_cuda.growth import FAR, NEAR
-    from fake_cuda.log import peak
+    from tests.fake_cuda.growth import FAR, NEAR
+    from tests.fake_cuda.log import peak
 
     names = {"rollout": ("prefill", *NEAR, *FAR), "training pass": ("loss", "backward")}
     moments: dict[str, int] = {}
@@ -139,7 +139,7 @@ def _read(spec: Spec, log: Any, parts: Mapping[str, int], started: float) -> Tra
 
 def _replayed(setting: Setting, logged: Sequence[tuple[bool, Any]]) -> Usage:
     """Replay the allocator after loading, with every decode step of each rollout."""
-    from fake_cuda.growth import with_every_step
+    from tests.fake_cuda.growth import with_every_step
 
     start = next(index for index, (_, one) in enumerate(logged) if one.phase not in ("weights", "adapter"))
     loaded: dict[int, Event] = {}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from fake_cuda.losses import clipped_loss, labels_of
-from fake_cuda.stage import Batch, Stage
+from tests.fake_cuda.losses import clipped_loss, labels_of
+from tests.fake_cuda.stage import Batch, Stage
 
 CHUNKS = 4
 """Slices of a row's logits in GRPO (``autotune_batch_and_chunks`` of unsloth_zoo, up to 16384 tokens)."""

@@ -186,7 +186,7 @@ def scratch(options: argparse.Namespace) -> Iterator[Path]:
 
 def environment(folder: Path, options: argparse.Namespace) -> dict[str, str]:
     """The items' environment: they import from this checkout, then from the wheels, then what is installed."""
-    paths = [str(ROOT), str(ROOT / "tests"), *([str(folder / "site")] if options.wheels else [])]
+    paths = [str(ROOT), *([str(folder / "site")] if options.wheels else [])]
     paths += [known] if (known := os.environ.get("PYTHONPATH")) else []
     places = {"TMPDIR": str(folder), "TOOLKIT_CACHE": str(folder / "cache")}
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **places}

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import context_of, small_recipe
 
 from tests.helpers.problems import warnings_in
+from tests.helpers.training import context_of, small_recipe
 from toolkit.evaluation.context import Context
 from toolkit.exporting import export
 from toolkit.models.backend import Policy, Sampling, TrainingJob

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import adapter_of, only
-from training import context_of, small_recipe
 
 from tests.helpers.problems import raises
+from tests.helpers.training import adapter_of, context_of, only, small_recipe
 from toolkit.errors import TrainingError
 from toolkit.models.backend import Sampling
 from toolkit.models.hf import HfBackend

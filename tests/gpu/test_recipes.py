@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes_on_shapes import CASES, GIGABYTES, run_some_steps
-from shapes import release
 
+from tests.helpers.recipes_on_shapes import CASES, GIGABYTES, run_some_steps
+from tests.helpers.shapes import release
 from toolkit.models import Backend
 
 pytestmark = [

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from imagegen_runs import RECIPE
 from torch import Tensor
 
+from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.recipes import load_recipe
 from toolkit.imagegen.arm_context import ROUNDS, ArmContext
 from toolkit.imagegen.ddim import make_schedule

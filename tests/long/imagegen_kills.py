@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from imagegen_runs import RECIPE, SMALL, numbers, results
 
+from tests.helpers.imagegen_runs import RECIPE, SMALL, numbers, results
 from tests.helpers.recipes import load_recipe
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.runfolder import find_run

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_unsloth_cpu import STEPS, recipe_of
-from training import small_recipe
-from unsloth_cpu.process import run_program
 
+from tests.helpers.training import small_recipe
+from tests.helpers.unsloth_runs import STEPS, recipe_of
+from tests.unsloth_cpu.process import run_program
 from toolkit.models.hf import HfBackend
 from toolkit.recipe import dump_recipe
 
@@ -43,7 +43,7 @@ def both_backends(folder: Path, gpu: str) -> tuple[dict[str, Any], dict[str, Any
         recipe = recipe_of(folder / backend, backend, tables)
         file, out = folder / backend / "recipe.toml", folder / backend / "found.json"
         file.write_text(dump_recipe(recipe), encoding="utf-8")
-        done = run_program(["-m", "unsloth_cpu.agree", str(file), str(out)], folder / "counts.json", gpu)
+        done = run_program(["-m", "tests.unsloth_cpu.agree", str(file), str(out)], folder / "counts.json", gpu)
         assert done.status == 0, done.output[-6000:]
         found[backend] = json.loads(out.read_text(encoding="utf-8"))
     return found["hf"], found["unsloth"]

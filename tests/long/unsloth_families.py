@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from real_processors import unpack_processors
-from recipes_on_shapes import CASES, RECIPES, on_synthetic_data_to_export
-from shapes import write_model
-from test_families import TEXT, TOKENS, VISION
-from test_unsloth_cpu import check_run, recipe_of
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3_5Config
-from unsloth_cpu.process import run_toolkit
 
+from tests.helpers.model_families import TEXT, TOKENS, VISION
+from tests.helpers.real_processors import unpack_processors
 from tests.helpers.recipes import load_recipe
+from tests.helpers.recipes_on_shapes import CASES, RECIPES, on_synthetic_data_to_export
+from tests.helpers.shapes import write_model
+from tests.helpers.unsloth_runs import check_run, recipe_of
+from tests.unsloth_cpu.process import run_toolkit
 from toolkit.runfolder import RunFolder
 
 

@@ -1,6 +1,6 @@
 """Losses, rewards and log-probabilities of a recipe on one backend, for tests/long/unsloth_agreement.py.
 
-    python tests/unsloth_cpu/run.py -m unsloth_cpu.agree RECIPE FILE
+    python tests/unsloth_cpu/run.py -m tests.unsloth_cpu.agree RECIPE FILE
 
 Both backends start from the adapter in ``model.adapter``, on the same rows with the same seed. Each call of
 ``generate`` seeds torch, so that GRPO samples the same tokens as long as the probabilities agree.

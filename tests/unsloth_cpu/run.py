@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), str(HERE.parent.parent), *(path for path in sys.path if path != str(HERE))]
+sys.path[:] = [str(HERE.parents[1]), *(path for path in sys.path if path != str(HERE))]
 
-from unsloth_cpu.gpu import chosen_gpu
-from unsloth_cpu.oom import inject
-from unsloth_cpu.stand_ins import install, write_counts
+from tests.unsloth_cpu.gpu import chosen_gpu
+from tests.unsloth_cpu.oom import inject
+from tests.unsloth_cpu.stand_ins import install, write_counts
 
 install(chosen_gpu())  # here, so that processes which this one spawns (the plan's) have the same GPU
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from unsloth_cpu.gpu import Gpu
+from tests.unsloth_cpu.gpu import Gpu
 
 ENVIRONMENT: Mapping[str, str] = {
     "TORCHDYNAMO_DISABLE": "1",  # compiling for a CPU takes minutes

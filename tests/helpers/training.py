@@ -1,12 +1,17 @@
 """Small runs for tests that train: a recipe over a few practice films, and its context as the pipeline makes it."""
 
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers.recipes import load_recipe, make_recipe
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
+from tests.helpers.recipes import load_recipe, make_recipe
 from toolkit.evaluation.context import Context
 from toolkit.pipeline.prepare_data import prepare
 from toolkit.recipe import Recipe, dump_recipe
@@ -19,7 +24,7 @@ FEW_STEPS: Tables = {
     "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 4},
     "grpo": {"max_steps": 2, "micro_batch": 4},
 }
-"""What tests/unsloth_contract.py trains, and TRL alone beside it."""
+"""What tests/helpers/unsloth_contract.py trains, and TRL alone beside it."""
 
 
 def small_recipe(folder: Path, tables: Tables | None = None, name: str = "small") -> Recipe:
@@ -77,3 +82,31 @@ def with_spread(folder: Path) -> dict[str, Any]:
     file = folder / "spread.py"
     file.write_text("def length(sample, answer):\n    return min(len(answer.text), 200) / 200\n", encoding="utf-8")
     return {"custom": (f"{file}:length",)}
+
+
+class StopAfter(TrainerCallback):
+    """Requests a stop at a step, like a signal."""
+
+    def __init__(self, context: Context, step: int) -> None:
+        self.context, self.step = context, step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+ADAPTER = "adapter_model.safetensors"
+
+
+def adapter_of(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
+    return load_file(recipe.run_folder / "stages" / stage / "weights" / ADAPTER)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def only(stage: str, folder: Path, name: str = "small", changes: dict[str, Any] | None = None) -> Recipe:
+    other = {"sft": "grpo", "grpo": "sft"}[stage]
+    recipe = small_recipe(folder, {"rewards": with_spread(folder), **(changes or {})}, name=name)
+    return recipe.model_copy(update={other: None, "evaluate": None})

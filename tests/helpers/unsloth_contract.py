@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from unsloth_cpu.gpu import GPUS
-from unsloth_cpu.stand_ins import install
+from tests.unsloth_cpu.gpu import GPUS
+from tests.unsloth_cpu.stand_ins import install
 
 install(GPUS["T4"])
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(sys.argv[1]) / "compiled")
@@ -25,12 +25,12 @@ import unsloth  # noqa: F401
 
 import torch
 import trl
-from training import FEW_STEPS, context_of, small_recipe, with_spread
 from unsloth import FastVisionModel
 from unsloth.models._utils import apply_accepts_loss_kwargs_fix
 from unsloth.models.loader_utils import get_model_name
 from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 
+from tests.helpers.training import FEW_STEPS, context_of, small_recipe, with_spread
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.models import vllm

@@ -15,7 +15,7 @@ from toolkit.models import lora as adapter
 from toolkit.models.hf import disable_input_gradients
 from toolkit.recipe import Lora
 
-SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"
+SHAPES = Path(__file__).parents[2] / "toolkit/planning/shapes"
 IDS = {"image_token_id": 1500, "video_token_id": 1501, "vision_start_token_id": 1502, "vision_end_token_id": 1503}
 TEXT = {
     "num_hidden_layers": 6,

@@ -9,17 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.recipes import load_recipe
-from shapes import write_model
-from training import context_of
-
+from tests.helpers.recipes import load_recipe
+from tests.helpers.shapes import write_model
+from tests.helpers.training import context_of
 from toolkit.recipe import Evaluate, Export, Recipe, SyntheticData
 from toolkit.scoring.regions.coordinates import choose_coordinates
 from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.training.grpo import train_grpo
 from toolkit.training.sft import train_sft
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 SHAPE_OF: Mapping[str, str] = {
     "google/medgemma-4b-it": "medgemma_4b",

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_processors import unpack_processors
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, Gemma3Processor
 
+from tests.helpers.real_processors import unpack_processors
 from toolkit import tiny
 
-SHAPES = Path(__file__).resolve().parent.parent / "toolkit/planning/shapes"
+SHAPES = Path(__file__).resolve().parents[2] / "toolkit/planning/shapes"
 
 WIDTH = 128
 SMALL: Mapping[str, Mapping[str, Any]] = {

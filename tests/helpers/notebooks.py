@@ -1,11 +1,11 @@
-"""The notebooks' files: ``python tests/notebooks.py`` makes each .ipynb in recipes/notebooks from the .py beside it."""
+"""Notebooks from their sources: ``python tests/helpers/notebooks.py`` writes each .ipynb from the .py beside it."""
 
 from pathlib import Path
 
 import jupytext
 import nbformat
 
-FOLDER = Path(__file__).parent.parent / "recipes" / "notebooks"
+FOLDER = Path(__file__).parents[2] / "recipes" / "notebooks"
 
 
 def sources() -> list[Path]:

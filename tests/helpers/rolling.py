@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepping import LOAD, row, task_rows, write_csv
-
 from tests.helpers.recipes import load_recipe, make_recipe
+from tests.helpers.stepping import LOAD, row, task_rows, write_csv
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import IMAGE_KEY

@@ -1,0 +1,53 @@
+"""Runs of the toolkit with Unsloth on the simulated GPU."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.training import Tables, small_recipe, with_spread
+from tests.unsloth_cpu.process import Done
+from tests.unsloth_cpu.stand_ins import STAND_INS
+from toolkit.recipe import Recipe
+from toolkit.runfolder import RunFolder
+
+STEPS = 2
+
+
+QUESTIONS = 16
+"""That verify an export: a quarter may turn by the rounding of bfloat16. Here one of 16 does, maybe one of 4."""
+
+
+def recipe_of(folder: Path, backend: str, tables: Tables) -> Recipe:
+    """SFT, GRPO with a KL term, evaluation and a verified merge, of two steps each."""
+    few: dict[str, dict[str, Any]] = {
+        "run": {"checkpoint_steps": 1, "log_steps": 1},
+        "model": {"backend": backend, "precision": "4bit"},
+        "lora": {"dropout": 0.0, "vision": True},
+        "data": {"synthetic": {"kind": "chest", "train": 16, "test": QUESTIONS, "size": 64}},
+        "sft": {"max_steps": STEPS, "batch_size": 2, "accumulation": 2},
+        "grpo": {"max_steps": STEPS, "max_completion_tokens": 8, "beta": 0.04},
+        "evaluate": {"batch_size": QUESTIONS, "max_completion_tokens": 4, "before": False},
+        "export": {"to": ("adapter", "merged"), "verify": QUESTIONS},
+        "rewards": with_spread(folder),
+    }
+    for table, keys in tables.items():
+        few.setdefault(table, {}).update(keys)
+    return small_recipe(folder, few, name=backend)
+
+
+def export_of(recipe: Recipe) -> dict[str, Any]:
+    return dict(RunFolder(recipe.run_folder).record("export"))
+
+
+def check_run(recipe: Recipe, done: Done) -> None:
+    """The run finished, every adapted matrix was compared, and the essential stand-ins were used."""
+    assert done.status == 0, done.output[-6000:]
+    run = RunFolder(recipe.run_folder)
+    assert {run.record(stage)["backend"] for stage in ("sft", "grpo")} == {"unsloth"}
+    adapter = json.loads((run.path / "stages/export/adapter/adapter_config.json").read_text())
+    assert adapter["r"] == recipe.lora.r
+    merged = export_of(recipe)["merged"]
+    assert merged["compared"]["matrices"] > 0
+    assert merged["questions"] == QUESTIONS
+    assert set(done.counts) == {one.name for one in STAND_INS}
+    assert [one.name for one in STAND_INS if one.essential and not done.counts[one.name]] == []
