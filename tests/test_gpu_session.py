@@ -9,12 +9,11 @@ import time
 import zipfile
 from pathlib import Path
 
-import bench_gpu
-import pack_wheels
 import pytest
 import torch
 
-from tests.gpu import session
+from tests.benchmarks import bench_gpu
+from tests.gpu import pack_wheels, session
 from tests.helpers.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

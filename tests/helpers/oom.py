@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import only
 
-from tests.helpers.training import context_of
+from tests.helpers.training import context_of, only
 from toolkit.models.hf import HfBackend
 from toolkit.recipe import Recipe
 from toolkit.runfolder import Record, read_lines
