@@ -16,9 +16,9 @@ from PIL import Image
 
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, make_recipe
-from toolkit.data.loading.balance import balance
-from toolkit.data.loading.columns import RowSettings, resolve_columns
+from toolkit.data.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Answer, Sample
+from toolkit.data.sample_set import balance
 from toolkit.errors import NOTHING, DataError, RowProblem
 from toolkit.images import ImagePolicy, load
 from toolkit.recipe import Recipe

@@ -16,7 +16,8 @@ import pytest
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, make_recipe, read_file
 from toolkit.data import open_index
-from toolkit.data.loading import DataSplits, row_scan
+from toolkit.data.loading import DataSplits
+from toolkit.data.rows import RowScanner, row_scan_file
 from toolkit.errors import NOTHING, DataError
 from toolkit.recipe import Images, Recipe, SyntheticData
 from toolkit.tasks import TASKS, RowOrigin
@@ -268,9 +269,9 @@ def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
     rows = [row(i, Patient="p") for i in range(6)]
     train = write(tmp_path / "train.json", [*rows, row(7, question="")])
     looked: list[int] = []
-    add = row_scan.RowScanner.add
+    add = RowScanner.add
     monkeypatch.setattr(
-        row_scan.RowScanner, "add", lambda self, number, *more: (looked.append(number), add(self, number, *more))[1]
+        RowScanner, "add", lambda self, number, *more: (looked.append(number), add(self, number, *more))[1]
     )
     wanted = {"train": train, "split": {"test": 0}, "max_dropped": 0.5}
     first = load_data(recipe(**wanted))
@@ -294,10 +295,10 @@ def test_a_stored_row_scan_is_not_used_after_a_change_of_the_task_code(tmp_path:
     task = replace(TASKS["mcq"], read=namespace["read"])
     index = open_index(write(tmp_path / "train.json", map(row, range(2))))
     origin = RowOrigin(Path(index.source), tmp_path, {})
-    before = row_scan.row_scan_file(task, origin, index)
-    assert row_scan.row_scan_file(task, origin, index) == before
+    before = row_scan_file(task, origin, index)
+    assert row_scan_file(task, origin, index) == before
     code.write_text(code.read_text() + "CHANGED = True\n")
-    assert row_scan.row_scan_file(task, origin, index) != before
+    assert row_scan_file(task, origin, index) != before
 
 
 def test_a_damaged_row_scan_is_repeated(train: str, private_cache: Path) -> None:

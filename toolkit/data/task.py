@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.agent_memory import Carried
-from toolkit.data.links import Links
+from toolkit.data.episodes import Carried, Links
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.agent_memory import Carried
+from toolkit.data.episodes import Carried
 from toolkit.data.sample import Answer, Sample
 from toolkit.evaluation.context import EvaluationRecord
 from toolkit.evaluation.prompts import EvaluationSet

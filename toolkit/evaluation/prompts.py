@@ -6,10 +6,10 @@ from random import Random
 
 import numpy as np
 
-from toolkit.data.agent_memory import Carried
+from toolkit.data.episodes import Carried
 from toolkit.data.loading import SampleSet
-from toolkit.data.loading.sample_set import limit
 from toolkit.data.sample import Answer, Sample
+from toolkit.data.sample_set import limit
 from toolkit.data.task import Task
 from toolkit.errors import DataError, warn
 from toolkit.evaluation.answers import judge

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.data import Dropped, RowIndex, Tally, open_index, source_folder
-from toolkit.data.agent_memory import Carried
-from toolkit.data.links import FIRST, LINK, REPEATED, Link
-from toolkit.data.loading.columns import RowSettings, resolve_columns
+from toolkit.data.columns import RowSettings, resolve_columns
+from toolkit.data.episodes import FIRST, LINK, REPEATED, Carried, Link
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, ImageError, Problem, RowProblem

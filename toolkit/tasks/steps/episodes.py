@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from toolkit.data.agent_memory import Carried
+from toolkit.data.episodes import Carried
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.scoring.statistics import EpisodePosition
