@@ -25,10 +25,10 @@ from toolkit.cli import main
 from toolkit.data import Tally
 from toolkit.errors import NOTHING, DataError, Interrupted, RunError
 from toolkit.prepare import PrepareRequest, prepare_ham10000, split_rows
+from toolkit.prepare.downloads import read_table
 from toolkit.prepare.ham10000 import read_metadata
 from toolkit.prepare.sheet import Layout, choose_rows
-from toolkit.prepare.stratify import join_names
-from toolkit.prepare.tables import read_table
+from toolkit.prepare.write import join_names
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 OUTPUT = {

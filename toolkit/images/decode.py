@@ -12,10 +12,9 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images import tiff
-from toolkit.images.files import unreadable_image
 from toolkit.images.header import MALFORMED_BY_PILLOW, Header, first_line
-from toolkit.images.pixels import Array, Pixels
-from toolkit.images.ref import ImageRef
+from toolkit.images.ref import ImageRef, unreadable_image
+from toolkit.images.window import Array, Pixels
 
 # Our errors name the file. OpenCV's log on stderr would repeat them without the name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

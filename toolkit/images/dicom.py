@@ -15,9 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from toolkit.errors import MissingExtraError
-from toolkit.images.files import NO_FRAME, TRUNCATED, unreadable_image
-from toolkit.images.pixels import Array, Pixels
-from toolkit.images.ref import ImageRef
+from toolkit.images.ref import NO_FRAME, TRUNCATED, ImageRef, unreadable_image
+from toolkit.images.window import Array, Pixels
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 """File suffixes of DICOM. Old files can lack the DICM marker and are recognised by their suffix."""

@@ -10,8 +10,7 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images import dicom, tiff
-from toolkit.images.files import NO_FRAME, TRUNCATED, unreadable_image
-from toolkit.images.ref import ImageRef
+from toolkit.images.ref import NO_FRAME, TRUNCATED, ImageRef, unreadable_image
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"

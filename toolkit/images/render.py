@@ -15,10 +15,9 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images.header import Header
-from toolkit.images.pixels import Array, Pixels
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, Resample
 from toolkit.images.ref import ImageRef
-from toolkit.images.window import Windowed, choose_window
+from toolkit.images.window import Array, Pixels, Windowed, choose_window
 
 NARROW = 1024
 """Integer windows narrower than this are resized as floats, because rounding to integers would be visible."""

@@ -6,12 +6,19 @@ from typing import Any
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
-from toolkit.prepare.files import DownloadedFiles, common_root, list_files
-from toolkit.prepare.finalize import DatasetNames, locations, measure_images, region_columns, split_and_write
+from toolkit.prepare.downloads import (
+    DownloadedFiles,
+    Table,
+    common_root,
+    list_files,
+    read_number,
+    read_table,
+    require_columns,
+)
 from toolkit.prepare.measure import ImageFiles, MaskMeasurements
 from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.sheet import Layout
-from toolkit.prepare.tables import Table, read_number, read_table, require_columns
+from toolkit.prepare.write import DatasetNames, locations, measure_images, region_columns, split_and_write
 
 NEEDED: Mapping[str, tuple[str, ...]] = {name: (name,) for name in ("lesion_id", "image_id", "dx")}
 KNOWN: Mapping[str, tuple[str, ...]] = {

@@ -1,20 +1,21 @@
-"""Preparation of the ISIC archive and challenges: tables, images and masks to rows of stage 1 or stage 2."""
+"""Preparation of the ISIC archive and challenges: tables, images and masks to rows of stage 1 or stage 2.
+
+Tables are recognised by their columns and joined by image name.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
-from toolkit.prepare.files import DownloadedFiles, list_files
-from toolkit.prepare.finalize import DatasetNames, locations, measure_images, region_columns, split_and_write
-from toolkit.prepare.isic_tables import Archive, diagnosis_of, expected_columns, read_archive
+from toolkit.prepare.downloads import DownloadedFiles, Table, list_files, read_number, read_table
 from toolkit.prepare.measure import ImageFiles, MaskMeasurements
 from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.sheet import Layout
-from toolkit.prepare.stratify import join_names
-from toolkit.prepare.tables import read_number
+from toolkit.prepare.write import DatasetNames, join_names, locations, measure_images, region_columns, split_and_write
 
 Stage = Literal[1, 2]
 
@@ -25,9 +26,75 @@ STAGE_COLUMNS: Mapping[int, tuple[str, ...]] = {
 """Columns that describe a lesion in the rows of each stage, if known."""
 
 OTHERS = ("image", "mask", "width", "height", "boxes", "polygons", "area_share")
+
 PEOPLE = ("lesion_id", "patient_id", "age", "sex", "site", "group")
 
 SHOWN = 20
+
+NAME = ("isic_id", "image_name", "image_id", "image", "name")
+"""Columns with the image name. The first one that exists is used."""
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "diagnosis": ("diagnosis", "dx"),
+    **{f"diagnosis_{level}": (f"diagnosis_{level}", f"iddx_{level}") for level in range(5, 0, -1)},
+    "benign_malignant": ("benign_malignant", "target"),
+    "lesion_id": ("lesion_id",),
+    "patient_id": ("patient_id",),
+    "age": ("age_approx", "age_approximate", "age"),
+    "sex": ("sex", "gender"),
+    "site": ("anatom_site_general", "anatom_site_general_challenge", "localization"),
+    "diameter": ("clin_size_long_diam_mm",),
+    "features": ("features", "dermoscopic_features"),
+    "concerning_features": ("concerning_features",),
+    "confidence": ("confidence", "diagnosis_confidence"),
+}
+"""Field -> its columns in the archive (2016 to today) and in the challenges of 2017, 2019, 2020 and 2024."""
+
+CLASSES: Mapping[str, str] = {
+    "MEL": "melanoma",
+    "NV": "melanocytic nevus",
+    "BCC": "basal cell carcinoma",
+    "AKIEC": "actinic keratosis",
+    "AK": "actinic keratosis",
+    "BKL": "benign keratosis-like lesion",
+    "DF": "dermatofibroma",
+    "VASC": "vascular lesion",
+    "SCC": "squamous cell carcinoma",
+    "UNK": "",
+}
+"""One-hot columns of 2018 and 2019 -> class name. UNK means none of the other classes."""
+
+CLASSES_2017: Mapping[str, str] = {"melanoma": "melanoma", "seborrheic_keratosis": "seborrheic keratosis"}
+
+NEITHER_2017 = "nevus"
+"""The 2017 challenge has three diagnoses and columns for two of them."""
+
+PAIRS = ("image_name_1", "image_name_2")
+"""Columns of the 2020 challenge's list of duplicate images."""
+
+_UNNAMED = re.compile(r"isic_\d+", re.IGNORECASE)
+
+_MALIGNANT = {"benign": "benign", "malignant": "malignant", "0": "benign", "1": "malignant"}
+
+Facts = tuple[str, dict[str, str]]
+
+
+@dataclass(slots=True)
+class Archive:
+    """Joined tables: image name -> field -> non-blank text."""
+
+    records: dict[str, dict[str, str]] = field(default_factory=dict)
+    duplicates: dict[str, str] = field(default_factory=dict)
+    """Image name -> the image that it duplicates."""
+    unread: list[Path] = field(default_factory=list)
+    """Tables of an unknown layout."""
+
+    def add(self, name: str, facts: Mapping[str, str], tally: Tally) -> None:
+        """Add the facts of one row to those of its image. If two rows differ, the first value is kept."""
+        record = self.records.setdefault(name, {})
+        for key, text in facts.items():
+            if text and _differ(record.setdefault(key, text), text):
+                tally.add("values that differ between two rows, where the first is used", f"{name}: {key}")
 
 
 def prepare_isic(source: Path, stage: Stage, request: PrepareRequest) -> PrepareResult:
@@ -182,3 +249,122 @@ def _join(from_table: list[str] | None, from_masks: list[str] | None) -> list[st
         if from_table is None and from_masks is None
         else list(dict.fromkeys([*(from_table or ()), *(from_masks or ())]))
     )
+
+
+def read_archive(files: Iterable[Path], tally: Tally) -> Archive:
+    """Return the tables among these files, joined by image name.
+
+    Raises:
+        DataError: A table is unreadable.
+    """
+    archive = Archive()
+    for file in files:
+        table = read_table(file)
+        if _lists_duplicates(table):
+            _note_duplicates(table, archive)
+            continue
+        rows = _recognise(table, tally)
+        if rows is None:
+            archive.unread.append(file)
+        for name, facts in rows or ():
+            archive.add(name, facts, tally)
+    return archive
+
+
+def expected_columns() -> str:
+    """Return a sentence with all columns by which a table is recognised."""
+    fields = ", ".join(name for names in FIELDS.values() for name in names)
+    classes = ", ".join([*CLASSES_2017, *CLASSES])
+    return (
+        f"a column {' or '.join(NAME)}, and beside it some of {fields}; or one-hot columns out of {classes}; "
+        "or two columns without a header: ISIC_…, benign or malignant (0.0 or 1.0)"
+    )
+
+
+def diagnosis_of(record: Mapping[str, str]) -> str | None:
+    """Return the most specific known diagnosis: by name, archive level, class, or as benign or malignant."""
+    levels = [f"diagnosis_{level}" for level in range(5, 0, -1)]
+    for key in ("diagnosis", *levels, "class", "benign_malignant"):
+        if (text := record.get(key, "")) and text.lower() != "unknown":
+            return text
+    return None
+
+
+def _recognise(table: Table, tally: Tally) -> Iterator[Facts] | None:
+    """Return the rows as (image name, facts), or None if the layout is unknown."""
+    if len(table.header) == 2 and _UNNAMED.fullmatch(table.header[0]) and _malignancy(table.header[1]):
+        return _pairs_of_2016(table)
+    if table.column(NAME) is None:
+        return None
+    fields = {name: columns for name, columns in FIELDS.items() if table.column(columns) is not None}
+    if all(table.column((name,)) is not None for name in CLASSES_2017):
+        return _named(table, fields, CLASSES_2017, tally)
+    one_hot = {name: spelled for name, spelled in CLASSES.items() if table.column((name,)) is not None}
+    if len(one_hot) < 2 and not fields:
+        return None
+    return _named(table, fields, one_hot if len(one_hot) > 1 else {}, tally)
+
+
+def _pairs_of_2016(table: Table) -> Iterator[Facts]:
+    for name, text in (table.header, *table.rows):
+        yield _stem(name), {"benign_malignant": _malignancy(text)}
+
+
+def _named(
+    table: Table, fields: Mapping[str, Sequence[str]], one_hot: Mapping[str, str], tally: Tally
+) -> Iterator[Facts]:
+    columns = {"name": NAME, **fields, **{f"is {name}": (name,) for name in one_hot}}
+    for texts in table.records(columns):
+        if not (name := _stem(texts.pop("name"))):
+            tally.add("rows without an image name, which are left out", str(table.file))
+            continue
+        marks = {column: texts.pop(f"is {column}") for column in one_hot}
+        if one_hot:
+            texts["class"] = _one_hot(name, marks, one_hot, tally)
+        if given := texts.get("benign_malignant"):
+            texts["benign_malignant"] = _malignancy(given) or given
+        yield name, texts
+
+
+def _one_hot(name: str, marks: Mapping[str, str], one_hot: Mapping[str, str], tally: Tally) -> str:
+    """Return the marked class. No or several marks give an empty text and are counted."""
+    chosen = [column for column, mark in marks.items() if (read_number(mark) or 0) > 0.5]
+    if len(chosen) == 1:
+        return one_hot[chosen[0]]
+    if not chosen and one_hot is CLASSES_2017 and all(marks.values()):
+        return NEITHER_2017
+    tally.add("ground truth without exactly one marked class, which gives no diagnosis", name)
+    return ""
+
+
+def _malignancy(text: str) -> str:
+    number = read_number(text)
+    key = text.lower() if number is None else f"{number:g}"
+    return _MALIGNANT.get(key, "")
+
+
+def _lists_duplicates(table: Table) -> bool:
+    return all(table.column((name,)) is not None for name in PAIRS)
+
+
+def _note_duplicates(table: Table, archive: Archive) -> None:
+    for pair in table.records({name: (name,) for name in PAIRS}):
+        first, second = (_stem(pair[name]) for name in PAIRS)
+        # Follow the chain of duplicates to its end, so that one of three equal images is kept
+        # even if the list is cyclic.
+        first = archive.duplicates.get(first, first)
+        if first != second:
+            archive.duplicates[second] = first
+
+
+def _differ(one: str, other: str) -> bool:
+    numbers = read_number(one), read_number(other)
+    return numbers[0] != numbers[1] if None not in numbers else one.lower() != other.lower()
+
+
+def _stem(name: str) -> str:
+    """Return an image name without its file suffix."""
+    for ending in (".jpg", ".jpeg", ".png"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name

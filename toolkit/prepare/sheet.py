@@ -5,16 +5,18 @@ import hashlib
 import html
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from toolkit.images import ImagePolicy, ImageStore
 from toolkit.images.ref import ImageRef
-from toolkit.prepare.write import Row
+
+Row = Mapping[str, Any]
 
 MAX_IMAGES = 48
 COLUMNS = 8

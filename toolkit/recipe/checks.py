@@ -9,10 +9,10 @@ from typing import get_args
 from pydantic import BaseModel
 
 from toolkit.errors import Problem, RecipeError
+from toolkit.recipe.base import RecipeSynthetic
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import nearest
-from toolkit.recipe.sections import Evaluate, Recipe, SyntheticData
-from toolkit.recipe.task import RecipeSynthetic
+from toolkit.recipe.schema import Evaluate, Recipe, SyntheticData
 from toolkit.recipe.user_code import USER_CODE
 
 Check = Callable[[Recipe], Iterator[Problem]]

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from toolkit.errors import NOTHING, Problem
 from toolkit.recipe.base import BrokenRules
 from toolkit.recipe.renamed import use_new_name
-from toolkit.recipe.sections import Recipe
+from toolkit.recipe.schema import Recipe
 
 Key = tuple[str, ...]
 """A key path: ``("grpo", "learning_rate")``."""
