@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from skimage import measure as sk
 
 from tests.helpers.downloads import box_mask, isic, note
@@ -145,7 +147,7 @@ def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
     rows = json.loads((tmp_path / "out" / "isic_stage2.json").read_text())
     assert (len(rows), note(prepared, "without a diagnosis")) == (9, 9)
     for row in rows:
-        mask = cv2.imread(str(source / row["mask"]), cv2.IMREAD_GRAYSCALE) > 127
+        mask = np.asarray(Image.open(source / row["mask"]).convert("L")) > 127
         region = max(sk.regionprops(sk.label(mask, connectivity=2)), key=lambda one: one.area)
         y1, x1, y2, x2 = region.bbox
         assert row["bbox"] == [x1, y1, x2, y2]

@@ -240,7 +240,7 @@ def test_absolute_image_paths_are_read_below_the_image_root_only(tmp_path: Path)
 
 
 def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:
-    wanted = {"train": train, "split": {"test": 0}, "limit_train": 10}
+    wanted: Row = {"train": train, "split": {"test": 0}, "limit_train": 10}
     first, again = load_data(recipe(**wanted)), load_data(recipe(**wanted))
     other = recipe(**wanted).model_copy(update={"run": recipe(**wanted).run.model_copy(update={"seed": 1})})
     assert ids(first.train) == ids(again.train)
@@ -270,10 +270,13 @@ def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
     train = write(tmp_path / "train.json", [*rows, row(7, question="")])
     looked: list[int] = []
     add = RowScanner.add
-    monkeypatch.setattr(
-        RowScanner, "add", lambda self, number, *more: (looked.append(number), add(self, number, *more))[1]
-    )
-    wanted = {"train": train, "split": {"test": 0}, "max_dropped": 0.5}
+
+    def add_and_note(self: RowScanner, number: int, name: str, record: Row) -> None:
+        looked.append(number)
+        add(self, number, name, record)
+
+    monkeypatch.setattr(RowScanner, "add", add_and_note)
+    wanted: Row = {"train": train, "split": {"test": 0}, "max_dropped": 0.5}
     first = load_data(recipe(**wanted))
     assert looked == list(range(7))
     again = load_data(recipe(**wanted))
@@ -391,7 +394,7 @@ def test_slake_is_read_through_a_column_map(shared_data: Path) -> None:
 def test_the_recipe_says_how_many_images_a_question_may_have(tmp_path: Path) -> None:
     rows = [row(0), row(1, ImagePath=["a.png", "b.png"])]
     file = write(tmp_path / "rows.json", rows)
-    settings = {"max_dropped": 1.0, "test": write(tmp_path / "test.json", [row(9)], "t"), "on_leak": "report"}
+    settings: Row = {"max_dropped": 1.0, "test": write(tmp_path / "test.json", [row(9)], "t"), "on_leak": "report"}
     two = load_data(recipe(train=file, **settings))
     one = load_data(recipe(train=file, **settings).model_copy(update={"images": Images(max_per_question=1)}))
     assert (ids(two.train), ids(one.train)) == (["r0", "r1"], ["r0"])
@@ -405,7 +408,7 @@ def test_a_patients_number_is_the_same_whether_a_table_holds_it_as_int_or_float(
         table["ImagePath"] = [f"{name}{n}.png" for n in range(10)]
         table["pat"] = pandas.Series(range(10), dtype=kind)
         table.to_parquet(tmp_path / f"{name}.parquet")
-    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "test")}
+    paths: Row = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "test")}
     with raises(DataError, "data.splits_leak") as caught:
         load_data(recipe(group="pat", **paths))
     assert "10 groups of test also in train" in caught.problem.rule

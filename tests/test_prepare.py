@@ -154,7 +154,10 @@ def test_inspect_scans_every_split_and_continues_after_unusable_images(chest: Pa
     assert not (tmp_path / "runs").exists()
 
 
-def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
+Calls = list[tuple[Any, ...]]
+
+
+def fake_stages(calls: Calls) -> Stages:
     def train(context: Context) -> dict[str, Any]:
         for stage in ("sft", "grpo"):
             context.run.weights_folder(stage).mkdir(parents=True, exist_ok=True)
@@ -168,7 +171,7 @@ def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
         fields = {"split": "test", "score": "accuracy", "value": estimate, "baseline": estimate}
         return {**fields, "differences": differences, "also": {}}
 
-    def export(context: Context) -> dict[str, Any]:
+    def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
         assert context.recipe.export is not None
         calls.append(("export", context.recipe.export.to))
         return {}
@@ -183,7 +186,8 @@ def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
 
 
 def test_what_was_exported_is_evaluated_under_its_own_name(tmp_path: Path) -> None:
-    path, calls = finished_run(tmp_path), []
+    path = finished_run(tmp_path)
+    calls: Calls = []
     merged = path / "stages/export/merged"
     merged.mkdir(parents=True)
     results = evaluate_again(path, fake_stages(calls), model="merged")
@@ -220,7 +224,8 @@ def finished_run(folder: Path, more: str = "[evaluate]\n") -> Path:
 def test_an_evaluation_is_done_again_under_a_free_name_and_compared_where_the_questions_are_the_same(
     tmp_path: Path,
 ) -> None:
-    path, calls = finished_run(tmp_path), []
+    path = finished_run(tmp_path)
+    calls: Calls = []
     results = evaluate_again(path, fake_stages(calls), ["evaluate.batch_size=2"])
     assert [row.label for row in results.rows] == ["majority baseline", "before", "after SFT", "again-1"]
     results = evaluate_again(path, fake_stages(calls), ["evaluate.limit=2"])
@@ -243,7 +248,8 @@ def test_an_evaluation_is_done_again_under_a_free_name_and_compared_where_the_qu
 
 
 def test_a_run_without_evaluation_or_export_can_have_both_later(tmp_path: Path) -> None:
-    path, calls = finished_run(tmp_path, more=""), []
+    path = finished_run(tmp_path, more="")
+    calls: Calls = []
     evaluate_again(path, fake_stages(calls))
     export_again(path, fake_stages(calls), ['export.to=["adapter"]'])
     assert calls == [("again-1", "sft", (), None), ("export", ("adapter",))]

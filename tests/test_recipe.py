@@ -97,7 +97,7 @@ def test_set_takes_toml_values_and_bare_words(tmp_path: Path) -> None:
     assert recipe.grpo is not None
     assert (recipe.grpo.learning_rate, recipe.grpo.mask_truncated) == (1e-6, True)
     assert (recipe.run.report_to, recipe.run.name) == (("wandb",), "second")
-    assert (recipe.model.name, recipe.data.columns) == ("google/medgemma-4b-it", {"question": "Q"})
+    assert (recipe.model.name, recipe.dataset.columns) == ("google/medgemma-4b-it", {"question": "Q"})
     assert dict(recipe.reward_weights) == dict(TASKS["mcq"].reward_weights)
 
 
@@ -290,16 +290,16 @@ def test_paths_start_at_the_recipe_and_paths_of_set_at_the_working_directory(
     recipe = load_recipe(
         relative, ["data.test=test.json", "data.validation=hub:owner/name#val", "model.adapter=../old"]
     )
-    assert recipe.data.train == str(tmp_path / "recipes" / "rows.json")
-    assert recipe.data.test == str(tmp_path / "elsewhere" / "test.json")
-    assert recipe.data.validation == "hub:owner/name#val"
+    assert recipe.dataset.train == str(tmp_path / "recipes" / "rows.json")
+    assert recipe.dataset.test == str(tmp_path / "elsewhere" / "test.json")
+    assert recipe.dataset.validation == "hub:owner/name#val"
     assert recipe.model.adapter == tmp_path / "old"
     assert recipe.model.name == str(tmp_path / "base")
     assert recipe.rewards.custom == (f"{tmp_path / 'recipes' / 'mine.py'}:polite",)
     assert recipe.reward_weights["polite"] == 1.0
     assert recipe.run_folder == Path("runs/small")
-    assert load_recipe(path, ["data.train=~/rows.json"]).data.train == str(Path.home() / "rows.json")
-    assert load_recipe(path, ["data.train=~nobody-here/a"]).data.train == str(tmp_path / "elsewhere/~nobody-here/a")
+    assert load_recipe(path, ["data.train=~/rows.json"]).dataset.train == str(Path.home() / "rows.json")
+    assert load_recipe(path, ["data.train=~nobody-here/a"]).dataset.train == str(tmp_path / "elsewhere/~nobody-here/a")
 
 
 def test_missing_files_are_all_reported_on_request(tmp_path: Path) -> None:

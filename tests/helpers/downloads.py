@@ -18,7 +18,8 @@ class Download:
     """A download of HAM10000 with images of 60 x 45 that a test fills."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.rows = folder, []
+        self.folder = folder
+        self.rows: list[dict[str, str]] = []
         self.images, self.masks, self.out = folder / "images", folder / "masks", folder / "out"
         self.images.mkdir()
         self.masks.mkdir()

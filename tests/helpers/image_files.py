@@ -2,15 +2,24 @@
 
 import struct
 import zlib
+from typing import Literal
 
 import numpy as np
 
 from toolkit.images import ImagePolicy
+from toolkit.images.window import Array
 
 AS_IT_IS = ImagePolicy(max_side=4096)
 
 
-def tiff_bytes(values, order="<", photometric=None, orientation=1, extra=None, separate=False):
+def tiff_bytes(
+    values: Array,
+    order: Literal["<", ">"] = "<",
+    photometric: int | None = None,
+    orientation: int = 1,
+    extra: int | None = None,
+    separate: bool = False,
+) -> bytes:
     """An uncompressed TIFF of any number type and byte order, written by the letter of TIFF 6.0."""
     height, width = values.shape[:2]
     samples = 1 if values.ndim == 2 else values.shape[2]
@@ -46,7 +55,7 @@ def tiff_bytes(values, order="<", photometric=None, orientation=1, extra=None, s
     return head + body + count + directory + struct.pack(order + "I", 0) + behind
 
 
-def png16_bytes(values):
+def png16_bytes(values: Array) -> bytes:
     """A 16-bit PNG of grey, grey with alpha, RGB or RGB with alpha."""
     height, width = values.shape[:2]
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
