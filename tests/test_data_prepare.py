@@ -8,7 +8,6 @@ import os
 import signal
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -30,7 +29,7 @@ from toolkit.prepare.ham10000 import read_metadata
 from toolkit.prepare.sheet import Layout, Row, choose_rows
 from toolkit.prepare.write import join_names
 
-SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 OUTPUT = {
     "ham10000_with_spatial_data.json",
     "ham10000_with_spatial_data.csv",
@@ -76,7 +75,7 @@ def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: 
         assert (prepared.image_root / row["image"]).is_file()
         if row["bbox"]:
             mask = np.asarray(Image.open(prepared.image_root / row["mask"]).convert("L")) > 0
-            assert row["area_share"] == pytest.approx(mask.mean(), abs=1e-6)
+            assert row["area_fraction"] == pytest.approx(mask.mean(), abs=1e-6)
 
 
 def test_images_of_another_shape_than_their_masks_end_the_command(shared_data: Path, tmp_path: Path) -> None:
@@ -98,21 +97,21 @@ def test_the_whole_table_splits_with_no_lesion_in_two_splits(shared_data: Path) 
     rows = list(records.values())
     assert len(rows) == 10_015
     lesions, classes = [row["lesion_id"] for row in rows], [row["dx"] for row in rows]
-    splits = split_rows(lesions, classes, SHARES, seed=3407)
+    splits = split_rows(lesions, classes, FRACTIONS, seed=3407)
     assert len(set(zip(lesions, splits, strict=True))) == len(set(lesions)) == 7_470
     found = Counter(zip(classes, splits, strict=True))
     largest: defaultdict[str, int] = defaultdict(int)
     for (name, _), size in Counter(zip(classes, lesions, strict=True)).items():
         largest[name] = max(largest[name], size)
     for name, rows_in_class in Counter(classes).items():
-        for split, share in SHARES.items():
-            assert abs(found[name, split] - share * rows_in_class) < largest[name]
+        for split, fraction in FRACTIONS.items():
+            assert abs(found[name, split] - fraction * rows_in_class) < largest[name]
     # The same on every machine: fixed by what this returned when it was written.
     text = "\n".join(f"{name} {split}" for name, split in sorted(zip(records, splits, strict=True)))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "aff68d2e1ba7ec5d"
-    backwards = split_rows(lesions[::-1], classes[::-1], SHARES, seed=3407)
+    backwards = split_rows(lesions[::-1], classes[::-1], FRACTIONS, seed=3407)
     assert backwards[::-1] == splits
-    assert split_rows(lesions, classes, SHARES, seed=1) != splits
+    assert split_rows(lesions, classes, FRACTIONS, seed=1) != splits
 
 
 def test_the_metadata_say_what_is_blank_and_what_is_unknown(shared_data: Path) -> None:
@@ -135,15 +134,15 @@ def test_no_group_is_in_two_splits_and_no_class_exceeds_its_fraction_by_a_group(
 ) -> None:
     drawn = data.draw(st.lists(st.sampled_from(sorted(class_of)), min_size=1, max_size=80))
     groups, classes = [str(group) for group in drawn], [class_of[group] for group in drawn]
-    splits = split_rows(groups, classes, SHARES, seed)
+    splits = split_rows(groups, classes, FRACTIONS, seed)
     assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
     sizes = Counter(groups)
     for name in set(classes):
         own = [group for group, one in zip(groups, classes, strict=True) if one == name]
-        if len(set(own)) >= len(SHARES):
+        if len(set(own)) >= len(FRACTIONS):
             found = Counter(split for one, split in zip(classes, splits, strict=True) if one == name)
-            for split, share in SHARES.items():
-                assert found[split] < share * len(own) + max(sizes[group] for group in own)
+            for split, fraction in FRACTIONS.items():
+                assert found[split] < fraction * len(own) + max(sizes[group] for group in own)
 
 
 def test_a_group_with_several_classes_counts_for_the_rarest() -> None:
@@ -156,10 +155,10 @@ def test_a_group_with_several_classes_counts_for_the_rarest() -> None:
 
 
 def test_too_few_lesions_for_all_splits_go_to_training() -> None:
-    assert split_rows(["a", "a", "b"], ["nv", "nv", "mel"], SHARES, seed=1) == ["train"] * 3
+    assert split_rows(["a", "a", "b"], ["nv", "nv", "mel"], FRACTIONS, seed=1) == ["train"] * 3
 
 
-def test_rows_that_share_a_patient_or_a_lesion_are_one_group_also_transitively() -> None:
+def test_rows_of_one_patient_or_lesion_are_one_group_also_transitively() -> None:
     names = [("p2", "l1", "a"), ("", "l1", "b"), ("p1", "l1", "c"), ("", "l2", "d"), ("", "", "e")]
     assert join_names(names) == ["p1", "p1", "p1", "l2", "e"]
 
@@ -202,11 +201,11 @@ def test_rows_say_where_lesions_are_and_what_is_not_known_is_null(download: Down
     # (50, 37.5) of 60 x 45 is the last third of both sides, (5, 5) the first.
     place = "lesion located in {} region"
     assert two["spatial_description"] == f"{place.format('lower-right')}; {place.format('upper-left')}"
-    assert two["area_share"] == pytest.approx((20 * 15 + 100) / (60 * 45), abs=1e-6)
+    assert two["area_fraction"] == pytest.approx((20 * 15 + 100) / (60 * 45), abs=1e-6)
     assert (two["width"], two["height"], two["age"], two["mask_available"]) == (60, 45, 50.0, True)
     assert two["mask"] == "masks/a_segmentation.png"
     assert [none[key] for key in ("age", "sex", "localization")] == [None, "unknown", "unknown"]
-    assert [none[key] for key in ("mask", "bbox", "boxes", "polygons", "area_share", "spatial_description")] == [
+    assert [none[key] for key in ("mask", "bbox", "boxes", "polygons", "area_fraction", "spatial_description")] == [
         None
     ] * 6
     assert none["mask_available"] is False
@@ -225,7 +224,7 @@ def test_splits_of_an_earlier_call_do_not_stay(download: Download) -> None:
     assert set(download.prepare(validation=0.0).splits) == {"train", "test"}
     assert not (download.out / "validation.json").exists()
     summary = json.loads((download.out / "summary.json").read_text())
-    assert (summary["rows"], summary["seed"], summary["shares"]["validation"]) == (12, 3407, 0)
+    assert (summary["rows"], summary["seed"], summary["fractions"]["validation"]) == (12, 3407, 0)
 
 
 def test_fractions_that_leave_no_training_rows_are_rejected(tmp_path: Path) -> None:
@@ -262,9 +261,9 @@ def test_empty_masks_full_masks_and_specks(download: Download) -> None:
     download.add("speck", mask=box_mask((10, 10, 40, 40), (50, 5, 51, 6)))
     prepared = download.prepare()
     rows = download.written()
-    assert [rows["empty"][key] for key in ("bbox", "boxes", "area_share")] == [None, [], 0.0]
+    assert [rows["empty"][key] for key in ("bbox", "boxes", "area_fraction")] == [None, [], 0.0]
     assert rows["full"]["bbox"] == [0, 0, 60, 45]
-    assert rows["full"]["area_share"] == 1.0
+    assert rows["full"]["area_fraction"] == 1.0
     assert rows["speck"]["boxes"] == [[10, 10, 40, 40]]
     assert (note(prepared, "empty mask"), note(prepared, "regions below 1 %")) == (1, 1)
 
@@ -273,7 +272,7 @@ def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) ->
     download.add("good", mask=box_mask((1, 1, 9, 9)))
     download.add("square", mask=box_mask((1, 1, 9, 9), size=(45, 45)))
     download.add("text")
-    (download.masks / "text_segmentation.png").write_text("no picture")
+    (download.masks / "text_segmentation.png").write_text("no image")
     download.add("cut")
     (download.images / "cut.jpg").write_bytes((download.images / "cut.jpg").read_bytes()[:200])
     with raises(DataError, "data.files_unusable") as caught:
@@ -305,7 +304,7 @@ def test_images_and_masks_without_rows_and_names_in_two_places_are_counted(downl
     assert note(prepared, "occur twice") == 1
 
 
-def test_masks_may_lie_inside_the_folder_of_images_and_have_plain_names(download: Download) -> None:
+def test_masks_may_be_inside_the_folder_of_images_and_have_plain_names(download: Download) -> None:
     download.add("a")
     inside = download.images / "masks"
     inside.mkdir()
@@ -472,7 +471,7 @@ def test_the_command_prints_a_section_that_a_recipe_can_have(
     }
 
 
-def test_the_command_for_isic_tells_what_it_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_for_isic_prints_what_it_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = isic(
         tmp_path, ["ISIC_1", "ISIC_2"], ["ISIC_1_segmentation"], truth="image,MEL,NV\nISIC_1,1.0,0\nISIC_2,0,1.0\n"
     )
@@ -489,7 +488,6 @@ def test_every_preparation_has_help(prepare: str, capsys: pytest.CaptureFixture[
 
 def test_progress_is_reported_for_every_image(download: Download) -> None:
     fill(download, 3)
-    told: list[tuple[str, int, int]] = []
-    tell: Callable[..., None] = lambda what, done, total, note="": told.append((what, done, total))  # noqa: E731
-    download.prepare(progress=tell)
-    assert told == [("masks", 1, 3), ("masks", 2, 3), ("masks", 3, 3)]
+    calls: list[tuple[str, int, int]] = []
+    download.prepare(progress=lambda what, done, total, note="": calls.append((what, done, total)))
+    assert calls == [("masks", 1, 3), ("masks", 2, 3), ("masks", 3, 3)]

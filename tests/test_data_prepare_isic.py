@@ -38,7 +38,7 @@ def test_the_archives_metadata_become_rows_of_both_stages(tmp_path: Path) -> Non
     rows, prepared = prepare_rows(source)
     one = rows["ISIC_1"]
     assert (one["diagnosis"], one["location"]) == ("Squamous cell carcinoma", "upper-left")
-    assert one["size"] == "7.5 mm long diameter, 4.0 % of the picture"  # 12 x 9 of 60 x 45
+    assert one["size"] == "7.5 mm long diameter, 4.0 % of the image"  # 12 x 9 of 60 x 45
     assert [one[key] for key in ("lesion_id", "patient_id", "age", "sex", "site", "group")] == [
         *("IL_1", "IP_1", 85.0, "male", "lower extremity", "IP_1"),
     ]
@@ -107,7 +107,7 @@ def test_a_lesion_of_a_patient_keeps_its_images_together(tmp_path: Path) -> None
     lines = [f"ISIC_{i},nevus,{f'P{i // 4}' if i % 2 else ''},L{i // 2}" for i in range(80)]
     table = "image,diagnosis,patient_id,lesion_id\n" + "\n".join(lines) + "\n"
     rows, prepared = prepare_rows(isic(tmp_path, [f"ISIC_{i}" for i in range(80)], meta=table))
-    # Images 4k to 4k + 3: two with the patient's name, and two that share a lesion with one of those.
+    # Images 4k to 4k + 3: two with the patient's name, and two of the lesion of one of those.
     for i in range(80):
         assert rows[f"ISIC_{i}"]["group"] == f"P{i // 4}"
         assert rows[f"ISIC_{i}"]["split"] == rows[f"ISIC_{i - i % 4}"]["split"]
@@ -151,7 +151,7 @@ def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
         region = max(sk.regionprops(sk.label(mask, connectivity=2)), key=lambda one: one.area)
         y1, x1, y2, x2 = region.bbox
         assert row["bbox"] == [x1, y1, x2, y2]
-        assert row["area_share"] == pytest.approx(mask.mean(), abs=1e-6)
+        assert row["area_fraction"] == pytest.approx(mask.mean(), abs=1e-6)
 
 
 def test_where_nothing_is_recognised_the_message_lists_what_is_there_and_what_was_looked_for(tmp_path: Path) -> None:

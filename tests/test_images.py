@@ -45,7 +45,7 @@ def pixels(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> Array:
 
 
 def grey(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> Array:
-    """The one plane of an image whose three channels must be the same."""
+    """Return the plane of an image whose three channels are equal."""
     values = pixels(ref, policy)
     assert (values == values[..., :1]).all()
     return values[..., 0]
@@ -65,7 +65,7 @@ def random_values(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Array:
     return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
 
 
-def test_a_ramp_of_65536_levels_becomes_256_evenly_spread_levels(tmp_path: Path) -> None:
+def test_a_ramp_of_65536_levels_becomes_256_evenly_spaced_levels(tmp_path: Path) -> None:
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     got = grey(put(tmp_path, "ramp.png", ramp))
     assert np.array_equal(got.ravel(), between(ramp, 0, 65535).ravel())
@@ -75,8 +75,8 @@ def test_a_ramp_of_65536_levels_becomes_256_evenly_spread_levels(tmp_path: Path)
 
 
 def test_a_16_bit_radiograph_that_pillow_turns_white_keeps_its_256_levels(tmp_path: Path) -> None:
-    film = np.linspace(300, 60000, 65536).astype(np.uint16).reshape(256, 256)
-    ref = put(tmp_path, "film.png", film)
+    xray = np.linspace(300, 60000, 65536).astype(np.uint16).reshape(256, 256)
+    ref = put(tmp_path, "xray.png", xray)
     with Image.open(ref.path) as image:
         plain = np.asarray(image.convert("RGB"))
     assert (plain == 255).mean() > 0.99
@@ -85,7 +85,7 @@ def test_a_16_bit_radiograph_that_pillow_turns_white_keeps_its_256_levels(tmp_pa
 
 def test_12_bit_data_in_a_16_bit_container_use_the_whole_range(tmp_path: Path) -> None:
     data = np.arange(4096, dtype=np.uint16).reshape(64, 64)
-    loaded = load(put(tmp_path, "film.png", data), AS_IT_IS)
+    loaded = load(put(tmp_path, "xray.png", data), AS_IT_IS)
     assert loaded.record.window == (0.0, 4095.0)
     assert loaded.record.window_from == "range"
     assert np.array_equal(np.asarray(loaded.image)[..., 0], between(data, 0, 4095))
@@ -124,7 +124,7 @@ def test_8_bit_channels_in_planes_of_their_own_are_put_together(tmp_path: Path) 
     assert np.array_equal(pixels(put(tmp_path, "a.tif", tiff_bytes(values, separate=True))), values)
 
 
-def test_white_is_zero_comes_out_the_right_way_round(tmp_path: Path) -> None:
+def test_white_is_zero_is_not_inverted(tmp_path: Path) -> None:
     values = np.array([[0, 1000], [2400, 4000]], np.uint16)
     assert grey(put(tmp_path, "deep.tif", tiff_bytes(values, photometric=0))).tolist() == [[255, 191], [102, 0]]
     small = np.array([[0, 55]], np.uint8)
@@ -138,7 +138,7 @@ def test_16_bit_rgb_keeps_its_colours_under_one_window_for_all_channels(tmp_path
 
 
 @pytest.mark.parametrize("make", [png16_bytes, lambda v: tiff_bytes(v, extra=2)], ids=["png", "tiff"])
-def test_16_bit_colours_with_alpha_are_laid_over_black(tmp_path: Path, make: Callable[[Array], bytes]) -> None:
+def test_16_bit_colours_with_alpha_are_composited_over_black(tmp_path: Path, make: Callable[[Array], bytes]) -> None:
     values = np.zeros((1, 4, 4), np.uint16)
     values[..., :3] = [[[0] * 3, [65535] * 3, [65535, 0, 0], [40000] * 3]]
     values[..., 3] = [65535, 65535, 32768, 0]
@@ -203,12 +203,12 @@ def test_palette_alpha_and_cmyk_come_out_as_pillow_shows_them_over_black(tmp_pat
     rgba.putalpha(alpha)
     paletted = rgb.quantize(8)
     paletted.info["transparency"] = 3
-    pictures = {"p.png": rgb.quantize(8), "rgba.png": rgba, "la.png": rgba.convert("LA"), "t.png": paletted}
-    pictures |= {"p.tif": rgb.quantize(8), "rgba.tif": rgba, "cmyk.tif": rgb.convert("CMYK"), "g.gif": rgb.quantize(8)}
-    for name, picture in pictures.items():
-        ref = put(tmp_path, name, picture)
-        with Image.open(ref.path) as image:
-            whole = np.asarray(image.convert("RGBA")).astype(float)
+    images = {"p.png": rgb.quantize(8), "rgba.png": rgba, "la.png": rgba.convert("LA"), "t.png": paletted}
+    images |= {"p.tif": rgb.quantize(8), "rgba.tif": rgba, "cmyk.tif": rgb.convert("CMYK"), "g.gif": rgb.quantize(8)}
+    for name, image in images.items():
+        ref = put(tmp_path, name, image)
+        with Image.open(ref.path) as opened:
+            whole = np.asarray(opened.convert("RGBA")).astype(float)
         expected = whole[..., :3] * whole[..., 3:] / 255
         assert np.abs(pixels(ref) - expected).max() <= 1, name
         assert load(ref, AS_IT_IS).record.transparent == np.mean(whole[..., 3] < 255), name
@@ -285,7 +285,7 @@ def test_an_image_of_nothing_but_nan_is_rejected(tmp_path: Path) -> None:
     ),
     percentiles=st.tuples(st.floats(0, 49), st.floats(50.5, 100)),
 )
-def test_percentiles_are_numpys_order_statistics_and_what_lies_outside_is_counted(
+def test_percentiles_are_numpys_order_statistics_and_values_outside_are_counted(
     tmp_path: Path, values: Array, percentiles: tuple[float, float]
 ) -> None:
     policy = ImagePolicy(max_side=4096, window="percentile", percentiles=percentiles)
@@ -299,9 +299,9 @@ def test_percentiles_are_numpys_order_statistics_and_what_lies_outside_is_counte
 
 
 def test_percentiles_keep_a_marker_from_darkening_the_radiograph(tmp_path: Path) -> None:
-    film = np.arange(1000, 1000 + 100 * 100, dtype=np.uint16).reshape(100, 100) // 10
-    film[0, :20] = 65535  # 0.2 % of the pixels: a metal marker
-    ref = put(tmp_path, "a.png", film)
+    xray = np.arange(1000, 1000 + 100 * 100, dtype=np.uint16).reshape(100, 100) // 10
+    xray[0, :20] = 65535  # 0.2 % of the pixels: a metal marker
+    ref = put(tmp_path, "a.png", xray)
     assert grey(ref)[50:].max() < 5
     loaded = load(ref, ImagePolicy(window="percentile"))
     assert np.asarray(loaded.image)[50:].max() > 240
@@ -309,7 +309,7 @@ def test_percentiles_keep_a_marker_from_darkening_the_radiograph(tmp_path: Path)
     assert loaded.record.clipped == loaded.record.below + loaded.record.above
 
 
-def test_the_dicom_window_is_rejected_to_a_deep_image_that_brings_none(tmp_path: Path) -> None:
+def test_the_dicom_window_is_rejected_for_a_deep_image_without_one(tmp_path: Path) -> None:
     ref = put(tmp_path, "a.png", np.arange(64, dtype=np.uint16).reshape(8, 8))
     with raises(ImageError, "images.window_missing") as caught:
         load(ref, ImagePolicy(window="dicom"))
@@ -343,7 +343,7 @@ def test_the_other_filters_reduce_like_pillow_in_8_and_16_bits(
     tmp_path: Path, how: Resample, shape: tuple[int, ...]
 ) -> None:
     small = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    small.flat[:2] = 0, 255
+    small.reshape(-1)[:2] = 0, 255
     expected = np.asarray(Image.fromarray(small).resize((24, 32), Image.Resampling[how.upper()]).convert("RGB"))
     policy = ImagePolicy(max_side=32, resample=how)
     assert np.array_equal(pixels(put(tmp_path, "a.png", small), policy), expected)
@@ -449,8 +449,8 @@ def test_real_jpegs_are_what_pillow_decodes_and_fit_the_longest_side(shared_data
 
 
 def test_opencv_and_pillow_writers_agree_about_a_16_bit_radiograph(tmp_path: Path) -> None:
-    film = random_values("u2", (50, 40))
+    xray = random_values("u2", (50, 40))
     buffer = io.BytesIO()
-    Image.fromarray(film).save(buffer, "PNG")
-    ours = [put(tmp_path, "cv.png", cv2.imencode(".png", film)[1].tobytes()), put(tmp_path, "p.png", buffer.getvalue())]
+    Image.fromarray(xray).save(buffer, "PNG")
+    ours = [put(tmp_path, "cv.png", cv2.imencode(".png", xray)[1].tobytes()), put(tmp_path, "p.png", buffer.getvalue())]
     assert np.array_equal(grey(ours[0]), grey(ours[1]))

@@ -23,7 +23,7 @@ from toolkit.images import ImagePolicy, ImageStore, image_ref, load, scan
 from toolkit.images.ref import ImageRef
 from toolkit.images.window import Array
 
-# The libraries may warn of what we refuse. The refusal is what is tested.
+# The libraries may warn about files that are rejected. These tests check the rejection.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:pydicom"),
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
@@ -67,7 +67,7 @@ def written(folder: Path, name: str, data: bytes) -> ImageRef:
     return ImageRef(folder / name)
 
 
-def refused(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> ImageError:
+def rejected(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> ImageError:
     with pytest.raises(ImageError) as caught:
         load(ref, policy)
     error = caught.value
@@ -83,11 +83,11 @@ def test_the_whole_file_can_be_read(tmp_path: Path, name: str) -> None:
     load(written(tmp_path, name, FILES[name]), AS_IT_IS)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.98])
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6, 0.9, 0.98])
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_was_cut_off_is_rejected(tmp_path: Path, name: str, share: float) -> None:
+def test_a_file_that_was_cut_off_is_rejected(tmp_path: Path, name: str, fraction: float) -> None:
     data = FILES[name]
-    refused(written(tmp_path, name, data[: int(len(data) * share)]))
+    rejected(written(tmp_path, name, data[: int(len(data) * fraction)]))
 
 
 @pytest.mark.parametrize("name", ["deep.png", "grey.png", "baseline.jpg", "progressive.jpg", "bare.tif", "a.webp"])
@@ -95,7 +95,7 @@ def test_a_file_that_was_cut_off_is_rejected(tmp_path: Path, name: str, share: f
 def test_even_the_last_byte_is_missed(tmp_path: Path, name: str, missing: int) -> None:
     data = FILES[name]
     end = tiff_bytes(DEEP)[: 8 + DEEP.nbytes] if name == "bare.tif" else data
-    refused(written(tmp_path, name, end[: len(end) - missing]))
+    rejected(written(tmp_path, name, end[: len(end) - missing]))
 
 
 @pytest.mark.parametrize("name", END_IS_SEEN_BY_THE_HEADER)
@@ -111,16 +111,16 @@ def test_padding_behind_the_end_does_no_harm(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_file_an_empty_one_a_folder_a_pipe_and_a_text_are_named_for_what_they_are(tmp_path: Path) -> None:
-    assert refused(ImageRef(tmp_path / "none.png")).code == "images.missing"
-    assert refused(written(tmp_path, "empty.png", b"")).code == "images.file_empty"
+    assert rejected(ImageRef(tmp_path / "none.png")).code == "images.missing"
+    assert rejected(written(tmp_path, "empty.png", b"")).code == "images.file_empty"
     (tmp_path / "folder.png").mkdir()
-    assert refused(ImageRef(tmp_path / "folder.png")).code == "images.not_regular_file"
+    assert rejected(ImageRef(tmp_path / "folder.png")).code == "images.not_regular_file"
     os.mkfifo(tmp_path / "pipe.png")
-    assert refused(ImageRef(tmp_path / "pipe.png")).code == "images.not_regular_file"
-    assert refused(written(tmp_path, "text.png", b"no picture at all, but a text")).code == "images.format_unknown"
-    assert refused(written(tmp_path, "short.png", b"\x89PNG\r\n\x1a\n")).code == "images.format_unknown"
+    assert rejected(ImageRef(tmp_path / "pipe.png")).code == "images.not_regular_file"
+    assert rejected(written(tmp_path, "text.png", b"no image, but a text")).code == "images.format_unknown"
+    assert rejected(written(tmp_path, "short.png", b"\x89PNG\r\n\x1a\n")).code == "images.format_unknown"
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    assert refused(ImageRef(tmp_path / "loop.png")).code == "images.not_readable"
+    assert rejected(ImageRef(tmp_path / "loop.png")).code == "images.not_readable"
 
 
 @pytest.mark.parametrize("name", ["deep.png", "grey.png", "lzw.tif", "palette.png"])
@@ -128,7 +128,7 @@ def test_damage_inside_a_checked_format_is_rejected(tmp_path: Path, name: str) -
     data = bytearray(FILES[name])
     middle = len(data) // 2
     data[middle : middle + 64] = bytes(64)
-    refused(written(tmp_path, name, bytes(data)))
+    rejected(written(tmp_path, name, bytes(data)))
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -172,7 +172,7 @@ def with_size(name: str, width: int, height: int) -> bytes:
 )
 def test_a_decompression_bomb_is_rejected_by_its_header(tmp_path: Path, name: str, data: bytes, size: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    error = refused(written(tmp_path, name, data), ImagePolicy())
+    error = rejected(written(tmp_path, name, data), ImagePolicy())
     assert (error.code, error.value) == ("images.too_many_pixels", size)
     assert "120,000,000" in error.rule
     assert "max_pixels" in error.remedy
@@ -182,7 +182,7 @@ def test_a_decompression_bomb_is_rejected_by_its_header(tmp_path: Path, name: st
 def test_an_image_of_exactly_the_largest_number_of_pixels_is_read(tmp_path: Path) -> None:
     ref = written(tmp_path, "a.png", FILES["deep.png"])
     load(ref, ImagePolicy(max_pixels=60 * 50))
-    error = refused(ref, ImagePolicy(max_pixels=60 * 50 - 1))
+    error = rejected(ref, ImagePolicy(max_pixels=60 * 50 - 1))
     assert (error.code, error.value) == ("images.too_many_pixels", "50 x 60")
 
 
@@ -196,7 +196,7 @@ def test_a_false_chunk_length_does_not_cost_gigabytes(tmp_path: Path) -> None:
     data = bytearray(FILES["deep.png"])
     data[33:37] = b"\xdb\0\0\0"  # the length of IDAT
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(written(tmp_path, "a.png", bytes(data)))
+    rejected(written(tmp_path, "a.png", bytes(data)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
@@ -206,20 +206,20 @@ def test_a_false_chunk_length_does_not_cost_gigabytes(tmp_path: Path) -> None:
     ids=["two channels", "five channels", "float16"],
 )
 def test_a_deep_tiff_that_no_library_decodes_faithfully_is_rejected(tmp_path: Path, values: Array) -> None:
-    refused(written(tmp_path, "a.tif", tiff_bytes(values)))
+    rejected(written(tmp_path, "a.tif", tiff_bytes(values)))
 
 
 @pytest.mark.parametrize("photometric", [3, 5, 8])
 def test_a_deep_palette_cmyk_or_lab_tiff_is_not_taken_for_rgb(tmp_path: Path, photometric: int) -> None:
     values = np.zeros((4, 4, 4) if photometric == 5 else (4, 4, 3), np.uint16)
-    error = refused(written(tmp_path, "a.tif", tiff_bytes(values, photometric=photometric)))
+    error = rejected(written(tmp_path, "a.tif", tiff_bytes(values, photometric=photometric)))
     assert error.code == "images.tiff_layout_unsupported"
     assert str(error.value).endswith(f"photometric interpretation {photometric}")
 
 
 def test_deep_channels_in_planes_of_their_own_are_rejected_rather_than_mixed_up(tmp_path: Path) -> None:
     values = np.arange(60, dtype=np.uint16).reshape(4, 5, 3)
-    error = refused(written(tmp_path, "a.tif", tiff_bytes(values, separate=True)))
+    error = rejected(written(tmp_path, "a.tif", tiff_bytes(values, separate=True)))
     assert error.code == "images.tiff_layout_unsupported"
     assert "separate planes" in str(error.value)
 

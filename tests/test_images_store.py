@@ -25,7 +25,7 @@ from toolkit.runfolder.cache import cache_folder
 POLICY = ImagePolicy(max_side=64, window="percentile", percentiles=(1, 99))
 
 
-def film(folder: Path, name: str, seed: int = 0, size: tuple[int, int] = (120, 100)) -> ImageRef:
+def xray(folder: Path, name: str, seed: int = 0, size: tuple[int, int] = (120, 100)) -> ImageRef:
     values = np.random.default_rng(seed).normal(20_000, 4_000, size).clip(0, 65_535).astype(np.uint16)
     Image.fromarray(values).save(folder / name)
     return ImageRef(folder / name)
@@ -47,7 +47,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_image_is_the_same_from_its_file_from_memory_and_from_disk(tmp_path: Path) -> None:
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     expected = load(ref, POLICY)
     first, again = ImageStore(POLICY, disk=tmp_path / "cache"), ImageStore(POLICY, disk=tmp_path / "cache")
     for got in (first.load(ref), first.load(ref), again.load(ref)):
@@ -67,7 +67,7 @@ def test_colour_images_are_cached_as_such(tmp_path: Path) -> None:
 
 
 def test_a_caller_may_draw_on_its_image(tmp_path: Path) -> None:
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     store = ImageStore(POLICY, disk=tmp_path / "cache")
     for _ in range(3):
         image = store.get(ref)
@@ -76,7 +76,7 @@ def test_a_caller_may_draw_on_its_image(tmp_path: Path) -> None:
 
 
 def test_the_in_memory_cache_is_bounded_by_bytes_and_keeps_the_last_used_image(tmp_path: Path) -> None:
-    refs = [film(tmp_path, f"{i}.png", i, (1024, 1024)) for i in range(3)]
+    refs = [xray(tmp_path, f"{i}.png", i, (1024, 1024)) for i in range(3)]
     store = ImageStore(ImagePolicy(max_side=1024), memory_mb=2)  # a grey image of 1024 x 1024 takes 1 MiB
     store.get(refs[0])
     store.get(refs[1])
@@ -91,7 +91,7 @@ def test_the_in_memory_cache_is_bounded_by_bytes_and_keeps_the_last_used_image(t
 
 def test_an_image_larger_than_the_in_memory_cache_is_not_cached(tmp_path: Path) -> None:
     store = ImageStore(POLICY, memory_mb=0)
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     store.get(ref)
     store.get(ref)
     assert (store.report().opened, store.report().memory_hits) == (2, 0)
@@ -108,7 +108,7 @@ def test_the_memory_cache_counts_its_bytes_right_when_an_image_is_put_twice() ->
 
 
 def test_the_disk_cache_goes_by_content_not_by_name(tmp_path: Path) -> None:
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     (tmp_path / "copy").mkdir()
     copy = ImageRef(tmp_path / "copy" / "b.img")
     copy.path.write_bytes(ref.path.read_bytes())
@@ -120,7 +120,7 @@ def test_the_disk_cache_goes_by_content_not_by_name(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changed_within_the_same_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
-    ref = film(tmp_path, "a.png", 1)
+    ref = xray(tmp_path, "a.png", 1)
     blank = tmp_path / "blank.bmp"
     Image.new("L", (20, 20), 10).save(blank)
     ref.path.write_bytes(blank.read_bytes())
@@ -133,25 +133,25 @@ def test_a_file_that_changed_within_the_same_tick_of_the_clock_is_seen(tmp_path:
 
 
 def test_a_remembered_content_key_holds_until_the_file_changes(tmp_path: Path, settled: None) -> None:
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     disk = DiskCache(tmp_path / "cache", POLICY.key)
     disk.remember(ref.path, ref.path.stat(), "k" * 32)
     assert disk.content_key(ref.path, ref.path.stat()) == "k" * 32
     time.sleep(0.01)
-    film(tmp_path, "a.png", 1)
+    xray(tmp_path, "a.png", 1)
     assert disk.content_key(ref.path, ref.path.stat()) is None
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(tmp_path: Path) -> None:
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     disk = DiskCache(tmp_path / "cache", POLICY.key)
     disk.remember(ref.path, ref.path.stat(), "k" * 32)
     assert disk.content_key(ref.path, ref.path.stat()) is None
 
 
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts the bytes read, which Linux tells")
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts the bytes read, which Linux counts")
 def test_a_hit_on_disk_does_not_read_the_original_again(tmp_path: Path, settled: None) -> None:
-    ref = film(tmp_path, "a.png", size=(1000, 1000))
+    ref = xray(tmp_path, "a.png", size=(1000, 1000))
     ImageStore(POLICY, disk=tmp_path / "cache").get(ref)
     store = ImageStore(POLICY, disk=tmp_path / "cache")
     before = bytes_read()
@@ -168,7 +168,7 @@ def bytes_read() -> int:
     "other", [ImagePolicy(max_side=32), ImagePolicy(max_side=64), ImagePolicy(max_side=64, resample="nearest")]
 )
 def test_another_policy_does_not_find_the_image(tmp_path: Path, other: ImagePolicy) -> None:
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     ImageStore(POLICY, disk=tmp_path / "cache").get(ref)
     store = ImageStore(other, disk=tmp_path / "cache")
     assert same(store.get(ref), load(ref, other).image)
@@ -202,7 +202,7 @@ def test_frames_of_one_file_are_cached_apart(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     ImageStore(POLICY, disk=tmp_path / "cache").get(ref)
     (entry,) = entries(tmp_path / "cache")
     whole = entry.read_bytes()
@@ -215,9 +215,9 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: Callable[[bytes],
 
 
 def test_an_unwritable_cache_is_reported_and_does_not_stop_a_run(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file stands where the folder should be")
+    (tmp_path / "cache").write_text("a file in place of the folder")
     store = ImageStore(POLICY, disk=tmp_path / "cache")
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     assert same(store.get(ref), load(ref, POLICY).image)
     assert store.report().unstored == 1
     assert "cache" in store.report().cache_problem
@@ -226,7 +226,7 @@ def test_an_unwritable_cache_is_reported_and_does_not_stop_a_run(tmp_path: Path)
 def test_a_nearly_full_disk_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "FREE_LEAST", 2**62)
     store = ImageStore(POLICY, disk=tmp_path / "cache")
-    store.get(film(tmp_path, "a.png"))
+    store.get(xray(tmp_path, "a.png"))
     assert (store.report().opened, store.report().unstored) == (1, 1)
     assert "would be left on the disk" in store.report().cache_problem
     assert not entries(tmp_path / "cache")
@@ -245,7 +245,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
 def test_the_cache_of_a_recipe_is_in_the_cache_folder_and_can_be_disabled(
     tmp_path: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     ImageStore.from_recipe(recipe.Images(disk_cache=False)).get(ref)
     assert not list(private_cache.iterdir())
     ImageStore.from_recipe(recipe.Images()).get(ref)
@@ -273,25 +273,25 @@ def test_each_rule_for_unreadable_files_does_what_it_says_and_counts(tmp_path: P
 def test_a_placeholder_is_not_cached_in_place_of_a_file_that_appears_later(tmp_path: Path) -> None:
     store = ImageStore(POLICY, "placeholder", disk=tmp_path / "cache")
     store.get(ImageRef(tmp_path / "a.png"))
-    ref = film(tmp_path, "a.png")
+    ref = xray(tmp_path, "a.png")
     assert same(store.get(ref), load(ref, POLICY).image)
 
 
 def test_clipped_pixels_are_counted_over_the_images_that_were_windowed(tmp_path: Path) -> None:
-    refs = [film(tmp_path, f"{i}.png", i) for i in range(4)]
+    refs = [xray(tmp_path, f"{i}.png", i) for i in range(4)]
     Image.new("L", (9, 9), 7).save(tmp_path / "small.png")
     for _ in range(2):  # opened, then from disk
         store = ImageStore(POLICY, disk=tmp_path / "cache")
         records = [store.load(ref).record for ref in [*refs, ImageRef(tmp_path / "small.png")]]
         report = store.report()
         assert (report.windowed, report.clipped) == (4, 4)
-        assert report.clipped_share == pytest.approx(np.mean([record.clipped for record in records[:4]]))
-        assert 0.01 < report.clipped_share < 0.021  # 1 % on either side
+        assert report.clipped_fraction == pytest.approx(np.mean([record.clipped for record in records[:4]]))
+        assert 0.01 < report.clipped_fraction < 0.021  # 1 % on either side
 
 
 def test_a_store_goes_to_another_process_with_its_settings_and_fresh_counters(tmp_path: Path) -> None:
     store = ImageStore(POLICY, "placeholder", 7, tmp_path / "cache", [tmp_path])
-    store.get(film(tmp_path, "a.png"))
+    store.get(xray(tmp_path, "a.png"))
     copy = pickle.loads(pickle.dumps(store))
     assert (copy.policy, copy.unreadable, copy.memory_mb, copy.disk, copy.roots) == (
         store.policy,
@@ -306,7 +306,7 @@ def test_a_store_goes_to_another_process_with_its_settings_and_fresh_counters(tm
 
 
 def test_forked_workers_read_images_after_the_parent_did(tmp_path: Path) -> None:
-    refs = [film(tmp_path, f"{i}.png", i, (900, 800)) for i in range(4)]
+    refs = [xray(tmp_path, f"{i}.png", i, (900, 800)) for i in range(4)]
     store = ImageStore(POLICY)
     expected = [np.asarray(store.get(ref)).sum() for ref in refs]
     fresh = ImageStore(POLICY)
@@ -316,7 +316,7 @@ def test_forked_workers_read_images_after_the_parent_did(tmp_path: Path) -> None
 
 
 def test_many_threads_get_the_right_images_and_every_call_is_counted(tmp_path: Path) -> None:
-    refs = [film(tmp_path, f"{i}.png", i) for i in range(6)]
+    refs = [xray(tmp_path, f"{i}.png", i) for i in range(6)]
     expected = {ref: load(ref, POLICY).image for ref in refs}
     store = ImageStore(POLICY, disk=tmp_path / "cache")
     calls = refs * 20
@@ -330,12 +330,12 @@ def test_many_threads_get_the_right_images_and_every_call_is_counted(tmp_path: P
 
 def spoiled(folder: Path) -> list[ImageRef]:
     """Return two good images and four bad ones, mixed."""
-    good = [film(folder, "good0.png"), film(folder, "good1.png", 1, (300, 200))]
+    good = [xray(folder, "good0.png"), xray(folder, "good1.png", 1, (300, 200))]
     whole = good[0].path.read_bytes()
     middle = bytearray(whole)
     middle[len(whole) // 2 : len(whole) // 2 + 99] = bytes(99)
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "damaged.png").write_bytes(middle)
     bad = [ImageRef(folder / name) for name in ("cut.png", "text.png", "missing.png", "damaged.png")]
     return [bad[0], good[0], *bad[1:], good[1]]
@@ -369,7 +369,7 @@ def test_a_header_scan_finds_all_but_the_damage_inside_and_decodes_nothing(tmp_p
 
 def test_auto_is_full_for_few_images_and_header_for_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["toolkit.images.scan"], "FULL_UP_TO", 3)
-    refs = [film(tmp_path, f"{i}.png", i) for i in range(4)]
+    refs = [xray(tmp_path, f"{i}.png", i) for i in range(4)]
     few, many = scan(refs[:3] * 2, ImageStore(POLICY)), scan(iter(refs), ImageStore(POLICY))
     assert (few.mode, few.checked, few.windowed) == ("full", 3, 3)
     assert (many.mode, many.checked, many.windowed) == ("header", 4, 0)
@@ -391,13 +391,13 @@ def test_all_bad_images_are_reported_in_one_error_the_first_twenty_by_name(tmp_p
     assert "and 13 more" in text
     assert 'images.unreadable to "skip"' in caught.problem.remedy
     assert caught.problem.remedy.count("Repair") == 1
-    scan([film(tmp_path, "a.png")], ImageStore(POLICY)).raise_if_bad()
+    scan([xray(tmp_path, "a.png")], ImageStore(POLICY)).raise_if_bad()
 
 
 def test_progress_is_reported_and_ends_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["toolkit.images.scan"], "BATCH", 2)
     counts: list[int] = []
-    scan([film(tmp_path, f"{i}.png", i) for i in range(5)], ImageStore(POLICY), progress=counts.append)
+    scan([xray(tmp_path, f"{i}.png", i) for i in range(5)], ImageStore(POLICY), progress=counts.append)
     assert counts == [2, 4, 5]
 
 

@@ -382,8 +382,8 @@ def test_a_crop_keeps_to_its_splits_and_an_area_in_percent_is_not_one_of_it() ->
     assert (train.crop, test.crop) == (0.5, 1.0)
     both = recipe(crop=0.5, crop_splits=("train", "test"))
     assert lesion_settings(both, "test").crop == 0.5
-    row = {**ROW, "size": "12.0 % of the picture"}
-    assert read(row, answer=("size", "bbox")).reference["size"] == "12.0 % of the picture"
+    row = {**ROW, "size": "12.0 % of the image"}
+    assert read(row, answer=("size", "bbox")).reference["size"] == "12.0 % of the image"
     assert read(row, answer=("size", "bbox"), crop=0.5).reference["size"] is None
 
 

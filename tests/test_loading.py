@@ -31,7 +31,7 @@ def row(number: int, **change: Any) -> Row:
         "question": f"Question {number}?",
         "options": ["A. Normal", "B. Mass"],
         "correct_answer": "AB"[number % 2],
-        "ImagePath": [f"films/{number // 2}.png"],
+        "ImagePath": [f"xrays/{number // 2}.png"],
         "Findings": f"A mass, {number // 4}.",
         **change,
     }
@@ -60,7 +60,7 @@ def test_each_named_file_becomes_its_split(tmp_path: Path, train: str) -> None:
     test = write(tmp_path / "test.json", map(row, range(100, 104)), "t")
     data = load_data(recipe(train=train, test=test))
     assert (len(data.train), len(data.validation), len(data.test)) == (40, 0, 4)
-    assert data.test[0].images[0].path == tmp_path / "films/50.png"
+    assert data.test[0].images[0].path == tmp_path / "xrays/50.png"
     assert data.test[-1].id == "t3"
     assert ids(data.test[1:3]) == ["t1", "t2"]
     assert (data.announcements, data.dropped, bool(data.leaks)) == ((), (), False)
@@ -85,10 +85,10 @@ def test_a_group_column_keeps_patients_together(tmp_path: Path) -> None:
     assert {sample.group for sample in data.test}.isdisjoint(sample.group for sample in data.train)
 
 
-def test_rows_that_share_any_image_are_split_off_together(tmp_path: Path) -> None:
+def test_rows_with_a_common_image_are_split_off_together(tmp_path: Path) -> None:
     # Each study has questions about image a, about image b, and about both. First images alone would give two groups.
-    films = [[f"{i}a.png"] if i % 3 == 0 else [f"{i - 1}b.png"] if i % 3 == 1 else [] for i in range(30)]
-    rows = (row(i, ImagePath=films[i] or [*films[i - 1], *films[i - 2]]) for i in range(30))
+    images = [[f"{i}a.png"] if i % 3 == 0 else [f"{i - 1}b.png"] if i % 3 == 1 else [] for i in range(30)]
+    rows = (row(i, ImagePath=images[i] or [*images[i - 1], *images[i - 2]]) for i in range(30))
     train = write(tmp_path / "train.json", rows)
     for seed in range(5):
         wanted = recipe(train=train, split={"test": 0.3})
@@ -97,7 +97,7 @@ def test_rows_that_share_any_image_are_split_off_together(tmp_path: Path) -> Non
 
 
 def test_leaks_stop_are_reported_or_dropped(tmp_path: Path, train: str) -> None:
-    # Film 0 is in both, with the same question once: "question 0 ?" differs from "Question 0?" more than in blanks.
+    # X-ray 0 is in both, with the same question once: "question 0 ?" differs from "Question 0?" more than in blanks.
     rows = [row(0, question=" question  0?"), row(100), row(1, question="Another?")]
     test = write(tmp_path / "test.json", rows, "t")
     with raises(DataError, "data.splits_leak") as caught:
@@ -228,15 +228,15 @@ def test_an_id_column_can_be_mapped(tmp_path: Path) -> None:
 
 
 def test_absolute_image_paths_are_read_below_the_image_root_only(tmp_path: Path) -> None:
-    file = write(tmp_path / "rows.json", [row(0, ImagePath="/films/a.png")])
+    file = write(tmp_path / "rows.json", [row(0, ImagePath="/xrays/a.png")])
     with raises(DataError, "data.too_many_unusable_rows"):
         load_data(recipe(train=file))
-    two = write(tmp_path / "two.json", [row(0, ImagePath="/films/a.png"), row(1, ImagePath="b.png")])
+    two = write(tmp_path / "two.json", [row(0, ImagePath="/xrays/a.png"), row(1, ImagePath="b.png")])
     found = read_file(recipe(train=two, max_dropped=0.5), two).dropped
     assert [(one.code, one.examples) for one in found] == [("data.image_outside_root", ("r0",))]
-    for root, group in (("/", "films/a.png"), ("/films/x/..", "a.png")):
+    for root, group in (("/", "xrays/a.png"), ("/xrays/x/..", "a.png")):
         (sample,) = read_file(recipe(train=file, image_root=root), file).samples
-        assert (sample.images[0].path, sample.group) == (Path("/films/a.png"), group)
+        assert (sample.images[0].path, sample.group) == (Path("/xrays/a.png"), group)
 
 
 def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:

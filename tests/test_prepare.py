@@ -1,4 +1,4 @@
-"""Rows and pictures before a run, and doing one stage of a finished run again."""
+"""Rows and images before a run, and repeating one stage of a finished run."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.js
 
 @pytest.fixture
 def chest(tmp_path: Path) -> Path:
-    """Eight training questions about films 0 to 3, four test questions about films 4 and 5."""
+    """Eight training questions about X-rays 0 to 3, four test questions about X-rays 4 and 5."""
     write_chest(tmp_path / "chest", SyntheticData(kind="chest", train=8, test=4, size=64), seed=1)
     return tmp_path / "chest"
 
@@ -36,7 +36,7 @@ def make_recipe(folder: Path, text: str, *settings: str) -> Recipe:
     return load_recipe(file, settings)
 
 
-def film(chest: Path, number: int) -> Path:
+def xray(chest: Path, number: int) -> Path:
     return chest / "images" / f"film{number:06d}.png"
 
 
@@ -91,13 +91,13 @@ def test_data_that_moved_are_the_same_data(chest: Path, tmp_path: Path) -> None:
 
 
 def test_unusable_images_of_used_rows_stop_a_run_together(chest: Path, tmp_path: Path) -> None:
-    film(chest, 0).unlink()
-    film(chest, 2).write_bytes(b"no picture")
-    film(chest, 4).unlink()
+    xray(chest, 0).unlink()
+    xray(chest, 2).write_bytes(b"no image")
+    xray(chest, 4).unlink()
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     with start_run(recipe) as run, raises(ImageError, "images.unusable") as caught:
         prepare(recipe, run, no_progress)
-    # Film 4 belongs to the test rows, which this recipe does not use.
+    # X-ray 4 belongs to the test rows, which this recipe does not use.
     assert "2 of 4" in caught.problem.rule
     assert "film000000.png" in caught.problem.rule
     assert "film000002.png" in caught.problem.rule
@@ -106,20 +106,20 @@ def test_unusable_images_of_used_rows_stop_a_run_together(chest: Path, tmp_path:
 def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so(
     chest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    film(chest, 1).unlink()
+    xray(chest, 1).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[sft]\n[evaluate]\n')
     with start_run(recipe) as run:
         data, images = prepare(recipe, run, no_progress)
         for sample in data.train:
             images.get(sample.images[0])
-        # Two questions about each film.
+        # Two questions about each X-ray.
         assert (len(data.train), len(data.test)) == (6, 4)
         (dropped,) = run.record("data")["dropped"]
     assert (dropped["reason"], dropped["count"]) == ("an image is unusable", 2)
     (warned,) = (one for one in warnings_in(caplog) if one.code == "data.image_unusable")
     assert warned.rule.startswith("2 rows")
     assert Path(warned.place).name == "train.json"
-    film(chest, 0).unlink()
+    xray(chest, 0).unlink()
     with start_run(recipe) as run, raises(RunError, "run.inputs_changed") as caught:
         prepare(recipe, run, no_progress)
     assert caught.problem.value == "changed: unusable pictures"
@@ -127,7 +127,7 @@ def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so
 
 def test_a_split_without_a_usable_image_is_an_error(chest: Path, tmp_path: Path) -> None:
     for number in (4, 5):
-        film(chest, number).unlink()
+        xray(chest, number).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[evaluate]\n')
     with raises(DataError, "data.no_usable_rows") as caught, start_run(recipe) as run:
         prepare(recipe, run, no_progress)
@@ -135,22 +135,22 @@ def test_a_split_without_a_usable_image_is_an_error(chest: Path, tmp_path: Path)
 
 
 def test_placeholders_keep_their_rows_and_are_recorded(chest: Path, tmp_path: Path) -> None:
-    film(chest, 1).unlink()
+    xray(chest, 1).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "placeholder"\n[sft]\n')
     with start_run(recipe) as run:
         data, _ = prepare(recipe, run, no_progress)
         assert len(data.train) == 8
         (unusable,) = run.record("data")["pictures"]["unusable"]
-    assert unusable["path"] == str(film(chest, 1))
+    assert unusable["path"] == str(xray(chest, 1))
 
 
 def test_inspect_scans_every_split_and_continues_after_unusable_images(chest: Path, tmp_path: Path) -> None:
-    film(chest, 5).unlink()
-    told: list[tuple[str, int, int]] = []
+    xray(chest, 5).unlink()
+    calls: list[tuple[str, int, int]] = []
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
-    data, scan, _ = inspect_data(recipe, lambda what, done, total, note="": told.append((what, done, total)))
+    data, scan, _ = inspect_data(recipe, lambda what, done, total, note="": calls.append((what, done, total)))
     assert (len(data.train), scan.checked, len(scan.bad)) == (8, 6, 1)
-    assert told[-1] == ("images", 6, 6)
+    assert calls[-1] == ("images", 6, 6)
     assert not (tmp_path / "runs").exists()
 
 
@@ -205,10 +205,10 @@ def test_an_export_elsewhere_leaves_the_runs_record_as_it_was(tmp_path: Path) ->
 
     def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
         seen.append((out, force))
-        return {"asked": []}
+        return {"verified": []}
 
     stages = replace(fake_stages([]), export=export)
-    assert export_again(path, stages, (), Delivery(tmp_path / "elsewhere", force=True)) == {"asked": []}
+    assert export_again(path, stages, (), Delivery(tmp_path / "elsewhere", force=True)) == {"verified": []}
     assert not (path / "stages/export/done.json").exists()
     export_again(path, stages)
     assert seen == [(tmp_path / "elsewhere", True), (None, False)]

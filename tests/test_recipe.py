@@ -237,10 +237,10 @@ CROSS: dict[str, tuple[str, tuple[str, ...], str, str, object]] = {
     "no model": (SMALL, ("model.name=a/b/c",), "model_name_malformed", "model.name", "a/b/c"),
     "nothing to export": (SMALL.replace("[grpo]", "[export]"), (), "nothing_to_export", "export", NOTHING),
     "export to nothing": (SMALL, ("export.to=[]",), "list_empty", "export.to", []),
-    "no room": (
+    "no tokens for the prompt": (
         SMALL,
         ("model.max_tokens=128",),
-        "no_room_for_prompt",
+        "no_tokens_for_prompt",
         "grpo.max_completion_tokens",
         Grpo().max_completion_tokens,
     ),

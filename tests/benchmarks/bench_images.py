@@ -1,4 +1,4 @@
-"""How fast a 2500 x 2048 film of 16 bits becomes the model's picture, against OpenCV's read and resize alone.
+"""Measure how fast a 16-bit X-ray of 2500 x 2048 becomes the model's image, against OpenCV's read and resize alone.
 
     python tests/benchmarks/bench_images.py [--rounds 15]
 
@@ -24,7 +24,7 @@ HEIGHT, WIDTH, SIDE = 2500, 2048, 896
 LIMITS = {"load": 0.9, "disk cache": 10.0, "memory cache": 10.0}
 
 
-def film(path: Path) -> None:
+def write_xray(path: Path) -> None:
     """A smooth chest-like field with detector noise, 12 of 16 bits used, as PNG."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -69,8 +69,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "film.png"
-        film(path)
+        path = Path(name) / "xray.png"
+        write_xray(path)
         best = fastest(ways(path, Path(name)), rounds)
     speed = {way: best["opencv alone"] / ms for way, ms in best.items()}
     for way, ms in best.items():

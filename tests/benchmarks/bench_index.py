@@ -62,7 +62,7 @@ print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def write_records(file: Path, count: int) -> float:
-    """Records of ReXVQA's layout, four questions a study and one or two films a question; gives the mean bytes."""
+    """Records of ReXVQA's layout, four questions a study and one or two X-rays per question; gives the mean bytes."""
     rng = random.Random(1)
     with file.open("w", encoding="utf-8") as stream:
         for number in range(count):
@@ -76,13 +76,13 @@ def record(rng: random.Random, study: int) -> dict[str, object]:
     def words(count: int) -> str:
         return " ".join(rng.choices(WORDS, k=count)).capitalize() + "."
 
-    films = [f"images/patient{study // 2:06d}/study{study % 2}/view{view}.png" for view in range(1 + study % 2)]
+    images = [f"images/patient{study // 2:06d}/study{study % 2}/view{view}.png" for view in range(1 + study % 2)]
     return {
         "question": words(9)[:-1] + "?",
         "options": [f"{letter}. {words(4)}" for letter in "ABCD"],
         "correct_answer": rng.choice("ABCD"),
         "correct_answer_explanation": words(17),
-        "ImagePath": films,
+        "ImagePath": images,
         "Indication": words(5),
         "Comparison": "None.",
         "Findings": words(25),

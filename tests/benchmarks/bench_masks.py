@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_masks.py [--count 2000] [--workers N]
 
 The whole preparation is timed with all cores, from the metadata to the written files, on generated masks of 600x450
-(one region, one in five with two); each has its own picture file. Below 10,015 masks the time is scaled up linearly,
+(one region, one in five with two); each has its own image file. Below 10,015 masks the time is scaled up linearly,
 which is to our disadvantage: processes start and the sheet is drawn once. scikit-image measures some of the same masks
 on one core, and its boxes must be ours. Prints a table, then one JSON object; ends with 1 where the limit is missed.
 """
@@ -32,15 +32,15 @@ RIVAL = 200
 
 
 def write_download(folder: Path, count: int) -> list[str]:
-    """Metadata, masks and pictures in HAM10000's layout; the pictures are one file under many names."""
+    """Write metadata, masks and images in HAM10000's layout. The images are one file under many names."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir()
-    picture = folder / "picture.jpg"
-    cv2.imwrite(str(picture), rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    image = folder / "image.jpg"
+    cv2.imwrite(str(image), rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
     names = [f"ISIC_{number:07d}" for number in range(count)]
     for number, name in enumerate(names):
-        os.link(picture, folder / "images" / f"{name}.jpg")
+        os.link(image, folder / "images" / f"{name}.jpg")
         cv2.imwrite(str(folder / "masks" / f"{name}_segmentation.png"), draw_mask(rng, 1 + (number % 5 == 0)))
     with (folder / "metadata.csv").open("w", newline="") as stream:
         table = csv.writer(stream)

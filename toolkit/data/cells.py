@@ -26,7 +26,7 @@ NO_QUESTION = ("data.question_missing", "the row must have a question")
 NO_ANSWER = ("data.answer_missing", "the row must have an answer")
 NO_IMAGE = ("data.image_path_missing", "the row must have an image path")
 IMAGE_OUTSIDE = ("data.image_outside_root", "an image path must not leave the folder data.image_root")
-"""Codes and rules of problems that several tasks share."""
+"""Codes and rules of problems that are common to several tasks."""
 
 
 def text_of(value: Any) -> str:

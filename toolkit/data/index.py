@@ -185,7 +185,7 @@ def _build_index(source: Source, target: Path, images: EmbeddedImageStore, visit
             aside.unlink(missing_ok=True)
         _metadata_file(target).write_text(json.dumps(dataclasses.asdict(metadata)), encoding="utf-8")
     except OSError as error:
-        rule = "the folder of the row index must be writable and have room for a copy of the rows"
+        rule = "the folder of the row index must be writable and have space for a copy of the rows"
         remedy = "Set the environment variable TOOLKIT_CACHE to another folder."
         raise DataError("data.index_not_writable", rule, place=target, value=str(error), remedy=remedy) from error
     return metadata

@@ -19,7 +19,7 @@ class RowOrigin:
     relative image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
     The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
     A row with more than ``max_images`` images is unusable. ``settings`` has the settings of the task
-    (``Task.settings``); its ``repr`` must tell two of them apart.
+    (``Task.settings``); its ``repr`` must differ between two different settings.
     """
 
     file: Path
@@ -63,7 +63,7 @@ class Task:
         name: the value of ``data.task``, and the name of its section of settings, [data.<name>].
         description: the purpose of a model, for the model card.
         columns: field -> the column names looked for when the recipe's column map does not name one, in order.
-        required: the fields a source must have; ``a|b`` asks for one of them.
+        required: the fields a source must have; ``a|b`` requires one of them.
         leaking: names of columns that contain the answer. A recipe with one of them in the prompt gets a warning.
         read: (row id, row, source) -> Sample; raises RowProblem with a short constant reason.
         instruction: Sample -> the default instruction that follows the question.

@@ -17,7 +17,7 @@ NOT_READABLE = ("images.not_readable", "the image must be readable")
 TRUNCATED = ("images.truncated", "the file must be complete, and its end is missing")
 
 NO_FRAME = ("images.frame_missing", "the frame (from 0) must be less than the number of frames")
-"""Code and rule of problems that several formats share."""
+"""Code and rule of problems that are common to several formats."""
 
 SET_ROOT = "Set data.image_root to the folder that has the images."
 

@@ -38,7 +38,7 @@ class StoreReport:
         skipped: Unreadable files that the caller must leave out.
         windowed: Images above 8 bits, decoded or from disk, that a window reduced to 8 bits.
         clipped: Number of these with pixels outside their window.
-        clipped_share: Mean fraction of pixels outside the window over the windowed images, in [0, 1].
+        clipped_fraction: Mean fraction of pixels outside the window over the windowed images, in [0, 1].
         unstored: Images that the disk cache failed to store. ``cache_problem`` is the last error.
     """
 
@@ -49,7 +49,7 @@ class StoreReport:
     skipped: int = 0
     windowed: int = 0
     clipped: int = 0
-    clipped_share: float = 0.0
+    clipped_fraction: float = 0.0
     unstored: int = 0
     cache_problem: str = ""
 
@@ -195,9 +195,9 @@ class ImageStore:
         with self._lock:
             now = self._report
             windowed = now.windowed + 1
-            fraction = now.clipped_share + (record.clipped - now.clipped_share) / windowed
+            fraction = now.clipped_fraction + (record.clipped - now.clipped_fraction) / windowed
             clipped = now.clipped + (record.clipped > 0)
-            self._report = replace(now, windowed=windowed, clipped=clipped, clipped_share=fraction)
+            self._report = replace(now, windowed=windowed, clipped=clipped, clipped_fraction=fraction)
 
 
 def load(ref: ImageRef, policy: ImagePolicy) -> LoadedImage:

@@ -94,7 +94,7 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
     """Return the window of an image, measured at full size, or None for 8-bit images, which keep their values.
 
     ``range`` covers the smallest to the largest finite value. ``percentile`` uses two order statistics (the inverted
-    distribution function, so both are values of the image). All channels share one window. Hidden and fully transparent
+    distribution function, so both are values of the image). All channels have one window. Hidden and fully transparent
     pixels are not measured. ``fixed`` is the policy's own window.
 
     Raises:

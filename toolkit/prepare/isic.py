@@ -25,7 +25,7 @@ STAGE_COLUMNS: Mapping[int, tuple[str, ...]] = {
 }
 """Columns that describe a lesion in the rows of each stage, if known."""
 
-OTHERS = ("image", "mask", "width", "height", "boxes", "polygons", "area_share")
+OTHERS = ("image", "mask", "width", "height", "boxes", "polygons", "area_fraction")
 
 PEOPLE = ("lesion_id", "patient_id", "age", "sex", "site", "group")
 
@@ -101,7 +101,7 @@ def prepare_isic(source: Path, stage: Stage, request: PrepareRequest) -> Prepare
     """Write the rows of all ISIC files below ``source``. A row has no key for an unknown value.
 
     Stage 1 has a row for each image that a table or a mask describes, stage 2 for each image with a box. ``group`` is
-    the patient, otherwise the lesion, otherwise the image. Rows that share one of them are one group.
+    the patient, otherwise the lesion, otherwise the image. Rows with one of them in common are one group.
 
     Raises:
         DataError: No ISIC data is recognised, or images or masks are unusable.
@@ -224,7 +224,7 @@ def _spell_size(record: Mapping[str, str], found: MaskMeasurements) -> str | Non
     parts = [f"{diameter:g} mm long diameter"] if diameter else []
     if found.area_fraction:
         percent = f"{100 * found.area_fraction:.1f}" if found.area_fraction >= 0.0005 else "less than 0.1"
-        parts.append(f"{percent} % of the picture")
+        parts.append(f"{percent} % of the image")
     return ", ".join(parts) or None
 
 
@@ -350,7 +350,7 @@ def _lists_duplicates(table: Table) -> bool:
 def _note_duplicates(table: Table, archive: Archive) -> None:
     for pair in table.records({name: (name,) for name in PAIRS}):
         first, second = (_stem(pair[name]) for name in PAIRS)
-        # Follow the chain of duplicates to its end, so that one of three equal images is kept
+        # Follow the duplicates to the last one, so that one of three equal images is kept
         # even if the list is cyclic.
         first = archive.duplicates.get(first, first)
         if first != second:

@@ -7,7 +7,7 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ def choose_rows(rows: Sequence[Row], layout: Layout, seed: int, most: int = MAX_
     for row in rows:
         classes[row.get(layout.diagnosis) or ""].append(row)
     ordered = [sorted(classes[name], key=lambda row: _order(row, layout, seed)) for name in sorted(classes)]
-    turns = chain.from_iterable(zip_longest(*ordered))
-    chosen = [row for row in turns if row is not None][:most]
+    turns = [row for turn in zip_longest(*ordered) for row in turn if row is not None]
+    chosen = turns[:most]
     return sorted(chosen, key=lambda row: row.get(layout.diagnosis) or "")
 
 

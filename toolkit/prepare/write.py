@@ -46,7 +46,7 @@ TYPES: Mapping[str, pa.DataType] = {
     "bbox": _BOX,
     "boxes": pa.list_(_BOX),
     "polygons": pa.list_(pa.list_(_BOX)),
-    "area_share": pa.float64(),
+    "area_fraction": pa.float64(),
     "mask_available": pa.bool_(),
     "features": pa.list_(pa.string()),
     "concerning_features": pa.list_(pa.string()),
@@ -116,7 +116,7 @@ def region_columns(files: ImageFiles, found: MaskMeasurements, root: Path) -> di
         "bbox": boxes[0] if boxes else None,
         "boxes": found.boxes,
         "polygons": found.polygons,
-        "area_share": None if found.area_fraction is None else round(found.area_fraction, 6),
+        "area_fraction": None if found.area_fraction is None else round(found.area_fraction, 6),
     }
 
 
@@ -149,7 +149,7 @@ def split_and_write(
         for name in write_sheet(aside, chosen, root, names.layout):
             tally.add("images that cannot be decoded, which are grey on the sheet", name)
         prepared = _summary(rows, root, names, request, tally)
-        facts = {"seed": request.seed, "shares": dict(request.fractions), "rows": prepared.rows}
+        facts = {"seed": request.seed, "fractions": dict(request.fractions), "rows": prepared.rows}
         write_json(aside / "summary.json", facts | asdict(prepared))
     for split in set(SPLITS) - set(prepared.splits):
         (request.out / f"{split}.json").unlink(missing_ok=True)
@@ -225,7 +225,7 @@ def mixed_groups(groups: Sequence[str], classes: Sequence[str]) -> list[int]:
 def join_names(rows: Iterable[Sequence[str]]) -> list[str]:
     """Return the group of each row from its names, ordered from patient to image. Unknown names are blank.
 
-    Rows that share a name of one kind are in one group, also transitively. The group is called by its first name of
+    Rows with a common name of one kind are in one group, also transitively. The group is called by its first name of
     the widest kind, in alphabetical order.
 
     >>> join_names([("p1", "l1", "a"), ("", "l1", "b"), ("", "", "c")])

@@ -275,13 +275,13 @@ def export_has_weights(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("recipe.list_empty", "must have at least one entry", f"export.{name}", [], remedy)
 
 
-def completions_leave_room(recipe: Recipe) -> Iterator[Problem]:
+def completions_leave_tokens_for_the_prompt(recipe: Recipe) -> Iterator[Problem]:
     """Check that the longest completion leaves tokens for its prompt."""
     for name, section in (("grpo", recipe.grpo), ("evaluate", recipe.evaluate)):
         if section and section.max_completion_tokens >= recipe.model.max_tokens:
             rule = f"must be less than model.max_tokens (={recipe.model.max_tokens}), which includes the prompt"
             key, value = f"{name}.max_completion_tokens", section.max_completion_tokens
-            yield Problem("recipe.no_room_for_prompt", rule, key, value, "Change one of them.")
+            yield Problem("recipe.no_tokens_for_prompt", rule, key, value, "Change one of them.")
 
 
 def pairs_are_ordered(recipe: Recipe) -> Iterator[Problem]:
@@ -312,7 +312,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"model", "lora"}), parameters_are_trainable),
     (frozenset({"model"}), model_name_is_valid),
     (frozenset({"model", "sft", "grpo", "export"}), export_has_weights),
-    (frozenset({"model", "grpo", "evaluate"}), completions_leave_room),
+    (frozenset({"model", "grpo", "evaluate"}), completions_leave_tokens_for_the_prompt),
     (frozenset({"images", "grpo"}), pairs_are_ordered),
 )
 """Sections that a check reads, and the check. It is skipped if one of these sections has errors."""

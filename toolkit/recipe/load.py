@@ -95,10 +95,10 @@ def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     for name in switched:
         changed[name] = ("on", "off") if before.pop(name, None) else ("off", "on")
         after.pop(name, None)
-    flat_before, flat_after = dict(_flat(before)), dict(_flat(after))
-    for key in {**flat_before, **flat_after}:
-        if flat_before.get(key) != flat_after.get(key):
-            changed[key] = (flat_before.get(key), flat_after.get(key))
+    values_before, values_after = dict(_dotted(before)), dict(_dotted(after))
+    for key in {**values_before, **values_after}:
+        if values_before.get(key) != values_after.get(key):
+            changed[key] = (values_before.get(key), values_after.get(key))
     return changed
 
 
@@ -292,10 +292,10 @@ def _valid_part(raw: Table, model: type[Recipe], broken: set[str]) -> Recipe:
     return model.model_construct(**sections)  # type: ignore[arg-type]
 
 
-def _flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _dotted(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{path}{key}.")
+            yield from _dotted(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
 

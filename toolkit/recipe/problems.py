@@ -133,7 +133,7 @@ def _suggest(table: Key, name: str, tables: Tables) -> str:
 
 
 def _same_kind(path: Key, table: Key) -> bool:
-    """Return whether both or neither are tables of [imagegen]. The kinds of recipes share only [run] and [images]."""
+    """Return whether both or neither are tables of [imagegen]. Both kinds of recipes have only [run] and [images]."""
     return (path[0] == "imagegen") == (table[:1] == ("imagegen",))
 
 

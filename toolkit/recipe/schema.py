@@ -24,8 +24,6 @@ DRY_RUN_SUFFIX = ".dry-run"
 SPLITS = ("train", "validation", "test")
 """The splits. With ``on_leak = "drop"``, a shared row is dropped from the earlier split."""
 
-Share = Field(ge=0, le=1)
-
 
 class Run(Section):
     """The name, folder and seed of the run, and how often it logs and saves."""
@@ -196,7 +194,7 @@ class Prompt(Section):
 
 
 class Optimisation(Section):
-    """Settings that SFT and GRPO share."""
+    """Settings of both SFT and GRPO."""
 
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning-rate schedule."""
