@@ -26,7 +26,8 @@ from toolkit.errors import NOTHING, DataError, Interrupted, RunError
 from toolkit.prepare import PrepareRequest, prepare_ham10000, split_rows
 from toolkit.prepare.downloads import read_table
 from toolkit.prepare.ham10000 import read_metadata
-from toolkit.prepare.sheet import Layout, Row, choose_rows
+from toolkit.prepare.measure import ImageFiles, MaskMeasurements, PreparedImage
+from toolkit.prepare.sheet import choose_images
 from toolkit.prepare.write import join_names
 
 FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -96,7 +97,7 @@ def test_the_whole_table_splits_with_no_lesion_in_two_splits(shared_data: Path) 
     records = read_metadata(shared_data / "skin" / "ham10000" / "HAM10000_metadata.csv", Tally())
     rows = list(records.values())
     assert len(rows) == 10_015
-    lesions, classes = [row["lesion_id"] for row in rows], [row["dx"] for row in rows]
+    lesions, classes = [row.lesion_id for row in rows], [row.dx for row in rows]
     splits = split_rows(lesions, classes, FRACTIONS, seed=3407)
     assert len(set(zip(lesions, splits, strict=True))) == len(set(lesions)) == 7_470
     found = Counter(zip(classes, splits, strict=True))
@@ -116,9 +117,9 @@ def test_the_whole_table_splits_with_no_lesion_in_two_splits(shared_data: Path) 
 
 def test_the_metadata_say_what_is_blank_and_what_is_unknown(shared_data: Path) -> None:
     records = read_metadata(shared_data / "skin" / "ham10000" / "HAM10000_metadata.csv", Tally()).values()
-    assert sum(row["age"] is None for row in records) == 57
-    assert sum(row["sex"] == "unknown" for row in records) == 57
-    assert sum(row["localization"] == "unknown" for row in records) == 234
+    assert sum(row.age is None for row in records) == 57
+    assert sum(row.sex == "unknown" for row in records) == 57
+    assert sum(row.localization == "unknown" for row in records) == 234
 
 
 # Splits
@@ -426,14 +427,18 @@ def test_the_sheet_shows_boxes_and_is_whole_in_one_file(download: Download) -> N
 
 
 def test_the_sheet_is_chosen_evenly_by_class_and_by_seed() -> None:
-    rows: list[Row] = [{"dx": "nv", "id": f"n{i}", "boxes": [[0, 0, 1, 1]]} for i in range(500)]
-    rows += [{"dx": "mel", "id": f"m{i}", "boxes": [[0, 0, 1, 1]] if i < 5 else None} for i in range(50)]
-    rows += [{"dx": "df", "id": "d0"}]
-    chosen = choose_rows(rows, Layout("dx", "id"), seed=1)
-    assert Counter(row["dx"] for row in chosen) == {"nv": 23, "mel": 24, "df": 1}
-    assert {f"m{i}" for i in range(5)} <= {row["id"] for row in chosen}  # those with a box first
-    assert choose_rows(rows[::-1], Layout("dx", "id"), seed=1) == chosen
-    assert choose_rows(rows, Layout("dx", "id"), seed=2) != chosen
+    def image(name: str, diagnosis: str, *, has_box: bool = True) -> PreparedImage:
+        found = MaskMeasurements((1, 1), boxes=[[0, 0, 1, 1]] if has_box else None)
+        return PreparedImage(name, diagnosis, name, ImageFiles(Path(name)), found, {})
+
+    images = [image(f"n{i}", "nv") for i in range(500)]
+    images += [image(f"m{i}", "mel", has_box=i < 5) for i in range(50)]
+    images += [image("d0", "df", has_box=False)]
+    chosen = choose_images(images, seed=1)
+    assert Counter(one.diagnosis for one in chosen) == {"nv": 23, "mel": 24, "df": 1}
+    assert {f"m{i}" for i in range(5)} <= {one.name for one in chosen}  # those with a box first
+    assert choose_images(images[::-1], seed=1) == chosen
+    assert choose_images(images, seed=2) != chosen
 
 
 def test_an_image_that_cannot_be_decoded_is_counted_on_the_sheet(download: Download) -> None:

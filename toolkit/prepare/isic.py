@@ -7,14 +7,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
 from toolkit.prepare.downloads import DownloadedFiles, Table, list_files, read_number, read_table
-from toolkit.prepare.measure import ImageFiles, MaskMeasurements
+from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage
 from toolkit.prepare.request import PrepareRequest, PrepareResult
-from toolkit.prepare.sheet import Layout
 from toolkit.prepare.write import DatasetNames, join_names, locations, measure_images, region_columns, split_and_write
 
 Stage = Literal[1, 2]
@@ -28,6 +27,9 @@ STAGE_COLUMNS: Mapping[int, tuple[str, ...]] = {
 OTHERS = ("image", "mask", "width", "height", "boxes", "polygons", "area_fraction")
 
 PEOPLE = ("lesion_id", "patient_id", "age", "sex", "site", "group")
+
+OWNERS = ("patient_id", "lesion_id")
+"""Columns that group images, widest first."""
 
 SHOWN = 20
 
@@ -117,19 +119,19 @@ def prepare_isic(source: Path, stage: Stage, request: PrepareRequest) -> Prepare
     _require_isic(source, found, archive)
     image_files = _match(found, archive, tally)
     measured = measure_images(image_files, request, tally)
-    root, rows = source.resolve(), []
+    root, described = source.resolve(), []
     for (name, files), one in zip(image_files.items(), measured, strict=True):
         facts = _facts(name, archive.records.get(name, {}), files, one, tally) | _regions(files, one, root)
         if _is_in_stage(name, facts, stage, tally):
-            rows.append(facts)
-    keys = join_names([[row.get("patient_id", ""), row.get("lesion_id", ""), row["image_name"]] for row in rows])
+            described.append((name, files, one, facts))
+    groups = join_names([[*(str(facts.get(key, "")) for key in OWNERS), name] for name, _, _, facts in described])
     columns = ("image_name", *STAGE_COLUMNS[stage], *OTHERS, *PEOPLE)
-    for row, key in zip(rows, keys, strict=True):
-        row["group"] = key
-    chosen = [{column: row[column] for column in columns if column in row} for row in rows]
-    return split_and_write(
-        chosen, root, DatasetNames(f"isic_stage{stage}", "group", Layout("diagnosis", "image_name")), request, tally
-    )
+    prepared = []
+    for (name, files, one, facts), group in zip(described, groups, strict=True):
+        known: dict[str, Cell] = {**facts, "group": group}
+        row = {column: known[column] for column in columns if column in known}
+        prepared.append(PreparedImage(name, str(facts.get("diagnosis", "")), group, files, one, row))
+    return split_and_write(prepared, root, DatasetNames(f"isic_stage{stage}", "group"), request, tally)
 
 
 def _require_isic(source: Path, found: DownloadedFiles, archive: Archive) -> None:
@@ -186,9 +188,9 @@ def _exclusion_reason(name: str, found: DownloadedFiles, archive: Archive) -> st
 
 def _facts(
     name: str, record: Mapping[str, str], files: ImageFiles, found: MaskMeasurements, tally: Tally
-) -> dict[str, Any]:
+) -> dict[str, Cell]:
     """Return all known facts about an image. Unknown facts have no key."""
-    facts: dict[str, Any] = {
+    facts: dict[str, Cell] = {
         "image_name": name,
         "diagnosis": diagnosis_of(record),
         "size": _spell_size(record, found),
@@ -203,12 +205,12 @@ def _facts(
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _regions(files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str, Any]:
+def _regions(files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str, Cell]:
     values = {"location": "; ".join(locations(found)) or None, **region_columns(files, found, root)}
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _is_in_stage(name: str, facts: Mapping[str, Any], stage: Stage, tally: Tally) -> bool:
+def _is_in_stage(name: str, facts: Mapping[str, Cell], stage: Stage, tally: Tally) -> bool:
     if stage == 2 and "bbox" not in facts:
         tally.add("images without a box, which are left out of stage 2", name)
         return False

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +20,9 @@ import pyarrow.parquet as pq
 from toolkit.data import Tally
 from toolkit.data.splits import join_groups, row_keys, split_by_group
 from toolkit.errors import DataError
-from toolkit.prepare.measure import ImageFiles, MaskMeasurements, measure_all
+from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage, measure_all
 from toolkit.prepare.request import PrepareRequest, PrepareResult
-from toolkit.prepare.sheet import Layout, Row, choose_rows, write_sheet
+from toolkit.prepare.sheet import choose_images, write_sheet
 from toolkit.recipe import SPLITS
 from toolkit.runfolder import write_json, write_text
 from toolkit.scoring.regions import format_location, locate_box
@@ -55,13 +54,15 @@ TYPES: Mapping[str, pa.DataType] = {
 """Columns with a type other than string in Parquet."""
 
 
+Row = Mapping[str, Cell]
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetNames:
-    """File name, group column and layout of one dataset."""
+    """File name and group column of one dataset."""
 
     file: str
     group: str
-    layout: Layout
 
 
 def measure_images(files: Mapping[str, ImageFiles], request: PrepareRequest, tally: Tally) -> list[MaskMeasurements]:
@@ -105,7 +106,7 @@ def _raise_problems(problems: Sequence[str], out: Path) -> None:
     raise DataError("data.files_unusable", rule, place=out, remedy=remedy)
 
 
-def region_columns(files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str, Any]:
+def region_columns(files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str, Cell]:
     """Return the columns with paths, size, boxes and polygons. Mask columns are None without a mask."""
     boxes = found.boxes or []
     return {
@@ -122,33 +123,29 @@ def region_columns(files: ImageFiles, found: MaskMeasurements, root: Path) -> di
 
 def locations(found: MaskMeasurements) -> list[str]:
     """Return the location of each region in words, largest region first."""
-    width, height = found.size
-    return [format_location(locate_box((x1, y1, x2, y2), (width, height))) for x1, y1, x2, y2 in found.boxes or []]
+    return [format_location(locate_box((x1, y1, x2, y2), found.size)) for x1, y1, x2, y2 in found.boxes or []]
 
 
 def split_and_write(
-    rows: list[dict[str, Any]], root: Path, names: DatasetNames, request: PrepareRequest, tally: Tally
+    images: Sequence[PreparedImage], root: Path, names: DatasetNames, request: PrepareRequest, tally: Tally
 ) -> PrepareResult:
-    """Split the rows and write them with the contact sheet and the summary.
+    """Split the images by group, and write their rows with the contact sheet and the summary.
 
     Raises:
-        DataError: No row is left.
+        DataError: No image is left.
     """
-    if not rows:
+    if not images:
         raise DataError("data.no_rows_left", "at least one row must be usable", value=_describe(tally))
-    groups = [str(row[names.group]) for row in rows]
-    classes = [str(row.get(names.layout.diagnosis) or "") for row in rows]
+    groups, classes = [one.group for one in images], [one.diagnosis for one in images]
     for first in mixed_groups(groups, classes):
-        name = str(rows[first][names.layout.name])
+        name = images[first].name
         tally.add("groups with several diagnoses, which are stratified by the rarest", f"group of {name}")
-    for row, split in zip(rows, split_rows(groups, classes, request.fractions, request.seed), strict=True):
-        row["split"] = split
+    splits = split_rows(groups, classes, request.fractions, request.seed)
     with staged(request.out) as aside:
-        write_rows(aside, names.file, rows)
-        chosen = choose_rows(rows, names.layout, request.seed)
-        for name in write_sheet(aside, chosen, root, names.layout):
+        write_rows(aside, names.file, [{**one.columns, "split": at} for one, at in zip(images, splits, strict=True)])
+        for name in write_sheet(aside, choose_images(images, request.seed)):
             tally.add("images that cannot be decoded, which are grey on the sheet", name)
-        prepared = _summary(rows, root, names, request, tally)
+        prepared = _summary(images, splits, root, names, request, tally)
         facts = {"seed": request.seed, "fractions": dict(request.fractions), "rows": prepared.rows}
         write_json(aside / "summary.json", facts | asdict(prepared))
     for split in set(SPLITS) - set(prepared.splits):
@@ -158,18 +155,23 @@ def split_and_write(
 
 
 def _summary(
-    rows: Sequence[Row], root: Path, names: DatasetNames, request: PrepareRequest, tally: Tally
+    images: Sequence[PreparedImage],
+    splits: Sequence[str],
+    root: Path,
+    names: DatasetNames,
+    request: PrepareRequest,
+    tally: Tally,
 ) -> PrepareResult:
-    present = [split for split in SPLITS if any(row["split"] == split for row in rows)]
-    counts = Counter((str(row.get(names.layout.diagnosis) or ""), row["split"]) for row in rows)
-    groups = {split: len({row[names.group] for row in rows if row["split"] == split}) for split in present}
+    present = [split for split in SPLITS if split in splits]
+    counts = Counter((one.diagnosis, split) for one, split in zip(images, splits, strict=True))
+    groups = Counter(split for _, split in {(one.group, split) for one, split in zip(images, splits, strict=True)})
     return PrepareResult(
         out=request.out,
         image_root=root,
         group=names.group,
         splits={split: request.out / f"{split}.json" for split in present},
         classes={name: {split: counts[name, split] for split in SPLITS} for name in sorted({n for n, _ in counts})},
-        groups=groups,
+        groups={split: groups[split] for split in present},
         notes=tally.of(names.file),
     )
 
