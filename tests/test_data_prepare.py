@@ -71,7 +71,11 @@ def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: 
     assert {row["image_id"]: row["bbox"] for row in rows if row["bbox"]} == BOXES
     assert all(row["mask_available"] == (row["image_id"] in BOXES) for row in rows)
     assert prepared.image_root == folder.resolve()
-    assert (prepared.rows, note(prepared, "without an image"), note(prepared, "without a mask")) == (57, 9958, 51)
+    assert (prepared.rows, note(prepared, "data.image_of_row_missing"), note(prepared, "data.mask_missing")) == (
+        57,
+        9958,
+        51,
+    )
     for row in rows:
         assert (prepared.image_root / row["image"]).is_file()
         if row["bbox"]:
@@ -210,11 +214,8 @@ def test_rows_say_where_lesions_are_and_what_is_not_known_is_null(download: Down
         None
     ] * 6
     assert none["mask_available"] is False
-    assert (note(prepared, "without age"), note(prepared, "sex is unknown"), note(prepared, "more than one")) == (
-        1,
-        1,
-        1,
-    )
+    counts = {code: note(prepared, f"data.{code}") for code in ("cell_missing", "cell_unknown", "several_regions")}
+    assert counts == {"cell_missing": 1, "cell_unknown": 2, "several_regions": 1}
 
 
 def test_splits_of_an_earlier_call_do_not_stay(download: Download) -> None:
@@ -253,7 +254,7 @@ def test_a_mask_gives_its_box_however_it_is_saved(download: Download, mask: np.n
     download.add("a", mask=mask)
     prepared = download.prepare()
     assert download.written()["a"]["bbox"] == [12, 9, 30, 21]
-    assert note(prepared, "are resized") == (mask.shape[:2] != (45, 60))
+    assert note(prepared, "data.mask_resized") == (mask.shape[:2] != (45, 60))
 
 
 def test_empty_masks_full_masks_and_specks(download: Download) -> None:
@@ -266,7 +267,7 @@ def test_empty_masks_full_masks_and_specks(download: Download) -> None:
     assert rows["full"]["bbox"] == [0, 0, 60, 45]
     assert rows["full"]["area_fraction"] == 1.0
     assert rows["speck"]["boxes"] == [[10, 10, 40, 40]]
-    assert (note(prepared, "empty mask"), note(prepared, "regions below 1 %")) == (1, 1)
+    assert (note(prepared, "data.mask_empty"), note(prepared, "data.region_too_small")) == (1, 1)
 
 
 def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) -> None:
@@ -288,7 +289,11 @@ def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) ->
         (download.masks / f"{name}_segmentation.png").unlink()
     (download.images / "cut.jpg").unlink()
     prepared = download.prepare()
-    assert (prepared.rows, note(prepared, "without a mask"), note(prepared, "without an image")) == (3, 2, 1)
+    assert (prepared.rows, note(prepared, "data.mask_missing"), note(prepared, "data.image_of_row_missing")) == (
+        3,
+        2,
+        1,
+    )
     assert not (download.out / "problems.txt").exists()
 
 
@@ -301,8 +306,8 @@ def test_images_and_masks_without_rows_and_names_in_two_places_are_counted(downl
     (download.images / "._a.jpg").write_bytes(b"left by an archive")
     prepared = download.prepare()
     assert download.written()["a"]["image"] == "images/a.jpg"
-    assert (note(prepared, "images without a row"), note(prepared, "masks without a row")) == (1, 1)
-    assert note(prepared, "occur twice") == 1
+    assert (note(prepared, "data.row_of_image_missing"), note(prepared, "data.row_of_mask_missing")) == (1, 1)
+    assert note(prepared, "data.file_name_repeated") == 1
 
 
 def test_masks_may_be_inside_the_folder_of_images_and_have_plain_names(download: Download) -> None:
@@ -446,7 +451,7 @@ def test_an_image_that_cannot_be_decoded_is_counted_on_the_sheet(download: Downl
     content = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (45, 60, 3), np.uint8))[1].tobytes()
     (download.images / "a.jpg").unlink()
     (download.images / "a.png").write_bytes(content[:100] + bytes(200) + content[300:])
-    assert note(download.prepare(), "cannot be decoded") == 1
+    assert note(download.prepare(), "data.image_not_decodable") == 1
 
 
 # The commands

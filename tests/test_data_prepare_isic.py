@@ -46,12 +46,12 @@ def test_the_archives_metadata_become_rows_of_both_stages(tmp_path: Path) -> Non
     assert set(rows["ISIC_2"]) == {"image_name", "diagnosis", "image", "width", "height", "group", "split"}
     assert rows["ISIC_2"]["diagnosis"] == "Benign"
     assert set(rows) == {"ISIC_1", "ISIC_2"}
-    assert note(prepared, "without any description") == 1
+    assert note(prepared, "data.description_missing") == 1
     second, prepared = prepare_rows(source, stage=2)
     assert list(second) == ["ISIC_1"]
     assert second["ISIC_1"]["bbox"] == [3, 3, 15, 12]
     assert not {"size", "features", "confidence"} & set(second["ISIC_1"])
-    assert note(prepared, "without a box") == 2
+    assert note(prepared, "data.box_missing") == 2
     assert prepared.image_root == source.resolve()
 
 
@@ -97,9 +97,9 @@ def test_tables_are_joined_and_what_they_disagree_on_is_counted(tmp_path: Path) 
     )
     rows, prepared = prepare_rows(source)
     assert [rows["ISIC_1"][key] for key in ("diagnosis", "lesion_id", "sex")] == ["melanoma", "L1", "female"]
-    assert note(prepared, "differ between two rows") == 1
-    assert note(prepared, "unknown layout") == 1
-    assert note(prepared, "exactly one marked") == 1
+    assert note(prepared, "data.cells_differ") == 1
+    assert note(prepared, "data.table_layout_unknown") == 1
+    assert note(prepared, "data.class_not_unique") == 1
     assert set(rows) == {"ISIC_1", "ISIC_4"}  # of ISIC_2 nothing is known that stage 1 says
 
 
@@ -125,7 +125,7 @@ def test_features_come_from_columns_and_from_masks_that_are_not_empty(tmp_path: 
     assert rows["ISIC_1"]["features"] == ["streaks", "blue veil", "milia like cyst"]
     assert rows["ISIC_1"]["concerning_features"] == ["regression"]
     assert rows["ISIC_2"]["features"] == []  # looked for, and not there
-    assert note(prepared, "values of confidence that are not numbers") == 1
+    assert note(prepared, "data.cell_not_number") == 1
     parquet = pq.read_table(source.parent / "out1" / "isic_stage1.parquet").to_pylist()
     assert [row["features"] for row in parquet] == [rows[name]["features"] for name in rows]
 
@@ -136,7 +136,7 @@ def test_copies_are_left_out(tmp_path: Path) -> None:
     pairs = "image_name_1,image_name_2\nISIC_1,ISIC_2\nISIC_2,ISIC_3\nISIC_3,ISIC_1\n"
     rows, prepared = prepare_rows(isic(tmp_path, names, meta=table, duplicates=pairs))
     assert set(rows) == {"ISIC_1"}
-    assert (note(prepared, "downsampled"), note(prepared, "as duplicates")) == (1, 2)
+    assert (note(prepared, "data.image_downsampled"), note(prepared, "data.image_duplicated")) == (1, 2)
 
 
 def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
@@ -145,7 +145,7 @@ def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
     source = shared_data / "skin" / "isic2017"
     prepared = prepare_isic(source, 2, PrepareRequest(tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "isic_stage2.json").read_text())
-    assert (len(rows), note(prepared, "without a diagnosis")) == (9, 9)
+    assert (len(rows), note(prepared, "data.diagnosis_missing")) == (9, 9)
     for row in rows:
         mask = np.asarray(Image.open(source / row["mask"]).convert("L")) > 127
         region = max(sk.regionprops(sk.label(mask, connectivity=2)), key=lambda one: one.area)

@@ -54,13 +54,9 @@ def box_mask(*boxes: Sequence[int], size: tuple[int, int] = (60, 45), value: int
     return mask
 
 
-def notes_of(prepared: PrepareResult) -> dict[str, int]:
-    return {note.reason: note.count for note in prepared.notes}
-
-
-def note(prepared: PrepareResult, words: str) -> int:
-    """Return the count of the only note with these words; 0 without one."""
-    return sum(count for reason, count in notes_of(prepared).items() if words in reason)
+def note(prepared: PrepareResult, code: str) -> int:
+    """Return the total count of the notes with this code. 0 without one."""
+    return sum(note.count for note in prepared.notes if note.code == code)
 
 
 def isic(folder: Path, images: Sequence[str], masks: Sequence[str] = (), **tables: str) -> Path:

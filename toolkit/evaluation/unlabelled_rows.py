@@ -61,9 +61,9 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
                 read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
             samples.append(sample)
         except RowProblem as problem:
-            tally.add(problem.reason, name)
+            tally.add(problem.reason, name, problem.code)
         except ImageError as error:
-            tally.add("the screenshot cannot be opened", str(error))
+            tally.add("the screenshot cannot be opened", str(error), "predict.screenshot_not_readable")
     notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
     dropped = tally.of(str(file))
     notes += [Problem("predict.rows_left_out", _left_out(one), one.source, one.count) for one in dropped]

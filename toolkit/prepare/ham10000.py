@@ -115,7 +115,7 @@ def _records(table: Table, tally: Tally) -> Iterator[Metadata]:
 def _age(text: str, image: str, tally: Tally) -> float | None:
     age = read_number(text)
     if age is None and text.lower() not in ("", "unknown"):
-        tally.add("ages that are not numbers, which are null", f"{image}: {text}")
+        tally.add("ages that are not numbers, which are null", f"{image}: {text}", "data.cell_not_number")
     return age
 
 
@@ -124,13 +124,17 @@ def _count_unknown(records: Collection[Metadata], tally: Tally) -> None:
     for name in COLUMNS:
         values = [getattr(record, name) for record in records]
         if all(value is None for value in values):
-            tally.add("columns that are missing or empty in the metadata, which are null in every row", name)
+            tally.add(
+                "columns that are missing or empty in the metadata, which are null in every row",
+                name,
+                "data.column_empty",
+            )
             continue
         for record, value in zip(records, values, strict=True):
             if value is None:
-                tally.add(f"rows without {name}, which is null", record.image_id)
+                tally.add(f"rows without {name}, which is null", record.image_id, "data.cell_missing")
             elif value == "unknown":
-                tally.add(f"rows whose {name} is unknown", record.image_id)
+                tally.add(f"rows whose {name} is unknown", record.image_id, "data.cell_unknown")
 
 
 def _find_masks(folder: Path | None, tally: Tally) -> Mapping[str, Path]:
@@ -151,21 +155,21 @@ def _match(
     for name in records:
         image, mask = found.images.get(name), masks.get(name)
         if image is None:
-            tally.add("rows without an image, which are left out", name)
+            tally.add("rows without an image, which are left out", name, "data.image_of_row_missing")
         else:
             image_files[name] = ImageFiles(image, mask if mask != image else None)
     for name in found.images:
         if name not in records:
-            tally.add("images without a row, which are left out", name)
+            tally.add("images without a row, which are left out", name, "data.row_of_image_missing")
     for name in masks:
         if name not in records:
-            tally.add("masks without a row, which are left out", name)
+            tally.add("masks without a row, which are left out", name, "data.row_of_mask_missing")
     return image_files
 
 
 def _count_repeated(found: DownloadedFiles, tally: Tally) -> None:
     for name in found.repeated:
-        tally.add("file names that occur twice, where the first file is used", name)
+        tally.add("file names that occur twice, where the first file is used", name, "data.file_name_repeated")
 
 
 def _prepared(record: Metadata, files: ImageFiles, found: MaskMeasurements, root: Path) -> PreparedImage:

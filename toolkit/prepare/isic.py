@@ -96,7 +96,11 @@ class Archive:
         record = self.records.setdefault(name, {})
         for key, text in facts.items():
             if text and _differ(record.setdefault(key, text), text):
-                tally.add("values that differ between two rows, where the first is used", f"{name}: {key}")
+                tally.add(
+                    "values that differ between two rows, where the first is used",
+                    f"{name}: {key}",
+                    "data.cells_differ",
+                )
 
 
 def prepare_isic(source: Path, stage: Stage, request: PrepareRequest) -> PrepareResult:
@@ -160,29 +164,30 @@ def _first_line(file: Path) -> str:
 def _match(found: DownloadedFiles, archive: Archive, tally: Tally) -> dict[str, ImageFiles]:
     """Return the files of each image that a table or a mask describes. All others are counted."""
     for file in archive.unread:
-        tally.add("tables of an unknown layout, which are ignored", str(file))
+        tally.add("tables of an unknown layout, which are ignored", str(file), "data.table_layout_unknown")
     for name in found.repeated:
-        tally.add("file names that occur twice, where the first file is used", name)
+        tally.add("file names that occur twice, where the first file is used", name, "data.file_name_repeated")
     image_files = {}
     for name in sorted(found.images.keys() | archive.records.keys() | found.masks.keys()):
-        reason = _exclusion_reason(name, found, archive)
-        if reason is None:
+        excluded = _exclusion_reason(name, found, archive)
+        if excluded is None:
             image_files[name] = ImageFiles(found.images[name], found.masks.get(name), found.features.get(name, {}))
         else:
-            tally.add(reason, name)
+            code, reason = excluded
+            tally.add(reason, name, code)
     return image_files
 
 
-def _exclusion_reason(name: str, found: DownloadedFiles, archive: Archive) -> str | None:
+def _exclusion_reason(name: str, found: DownloadedFiles, archive: Archive) -> tuple[str, str] | None:
     original = archive.duplicates.get(name, name)
     if name.lower().endswith("_downsampled"):
-        return "downsampled copies, which are left out"
+        return "data.image_downsampled", "downsampled copies, which are left out"
     if name not in found.images:
-        return "rows or masks without an image, which are left out"
+        return "data.image_of_row_missing", "rows or masks without an image, which are left out"
     if original != name and original in found.images:
-        return "images that the source lists as duplicates, which are left out"
+        return "data.image_duplicated", "images that the source lists as duplicates, which are left out"
     if name not in archive.records and name not in found.masks and name not in found.features:
-        return "images without a row and a mask, which are left out"
+        return "data.image_not_described", "images without a row and a mask, which are left out"
     return None
 
 
@@ -201,7 +206,7 @@ def _facts(
     }
     facts |= {key: record.get(key) or None for key in ("lesion_id", "patient_id", "sex", "site")}
     if facts["diagnosis"] is None:
-        tally.add("images without a diagnosis", name)
+        tally.add("images without a diagnosis", name, "data.diagnosis_missing")
     return {key: value for key, value in facts.items() if value is not None}
 
 
@@ -212,10 +217,10 @@ def _regions(files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str
 
 def _is_in_stage(name: str, facts: Mapping[str, Cell], stage: Stage, tally: Tally) -> bool:
     if stage == 2 and "bbox" not in facts:
-        tally.add("images without a box, which are left out of stage 2", name)
+        tally.add("images without a box, which are left out of stage 2", name, "data.box_missing")
         return False
     if stage == 1 and not any(column in facts for column in STAGE_COLUMNS[1]):
-        tally.add("images without any description, which are left out of stage 1", name)
+        tally.add("images without any description, which are left out of stage 1", name, "data.description_missing")
         return False
     return True
 
@@ -234,7 +239,9 @@ def _number(field: str, name: str, record: Mapping[str, str], tally: Tally) -> f
     text = record.get(field, "")
     value = read_number(text)
     if value is None and text.lower() not in ("", "unknown"):
-        tally.add(f"values of {field} that are not numbers, which are left out", f"{name}: {text}")
+        tally.add(
+            f"values of {field} that are not numbers, which are left out", f"{name}: {text}", "data.cell_not_number"
+        )
     return value
 
 
@@ -318,7 +325,7 @@ def _named(
     columns = {"name": NAME, **fields, **{f"is {name}": (name,) for name in one_hot}}
     for texts in table.records(columns):
         if not (name := _stem(texts.pop("name"))):
-            tally.add("rows without an image name, which are left out", str(table.file))
+            tally.add("rows without an image name, which are left out", str(table.file), "data.image_name_missing")
             continue
         marks = {column: texts.pop(f"is {column}") for column in one_hot}
         if one_hot:
@@ -335,7 +342,7 @@ def _one_hot(name: str, marks: Mapping[str, str], one_hot: Mapping[str, str], ta
         return one_hot[chosen[0]]
     if not chosen and one_hot is CLASSES_2017 and all(marks.values()):
         return NEITHER_2017
-    tally.add("ground truth without exactly one marked class, which gives no diagnosis", name)
+    tally.add("ground truth without exactly one marked class, which gives no diagnosis", name, "data.class_not_unique")
     return ""
 
 

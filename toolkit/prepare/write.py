@@ -82,15 +82,21 @@ def measure_images(files: Mapping[str, ImageFiles], request: PrepareRequest, tal
     _raise_problems([one.problem for one in found if one.problem is not None], request.out)
     for (name, paths), one in zip(files.items(), found, strict=True):
         if paths.mask is None:
-            tally.add("images without a mask have no box, outline or location", name)
+            tally.add("images without a mask have no box, outline or location", name, "data.mask_missing")
         elif not one.boxes:
-            tally.add("images with an empty mask have no box", name)
+            tally.add("images with an empty mask have no box", name, "data.mask_empty")
         if len(one.boxes or ()) > 1:
-            tally.add("images with more than one region", name)
+            tally.add("images with more than one region", name, "data.several_regions")
         if one.specks:
-            tally.add("masks with regions below 1 % of the largest region, which are ignored", name)
+            tally.add(
+                "masks with regions below 1 % of the largest region, which are ignored", name, "data.region_too_small"
+            )
         if one.scaled:
-            tally.add("masks with the aspect ratio but not the size of their image, which are resized", name)
+            tally.add(
+                "masks with the aspect ratio but not the size of their image, which are resized",
+                name,
+                "data.mask_resized",
+            )
     return found
 
 
@@ -139,12 +145,16 @@ def split_and_write(
     groups, classes = [one.group for one in images], [one.diagnosis for one in images]
     for first in mixed_groups(groups, classes):
         name = images[first].name
-        tally.add("groups with several diagnoses, which are stratified by the rarest", f"group of {name}")
+        tally.add(
+            "groups with several diagnoses, which are stratified by the rarest",
+            f"group of {name}",
+            "data.group_of_several_classes",
+        )
     splits = split_rows(groups, classes, request.fractions, request.seed)
     with staged(request.out) as aside:
         write_rows(aside, names.file, [{**one.columns, "split": at} for one, at in zip(images, splits, strict=True)])
         for name in write_sheet(aside, choose_images(images, request.seed)):
-            tally.add("images that cannot be decoded, which are grey on the sheet", name)
+            tally.add("images that cannot be decoded, which are grey on the sheet", name, "data.image_not_decodable")
         prepared = _summary(images, splits, root, names, request, tally)
         facts = {"seed": request.seed, "fractions": dict(request.fractions), "rows": prepared.rows}
         write_json(aside / "summary.json", facts | asdict(prepared))
