@@ -24,10 +24,9 @@ FORMAT = "2"
 """Version of the index format. It is part of the file name."""
 
 EDGE_BYTES = 1 << 16
-
-BATCH_ROWS = 4096
-
-BATCH_CHARS = 1 << 24
+"""Bytes at both ends of a file that are part of the index's key."""
+BATCH_ROWS, BATCH_CHARS = 4096, 1 << 24
+"""A record batch is written when it has this many rows or characters."""
 
 SCHEMA = pa.schema([("id", pa.large_string()), ("record", pa.large_string())])
 

@@ -34,7 +34,6 @@ FIRST_ROWS = 200
 """Rows that determine the columns of the first pass. If a later row adds a relevant column, the scan is repeated."""
 
 _KEYS = ("groups", "questions", "images", "image_rows")
-
 _LINKS = ("previous", "places", "lengths", "chosen")
 
 

@@ -23,8 +23,8 @@ from toolkit.data.json_stream import Record, stream_json
 from toolkit.errors import DataError
 
 HUB = "hub:"
-
 ARROW_ROWS = 256
+"""Rows of a table that are in RAM together. Each can have embedded images."""
 
 ID_COLUMNS = ("id", "qid", "question_id", "uid")
 """Columns with the row id if the source is not an object id -> record."""

@@ -98,6 +98,7 @@ def _require_what_was_announced(values: Array, header: Header, ref: ImageRef) ->
 
 def _alpha(channel: Array, header: Header) -> Array | None:
     """Return opacity in [0, 1], or None if there is no alpha channel or the colours are premultiplied."""
+    # Premultiplied colours are already composited over black.
     if header.page is not None and header.page.extra != tiff.ALPHA_APART:
         return None
     opaque = np.iinfo(channel.dtype).max if channel.dtype.kind in "iu" else 1

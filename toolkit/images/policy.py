@@ -108,6 +108,7 @@ class ImagePolicy:
         longest = max(size)
         if longest <= self.max_side and self.square == "off":
             return size
+        # At least one pixel: a strip of 3 x 1000 would otherwise lose a side.
         width, height = (max(1, round(side * self.max_side / longest)) for side in size)
         return width, height
 

@@ -11,11 +11,8 @@ from toolkit.errors import NOTHING, ImageError
 REPAIR = 'Repair or replace the file, or set images.unreadable to "skip" or "placeholder".'
 
 INSIDE = ("images.outside_root", "an image path must stay inside the data root")
-
 NOT_READABLE = ("images.not_readable", "the image must be readable")
-
 TRUNCATED = ("images.truncated", "the file must be complete, and its end is missing")
-
 NO_FRAME = ("images.frame_missing", "the frame (from 0) must be less than the number of frames")
 """Code and rule of problems that are common to several formats."""
 

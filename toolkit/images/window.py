@@ -83,6 +83,7 @@ class Windowed:
         """Return the values with the window mapped to [0, 1]. NaN becomes 0."""
         if self.high <= self.low:
             return (values > self.high).astype(np.float32)
+        # 32-bit integers have more digits than float32.
         exact = values.dtype.itemsize > 2 and values.dtype != np.float32
         with np.errstate(over="ignore", invalid="ignore"):
             floats: Array = values.astype(np.float64 if exact else np.float32)
@@ -102,6 +103,7 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
     """
     if policy.window in ("auto", "dicom") and pixels.window is not None:
         return _counted(pixels, *pixels.window, "dicom")
+    # 8-bit images were windowed when they were written. A second window would only change their contrast.
     if pixels.is_8_bit:
         return None
     if policy.window == "dicom":

@@ -10,9 +10,7 @@ from pathlib import Path
 from toolkit.errors import DataError
 
 IMAGES = (".jpg", ".jpeg", ".png")
-
 TABLES = (".csv",)
-
 _ROLE = re.compile(r"(.+?)_(?:(segmentation)|attribute_(.+)|superpixels)", re.IGNORECASE)
 """ISIC's suffixes: the lesion mask, the mask of one dermoscopic feature, and superpixels for annotation."""
 

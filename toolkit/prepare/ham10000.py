@@ -20,7 +20,6 @@ from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.write import DatasetNames, locations, measure_images, region_columns, split_and_write
 
 NEEDED = ("lesion_id", "image_id", "dx")
-
 NAMES = DatasetNames("ham10000_with_spatial_data", "lesion_id")
 
 

@@ -28,16 +28,14 @@ from toolkit.runfolder import write_json, write_text
 from toolkit.scoring.regions import format_location, locate_box
 
 PROBLEMS = "problems.txt"
-
 SHOWN = 20
+"""Problems that the error message lists. The file has all of them."""
 
 FEW = "\0few"
 """Stratum of all classes with fewer groups than splits."""
 
 STAGING_PREFIX = ".prepare-"
-
 _BOX = pa.list_(pa.int32())
-
 TYPES: Mapping[str, pa.DataType] = {
     "age": pa.float64(),
     "width": pa.int32(),

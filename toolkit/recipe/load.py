@@ -23,13 +23,13 @@ from toolkit.recipe.schema import DATA_MISSING, SPLITS, Data, Recipe, SyntheticD
 from toolkit.recipe.user_code import USER_CODE
 
 Table = dict[str, Any]
-
 Kind = TypeVar("Kind", bound=BaseModel)
 
 Setting = tuple[tuple[str, ...], Any]
 """A key path and its value."""
 
 _CLASSES: dict[tuple[object, ...], type[Recipe]] = {}
+"""Classes that ``recipe_model`` has made, by task names and settings."""
 
 _PATHS: frozenset[Key] = frozenset(
     {("model", "adapter"), ("data", "image_root")} | {("data", split) for split in SPLITS} | IMAGEGEN_PATHS
