@@ -91,11 +91,7 @@ class ToolkitError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, code: str, rule: str = "", *, place: object = "", value: object = NOTHING, remedy: str = ""
-    ) -> None:
-        if not rule:  # until every call has a code
-            code, rule = "", code
+    def __init__(self, code: str, rule: str, *, place: object = "", value: object = NOTHING, remedy: str = "") -> None:
         self.problem = Problem(code, rule, str(place), value, remedy)
         super().__init__(str(self.problem))
 
