@@ -83,7 +83,7 @@ def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: 
             assert row["area_fraction"] == pytest.approx(mask.mean(), abs=1e-6)
 
 
-def test_images_of_another_shape_than_their_masks_end_the_command(shared_data: Path, tmp_path: Path) -> None:
+def test_images_of_another_shape_than_their_masks_are_an_error(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "skin" / "ham10000"  # 224 x 224 against 600 x 450
     with raises(DataError, "data.files_unusable") as caught:
         prepare_ham10000(
@@ -119,7 +119,7 @@ def test_the_whole_table_splits_with_no_lesion_in_two_splits(shared_data: Path) 
     assert split_rows(lesions, classes, FRACTIONS, seed=1) != splits
 
 
-def test_the_metadata_say_what_is_blank_and_what_is_unknown(shared_data: Path) -> None:
+def test_blank_and_unknown_metadata_are_distinguished(shared_data: Path) -> None:
     records = read_metadata(shared_data / "skin" / "ham10000" / "HAM10000_metadata.csv", Tally()).values()
     assert sum(row.age is None for row in records) == 57
     assert sum(row.sex == "unknown" for row in records) == 57
@@ -177,7 +177,7 @@ def fill(download: Download, count: int) -> None:
         download.add(f"ISIC_{number:04d}", ("nv", "mel", "bcc")[number % 3], box_mask((x, 10, x + 20, 30)))
 
 
-def test_all_files_hold_the_same_rows(download: Download) -> None:
+def test_all_written_files_have_the_same_rows(download: Download) -> None:
     fill(download, 12)
     download.add("ISIC_9999", "df", age="", sex="unknown")
     prepared = download.prepare()
@@ -196,7 +196,7 @@ def test_all_files_hold_the_same_rows(download: Download) -> None:
     assert all(row["split"] == name for name, file in prepared.splits.items() for row in json.loads(file.read_text()))
 
 
-def test_rows_say_where_lesions_are_and_what_is_not_known_is_null(download: Download) -> None:
+def test_rows_have_locations_and_unknown_values_are_null(download: Download) -> None:
     download.add("a", mask=box_mask((0, 0, 10, 10), (40, 30, 60, 45)))
     download.add("b", "mel", age="", sex="unknown", localization="unknown")
     prepared = download.prepare()
@@ -218,7 +218,7 @@ def test_rows_say_where_lesions_are_and_what_is_not_known_is_null(download: Down
     assert counts == {"cell_missing": 1, "cell_unknown": 2, "several_regions": 1}
 
 
-def test_splits_of_an_earlier_call_do_not_stay(download: Download) -> None:
+def test_splits_of_an_earlier_call_are_removed(download: Download) -> None:
     fill(download, 12)
     (download.out / ".prepare-killed").mkdir(parents=True)
     assert set(download.prepare().splits) == {"train", "validation", "test"}
@@ -250,7 +250,7 @@ def test_fractions_that_leave_no_training_rows_are_rejected(tmp_path: Path) -> N
     ],
     ids=["0 and 255", "0 and 1", "colour", "opacity", "twice the size", "a third of the size"],
 )
-def test_a_mask_gives_its_box_however_it_is_saved(download: Download, mask: np.ndarray) -> None:
+def test_a_mask_has_the_same_box_in_every_format(download: Download, mask: np.ndarray) -> None:
     download.add("a", mask=mask)
     prepared = download.prepare()
     assert download.written()["a"]["bbox"] == [12, 9, 30, 21]
@@ -270,7 +270,7 @@ def test_empty_masks_full_masks_and_specks(download: Download) -> None:
     assert (note(prepared, "data.mask_empty"), note(prepared, "data.region_too_small")) == (1, 1)
 
 
-def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) -> None:
+def test_all_unusable_files_are_reported_together(download: Download) -> None:
     download.add("good", mask=box_mask((1, 1, 9, 9)))
     download.add("square", mask=box_mask((1, 1, 9, 9), size=(45, 45)))
     download.add("text")
@@ -324,7 +324,7 @@ def test_masks_may_be_inside_the_folder_of_images_and_have_plain_names(download:
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_table_is_read_however_it_was_saved(tmp_path: Path, separator: str) -> None:
+def test_a_table_is_read_in_every_dialect(tmp_path: Path, separator: str) -> None:
     lines = [["image_id", "DX "], ["a", '"x, y"' if separator == "," else "x, y"], ["b", "N/A"]]
     text = "\r\n".join(separator.join(cells) for cells in lines) + "\r\n\r\n"
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -351,9 +351,7 @@ def test_a_table_is_read_however_it_was_saved(tmp_path: Path, separator: str) ->
         ),
     ],
 )
-def test_what_is_wrong_with_the_metadata_is_reported(
-    tmp_path: Path, content: bytes, code: str, place: str, value: object
-) -> None:
+def test_invalid_metadata_is_reported(tmp_path: Path, content: bytes, code: str, place: str, value: object) -> None:
     (tmp_path / "m.csv").write_bytes(content)
     with raises(DataError, f"data.{code}") as caught:
         read_metadata(tmp_path / "m.csv", Tally())
@@ -367,7 +365,7 @@ def test_the_columns_that_are_missing_are_named(tmp_path: Path) -> None:
     assert "lesion_id; dx" in caught.problem.rule
 
 
-def test_no_image_at_all_is_an_error_with_the_name_that_was_looked_for(download: Download) -> None:
+def test_no_image_is_an_error_with_an_expected_name(download: Download) -> None:
     download.add("ISIC_1")
     (download.images / "ISIC_1.jpg").unlink()
     with raises(DataError, "data.no_image_of_table") as caught:
@@ -416,7 +414,7 @@ def test_workers_measure_the_same_as_one_process(download: Download) -> None:
 # The sheet
 
 
-def test_the_sheet_shows_boxes_and_is_whole_in_one_file(download: Download) -> None:
+def test_the_sheet_shows_boxes_and_is_one_file(download: Download) -> None:
     download.add("a", "<script>alert(1)</script> & co", mask=box_mask((12, 9, 30, 21)))
     download.add("b", "nv")
     download.prepare()

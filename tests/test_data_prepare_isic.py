@@ -33,7 +33,7 @@ ARCHIVE = (
 )
 
 
-def test_the_archives_metadata_become_rows_of_both_stages(tmp_path: Path) -> None:
+def test_metadata_of_the_archive_become_rows_of_both_stages(tmp_path: Path) -> None:
     source = isic(tmp_path, ["ISIC_1", "ISIC_2", "ISIC_3"], ["ISIC_1_Segmentation"], metadata=ARCHIVE)
     rows, prepared = prepare_rows(source)
     one = rows["ISIC_1"]
@@ -85,7 +85,7 @@ def test_tables_of_the_challenges_give_their_diagnoses(tmp_path: Path, table: st
     assert [rows[name].get("diagnosis") for name in ("ISIC_1", "ISIC_2")] == diagnoses
 
 
-def test_tables_are_joined_and_what_they_disagree_on_is_counted(tmp_path: Path) -> None:
+def test_tables_are_joined_and_differing_values_are_counted(tmp_path: Path) -> None:
     source = isic(
         tmp_path,
         ["ISIC_1", "ISIC_2", "ISIC_4"],
@@ -154,7 +154,7 @@ def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
         assert row["area_fraction"] == pytest.approx(mask.mean(), abs=1e-6)
 
 
-def test_where_nothing_is_recognised_the_message_lists_what_is_there_and_what_was_looked_for(tmp_path: Path) -> None:
+def test_an_unrecognised_folder_is_reported_with_its_files_and_the_expected_columns(tmp_path: Path) -> None:
     source = isic(tmp_path, ["photo"], things="colour,taste\nred,sweet\n")
     with raises(DataError, "data.isic_not_recognized") as caught:
         prepare_isic(source, 1, PrepareRequest(tmp_path / "out"))
@@ -168,7 +168,7 @@ def test_tables_whose_images_are_elsewhere_are_reported(tmp_path: Path) -> None:
     assert "name 2 images" in caught.problem.remedy
 
 
-def test_what_was_written_below_the_source_is_not_read_again(tmp_path: Path) -> None:
+def test_output_below_the_source_is_not_read_again(tmp_path: Path) -> None:
     source = isic(tmp_path, ["ISIC_1", "ISIC_2"], ["ISIC_1_segmentation"], truth=ONE_HOT_2018)
     first = prepare_isic(source, 1, PrepareRequest(source / "out"))
     again = prepare_isic(source, 1, PrepareRequest(source / "out"))

@@ -52,7 +52,7 @@ def grey(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> Array:
 
 
 def between(values: Array, low: float, high: float) -> Array:
-    """The oracle of windowing: [low, high] to 0..255 in float64, rounded."""
+    """Return the expected windowed values: [low, high] to 0..255 in float64, rounded."""
     low, high = float(low), float(high)
     return np.rint((np.clip(values.astype(np.float64), low, high) - low) / (high - low) * 255)
 
@@ -113,13 +113,13 @@ def test_the_whole_range_of_unsigned_32_bits_does_not_turn_negative(tmp_path: Pa
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
-def test_compressed_16_bit_tiff_is_read_like_the_bare_one(tmp_path: Path, compression: str) -> None:
+def test_compressed_16_bit_tiff_equals_the_uncompressed_one(tmp_path: Path, compression: str) -> None:
     values = random_values("u2", (40, 30))
     Image.fromarray(values).save(tmp_path / "a.tif", compression=compression)
     assert np.array_equal(grey(ImageRef(tmp_path / "a.tif")), between(values, values.min(), values.max()))
 
 
-def test_8_bit_channels_in_planes_of_their_own_are_put_together(tmp_path: Path) -> None:
+def test_8_bit_channels_in_separate_planes_are_merged(tmp_path: Path) -> None:
     values = random_values("u1", (6, 5, 3))
     assert np.array_equal(pixels(put(tmp_path, "a.tif", tiff_bytes(values, separate=True))), values)
 
@@ -163,7 +163,7 @@ def test_premultiplied_alpha_of_a_tiff_is_not_applied_twice(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("window", ["auto", "range", "percentile", "dicom"])
 @pytest.mark.parametrize("name", ["L.png", "RGB.png", "L.tif", "RGB.tif", "RGB.bmp", "RGB.webp", "L.gif", "L.jpg"])
-def test_8_bits_are_left_as_they_are_under_every_window(tmp_path: Path, name: str, window: Window) -> None:
+def test_8_bit_values_are_unchanged_under_every_window(tmp_path: Path, name: str, window: Window) -> None:
     mode = name.partition(".")[0]
     values = np.random.default_rng(0).integers(90, 140, (12, 10) if mode == "L" else (12, 10, 3), dtype=np.uint8)
     ref = put(tmp_path, name, values)
@@ -195,7 +195,7 @@ def test_grey_of_fewer_than_8_bits_spans_black_to_white(tmp_path: Path, bits: in
     assert np.asarray(loaded.image)[0, :, 0].tolist() == [0, 255, 255 // top, 0]
 
 
-def test_palette_alpha_and_cmyk_come_out_as_pillow_shows_them_over_black(tmp_path: Path) -> None:
+def test_palette_alpha_and_cmyk_equal_pillows_conversion_over_black(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     rgb = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     alpha = Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8))
@@ -254,7 +254,7 @@ def test_tiff_orientation_is_applied_once(tmp_path: Path, dtype: str, orientatio
 
 @pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "f4", "f8"])
 @pytest.mark.parametrize("window", ["auto", "percentile"])
-def test_a_constant_image_is_black_and_no_error(tmp_path: Path, dtype: str, window: Window) -> None:
+def test_a_constant_image_is_black(tmp_path: Path, dtype: str, window: Window) -> None:
     ref = put(tmp_path, "a.tif", tiff_bytes(np.full((8, 8), 77, dtype)))
     loaded = load(ref, ImagePolicy(window=window))
     assert not np.asarray(loaded.image).any()
@@ -268,7 +268,7 @@ def test_nan_and_infinities_are_counted_and_do_not_move_the_window(tmp_path: Pat
     assert (loaded.record.window, loaded.record.nonfinite) == ((0.0, 100.0), 3)
 
 
-def test_an_image_of_nothing_but_nan_is_rejected(tmp_path: Path) -> None:
+def test_an_image_with_only_nan_is_rejected(tmp_path: Path) -> None:
     with raises(ImageError, "images.no_finite_value") as caught:
         load(put(tmp_path, "a.tif", tiff_bytes(np.full((4, 4), np.nan, np.float32))), AS_IT_IS)
     assert caught.problem.place == str(tmp_path / "a.tif")
@@ -318,7 +318,7 @@ def test_the_dicom_window_is_rejected_for_a_deep_image_without_one(tmp_path: Pat
 
 
 @pytest.mark.parametrize("size", [(100, 60), (60, 100), (1000, 3), (3, 1000), (33, 33), (896, 10)])
-def test_the_longest_side_is_reduced_never_enlarged_and_no_side_vanishes(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_the_longest_side_is_reduced_but_never_enlarged_and_no_side_is_0(tmp_path: Path, size: tuple[int, int]) -> None:
     ref = put(tmp_path, "a.png", np.zeros(size[::-1], np.uint16))
     for side in (16, 32, 100):
         loaded = load(ref, ImagePolicy(max_side=side))
@@ -391,13 +391,13 @@ def test_deep_images_of_other_formats_are_windowed_too(tmp_path: Path) -> None:
         assert np.abs(np.asarray(loaded.image)[..., 0] - between(values, 0, 50_000)).max() <= 1
 
 
-def test_the_extension_of_a_file_is_not_believed(tmp_path: Path) -> None:
+def test_the_format_comes_from_the_content_not_from_the_file_name(tmp_path: Path) -> None:
     ref = put(tmp_path, "really_a_png.jpg", b"")
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(ref.path, format="PNG")
     assert load(ref, AS_IT_IS).record.format == "PNG"
 
 
-def test_the_policys_key_changes_with_pixels_and_with_nothing_else() -> None:
+def test_the_key_of_a_policy_changes_only_with_the_pixels() -> None:
     base = ImagePolicy()
     same = [ImagePolicy(max_pixels=10), ImagePolicy(percentiles=(1, 99))]
     other = [
@@ -412,7 +412,7 @@ def test_the_policys_key_changes_with_pixels_and_with_nothing_else() -> None:
     assert ImagePolicy.from_recipe(recipe.Images()).key == base.key
 
 
-def test_percentiles_that_do_not_rise_are_a_problem_of_the_recipe() -> None:
+def test_percentiles_that_do_not_rise_are_rejected() -> None:
     with raises(RecipeError, "recipe.percentiles_not_rising") as caught:
         ImagePolicy.from_recipe(recipe.Images(percentiles=(99, 1)))
     assert (caught.problem.place, caught.problem.value) == ("images.percentiles", [99, 1])
@@ -427,7 +427,7 @@ def test_percentiles_that_do_not_rise_are_a_problem_of_the_recipe() -> None:
         st.none() | st.tuples(st.floats(-1e9, 0), st.floats(0, 1e9)),
     )
 )
-def test_a_record_survives_json(record: ImageRecord) -> None:
+def test_a_record_is_the_same_after_json(record: ImageRecord) -> None:
     assert ImageRecord.from_json(record.as_json()) == record
 
 

@@ -26,7 +26,7 @@ RANGE = ImagePolicy(max_side=4096, window="range")
 
 
 def example(name: str, frame: int = 0) -> ImageRef:
-    """A file that pydicom's wheel brings. Nothing is downloaded."""
+    """Return a file of pydicom's wheel. Nothing is downloaded."""
     return ImageRef(path_of(name), frame)
 
 
@@ -35,7 +35,7 @@ def path_of(name: str) -> Path:
 
 
 def made(folder: Path, stored: Array, **elements: Any) -> ImageRef:
-    """A DICOM file of grey values."""
+    """Write a DICOM file of grey values."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
@@ -65,7 +65,7 @@ def grey(ref: ImageRef, policy: ImagePolicy = AUTO) -> Array:
 
 
 def by_pydicom(ref: ImageRef) -> Array:
-    """The oracle: modality, then window, whose output spans what the stored bits can hold, to 0..255."""
+    """Return the values by pydicom's modality and window functions, with the range of the stored bits as 0 to 255."""
     data = pydicom.dcmread(ref.path)
     values = apply_voi_lut(apply_modality_lut(pixel_array(data, index=ref.frame), data), data).astype(float)
     lowest = -(2 ** (data.BitsStored - 1)) if data.PixelRepresentation else 0
@@ -77,7 +77,7 @@ RAMP = np.arange(0, 4096, dtype=np.uint16).reshape(64, 64)
 
 
 @pytest.mark.parametrize("name", ["MR_small.dcm", "examples_overlay.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm"])
-def test_a_files_own_window_is_used_as_pydicom_uses_it(name: str) -> None:
+def test_the_window_of_a_file_is_applied_as_by_pydicom(name: str) -> None:
     ref = example(name)
     assert np.abs(grey(ref) - by_pydicom(ref)).max() <= 1
     assert load(ref, AUTO).record.window_from == "dicom"
@@ -105,7 +105,7 @@ def test_a_sigmoid_window_follows_pydicom(tmp_path: Path) -> None:
     assert np.abs(grey(ref) - expected).max() <= 1
 
 
-def test_a_voi_table_goes_before_a_window(tmp_path: Path) -> None:
+def test_a_voi_table_takes_precedence_over_a_window(tmp_path: Path) -> None:
     table = Dataset()
     table.LUTDescriptor = [4096, 0, 16]
     table.LUTData = (65535 * (np.arange(4096) / 4095) ** 2).astype(np.uint16).tobytes()
@@ -132,7 +132,7 @@ def test_without_a_window_the_range_after_rescale_is_used() -> None:
     assert np.abs(grey(ref) - np.rint((pixel_array(ref.path) - 128.0) / (2191 - 128) * 255)).max() <= 1
 
 
-def test_the_policy_range_ignores_the_files_window() -> None:
+def test_the_policy_range_ignores_the_window_of_the_file() -> None:
     record = load(example("MR_small.dcm"), RANGE).record
     assert (record.window, record.window_from) == ((127.0, 2145.0), "range")
 
@@ -147,7 +147,7 @@ def test_a_window_without_width_is_none(tmp_path: Path, elements: dict[str, Any]
         load(ref, ImagePolicy(window="dicom"))
 
 
-def test_the_first_of_several_windows_counts(tmp_path: Path) -> None:
+def test_the_first_of_several_windows_is_used(tmp_path: Path) -> None:
     ref = made(tmp_path, RAMP, WindowCenter=[2000, 100], WindowWidth=[2001, 10])
     assert load(ref, AUTO).record.window == (999.5, 2999.5)
 
@@ -176,7 +176,7 @@ def test_padding_is_black_and_does_not_widen_the_window(tmp_path: Path, photomet
     assert shown[5, 5] == (0 if photometric == "MONOCHROME1" else 255)
 
 
-def test_8_bit_grey_without_a_window_is_left_as_it_is() -> None:
+def test_8_bit_grey_without_a_window_is_unchanged() -> None:
     ref = example("image_dfl.dcm")
     assert np.array_equal(grey(ref), pixel_array(pydicom.dcmread(ref.path)))
     assert load(ref, AUTO).record.window is None
@@ -188,7 +188,7 @@ def test_a_mask_of_one_bit_is_black_and_white() -> None:
     assert load(ref, AUTO).record.bits == 1
 
 
-def test_a_palette_gives_its_colours() -> None:
+def test_a_palette_is_converted_to_its_colours() -> None:
     ref = example("examples_palette.dcm")
     data = pydicom.dcmread(ref.path)
     expected = apply_color_lut(pixel_array(data), data)
@@ -199,12 +199,12 @@ def test_a_palette_gives_its_colours() -> None:
 @pytest.mark.parametrize(
     "name", ["examples_rgb_color.dcm", "examples_ybr_color.dcm", "examples_jpeg2k.dcm", "SC_rgb_jpeg_dcmtk.dcm"]
 )
-def test_colours_come_out_as_rgb_whatever_the_file_stores(name: str) -> None:
+def test_colours_of_every_encoding_are_converted_to_rgb(name: str) -> None:
     ref = example(name)
     assert np.array_equal(np.asarray(load(ref, AUTO).image), pixel_array(ref.path, index=0))
 
 
-def test_each_frame_is_its_own_image_and_no_more_frames_are_there() -> None:
+def test_each_frame_is_an_image_and_further_frames_are_rejected() -> None:
     first, last = (load(example("examples_ybr_color.dcm", frame), AUTO) for frame in (0, 29))
     assert not np.array_equal(np.asarray(first.image), np.asarray(last.image))
     expected = pixel_array(path_of("examples_ybr_color.dcm"), index=29)
@@ -214,7 +214,7 @@ def test_each_frame_is_its_own_image_and_no_more_frames_are_there() -> None:
     assert caught.problem.value == "frame 30 of 30"
 
 
-def test_an_enhanced_file_keeps_a_window_for_each_frame_in_its_groups(tmp_path: Path) -> None:
+def test_each_frame_of_an_enhanced_file_has_its_own_window(tmp_path: Path) -> None:
     def group(name: str, **elements: Any) -> Dataset:
         item, outer = Dataset(), Dataset()
         for key, value in elements.items():
@@ -237,7 +237,7 @@ def test_an_enhanced_file_keeps_a_window_for_each_frame_in_its_groups(tmp_path: 
         assert np.asarray(loaded.image)[..., 0].ravel()[int((centre + 49.5 + 10) // 2) + 1] == 255
 
 
-def test_a_file_without_preamble_is_read_by_its_name(tmp_path: Path) -> None:
+def test_a_file_without_preamble_is_recognised_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "old.dcm"
     path.write_bytes(path_of("MR_small.dcm").read_bytes()[132:])
     assert np.array_equal(grey(ImageRef(path)), grey(example("MR_small.dcm")))
@@ -264,12 +264,12 @@ def test_damaged_files_are_rejected(name: str, code: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["test-SR.dcm", "rtplan.dcm", "DICOMDIR-nopatient"])
-def test_a_dicom_file_without_an_image_is_rejected_and_not_skipped_over(name: str) -> None:
+def test_a_dicom_file_without_an_image_is_rejected(name: str) -> None:
     report = scan([example(name)], ImageStore(AUTO), "header")
     assert [bad.error.code for bad in report.bad] == ["images.dicom_without_image"]
 
 
-def test_words_of_the_file_about_the_patient_do_not_reach_the_message(tmp_path: Path) -> None:
+def test_patient_data_of_the_file_are_not_in_the_message(tmp_path: Path) -> None:
     data = bytearray(path_of("CT_small.dcm").read_bytes())
     name = b"CompressedSamples^CT1"
     assert name in data

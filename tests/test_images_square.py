@@ -85,7 +85,7 @@ def test_soft_tissue_saturates_9_percent_of_a_ct_on_hounsfield_units_and_87_perc
     assert record.below == pytest.approx(0.230, abs=5e-4)
 
 
-def test_the_fixed_window_replaces_the_files_own(tmp_path: Path) -> None:
+def test_the_fixed_window_replaces_the_window_of_the_file(tmp_path: Path) -> None:
     stored = np.arange(0, 4096, dtype=np.int16).reshape(64, 64)
     plain = dicom(tmp_path, stored, RescaleSlope=2, RescaleIntercept=-1000)
     own = dicom(tmp_path, stored, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=500, WindowWidth=100)

@@ -1,4 +1,4 @@
-"""The store, its caches and the scan: equal images from every source, bounded caches, nothing silent."""
+"""The store, its caches and the scan: equal images from every source, limited caches, and counts of every failure."""
 
 import multiprocessing
 import os
@@ -36,17 +36,17 @@ def same(one: Image.Image, two: Image.Image) -> bool:
 
 
 def entries(folder: Path) -> list[Path]:
-    """Stored images, not remembered content keys."""
+    """Return the files of stored images, without content keys."""
     return [path for path in folder.rglob("*") if path.is_file() and "files" not in path.relative_to(folder).parts]
 
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files count as settled together."""
+    """Let every file be old enough for its content key to be stored."""
     monkeypatch.setattr(cache, "SETTLED_NS", -(10**12))
 
 
-def test_an_image_is_the_same_from_its_file_from_memory_and_from_disk(tmp_path: Path) -> None:
+def test_an_image_is_the_same_from_its_file_and_from_both_caches(tmp_path: Path) -> None:
     ref = xray(tmp_path, "a.png")
     expected = load(ref, POLICY)
     first, again = ImageStore(POLICY, disk=tmp_path / "cache"), ImageStore(POLICY, disk=tmp_path / "cache")
@@ -66,7 +66,7 @@ def test_colour_images_are_cached_as_such(tmp_path: Path) -> None:
         assert same(ImageStore(POLICY, disk=tmp_path / "cache").get(ref), load(ref, POLICY).image)
 
 
-def test_a_caller_may_draw_on_its_image(tmp_path: Path) -> None:
+def test_a_caller_can_modify_its_image(tmp_path: Path) -> None:
     ref = xray(tmp_path, "a.png")
     store = ImageStore(POLICY, disk=tmp_path / "cache")
     for _ in range(3):
@@ -75,7 +75,7 @@ def test_a_caller_may_draw_on_its_image(tmp_path: Path) -> None:
         image.paste((255, 0, 0), (0, 0, 20, 20))
 
 
-def test_the_in_memory_cache_is_bounded_by_bytes_and_keeps_the_last_used_image(tmp_path: Path) -> None:
+def test_the_in_memory_cache_is_limited_in_bytes_and_evicts_the_least_recently_used_image(tmp_path: Path) -> None:
     refs = [xray(tmp_path, f"{i}.png", i, (1024, 1024)) for i in range(3)]
     store = ImageStore(ImagePolicy(max_side=1024), memory_mb=2)  # a grey image of 1024 x 1024 takes 1 MiB
     store.get(refs[0])
@@ -97,7 +97,7 @@ def test_an_image_larger_than_the_in_memory_cache_is_not_cached(tmp_path: Path) 
     assert (store.report().opened, store.report().memory_hits) == (2, 0)
 
 
-def test_the_memory_cache_counts_its_bytes_right_when_an_image_is_put_twice() -> None:
+def test_the_in_memory_cache_counts_an_image_once_if_it_is_stored_again() -> None:
     record = ImageRecord("PNG", (10, 6), (10, 6), 8)
     memory = MemoryCache(100)
     for _ in range(5):
@@ -107,7 +107,7 @@ def test_the_memory_cache_counts_its_bytes_right_when_an_image_is_put_twice() ->
     assert (memory.used, memory.get("a")) == (50, None)
 
 
-def test_the_disk_cache_goes_by_content_not_by_name(tmp_path: Path) -> None:
+def test_the_disk_cache_finds_images_by_content_not_by_name(tmp_path: Path) -> None:
     ref = xray(tmp_path, "a.png")
     (tmp_path / "copy").mkdir()
     copy = ImageRef(tmp_path / "copy" / "b.img")
@@ -119,7 +119,7 @@ def test_the_disk_cache_goes_by_content_not_by_name(tmp_path: Path) -> None:
     assert len(entries(tmp_path / "cache")) == 1
 
 
-def test_a_file_that_changed_within_the_same_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
+def test_a_file_that_changed_within_one_tick_of_the_clock_is_read_again(tmp_path: Path) -> None:
     ref = xray(tmp_path, "a.png", 1)
     blank = tmp_path / "blank.bmp"
     Image.new("L", (20, 20), 10).save(blank)
@@ -132,7 +132,7 @@ def test_a_file_that_changed_within_the_same_tick_of_the_clock_is_seen(tmp_path:
     assert ImageStore(POLICY, disk=tmp_path / "cache").get(ref).getpixel((0, 0)) == (200, 200, 200)
 
 
-def test_a_remembered_content_key_holds_until_the_file_changes(tmp_path: Path, settled: None) -> None:
+def test_a_stored_content_key_is_valid_until_the_file_changes(tmp_path: Path, settled: None) -> None:
     ref = xray(tmp_path, "a.png")
     disk = DiskCache(tmp_path / "cache", POLICY.key)
     disk.remember(ref.path, ref.path.stat(), "k" * 32)
@@ -142,7 +142,7 @@ def test_a_remembered_content_key_holds_until_the_file_changes(tmp_path: Path, s
     assert disk.content_key(ref.path, ref.path.stat()) is None
 
 
-def test_a_file_that_has_just_changed_is_not_remembered(tmp_path: Path) -> None:
+def test_the_content_key_of_a_file_that_just_changed_is_not_stored(tmp_path: Path) -> None:
     ref = xray(tmp_path, "a.png")
     disk = DiskCache(tmp_path / "cache", POLICY.key)
     disk.remember(ref.path, ref.path.stat(), "k" * 32)
@@ -175,7 +175,7 @@ def test_another_policy_does_not_find_the_image(tmp_path: Path, other: ImagePoli
     assert store.report().opened == 1
 
 
-def test_frames_of_one_file_are_cached_apart(tmp_path: Path) -> None:
+def test_frames_of_one_file_are_cached_separately(tmp_path: Path) -> None:
     pages = [Image.new("L", (8, 8), value) for value in (10, 20)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     for _ in range(2):
@@ -201,7 +201,7 @@ def test_frames_of_one_file_are_cached_apart(tmp_path: Path) -> None:
         lambda data: b"\xff\xfe\n" + data,
     ],
 )
-def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_corrupt_cache_entry_is_written_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     ref = xray(tmp_path, "a.png")
     ImageStore(POLICY, disk=tmp_path / "cache").get(ref)
     (entry,) = entries(tmp_path / "cache")
@@ -223,7 +223,7 @@ def test_an_unwritable_cache_is_reported_and_does_not_stop_a_run(tmp_path: Path)
     assert "cache" in store.report().cache_problem
 
 
-def test_a_nearly_full_disk_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nearly_full_disk_gets_no_more_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "FREE_LEAST", 2**62)
     store = ImageStore(POLICY, disk=tmp_path / "cache")
     store.get(xray(tmp_path, "a.png"))
@@ -232,7 +232,7 @@ def test_a_nearly_full_disk_is_left_to_others(tmp_path: Path, monkeypatch: pytes
     assert not entries(tmp_path / "cache")
 
 
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("no")
 
@@ -255,7 +255,7 @@ def test_the_cache_of_a_recipe_is_in_the_cache_folder_and_can_be_disabled(
     assert cache_folder() == tmp_path / "home" / ".cache" / "toolkit"
 
 
-def test_each_rule_for_unreadable_files_does_what_it_says_and_counts(tmp_path: Path) -> None:
+def test_unreadable_files_are_handled_and_counted_as_the_recipe_says(tmp_path: Path) -> None:
     missing = ImageRef(tmp_path / "none.png")
     stop, skip, grey = (ImageStore(POLICY, rule) for rule in ("stop", "skip", "placeholder"))
     for store in (stop, skip):
@@ -289,7 +289,7 @@ def test_clipped_pixels_are_counted_over_the_images_that_were_windowed(tmp_path:
         assert 0.01 < report.clipped_fraction < 0.021  # 1 % on either side
 
 
-def test_a_store_goes_to_another_process_with_its_settings_and_fresh_counters(tmp_path: Path) -> None:
+def test_a_pickled_store_has_its_settings_and_new_counters(tmp_path: Path) -> None:
     store = ImageStore(POLICY, "placeholder", 7, tmp_path / "cache", [tmp_path])
     store.get(xray(tmp_path, "a.png"))
     copy = pickle.loads(pickle.dumps(store))
@@ -315,7 +315,7 @@ def test_forked_workers_read_images_after_the_parent_did(tmp_path: Path) -> None
     assert [np.asarray(image).sum() for image in got] == expected
 
 
-def test_many_threads_get_the_right_images_and_every_call_is_counted(tmp_path: Path) -> None:
+def test_threads_get_the_right_images_and_every_call_is_counted(tmp_path: Path) -> None:
     refs = [xray(tmp_path, f"{i}.png", i) for i in range(6)]
     expected = {ref: load(ref, POLICY).image for ref in refs}
     store = ImageStore(POLICY, disk=tmp_path / "cache")
@@ -377,7 +377,7 @@ def test_auto_is_full_for_few_images_and_header_for_many(tmp_path: Path, monkeyp
     assert (off.mode, off.checked, off.bad) == ("off", 0, ())
 
 
-def test_all_bad_images_are_reported_in_one_error_the_first_twenty_by_name(tmp_path: Path) -> None:
+def test_all_bad_images_are_reported_in_one_error_with_twenty_names(tmp_path: Path) -> None:
     refs = [ImageRef(tmp_path / f"{i:03}.png") for i in range(33)]
     report = scan(refs, ImageStore(POLICY))
     assert {bad.error.code for bad in report.bad} == {"images.missing"}
@@ -394,14 +394,14 @@ def test_all_bad_images_are_reported_in_one_error_the_first_twenty_by_name(tmp_p
     scan([xray(tmp_path, "a.png")], ImageStore(POLICY)).raise_if_bad()
 
 
-def test_progress_is_reported_and_ends_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_a_scan_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["toolkit.images.scan"], "BATCH", 2)
     counts: list[int] = []
     scan([xray(tmp_path, f"{i}.png", i) for i in range(5)], ImageStore(POLICY), progress=counts.append)
     assert counts == [2, 4, 5]
 
 
-def test_errors_of_a_scan_do_not_hold_on_to_files(tmp_path: Path) -> None:
+def test_errors_of_a_scan_do_not_keep_files_in_ram(tmp_path: Path) -> None:
     report = scan(spoiled(tmp_path), ImageStore(POLICY), "full")
     assert all(bad.error.__traceback__ is None and bad.error.__cause__ is None for bad in report.bad)
 

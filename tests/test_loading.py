@@ -96,7 +96,7 @@ def test_rows_with_a_common_image_are_split_off_together(tmp_path: Path) -> None
         assert (len(data.test), bool(data.leaks)) == (9, False)
 
 
-def test_leaks_stop_are_reported_or_dropped(tmp_path: Path, train: str) -> None:
+def test_leaks_stop_the_run_are_reported_or_are_dropped(tmp_path: Path, train: str) -> None:
     # X-ray 0 is in both, with the same question once: "question 0 ?" differs from "Question 0?" more than in blanks.
     rows = [row(0, question=" question  0?"), row(100), row(1, question="Another?")]
     test = write(tmp_path / "test.json", rows, "t")
@@ -134,7 +134,7 @@ def test_unusable_rows_are_counted_by_reason_with_examples(tmp_path: Path) -> No
     assert "r97; r99" in data.notices[0].rule
 
 
-def test_too_many_unusable_rows_stop_and_none_usable_stops_always(tmp_path: Path) -> None:
+def test_too_many_unusable_rows_or_no_usable_row_is_an_error(tmp_path: Path) -> None:
     some = write(tmp_path / "some.json", [row(0), *(row(i, correct_answer="Z") for i in range(1, 4))])
     with raises(DataError, "data.too_many_unusable_rows") as caught:
         load_data(recipe(train=some))
@@ -196,7 +196,7 @@ def test_columns_are_found_without_regard_to_case_and_underscores(tmp_path: Path
     }
 
 
-def test_context_that_holds_the_answer_is_announced(tmp_path: Path) -> None:
+def test_context_with_the_answer_is_reported(tmp_path: Path) -> None:
     rows = [row(i, Indication="Cough", Summary="A mass.") for i in range(4)]
     file = write(tmp_path / "rows.json", rows)
     columns = {"impression": "Summary"}
@@ -209,7 +209,7 @@ def test_context_that_holds_the_answer_is_announced(tmp_path: Path) -> None:
     assert "A mass" not in json.dumps(dict(plain.train[0].fields))
 
 
-def test_trimmed_values_and_repeated_ids_are_announced(tmp_path: Path) -> None:
+def test_trimmed_values_and_repeated_ids_are_reported(tmp_path: Path) -> None:
     rows = [
         {"qid": 1, "question": "?", "answer": "yes", "answer_type": "CLOSED ", "image_name": f"{i}.png"} for i in "ab"
     ]
@@ -239,7 +239,7 @@ def test_absolute_image_paths_are_read_below_the_image_root_only(tmp_path: Path)
         assert (sample.images[0].path, sample.group) == (Path("/xrays/a.png"), group)
 
 
-def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:
+def test_limits_are_drawn_by_the_seed_and_reported(train: str) -> None:
     wanted: Row = {"train": train, "split": {"test": 0}, "limit_train": 10}
     first, again = load_data(recipe(**wanted)), load_data(recipe(**wanted))
     other = recipe(**wanted).model_copy(update={"run": recipe(**wanted).run.model_copy(update={"seed": 1})})
@@ -251,7 +251,7 @@ def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:
     assert "10 of 40 rows" in limited.rule
 
 
-def test_the_fingerprint_follows_content_rows_and_columns_but_not_the_place(tmp_path: Path, train: str) -> None:
+def test_the_fingerprint_depends_on_content_rows_and_columns_but_not_on_the_folder(tmp_path: Path, train: str) -> None:
     def fingerprint(file: str, **data: Any) -> str:
         return load_data(recipe(train=file, **data)).fingerprint
 
@@ -263,7 +263,7 @@ def test_the_fingerprint_follows_content_rows_and_columns_but_not_the_place(tmp_
     assert len({*different, fingerprint(train, split={"test": 0.3}), fingerprint(train, group="Findings")}) == 5
 
 
-def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
+def test_opening_again_reads_no_row_unless_the_column_map_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [row(i, Patient="p") for i in range(6)]
@@ -312,7 +312,7 @@ def test_a_damaged_row_scan_is_repeated(train: str, private_cache: Path) -> None
         assert load_data(recipe(train=train)).fingerprint == first.fingerprint
 
 
-def test_a_column_that_only_a_late_row_has_is_used_all_the_same(tmp_path: Path) -> None:
+def test_a_column_that_only_a_late_row_has_is_used(tmp_path: Path) -> None:
     rows = [row(i) for i in range(300)]
     del rows[0]["Findings"]
     late = write(tmp_path / "train.json", [*rows, row(300, correct_answer_explanation="Because.")])
@@ -362,7 +362,7 @@ def load_rad(rad: Row, **data: Any) -> DataSplits:
     return load_data(recipe("vqa", **rad, **data))
 
 
-def test_vqa_rad_loads_whole_and_its_known_leaks_are_found(rad: Row) -> None:
+def test_vqa_rad_loads_completely_and_its_known_leaks_are_found(rad: Row) -> None:
     data = load_rad(rad, on_leak="report")
     assert (len(data.train), len(data.test), data.dropped) == (3064, 451, ())
     assert (data.leaks.count("image"), data.leaks.count("question")) == (203, 14)
@@ -391,7 +391,7 @@ def test_slake_is_read_through_a_column_map(shared_data: Path) -> None:
     assert samples[0].group == samples[0].images[0].path.relative_to(samples.source.image_root).as_posix()
 
 
-def test_the_recipe_says_how_many_images_a_question_may_have(tmp_path: Path) -> None:
+def test_the_recipe_limits_the_images_of_a_question(tmp_path: Path) -> None:
     rows = [row(0), row(1, ImagePath=["a.png", "b.png"])]
     file = write(tmp_path / "rows.json", rows)
     settings: Row = {"max_dropped": 1.0, "test": write(tmp_path / "test.json", [row(9)], "t"), "on_leak": "report"}
@@ -401,7 +401,7 @@ def test_the_recipe_says_how_many_images_a_question_may_have(tmp_path: Path) -> 
     assert [(dropped.code, dropped.count) for dropped in one.dropped] == [("data.too_many_images", 1)]
 
 
-def test_a_patients_number_is_the_same_whether_a_table_holds_it_as_int_or_float(tmp_path: Path) -> None:
+def test_a_patients_number_is_the_same_as_int_and_as_float(tmp_path: Path) -> None:
     """A table makes whole numbers floats as soon as one of them is missing."""
     for name, kind in {"train": "int64", "test": "float64"}.items():
         table = pandas.DataFrame([row(n) for n in range(10)])

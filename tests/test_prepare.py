@@ -79,7 +79,7 @@ def test_a_changed_reward_file_is_rejected_on_resume(chest: Path, tmp_path: Path
     assert caught.problem.value == "changed: rewards"
 
 
-def test_data_that_moved_are_the_same_data(chest: Path, tmp_path: Path) -> None:
+def test_moved_data_have_the_same_fingerprint(chest: Path, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     with start_run(recipe) as run:
         prepare(recipe, run, no_progress)
@@ -185,7 +185,7 @@ def fake_stages(calls: Calls) -> Stages:
     return Stages(prepare_nothing, look_at_nothing, train, train, evaluate, export)
 
 
-def test_what_was_exported_is_evaluated_under_its_own_name(tmp_path: Path) -> None:
+def test_an_export_is_evaluated_under_its_own_name(tmp_path: Path) -> None:
     path = finished_run(tmp_path)
     calls: Calls = []
     merged = path / "stages/export/merged"
@@ -200,7 +200,7 @@ def test_what_was_exported_is_evaluated_under_its_own_name(tmp_path: Path) -> No
     assert "merged" in caught.problem.remedy
 
 
-def test_an_export_elsewhere_leaves_the_runs_record_as_it_was(tmp_path: Path) -> None:
+def test_an_export_to_another_folder_does_not_change_the_record_of_the_run(tmp_path: Path) -> None:
     path, seen = finished_run(tmp_path), []
 
     def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def finished_run(folder: Path, more: str = "[evaluate]\n") -> Path:
     return run_recipe(make_recipe(folder, FILES + "[sft]\n" + more), fake_stages([])).run.path
 
 
-def test_an_evaluation_is_done_again_under_a_free_name_and_compared_where_the_questions_are_the_same(
+def test_a_repeated_evaluation_has_a_free_name_and_is_compared_if_the_samples_are_the_same(
     tmp_path: Path,
 ) -> None:
     path = finished_run(tmp_path)
@@ -255,7 +255,7 @@ def test_a_run_without_evaluation_or_export_can_have_both_later(tmp_path: Path) 
     assert calls == [("again-1", "sft", (), None), ("export", ("adapter",))]
 
 
-def test_only_its_own_section_may_change_when_a_stage_is_done_again(tmp_path: Path) -> None:
+def test_a_repeated_stage_accepts_only_changes_of_its_own_section(tmp_path: Path) -> None:
     path = finished_run(tmp_path)
     with raises(RunError, "run.setting_not_changeable") as caught:
         evaluate_again(path, fake_stages([]), ["sft.epochs=2"])
@@ -263,7 +263,7 @@ def test_only_its_own_section_may_change_when_a_stage_is_done_again(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["before", "baseline", "../../evil", "..", "a/b", "é", "", "x" * 101])
-def test_an_evaluations_name_is_a_plain_word_of_its_own(tmp_path: Path, name: str) -> None:
+def test_the_name_of_an_evaluation_is_a_new_plain_word(tmp_path: Path, name: str) -> None:
     path = finished_run(tmp_path)
     with raises(RunError, "evaluate.name_invalid") as caught:
         evaluate_again(path, fake_stages([]), name=name)

@@ -98,7 +98,7 @@ def test_without_the_leaking_rows_nothing_leaks(first: Rows, second: Rows) -> No
 
 
 @given(first=rows, chosen=st.sets(st.integers(0, 5)))
-def test_taking_rows_is_keying_those_rows(first: Rows, chosen: set[int]) -> None:
+def test_keys_of_taken_rows_equal_the_keys_of_these_rows(first: Rows, chosen: set[int]) -> None:
     numbers = sorted(number for number in chosen if number < len(first))
     taken, direct = row_keys(first).take(np.array(numbers, np.int64)), row_keys([first[number] for number in numbers])
     for name in ("groups", "questions", "images", "image_rows"):

@@ -15,7 +15,7 @@ COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization
 
 
 class Download:
-    """A download of HAM10000 with images of 60 x 45 that a test fills."""
+    """A download of HAM10000 with images of 60 x 45, which a test adds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -25,7 +25,7 @@ class Download:
         self.masks.mkdir()
 
     def add(self, name: str, dx: str = "nv", mask: np.ndarray | None = None, **cells: str) -> None:
-        """A row with its image, and its mask where one is given."""
+        """Add a row with its image, and its mask if one is given."""
         known = {"lesion_id": f"HAM_{name}", "image_id": name, "dx": dx, "dx_type": "histo", "age": "50.0"}
         self.rows.append({**known, "sex": "male", "localization": "back", "dataset": "made", **cells})
         cv2.imwrite(str(self.images / f"{name}.jpg"), np.full((45, 60, 3), 150, np.uint8))

@@ -1,4 +1,4 @@
-"""Bytes of images that no library here writes."""
+"""Bytes of images that Pillow and OpenCV cannot write."""
 
 import struct
 import zlib
@@ -20,7 +20,7 @@ def tiff_bytes(
     extra: int | None = None,
     separate: bool = False,
 ) -> bytes:
-    """An uncompressed TIFF of any number type and byte order, written by the letter of TIFF 6.0."""
+    """Return an uncompressed TIFF of any number type and byte order, as TIFF 6.0 defines it."""
     height, width = values.shape[:2]
     samples = 1 if values.ndim == 2 else values.shape[2]
     photometric = (1 if samples < 3 else 2) if photometric is None else photometric
@@ -56,7 +56,7 @@ def tiff_bytes(
 
 
 def png16_bytes(values: Array) -> bytes:
-    """A 16-bit PNG of grey, grey with alpha, RGB or RGB with alpha."""
+    """Return a 16-bit PNG of grey, grey with alpha, RGB or RGB with alpha."""
     height, width = values.shape[:2]
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
