@@ -80,8 +80,8 @@ class Carried:
     """Episodes of a task, and their agent memory. All functions are pure.
 
     Attributes:
-        chains: name of a completely correct episode in tables, such as "whole tasks".
-        stand: Sample -> its position in its episode.
+        title: name of the score for completely correct episodes in tables, such as "whole tasks".
+        position: Sample -> its position in its episode.
         shown: Sample -> whether its prompt shows any agent memory.
         held: Sample -> the agent memory of its prompt. Rows are read with the memory of the reference.
         start: Sample -> the agent memory before the first row of its episode.
@@ -97,8 +97,8 @@ class Carried:
             start. Raises RowProblem.
     """
 
-    chains: str
-    stand: Callable[[Sample], EpisodePosition]
+    title: str
+    position: Callable[[Sample], EpisodePosition]
     shown: Callable[[Sample], bool]
     held: Callable[[Sample], Memory]
     start: Callable[[Sample], Memory]

@@ -89,7 +89,7 @@ class Task:
         synthetic: its synthetic rows. If None, a dry run needs the recipe's own rows.
         dry_run: (recipe, whether the rows are synthetic) -> key of the section -> value in the dry run.
         takes_options: whether a question of ``toolkit predict`` has options.
-        stand_in: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
+        placeholders: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         carried: episodes and their agent memory. None: rows are independent of each other.
@@ -126,7 +126,7 @@ class Task:
     synthetic: Synthetic | None = None
     dry_run: Callable[[Recipe, bool], Mapping[str, Any]] = lambda recipe, synthetic: {}
     takes_options: bool = False
-    stand_in: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
+    placeholders: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
     link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     carried: Carried | None = None

@@ -73,7 +73,7 @@ def _details(questions: EvaluationSet, carried: Carried, samples: Sequence[Sampl
             if sample.id not in answers[mode]:
                 continue
             asked, answer = answers[mode][sample.id]
-            held, stand = carried.held(asked), carried.stand(asked)
+            held, stand = carried.held(asked), carried.position(asked)
             line = {
                 "id": asked.id,
                 "chain": stand.chain,

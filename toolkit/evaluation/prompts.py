@@ -129,7 +129,7 @@ def _whole_episodes(
     samples: SampleSet, carried: Carried, recipe: Recipe
 ) -> tuple[SampleSet, dict[str, EpisodePosition]]:
     """Return all rows of at most evaluate.max_tasks episodes, drawn with the seed, and their positions."""
-    positions = {sample.id: carried.stand(sample) for sample in samples}
+    positions = {sample.id: carried.position(sample) for sample in samples}
     names, most = list(dict.fromkeys(stand.chain for stand in positions.values())), recipe.evaluation.max_tasks
     if most is None or most >= len(names):
         return samples, positions

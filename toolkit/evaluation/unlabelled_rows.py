@@ -74,7 +74,7 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
             place=file,
             value="; ".join(map(_left_out, dropped)),
         )
-    chains, behind = find_episodes([carried.stand(sample) for sample in samples])
+    chains, behind = find_episodes([carried.position(sample) for sample in samples])
     notes += _behind(carried, [samples[number] for number in behind], str(file))
     return UnlabelledRows(tuple(samples), tuple(chains), tuple(notes), index.fingerprint)
 
@@ -120,7 +120,7 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
 
 
 def _behind(carried: Carried, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
-    positions: list[EpisodePosition] = [carried.stand(sample) for sample in samples]
+    positions: list[EpisodePosition] = [carried.position(sample) for sample in samples]
     if positions:
         example = f"{positions[0].chain}, step {positions[0].place}"
         rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"

@@ -51,8 +51,8 @@ def open_row(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
 
 
 CARRIED = Carried(
-    chains="whole tasks",
-    stand=stand,
+    title="whole tasks",
+    position=stand,
     shown=lambda sample: sample.fields["settings"].shows_memory,
     held=lambda sample: sample.fields["memory"],
     start=lambda sample: EMPTY,
