@@ -141,18 +141,15 @@ def split_parts(loaded: Mapping[str, UsableRows], recipe: Recipe, task: Task) ->
     fractions["train"] = 1 - sum(fractions.values())
     split_of = split_keys(join_groups(train.keys), list(fractions.values()), recipe.run.seed)
     everything |= {name: Part(train, np.flatnonzero(split_of == number)) for number, name in enumerate(fractions)}
-    by = (
-        f"the column {recipe.dataset.group}"
-        if recipe.dataset.group
-        else f"{task.grouped_by} (data.group names no column)"
-    )
-    notices = [_split_off(name, everything[name], by) for name in fractions if name != "train"]
+    column = recipe.dataset.group
+    group = f"the column {column}" if column else f"{task.grouped_by} (data.group names no column)"
+    notices = [_split_off(name, everything[name], group) for name in fractions if name != "train"]
     return {name: everything.get(name, nothing) for name in SPLITS}, notices
 
 
-def _split_off(name: str, part: Part, by: str) -> Problem:
+def _split_off(name: str, part: Part, group: str) -> Problem:
     groups = len(np.unique(part.keys.groups))
-    rule = f"{len(part):,} rows of {groups:,} groups were split off from train. The group is {by}"
+    rule = f"{len(part):,} rows of {groups:,} groups were split off from train. The group is {group}"
     return Problem("data.split_by_group", rule, name)
 
 
