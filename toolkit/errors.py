@@ -165,7 +165,7 @@ class DataProblems(DataError):
 
 
 class RowProblem(DataError):
-    """One row that cannot be used. Rows are counted by code and ``reason``, which holds no value of a row."""
+    """One row that cannot be used. Rows are counted by code and ``reason``, which has no value of a row."""
 
     @property
     def reason(self) -> str:

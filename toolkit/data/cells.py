@@ -3,13 +3,14 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import json_repair
 
+from toolkit.data.json_stream import Row
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import ImagePolicy, image_ref, read_image_header
@@ -73,7 +74,7 @@ def fold(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
-def cell(row: Mapping[str, Any], source: RowOrigin, field: str) -> Any:
+def cell(row: Row, source: RowOrigin, field: str) -> Any:
     """Return the value of one of the task's fields, or None if the source has no such column or the row no value."""
     return row.get(source.column.get(field, ""))
 
@@ -124,7 +125,7 @@ def repair_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def image_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:
+def image_size(row: Row, source: RowOrigin, image: ImageRef, place: str) -> Size:
     """Return width and height of a row's image, from its columns or from the header of the image.
 
     Raises:
@@ -154,7 +155,7 @@ def _size(path: Path) -> Size:
     return read_image_header(ImageRef(path), ImagePolicy()).size
 
 
-def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[ImageRef, ...]:
+def read_images(name: str, row: Row, source: RowOrigin) -> tuple[ImageRef, ...]:
     """Return all images of a row: one path, a list of paths, or such a list as JSON text.
 
     Raises:
@@ -183,7 +184,7 @@ def _image(text: str, root: str) -> ImageRef:
     return image_ref(text, root, "")
 
 
-def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef, ...]) -> str:
+def read_group(row: Row, source: RowOrigin, images: tuple[ImageRef, ...]) -> str:
     """Return the group: the recipe's column, otherwise the first image's path below the image root.
 
     Raises:
@@ -197,7 +198,7 @@ def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef
     raise RowProblem("data.group_missing", rule, place=f"{source.file}", value=row.get(source.group))
 
 
-def extra_fields(row: Mapping[str, Any], source: RowOrigin) -> Iterator[tuple[str, str]]:
+def extra_fields(row: Row, source: RowOrigin) -> Iterator[tuple[str, str]]:
     """Yield the non-empty columns for the prompt and for group-by results."""
     for column in (*source.context, *source.by):
         if text := text_of(row.get(column)):

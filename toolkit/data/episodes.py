@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.index import RowIndex
+from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.statistics import EpisodePosition
 
@@ -38,7 +39,7 @@ class Link:
     ``previous`` is the previous row. If it is None, ``state`` (FIRST, GAP or REPEATED) says why.
     """
 
-    previous: Mapping[str, Any] | None = None
+    previous: Row | None = None
     state: int = FIRST
     place: int = 1
     length: int = 1
@@ -62,14 +63,14 @@ class Links:
     chosen: NDArray[np.bool_]
     notes: tuple[str, ...] = ()
 
-    def put(self, index: RowIndex, number: int, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    def put(self, index: RowIndex, number: int, row: Row) -> Row:
         """Return the row with its Link. The previous row is read from the index."""
         before = int(self.previous[number])
         previous = index[before][1] if before >= 0 else None
         return {**row, LINK: Link(previous, min(before, 0), int(self.places[number]), int(self.lengths[number]))}
 
 
-def link_of(row: Mapping[str, Any]) -> Link:
+def link_of(row: Row) -> Link:
     """Return the row's Link. A row that was read alone is the first and only one."""
     found = row.get(LINK)
     return found if isinstance(found, Link) else Link()
@@ -110,4 +111,4 @@ class Carried:
     value_columns: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     baselines: Mapping[str, Callable[[Sample], str]]
     open_fields: frozenset[str]
-    open_row: "Callable[[str, Mapping[str, Any], RowOrigin], Sample]"
+    open_row: "Callable[[str, Row, RowOrigin], Sample]"

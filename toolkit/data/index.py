@@ -8,13 +8,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
+from toolkit.data.json_stream import Row
 from toolkit.data.sources import HUB, EmbeddedImageStore, Source, find_source, stream_source
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, Tally, stored_dropped
 from toolkit.errors import DataError
@@ -30,7 +30,7 @@ BATCH_ROWS, BATCH_CHARS = 4096, 1 << 24
 
 SCHEMA = pa.schema([("id", pa.large_string()), ("record", pa.large_string())])
 
-Visit = Callable[[int, str, Mapping[str, Any]], None]
+Visit = Callable[[int, str, Row], None]
 """Called with number, id and record of every row while an index is built."""
 
 
@@ -81,11 +81,11 @@ class RowIndex:
     def __len__(self) -> int:
         return self.metadata.rows
 
-    def __getitem__(self, number: int) -> tuple[str, Mapping[str, Any]]:
+    def __getitem__(self, number: int) -> tuple[str, Row]:
         name, record = (self._table.column(column)[number].as_py() for column in (0, 1))
         return name, json.loads(record)
 
-    def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
         for batch in self._table.to_batches():
             ids, records = (column.to_pylist() for column in batch.columns)
             yield from zip(ids, map(json.loads, records), strict=True)
@@ -174,14 +174,14 @@ def _build_index(source: Source, target: Path, images: EmbeddedImageStore, visit
     Raises:
         DataError: The source is corrupt or has no record, or the disk is full.
     """
-    aside = target.with_name(f"{target.name}.{os.getpid()}")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            metadata = _write(source, aside, images, visit)
-            aside.replace(target)
+            metadata = _write(source, temporary, images, visit)
+            temporary.replace(target)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         _metadata_file(target).write_text(json.dumps(dataclasses.asdict(metadata)), encoding="utf-8")
     except OSError as error:
         rule = "the folder of the row index must be writable and have space for a copy of the rows"
@@ -206,11 +206,11 @@ def _metadata_file(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def _write(source: Source, aside: Path, images: EmbeddedImageStore, visit: Visit | None) -> IndexMetadata:
+def _write(source: Source, temporary: Path, images: EmbeddedImageStore, visit: Visit | None) -> IndexMetadata:
     columns: dict[str, None] = {}
     ids, skipped = _Ids(), Tally()
     number = 0
-    with _Batches(aside) as batches:
+    with _Batches(temporary) as batches:
         for name, row, text in stream_source(source, images):
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"

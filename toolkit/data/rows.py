@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from toolkit.data.columns import RowSettings, leaking_context, resolve_columns
 from toolkit.data.episodes import Links
 from toolkit.data.index import RowIndex, open_index, source_folder
+from toolkit.data.json_stream import Row
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import KeyBuilder, RowKeys
 from toolkit.data.task import RowOrigin, Task
@@ -61,7 +61,7 @@ class RowScan:
     """Usable rows with a warning, by warning."""
     links: Links | None = None
     """Links of all rows, if the task links them."""
-    lasts: bool = True
+    cacheable: bool = True
     """Whether the result can be cached. A missing image can exist next time."""
 
 
@@ -107,7 +107,7 @@ def _open(
     row_scan = load_row_scan(file)
     if row_scan is None:
         row_scan = first_pass.done(row_source, source) or scan_rows(task, row_source, index)
-        if row_scan.lasts:
+        if row_scan.cacheable:
             save_row_scan(row_scan, file)
     return index, row_source, row_scan
 
@@ -178,11 +178,11 @@ class RowScanner:
         self._rows: list[int] = []
         self._keys = KeyBuilder()
         self._tally, self._notes = Tally(), Tally()
-        self._lasts = True
+        self._cacheable = True
         self._trimmed: Counter[str] = Counter()
         self._columns = tuple(source.column.values())
 
-    def add(self, number: int, name: str, row: Mapping[str, Any]) -> None:
+    def add(self, number: int, name: str, row: Row) -> None:
         """Read one row and record whether it is usable."""
         for column in self._columns:
             value = row.get(column)
@@ -193,7 +193,7 @@ class RowScanner:
             sample = self.task.read(name, row, self.source)
         except RowProblem as problem:
             self._tally.add(problem.reason, name, problem.code)
-            self._lasts &= not isinstance(problem, MissingImage)
+            self._cacheable &= not isinstance(problem, MissingImage)
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
             self._notes.add(rule, name, code)
@@ -204,7 +204,7 @@ class RowScanner:
         """Return the scan of all rows so far."""
         dropped, noted = self._tally.of(name), self._notes.of(name)
         rows = np.array(self._rows, np.int64)
-        return RowScan(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._lasts)
+        return RowScan(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._cacheable)
 
 
 class _FirstPass:
@@ -212,10 +212,10 @@ class _FirstPass:
 
     def __init__(self, task: Task, make_source: Callable[[Sequence[str]], RowOrigin]) -> None:
         self._task, self._make_source = task, make_source
-        self._first: list[tuple[int, str, Mapping[str, Any]]] = []
+        self._first: list[tuple[int, str, Row]] = []
         self._scanner: RowScanner | None = None
 
-    def add(self, number: int, name: str, row: Mapping[str, Any]) -> None:
+    def add(self, number: int, name: str, row: Row) -> None:
         if self._scanner is not None:
             self._scanner.add(number, name, row)
         else:
@@ -277,12 +277,12 @@ def save_row_scan(row_scan: RowScan, file: Path) -> None:
         "noted": [asdict(one) for one in row_scan.noted],
         "links": None if links is None else links.notes,
     }
-    aside = file.with_name(f"{file.name}.{os.getpid()}")
-    with aside.open("wb") as stream:
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    with temporary.open("wb") as stream:
         arrays = {name: getattr(row_scan.keys, name) for name in _KEYS}
         arrays |= {} if links is None else {f"links_{name}": getattr(links, name) for name in _LINKS}
         np.savez(stream, rows=row_scan.rows, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays)
-    aside.replace(file)
+    temporary.replace(file)
 
 
 def load_row_scan(file: Path) -> RowScan | None:

@@ -79,9 +79,9 @@ class EmbeddedImageStore:
         file = self.folder / inside
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_name(f"{file.name}.{os.getpid()}")
-            aside.write_bytes(content)
-            aside.replace(file)
+            temporary = file.with_name(f"{file.name}.{os.getpid()}")
+            temporary.write_bytes(content)
+            temporary.replace(file)
         return inside
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.episodes import Carried, Links
+from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
@@ -16,7 +17,7 @@ class RowOrigin:
     """Where a row came from and how its columns are named.
 
     ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
-    relative image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
+    relative image paths start from and that no path may leave; ``group`` names the column with the group, if any.
     The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
     A row with more than ``max_images`` images is unusable. ``settings`` has the settings of the task
     (``Task.settings``); its ``repr`` must differ between two different settings.
@@ -69,7 +70,7 @@ class Task:
         instruction: Sample -> the default instruction that follows the question.
         question: Sample -> the text of the question with its options, without instruction and context.
         target: Sample -> the completion that SFT learns.
-        parse: (completion, Sample) -> Answer. It never raises, and gives the reason for a failure in ``problem``.
+        parse: (completion, Sample) -> Answer. It never raises, and sets ``problem`` to the reason of a failure.
         rewards: name -> reward.
         reward_weights: reward -> default weight. A reward with weight 0 is off unless the recipe sets a weight.
         scores: (Sample, Answer) -> name -> value in [0, 1] or None where it does not apply; what evaluation reports.
@@ -77,7 +78,7 @@ class Task:
         labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
         baseline: training samples -> (Sample -> completion): the majority baseline, scored like a model.
         baselines: score -> its own majority baseline, where another answer is right more often.
-        also: further names in ``scores`` that get a table of results of their own.
+        also: further names in ``scores`` with a separate table of results.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
         why: reward -> (Sample, Answer) -> the reason for its value.
         all_or_nothing: rewards that are 0 or 1 for nearly every answer.
@@ -102,7 +103,7 @@ class Task:
     columns: Mapping[str, tuple[str, ...]]
     required: frozenset[str]
     leaking: frozenset[str]
-    read: Callable[[str, Mapping[str, Any], RowOrigin], Sample]
+    read: Callable[[str, Row, RowOrigin], Sample]
     instruction: Callable[[Sample], str]
     question: Callable[[Sample], str]
     target: Callable[[Sample], str]
@@ -127,7 +128,7 @@ class Task:
     dry_run: Callable[[Recipe, bool], Mapping[str, Any]] = lambda recipe, synthetic: {}
     takes_options: bool = False
     placeholders: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
-    link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None
+    link: Callable[[Iterable[tuple[str, Row]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     carried: Carried | None = None
     grouped_by: str = "each row's first image"

@@ -173,7 +173,7 @@ class ImageRecord:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "ImageRecord":
+    def from_json(cls, values: Mapping[str, Any]) -> "ImageRecord":
         """Return the record that ``as_json`` wrote.
 
         Raises:

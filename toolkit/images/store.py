@@ -119,7 +119,7 @@ class ImageStore:
             raise
 
     def fetch(self, ref: ImageRef) -> LoadedImage:
-        """Return the image and its record, and raise for an unreadable file whatever ``unreadable`` says.
+        """Return the image and its record, and raise for an unreadable file independently of ``unreadable``.
 
         Two threads that request the same uncached image both decode it.
 

@@ -107,7 +107,7 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
     if pixels.is_8_bit:
         return None
     if policy.window == "dicom":
-        rule = 'an image of more than 8 bits must have a window of its own with images.window = "dicom"'
+        rule = 'an image of more than 8 bits must have its own window with images.window = "dicom"'
         value, remedy = f"{pixels.bits} bits without a window", 'Set images.window to "auto".'
         raise ImageError("images.window_missing", rule, place=place, value=value, remedy=remedy)
     values, nonfinite = _measured(pixels)
@@ -155,7 +155,7 @@ def _order_statistics(values: Array, percentiles: tuple[float, float]) -> tuple[
     if values.dtype != np.uint16:
         low, high = np.percentile(values, percentiles, method="inverted_cdf")
         return float(low), float(high)
-    # A histogram of all 65,536 values gives the same numbers in a fraction of a sort's time.
+    # A histogram of all 65,536 values has the same result in a fraction of the time of a sort.
     counts = cv2.calcHist([values.reshape(-1, 1)], [0], None, [65536], [0, 65536]).ravel()
     ranks = np.ceil(values.size * (np.array(percentiles) / 100)).clip(1, values.size)
     low, high = np.searchsorted(np.cumsum(counts, dtype=np.float64), ranks)

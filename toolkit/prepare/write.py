@@ -149,13 +149,13 @@ def split_and_write(
             "data.group_of_several_classes",
         )
     splits = split_rows(groups, classes, request.fractions, request.seed)
-    with staged(request.out) as aside:
-        write_rows(aside, names.file, [{**one.columns, "split": at} for one, at in zip(images, splits, strict=True)])
-        for name in write_sheet(aside, choose_images(images, request.seed)):
+    with staged(request.out) as staging:
+        write_rows(staging, names.file, [{**one.columns, "split": at} for one, at in zip(images, splits, strict=True)])
+        for name in write_sheet(staging, choose_images(images, request.seed)):
             tally.add("images that cannot be decoded, which are grey on the sheet", name, "data.image_not_decodable")
         prepared = _summary(images, splits, root, names, request, tally)
         facts = {"seed": request.seed, "fractions": dict(request.fractions), "rows": prepared.rows}
-        write_json(aside / "summary.json", facts | asdict(prepared))
+        write_json(staging / "summary.json", facts | asdict(prepared))
     for split in set(SPLITS) - set(prepared.splits):
         (request.out / f"{split}.json").unlink(missing_ok=True)
     (request.out / PROBLEMS).unlink(missing_ok=True)
@@ -257,16 +257,16 @@ def staged(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{STAGING_PREFIX}*"):  # left by a killed process
         shutil.rmtree(old, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
     try:
-        yield aside
-        files = sorted(aside.iterdir())
+        yield staging
+        files = sorted(staging.iterdir())
         for file in files:
             _sync(file)
         for file in files:
             file.replace(folder / file.name)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_rows(folder: Path, name: str, rows: Sequence[Row]) -> None:

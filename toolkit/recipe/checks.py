@@ -76,7 +76,7 @@ def has_one_source_of_rows(recipe: Recipe) -> Iterator[Problem]:
     for name in ("train", "validation", "test", "image_root"):
         value = getattr(data, name)
         if data.synthetic is not None and value is not None:
-            rule = "must not be set beside [data.synthetic], which generates rows"
+            rule = "must not be set together with [data.synthetic], which generates rows"
             yield Problem("recipe.two_sources_of_rows", rule, f"data.{name}", str(value), "Remove one of them.")
         if value is not None and not str(value):
             remedy = "Set a path, or remove the key."

@@ -84,14 +84,14 @@ def dump_recipe(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, include=sections))
 
 
-def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[object, object]]:
     """Return dotted key -> (old value, new value) of the differences between two recipes.
 
     None is a value that is not set. A section that only one recipe has is one entry with "on" and "off".
     """
     before, after = (recipe.model_dump(mode="json", exclude_none=True) for recipe in (old, new))
     switched = [name for name in Recipe.model_fields if (name in before) != (name in after)]
-    changed: dict[str, tuple[Any, Any]] = {}
+    changed: dict[str, tuple[object, object]] = {}
     for name in switched:
         changed[name] = ("on", "off") if before.pop(name, None) else ("off", "on")
         after.pop(name, None)
@@ -118,7 +118,7 @@ def recipe_model(tasks: Mapping[str, RecipeTask], task: str | None = None) -> ty
     return _CLASSES[key]
 
 
-def restore_recipe(tasks: Mapping[str, RecipeTask], task: str | None, table: dict[str, Any]) -> Recipe:
+def restore_recipe(tasks: Mapping[str, RecipeTask], task: str | None, table: Table) -> Recipe:
     """Return the recipe that was pickled in another process."""
     return recipe_model(tasks, task).model_validate(table)
 
@@ -139,7 +139,7 @@ def parse_settings(overrides: Sequence[str]) -> tuple[list[Setting], list[Proble
     return settings, problems
 
 
-def merge(table: dict[str, Any], settings: Sequence[Setting]) -> dict[str, Any]:
+def merge(table: Table, settings: Sequence[Setting]) -> Table:
     """Return ``table`` with ``settings``. Missing tables are added, and the last of two equal keys wins."""
     merged = {key: merge(value, ()) if isinstance(value, dict) else value for key, value in table.items()}
     for keys, value in settings:
@@ -239,7 +239,7 @@ def _absolute(path: str, base: Path) -> str:
     return os.path.abspath(base / os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
-def _absolute_code(name: Any, base: Path) -> Any:
+def _absolute_code(name: object, base: Path) -> object:
     file, _, function = name.rpartition(":") if isinstance(name, str) else ("", "", "")
     return f"{_absolute(file, base)}:{function}" if file else name
 
@@ -292,7 +292,7 @@ def _valid_part(raw: Table, model: type[Recipe], broken: set[str]) -> Recipe:
     return model.model_construct(**sections)  # type: ignore[arg-type]
 
 
-def _dotted(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _dotted(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, object]]:
     for key, value in table.items():
         if isinstance(value, dict):
             yield from _dotted(value, f"{path}{key}.")
