@@ -77,11 +77,11 @@ def read_file(
             ``data.max_dropped`` are unusable.
     """
     requested = row_settings(recipe, task, split)
-    index, row_source, row_scan = _open(task, requested, source, image_root or recipe.dataset.image_root)
+    index, origin, row_scan = _open(task, requested, source, image_root or recipe.dataset.image_root)
     dropped = (*index.skipped, *row_scan.dropped)
     _check_dropped(dropped, index, len(row_scan.rows), recipe.dataset.max_dropped)
-    notices = tuple(_notices(task, requested, row_source, index, row_scan))
-    samples = SampleSet(task, index, row_source, row_scan.rows, row_scan.links)
+    notices = tuple(_notices(task, requested, origin, index, row_scan))
+    samples = SampleSet(task, index, origin, row_scan.rows, row_scan.links)
     return UsableRows(samples, row_scan.keys, dropped, notices)
 
 
@@ -97,24 +97,22 @@ def _open(
     task: Task, requested: RowSettings, source: str, image_root: Path | None
 ) -> tuple[RowIndex, RowOrigin, RowScan]:
     root = image_root or source_folder(source)
-    first_pass = _FirstPass(task, lambda columns: _row_source(task, requested, (source, root), columns))
+    first_pass = _FirstPass(task, lambda columns: _origin(task, requested, (source, root), columns))
     index = open_index(source, id_column=requested.columns.get("id"), visit=None if task.link else first_pass.add)
     _check_columns(task, requested, index, image_root)
     # Embedded images are stored beside the index, so image_root does not apply to them.
     root = index.image_root if index.metadata.has_embedded_images else image_root or index.image_root
-    row_source = _row_source(task, requested, (source, root), index.columns)
-    file = row_scan_file(task, row_source, index)
+    origin = _origin(task, requested, (source, root), index.columns)
+    file = row_scan_file(task, origin, index)
     row_scan = load_row_scan(file)
     if row_scan is None:
-        row_scan = first_pass.done(row_source, source) or scan_rows(task, row_source, index)
+        row_scan = first_pass.done(origin, source) or scan_rows(task, origin, index)
         if row_scan.cacheable:
             save_row_scan(row_scan, file)
-    return index, row_source, row_scan
+    return index, origin, row_scan
 
 
-def _row_source(
-    task: Task, requested: RowSettings, where: tuple[str, Path | None], columns: Sequence[str]
-) -> RowOrigin:
+def _origin(task: Task, requested: RowSettings, where: tuple[str, Path | None], columns: Sequence[str]) -> RowOrigin:
     source, root = where
     column, _ = resolve_columns(task, requested, columns)
     by = tuple(name for name in requested.by if name in columns and name not in task.columns)
