@@ -314,7 +314,6 @@ def test_the_dicom_window_is_rejected_for_a_deep_image_without_one(tmp_path: Pat
     with raises(ImageError, "images.window_missing") as caught:
         load(ref, ImagePolicy(window="dicom"))
     assert (caught.problem.place, caught.problem.value) == (str(ref.path), "16 bits without a window")
-    assert "auto" in caught.problem.remedy
 
 
 @pytest.mark.parametrize("size", [(100, 60), (60, 100), (1000, 3), (3, 1000), (33, 33), (896, 10)])

@@ -175,7 +175,6 @@ def test_a_decompression_bomb_is_rejected_by_its_header(tmp_path: Path, name: st
     error = rejected(written(tmp_path, name, data), ImagePolicy())
     assert (error.code, error.value) == ("images.too_many_pixels", size)
     assert "120,000,000" in error.rule
-    assert "max_pixels" in error.remedy
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB: it was not decoded
 
 
@@ -300,7 +299,6 @@ def test_a_link_that_leads_out_of_the_root_is_rejected_when_it_is_opened_or_scan
     with raises(ImageError, "images.outside_root") as caught:
         store.get(ImageRef(root / "link.png"))
     assert caught.problem.value == str(real.path)
-    assert "symbolic link" in caught.problem.remedy
     refs = [ImageRef(root / "link.png"), ImageRef(root / "inner_link.png")]
     for mode in ("full", "header"):
         assert scan(refs, store, mode).bad_refs == {refs[0]}

@@ -72,10 +72,11 @@ def test_splits_without_a_file_are_split_off_by_group(train: str) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (28, 4, 8)
     assert sorted(ids([*data.train, *data.validation, *data.test])) == sorted(f"r{i}" for i in range(40))
     assert not data.leaks
-    found = {one.place: one for one in data.notices}
-    assert {one.code for one in data.notices} == {"data.split_by_group"}
-    assert "8 rows of 4 groups" in found["test"].rule
-    assert "first image" in found["test"].rule
+    assert len({sample.group for sample in data.test}) == 4
+    assert [(one.code, one.place) for one in data.notices] == [
+        ("data.split_by_group", "test"),
+        ("data.split_by_group", "validation"),
+    ]
 
 
 def test_a_group_column_keeps_patients_together(tmp_path: Path) -> None:
@@ -102,14 +103,16 @@ def test_leaks_stop_the_run_are_reported_or_are_dropped(tmp_path: Path, train: s
     test = write(tmp_path / "test.json", rows, "t")
     with raises(DataError, "data.splits_leak") as caught:
         load_data(recipe(train=train, test=test))
-    text = str(caught.error)
-    for part in ("1 group of test", "1 image of test", "1 (image, question) pair of test", "r0 and t0", "on_leak"):
-        assert part in text
+    assert caught.problem.place == "[data]"
     kept = load_data(recipe(train=train, test=test, on_leak="report"))
-    assert (len(kept.train), kept.leaks.count("image"), kept.leaks.count("question")) == (40, 1, 1)
-    rules = [one.rule for one in kept.notices if one.code == "data.splits_leak"]
-    assert len(rules) == len(kept.leaks.leaks)
-    assert "1 image of test also in train, in 2 rows of train (for example r0 and t0)" in rules
+    assert len(kept.train) == 40
+    leaks = [(one.kind, one.first, one.second, one.count, one.rows, one.examples) for one in kept.leaks.leaks]
+    assert leaks == [
+        ("group", "train", "test", 1, (2, 2), ((0, 0),)),
+        ("image", "train", "test", 1, (2, 2), ((0, 0),)),
+        ("question", "train", "test", 1, (1, 1), ((0, 0),)),
+    ]
+    assert [one.code for one in kept.notices] == ["data.splits_leak"] * 3
     fewer = load_data(recipe(train=train, test=test, on_leak="drop"))
     assert ids(fewer.train) == [f"r{i}" for i in range(2, 40)]
     assert not fewer.leaks
@@ -130,8 +133,6 @@ def test_unusable_rows_are_counted_by_reason_with_examples(tmp_path: Path) -> No
     found = {one.code: (one.count, one.examples) for one in data.dropped}
     assert found == {"data.question_missing": (2, ("r97", "r99")), "tasks.mcq.answer_not_an_option": (1, ("r98",))}
     assert [one.code for one in data.notices][:2] == ["data.question_missing", "tasks.mcq.answer_not_an_option"]
-    assert "2 rows left out" in data.notices[0].rule
-    assert "r97; r99" in data.notices[0].rule
 
 
 def test_too_many_unusable_rows_or_no_usable_row_is_an_error(tmp_path: Path) -> None:
@@ -139,9 +140,6 @@ def test_too_many_unusable_rows_or_no_usable_row_is_an_error(tmp_path: Path) -> 
     with raises(DataError, "data.too_many_unusable_rows") as caught:
         load_data(recipe(train=some))
     assert (caught.problem.place, caught.problem.value) == (some, "3 of 4")
-    assert "data.max_dropped" in caught.problem.remedy
-    assert "3 rows" in caught.problem.remedy
-    assert "r1; r2; r3" in caught.problem.remedy
     assert len(read_file(recipe(train=some, max_dropped=0.75), some).samples) == 1
     none = write(tmp_path / "none.json", [row(1, question="")])
     with raises(DataError, "data.too_many_unusable_rows") as caught:
@@ -170,9 +168,6 @@ def test_all_column_problems_are_reported_together_with_suggestions(tmp_path: Pa
     assert found["data.columns.image"][0] == "data.field_without_column"
     # Neither question_type, a field of the task that this source lacks, nor the field question, which has its column.
     assert len(caught.value.problems) == len(found) == 6
-    text = str(caught.value)
-    assert all(str(problem) in text for problem in caught.value.problems)
-    assert "ImagePath, image, images, image_name, img_name" in text
     assert caught.value.place == file
 
 
@@ -217,7 +212,7 @@ def test_trimmed_values_and_repeated_ids_are_reported(tmp_path: Path) -> None:
     data = load_data(recipe("vqa", train=str(tmp_path / "rows.json"), split={"test": 0}))
     assert ids(data.train) == ["1", "1#2"]
     found = {one.code: one for one in data.notices}
-    assert "2 values of answer_type" in found["data.blanks_removed"].rule
+    assert "data.blanks_removed" in found
     assert found["data.ids_repeated"].value == "1 repeated, such as 1"
 
 
@@ -248,7 +243,6 @@ def test_limits_are_drawn_by_the_seed_and_reported(train: str) -> None:
     assert ids(first.train) != ids(load_data(other).train)
     (limited,) = first.notices
     assert (limited.code, limited.place) == ("data.rows_limited", "train")
-    assert "10 of 40 rows" in limited.rule
 
 
 def test_the_fingerprint_depends_on_content_rows_and_columns_but_not_on_the_folder(tmp_path: Path, train: str) -> None:
@@ -367,9 +361,8 @@ def test_vqa_rad_loads_completely_and_its_known_leaks_are_found(rad: Row) -> Non
     assert (len(data.train), len(data.test), data.dropped) == (3064, 451, ())
     assert (data.leaks.count("image"), data.leaks.count("question")) == (203, 14)
     assert all(sample.images[0].path.is_file() for sample in data.test)
-    with raises(DataError, "data.splits_leak") as caught:
+    with raises(DataError, "data.splits_leak"):
         load_rad(rad)
-    assert "203 images of test also in train" in caught.problem.rule
 
 
 def test_vqa_rad_can_be_split_without_leaks(rad: Row) -> None:
@@ -409,6 +402,4 @@ def test_a_patients_number_is_the_same_as_int_and_as_float(tmp_path: Path) -> No
         table["pat"] = pandas.Series(range(10), dtype=kind)
         table.to_parquet(tmp_path / f"{name}.parquet")
     paths: Row = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "test")}
-    with raises(DataError, "data.splits_leak") as caught:
-        load_data(recipe(group="pat", **paths))
-    assert "10 groups of test also in train" in caught.problem.rule
+    assert load_data(recipe(group="pat", on_leak="report", **paths)).leaks.count("group") == 10
