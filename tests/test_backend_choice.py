@@ -14,10 +14,9 @@ import pytest
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import small_recipe
 from toolkit.errors import ModelError
+from toolkit.models import backend as choice
 from toolkit.models import backend_name, choose_backend, preload
-from toolkit.models import choose as choice
-from toolkit.models.unsloth.limits import check_supported, unsupported_reasons
-from toolkit.models.unsloth.start import start
+from toolkit.models.unsloth.preload import check_supported, start, unsupported_reasons
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Model, Recipe, dump_recipe
 
@@ -102,7 +101,7 @@ main(sys.argv[1:])
 """
 
 SEEN = """
-from toolkit.models import choose as choice
+from toolkit.models import backend as choice
 choice._has_cuda = lambda: True
 choice._is_installed = lambda: True
 """

@@ -172,7 +172,7 @@ def test_a_setting_that_a_library_rewrote_is_an_error() -> None:
 
 def test_full_fine_tuning_trains_every_parameter(backend: Backend, tmp_path: Path) -> None:
     if backend.name == "unsloth":
-        pytest.skip("full fine-tuning is not done with Unsloth (backends/unsloth/limits.py)")
+        pytest.skip("full fine-tuning is not done with Unsloth (models/unsloth/preload.py)")
     model = backend.load(small_recipe(tmp_path, {"model": {"tuning": "full"}}), None, trainable=True).model
     assert all(parameter.requires_grad for parameter in model.parameters())
 

@@ -29,11 +29,10 @@ from tests.helpers.training import StopAfter, adapter_of, context_of, same, smal
 from toolkit.errors import Interrupted, ModelError, RunError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Sampling, TrainingJob
-from toolkit.models.batch_sizes import Sizes
 from toolkit.models.collate import collate
 from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import check_lengths
-from toolkit.models.oom import BatchLimit, attempt
+from toolkit.models.oom import BatchLimit, Sizes, attempt
 from toolkit.models.prompts import Prompts
 from toolkit.pipeline.dry_run import derive_dry_run
 from toolkit.recipe import Recipe

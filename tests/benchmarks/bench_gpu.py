@@ -471,7 +471,7 @@ def main() -> int:
     options = parse()
     with tempfile.TemporaryDirectory() as compiled:
         if options.way == "unsloth":
-            from toolkit.models.unsloth.start import start
+            from toolkit.models.unsloth.preload import start
 
             start(Path(compiled))
         if not (has_cuda() or options.smoke):

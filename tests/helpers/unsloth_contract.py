@@ -35,11 +35,11 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.models import vllm
 from toolkit.models.backend import Policy, TrainerTraits, TrainingJob
-from toolkit.models.batch_sizes import Sizes, recipe_sizes
 from toolkit.models.hf import HfBackend
+from toolkit.models.oom import Sizes, recipe_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.models.unsloth import options
-from toolkit.models.unsloth.limits import unsupported_reasons
+from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.recipe import Recipe
 from toolkit.training.grpo import build_grpo, grpo_settings, make_reward_scorer, recipe_rewards
 from toolkit.training.grpo_trainer import RolloutTrainer

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import TrainingError
-from toolkit.models import distributed
 from toolkit.runfolder import StopRequest, flush_folder, is_main_process, read_json, write_json
+from toolkit.training import distributed
 from toolkit.training.random_state import RandomState
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from toolkit.evaluation.answers import read_answer
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Completion, Policy, RewardScorer, Row, RowSource, TrainingJob
-from toolkit.models.batch_sizes import recipe_sizes
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.lengths import check_lengths
 from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
+from toolkit.models.oom import recipe_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from toolkit.errors import RunError, TrainingError, warn
-from toolkit.models.batch_sizes import Sizes, recipe_sizes
-from toolkit.models.oom import BatchLimit
+from toolkit.models.oom import BatchLimit, Sizes, recipe_sizes
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.runfolder import Record, is_main_process, read_json, write_json
 

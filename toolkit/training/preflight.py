@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from toolkit.models.backend import Completion, RewardScorer, TrainingJob
-from toolkit.models.batch_sizes import recipe_sizes
-from toolkit.models.oom import attempt
+from toolkit.models.oom import attempt, recipe_sizes
 from toolkit.recipe import Grpo
 from toolkit.runfolder import Record
 from toolkit.runfolder.usage import begin_peak, gpu_peaks

@@ -13,9 +13,9 @@ from toolkit.errors import warn
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Policy, TrainingJob
-from toolkit.models.batch_sizes import recipe_sizes
 from toolkit.models.collate import SftCollator
 from toolkit.models.lengths import check_lengths
+from toolkit.models.oom import recipe_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Sft
 from toolkit.runfolder import Record

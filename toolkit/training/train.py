@@ -17,13 +17,14 @@ from toolkit.data.loading import SampleSet
 from toolkit.data.loading.balance import balance
 from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.context import Context
-from toolkit.models import Backend, distributed
+from toolkit.models import Backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.lengths import Lengths
 from toolkit.models.oom import attempt, free
 from toolkit.runfolder import Record, flush_folder, is_main_process, read_json, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
+from toolkit.training import distributed
 from toolkit.training.callbacks import (
     PARTIAL,
     Checkpoints,

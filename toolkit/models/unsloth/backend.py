@@ -1,6 +1,6 @@
 """The Backend protocol with Unsloth, which loads, adapts, trains and generates. The hf backend does the rest.
 
-Call ``start.start`` before importing this module, because it imports transformers, trl and peft.
+Call ``preload.start`` before importing this module, because it imports transformers, trl and peft.
 """
 
 import gc
@@ -22,9 +22,9 @@ from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
 from toolkit.models.loading import check_attention, check_mergeable
 from toolkit.models.merge import MergeComparison
-from toolkit.models.unsloth.limits import check_supported
 from toolkit.models.unsloth.loading import load_model
 from toolkit.models.unsloth.options import Loading, grpo_changes, half_precision, lora_options, sft_changes
+from toolkit.models.unsloth.preload import check_supported
 from toolkit.recipe import Recipe
 from toolkit.runfolder.usage import note_unmeasured
 
