@@ -27,7 +27,7 @@ from toolkit.models.prompts import Prompts, set_image_key
 from toolkit.recipe import Model
 from toolkit.training.grpo import grpo_settings
 from toolkit.training.image_processor_cache import CachedImageProcessor
-from toolkit.training.trl_settings import check_settings
+from toolkit.training.trl_trainer import check_settings
 
 
 @pytest.fixture(scope="module")

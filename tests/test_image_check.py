@@ -15,7 +15,7 @@ from toolkit.models.backend import Policy, Row
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.training.grpo import train_grpo
-from toolkit.training.image_check import check_images_change_loss, check_images_used
+from toolkit.training.preflight import check_images_change_loss, check_images_used
 from toolkit.training.sft import train_sft
 
 

@@ -96,7 +96,7 @@ def test_imports_point_down() -> None:
 NOT_TASKS = {
     ("planning/duration.py", "steps"),  # a key of plan.json
     ("training/train.py", "steps"),  # a key of the records of a run
-    ("training/trl_settings.py", "steps"),  # a value of transformers' save_strategy
+    ("training/trl_trainer.py", "steps"),  # a value of transformers' save_strategy
 }
 """Texts that equal the name of a task and mean something else."""
 

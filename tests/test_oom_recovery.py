@@ -39,7 +39,7 @@ from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json, read_lines, write_json
 from toolkit.runfolder.usage import machine
 from toolkit.training import train as training
-from toolkit.training.callbacks import checkpoints
+from toolkit.training.checkpoints import checkpoints
 from toolkit.training.grpo import train_grpo
 from toolkit.training.grpo_trainer import PolicyTrainer, _parts
 from toolkit.training.oom_recovery import Recovery, advice
@@ -332,7 +332,7 @@ def test_a_rollout_of_one_completion_that_does_not_fit_stops_the_run(
 def no_look(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Skip the image check, whose passes would not fit either."""
     with patch.context() as inner:
-        inner.setattr("toolkit.training.grpo.check_images_used", lambda *_: True)
+        inner.setattr("toolkit.training.preflight.check_images_used", lambda *_: True)
         yield
 
 

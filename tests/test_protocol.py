@@ -15,8 +15,9 @@ from toolkit.evaluation.context import Context
 from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, Sampling, TrainingJob
 from toolkit.models.prompts import Prompts
-from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
-from toolkit.training.image_check import check_images_used
+from toolkit.training.grpo import build_grpo, make_reward_scorer
+from toolkit.training.preflight import check_images_used
+from toolkit.training.rewards import recipe_rewards
 from toolkit.training.sft import build_sft
 
 

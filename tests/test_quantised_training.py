@@ -28,7 +28,8 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import StopRequest
 from toolkit.training import train as training
-from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
+from toolkit.training.grpo import build_grpo, make_reward_scorer
+from toolkit.training.rewards import recipe_rewards
 from toolkit.training.sft import train_sft
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed here")

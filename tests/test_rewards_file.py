@@ -10,7 +10,7 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import Recipe
-from toolkit.training.reward_test import score_file
+from toolkit.training.completions_file import score_file
 
 ROW = {
     "question": "What is the main finding?",

@@ -11,7 +11,8 @@ from toolkit.errors import NOTHING, Problem, RecipeError, RewardError
 from toolkit.tasks import TASKS
 from toolkit.tasks.mcq import rewards as mcq
 from toolkit.tasks.vqa import rewards as vqa
-from toolkit.training.rewards import RewardTable, ScoredAnswer, explain, group_statistics, load_custom, reward_table
+from toolkit.training.reward_statistics import group_statistics
+from toolkit.training.rewards import RewardTable, ScoredAnswer, explain, load_custom, reward_table
 
 RIGHT = Answer(
     "B",
@@ -200,11 +201,11 @@ def test_the_log_omits_rewards_that_never_applied() -> None:
         "reward/unreadable": 0.0,
         "reward/truncated": 0.0,
         "reward/total/mean": 1.0,
-        "reward/total/spread": 0.0,
-        "reward/total/flat": 1.0,
+        "reward/total/std": 0.0,
+        "reward/total/zero_variance": 1.0,
         "reward/a/mean": 1.0,
-        "reward/a/spread": 0.0,
-        "reward/a/flat": 1.0,
+        "reward/a/std": 0.0,
+        "reward/a/zero_variance": 1.0,
     }
 
 

@@ -13,9 +13,9 @@ from toolkit.evaluation.context import Context
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.planning import named_gpu
 from toolkit.runfolder import write_json
-from toolkit.training import step_time
+from toolkit.training import callbacks
+from toolkit.training.callbacks import StepTimes, planned_seconds
 from toolkit.training.sft import train_sft
-from toolkit.training.step_time import StepTimes, planned_seconds
 
 
 def plan_for(context: Context, *, here: bool) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def test_the_preflight_step_replaces_the_plan_until_a_step_is_measured(
 ) -> None:
     notes: list[str] = []
     clock = iter([0.0, 0.0, 50.0, 60.0, 80.0, 580.0, 600.0])
-    monkeypatch.setattr(step_time, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with context_of(small_recipe(tmp_path)) as context:
         times = StepTimes(replace(context, progress=lambda what, done, total, note="": notes.append(note)), "sft")
         times.note_preflight(20.0)

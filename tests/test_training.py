@@ -30,18 +30,12 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, dump_recipe
 from toolkit.runfolder import read_lines
 from toolkit.tasks import TASKS
-from toolkit.training import callbacks, grpo
+from toolkit.training import callbacks, checkpoints, grpo
 from toolkit.training import train as training
-from toolkit.training.grpo import (
-    check_rewards_apply,
-    describe_reference,
-    make_reward_scorer,
-    recipe_rewards,
-    train_grpo,
-)
+from toolkit.training.grpo import describe_reference, make_reward_scorer, train_grpo
 from toolkit.training.grpo_trainer import PolicyTrainer
+from toolkit.training.rewards import check_rewards_apply, recipe_rewards
 from toolkit.training.sft import train_sft
-from toolkit.training.train import last_checkpoint
 
 
 def weights_of(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
@@ -143,13 +137,13 @@ def test_sft_lowers_the_loss_and_keeps_few_checkpoints(tmp_path: Path) -> None:
         lines = [line for line in context.run.metrics() if "loss" in line]
         assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
         assert record["lengths"]["max"] <= record["lengths"]["limit"]
-        assert len(callbacks.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
+        assert len(checkpoints.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
 
 
 def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     recipe = only("sft", tmp_path)
     with context_of(recipe) as context:
-        half = context.run.stage_folder("sft") / callbacks.PARTIAL / "checkpoint-2"
+        half = context.run.stage_folder("sft") / checkpoints.PARTIAL / "checkpoint-2"
         half.mkdir(parents=True)
         (half / "trainer_state.json").write_text("{", encoding="utf-8")
         record = train_sft(context)
@@ -174,7 +168,7 @@ def test_grpo_logs_the_deviation_of_each_reward_and_the_fraction_of_unreadable_a
         line = next(line for line in context.run.metrics() if line["step"] == 1)
     for name in ("letter", "explanation", "format"):
         assert f"rewards/{name}/mean" in line
-        assert f"reward/{name}/spread" in line
+        assert f"reward/{name}/std" in line
     assert 0 <= line["reward/unreadable"] <= 1
     assert 0 <= line["completions/clipped_ratio"] <= 1
 
@@ -381,7 +375,7 @@ def test_tensorboard_files_are_in_the_stages_folder(tmp_path: Path) -> None:
     with context_of(recipe) as context:
         train_sft(context)
         assert list((context.run.stage_folder("sft") / "tensorboard").glob("events.*"))
-        assert not (context.run.stage_folder("sft") / callbacks.PARTIAL).exists()
+        assert not (context.run.stage_folder("sft") / checkpoints.PARTIAL).exists()
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
@@ -501,10 +495,10 @@ def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
     with context_of(recipe) as context:
         train_sft(context)
         folder = context.run.stage_folder("sft")
-        newest = callbacks.checkpoints(folder)[-1]
+        newest = checkpoints.checkpoints(folder)[-1]
         (newest / damage).write_bytes(b"")
-        assert last_checkpoint(folder) == callbacks.checkpoints(folder)[-2]
+        assert checkpoints.last_checkpoint(folder) == checkpoints.checkpoints(folder)[-2]
         (newest / damage).unlink()
-        assert last_checkpoint(folder) == callbacks.checkpoints(folder)[-2]
+        assert checkpoints.last_checkpoint(folder) == checkpoints.checkpoints(folder)[-2]
     warned = [problem for problem in warnings_in(caplog) if problem.code == "training.checkpoint_incomplete"]
     assert [problem.place for problem in warned] == [str(newest)] * 2

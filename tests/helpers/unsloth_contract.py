@@ -41,9 +41,10 @@ from toolkit.models.prompts import Prompts
 from toolkit.models.unsloth import options
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.recipe import Recipe
-from toolkit.training.grpo import build_grpo, grpo_settings, make_reward_scorer, recipe_rewards
+from toolkit.training.grpo import build_grpo, grpo_settings, make_reward_scorer
 from toolkit.training.grpo_trainer import RolloutTrainer
-from toolkit.training.image_check import check_images_used
+from toolkit.training.preflight import check_images_used
+from toolkit.training.rewards import recipe_rewards
 from toolkit.training.sft import build_sft, sft_settings
 
 FOLDER = Path(sys.argv[1])

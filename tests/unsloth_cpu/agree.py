@@ -43,7 +43,8 @@ def main(file: Path, out: Path) -> None:
         from toolkit.models.backend import TrainingJob
         from toolkit.models.prompts import Prompts
         from toolkit.pipeline.prepare_data import prepare
-        from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
+        from toolkit.training.grpo import build_grpo, make_reward_scorer
+        from toolkit.training.rewards import recipe_rewards
         from toolkit.training.sft import build_sft
 
         data, images = prepare(recipe, run, no_progress)

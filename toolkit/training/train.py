@@ -11,32 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from toolkit.data.loading import SampleSet
 from toolkit.data.loading.balance import balance
 from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend
 from toolkit.models.backend import Policy, TrainingJob
-from toolkit.models.lengths import Lengths
 from toolkit.models.oom import attempt, free
-from toolkit.runfolder import Record, flush_folder, is_main_process, read_json, world_size
+from toolkit.runfolder import Record, is_main_process, read_json, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
 from toolkit.training import distributed
-from toolkit.training.callbacks import (
+from toolkit.training.callbacks import MetricsReporter, StepTimes, StopBetweenSteps
+from toolkit.training.checkpoints import (
     PARTIAL,
     Checkpoints,
     LastStep,
-    MetricsReporter,
-    StopBetweenSteps,
-    checkpoints,
-    is_complete,
+    is_finished,
+    last_checkpoint,
+    save_weights,
+    step_of,
 )
 from toolkit.training.oom_recovery import Recovery
 from toolkit.training.preflight import preflight_job, run_preflight_step
-from toolkit.training.step_time import StepTimes
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +110,7 @@ def train(context: Context, stage: str, backend: Backend, prepare: Prepare, buil
     holder = _PolicyHolder(partial(backend.load, context.recipe, context.weights, trainable=True))
     job, facts = prepare(holder.policy)
     start = last_checkpoint(folder)
-    if start and _is_finished(start):
+    if start and is_finished(start):
         # The interruption came after the last step, before the weights were written. A trainer that resumes here would
         # make one step too many.
         backend.restore(holder.policy, start)
@@ -163,7 +160,7 @@ def _finished_record(context: Context, stage: str, last: Path) -> Record:
     """Return the record of a stage that was interrupted after its last step, before its weights were written."""
     unmeasured = dict.fromkeys(gpu_peaks())
     return {
-        "steps": _step_of(last),
+        "steps": step_of(last),
         "seconds": 0.0,
         "seconds_per_step": StepTimes(context, stage).record(),
         "skipped_steps": _logged(context, stage, "skipped_steps"),
@@ -183,7 +180,7 @@ def _train(
     folder, recovery = context.run.stage_folder(stage), Recovery(context.run.stage_folder(stage), context.recipe, stage)
     plan = read_json(context.run.plan_file) if context.run.plan_file.is_file() else None
     resumed, begun = last_checkpoint(folder), time.monotonic()
-    _remove_later_metrics(context, stage, _step_of(resumed), recovery)
+    _remove_later_metrics(context, stage, step_of(resumed), recovery)
     times = StepTimes(context, stage)
     callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures), times]
     job = replace(job, callbacks=callbacks)
@@ -193,7 +190,7 @@ def _train(
 
     measured: Record | None = None
     while job.longest and measured is None:
-        step = _step_of(resumed) + 1
+        step = step_of(resumed) + 1
         measured = run_preflight_step(build(backend, holder.policy, preflight_job(sized(), stage)))
         context.stop.check(_saved(stage, resumed))
         if measured is None:
@@ -211,8 +208,8 @@ def _train(
             break
         start = last_checkpoint(folder)  # the one just written, if the optimizer step was complete
         during = ("rollout or pass" if stage == "grpo" else "pass") if outcome.complete else "optimizer step"
-        recovery.shrink(max(outcome.step, _step_of(start)) + 1, during, start.name if start else None, plan)
-        _remove_later_metrics(context, stage, _step_of(start), recovery)
+        recovery.shrink(max(outcome.step, step_of(start)) + 1, during, start.name if start else None, plan)
+        _remove_later_metrics(context, stage, step_of(start), recovery)
         context.stop.check(_saved(stage, start))
         holder.reload()
     _check_end(context, stage, outcome)
@@ -261,8 +258,8 @@ def _use_one_trainer(
             )
         trainer.model.zero_grad()  # frees the gradients of the passes before the error
         # An error inside ``optimizer.step`` leaves some parameters updated. Then only the last checkpoint can be used.
-        if last.complete and step > _step_of(start):
-            if _step_of(last_checkpoint(job.folder)) < step:
+        if last.complete and step > step_of(start):
+            if step_of(last_checkpoint(job.folder)) < step:
                 _warn_unlogged(trainer, start)
                 last.save()
             fits = step == trainer.state.max_steps
@@ -278,7 +275,7 @@ def _use_one_trainer(
 def _warn_unlogged(trainer: Any, start: Path | None) -> None:
     """Warn if ``run.log_steps`` is above 1 and the last finished steps are in no line of metrics.jsonl."""
     lines = [int(line["step"]) for line in trainer.state.log_history]
-    logged, step = max([_step_of(start), *lines]), trainer.state.global_step
+    logged, step = max([step_of(start), *lines]), trainer.state.global_step
     if logged < step:
         warn(
             "training.steps_not_logged",
@@ -288,7 +285,7 @@ def _warn_unlogged(trainer: Any, start: Path | None) -> None:
 
 
 def _saved(stage: str, start: Path | None) -> str:
-    return f"{stage} is saved after step {_step_of(start)}" if start else f"no step of {stage} had finished"
+    return f"{stage} is saved after step {step_of(start)}" if start else f"no step of {stage} had finished"
 
 
 def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
@@ -318,48 +315,3 @@ def _remove_later_metrics(context: Context, stage: str, step: int, recovery: Rec
 def _logged(context: Context, stage: str, name: str) -> int:
     """Return the sum of a count over the stage's lines of metrics.jsonl."""
     return int(sum(line.get(name, 0) for line in context.run.metrics() if line["stage"] == stage))
-
-
-def _is_finished(checkpoint: Path) -> bool:
-    state = read_json(checkpoint / "trainer_state.json")
-    return bool(state["global_step"] >= state["max_steps"])
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
-
-
-def preflight_rows(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
-    """Return the rows of the preflight step, the longest first. None if it is not ``wanted`` (default: on a GPU).
-
-    Several processes skip it, because they cannot change their sizes after an out-of-memory error.
-    """
-    if wanted is None:
-        wanted = torch.cuda.is_available()
-    return lengths.longest if wanted and world_size() == 1 else ()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a stage. Skip incomplete ones with a warning."""
-    for checkpoint in reversed(checkpoints(folder)):
-        if is_complete(checkpoint):
-            return checkpoint
-        warn("training.checkpoint_incomplete", "checkpoint is incomplete or corrupt. Skipping it", place=checkpoint)
-    return None
-
-
-def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
-    """Write the weights under a temporary name, then rename them. The first process writes, and the others wait."""
-    if is_main_process():
-        _write_weights(backend, policy, target)
-    distributed.wait_for_all()
-
-
-def _write_weights(backend: Backend, policy: Policy, target: Path) -> None:
-    partial = target.with_name(f"{target.name}.partial")
-    for old in (partial, target):
-        if old.exists():
-            shutil.rmtree(old)
-    backend.save(policy, partial)
-    flush_folder(partial)
-    partial.replace(target)
