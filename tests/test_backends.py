@@ -64,8 +64,8 @@ def test_training_and_evaluation_use_the_same_prompt(policy: Policy, rows: list[
     batch = collate(policy, rows[:1])
     trained = batch["input_ids"][0][batch["labels"][0] == IGNORED]
     text = chat_template.render_prompt(policy.processor, rows[0].messages)
-    asked = policy.processor(text=[text], images=[rows[0].images], add_special_tokens=False)["input_ids"][0]
-    assert trained.tolist() == list(asked)
+    evaluated = policy.processor(text=[text], images=[rows[0].images], add_special_tokens=False)["input_ids"][0]
+    assert trained.tolist() == list(evaluated)
 
 
 def test_labels_equal_those_of_trls_collator_up_to_the_end_of_turn(policy: Policy, rows: list[Row]) -> None:

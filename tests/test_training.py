@@ -402,16 +402,18 @@ def test_the_mask_of_image_tokens_is_aligned_with_the_image_tokens(
 def test_grpo_supports_several_images_per_prompt(tmp_path: Path, counts: tuple[int, int]) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 2, "micro_batch": 2}, "rewards": with_spread(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
-        films = sorted((context.run.path / "synthetic" / "images").glob("*.png"))
+        files = sorted((context.run.path / "synthetic" / "images").glob("*.png"))
         rows = json.loads((context.run.path / "synthetic" / "train.json").read_text(encoding="utf-8"))
         for number, row in enumerate(rows.values()):
-            first = number % len(films)
-            row["ImagePath"] = [f"images/{film.name}" for film in (films * 2)[first : first + counts[number % 2]]]
+            first = number % len(files)
+            row["ImagePath"] = [f"images/{file.name}" for file in (files * 2)[first : first + counts[number % 2]]]
         (tmp_path / "train.json").write_text(json.dumps(rows), encoding="utf-8")
         synthetic = context.run.path / "synthetic"
         source = {"train": str(tmp_path / "train.json"), "test": str(synthetic / "test.json"), "image_root": synthetic}
         changed = context.recipe.model_copy(
-            update={"data": context.recipe.data.model_copy(update={"synthetic": None, **source, "on_leak": "report"})}
+            update={
+                "data": context.recipe.dataset.model_copy(update={"synthetic": None, **source, "on_leak": "report"})
+            }
         )
         record = train_grpo(replace(context, recipe=changed, data=load_data(changed)))
     assert record["steps"] == 2
@@ -431,7 +433,7 @@ def test_a_non_finite_loss_ends_training_before_a_checkpoint_is_saved(tmp_path: 
     report = callbacks.MetricsReporter(lambda step, steps, figures: None)
     state = TrainerState(global_step=3, max_steps=8)
     with raises(TrainingError, "training.loss_not_finite") as caught:
-        report.on_log(TrainingArguments(tmp_path), state, TrainerControl(), {"loss": float("nan")})
+        report.on_log(TrainingArguments(str(tmp_path)), state, TrainerControl(), {"loss": float("nan")})
     assert caught.problem.place == "step 3"
 
 

@@ -203,7 +203,7 @@ def shrink(recipe: "Recipe", options: argparse.Namespace) -> "Recipe":
 
 def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: argparse.Namespace) -> None:
     """Plan a stage and run it; whatever happens is in the file afterwards."""
-    from tests.benchmarks.rival import context_of
+    from tests.helpers.training import context_of
 
     state, started = "failed", time.perf_counter()
     measurement.note(stage, state="running", allocated_before_gib=allocated())
@@ -279,7 +279,7 @@ def train_by_trl(stage: str) -> Callable[["Context"], Any]:
     def run(context: "Context") -> Any:
         from transformers import PrinterCallback
 
-        from tests.benchmarks.rival import TellSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
+        from tests.benchmarks.plain_trl import ReportSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
         from toolkit.training.grpo import grpo_settings
         from toolkit.training.sft import sft_settings
 
@@ -293,7 +293,7 @@ def train_by_trl(stage: str) -> Callable[["Context"], Any]:
         else:
             trainer = plain_grpo(model, reader.processor, job, grpo_settings(reader, job), length)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(TellSteps(stage, context.progress))
+        trainer.add_callback(ReportSteps(stage, context.progress))
         forget_peaks()
         return trainer.train()
 

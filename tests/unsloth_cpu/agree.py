@@ -51,8 +51,8 @@ def main(file: Path, out: Path) -> None:
         context = Context(recipe, run, data, images, stop)
         backend, prompts, samples = choose_backend(recipe.model), Prompts.of(recipe, images), data.train
         rows = [prompts.row(sample, answer=True) for sample in samples[:4]]
-        asked = backend.load(recipe, context.weights, trainable=False)
-        found: dict[str, Any] = {"log_probs": backend.log_probs(asked, rows, [row.answer or "" for row in rows])}
+        policy = backend.load(recipe, context.weights, trainable=False)
+        found: dict[str, Any] = {"log_probs": backend.log_probs(policy, rows, [row.answer or "" for row in rows])}
         for stage in ("sft", "grpo"):
             scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4) if stage == "grpo" else None
             job = TrainingJob(

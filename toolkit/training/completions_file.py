@@ -1,6 +1,6 @@
 """Scores of the completions in a file, as GRPO would compute them, with the reason for each.
 
-``toolkit rewards test`` prints them.
+``toolkit reward test`` prints them.
 """
 
 import json

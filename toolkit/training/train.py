@@ -1,4 +1,4 @@
-"""The training loop that SFT and GRPO share: preflight step, OOM recovery, resume, and saving of the weights."""
+"""The training loop of SFT and GRPO: preflight step, OOM recovery, resume, and saving of the weights."""
 
 import logging
 import os

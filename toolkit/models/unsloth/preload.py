@@ -41,7 +41,7 @@ def unsupported_reasons(recipe: Recipe) -> list[str]:
 def start(folder: Path) -> None:
     """Import Unsloth with its cache in ``folder``, unless it is imported already.
 
-    By default, Unsloth writes ``unsloth_compiled_cache`` to the working directory, which other runs would share.
+    By default, Unsloth writes ``unsloth_compiled_cache`` to the working directory, where other runs would use it too.
 
     Raises:
         ModelError: One of ``PATCHED`` was imported before, or Unsloth cannot be imported.
