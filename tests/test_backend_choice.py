@@ -91,7 +91,8 @@ def test_unsloth_after_transformers_is_an_error(tmp_path: Path) -> None:
     assert sys.modules["transformers"] is transformers
     with raises(ModelError, "model.unsloth_imported_late") as caught:
         start(tmp_path)
-    assert "transformers" in caught.problem.value  # type: ignore[operator]
+    assert isinstance(caught.problem.value, list)
+    assert "transformers" in caught.problem.value
 
 
 RUN = """

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +37,8 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the pixels of all models that are loaded from now on with zeros."""
     load = HfBackend.load
 
-    def blind(self: HfBackend, *args: object, **options: object) -> Policy:
-        policy = load(self, *args, **options)  # type: ignore[arg-type]
+    def blind(self: HfBackend, *args: Any, **options: Any) -> Policy:
+        policy = load(self, *args, **options)
         whole = policy.model.get_base_model()
         seeing = whole.model.get_image_features
         whole.model.get_image_features = lambda pixels, **rest: seeing(torch.zeros_like(pixels), **rest)
@@ -90,8 +91,8 @@ def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
 
     compute = PolicyTrainer._get_per_token_logps_and_entropies
 
-    def lose(self: PolicyTrainer, *args: object, **fields: torch.Tensor) -> object:
-        return compute(self, *args, **{**fields, "pixel_values": torch.zeros_like(fields["pixel_values"])})  # type: ignore[arg-type]
+    def lose(self: PolicyTrainer, *args: Any, **fields: Any) -> Any:
+        return compute(self, *args, **{**fields, "pixel_values": torch.zeros_like(fields["pixel_values"])})
 
     monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", lose)
     alone = replace(context, recipe=context.recipe.model_copy(update={"sft": None}))
