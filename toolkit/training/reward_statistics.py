@@ -19,27 +19,10 @@ from toolkit.models import Backend
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Grpo, Recipe
-from toolkit.runfolder import Record
+from toolkit.training.results import ProbeResult, RewardSummary
 from toolkit.training.rewards import RewardTable, ScoredAnswer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RewardSummary:
-    """One reward over the prompts of a step. Values are None if the reward applied to no completion."""
-
-    n: int
-    """Number of completions that the reward applied to."""
-    mean: float | None
-    std: float | None
-    """Mean over the groups of the standard deviation within a group (divisor G - 1, as TRL's ``reward_std``)."""
-    zero_variance: float | None
-    """Fraction of the groups whose completions all have the same reward. Their advantages and gradients are 0."""
-
-    def to_record(self) -> dict[str, float | None]:
-        """Return the values under their names in the run folder."""
-        return {"n": self.n, "mean": self.mean, "std": self.std, "zero_variance": self.zero_variance}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +42,9 @@ class GroupStatistics:
         """Return the metrics of the log, such as ``reward/letter/mean``. Rewards that never applied are omitted."""
         log = {"reward/unreadable": self.unreadable, "reward/truncated": self.truncated}
         for name, summary in {"total": self.total, **self.components}.items():
-            parts = {part: value for part, value in summary.to_record().items() if part != "n"}
+            parts = {"mean": summary.mean, "std": summary.std, "zero_variance": summary.zero_variance}
             log |= {f"reward/{name}/{part}": value for part, value in parts.items() if value is not None}
         return log
-
-    def to_record(self) -> Record:
-        """Return the statistics for probe.json."""
-        return {
-            "total": self.total.to_record(),
-            "components": {name: summary.to_record() for name, summary in self.components.items()},
-            "unreadable": self.unreadable,
-            "truncated": self.truncated,
-            "problems": self.problems,
-        }
 
 
 def group_statistics(
@@ -110,14 +83,14 @@ def probe(
     samples: Sequence[Sample],
     table: RewardTable,
     recipe: Recipe,
-) -> Record:
+) -> ProbeResult:
     """Sample completions of a few prompts with GRPO's settings, and return the statistics of their rewards.
 
     The random state of the training does not change.
 
     Raises:
         TrainingError: Every group has zero variance, or too many completions are truncated, so GRPO could learn
-            nothing. With ``probe_on_failure = "report"`` this is a warning, and ``failure`` in the record.
+            nothing. With ``probe_on_failure = "report"`` this is a warning, and ``failure`` in the result.
     """
     grpo = recipe.grpo or Grpo()
     chosen = _evenly_spaced(samples, grpo.probe_prompts)
@@ -140,7 +113,14 @@ def probe(
         raise failure
     if failure is not None:
         warn(failure.code, failure.rule, place=failure.place, value=failure.value, remedy=failure.remedy)
-    return {**found.to_record(), "failure": None if failure is None else str(failure)}
+    return ProbeResult(
+        total=found.total,
+        components=found.components,
+        unreadable=found.unreadable,
+        truncated=found.truncated,
+        problems=found.problems,
+        failure=None if failure is None else str(failure),
+    )
 
 
 def _summarise(rewards_PG: Sequence[Sequence[float | None]]) -> RewardSummary:

@@ -13,21 +13,22 @@ from toolkit.evaluation.context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.collate import SftCollator
+from toolkit.models.lengths import Lengths
 from toolkit.models.oom import recipe_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Sft
-from toolkit.runfolder import Record
 from toolkit.training import sft_loss
 from toolkit.training.distributed import per_process
 from toolkit.training.preflight import check_rows, preflight_rows
+from toolkit.training.results import SftResult
 from toolkit.training.train import train, training_rows
 from toolkit.training.trl_trainer import build_trainer, common_settings, finish_trainer, local_optimizer
 
 STAGE = "sft"
 
 
-def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
-    """Train on every training row and save the weights to the run folder. See ``context.TrainStage``.
+def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
+    """Train on every training row and save the weights to the run folder. See ``evaluation.context``.
 
     Args:
         context: The run.
@@ -37,7 +38,7 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
     recipe, samples = context.recipe, training_rows(context, STAGE)
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
 
-    def prepare(policy: Policy) -> tuple[TrainingJob, Record]:
+    def prepare(policy: Policy) -> tuple[TrainingJob, Lengths]:
         lengths = check_rows(context, backend, policy, prompts, samples)
         job = TrainingJob(
             recipe=recipe,
@@ -46,16 +47,17 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
             folder=context.run.stage_folder(STAGE),
             longest=preflight_rows(lengths, preflight),
         )
-        return job, {"lengths": lengths.to_dict()}
+        return job, lengths
 
-    record = train(context, STAGE, backend, prepare, build_sft)
-    return {
-        **record,
-        "backend": backend.name,
-        "optimizer": local_optimizer(recipe.sft or Sft()),
-        "rows": len(samples),
-        "pictures": context.count_images(STAGE),
-    }
+    figures, lengths = train(context, STAGE, backend, prepare, build_sft)
+    return SftResult(
+        training=figures,
+        lengths=lengths,
+        backend=backend.name,
+        optimizer=local_optimizer(recipe.sft or Sft()),
+        rows=len(samples),
+        images=context.count_images(STAGE),
+    )
 
 
 def sft_settings(job: TrainingJob) -> dict[str, object]:
