@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.problems import raises
-from tests.helpers.training import context_of, small_recipe, with_spread
+from tests.helpers.training import context_of, length_reward, small_recipe
 from toolkit.errors import TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, Row
@@ -23,7 +23,7 @@ from toolkit.training.sft import train_sft
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     folder = tmp_path_factory.mktemp("images")
-    tables = {"lora": {"dropout": 0.5}, "rewards": with_spread(folder)}
+    tables = {"lora": {"dropout": 0.5}, "rewards": length_reward(folder)}
     with context_of(small_recipe(folder, tables)) as made:
         yield made
 
@@ -103,7 +103,7 @@ def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
 
 def test_truncated_and_masked_completions_are_checked_too(tmp_path: Path) -> None:
     cut = {"max_completion_tokens": 2, "mask_truncated": True, "max_steps": 1}
-    recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": with_spread(tmp_path)})
+    recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": length_reward(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
         assert train_grpo(context).training.steps == 1
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.helpers.problems import raises, warnings_in
-from tests.helpers.training import Tables, context_of, small_recipe, with_spread
+from tests.helpers.training import Tables, context_of, length_reward, small_recipe
 from toolkit.errors import Interrupted, ModelError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, Sampling, TrainingJob
@@ -61,7 +61,7 @@ def test_a_quantised_run_completes_every_stage_on_a_cpu(
     tables: Tables = {
         "model": {"precision": precision},
         "data": {"synthetic": {"kind": "chest", "train": 8, "test": 2, "size": 64}},
-        "rewards": with_spread(tmp_path),
+        "rewards": length_reward(tmp_path),
         "sft": {**steps, "accumulation": 1},
         "grpo": {**steps, "max_completion_tokens": 8},
         "evaluate": {"max_completion_tokens": 8},

@@ -55,7 +55,7 @@ def test_the_record_of_a_stage_has_planned_and_measured_seconds(tmp_path: Path) 
 
 def test_without_a_plan_no_remaining_time_is_reported_before_the_first_step(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context:
-        times = StepTimes(replace(context, progress=refuse), "sft")
+        times = StepTimes(replace(context, progress=fail), "sft")
         begin(times, step=0, steps=10)
     assert times.result() == StepSeconds(planned=None, preflight=None, measured=None)
 
@@ -80,7 +80,7 @@ def test_the_preflight_step_replaces_the_plan_until_a_step_is_measured(
     assert times.result() == StepSeconds(planned=None, preflight=20.0, measured=20.0)
 
 
-def refuse(what: str, done: int, total: int, note: str = "") -> None:
+def fail(what: str, done: int, total: int, note: str = "") -> None:
     raise AssertionError(note)
 
 

@@ -19,7 +19,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_data
-from tests.helpers.training import ADAPTER, StopAfter, adapter_of, context_of, only, same, small_recipe, with_spread
+from tests.helpers.training import ADAPTER, StopAfter, adapter_of, context_of, length_reward, only, same, small_recipe
 from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models import lengths as lengths_module
@@ -155,7 +155,7 @@ def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
 
 
 def test_grpo_continues_from_the_sft_adapter(tmp_path: Path) -> None:
-    with context_of(small_recipe(tmp_path, {"rewards": with_spread(tmp_path)})) as context:
+    with context_of(small_recipe(tmp_path, {"rewards": length_reward(tmp_path)})) as context:
         context.run.mark_done("sft", train_sft(context))
         start = context.weights
         assert start == context.run.weights_folder("sft")
@@ -288,7 +288,7 @@ def test_a_reward_that_raises_stops_the_training_and_names_the_sample(tmp_path: 
         raises(RewardError, "rewards.function_raised") as caught,
     ):
         train_grpo(context)
-    assert caught.problem.place.startswith("reward broken, sample film")
+    assert caught.problem.place.startswith("reward broken, sample ")
 
 
 def test_rows_that_are_too_long_are_named_before_training(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_the_mask_of_image_tokens_is_aligned_with_the_image_tokens(
 
 @pytest.mark.parametrize("counts", [(2, 2), (1, 2), (2, 1)])
 def test_grpo_supports_several_images_per_prompt(tmp_path: Path, counts: tuple[int, int]) -> None:
-    recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 2, "micro_batch": 2}, "rewards": with_spread(tmp_path)})
+    recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 2, "micro_batch": 2}, "rewards": length_reward(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
         files = sorted((context.run.path / "synthetic" / "images").glob("*.png"))
         rows = json.loads((context.run.path / "synthetic" / "train.json").read_text(encoding="utf-8"))

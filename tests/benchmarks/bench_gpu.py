@@ -162,7 +162,7 @@ def write_model_apart(model: Path, options: argparse.Namespace) -> None:
 
 def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Namespace) -> "Recipe":
     """The recipe with this stage alone, and a reward under which sampled completions differ."""
-    from tests.helpers.training import with_spread
+    from tests.helpers.training import length_reward
     from toolkit.recipe import Evaluate
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Name
         changes["data"] = recipe.data.model_copy(update={"synthetic": rows})
     else:
         changes[stage] = getattr(recipe, stage).model_copy(update={"max_steps": options.steps})
-        changes["rewards"] = recipe.rewards.model_copy(update=with_spread(folder))
+        changes["rewards"] = recipe.rewards.model_copy(update=length_reward(folder))
     return recipe.model_copy(update=changes)
 
 

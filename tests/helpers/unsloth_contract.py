@@ -30,7 +30,7 @@ from unsloth.models._utils import apply_accepts_loss_kwargs_fix
 from unsloth.models.loader_utils import get_model_name
 from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 
-from tests.helpers.training import FEW_STEPS, context_of, small_recipe, with_spread
+from tests.helpers.training import FEW_STEPS, context_of, length_reward, small_recipe
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.models import vllm
@@ -270,7 +270,7 @@ def small_sizes() -> dict[str, Any]:
         ("grpo", "bnpo"),
     ):  # normalised by the step's tokens, by rows, by the micro-batch's tokens
         section = {"max_steps": 1, "micro_batch": 4, "loss": loss, "scale_rewards": "none"}
-        tables = {**FEW_STEPS, **IN_FLOAT32, "grpo": section, "rewards": with_spread(FOLDER)}
+        tables = {**FEW_STEPS, **IN_FLOAT32, "grpo": section, "rewards": length_reward(FOLDER)}
         with context_of(small_recipe(FOLDER, tables, f"sizes-{stage}-{loss}")) as context:
             sizes = recipe_sizes(context.recipe, stage)
             plain, small = (step_with(context, stage, one) for one in (sizes, sizes.smaller()))
@@ -308,7 +308,7 @@ def main() -> None:
         "names": [get_model_name("google/medgemma-4b-it", load_in_4bit=bits) for bits in (True, False)],
     }
     with context_of(
-        small_recipe(FOLDER, {**FEW_STEPS, **IN_FLOAT32, "rewards": with_spread(FOLDER)}, "trained")
+        small_recipe(FOLDER, {**FEW_STEPS, **IN_FLOAT32, "rewards": length_reward(FOLDER)}, "trained")
     ) as context:
         found["trained"] = trained(context)
         found["blind"] = blind(context)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.training import Tables, small_recipe, with_spread
+from tests.helpers.training import Tables, length_reward, small_recipe
 from tests.unsloth_cpu.process import Done
 from tests.unsloth_cpu.substitutes import SUBSTITUTES
 from toolkit.recipe import Recipe
@@ -28,7 +28,7 @@ def recipe_of(folder: Path, backend: str, tables: Tables) -> Recipe:
         "grpo": {"max_steps": STEPS, "max_completion_tokens": 8, "beta": 0.04},
         "evaluate": {"batch_size": QUESTIONS, "max_completion_tokens": 4, "before": False},
         "export": {"to": ("adapter", "merged"), "verify": QUESTIONS},
-        "rewards": with_spread(folder),
+        "rewards": length_reward(folder),
     }
     for table, keys in tables.items():
         few.setdefault(table, {}).update(keys)
