@@ -173,45 +173,49 @@ def _finished_figures(context: Context, stage: str, last: Path) -> TrainingFigur
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """What all trainers of a stage have in common."""
+
+    context: Context
+    stage: str
+    backend: Backend
+    holder: _PolicyHolder
+    build: Build
+    job: TrainingJob
+    recovery: Recovery
+
+    @property
+    def folder(self) -> Path:
+        return self.context.run.stage_folder(self.stage)
+
+    @property
+    def sized_job(self) -> TrainingJob:
+        """The job with the current sizes of OOM recovery."""
+        return replace(self.job, sizes=self.recovery.sizes, rollout_limit=self.recovery.rollout_limit())
+
+    def shrink(self, step: int, during: str, start: Path | None) -> None:
+        """Switch to smaller sizes after an out-of-memory error. See ``Recovery.shrink``."""
+        file = self.context.run.plan_file
+        plan = read_json(file) if file.is_file() else None
+        self.recovery.shrink(step, during, start.name if start else None, plan)
+
+
 def _train(
     context: Context, stage: str, backend: Backend, holder: _PolicyHolder, job: TrainingJob, build: Build
 ) -> TrainingFigures:
     """Make the preflight step, then build one trainer after another until one reaches the end."""
-    folder, recovery = context.run.stage_folder(stage), Recovery(context.run.stage_folder(stage), context.recipe, stage)
-    plan = read_json(context.run.plan_file) if context.run.plan_file.is_file() else None
-    resumed, begun = last_checkpoint(folder), time.monotonic()
-    _remove_later_metrics(context, stage, step_of(resumed), recovery)
-    times = StepTimes(context, stage)
+    folder = context.run.stage_folder(stage)
+    recovery, times = Recovery(folder, context.recipe, stage), StepTimes(context, stage)
     callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures), times]
-    job = replace(job, callbacks=callbacks)
-
-    def sized() -> TrainingJob:
-        return replace(job, sizes=recovery.sizes, rollout_limit=recovery.rollout_limit())
-
-    measured: PreflightResult | None = None
-    while job.longest and measured is None:
-        step = step_of(resumed) + 1
-        measured = run_preflight_step(build(backend, holder.policy, preflight_job(sized(), stage)))
-        context.stop.check(_saved(stage, resumed))
-        if measured is None:
-            recovery.shrink(step, "preflight step", resumed.name if resumed else None, plan)
-        else:
-            times.note_preflight(measured.seconds)
-        holder.reload()  # discards the update of the preflight step
+    loop = _Loop(context, stage, backend, holder, build, replace(job, callbacks=callbacks), recovery)
+    resumed, begun = last_checkpoint(folder), time.monotonic()
+    _remove_later_metrics(loop, step_of(resumed))
+    preflight = _preflight(loop, resumed) if job.longest else None
+    if preflight is not None:
+        times.note_preflight(preflight.seconds)
     begin_peak()
-    while True:
-        start = last_checkpoint(folder)
-        if start:
-            log.info("%s: resuming from %s", stage, start.name)
-        outcome = _use_one_trainer(backend, holder.policy, build, sized(), start)
-        if outcome.fits:
-            break
-        start = last_checkpoint(folder)  # the one just written, if the optimizer step was complete
-        during = ("rollout or pass" if stage == "grpo" else "pass") if outcome.complete else "optimizer step"
-        recovery.shrink(max(outcome.step, step_of(start)) + 1, during, start.name if start else None, plan)
-        _remove_later_metrics(context, stage, step_of(start), recovery)
-        context.stop.check(_saved(stage, start))
-        holder.reload()
+    outcome = _train_to_end(loop)
     _check_end(context, stage, outcome)
     distributed.wait_for_all()
     if is_main_process():
@@ -222,8 +226,39 @@ def _train(
         seconds_per_step=times.result(),
         skipped_steps=_logged(context, stage, "skipped_steps"),
         resumed_from=resumed.name if resumed else None,
-        gpu_memory=recovery.gpu_memory(gpu_peaks(), measured),
+        gpu_memory=recovery.gpu_memory(gpu_peaks(), preflight),
     )
+
+
+def _preflight(loop: _Loop, resumed: Path | None) -> PreflightResult:
+    """Repeat the preflight step with smaller sizes until it fits."""
+    measured = None
+    while measured is None:
+        trainer = loop.build(loop.backend, loop.holder.policy, preflight_job(loop.sized_job, loop.stage))
+        measured = run_preflight_step(trainer)
+        del trainer  # its reference to the policy would keep two models in GPU memory
+        loop.context.stop.check(_saved(loop.stage, resumed))
+        if measured is None:
+            loop.shrink(step_of(resumed) + 1, "preflight step", resumed)
+        loop.holder.reload()  # discards the update of the preflight step
+    return measured
+
+
+def _train_to_end(loop: _Loop) -> _Outcome:
+    """Train, with smaller sizes after each out-of-memory error, until the end or a signal."""
+    while True:
+        start = last_checkpoint(loop.folder)
+        if start:
+            log.info("%s: resuming from %s", loop.stage, start.name)
+        outcome = _use_one_trainer(loop.backend, loop.holder.policy, loop.build, loop.sized_job, start)
+        if outcome.fits:
+            return outcome
+        start = last_checkpoint(loop.folder)  # the one just written, if the optimizer step was complete
+        during = ("rollout or pass" if loop.stage == "grpo" else "pass") if outcome.complete else "optimizer step"
+        loop.shrink(max(outcome.step, step_of(start)) + 1, during, start)
+        _remove_later_metrics(loop, step_of(start))
+        loop.context.stop.check(_saved(loop.stage, start))
+        loop.holder.reload()
 
 
 def _use_one_trainer(
@@ -301,15 +336,15 @@ def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
         )
 
 
-def _remove_later_metrics(context: Context, stage: str, step: int, recovery: Recovery) -> None:
+def _remove_later_metrics(loop: _Loop, step: int) -> None:
     """Remove the steps after ``step`` from metrics.jsonl, because training repeats them."""
-    if is_main_process() and (count := context.run.remove_metrics(stage, step)):
+    if is_main_process() and (count := loop.context.run.remove_metrics(loop.stage, step)):
         warn(
             "training.metrics_removed",
             f"{count} lines of metrics.jsonl after step {step} are removed, because these steps are repeated",
-            place=stage,
+            place=loop.stage,
         )
-    recovery.logged = _logged(context, stage, "out_of_memory")
+    loop.recovery.logged = _logged(loop.context, loop.stage, "out_of_memory")
 
 
 def _logged(context: Context, stage: str, name: str) -> int:
