@@ -1,7 +1,7 @@
 """float16 with a gradient scaler: a skipped optimizer step is not divergence, and a scale below 1 ends the run.
 
-accelerate makes a scaler on a GPU alone. Here its trainer gets torch's own for the CPU, and overflows are injected into
-gradients.
+accelerate creates a scaler on a GPU only. Here its trainer gets torch's scaler for the CPU, and overflows are injected
+into gradients.
 """
 
 import math
@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from torch.amp.grad_scaler import GradScaler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tests.helpers.oom import lines_of, recipe_of, run, small_memory
@@ -51,7 +52,7 @@ def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool =
     def scaled(backend: Any, policy: Any, job: Any) -> Any:
         trainer = build(backend, policy, job)
         if scaler:
-            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+            trainer.accelerator.scaler = GradScaler("cpu", init_scale=SCALE)
         trainer.add_callback(overflow)
         next(one for one in policy.model.parameters() if one.requires_grad).register_hook(overflow.hook)
         return trainer
@@ -106,7 +107,7 @@ def test_a_repeated_skipped_step_counts_once() -> None:
     reported: list[dict[str, float]] = []
     report = MetricsReporter(lambda step, steps, figures: reported.append(dict(figures)))
     args, control = TrainingArguments(report_to="none", use_cpu=True), TrainerControl()
-    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    scaler = GradScaler("cpu", init_scale=SCALE)
     skipped = SimpleNamespace(step_was_skipped=True, scaler=scaler)
     report.on_optimizer_step(args, TrainerState(global_step=1), control, optimizer=skipped)  # step 2
     report.on_train_begin(args, TrainerState(global_step=1), control)
@@ -122,7 +123,7 @@ def test_a_non_finite_loss_of_a_skipped_step_is_omitted_from_the_log() -> None:
     args, state, control = TrainingArguments(report_to="none", use_cpu=True), TrainerState(), TrainerControl()
     Accelerator(cpu=True)  # its optimizer needs an accelerator
     parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = AcceleratedOptimizer(torch.optim.SGD([parameter]), scaler=torch.amp.GradScaler("cpu", init_scale=SCALE))
+    optimizer = AcceleratedOptimizer(torch.optim.SGD([parameter]), scaler=GradScaler("cpu", init_scale=SCALE))
     for gradient in (math.inf, 1.0):
         optimizer.scaler.scale(parameter.sum()).backward()
         parameter.grad = torch.full((2,), gradient)

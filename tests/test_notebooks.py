@@ -1,4 +1,4 @@
-"""The notebooks: in step with their sources, without outputs, and each runs to its end on a machine without a GPU."""
+"""The notebooks match their sources, have no outputs, and run to the end on a machine without a GPU."""
 
 import ast
 import os
@@ -17,6 +17,11 @@ ROOT = Path(__file__).parent.parent
 NAMES = ["ham10000_kaggle", "medgemma_grpo_colab", "medgemma_grpo_kaggle", "tour"]
 
 
+def read_notebook(name: str) -> nbformat.NotebookNode:
+    made: nbformat.NotebookNode = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    return made
+
+
 def code_of(source: Path) -> str:
     return source.read_text(encoding="utf-8")
 
@@ -33,14 +38,12 @@ def test_every_notebook_has_a_source_and_every_source_a_notebook() -> None:
 @pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
 def test_a_notebook_is_what_its_source_makes(source: Path) -> None:
     """If this fails, run ``python tests/helpers/notebooks.py``."""
-    assert source.with_suffix(".ipynb").read_text(encoding="utf-8") == text_of(source), (
-        "python tests/helpers/notebooks.py"
-    )
+    assert source.with_suffix(".ipynb").read_text(encoding="utf-8") == text_of(source)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_has_no_outputs(name: str) -> None:
-    made = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    made = read_notebook(name)
     code = [cell for cell in made.cells if cell.cell_type == "code"]
     assert code
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
@@ -67,11 +70,11 @@ def test_every_recipe_and_key_that_a_notebook_names_exists(source: Path) -> None
 
 
 def execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything that a notebook printed, run from its first cell to its last in an empty folder."""
+    """Run a notebook from its first cell to its last in an empty folder, and return everything that it printed."""
     monkeypatch.setenv("TOOLKIT_DRY_RUN", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
     monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
-    made = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    made = read_notebook(name)
     NotebookClient(made, timeout=3000, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [out for cell in made.cells if cell.cell_type == "code" for out in cell.outputs]
     assert not [out for out in outputs if out.output_type == "error"]

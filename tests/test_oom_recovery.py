@@ -28,19 +28,18 @@ from tests.helpers.recipes import load_recipe
 from tests.helpers.training import StopAfter, adapter_of, context_of, same, small_recipe
 from toolkit.errors import Interrupted, ModelError, RunError, TrainingError
 from toolkit.evaluation.context import Context
-from toolkit.models.backend import Sampling, TrainingJob
-from toolkit.models.batch_sizes import Sizes
+from toolkit.models.backend import Row, Sampling, TrainingJob
 from toolkit.models.collate import collate
 from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import check_lengths
-from toolkit.models.oom import BatchLimit, attempt
+from toolkit.models.oom import BatchLimit, Sizes, attempt
 from toolkit.models.prompts import Prompts
 from toolkit.pipeline.dry_run import derive_dry_run
 from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json, read_lines, write_json
 from toolkit.runfolder.usage import machine
 from toolkit.training import train as training
-from toolkit.training.callbacks import checkpoints
+from toolkit.training.checkpoints import checkpoints
 from toolkit.training.grpo import train_grpo
 from toolkit.training.grpo_trainer import PolicyTrainer, _parts
 from toolkit.training.oom_recovery import Recovery, advice
@@ -68,11 +67,11 @@ def without_recovery(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in names} for line in lines]
 
 
-def keep_sizes(recipe: Recipe, stage: str, sizes: Sizes) -> None:
-    """Check the results of a stage after an out-of-memory error."""
-    kept = {"micro_batch": sizes.micro_batch, "accumulation": sizes.accumulation}
+def store_sizes(recipe: Recipe, stage: str, sizes: Sizes) -> None:
+    """Write the sizes that a stage stores after an out-of-memory error."""
+    written = {"micro_batch": sizes.micro_batch, "accumulation": sizes.accumulation}
     file = recipe.run_folder / "stages" / stage / "sizes.json"
-    write_json(file, {**kept, "completions_per_generate": sizes.completions, "recoveries": []})
+    write_json(file, {**written, "completions_per_generate": sizes.completions, "recoveries": []})
 
 
 def one_by_one(stage: str) -> Sizes:
@@ -84,10 +83,11 @@ def one_by_one(stage: str) -> Sizes:
 def test_oom_in_step_1_gives_the_adapter_of_a_run_with_the_smaller_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str, most: int
 ) -> None:
-    ours, theirs = {
+    changes: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "sft": ({"batch_size": 4, "accumulation": 1}, {"batch_size": 1, "accumulation": 4}),
         "grpo": ({"beta": 0.1, "micro_batch": 2}, {"beta": 0.1, "micro_batch": 1}),
-    }[stage]
+    }
+    ours, theirs = changes[stage]
     recovered = recipe_of(stage, tmp_path, "recovered", **{stage: ours})
     begun = recipe_of(stage, tmp_path, "begun", **{stage: theirs})
     run(begun, stage)
@@ -122,7 +122,7 @@ def test_oom_in_a_later_step_gives_the_adapter_of_a_run_resumed_with_the_smaller
     resumed, recovered = (recipe_of(stage, tmp_path, name) for name in ("resumed", "recovered"))
     with stop_after(monkeypatch, 1):
         run(resumed, stage)
-    keep_sizes(resumed, stage, one_by_one(stage))
+    store_sizes(resumed, stage, one_by_one(stage))
     assert run(resumed, stage).training.resumed_from == "step-00000001"
     # One step of two passes succeeds, and one pass of the second step.
     with small_memory(monkeypatch, fits=1, where=where, gradients=True, spared=3) as memory:
@@ -241,7 +241,7 @@ def test_a_signal_during_recovery_stops_the_run_after_the_step_is_saved(
 
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2) as memory:
         memory.fail = signalled  # type: ignore[method-assign]
-        with pytest.raises(Interrupted, match="saved after step 1"):
+        with pytest.raises(Interrupted):
             run(recipe, "sft")
     assert [path.name for path in checkpoints(recipe.run_folder / "stages" / "sft")] == ["step-00000001"]
 
@@ -249,7 +249,7 @@ def test_a_signal_during_recovery_stops_the_run_after_the_step_is_saved(
 def test_sizes_that_do_not_divide_the_step_are_rejected(tmp_path: Path) -> None:
     recipe = recipe_of("sft", tmp_path, "other")
     with context_of(recipe) as context:
-        keep_sizes(recipe, "sft", Sizes(3, 2))
+        store_sizes(recipe, "sft", Sizes(3, 2))
         with raises(RunError, "training.kept_sizes_differ") as caught:
             train_sft(context)
         assert caught.problem.value == "3 x 2"
@@ -261,7 +261,7 @@ def test_a_rollout_repeated_in_parts_gives_the_adapter_of_a_run_with_these_parts
 ) -> None:
     begun, recovered = (recipe_of("grpo", tmp_path, name) for name in ("begun", "recovered"))
     with context_of(begun) as context:
-        keep_sizes(begun, "grpo", Sizes(2, 2, 1))
+        store_sizes(begun, "grpo", Sizes(2, 2, 1))
         train_grpo(context)
     generations = count_generations(monkeypatch)
     with small_memory(
@@ -321,7 +321,7 @@ def test_a_rollout_of_one_completion_that_does_not_fit_stops_the_run(
     recipe = recipe_of("grpo", tmp_path, "none", grpo={"micro_batch": 1})
     with (
         small_memory(monkeypatch, fits=0, gradients=False),
-        no_look(monkeypatch),
+        no_image_check(monkeypatch),
         raises(TrainingError, "training.out_of_memory"),
     ):
         run(recipe, "grpo")
@@ -331,10 +331,10 @@ def test_a_rollout_of_one_completion_that_does_not_fit_stops_the_run(
 
 
 @contextmanager
-def no_look(patch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_image_check(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Skip the image check, whose passes would not fit either."""
     with patch.context() as inner:
-        inner.setattr("toolkit.training.grpo.check_images_used", lambda *_: True)
+        inner.setattr("toolkit.training.preflight.check_images_used", lambda *_: True)
         yield
 
 
@@ -355,7 +355,7 @@ def test_if_one_row_does_not_fit_the_error_has_the_advice_of_the_plan(
     assert "224" not in caught.problem.remedy  # for a smaller GPU
 
 
-PLAN = {
+PLAN: dict[str, Any] = {
     "gpu": {"memory_gb": 15.8},
     "memory": {
         "sft": {
@@ -368,7 +368,7 @@ PLAN = {
         }
     },
 }
-PLAN["memory"]["sft"]["fits"]["12"]["knobs"].append("images.max_side = 448")  # type: ignore[index]
+PLAN["memory"]["sft"]["fits"]["12"]["knobs"].append("images.max_side = 448")
 
 
 def test_advice_needs_no_plan_and_no_gpu(tmp_path: Path) -> None:
@@ -530,12 +530,12 @@ def test_a_model_that_does_not_fit_the_gpu_is_an_error_with_advice(
 def test_the_preflight_step_uses_the_longest_rows(tmp_path: Path) -> None:
     longest = (7, 3, 9, 1, 2, 0)
     sft = preflight_job(job_of("sft", tmp_path, longest), "sft")
-    assert {sft.rows(number) for number in range(sft.count)} == {7, 3}  # those of one micro-batch
+    assert {sft.rows(number).answer for number in range(sft.count)} == {"7", "3"}  # those of one micro-batch
     assert sft.count == 4
     grpo = preflight_job(job_of("grpo", tmp_path, longest), "grpo")
-    assert [grpo.rows(number) for number in range(grpo.count)] == [7, 3]
+    assert [grpo.rows(number).answer for number in range(grpo.count)] == ["7", "3"]
     few = preflight_job(job_of("sft", tmp_path, (5,)), "sft")
-    assert {few.rows(number) for number in range(few.count)} == {5}
+    assert {few.rows(number).answer for number in range(few.count)} == {"5"}
     with context_of(recipe_of("sft", tmp_path, "counted")) as context:
         prompts = Prompts.of(context.recipe, context.images)
         processor = HfBackend().load_without_model(context.recipe).processor
@@ -547,8 +547,9 @@ def test_the_preflight_step_uses_the_longest_rows(tmp_path: Path) -> None:
 
 
 def job_of(stage: str, folder: Path, longest: tuple[int, ...]) -> TrainingJob:
-    """A job whose rows are their own numbers."""
-    return TrainingJob(recipe_of(stage, folder, "job"), lambda number: number, 24, folder, longest=longest)  # type: ignore[arg-type,return-value]
+    """A job whose rows have their numbers as answers."""
+    recipe = recipe_of(stage, folder, "job")
+    return TrainingJob(recipe, lambda number: Row([], [], str(number)), 24, folder, longest=longest)
 
 
 def test_sizes_halved_in_the_preflight_step_stay_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -637,12 +638,10 @@ def test_a_rollout_is_split_with_the_images_of_each_row(size: int) -> None:
     if size == 1:
         assert [len(one) for one in pixels] == [4, 24]
         assert parts[1][1:] == (None, {"token_type_ids": [[1]]})
-        for name, fields in (
-            ("pixel_values", {"pixel_values": torch.zeros(3, 1)}),
-            ("num_tiles", {"num_tiles": [1, 1]}),
-        ):
+        inseparable: dict[str, Any] = {"pixel_values": torch.zeros(3, 1), "num_tiles": [1, 1]}
+        for name, value in inseparable.items():
             with raises(TrainingError, "training.rollout_not_separable") as caught:
-                list(_parts([[0], [1]], [["a"], ["b"]], fields, 1))
+                list(_parts([[0], [1]], [["a"], ["b"]], {name: value}, 1))
             assert caught.problem.place == f"grpo, {name}"
 
 
@@ -664,7 +663,7 @@ def test_images_of_different_sizes_keep_their_patches_in_a_split_rollout(
         },
     }
     whole, cut_up = (recipe_of("grpo", tmp_path, name, **tables) for name in ("whole", "cut"))
-    unequal_pictures(monkeypatch)
+    unequal_images(monkeypatch)
     seen: list[Any] = []
     plain = PolicyTrainer._generate_single_turn
 
@@ -681,7 +680,7 @@ def test_images_of_different_sizes_keep_their_patches_in_a_split_rollout(
     assert len({str(ids) for ids in seen[0]}) > 1
 
 
-def unequal_pictures(patch: pytest.MonkeyPatch) -> None:
+def unequal_images(patch: pytest.MonkeyPatch) -> None:
     """Every third image has half the height."""
     plain = Prompts.row
 
@@ -708,7 +707,10 @@ def evaluated(context: Context, fits: int) -> Iterator[tuple[SmallMemory, Any, l
 
 
 def test_greedy_completions_are_the_same_in_smaller_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with context_of(recipe_of("sft", tmp_path, "asked")) as context, evaluated(context, fits=99) as (_, policy, rows):
+    with (
+        context_of(recipe_of("sft", tmp_path, "evaluated")) as context,
+        evaluated(context, fits=99) as (_, policy, rows),
+    ):
         wanted = backend_class()().generate(policy, rows[:7], Sampling(12))
         with evaluated(context, fits=3) as (memory, policy, rows), caplog.at_level(logging.WARNING):
             assert backend_class()().generate(policy, rows[:7], Sampling(12)) == wanted
@@ -766,7 +768,7 @@ def test_checkpointing_computes_no_gradients_for_a_frozen_vision_tower(
     name = family if family == "tiny" else str(build(family, request.getfixturevalue("shared_data"), tmp_path))
     gradients, needed = {}, []
     for checkpointing in (False, True):
-        tables = {
+        tables: dict[str, dict[str, Any]] = {
             "model": {"name": name, "max_tokens": 600},
             "sft": {"max_steps": 1, "gradient_checkpointing": checkpointing},
         }

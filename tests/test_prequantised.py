@@ -62,14 +62,14 @@ def test_the_name_is_replaced_unless_revision_precision_or_folder_say_otherwise(
 
 @pytest.mark.usefixtures("online")
 def test_the_hub_is_queried_once_for_the_repository_that_is_loaded() -> None:
-    asked = []
+    queried = []
 
-    def ask(name: str) -> Repository:
-        asked.append(name)
+    def query(name: str) -> Repository:
+        queried.append(name)
         return Repository(name, ("lm_head",), 5_000_000_000)
 
-    found = find_repository(MEDGEMMA, ask)
-    assert asked == [NAME]
+    found = find_repository(MEDGEMMA, query)
+    assert queried == [NAME]
     assert found == Repository(NAME, ("lm_head",), 5_000_000_000)
 
 

@@ -16,7 +16,7 @@ from toolkit.pipeline import read_results, run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, find_run, read_lines
-from toolkit.training.reward_test import score_file
+from toolkit.training.completions_file import score_file
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from tests.fake_cuda.log import DEVICE, AllocationLog
 from toolkit.models import lora as adapter
-from toolkit.models.module_names import VISION
+from toolkit.models.model_paths import VISION
 from toolkit.planning.architecture import is_kept
 from toolkit.planning.prequantised import KEPT
 from toolkit.planning.stages import Setting

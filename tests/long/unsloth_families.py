@@ -13,6 +13,7 @@ from tests.helpers.real_processors import unpack_processors
 from tests.helpers.recipes import load_recipe
 from tests.helpers.recipes_on_shapes import CASES, RECIPES, on_synthetic_data_to_export
 from tests.helpers.shapes import write_model
+from tests.helpers.training import Tables
 from tests.helpers.unsloth_runs import check_run, recipe_of
 from tests.unsloth_cpu.process import run_toolkit
 from toolkit.runfolder import RunFolder
@@ -66,9 +67,9 @@ def test_qwen3_5_runs_to_a_verified_merge(tmp_path: Path, shared_data: Path) -> 
 
 
 def test_max_tokens_above_512_runs_with_unsloths_checkpointing(tmp_path: Path) -> None:
-    """From 512 tokens on Unsloth chooses its offloaded checkpointing; without it, it takes torch's."""
+    """From 512 tokens on, Unsloth uses its offloaded checkpointing, below it torch's."""
     checkpointed = {"gradient_checkpointing": True}
-    tables = {"model": {"max_tokens": 600}, "sft": checkpointed, "grpo": checkpointed}
+    tables: Tables = {"model": {"max_tokens": 600}, "sft": checkpointed, "grpo": checkpointed}
     recipe = recipe_of(tmp_path, "unsloth", tables)
     check_run(recipe, run_toolkit(recipe, "L4"))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from toolkit.data.loading import DataSplits
     from toolkit.images import ScanReport
     from toolkit.runfolder import RunFolder
-    from toolkit.training.reward_test import ScoredCompletion
+    from toolkit.training.completions_file import ScoredCompletion
 
 FOLDER = "{folder}"
 """Placeholder for the folder of a format in the commands of an export's record."""

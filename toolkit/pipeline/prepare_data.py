@@ -92,7 +92,7 @@ def inspect_data(
 def _render_rows(recipe: Recipe, data: DataSplits, images: ImageStore, count: int) -> list[tuple[str, str]]:
     if not count:
         return []
-    from toolkit.models.rendered_rows import render_samples  # imports torch and transformers
+    from toolkit.models.prompts import render_samples  # imports torch and transformers
 
     return list(render_samples(recipe, data.train[:count], images))
 

@@ -170,7 +170,7 @@ def train_as_worker(recipe: Recipe, stages: Stages) -> RunResults:
 def wait_for_all() -> None:
     """Wait for the other processes of the run. Imports no model library if there is only one process."""
     if world_size() > 1:
-        from toolkit.models.distributed import wait_for_all as wait
+        from toolkit.training.distributed import wait_for_all as wait
 
         wait()
 

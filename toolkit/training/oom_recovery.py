@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from toolkit.errors import RunError, TrainingError, warn
-from toolkit.models.batch_sizes import Sizes, recipe_sizes
-from toolkit.models.oom import BatchLimit
+from toolkit.models.oom import BatchLimit, Sizes, recipe_sizes
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.runfolder import from_json, is_main_process, read_json, write_json
 from toolkit.training.results import GpuMemory, OutOfMemory, PreflightResult
@@ -114,8 +113,8 @@ class Recovery:
         if is_main_process():
             write_json(self._file, {**_to_json(sizes), "recoveries": self.errors})
 
-    def _read(self, kept: Mapping[str, Any]) -> None:
-        found = Sizes(kept["micro_batch"], kept["accumulation"], kept["completions_per_generate"])
+    def _read(self, stored: Mapping[str, Any]) -> None:
+        found = Sizes(stored["micro_batch"], stored["accumulation"], stored["completions_per_generate"])
         if found.rows != self.sizes.rows:
             raise RunError(
                 "training.kept_sizes_differ",
@@ -124,7 +123,7 @@ class Recovery:
                 value=f"{found.micro_batch} x {found.accumulation}",
                 remedy="Delete the file to start with the recipe's sizes.",
             )
-        self.sizes, self.errors = found, list(from_json(tuple[OutOfMemory, ...], kept["recoveries"]))
+        self.sizes, self.errors = found, list(from_json(tuple[OutOfMemory, ...], stored["recoveries"]))
         log.info("%s: after an earlier out-of-memory error: %s", self.stage, _describe(found))
 
 
@@ -145,8 +144,9 @@ def _computed(stage: str, plan: Mapping[str, Any] | None) -> list[str]:
     for size in sizes:
         if gpu is not None and size > gpu * 1.05:  # a GPU of nominal 24 GB has between 23.6 and 25.8 GB
             continue
-        knobs = memory["fits"][str(size)].get("knobs") or []
-        left = [knob for knob in knobs if not knob.startswith(("sft.batch_size", "grpo.micro_batch"))]
+        changes = memory["fits"][str(size)].get("knobs") or []
+        # Recovery has halved the batch sizes already.
+        left = [change for change in changes if not change.startswith(("sft.batch_size", "grpo.micro_batch"))]
         if left:
             return left
     return []
@@ -172,9 +172,9 @@ def _keys(recipe: Recipe, stage: str, section: Optimisation | None) -> Iterator[
 
 
 def _to_json(sizes: Sizes) -> dict[str, int | None]:
-    kept = asdict(sizes)
-    completions = kept.pop("completions")
-    return {**kept, "completions_per_generate": completions}
+    figures = asdict(sizes)
+    completions = figures.pop("completions")
+    return {**figures, "completions_per_generate": completions}
 
 
 def _describe(sizes: Sizes) -> str:

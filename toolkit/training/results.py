@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.images import StoreReport
-from toolkit.training.rewards.statistics import RewardSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +129,19 @@ class SftResult:
     optimizer: str
     rows: int
     images: StoreReport
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSummary:
+    """One reward over the prompts of a step. Values are None if the reward applied to no completion."""
+
+    n: int
+    """Number of completions that the reward applied to."""
+    mean: float | None
+    std: float | None
+    """Mean over the groups of the standard deviation within a group (divisor G - 1, as TRL's ``reward_std``)."""
+    zero_variance: float | None
+    """Fraction of the groups whose completions all have the same reward. Their advantages and gradients are 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def dry_run(
     def prepare(derived: Recipe, run: RunFolder, report: Progress) -> DataAndImages:
         _log_changes(recipe, derived, no_rows, lacking)
         data, images = stages.prepare(derived, run, report)
-        from toolkit.models.rendered_rows import render_samples  # imports torch and transformers
+        from toolkit.models.prompts import render_samples  # imports torch and transformers
 
         show(list(render_samples(derived, data.train[:SHOWN_ROWS], images)))
         if derived.grpo:

@@ -1,21 +1,79 @@
-"""The probe before GRPO's first step: whether the rewards of sampled completions give a learning signal."""
+"""The learning signal of rewards: statistics of the groups that GRPO compares, and the probe before its first step.
+
+Axes: P prompts, G generations (completions) per prompt.
+"""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import torch
 
-from toolkit.data.sample import Sample
+from toolkit.data.sample import Answer, Sample
 from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.answers import read_answer
 from toolkit.models import Backend
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Grpo, Recipe
-from toolkit.training.results import ProbeResult
-from toolkit.training.rewards import GroupStatistics, RewardTable, group_statistics
+from toolkit.training.results import ProbeResult, RewardSummary
+from toolkit.training.rewards import RewardTable, ScoredAnswer
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatistics:
+    """The rewards of one step."""
+
+    total: RewardSummary
+    components: Mapping[str, RewardSummary]
+    unreadable: float
+    """Fraction of the completions from which no answer could be parsed."""
+    truncated: float
+    """Fraction of the completions that reached the token limit."""
+    problems: Mapping[str, int]
+    """Maps the reason why no answer could be parsed to the number of completions, the most frequent first."""
+
+    def to_log(self) -> dict[str, float]:
+        """Return the metrics of the log, such as ``reward/letter/mean``. Rewards that never applied are omitted."""
+        log = {"reward/unreadable": self.unreadable, "reward/truncated": self.truncated}
+        for name, summary in {"total": self.total, **self.components}.items():
+            parts = {"mean": summary.mean, "std": summary.std, "zero_variance": summary.zero_variance}
+            log |= {f"reward/{name}/{part}": value for part, value in parts.items() if value is not None}
+        return log
+
+
+def group_statistics(
+    scored_PG: Sequence[Sequence[ScoredAnswer]], answers_PG: Sequence[Sequence[Answer]]
+) -> GroupStatistics:
+    """Return the statistics of a step.
+
+    Args:
+        scored_PG: Scores, one row per prompt.
+        answers_PG: The parsed answers, in the same shape.
+
+    Raises:
+        ValueError: There is no completion, or the two arrays have different shapes.
+    """
+    answers = [answer for answers_G in answers_PG for answer in answers_G]
+    if not answers or [len(row_G) for row_G in scored_PG] != [len(row_G) for row_G in answers_PG]:
+        raise ValueError("scores and answers must have the same shape, with at least one completion")
+    names = scored_PG[0][0].components
+    problems = Counter(answer.problem for answer in answers if answer.problem is not None)
+    return GroupStatistics(
+        total=_summarise([[scored.total for scored in scored_G] for scored_G in scored_PG]),
+        components={
+            name: _summarise([[scored.components[name] for scored in scored_G] for scored_G in scored_PG])
+            for name in names
+        },
+        unreadable=problems.total() / len(answers),
+        truncated=sum(answer.truncated for answer in answers) / len(answers),
+        problems=dict(problems.most_common()),
+    )
 
 
 def probe(
@@ -62,6 +120,20 @@ def probe(
         truncated=found.truncated,
         problems=found.problems,
         failure=None if failure is None else str(failure),
+    )
+
+
+def _summarise(rewards_PG: Sequence[Sequence[float | None]]) -> RewardSummary:
+    groups = [values for rewards_G in rewards_PG if (values := [one for one in rewards_G if one is not None])]
+    values = [value for group in groups for value in group]
+    if not values:
+        return RewardSummary(0, None, None, None)
+    return RewardSummary(
+        n=len(values),
+        mean=fmean(values),
+        std=fmean(stdev(group) if len(group) > 1 else 0.0 for group in groups),
+        # Sums of weighted rewards may differ in their last bits although the completions earned the same.
+        zero_variance=sum(math.isclose(min(group), max(group), abs_tol=1e-9) for group in groups) / len(groups),
     )
 
 
