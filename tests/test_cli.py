@@ -395,6 +395,7 @@ def test_a_run_of_an_earlier_version_is_rejected_with_the_command_that_reuses_it
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     recipe_file = write_recipe(tmp_path, "[sft]\n")
+    (tmp_path / "train.json").write_text("{}")
     Image.new("L", (32, 32)).save(tmp_path / "image.png")
     recipe = load_recipe(recipe_file)
     with start_run(recipe) as run:

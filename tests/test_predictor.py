@@ -18,8 +18,8 @@ from tests.helpers.stepping import task_rows, write_csv
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, RecipeError, RunError
+from toolkit.evaluation.predict import load_model_for_inference
 from toolkit.evaluation.predict_episodes import Files, predict_episodes
-from toolkit.evaluation.predictor import load_model_for_inference
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import PROMPT_TOO_LONG
@@ -89,8 +89,8 @@ def test_every_step_of_a_file_is_predicted_with_the_models_own_memory(run: RunFo
     assert [line["action"] for line in lines[:4]] == ["CLICK", "SCROLL", "TEXT", "COMPLETE"]
     # Rounds over the tasks; every step sees what the answers before it left.
     assert [batch for batch in backend.asked if batch[0][1] == 2] == [[("21", 2), ("22", 2)]]
-    assert backend.memories["21", 3] == [lines[1]["memory_after"]["long_term"]]
-    assert lines[0]["memory"] == {"short_term": {}, "long_term": {}, "failures": 0, "cut": 0}
+    assert backend.memories["21", 3] == [lines[1]["agent_memory_after"]["long_term"]]
+    assert lines[0]["agent_memory"] == {"short_term": {}, "long_term": {}, "failures": 0, "cut": 0}
     assert read_lines(tmp_path / "out.jsonl") == lines
 
 

@@ -121,18 +121,18 @@ def test_an_unreadable_answer_keeps_the_agent_memory_and_counts_as_a_failure(con
     assert measured(record, "own") == [0.75, 0, 0.25]
     assert record.summary.overall.n == 16
     assert backend.memories["1", 3][1]["completed_subtasks"] == ["Load volume"]  # written by step 1
-    details = [one for one in read_lines(folder_of(context) / "details.jsonl") if one["asked"] == "own"]
+    details = [one for one in read_lines(folder_of(context) / "details.jsonl") if one["mode"] == "own"]
     second = details[1]
     assert second["problem"]
-    assert second["memory_after"] == {**second["memory"], "failures": 1}
+    assert second["agent_memory_after"] == {**second["agent_memory"], "failures": 1}
 
 
 def test_the_history_can_be_reconstructed_from_the_predictions(context: Context) -> None:
     evaluate(context, "before", None, [], Scripted(mumbles_at_2))
-    lines = [line for line in read_lines(folder_of(context) / "predictions.own.jsonl") if line["chain"] == "3"]
-    assert [line["place"] for line in lines] == [1, 2, 3, 4]
+    lines = [line for line in read_lines(folder_of(context) / "predictions.own.jsonl") if line["episode"] == "3"]
+    assert [line["position"] for line in lines] == [1, 2, 3, 4]
     before = [{}, *(memory.long_term for memory in replay(lines))]
-    assert [line["memory"]["long_term"] for line in lines] == before[:4]
+    assert [line["agent_memory"]["long_term"] for line in lines] == before[:4]
 
 
 @pytest.mark.parametrize("died_after", [3, 6, 9, 15])
@@ -228,7 +228,7 @@ def test_the_readable_files_have_reference_prediction_and_verdict(context: Conte
     assert figures["value"] == asdict(record.value)
     details = read_lines(folder_of(context) / "details.jsonl")
     assert len(details) == 48
-    assert {"memory", "completion", "answer", "memory_after", "scores"} <= details[0].keys()
+    assert {"agent_memory", "completion", "answer", "agent_memory_after", "scores"} <= details[0].keys()
 
 
 def test_the_tables_have_both_baselines_and_every_mode(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +309,7 @@ def test_an_agent_memory_that_exceeds_the_prompt_is_a_counted_failure(
     assert warned.value == 12
     assert PROMPT_TOO_LONG in warned.rule
     lines = read_lines(folder_of(context) / "predictions.own.jsonl")
-    assert sum(line["unasked"] == PROMPT_TOO_LONG for line in lines) == 12
+    assert sum(line["skipped"] == PROMPT_TOO_LONG for line in lines) == 12
 
 
 def test_an_agent_memory_with_an_end_of_turn_is_a_counted_failure(context: Context) -> None:

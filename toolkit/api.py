@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.data.sample import Answer
-    from toolkit.evaluation.predictor import Predictor
+    from toolkit.evaluation.predict import Predictor
     from toolkit.imagegen.results import ImagegenResult
     from toolkit.pipeline import RunResults
     from toolkit.pipeline.plan import AnyPlan
@@ -197,7 +197,7 @@ def load_predictor(
     except RunError as error:
         if error.code != "run.not_a_run_folder":
             raise
-    from toolkit.evaluation.predictor import load_model_for_inference  # after Unsloth is imported
+    from toolkit.evaluation.predict import load_model_for_inference  # after Unsloth is imported
 
     return load_model_for_inference(model_path, base_model_name, recipe=recipe)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from toolkit.evaluation.predictor import StepPrediction
+    from toolkit.evaluation.predict import StepPrediction
 
 MODES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "--interactive": (frozenset({"--interactive", "--goal"}), frozenset({"--context"})),
@@ -81,7 +81,7 @@ def predict_interactively(chosen: Chosen, goal: str, context: Mapping[str, str])
 
     with show_progress():  # not around the dialogue, because a progress bar would delay the prompt
         run, weights = open_for_inference(*chosen)
-        from toolkit.evaluation.predictor import load_model_for_inference  # after Unsloth is imported
+        from toolkit.evaluation.predict import load_model_for_inference  # after Unsloth is imported
 
         predictor = load_model_for_inference(weights or run.path)
     short: dict[str, Any] = {}

@@ -30,7 +30,7 @@ class Reply:
 
 def reply_of(line: Mapping[str, Any]) -> Reply:
     """Return the reply that a line of a predictions file has."""
-    return Reply(Completion(line["completion"], 0, line["truncated"]), line.get("unasked"))
+    return Reply(Completion(line["completion"], 0, line["truncated"]), line.get("skipped"))
 
 
 def read_reply(task: Task, sample: Sample, reply: Reply) -> Answer:

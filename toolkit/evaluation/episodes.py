@@ -11,8 +11,11 @@ from typing import Any
 from toolkit.data.episodes import Carried
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
+from toolkit.errors import DataError
 from toolkit.evaluation.answers import Reply, read_reply
+from toolkit.recipe import Recipe
 from toolkit.scoring.statistics import EpisodePosition
+from toolkit.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +60,33 @@ def find_episodes(positions: Sequence[EpisodePosition]) -> tuple[list[Episode], 
     A rollout stops at the first missing step, because the agent memory for later steps is unknown.
     """
     parts: dict[str, list[int]] = {}
-    for number, stand in enumerate(positions):
-        parts.setdefault(stand.chain, []).append(number)
-    episodes, behind = [], []
+    for number, position in enumerate(positions):
+        parts.setdefault(position.chain, []).append(number)
+    episodes, unreachable = [], []
     for name, numbers in parts.items():
         numbers.sort(key=lambda number: positions[number].place)
         reached = [number for place, number in enumerate(numbers, start=1) if positions[number].place == place]
         episodes.append(Episode(name, tuple(reached)))
-        behind += numbers[len(reached) :]
-    return [episode for episode in episodes if episode.numbers], sorted(behind)
+        unreachable += numbers[len(reached) :]
+    return [episode for episode in episodes if episode.numbers], sorted(unreachable)
+
+
+def task_with_memory(recipe: Recipe) -> tuple[Task, Carried]:
+    """Return the recipe's task and its agent memory.
+
+    Raises:
+        DataError: the task has no agent memory.
+    """
+    task = TASKS[recipe.dataset.task]
+    if task.carried is None:
+        able = ", ".join(name for name, one in TASKS.items() if one.carried)
+        raise DataError(
+            "predict.task_without_memory",
+            f"step-by-step prediction needs a task with agent memory ({able})",
+            place="[data] task",
+            value=recipe.dataset.task,
+        )
+    return task, task.carried
 
 
 def rollout(

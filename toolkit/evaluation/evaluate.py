@@ -4,19 +4,35 @@ A task with agent memory (``Task.carried``) is evaluated in several modes: with 
 and none. Each mode has its own file of predictions, and all are scored in the same way.
 """
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
+from toolkit.data.episodes import Carried
+from toolkit.data.sample import Answer, Sample
 from toolkit.evaluation.context import Context
+from toolkit.evaluation.evaluation_set import EvaluationSet, held_out
 from toolkit.evaluation.generate import weights_identity
-from toolkit.evaluation.generate_answers import PARTIAL, PREDICTIONS, answers_file, generate_missing
-from toolkit.evaluation.output_files import write_outputs
-from toolkit.evaluation.prompts import EvaluationSet, held_out
-from toolkit.evaluation.record import CONFUSION, make_result
+from toolkit.evaluation.predictions import (
+    PARTIAL,
+    PREDICTIONS,
+    Rows,
+    answers_file,
+    baseline_rows,
+    earlier_rows,
+    generate_missing,
+    judge_predictions,
+    read_mode,
+)
 from toolkit.evaluation.results import EVALUATE, EvaluationResult
-from toolkit.evaluation.scored import Rows, baseline_rows, earlier_rows, judge_predictions, read_mode
+from toolkit.evaluation.scores import CONFUSION, make_result
 from toolkit.models import Backend
+from toolkit.runfolder import write_json, write_text
 
 __all__ = ["CONFUSION", "PARTIAL", "PREDICTIONS", "evaluate", "held_out", "judge_predictions"]
 
@@ -58,5 +74,105 @@ def _identity(context: Context, weights: Path | None) -> str:
     recipe = context.recipe
     section = recipe.evaluation
     how = (recipe.model.name, recipe.model.precision, section.max_completion_tokens, recipe.prompt.model_dump_json())
-    asked = (context.data.fingerprint, section.split, section.max_tasks, context.images.policy.key)
-    return blake2b(repr((weights_identity(weights), how, asked)).encode(), digest_size=6).hexdigest()
+    samples = (context.data.fingerprint, section.split, section.max_tasks, context.images.policy.key)
+    return blake2b(repr((weights_identity(weights), how, samples)).encode(), digest_size=6).hexdigest()
+
+
+TABLE, FIGURES, DETAILS = "predictions.csv", "metrics.json", "details.jsonl"
+
+Answers = Mapping[str, Mapping[str, tuple[Sample, Answer]]]
+"""Mode -> sample id -> the sample with the agent memory of its prompt, and its answer."""
+
+
+def write_outputs(
+    folder: Path,
+    questions: EvaluationSet,
+    answers: Mapping[str, Sequence[tuple[Sample, Answer]]],
+    result: EvaluationResult,
+) -> None:
+    """Write the three files, each under a temporary name first. Samples are in the order of their episodes."""
+    if questions.carried is None:
+        return
+    found: Answers = {mode: {sample.id: (sample, answer) for sample, answer in of} for mode, of in answers.items()}
+    positions = questions.positions
+    first = {position.chain: number for number, position in reversed(list(enumerate(positions.values())))}
+    samples = sorted(
+        questions.samples, key=lambda sample: (first[positions[sample.id].chain], positions[sample.id].place)
+    )
+    root = questions.samples.source.image_root
+    rows = [_table_row(questions, questions.carried, sample, found, root) for sample in samples]
+    write_text(folder / TABLE, _csv(rows))
+    write_text(folder / DETAILS, "".join(_details(questions, questions.carried, samples, found)))
+    # The counts of cached images differ after an interruption.
+    write_json(folder / FIGURES, {name: value for name, value in asdict(result).items() if name != "images"})
+
+
+def _table_row(
+    questions: EvaluationSet, carried: Carried, sample: Sample, answers: Answers, root: Path
+) -> dict[str, Any]:
+    """Return one row: the position of the step, its reference, and the answer of each mode.
+
+    ``right`` is 1 or 0. ``problem`` is why a completion could not be parsed or is missing. Cells of skipped prompts are
+    empty.
+    """
+    row = {name: _inside(value, root) for name, value in carried.place_columns(sample).items()}
+    row |= {f"reference_{name}": _cell(value) for name, value in carried.value_columns(sample.reference).items()}
+    for mode, name in questions.names.items():
+        suffix = name.replace(" ", "_")
+        prompted, answer = answers[mode].get(sample.id, (sample, None))
+        values = carried.value_columns(answer.values if answer else {})
+        row |= {f"{column}_{suffix}": _cell(value) for column, value in values.items()}
+        row[f"right_{suffix}"] = "" if answer is None else int(_score(questions, prompted, answer) == 1)
+        row[f"problem_{suffix}"] = "after a missing step" if answer is None else answer.problem or ""
+    return row
+
+
+def _score(questions: EvaluationSet, sample: Sample, answer: Answer) -> float | None:
+    return questions.task.scores(sample, answer)[questions.task.primary]
+
+
+def _details(questions: EvaluationSet, carried: Carried, samples: Sequence[Sample], answers: Answers) -> Iterator[str]:
+    """Yield one line per step and mode: agent memory before and after, completion, parsed answer and scores."""
+    for sample in samples:
+        for mode in questions.modes:
+            if sample.id not in answers[mode]:
+                continue
+            prompted, answer = answers[mode][sample.id]
+            held, position = carried.held(prompted), carried.position(prompted)
+            line = {
+                "id": prompted.id,
+                "episode": position.chain,
+                "position": position.place,
+                "length": position.length,
+                "mode": mode,
+                "question": prompted.fields.get("question"),
+                "agent_memory": carried.plain(held),
+                "completion": answer.text,
+                "answer": dict(answer.values),
+                "problem": answer.problem,
+                "truncated": answer.truncated,
+                "scores": dict(questions.task.scores(prompted, answer)),
+                "agent_memory_after": carried.plain(carried.advance(held, answer)),
+                "reference": dict(prompted.reference),
+            }
+            yield json.dumps(line, ensure_ascii=False, default=str) + "\n"
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell: a list as JSON, None as an empty cell."""
+    if value is None:
+        return ""
+    return json.dumps([round(number, 2) for number in value]) if isinstance(value, list | tuple) else value
+
+
+def _inside(value: Any, root: Path) -> Any:
+    """Return a path below the image root relative to it."""
+    return value.removeprefix(f"{root}/") if isinstance(value, str) else value

@@ -1,20 +1,23 @@
 """Predict every GUI step of a file, with the agent memory that the model's own completions leave."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.episodes import Carried
-from toolkit.errors import DataError, warn
+from toolkit.data import Dropped, RowIndex, Tally, open_index, source_folder
+from toolkit.data.columns import RowSettings, resolve_columns
+from toolkit.data.episodes import FIRST, LINK, REPEATED, Carried, Link
+from toolkit.data.sample import Sample
+from toolkit.data.task import RowOrigin, Task
+from toolkit.errors import DataError, ImageError, Problem, RowProblem, warn
 from toolkit.evaluation.answers import Reply, reply_of
-from toolkit.evaluation.episodes import Turn, rollout
+from toolkit.evaluation.episodes import Episode, Turn, find_episodes, rollout, task_with_memory
 from toolkit.evaluation.generate import Generator, weights_identity
 from toolkit.evaluation.predict import PREDICT
-from toolkit.evaluation.unlabelled_rows import UnlabelledRows, read_unlabelled, task_with_memory
-from toolkit.images import ImageStore
+from toolkit.images import ImagePolicy, ImageStore, read_image_header
 from toolkit.models import Backend
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
@@ -31,6 +34,7 @@ from toolkit.runfolder import (
     write_text,
 )
 from toolkit.runfolder.usage import recording
+from toolkit.scoring.statistics import EpisodePosition
 from toolkit.tasks import TASKS
 
 
@@ -48,6 +52,23 @@ class Files:
     rows: Path
     out: Path
     image_root: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnlabelledRows:
+    """The samples of a file.
+
+    Attributes:
+        samples: the samples, in the order of the file.
+        episodes: their episodes.
+        notes: warnings about unusable rows, and about rows after a missing step, which are skipped.
+        fingerprint: the fingerprint of the rows.
+    """
+
+    samples: tuple[Sample, ...]
+    episodes: tuple[Episode, ...]
+    notes: tuple[Problem, ...]
+    fingerprint: str
 
 
 def predict_episodes(
@@ -90,13 +111,13 @@ def predict_episodes(
             stored = chosen is not None and (chosen / "config.json").is_file()
             generator = Generator.load(recipe, prompts, weights, backend, stored=stored)
             batches = rollout(task, rows.samples, rows.episodes, known, generator.reply, recipe.evaluation.batch_size)
-            _keep(batches, _Kept(carried, digest, out, _total(rows)), stop, progress)
+            _save(batches, _Output(carried, digest, out, _total(rows)), stop, progress)
     return _in_order(out, rows)
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """How turns are saved, and their total number."""
+class _Output:
+    """The file of predictions: how turns are written to it, and their total number."""
 
     carried: Carried
     digest: str
@@ -104,17 +125,17 @@ class _Kept:
     total: int
 
 
-def _keep(batches: Iterable[Sequence[Turn]], kept: _Kept, stop: StopRequest, progress: Progress) -> None:
+def _save(batches: Iterable[Sequence[Turn]], output: _Output, stop: StopRequest, progress: Progress) -> None:
     """Save the new turns of each batch before the next is generated. Raises Interrupted as ``predict_episodes``."""
     done = 0
     for turns in batches:
         new = [turn for turn in turns if turn.new]
         for turn in new:
-            append_line(kept.out, _line(kept.carried, turn, kept.digest))
+            append_line(output.out, _line(output.carried, turn, output.digest))
         done += len(turns)
-        progress(PREDICT, done, kept.total, "")
-        if done < kept.total and new:
-            stop.check(f"{kept.out} holds {done} of {kept.total} predictions")
+        progress(PREDICT, done, output.total, "")
+        if done < output.total and new:
+            stop.check(f"{output.out} holds {done} of {output.total} predictions")
 
 
 def _total(rows: UnlabelledRows) -> int:
@@ -124,8 +145,8 @@ def _total(rows: UnlabelledRows) -> int:
 def _identity(recipe: Recipe, weights: Path | None, rows: UnlabelledRows) -> str:
     """Return a digest of the weights' files, the rows, and the generation settings."""
     sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.settings)
-    pictures = [(ref.path, ref.path.stat().st_mtime_ns) for sample in rows.samples for ref in sample.images]
-    how = (weights_identity(weights), sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, pictures)
+    images = [(ref.path, ref.path.stat().st_mtime_ns) for sample in rows.samples for ref in sample.images]
+    how = (weights_identity(weights), sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, images)
     return blake2b(repr(how).encode(), digest_size=6).hexdigest()
 
 
@@ -141,7 +162,7 @@ def _known(out: Path, digest: str) -> dict[str, Reply]:
         raise DataError(
             "predict.out_not_writable", "the file of predictions must be writable", place=out, value=error
         ) from None
-    if any(not isinstance(line, dict) or line.get("asked") != digest for line in lines) or not _is_cut(lines, torn):
+    if any(not isinstance(line, dict) or line.get("digest") != digest for line in lines) or not _is_cut(lines, torn):
         raise DataError(
             "predict.out_of_another_run",
             "the file must only have predictions of this model, recipe and file of rows",
@@ -172,14 +193,14 @@ def _line(carried: Carried, turn: Turn, digest: str) -> Record:
         **carried.place_columns(question),
         "question": question.fields["question"],
         **carried.value_columns(answer.values),
-        "memory": carried.plain(carried.held(question)),
-        "memory_after": carried.plain(turn.after),
+        "agent_memory": carried.plain(carried.held(question)),
+        "agent_memory_after": carried.plain(turn.after),
         "completion": answer.text,
         "answer": dict(answer.values),
         "problem": answer.problem,
         "truncated": answer.truncated,
-        "unasked": turn.skipped,
-        "asked": digest,
+        "skipped": turn.skipped,
+        "digest": digest,
     }
 
 
@@ -195,3 +216,78 @@ def _in_order(out: Path, rows: UnlabelledRows) -> list[Record]:
 
 def _text(lines: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) -> UnlabelledRows:
+    """Read the rows of ``file`` (.csv, .jsonl, .json or .parquet) as samples of the recipe's task.
+
+    Args:
+        recipe: defines the task, column names, prompt and settings.
+        file: the rows. References in it are ignored.
+        image_root: the folder of relative screenshot paths. Default: that of the file.
+
+    Raises:
+        DataError: the task has no agent memory, a column is missing, or no row is usable.
+    """
+    task, carried = task_with_memory(recipe)
+    index = open_index(str(file), id_column=recipe.dataset.columns.get("id"))
+    origin = _origin(recipe, task, carried, index, image_root)
+    links = task.link(index, origin) if task.link else None
+    tally, samples = Tally(), []
+    for number, (name, row) in enumerate(index):
+        link = Link()
+        if links is not None:
+            state = REPEATED if links.previous[number] == REPEATED else FIRST
+            link = Link(None, state, int(links.places[number]), int(links.lengths[number]))
+        try:
+            sample = carried.open_row(name, {**row, LINK: link}, origin)
+            for ref in sample.images:
+                read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
+            samples.append(sample)
+        except RowProblem as problem:
+            tally.add(problem.reason, name, problem.code)
+        except ImageError as error:
+            tally.add("the screenshot cannot be opened", str(error), "predict.screenshot_not_readable")
+    notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
+    dropped = tally.of(str(file))
+    notes += [Problem("predict.rows_left_out", _left_out(one), one.source, one.count) for one in dropped]
+    if not samples:
+        raise DataError(
+            "predict.no_usable_row",
+            "at least one row must be usable",
+            place=file,
+            value="; ".join(map(_left_out, dropped)),
+        )
+    episodes, unreachable = find_episodes([carried.position(sample) for sample in samples])
+    notes += _unreachable(carried, [samples[number] for number in unreachable], str(file))
+    return UnlabelledRows(tuple(samples), tuple(episodes), tuple(notes), index.fingerprint)
+
+
+def _left_out(dropped: Dropped) -> str:
+    return f"the number of skipped rows should be 0: {dropped.reason} (for example {'; '.join(dropped.examples)})"
+
+
+def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image_root: Path | None) -> RowOrigin:
+    """Return the columns of the file. Columns that only training rows need may be missing."""
+    available = index.columns
+    named = {
+        field: column
+        for field, column in recipe.dataset.columns.items()
+        if column in available or field in carried.open_fields
+    }
+    settings = task.settings(recipe, "predict")
+    wanted = RowSettings(named, None, recipe.prompt.context, (), recipe.images.max_per_question, settings)
+    column, problems = resolve_columns(replace(task, required=carried.open_fields), wanted, available)
+    if problems:
+        rule = "\n  ".join(["the columns must match the task:", *map(str, problems)])
+        raise DataError("predict.columns_invalid", rule, place=index.source)
+    root = (image_root or source_folder(index.source) or Path()).absolute()
+    return RowOrigin(Path(index.source), root, column, context=recipe.prompt.context, settings=settings)
+
+
+def _unreachable(carried: Carried, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
+    positions: list[EpisodePosition] = [carried.position(sample) for sample in samples]
+    if positions:
+        example = f"{positions[0].chain}, step {positions[0].place}"
+        rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"
+        yield Problem("predict.rows_after_missing_step", rule, file, len(positions))

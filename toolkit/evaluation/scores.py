@@ -1,14 +1,15 @@
-"""Build the result of an evaluation: every score with its interval, baselines and differences."""
+"""Score an evaluation: every score with its interval, baselines and differences, and the agent-memory modes."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from toolkit.errors import warn
-from toolkit.evaluation.agent_memory_modes import compare_modes
 from toolkit.evaluation.context import Context
-from toolkit.evaluation.generate_answers import PREDICTIONS
-from toolkit.evaluation.prompts import OWN, REFERENCE, EvaluationSet
+from toolkit.evaluation.evaluation_set import OFF, OWN, REFERENCE, EvaluationSet
+from toolkit.evaluation.predictions import PREDICTIONS, Baselines, Rows
 from toolkit.evaluation.results import (
     BASELINE,
     EVALUATE,
@@ -16,15 +17,18 @@ from toolkit.evaluation.results import (
     BaselineResult,
     Difference,
     EvaluationResult,
+    ModeResult,
     ScoreResult,
 )
-from toolkit.evaluation.scored import Baselines, Rows
+from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.scoring.statistics import (
+    BEFORE_FAILURE,
     WHOLE,
     Estimate,
     ScoredAnswer,
     Summary,
     compare,
+    episode_metrics,
     find_scored_episodes,
     plot_confusion_matrix,
     proportion,
@@ -112,7 +116,7 @@ def _views(questions: EvaluationSet, rows: Mapping[str, Rows], others: Others) -
         views[_title(task.primary, questions, mode)] = _View(task.primary, rows[mode], same, earlier)
     if questions.carried:
         steps = views[_title(task.primary, questions, shown[-1])]
-        views[_title(questions.carried.title, questions, shown[-1])] = _of_chains(steps, questions)
+        views[_title(questions.carried.title, questions, shown[-1])] = _of_episodes(steps, questions)
     main = views[_title(task.primary, questions, REFERENCE)]
     for score in task.also:
         views[_title(score, questions, REFERENCE)] = _View(score, main.rows, baselines.of(score), main.earlier)
@@ -125,17 +129,17 @@ def _title(score: str, questions: EvaluationSet, mode: str) -> str:
     return f"{score} ({name})" if name else score
 
 
-def _of_chains(view: _View, questions: EvaluationSet) -> _View:
+def _of_episodes(view: _View, questions: EvaluationSet) -> _View:
     positions = questions.positions
 
-    def chains(rows: Rows) -> Rows:
-        return [chain.scored_answer() for chain in find_scored_episodes(rows, positions, view.score)[0]]
+    def episodes(rows: Rows) -> Rows:
+        return [episode.scored_answer() for episode in find_scored_episodes(rows, positions, view.score)[0]]
 
     return _View(
         WHOLE,
-        chains(view.rows),
-        {label: chains(rows) for label, rows in view.baselines.items()},
-        {name: chains(rows) for name, rows in view.earlier.items()},
+        episodes(view.rows),
+        {label: episodes(rows) for label, rows in view.baselines.items()},
+        {name: episodes(rows) for name, rows in view.earlier.items()},
     )
 
 
@@ -206,3 +210,79 @@ def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemory
             place=f"{EVALUATE}{name}",
             value=result.after_missing_step,
         )
+
+
+BEFORE = "fraction before the first failure"
+
+COMPARED = (OWN, REFERENCE, OFF)
+"""A mode is compared with the later ones. Own minus reference is the cost of errors, own minus off the benefit."""
+
+Draws = tuple[int, int]
+"""Resamples and seed of the bootstrap."""
+
+Measured = Mapping[str, Mapping[str, tuple[str, list[ScoredAnswer]]]]
+"""Mode -> metric -> score and rows."""
+
+
+def compare_modes(
+    questions: EvaluationSet, rows: Mapping[str, Sequence[ScoredAnswer]], summaries: Mapping[str, Summary], draws: Draws
+) -> AgentMemoryResult:
+    """Return the result of all modes, and their differences on common samples."""
+    task, positions, episodes = questions.task, questions.positions, _name_of_whole(questions)
+    measured = {
+        mode: {
+            task.primary: (task.primary, list(found)),
+            episodes: (
+                WHOLE,
+                whole := [one.scored_answer() for one in find_scored_episodes(found, positions, task.primary)[0]],
+            ),
+            BEFORE: (BEFORE_FAILURE, whole),
+        }
+        for mode, found in rows.items()
+    }
+    return AgentMemoryResult(
+        metrics=(task.primary, episodes, BEFORE),
+        modes={mode: _mode_result(questions, mode, found, summaries[mode], draws) for mode, found in rows.items()},
+        differences={
+            mode: _differences(mode, measured, draws) for mode in COMPARED[:-1] if mode in rows and len(measured) > 1
+        },
+        after_missing_step=len(questions.unreachable),
+    )
+
+
+def _name_of_whole(questions: EvaluationSet) -> str:
+    return questions.carried.title if questions.carried else WHOLE
+
+
+def _mode_result(
+    questions: EvaluationSet, mode: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws
+) -> ModeResult:
+    primary = questions.task.primary
+    episodes = episode_metrics(rows, questions.positions, primary, *draws)
+    return ModeResult(
+        name=questions.names[mode],
+        metrics={
+            primary: summary.overall.scores[primary],
+            _name_of_whole(questions): episodes.whole,
+            BEFORE: episodes.before_failure,
+        },
+        episodes=episodes,
+        by={
+            column: {value: part.scores[primary] for value, part in values.items()}
+            for column, values in summary.by.items()
+        },
+        skipped=dict(Counter(row.problem for row in rows if row.problem in (PROMPT_TOO_LONG, HAS_SPECIAL_TOKEN))),
+        summary=None if mode == REFERENCE else summary,
+    )
+
+
+def _differences(mode: str, measured: Measured, draws: Draws) -> dict[str, dict[str, Difference]]:
+    others = [other for first, other in combinations(COMPARED, 2) if first == mode and other in measured]
+    return {
+        other: {
+            metric: Difference.of(compare(before, rows, score, *draws))
+            for metric, (score, rows) in measured[mode].items()
+            if (before := measured[other][metric][1]) and rows
+        }
+        for other in others
+    }

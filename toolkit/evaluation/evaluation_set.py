@@ -37,7 +37,7 @@ class EvaluationSet:
         names: agent-memory mode -> its label in tables.
         positions: sample id -> its position in an episode, in the order of the samples. Empty without agent memory.
         episodes: the episodes to roll out.
-        behind: indices of the samples that no rollout reaches.
+        unreachable: indices of the samples that no rollout reaches.
     """
 
     prompts: Prompts
@@ -45,7 +45,7 @@ class EvaluationSet:
     names: Mapping[str, str]
     positions: Mapping[str, EpisodePosition] = field(default_factory=dict)
     episodes: tuple[Episode, ...] = ()
-    behind: tuple[int, ...] = ()
+    unreachable: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, context: Context) -> "EvaluationSet":
@@ -64,8 +64,8 @@ class EvaluationSet:
         names = {mode: name for mode, name in NAMES.items() if mode in modes} or {REFERENCE: NO_MEMORY}
         if OWN not in names:
             return cls(prompts, samples, names, positions)
-        chains, behind = find_episodes(list(positions.values()))
-        if not chains:
+        episodes, unreachable = find_episodes(list(positions.values()))
+        if not episodes:
             warn(
                 "evaluate.no_first_steps",
                 "no task has its first step, so evaluation with the model's own agent memory is skipped",
@@ -73,7 +73,7 @@ class EvaluationSet:
                 value=OWN,
             )
             names = {mode: name for mode, name in names.items() if mode != OWN}
-        return cls(prompts, samples, names, positions, tuple(chains), tuple(behind))
+        return cls(prompts, samples, names, positions, tuple(episodes), tuple(unreachable))
 
     @property
     def task(self) -> Task:
@@ -93,7 +93,7 @@ class EvaluationSet:
     def samples_of(self, mode: str) -> Sequence[Sample]:
         """Return the samples with the agent memory of a mode. That of ``own`` is known only during the rollout."""
         if mode == OWN:
-            left_out = set(self.behind)
+            left_out = set(self.unreachable)
             return [sample for number, sample in enumerate(self.samples) if number not in left_out]
         if mode == OFF and self.carried:
             return [self.carried.put(sample, self.carried.start(sample)) for sample in self.samples]
@@ -130,10 +130,9 @@ def _whole_episodes(
 ) -> tuple[SampleSet, dict[str, EpisodePosition]]:
     """Return all rows of at most evaluate.max_tasks episodes, drawn with the seed, and their positions."""
     positions = {sample.id: carried.position(sample) for sample in samples}
-    names, most = list(dict.fromkeys(stand.chain for stand in positions.values())), recipe.evaluation.max_tasks
+    names, most = list(dict.fromkeys(position.chain for position in positions.values())), recipe.evaluation.max_tasks
     if most is None or most >= len(names):
         return samples, positions
     drawn = set(Random(f"{recipe.run.seed}/evaluate tasks").sample(names, most))
-    kept = [stand.chain in drawn for stand in positions.values()]
-    left = {name: stand for name, stand in positions.items() if stand.chain in drawn}
-    return samples.take(samples.rows[np.array(kept)]), left
+    chosen = {name: position for name, position in positions.items() if position.chain in drawn}
+    return samples.take(samples.rows[np.array([name in chosen for name in positions])]), chosen
