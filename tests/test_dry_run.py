@@ -16,9 +16,7 @@ from toolkit.data.result import DataResult
 from toolkit.errors import DataError, Interrupted, RecipeError, RunError
 from toolkit.pipeline import dry_run as dry_run_package
 from toolkit.pipeline import read_results
-from toolkit.pipeline.dry_run import DryRunResult, derive_dry_run, dry_run
-from toolkit.pipeline.dry_run.derive import ROWS, STEPS
-from toolkit.pipeline.dry_run.perform import reference_rewards
+from toolkit.pipeline.dry_run import ROWS, STEPS, DryRunResult, derive_dry_run, dry_run, reference_rewards
 from toolkit.pipeline.prepare_data import read_rows
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, SyntheticData, changed_keys, dump_recipe

@@ -23,8 +23,15 @@ from toolkit.runfolder.folder import (
     is_run,
 )
 from toolkit.runfolder.logs import LOGGER, PlainFormatter, hide_secrets
-from toolkit.runfolder.process import StopRequest, is_main_process, rank, world_size
-from toolkit.runfolder.progress import Progress, format_duration, no_progress
+from toolkit.runfolder.process import (
+    Progress,
+    StopRequest,
+    format_duration,
+    is_main_process,
+    no_progress,
+    rank,
+    world_size,
+)
 from toolkit.runfolder.start import RunSession, RunState, check_fingerprints, read_state, reopen_run, start_run
 from toolkit.runfolder.versions import TESTED_VERSIONS, installed_versions, now, untested_versions
 from toolkit.runfolder.weights import Exported, find_exported, locate_weights, outdated

@@ -1,4 +1,4 @@
-"""This process: its rank in a distributed run, and stop requests by SIGINT and SIGTERM.
+"""This process: its rank in a distributed run, stop requests by SIGINT and SIGTERM, and progress callbacks.
 
 `accelerate launch` sets the rank in the environment, as torch.distributed defines it. The process with rank 0 writes
 the run folder.
@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from toolkit.errors import Interrupted
 
@@ -78,3 +78,24 @@ class StopRequest:
             return
         self.number = number
         self._notify(number)
+
+
+class Progress(Protocol):
+    """Callback that is called while work proceeds, such as a progress bar."""
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Report that ``done`` of ``total`` items of ``what`` (a stage such as ``sft``) are finished.
+
+        ``note`` has figures to show beside the progress.
+        """
+
+
+def no_progress(what: str, done: int, total: int, note: str = "") -> None:
+    """Show nothing."""
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as ``2 h 5 min``, ``1 min 20 s`` or ``7 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

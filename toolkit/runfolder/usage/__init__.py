@@ -1,8 +1,7 @@
 """Usage of runs: time, GPU memory, energy and FLOPs, recorded during the run and read for reports."""
 
-from toolkit.runfolder.usage.counters import Counts, ParameterCount, count, counts, note_unmeasured
+from toolkit.runfolder.usage.counters import Counts, ParameterCount, Usage, count, counts, note_unmeasured, total
 from toolkit.runfolder.usage.machine import begin_peak, gpu_peaks
-from toolkit.runfolder.usage.measure import Usage, total
 from toolkit.runfolder.usage.recorder import Recorder, recording
 from toolkit.runfolder.usage.records import (
     HOUR,

@@ -17,9 +17,8 @@ from toolkit.errors import Interrupted, warn
 from toolkit.recipe import Run
 from toolkit.runfolder import RunFolder, append_line, hide_secrets, installed_versions, now, world_size
 from toolkit.runfolder.usage import machine
-from toolkit.runfolder.usage.counters import counts, unseen
+from toolkit.runfolder.usage.counters import Usage, counts, largest_known, unseen
 from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter, Reading, is_installed
-from toolkit.runfolder.usage.measure import Usage, largest_known
 
 BEAT = 30.0
 """Seconds between two lines. A killed process loses at most this time."""

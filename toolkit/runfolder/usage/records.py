@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.runfolder import TRAINING_STAGES
-from toolkit.runfolder.usage.measure import Usage, total
+from toolkit.runfolder.usage.counters import Usage, total
 
 UNFINISHED = "unfinished"
 """Outcome of a session without a last line: it was killed, or it still runs."""
