@@ -180,7 +180,7 @@ def test_synthetic_data_is_written_and_inspected(tmp_path: Path, capsys: pytest.
     recipe.write_text(f'[run]\nname = "one"\n{printed}[evaluate]\n')
     assert call(["data", "inspect", str(recipe)]) == 0
     text = capsys.readouterr().out
-    # Two questions a film: 8 rows are 4 films, 4 rows are 2.
+    # Two questions about each image: 8 rows have 4 images, 4 rows have 2.
     assert "train: 8 rows in 4 groups" in text
     assert "test: 4 rows in 2 groups" in text
     assert "unusable rows: 0" in text
@@ -314,7 +314,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(
         progress("sft", 12, 40)  # five seconds later: no line
         progress("sft", 20, 40, "loss 0.5")
         progress("sft", 40, 40)
-        progress("sft", 40, 40)  # a trainer's closing summary: told already
+        progress("sft", 40, 40)  # a trainer's closing summary, which was shown already
     # From 10 to 20 in 10 seconds, so the 20 that are left take 20 seconds.
     assert stream.getvalue() == "sft: 10 of 40\nsft: 20 of 40, 20 s left, loss 0.5\nsft: 40 of 40\n"
 

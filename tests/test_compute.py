@@ -132,8 +132,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder_module, "ENERGY_AFTER", 1e9)
         run = run_recipe(small_recipe(folder, tables), STAGES).run
-        picture = next((run.path / "synthetic").rglob("*.png"))
-        predict(run, "How large is the heart?", [picture], ["A. Normal", "B. Large"])
+        image = next((run.path / "synthetic").rglob("*.png"))
+        predict(run, "How large is the heart?", [image], ["A. Normal", "B. Large"])
     return run
 
 
@@ -414,7 +414,7 @@ def test_energy_is_measured_without_output_files_or_network(
     energy = pytest.importorskip("codecarbon") and recorder_module.EnergyMeter
 
     def refuse(*args: object, **options: object) -> None:
-        raise AssertionError("codecarbon asks the network")
+        raise AssertionError("codecarbon must not use the network")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
@@ -479,15 +479,15 @@ def test_a_codecarbon_that_cannot_start_is_reported_once_and_does_not_stop_the_r
     with recording(run, Run(name="one"), "run", beat=0.1):
         wait_for(lambda: sum('"beat"' in line for line in run.compute_file.read_text().splitlines()) > 3)
     lines = [json.loads(line) for line in run.compute_file.read_text().splitlines()]
-    told = "codecarbon cannot start: RuntimeError: Driver/library version mismatch"
+    problem_text = "codecarbon cannot start: RuntimeError: Driver/library version mismatch"
     notes = [n for n, line in enumerate(lines) if line.get("facts", {}).get("energy_problem")]
-    assert [lines[n]["facts"]["energy_problem"] for n in notes] == [told]
+    assert [lines[n]["facts"]["energy_problem"] for n in notes] == [problem_text]
     assert sum(line["event"] == "beat" for line in lines[notes[0] :]) > 2  # The thread still runs.
     (problem,) = warnings_in(caplog)
     assert problem.code == "run.energy_not_measured"
-    assert problem.rule.endswith(told)
+    assert problem.rule.endswith(problem_text)
     assert len(caplog.records) == 1
-    assert f"not measured: {told}" in as_markdown(read_ledger([run.path]))
+    assert f"not measured: {problem_text}" in as_markdown(read_ledger([run.path]))
 
 
 def wait_for(true: Any) -> None:

@@ -28,7 +28,7 @@ from toolkit.training.results import GrpoResult
 ROOT = Path(__file__).parent.parent
 SHIPPED = [file for file in sorted((ROOT / "recipes").glob("*.toml")) if load_recipe(file).imagegen is None]
 CASES = [(file, own) for file in SHIPPED for own in (True, False) if own or "[data.synthetic]" not in file.read_text()]
-NAMES = [f"{file.stem}-{'own' if own else 'practice'}" for file, own in CASES]
+NAMES = [f"{file.stem}-{'own' if own else 'synthetic'}" for file, own in CASES]
 
 MAY_CHANGE = re.compile(
     r"run\.(name|purpose|report_to)|model\.(name|revision|backend|precision|adapter|max_tokens|attention|trust_remote_code)"
@@ -42,7 +42,7 @@ MAY_CHANGE_TOO = re.compile(
     r"data\.(train|validation|test|image_root|columns\.\w+|group|synthetic\.\w+|lesion\.labels"
     r"|steps\.(actions|places|task_start|task_end))|prompt\.context|evaluate\.by"
 )
-"""And on practice data."""
+"""And on synthetic data."""
 
 HEAD = '[run]\nname = "one"\nfolder = "{folder}/runs"\n'
 MCQ = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.json"\n'
@@ -268,13 +268,13 @@ def test_a_dry_run_takes_some_of_its_own_rows_through_every_stage(
     (chest / "runs" / "one").mkdir(parents=True)
     (chest / "runs" / "one" / "mine.txt").write_text("a real run's")
     assert call(["run", "recipe.toml", "--dry-run", "--fresh", "--set", "grpo.generations=2"]) == 0
-    out, told = capsys.readouterr()
+    out, err = capsys.readouterr()
     # Three rows with the supervised part between the marks, then the table, then the command.
     assert len(re.findall(r"⟦<start_working_out>.*?<end_of_turn>⟧", out, re.DOTALL)) == 3
     assert out.index("⟧") < out.index("after GRPO") < out.index("the dry run passed in")
     assert out.endswith("the real run: toolkit run recipe.toml --set grpo.generations=2\n")
-    assert "model.name: google/medgemma-4b-it -> tiny" in told
-    assert "the reference answers of 16 training rows have a mean reward of" in told
+    assert "model.name: google/medgemma-4b-it -> tiny" in err
+    assert "the reference answers of 16 training rows have a mean reward of" in err
     run = find_run(chest / "runs" / "one.dry-run")
     assert run.result("data", DataResult).rows == {"train": 16, "validation": 0, "test": 8}
     assert run.result("grpo", GrpoResult).training.steps == STEPS

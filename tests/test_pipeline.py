@@ -54,11 +54,11 @@ class FakeStages:
     def prepare(self, recipe: Recipe, run: RunFolder, progress: object) -> tuple[Any, Any]:
         self.calls.append(("prepare",))
         check_fingerprints(run, {"data": self.fingerprint})
-        return "rows", "pictures"
+        return "rows", "images"
 
     def look(self, recipe: Recipe, run: RunFolder) -> tuple[Any, Any]:
         self.calls.append(("look",))
-        return "rows", "pictures"
+        return "rows", "images"
 
     def trainer(self, name: str) -> Any:
         def train(context: Context) -> SftResult | GrpoResult:
@@ -76,7 +76,7 @@ class FakeStages:
 
     def evaluate(self, context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationResult:
         self.calls.append(("evaluate", name, relative(context, weights), *earlier))
-        assert (context.data, context.images) == ("rows", "pictures")
+        assert (context.data, context.images) == ("rows", "images")
         others = {other: SCORES[other] for other in ("baseline", *earlier)}
         return evaluation_result(name, SCORES[name], SCORES["baseline"], others)
 
@@ -86,9 +86,9 @@ class FakeStages:
         self.calls.append(("export", relative(context, context.weights)))
         to = list(context.recipe.export.to) if context.recipe.export else []
         files = {kind: {} for kind in context.recipe.export.quant} if context.recipe.export else {}
-        asked = context.recipe.export.verify if context.recipe.export else 0
-        record = {"merged": {"folder": "stages/export/merged", "questions": asked}}
-        record["gguf"] = {"files": files, "questions": asked}
+        verified = context.recipe.export.verify if context.recipe.export else 0
+        record = {"merged": {"folder": "stages/export/merged", "questions": verified}}
+        record["gguf"] = {"files": files, "questions": verified}
         return {**record, "weights": relative(context, context.weights), "asked": to}
 
 
@@ -161,7 +161,7 @@ def test_a_failed_run_resumes_with_the_failed_stage(tmp_path: Path) -> None:
     assert [call[0] for call in second.calls] == ["prepare", "grpo", "evaluate", "export"]
 
 
-def test_an_export_between_two_stages_does_not_stand_for_the_one_at_the_end(tmp_path: Path) -> None:
+def test_an_export_between_two_stages_does_not_replace_the_one_at_the_end(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     with pytest.raises(TrainingError):
         run_recipe(recipe, FakeStages(fail={"grpo": TrainingError("training.failed", "x")}).table())
@@ -173,7 +173,7 @@ def test_an_export_between_two_stages_does_not_stand_for_the_one_at_the_end(tmp_
     assert later.calls[-1] == ("export", "stages/grpo/weights")
 
 
-def test_an_export_of_other_forms_does_not_stand_for_the_recipes(tmp_path: Path) -> None:
+def test_an_export_of_other_formats_does_not_replace_the_recipes(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     with pytest.raises(TrainingError):
         run_recipe(recipe, FakeStages(fail={"export": TrainingError("training.failed", "x")}).table())
@@ -183,7 +183,7 @@ def test_an_export_of_other_forms_does_not_stand_for_the_recipes(tmp_path: Path)
     assert later.calls == [("prepare",), ("export", "stages/grpo/weights")]
 
 
-def test_an_export_that_was_not_verified_does_not_stand_for_one_that_is_to_be(tmp_path: Path) -> None:
+def test_an_unverified_export_does_not_replace_a_verified_one(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, 'export.to=["merged"]')
     run_recipe(recipe, FakeStages().table())
     for settings, calls in ((["export.verify=0"], ["prepare", "export"]), ([], [])):
@@ -224,7 +224,7 @@ def test_a_gguf_without_its_packages_is_rejected_before_training(
     assert plain.calls[-1][0] == "export"
 
 
-def test_an_export_of_fewer_quantisations_does_not_stand_for_the_recipes(
+def test_an_export_of_fewer_quantizations_does_not_replace_the_recipes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("toolkit.pipeline.run.require_for", lambda quant, verify: None)

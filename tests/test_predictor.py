@@ -66,12 +66,12 @@ def open_csv(folder: Path, tasks: Sequence[str] = ("21", "22"), **more: Any) -> 
     """Rows with no reference at all."""
     rows = [one for task in tasks for one in task_rows(task)]
     write_csv(folder, rows, "scratch.csv")
-    asked = [{key: one[key] for key in ("Task_id", "Image_id", "Instruction")} | more for one in rows]
-    return write_csv_without_output(folder, asked)
+    rows_without = [{key: one[key] for key in ("Task_id", "Image_id", "Instruction")} | more for one in rows]
+    return write_csv_without_output(folder, rows_without)
 
 
 def write_csv_without_output(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    file = folder / "asked.csv"
+    file = folder / "open.csv"
     lines = [",".join(rows[0]), *(",".join(str(value) for value in row.values()) for row in rows)]
     file.write_text("\n".join(lines) + "\n")
     return file
@@ -88,7 +88,7 @@ def test_every_step_of_a_file_is_predicted_with_the_models_own_memory(run: RunFo
     assert [(line["Task_id"], line["step"]) for line in lines] == [(t, n) for t in ("21", "22") for n in (1, 2, 3, 4)]
     assert [line["action"] for line in lines[:4]] == ["CLICK", "SCROLL", "TEXT", "COMPLETE"]
     # Rounds over the tasks; every step sees what the answers before it left.
-    assert [batch for batch in backend.asked if batch[0][1] == 2] == [[("21", 2), ("22", 2)]]
+    assert [batch for batch in backend.batches if batch[0][1] == 2] == [[("21", 2), ("22", 2)]]
     assert backend.memories["21", 3] == [lines[1]["agent_memory_after"]["long_term"]]
     assert lines[0]["agent_memory"] == {"short_term": {}, "long_term": {}, "failures": 0, "cut": 0}
     assert read_lines(tmp_path / "out.jsonl") == lines
@@ -151,7 +151,7 @@ def test_an_unwritable_output_is_an_error_before_the_model_is_loaded(run: RunFol
         with raises(DataError, "predict.out_not_writable") as caught:
             predicted(run, open_csv(tmp_path), out, backend)
         assert caught.problem.place == str(out)
-    assert backend.asked == []
+    assert backend.batches == []
     assert len(predicted(run, open_csv(tmp_path), tmp_path / "new" / "out.jsonl", backend)) == 8
 
 
@@ -180,7 +180,7 @@ def test_unusable_rows_and_rows_after_them_are_skipped_with_a_warning(
 
 
 def test_columns_that_lack_are_named(run: RunFolder, tmp_path: Path) -> None:
-    file = tmp_path / "asked.csv"
+    file = tmp_path / "open.csv"
     file.write_text("Task_id,Image_id\n1,1_1\n")
     with raises(DataError, "predict.columns_invalid") as caught:
         predicted(run, file, tmp_path / "out.jsonl", Saying())
@@ -293,7 +293,7 @@ def test_weights_outside_a_run_use_their_base_and_the_defaults_with_a_warning(
     merged = tmp_path / "merged"
     shutil.copytree(run.path / "stages/export/merged", merged)
     with raises(RecipeError, "recipe.coordinates_unknown"):
-        load_model_for_inference(merged, backend=backend)  # a folder's name tells no family
+        load_model_for_inference(merged, backend=backend)  # the name of a folder does not identify a model family
     load_model_for_inference(merged, "tiny", backend=backend)
     assert backend.loaded == [("tiny", tmp_path / "adapter"), (str(merged), None)]
 
@@ -307,10 +307,10 @@ def test_steps_of_a_file_are_predicted_on_the_command_line(
     assert call(arguments) == 0
     out = capsys.readouterr().out
     assert "4 GUI steps, " in out
-    assert "asked.predictions.jsonl" in out
-    assert len(read_lines(tmp_path / "asked.predictions.jsonl")) == 4
+    assert "open.predictions.jsonl" in out
+    assert len(read_lines(tmp_path / "open.predictions.jsonl")) == 4
     assert call([*arguments, "--out", str(tmp_path / "other.jsonl")]) == 0
-    assert (tmp_path / "other.jsonl").read_bytes() == (tmp_path / "asked.predictions.jsonl").read_bytes()
+    assert (tmp_path / "other.jsonl").read_bytes() == (tmp_path / "open.predictions.jsonl").read_bytes()
 
 
 def test_interactive_prediction_reads_screenshots_until_the_input_ends(

@@ -56,16 +56,16 @@ def job_of(context: Context, stage: str, folder: Path) -> TrainingJob:
 
 
 def test_generation_stops_at_the_chat_templates_end_of_turn(backend: Backend, policy: Policy, rows: list[Row]) -> None:
-    ask = Row(chat_template.conversation("Describe the film.", 1), rows[0].images)
-    completion = backend.generate(policy, [ask], Sampling(40))[0][0]
+    prompt = Row(chat_template.conversation("Describe the X-ray.", 1), rows[0].images)
+    completion = backend.generate(policy, [prompt], Sampling(40))[0][0]
     assert not completion.truncated
     assert completion.tokens < 40
     assert "<end_of_turn>" not in completion.text
 
 
 def test_a_completion_at_the_token_limit_is_truncated(backend: Backend, policy: Policy, rows: list[Row]) -> None:
-    ask = Row(chat_template.conversation("Describe the film.", 1), rows[0].images)
-    completion = backend.generate(policy, [ask], Sampling(2))[0][0]
+    prompt = Row(chat_template.conversation("Describe the X-ray.", 1), rows[0].images)
+    completion = backend.generate(policy, [prompt], Sampling(2))[0][0]
     assert completion.truncated
     assert completion.tokens == 2
 
@@ -74,10 +74,10 @@ def test_a_completion_at_the_token_limit_is_truncated(backend: Backend, policy: 
 def test_completions_do_not_depend_on_other_rows_of_the_batch(
     backend: Backend, policy: Policy, rows: list[Row]
 ) -> None:
-    asked = [Row(row.messages, row.images) for row in rows[:5]]
-    asked.append(Row(chat_template.conversation("Describe the film.", 1), rows[0].images))
-    together = [group[0].text for group in backend.generate(policy, asked, Sampling(12))]
-    alone = [backend.generate(policy, [row], Sampling(12))[0][0].text for row in asked]
+    prompts = [Row(row.messages, row.images) for row in rows[:5]]
+    prompts.append(Row(chat_template.conversation("Describe the X-ray.", 1), rows[0].images))
+    together = [group[0].text for group in backend.generate(policy, prompts, Sampling(12))]
+    alone = [backend.generate(policy, [row], Sampling(12))[0][0].text for row in prompts]
     assert together == alone
 
 
@@ -91,9 +91,9 @@ def test_image_tokens_cannot_be_generated(backend: Backend, policy: Policy, rows
 
     hook = policy.model.get_output_embeddings().register_forward_hook(prefer_image)
     try:
-        ask = [Row(rows[0].messages, rows[0].images)]
-        sampled = backend.generate(policy, ask, Sampling(8, temperature=1.0, count=4))[0]
-        free = backend.generate(replace(policy, forbidden=()), ask, Sampling(8))[0][0]
+        prompt = [Row(rows[0].messages, rows[0].images)]
+        sampled = backend.generate(policy, prompt, Sampling(8, temperature=1.0, count=4))[0]
+        free = backend.generate(replace(policy, forbidden=()), prompt, Sampling(8))[0][0]
     finally:
         hook.remove()
     assert free.text.strip() == ""  # without suppression, all tokens are image tokens
@@ -148,10 +148,10 @@ def test_an_answers_loss_falls_with_training_on_it(backend: Backend, context: Co
 def test_an_answers_loss_is_minus_the_mean_of_its_tokens_log_probabilities(
     backend: Backend, policy: Policy, rows: list[Row]
 ) -> None:
-    asked = rows[:2]
-    found = backend.log_probs(policy, asked, [row.answer or "" for row in asked])
+    prompts = rows[:2]
+    found = backend.log_probs(policy, prompts, [row.answer or "" for row in prompts])
     rounding = 0.05 if torch.cuda.is_available() else 1e-4
-    for values, row in zip(found, asked, strict=True):
+    for values, row in zip(found, prompts, strict=True):
         assert len(values) > 5
         assert sum(values) / len(values) == pytest.approx(-backend.answer_loss(policy, row), abs=rounding)
 

@@ -81,8 +81,8 @@ def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earl
     evaluate(context, "before", None, [], backend)
     first = [(task, 1) for task in TASKS]
     # Sixteen prompts with the reference memory in batches of three, then rounds of four episodes, then no agent memory.
-    assert backend.asked[6:8] == [first[:3], first[3:]]
-    assert [batch[0][1] for batch in backend.asked[6:14]] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert backend.batches[6:8] == [first[:3], first[3:]]
+    assert [batch[0][1] for batch in backend.batches[6:14]] == [1, 1, 2, 2, 3, 3, 4, 4]
     done = ["Load volume", "Axial slice"]
     reference, own, off = backend.memories["2", 3]
     assert (reference["completed_subtasks"], own["completed_subtasks"], off) == (done, done, {})
@@ -147,7 +147,7 @@ def test_an_interrupted_evaluation_resumes_to_identical_files(tmp_path: Path, di
             partial.write_bytes(partial.read_bytes()[:-40])
         again = Scripted(counts_what_is_done)
         evaluate(died, "before", None, [], again)
-    assert len(again.asked) < 20  # 6 batches, 8 rounds, 6 batches
+    assert len(again.batches) < 20  # 6 batches, 8 rounds, 6 batches
     names = {path.name for path in folder_of(whole).iterdir()}
     assert names == {path.name for path in folder_of(died).iterdir()}
     assert names == {
@@ -166,7 +166,7 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
         backend = Scripted(right)
         record = evaluate(context, "before", None, [], backend)
         # Episode 2 has no step 2, so the agent memory for step 3 is unknown. Rows 1 and 4 remain.
-        assert [step for batch in backend.asked[2:] for step in batch] == [
+        assert [step for batch in backend.batches[2:] for step in batch] == [
             *(("1", 1), ("2", 1)),
             *(("1", 2), ("1", 3), ("1", 4)),
         ]
@@ -199,17 +199,17 @@ def test_episodes_without_a_first_step_are_not_rolled_out(tmp_path: Path, caplog
     assert "evaluate.no_first_steps" in [problem.code for problem in warnings_in(caplog)]
 
 
-def test_chains_end_at_the_first_missing_place() -> None:
-    stands = [
+def test_episodes_end_at_the_first_missing_step() -> None:
+    positions = [
         EpisodePosition("b", 2, 3),
         EpisodePosition("a", 1, 3),
         EpisodePosition("b", 1, 3),
         EpisodePosition("a", 3, 3),
         EpisodePosition("c", 2, 2),
     ]
-    chains, behind = find_episodes(stands)
-    assert [(chain.name, chain.numbers) for chain in chains] == [("b", (2, 0)), ("a", (1,))]
-    assert behind == [3, 4]
+    episodes, unreachable = find_episodes(positions)
+    assert [(episode.name, episode.numbers) for episode in episodes] == [("b", (2, 0)), ("a", (1,))]
+    assert unreachable == [3, 4]
 
 
 def test_the_readable_files_have_reference_prediction_and_verdict(context: Context) -> None:
@@ -272,20 +272,20 @@ def test_max_tasks_selects_whole_episodes_by_the_seed(tmp_path: Path) -> None:
     backend = Scripted(right)
     with context_of(rolling_recipe(tmp_path, {"max_tasks": 2, "memory": ("reference",)})) as context:
         record = evaluate(context, "before", None, [], backend)
-    asked = [step for batch in backend.asked for step in batch]
-    assert len(asked) == 8
-    assert len({task for task, _ in asked}) == 2
+    prompted = [step for batch in backend.batches for step in batch]
+    assert len(prompted) == 8
+    assert len({task for task, _ in prompted}) == 2
     assert record.also["whole tasks (reference memory)"].value.n == 2
     with (context.run.path / "stages/evaluate-before/predictions.csv").open() as stream:
         images = {row["image"] for row in csv.DictReader(stream)}
-    assert images == {f"{task}_{step}.png" for task, step in asked}
+    assert images == {f"{task}_{step}.png" for task, step in prompted}
 
 
 def test_prompts_without_agent_memory_are_generated_once(tmp_path: Path) -> None:
     backend = Scripted(right)
     with context_of(rolling_recipe(tmp_path, ALL, sections=("goal", "image"))) as context:
         record = evaluate(context, "before", None, [], backend)
-    assert sum(map(len, backend.asked)) == 16
+    assert sum(map(len, backend.batches)) == 16
     assert record.score == "step (no memory in the prompt)"
     assert agent_memory_of(record).differences == {}
     assert "whole tasks (no memory in the prompt)" in record.also
@@ -301,7 +301,7 @@ def test_an_agent_memory_that_exceeds_the_prompt_is_a_counted_failure(
 
     record = evaluate(context, "before", None, [], Scripted(swells))
     own = mode_of(record, "own")
-    # The first step of each task is asked, the three behind it find no room.
+    # The first step of each task is generated. The prompts of the three after it do not fit.
     assert own.skipped == {PROMPT_TOO_LONG: 12}
     assert measured(record, "own") == [0.25, 0, 0.25]
     assert own.metrics["step"].n == 16

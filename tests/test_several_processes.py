@@ -52,7 +52,7 @@ def weights(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
 
 
 def tables(folder: Path) -> dict[str, dict[str, Any]]:
-    reward = folder / "spread.py"
+    reward = folder / "deviation.py"
     reward.write_text("def length(sample, answer):\n    return min(len(answer.text), 200) / 200\n", encoding="utf-8")
     return {
         "lora": {"dropout": 0.0},

@@ -107,11 +107,11 @@ def test_an_evaluation_has_one_prediction_per_question(context: Context) -> None
 def test_an_interrupted_evaluation_resumes_without_repeating_questions(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    batches: list[int] = []
     generate = HfBackend.generate
 
     def count(self: HfBackend, policy: Policy, rows: Sequence[Any], sampling: Sampling) -> Any:
-        asked.append(len(rows))
+        batches.append(len(rows))
         return generate(self, policy, rows, sampling)
 
     def stop(stage: str, step: int, steps: int, note: str) -> None:
@@ -127,17 +127,17 @@ def test_an_interrupted_evaluation_resumes_without_repeating_questions(
         shutil.copy(partial, again.run.stage_folder("evaluate-halved"))
         record = evaluate(again, "halved", context.weights, [])
         assert predictions(again, "halved") == predictions(context, "sft")
-        assert asked == [6, 6]
+        assert batches == [6, 6]
         assert {path.name for path in again.run.stage_folder("evaluate-halved").iterdir()} == {PREDICTIONS, CONFUSION}
         shutil.copy(partial, again.run.stage_folder("evaluate-base"))
         evaluate(again, "base", None, [])
-        assert asked == [6, 6, 6, 6]  # answers of other weights are not reused
+        assert batches == [6, 6, 6, 6]  # answers of other weights are not reused
         shutil.copy(partial, again.run.stage_folder("evaluate-split"))
         section = again.recipe.evaluation.model_copy(update={"split": "validation"})
         other = replace(again.data, validation=again.data.test)
         moved = replace(again, recipe=again.recipe.model_copy(update={"evaluate": section}), data=other)
         evaluate(moved, "split", again.weights, [])
-    assert asked == [6] * 6  # answers of another split are not reused either, although rows without ids have equal ids
+    assert batches == [6] * 6  # nor are those of another split, although rows without ids have equal ids
     assert record.value == context.run.result("evaluate-sft", EvaluationResult).value
 
 
@@ -167,7 +167,7 @@ def test_a_truncated_completion_is_wrong_and_is_counted(context: Context, caplog
 def test_an_unreadable_answer_counts_in_n(context: Context, tmp_path: Path) -> None:
     prompts = Prompts.of(context.recipe, context.images)
     samples = context.data.test[:3]
-    written = [prompts.task.target(samples[0]), "I cannot\u2028tell.", "<SOLUTION>\nA"]
+    written = [prompts.task.target(samples[0]), "I am not\u2028sure.", "<SOLUTION>\nA"]
     file = tmp_path / "answers.jsonl"
     file.write_text(
         "".join(
@@ -319,9 +319,9 @@ def test_a_broken_image_has_no_prediction_whatever_the_training_setting(tmp_path
     with context_of(recipe):
         pass
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"broken\.png"):
-        predict(find_run(recipe.run_folder), "What does the film show?", [broken], ["Pneumonia", "Nothing"])
+        predict(find_run(recipe.run_folder), "What does the X-ray show?", [broken], ["Pneumonia", "Nothing"])
 
 
 def test_gray_placeholders_are_counted_in_the_records_with_a_warning(
@@ -339,23 +339,23 @@ def test_gray_placeholders_are_counted_in_the_records_with_a_warning(
 
 
 def test_a_multiple_choice_question_without_options_is_rejected(trained: Recipe, context: Context) -> None:
-    film = context.data.test[0].images[0].path
+    xray = context.data.test[0].images[0].path
     run = find_run(trained.run_folder)
     with raises(DataError, "predict.too_few_options") as caught:
-        predict(run, "What does the film show?", [film], ["A. Pneumonia"])
+        predict(run, "What does the X-ray show?", [xray], ["A. Pneumonia"])
     assert (caught.problem.place, caught.problem.value) == ("--option", ["A. Pneumonia"])
     with raises(DataError, "predict.question_invalid"):
-        predict(run, "What does the film show?", [film], ["A. Pneumonia", "A. Nothing"])
+        predict(run, "What does the X-ray show?", [xray], ["A. Pneumonia", "A. Nothing"])
     with pytest.raises(ImageError, match="nowhere"):
-        predict(run, "What does the film show?", [Path("nowhere.png")], ["Pneumonia", "Nothing"])
+        predict(run, "What does the X-ray show?", [Path("nowhere.png")], ["Pneumonia", "Nothing"])
 
 
 def test_a_prediction_of_an_untrained_run_uses_the_base_model(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     with context_of(recipe) as context:
-        film = context.data.test[0].images[0].path
+        xray = context.data.test[0].images[0].path
         expected = context.data.test[0].fields["options"]
-    answer = predict(find_run(recipe.run_folder), "What does the film show?", [film], list(expected.values()))
+    answer = predict(find_run(recipe.run_folder), "What does the X-ray show?", [xray], list(expected.values()))
     assert answer.text
 
 
@@ -433,8 +433,8 @@ def test_full_fine_tuning_trains_saves_and_exports_full_weights(full: Recipe) ->
         assert record["merged"]["differing"] == 0
         merged = context.run.path / "stages/export/merged"
         plain = AutoModelForImageTextToText.from_pretrained(merged)
-        asked = answers_of_plain_transformers(plain, AutoProcessor.from_pretrained(merged), context)
-        assert asked == completions(context, "sft")[:4]
+        found = answers_of_plain_transformers(plain, AutoProcessor.from_pretrained(merged), context)
+        assert found == completions(context, "sft")[:4]
 
 
 def test_lora_continues_from_full_weights(full: Recipe, tmp_path: Path) -> None:
@@ -500,19 +500,19 @@ def test_vqa_rad_trains_and_is_evaluated(vqa_rad: Recipe) -> None:
 def test_a_question_of_vqa_is_predicted_and_has_no_options(vqa_rad: Recipe, shared_data: Path) -> None:
     run = find_run(vqa_rad.run_folder)
     question = read_json(shared_data / "cxr/vqa_rad/testset.json")[0]
-    film = shared_data / "cxr/vqa_rad/images" / question["image_name"]
-    answer = predict(run, question["question"], [film])
+    xray = shared_data / "cxr/vqa_rad/images" / question["image_name"]
+    answer = predict(run, question["question"], [xray])
     assert answer.text.strip()
     with raises(DataError, "predict.options_not_allowed"):
-        predict(run, question["question"], [film], ["yes", "no"])
+        predict(run, question["question"], [xray], ["yes", "no"])
 
 
 def test_real_radiographs_have_predictions(trained: Recipe, shared_data: Path) -> None:
-    films = sorted((shared_data / "cxr/nih").glob("*.png"))
-    assert len(films) == 2
+    xrays = sorted((shared_data / "cxr/nih").glob("*.png"))
+    assert len(xrays) == 2
     run = find_run(trained.run_folder)
     options = ["Cardiomegaly", "Pneumothorax", "No acute finding"]
-    answers = [predict(run, "What does the film show?", [film], options) for film in films]
+    answers = [predict(run, "What does the X-ray show?", [xray], options) for xray in xrays]
     assert all(answer.text.strip() for answer in answers)
     assert all(answer.problem is None or not answer.values.get("letter") for answer in answers)
 

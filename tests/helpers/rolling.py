@@ -32,21 +32,21 @@ def wrong(task: str, step: int) -> str:
 
 
 class Scripted(HfBackend):
-    """Knows the step by its picture. ``fail_after``: generations after which it raises, as a machine that dies."""
+    """Answer each step by its image. ``fail_after``: calls of ``generate`` after which it raises an exception."""
 
     def __init__(self, script: Script, fail_after: int | None = None) -> None:
         self.script, self.fail_after = script, fail_after
-        self.asked: list[list[tuple[str, int]]] = []
+        self.batches: list[list[tuple[str, int]]] = []
         self.memories: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         return self.load_without_model(recipe)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
-        if len(self.asked) == self.fail_after:
+        if len(self.batches) == self.fail_after:
             raise KeyboardInterrupt
         steps = [step_of(one) for one in rows]
-        self.asked.append(steps)
+        self.batches.append(steps)
         answers = []
         for (task, step), one in zip(steps, rows, strict=True):
             memory = long_term(one)

@@ -81,7 +81,7 @@ def show(prepared: "PrepareResult") -> None:
     for note in prepared.notes:
         print(f"{note.count:,} {note.reason} (for example {'; '.join(note.examples)})")
     print(f"contact sheet: {prepared.out.absolute() / 'sheet.png'}, {prepared.out.absolute() / 'sheet.html'}")
-    print('\nfor a recipe:\n\n[data]\ntask = "lesion"')
+    print(f"\nfor a recipe:\n\n[data]\ntask = {_quoted(prepared.task)}")
     for split, file in prepared.splits.items():
         print(f"{split} = {_quoted(file.absolute())}")
     print(f"image_root = {_quoted(prepared.image_root)}\ngroup = {_quoted(prepared.group)}")

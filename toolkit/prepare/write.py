@@ -174,6 +174,7 @@ def _summary(
     counts = Counter((one.diagnosis, split) for one, split in zip(images, splits, strict=True))
     groups = Counter(split for _, split in {(one.group, split) for one, split in zip(images, splits, strict=True)})
     return PrepareResult(
+        task="lesion",  # every archive that this package prepares has skin lesions
         out=request.out,
         image_root=root,
         group=names.group,
