@@ -26,8 +26,9 @@ from toolkit.exporting import gguf as stage
 from toolkit.exporting.verification import VerificationSet, compare, generate_completions
 from toolkit.models.gguf import GgufBackend
 from toolkit.models.hf import HfBackend
-from toolkit.models.llamacpp import Child, read_metadata
+from toolkit.models.llamacpp import Child
 from toolkit.models.llamacpp.convert import convert
+from toolkit.models.llamacpp.files import read_metadata
 from toolkit.models.prompts import Prompts
 from toolkit.runfolder import read_json, read_lines
 from toolkit.tasks import TASKS
@@ -42,7 +43,7 @@ gguf = pytest.importorskip("gguf", reason="the reader of GGUF is not installed (
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """A run whose language model and vision tower were trained by LoRA."""
-    tables = {"lora": {"vision": True}, "sft": {"max_steps": 12, "learning_rate": 3e-3}}
+    tables: dict[str, dict[str, Any]] = {"lora": {"vision": True}, "sft": {"max_steps": 12, "learning_rate": 3e-3}}
     with context_of(small_recipe(tmp_path_factory.mktemp("gguf"), tables)) as made:
         made.run.mark_done("sft", train_sft(made))
         yield made
@@ -108,14 +109,14 @@ def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exp
     policy = backend.load(context.recipe, weights, trainable=False)
     prompts = Prompts.of(context.recipe, context.images)
     seen: list[list[int]] = []
-    inner = policy.model.answer
+    inner = policy.model.generate
 
     def note(*given: Any) -> Any:
         found = inner(*given)
         seen.append(found[2])
         return found
 
-    policy.model.answer = note
+    policy.model.generate = note
     generate_completions(backend, policy, questions_of(context, 3))
     assert backend.mismatched_prompts == 0
     for tokens, sample in zip(seen, context.data.test[:3], strict=True):
@@ -274,11 +275,14 @@ def test_qwens_architectures_convert_and_answer_as_in_transformers(
     family: str, shared_data: Path, tmp_path: Path
 ) -> None:
     folder = build(family, shared_data, tmp_path)
-    # llama.cpp enlarges a picture of less than 8 tokens, each 28 pixels wide: these have 16.
-    films = {"data": {"synthetic": {"kind": "chest", "train": 4, "test": 4, "size": 128}}, "model": {"max_tokens": 600}}
-    with context_of(small_recipe(tmp_path, films)) as other:
+    # llama.cpp enlarges an image of fewer than 8 tokens, each 28 pixels wide. These images have 16.
+    tables: dict[str, dict[str, Any]] = {
+        "data": {"synthetic": {"kind": "chest", "train": 4, "test": 4, "size": 128}},
+        "model": {"max_tokens": 600},
+    }
+    with context_of(small_recipe(tmp_path, tables)) as other:
         found = agreement(other, folder, tmp_path)
-    # Random weights hardly tell one token from another, so answers may part; probabilities may not.
+    # Random weights give tokens nearly equal probabilities, so completions may differ. Log-probabilities may not.
     assert found.gap < 0.05
     assert read_metadata(tmp_path / "mmproj-x-f16.gguf")["clip.projector_type"] in (
         "qwen2vl_merger",

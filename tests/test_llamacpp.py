@@ -30,8 +30,7 @@ from toolkit.models.gguf import GgufBackend, processed_images
 from toolkit.models.llamacpp import Child, find_gguf_pair, is_gguf, require_for
 from toolkit.models.llamacpp.convert import _link_with_tokens, check_tensor_names, tensor_names
 from toolkit.models.llamacpp.converter import unusual_pattern
-from toolkit.models.llamacpp.library import LlamaError
-from toolkit.models.llamacpp.worker import Worker, serve
+from toolkit.models.llamacpp.worker import LlamaError, Worker, serve
 from toolkit.pipeline.rerun import export_settings
 from toolkit.recipe import Model
 from toolkit.runfolder import RunFolder, find_exported, locate_weights, read_json, write_json
@@ -57,10 +56,10 @@ def test_a_folder_without_weights_is_rejected(tmp_path: Path) -> None:
 
 def test_the_converter_gets_the_added_tokens(tmp_path: Path) -> None:
     _link_with_tokens(tiny.FOLDER, tmp_path / "source")
-    told = read_json(tmp_path / "source/tokenizer_config.json")["added_tokens_decoder"]
-    assert told["10"]["content"] == "model"
-    assert not told["10"]["special"]
-    assert told["5"] == told["5"] | {"content": "<end_of_turn>", "special": True}
+    added = read_json(tmp_path / "source/tokenizer_config.json")["added_tokens_decoder"]
+    assert added["10"]["content"] == "model"
+    assert not added["10"]["special"]
+    assert added["5"] == added["5"] | {"content": "<end_of_turn>", "special": True}
     assert "added_tokens_decoder" not in read_json(tiny.FOLDER / "tokenizer_config.json")
     assert (tmp_path / "source/model.safetensors").resolve() == (tiny.FOLDER / "model.safetensors").resolve()
 
@@ -75,14 +74,14 @@ def test_only_an_unusual_pattern_of_global_layers_is_written() -> None:
 @pytest.mark.parametrize("size", [(112, 112), (300, 220)])
 def test_llama_cpp_gets_gemmas_images_as_resized_by_its_processor(size: tuple[int, int]) -> None:
     processor = AutoProcessor.from_pretrained(tiny.FOLDER)
-    picture = noise(size)
-    inputs = processor(text=["<start_of_image>"], images=[[picture]], return_tensors="pt")
+    image = noise(size)
+    inputs = processor(text=["<start_of_image>"], images=[[image]], return_tensors="pt")
     seen = processed_images(processor, inputs)
     assert [one.size for one in seen] == [(112, 112)]
     again = processor.image_processor([seen[0]], return_tensors="pt")["pixel_values"]
     assert torch.equal(again, inputs["pixel_values"])
     if size == (112, 112):
-        assert np.array_equal(np.asarray(seen[0]), np.asarray(picture))
+        assert np.array_equal(np.asarray(seen[0]), np.asarray(image))
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
@@ -90,11 +89,11 @@ def test_qwens_patches_are_joined_to_the_image(name: str, shared_data: Path, tmp
     unpack_processors(shared_data, tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path / "processors" / name)
     block = processor.image_processor.patch_size * processor.image_processor.merge_size
-    pictures = [noise((8 * block, 10 * block)), noise((12 * block, 6 * block))]  # nothing to resize
+    images = [noise((8 * block, 10 * block)), noise((12 * block, 6 * block))]  # nothing to resize
     token = processor.image_token
-    inputs = processor(text=[f"{token}{token}"], images=[pictures], return_tensors="pt")
-    for seen, picture in zip(processed_images(processor, inputs), pictures, strict=True):
-        assert np.array_equal(np.asarray(seen), np.asarray(picture))
+    inputs = processor(text=[f"{token}{token}"], images=[images], return_tensors="pt")
+    for seen, image in zip(processed_images(processor, inputs), images, strict=True):
+        assert np.array_equal(np.asarray(seen), np.asarray(image))
 
 
 def noise(size: tuple[int, int]) -> Image.Image:
@@ -214,13 +213,13 @@ def test_a_gguf_is_neither_trained_nor_sampled(tmp_path: Path) -> None:
             refused(None, None)  # type: ignore[arg-type]
 
 
-def asked(texts: Sequence[str], log_probs: Sequence[Sequence[float]]) -> GreedyCompletions:
+def completions(texts: Sequence[str], log_probs: Sequence[Sequence[float]]) -> GreedyCompletions:
     return GreedyCompletions([Completion(text, 1, False) for text in texts], log_probs)
 
 
 def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
-    before = asked(["a", "b", "c", "d"], [[-1, -2], [0], [-0.5], [-0.25]])
-    after = asked(["a", "b", "x", "d"], [[-1, -1.5], [0], [-0.75], [-0.25]])
+    before = completions(["a", "b", "c", "d"], [[-1, -2], [0], [-0.5], [-0.25]])
+    after = completions(["a", "b", "x", "d"], [[-1, -1.5], [0], [-0.75], [-0.25]])
     found = compare(before, after)
     assert found.differing == (2,)
     assert found.gap == 0.5
@@ -231,9 +230,9 @@ def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
 
 
 def test_a_nan_log_probability_fits_no_bound_at_any_position() -> None:
-    said = [Completion("A", 1, truncated=False)]
+    generated = [Completion("A", 1, truncated=False)]
     for after in ([float("nan"), -1.0], [-1.0, float("nan")]):
-        found = compare(GreedyCompletions(said, [[-1.0, -1.0]]), GreedyCompletions(said, [after]))
+        found = compare(GreedyCompletions(generated, [[-1.0, -1.0]]), GreedyCompletions(generated, [after]))
         assert not found.fits(Bound(1, 1e9))
 
 

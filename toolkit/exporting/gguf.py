@@ -17,8 +17,9 @@ from toolkit.exporting.verification import (
     generate_completions,
     primary_score,
 )
-from toolkit.models.llamacpp import CONVERTED, KINDS, Child, Expected, check_metadata, require_for
+from toolkit.models.llamacpp import CONVERTED, Child, require_for
 from toolkit.models.llamacpp.convert import convert
+from toolkit.models.llamacpp.files import QUANTIZATIONS, Expected, check_metadata
 from toolkit.recipe import Export
 from toolkit.runfolder import Record, append_line
 
@@ -52,7 +53,7 @@ def export_gguf(job: ExportJob, merged: Path, place: OutputFolder) -> Record:
     expected = _expected(job, merged)
     about = {kind: check_metadata(file, pair.mmproj, kind, expected) for kind, file in pair.models.items()}
     files: dict[str, Record] = {
-        kind: {"file": file.name, "megabytes": megabytes(file), "bits": KINDS[kind].bits}
+        kind: {"file": file.name, "megabytes": megabytes(file), "bits": QUANTIZATIONS[kind].bits}
         for kind, file in pair.models.items()
     }
     record: Record = {"bits": 16, "questions": 0, "differing": 0, "files": files, "metadata": about[quant[0]]}
@@ -81,7 +82,7 @@ class _Files:
 def _write(job: ExportJob, merged: Path, folder: Path, quant: Sequence[str]) -> _Files:
     """Convert the float formats, and quantize the others from f16, which is deleted unless the recipe has it."""
     name = job.recipe.run.name
-    models = {kind: folder / f"{name}-{KINDS[kind].label}.gguf" for kind in KINDS}
+    models = {kind: folder / f"{name}-{QUANTIZATIONS[kind].label}.gguf" for kind in QUANTIZATIONS}
     mmproj = folder / f"mmproj-{name}-f16.gguf"
     coarse = [kind for kind in quant if kind not in CONVERTED]
     for kind in CONVERTED:
@@ -90,7 +91,7 @@ def _write(job: ExportJob, merged: Path, folder: Path, quant: Sequence[str]) -> 
     if coarse:
         with Child() as child:
             for kind in coarse:
-                child.quantise(models["f16"], models[kind], kind)
+                child.quantize(models["f16"], models[kind], kind)
     if "f16" not in quant:
         models["f16"].unlink(missing_ok=True)
     return _Files({kind: models[kind] for kind in quant}, mmproj)

@@ -14,7 +14,7 @@ from toolkit.models.chat_template import encode_answer, render_prompt
 from toolkit.models.generate import encode
 from toolkit.models.hf import load_processor, make_policy
 from toolkit.models.llamacpp import Child, find_gguf_pair
-from toolkit.models.llamacpp.session import IMAGE_TOKEN, MARKER
+from toolkit.models.llamacpp.worker import IMAGE_TOKEN, MARKER
 from toolkit.recipe import Recipe
 from toolkit.runfolder.usage import count
 

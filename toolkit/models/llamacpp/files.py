@@ -1,12 +1,32 @@
-"""Metadata of GGUF files, read back after writing and compared with the source model."""
+"""GGUF files: quantizations and their sizes, pairs of text model and projector, and metadata."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ModelError
-from toolkit.models.llamacpp.quantise import KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """One quantization: its label in file names on the Hub, its LLAMA_FTYPE in llama.h, and its bits per parameter."""
+
+    label: str
+    ftype: int
+    bits: float
+
+
+QUANTIZATIONS: Mapping[str, Quantization] = {
+    "f16": Quantization("f16", 1, 16),
+    "bf16": Quantization("bf16", 32, 16),
+    "q8_0": Quantization("Q8_0", 7, 8.5),
+    "q6_k": Quantization("Q6_K", 18, 6.6),
+    "q5_k_m": Quantization("Q5_K_M", 17, 5.7),
+    "q4_k_m": Quantization("Q4_K_M", 15, 4.9),
+}
+"""The supported quantizations, from the most to the least bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +37,52 @@ class Expected:
     context: int
     bos: int | None
     ends: frozenset[int]
-    """Tokens that may end an answer, the chat template's end of turn included."""
+    """Tokens that may end a completion, the chat template's end of turn included."""
     chat_template: str
     starts_with_bos: bool
     """Whether a tokenized prompt begins with the BOS, from the template or the tokenizer."""
     image_size: int | None
     """Side in pixels of the vision tower's square input. None: any size."""
+
+
+def max_bytes(parameters: int, quantizations: Collection[str]) -> int:
+    """Return the largest disk space in bytes of an export of a model with ``parameters`` parameters.
+
+    It includes the f16 file, from which the others are quantized, and the projector, at the bits of each file.
+    """
+    return sum(math.ceil(parameters * QUANTIZATIONS[name].bits / 8) for name in {"f16", *quantizations})
+
+
+def is_gguf(weights: Path) -> bool:
+    """Return whether these weights are for llama.cpp: a GGUF file, or a folder with GGUF files."""
+    return weights.suffix == ".gguf" or (weights.is_dir() and any(weights.glob("*.gguf")))
+
+
+def find_gguf_pair(weights: Path) -> tuple[Path, Path]:
+    """Return the files of the text model and its projector.
+
+    Args:
+        weights: The text model's file, or a folder with exactly one.
+
+    Raises:
+        ModelError: One of the two is missing or ambiguous.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    projectors = sorted(folder.glob("mmproj*.gguf"))
+    models = sorted(set(folder.glob("*.gguf")) - set(projectors)) if weights.is_dir() else [weights]
+    for code, name, found in (
+        ("model.gguf_text_model_ambiguous", "text model", models),
+        ("model.gguf_projector_ambiguous", "projector mmproj-NAME.gguf", projectors),
+    ):
+        if len(found) != 1 or not found[0].is_file():
+            raise ModelError(
+                code,
+                f"a vision-language model in GGUF format must have exactly one {name}",
+                place=weights,
+                value=[file.name for file in found],
+                remedy="Name the text model's file, with its projector in the same folder.",
+            )
+    return models[0], projectors[0]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -40,14 +100,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return {name: _value(field) for name, field in fields.items()}
 
 
-def check_metadata(model: Path, mmproj: Path, kind: str, expected: Expected) -> Mapping[str, Any]:
+def check_metadata(model: Path, mmproj: Path, quantization: str, expected: Expected) -> Mapping[str, Any]:
     """Compare the metadata of both files with the model. Return a summary for the record.
 
     Raises:
         ModelError: Metadata are missing or differ from the model.
     """
     text, vision = read_metadata(model), read_metadata(mmproj)
-    problems = [*_text_problems(text, kind, expected), *_vision_problems(vision, expected)]
+    problems = [*_text_problems(text, quantization, expected), *_vision_problems(vision, expected)]
     if problems:
         raise ModelError(
             "export.gguf_metadata_differs",
@@ -64,10 +124,10 @@ def check_metadata(model: Path, mmproj: Path, kind: str, expected: Expected) -> 
     }
 
 
-def _text_problems(found: Mapping[str, Any], kind: str, expected: Expected) -> Iterator[str]:
+def _text_problems(found: Mapping[str, Any], quantization: str, expected: Expected) -> Iterator[str]:
     architecture = found.get("general.architecture")
     wanted = {
-        "general.file_type": KINDS[kind].number,
+        "general.file_type": QUANTIZATIONS[quantization].ftype,
         "tokenizer.ggml.tokens": expected.vocabulary,
         f"{architecture}.context_length": expected.context,
         "tokenizer.chat_template": expected.chat_template,
