@@ -104,7 +104,7 @@ def test_truncated_and_masked_completions_are_checked_too(tmp_path: Path) -> Non
     cut = {"max_completion_tokens": 2, "mask_truncated": True, "max_steps": 1}
     recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": with_spread(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
-        assert train_grpo(context)["steps"] == 1
+        assert train_grpo(context).training.steps == 1
 
 
 def test_numerical_noise_alone_does_not_pass_the_check() -> None:

@@ -66,7 +66,7 @@ def test_skipped_steps_are_counted_and_training_continues(tmp_path: Path, monkey
     with float16(monkeypatch, {1, 2}) as overflow:
         record = run(recipe, "sft")
     lines = lines_of(recipe)
-    assert record["skipped_steps"] == 2
+    assert record.training.skipped_steps == 2
     assert [line.get("skipped_steps") for line in lines] == [1, 1, None, None]
     assert [line.get("loss_scale") for line in lines] == [SCALE / 2, SCALE / 4, None, None]
     assert ["grad_norm" in line for line in lines] == [False, False, True, True]
@@ -96,9 +96,9 @@ def test_the_scale_survives_oom_recovery(tmp_path: Path, monkeypatch: pytest.Mon
     recipe = recipe_of("sft", tmp_path, "recovered", sft={"max_steps": 3})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2), float16(monkeypatch, {1, 3}):
         record = run(recipe, "sft")
-    assert record["gpu_memory"]["out_of_memory"] == 1
+    assert record.training.gpu_memory.out_of_memory == 1
     assert [line.get("loss_scale") for line in lines_of(recipe)] == [SCALE / 2, None, SCALE / 4]
-    assert record["skipped_steps"] == 2
+    assert record.training.skipped_steps == 2
 
 
 def test_a_repeated_skipped_step_counts_once() -> None:

@@ -1,7 +1,6 @@
 """The notebooks: in step with their sources, without outputs, and each runs to its end on a machine without a GPU."""
 
 import ast
-import json
 import os
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from nbclient import NotebookClient
 
 from tests.helpers.notebooks import FOLDER, sources, text_of
 from tests.helpers.recipes import load_recipe
+from toolkit.pipeline import read_results
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["ham10000_kaggle", "medgemma_grpo_colab", "medgemma_grpo_kaggle", "tour"]
@@ -106,8 +106,8 @@ def test_the_ham10000_notebook_prepares_data_and_runs_both_dry_runs(
 @pytest.mark.slow
 def test_the_tour_runs_as_it_is_and_the_model_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = execute("tour", tmp_path, monkeypatch)
-    stages = json.loads((tmp_path / "runs" / "tour" / "results.json").read_text())["stages"]
-    learned = stages["evaluate-sft"]["differences"]["before"]["difference"]
-    assert learned["low"] > 0
+    learned = read_results(tmp_path / "runs" / "tour").evaluations["sft"].differences["before"]
+    assert learned.difference.low is not None
+    assert learned.difference.low > 0
     assert "reference: " in printed
     assert "Compute" in printed or "compute" in printed

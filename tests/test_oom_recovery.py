@@ -45,6 +45,7 @@ from toolkit.training.grpo import train_grpo
 from toolkit.training.grpo_trainer import PolicyTrainer, _parts
 from toolkit.training.oom_recovery import Recovery, advice
 from toolkit.training.preflight import preflight_job
+from toolkit.training.results import OutOfMemory
 from toolkit.training.sft import train_sft
 
 ROOT = Path(__file__).parents[1]
@@ -101,10 +102,10 @@ def test_oom_in_step_1_gives_the_adapter_of_a_run_with_the_smaller_sizes(
     assert without_recovery(lines_of(recovered)) == lines_of(begun)
     assert [line.get("out_of_memory") for line in lines_of(recovered)] == [errors, None]
     assert (lines_of(recovered)[0]["micro_batch"], lines_of(recovered)[0]["accumulation"]) == (1, 4)
-    found = record["gpu_memory"]
-    assert (found["out_of_memory"], found["micro_batch"], found["accumulation"]) == (errors, 1, 4)
-    assert {one["continued_from"] for one in found["recoveries"]} == {"the start of the stage"}
-    assert record["resumed_from"] == "step-00000001"
+    found = record.training.gpu_memory
+    assert (found.out_of_memory, found.micro_batch, found.accumulation) == (errors, 1, 4)
+    assert {one.continued_from for one in found.recoveries} == {"the start of the stage"}
+    assert record.training.resumed_from == "step-00000001"
     assert "train_loss" in closing_of(begun)
     assert "train_loss" not in closing_of(recovered)  # it would be the sum of the last start, divided by all steps
 
@@ -122,7 +123,7 @@ def test_oom_in_a_later_step_gives_the_adapter_of_a_run_resumed_with_the_smaller
     with stop_after(monkeypatch, 1):
         run(resumed, stage)
     keep_sizes(resumed, stage, one_by_one(stage))
-    assert run(resumed, stage)["resumed_from"] == "step-00000001"
+    assert run(resumed, stage).training.resumed_from == "step-00000001"
     # One step of two passes succeeds, and one pass of the second step.
     with small_memory(monkeypatch, fits=1, where=where, gradients=True, spared=3) as memory:
         record = run(recovered, stage)
@@ -131,16 +132,16 @@ def test_oom_in_a_later_step_gives_the_adapter_of_a_run_resumed_with_the_smaller
     assert without_recovery(lines_of(recovered)) == without_recovery(lines_of(resumed))
     assert [line["step"] for line in lines_of(recovered)] == [1, 2]
     assert [line.get("out_of_memory") for line in lines_of(recovered)] == [None, 1]
-    assert record["gpu_memory"]["recoveries"] == [
-        {
-            "step": 2,
-            "during": "pass" if stage == "sft" else "rollout or pass",
-            "micro_batch": 1,
-            "accumulation": 4,
-            "completions_per_generate": one_by_one(stage).completions,
-            "continued_from": "step-00000001",
-        }
-    ]
+    assert record.training.gpu_memory.recoveries == (
+        OutOfMemory(
+            step=2,
+            during="pass" if stage == "sft" else "rollout or pass",
+            micro_batch=1,
+            accumulation=4,
+            completions_per_generate=one_by_one(stage).completions,
+            continued_from="step-00000001",
+        ),
+    )
     ours, theirs = (checkpoints(recipe.run_folder / "stages" / stage)[0] for recipe in (recovered, resumed))
     assert ours.name == theirs.name == "step-00000001"
     assert {file.name for file in ours.iterdir()} == {file.name for file in theirs.iterdir()}
@@ -161,9 +162,9 @@ def test_oom_in_the_optimizer_step_falls_back_to_the_last_checkpoint(
     assert same(adapter_of(recovered, "sft"), adapter_of(begun, "sft"))
     assert without_recovery(lines_of(recovered)) == lines_of(begun)  # step 1 was repeated, and is logged once
     assert [line["step"] for line in lines_of(recovered)] == [1, 2]
-    (event,) = record["gpu_memory"]["recoveries"]
-    assert (event["step"], event["during"]) == (2, "optimizer step")
-    assert event["continued_from"] == "the start of the stage"
+    (event,) = record.training.gpu_memory.recoveries
+    assert (event.step, event.during) == (2, "optimizer step")
+    assert event.continued_from == "the start of the stage"
 
 
 @contextmanager
@@ -196,12 +197,12 @@ def test_errors_of_every_kind_in_one_stage_of_sft(tmp_path: Path, monkeypatch: p
     ):
         record = run(recipe, "sft")
     start = "the start of the stage"
-    assert [(one["step"], one["during"], one["continued_from"]) for one in record["gpu_memory"]["recoveries"]] == [
+    assert [(one.step, one.during, one.continued_from) for one in record.training.gpu_memory.recoveries] == [
         (1, "pass", start),
         (1, "optimizer step", start),
         (2, "pass", "step-00000001"),
     ]
-    assert record["gpu_memory"]["micro_batch"] == 1
+    assert record.training.gpu_memory.micro_batch == 1
     assert memory.seen[-8:] == [1] * 8
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
@@ -214,10 +215,10 @@ def test_errors_of_every_kind_in_one_stage_of_grpo(tmp_path: Path, monkeypatch: 
         small_memory(monkeypatch, fits=1, gradients=True, spared=2),
     ):
         record = run(recipe, "grpo")
-    events = record["gpu_memory"]["recoveries"]
-    assert [one["during"] for one in events] == ["rollout", "rollout or pass"]
-    assert events[1]["continued_from"] == "step-00000001"
-    assert (record["gpu_memory"]["completions_per_generate"], record["gpu_memory"]["micro_batch"]) == (2, 1)
+    events = record.training.gpu_memory.recoveries
+    assert [one.during for one in events] == ["rollout", "rollout or pass"]
+    assert events[1].continued_from == "step-00000001"
+    assert (record.training.gpu_memory.completions_per_generate, record.training.gpu_memory.micro_batch) == (2, 1)
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
@@ -225,7 +226,7 @@ def test_full_fine_tuning_recovers_from_its_own_checkpoint(tmp_path: Path, monke
     recipe = recipe_of("sft", tmp_path, "full", model={"tuning": "full"})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
         record = run(recipe, "sft")
-    assert record["gpu_memory"]["recoveries"][0]["continued_from"] == "step-00000001"
+    assert record.training.gpu_memory.recoveries[0].continued_from == "step-00000001"
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
@@ -273,8 +274,8 @@ def test_a_rollout_repeated_in_parts_gives_the_adapter_of_a_run_with_these_parts
     assert same(adapter_of(recovered, "grpo"), adapter_of(begun, "grpo"))
     assert without_recovery(lines_of(recovered)) == without_recovery(lines_of(begun))
     assert lines_of(recovered)[0]["completions_per_generate"] == 1
-    assert [one["completions_per_generate"] for one in record["gpu_memory"]["recoveries"]] == [2, 1]
-    assert record["gpu_memory"]["micro_batch"] == 2
+    assert [one.completions_per_generate for one in record.training.gpu_memory.recoveries] == [2, 1]
+    assert record.training.gpu_memory.micro_batch == 2
     assert read_json(recovered.run_folder / "stages" / "grpo" / "sizes.json")["completions_per_generate"] == 1
 
 
@@ -283,7 +284,7 @@ def test_a_reference_that_does_not_fit_halves_the_micro_batch(tmp_path: Path, mo
     recipe = recipe_of("grpo", tmp_path, "reference", grpo={"beta": 0.1, "max_steps": 1})
     monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", too_small_for(1))
     record = run(recipe, "grpo")
-    assert [one["micro_batch"] for one in record["gpu_memory"]["recoveries"]] == [1]
+    assert [one.micro_batch for one in record.training.gpu_memory.recoveries] == [1]
 
 
 def too_small_for(fits: int) -> Callable[..., Any]:
@@ -310,7 +311,7 @@ def test_medgemma_grpo_finishes_after_an_oom_error_in_its_rollout(
     with small_memory(monkeypatch, fits=1, gradients=False) as memory:
         record = run(recipe, "grpo")
     assert memory.raised > 1
-    assert (record["gpu_memory"]["micro_batch"], record["gpu_memory"]["completions_per_generate"]) == (1, 1)
+    assert (record.training.gpu_memory.micro_batch, record.training.gpu_memory.completions_per_generate) == (1, 1)
     assert adapter_of(recipe, "grpo")
 
 
@@ -432,13 +433,14 @@ def test_the_preflight_step_does_not_change_the_training(
     before, lengths = run(plain, stage), spy_on_completions(monkeypatch)
     with small_memory(monkeypatch, fits=99, gradients=True) as memory:
         record = run(checked, stage, preflight=True)
-    assert before["gpu_memory"]["preflight"] is None
-    preflight = record["gpu_memory"]["preflight"]
-    assert preflight["seconds"] > 0
-    assert preflight["peak_reserved_bytes"] is None
+    assert before.training.gpu_memory.preflight is None
+    preflight = record.training.gpu_memory.preflight
+    assert preflight is not None
+    assert preflight.seconds > 0
+    assert preflight.peak_reserved_bytes is None
     assert memory.seen == [2, 2] * 2  # the preflight step is an optimizer step
     assert len(memory.models) == 2
-    assert record["seconds_per_step"]["measured"] > 0
+    assert (record.training.seconds_per_step.measured or 0) > 0
     assert lines_of(plain) == lines_of(checked)
     assert same(adapter_of(plain, stage), adapter_of(checked, stage))
     if stage == "grpo":
@@ -475,7 +477,7 @@ def test_an_existing_checkpoint_is_not_written_again(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Trainer, "_save_checkpoint", save)
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
         record = run(recipe, "sft")
-    assert record["gpu_memory"]["recoveries"][0]["continued_from"] == "step-00000001"
+    assert record.training.gpu_memory.recoveries[0].continued_from == "step-00000001"
     assert saved == [1, 2]
 
 
@@ -500,9 +502,9 @@ def test_a_finished_stage_without_weights_keeps_the_record_of_its_recovery(
     shutil.rmtree(recipe.run_folder / "stages" / "sft" / "weights")
     record = run(recipe, "sft")
     assert same(adapter_of(recipe, "sft"), weights)
-    assert record["resumed_from"] == "step-00000002"
-    assert record["gpu_memory"]["recoveries"] == first["gpu_memory"]["recoveries"]
-    assert record.keys() == first.keys()
+    assert record.training.resumed_from == "step-00000002"
+    assert record.training.gpu_memory.recoveries == first.training.gpu_memory.recoveries
+    assert type(record) is type(first)
 
 
 def test_errors_missing_from_metrics_jsonl_are_in_its_next_line(tmp_path: Path) -> None:
@@ -555,8 +557,8 @@ def test_sizes_halved_in_the_preflight_step_stay_halved(tmp_path: Path, monkeypa
     with small_memory(monkeypatch, fits=1, gradients=True) as memory:
         record = run(recipe, stage, preflight=True)
     assert memory.seen == [2, *[1] * 8]
-    (event,) = record["gpu_memory"]["recoveries"]
-    assert (event["step"], event["during"], event["micro_batch"]) == (1, "preflight step", 1)
+    (event,) = record.training.gpu_memory.recoveries
+    assert (event.step, event.during, event.micro_batch) == (1, "preflight step", 1)
     assert lines_of(recipe)[0]["micro_batch"] == 1
 
 

@@ -24,8 +24,8 @@ from toolkit.cli import main
 from toolkit.cli.planned import lines, short_lines
 from toolkit.errors import NOTHING, DataError, ModelError, PlanError
 from toolkit.models.chat_template import image_tokens
-from toolkit.pipeline import run_recipe
-from toolkit.pipeline.gpu_peaks import describe_peaks, gpu_peaks
+from toolkit.pipeline import read_results, run_recipe
+from toolkit.pipeline.gpu_peaks import GpuPeak, describe_peaks, gpu_peaks
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.pipeline.plan import plan_run
 from toolkit.pipeline.stages import STAGES
@@ -40,6 +40,7 @@ from toolkit.planning.tokens import image_token_count
 from toolkit.recipe import Model, Recipe, SyntheticData
 from toolkit.runfolder import TESTED_VERSIONS, append_line, find_run, read_json, untested_versions
 from toolkit.tasks.mcq.synthetic import write_chest
+from toolkit.training.results import GrpoResult, SftResult
 
 ROOT = Path(__file__).resolve().parent.parent
 T4 = Gpu("Tesla T4", int(14.7 * GIB), bf16=False)
@@ -109,10 +110,10 @@ def test_tokens_are_those_that_the_stage_counts(films: Path, tmp_path: Path) -> 
     assert plan.tokens is not None
     assert plan.tokens.exact
     run = run_recipe(recipe.model_copy(update={"grpo": None, "evaluate": None}), STAGES).run
-    lengths = run.record("sft")["lengths"]
+    lengths = run.result("sft", SftResult).lengths
     total = plan.tokens.percentiles("total")
-    assert [total[name] for name in ("median", "p95", "max")] == [lengths[name] for name in ("median", "p95", "max")]
-    assert plan.tokens.percentiles("images")["median"] == lengths["images"]
+    assert [total[name] for name in ("median", "p95", "max")] == [lengths.median, lengths.p95, lengths.max]
+    assert plan.tokens.percentiles("images")["median"] == lengths.images
 
 
 def test_steps_are_those_that_the_trainers_make(films: Path, tmp_path: Path) -> None:
@@ -126,8 +127,8 @@ def test_steps_are_those_that_the_trainers_make(films: Path, tmp_path: Path) -> 
     )
     work = plan_work(recipe, {"train": 24, "validation": 0, "test": 8})
     run = run_recipe(recipe.model_copy(update={"evaluate": None}), STAGES).run
-    assert work["sft"].steps == run.record("sft")["steps"]
-    assert work["grpo"].steps == run.record("grpo")["steps"] == 4
+    assert work["sft"].steps == run.result("sft", SftResult).training.steps
+    assert work["grpo"].steps == run.result("grpo", GrpoResult).training.steps == 4
     assert (work["grpo"].completions, work["grpo"].answers) == (10, 40)
     assert work["evaluate"].answers == 8 * 3
 
@@ -596,8 +597,8 @@ def test_the_plan_is_stored_and_compared_with_measured_peaks(
     run = run_recipe(recipe, STAGES, plan=plan).run
     assert read_json(run.plan_file) == plan
     expected = plan["memory"]["sft"]["reserved_gb"]
-    kept = read_json(run.results_file)["gpu_memory"]
-    assert kept == {"sft": {"estimated_gb": expected, "measured_gb": None}}  # torch reserved none here.
+    kept = read_results(run.path).gpu_memory
+    assert kept == {"sft": GpuPeak(estimated_gb=expected, measured_gb=None)}  # torch reserved none here.
     assert describe_peaks(kept) == "no GPU was used"
     with caplog.at_level(logging.INFO, "toolkit"):
         assert plan_run(recipe, fresh=False) is None
@@ -612,14 +613,14 @@ def test_a_measured_peak_is_reported_with_its_estimate(films: Path, tmp_path: Pa
     last["stage"]["used"]["gpu_memory"] = 7_500_000_000
     append_line(run.compute_file, last)
     estimated = read_json(run.plan_file)["memory"]["sft"]["reserved_gb"]
-    assert gpu_peaks(find_run(run.path)) == {"sft": {"estimated_gb": estimated, "measured_gb": 7.5}}
+    assert gpu_peaks(find_run(run.path)) == {"sft": GpuPeak(estimated_gb=estimated, measured_gb=7.5)}
     assert describe_peaks(gpu_peaks(run)) == f"sft 7.5 GB (plan: {estimated:.1f} GB)"
 
 
 def test_without_a_gpu_there_is_no_estimate(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=make(recipe, None).to_json()).run
-    assert gpu_peaks(run) == {"sft": {"estimated_gb": None, "measured_gb": None}}
+    assert gpu_peaks(run) == {"sft": GpuPeak(estimated_gb=None, measured_gb=None)}
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_training_resumes_bit_for_bit_with_and_without_avx512bf16(
         with pytest.raises(Interrupted):
             train_sft(context)
     with context_of(halved) as context:
-        assert train_sft(context)["resumed_from"] == "step-00000001"
+        assert train_sft(context).training.resumed_from == "step-00000001"
     first, second = (load_file(recipe.run_folder / "stages/sft/weights" / ADAPTER) for recipe in (whole, halved))
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())

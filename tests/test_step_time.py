@@ -14,6 +14,7 @@ from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.planning import named_gpu
 from toolkit.runfolder import write_json
 from toolkit.training import step_time
+from toolkit.training.results import StepSeconds
 from toolkit.training.sft import train_sft
 from toolkit.training.step_time import StepTimes, planned_seconds
 
@@ -42,10 +43,11 @@ def test_the_record_of_a_stage_has_planned_and_measured_seconds(tmp_path: Path) 
     with context_of(small_recipe(tmp_path)) as context:
         plan = plan_for(context, here=True)
         progress = lambda what, done, total, note="": reports.append((done, total, note))  # noqa: E731
-        record = train_sft(replace(context, progress=progress))["seconds_per_step"]
-    assert record["planned"] == plan["time"]["gpus"]["T4"]["sft"]["seconds_per_step"]
-    assert record["preflight"] is None
-    assert 0 < record["measured"] < 60
+        record = train_sft(replace(context, progress=progress)).training.seconds_per_step
+    assert record.planned == tuple(plan["time"]["gpus"]["T4"]["sft"]["seconds_per_step"])
+    assert record.preflight is None
+    assert record.measured is not None
+    assert 0 < record.measured < 60
     first = next(report for report in reports if "plan" in report[2])
     assert first[:2] == (0, 4)
     assert reports.index(first) < min(n for n, (done, *_) in enumerate(reports) if done == 1)
@@ -55,7 +57,7 @@ def test_without_a_plan_no_remaining_time_is_reported_before_the_first_step(tmp_
     with context_of(small_recipe(tmp_path)) as context:
         times = StepTimes(replace(context, progress=refuse), "sft")
         begin(times, step=0, steps=10)
-    assert times.record() == {"planned": None, "preflight": None, "measured": None}
+    assert times.result() == StepSeconds(planned=None, preflight=None, measured=None)
 
 
 def test_the_preflight_step_replaces_the_plan_until_a_step_is_measured(
@@ -75,7 +77,7 @@ def test_the_preflight_step_replaces_the_plan_until_a_step_is_measured(
         begin(times, step=4, steps=10)  # another trainer continues
     assert len(notes) == 1
     assert times.measured == 20.0  # of 10, 20 and 500: the first step, which took 50, may have compiled
-    assert times.record() == {"planned": None, "preflight": 20.0, "measured": 20.0}
+    assert times.result() == StepSeconds(planned=None, preflight=20.0, measured=20.0)
 
 
 def refuse(what: str, done: int, total: int, note: str = "") -> None:

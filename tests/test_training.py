@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_data
 from tests.helpers.training import ADAPTER, StopAfter, adapter_of, context_of, only, same, small_recipe, with_spread
 from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
+from toolkit.evaluation.context import Context
 from toolkit.models import lengths as lengths_module
 from toolkit.models import lora as adapter
 from toolkit.models.hf import HfBackend
@@ -40,6 +42,7 @@ from toolkit.training.grpo import (
     train_grpo,
 )
 from toolkit.training.grpo_trainer import PolicyTrainer
+from toolkit.training.results import GrpoResult, SftResult
 from toolkit.training.sft import train_sft
 from toolkit.training.train import last_checkpoint
 
@@ -62,7 +65,7 @@ def weights_of(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
 def test_a_stopped_and_resumed_run_ends_with_the_same_weights(
     tmp_path: Path, stage: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = {"sft": train_sft, "grpo": train_grpo}[stage]
+    work: Callable[[Context], SftResult | GrpoResult] = train_sft if stage == "sft" else train_grpo
     whole, halved = only(stage, tmp_path, "whole", changes), only(stage, tmp_path, "halved", changes)
     with context_of(whole) as context:
         work(context)
@@ -76,7 +79,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights(
     assert not (halved.run_folder / "stages" / stage / "weights").exists()
     with context_of(halved) as context:
         record = work(context)
-    assert record["resumed_from"] == "step-00000003"
+    assert record.training.resumed_from == "step-00000003"
     assert same(weights_of(whole, stage), weights_of(halved, stage))
 
 
@@ -102,7 +105,7 @@ def test_grpo_resumed_in_its_second_epoch_uses_the_prompts_of_an_uninterrupted_r
 def test_a_run_interrupted_after_its_last_checkpoint_trains_no_further_step(
     tmp_path: Path, stage: str, tuning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = {"sft": train_sft, "grpo": train_grpo}[stage]
+    work: Callable[[Context], SftResult | GrpoResult] = train_sft if stage == "sft" else train_grpo
     whole, broken = (only(stage, tmp_path, name, {"model": {"tuning": tuning}}) for name in ("whole", "broken"))
     with context_of(whole) as context:
         work(context)
@@ -113,7 +116,7 @@ def test_a_run_interrupted_after_its_last_checkpoint_trains_no_further_step(
         lines = len(context.run.metrics())
     with context_of(broken) as context:
         record = work(context)
-        assert (record["steps"], record["resumed_from"]) == (4, "step-00000004")
+        assert (record.training.steps, record.training.resumed_from) == (4, "step-00000004")
         assert len(context.run.metrics()) == lines
     assert same(weights_of(whole, stage), weights_of(broken, stage))
 
@@ -142,7 +145,7 @@ def test_sft_lowers_the_loss_and_keeps_few_checkpoints(tmp_path: Path) -> None:
         record = train_sft(context)
         lines = [line for line in context.run.metrics() if "loss" in line]
         assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
-        assert record["lengths"]["max"] <= record["lengths"]["limit"]
+        assert record.lengths.max <= record.lengths.limit
         assert len(callbacks.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
 
 
@@ -153,8 +156,8 @@ def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
         half.mkdir(parents=True)
         (half / "trainer_state.json").write_text("{", encoding="utf-8")
         record = train_sft(context)
-    assert record["resumed_from"] is None
-    assert record["steps"] == 4
+    assert record.training.resumed_from is None
+    assert record.training.steps == 4
 
 
 def test_grpo_continues_from_the_sft_adapter(tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_the_kl_term_is_measured_against_the_start_adapter(tmp_path: Path) -> No
         kl = [line["kl"] for line in context.run.metrics() if line["stage"] == "grpo" and "kl" in line]
         # The reference is the SFT adapter, not the base model. The remaining difference is dropout in the update.
         assert kl[0] == pytest.approx(0, abs=1e-3)
-        assert "sft" in record["kl_reference"]
+        assert "sft" in record.kl_reference
         saved = adapter_of(recipe, "grpo")
         assert not any(".ref." in name for name in saved)
 
@@ -269,7 +272,8 @@ def test_a_failed_probe_is_a_warning_if_the_recipe_requests_it(
         record = train_grpo(context)
     (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "training.probe_truncated")
     assert warned.value == "100% at 1 tokens"
-    assert record["probe"]["failure"] == str(warned)
+    assert record.probe is not None
+    assert record.probe.failure == str(warned)
 
 
 def test_the_probe_does_not_change_the_training(tmp_path: Path) -> None:
@@ -420,7 +424,7 @@ def test_grpo_supports_several_images_per_prompt(tmp_path: Path, counts: tuple[i
             update={"data": context.recipe.data.model_copy(update={"synthetic": None, **source, "on_leak": "report"})}
         )
         record = train_grpo(replace(context, recipe=changed, data=load_data(changed)))
-    assert record["steps"] == 2
+    assert record.training.steps == 2
 
 
 def test_too_few_rows_for_a_step_are_rejected(tmp_path: Path) -> None:

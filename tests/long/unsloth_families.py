@@ -16,6 +16,7 @@ from tests.helpers.shapes import write_model
 from tests.helpers.unsloth_runs import check_run, recipe_of
 from tests.unsloth_cpu.process import run_toolkit
 from toolkit.runfolder import RunFolder
+from toolkit.training.results import GrpoResult
 
 
 def qwen3_5(folder: Path, data: Path) -> Path:
@@ -78,7 +79,7 @@ def test_medgemma_grpo_finishes_after_an_out_of_memory_error_in_its_rollout(tmp_
     recipe = on_synthetic_data_to_export(load_recipe(RECIPES / "medgemma_grpo.toml"), model, tmp_path)
     done = run_toolkit(recipe, "L4", oom="rollout:2")
     assert done.status == 0, done.output[-6000:]
-    assert RunFolder(recipe.run_folder).record("grpo")["gpu_memory"]["out_of_memory"] == 1
+    assert RunFolder(recipe.run_folder).result("grpo", GrpoResult).training.gpu_memory.out_of_memory == 1
 
 
 @pytest.mark.parametrize("gpu", ["L4", "T4"])

@@ -23,17 +23,18 @@ from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Completion, Policy, RewardScorer, Row, RowSource, TrainingJob
 from toolkit.models.batch_sizes import recipe_sizes
 from toolkit.models.flops import register_usage_hooks
-from toolkit.models.lengths import check_lengths
+from toolkit.models.lengths import Lengths, check_lengths
 from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
-from toolkit.runfolder import Record, is_main_process, read_json, write_json
+from toolkit.runfolder import from_json, is_main_process, read_json, write_json
 from toolkit.tasks import TASKS
 from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer, rollout_processor
 from toolkit.training.image_check import check_images_used
 from toolkit.training.measured_flops import count_one_pass
+from toolkit.training.results import GrpoResult, ProbeResult
 from toolkit.training.reward_probe import probe
 from toolkit.training.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
 from toolkit.training.train import last_checkpoint, preflight_rows, train, training_rows
@@ -50,8 +51,8 @@ log = logging.getLogger(__name__)
 STAGE = "grpo"
 
 
-def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
-    """Probe the rewards, train, and save the weights to the run folder. See ``context.TrainStage``.
+def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult:
+    """Probe the rewards, train, and save the weights to the run folder. See ``evaluation.context``.
 
     Args:
         context: The run.
@@ -72,7 +73,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
     folder, reference = context.run.stage_folder(STAGE), describe_reference(recipe, context.weights)
     probe_file = folder / "probe.json"
 
-    def prepare(policy: Policy) -> tuple[TrainingJob, Record]:
+    def prepare(policy: Policy) -> tuple[TrainingJob, Lengths]:
         processor, limit = policy.processor, recipe.model.max_tokens
         lengths = check_lengths(
             processor, prompts, samples, limit, grpo.max_completion_tokens, on_row=context.no_step_yet
@@ -90,19 +91,20 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
             scorer=make_reward_scorer(prompts.task, table, samples, grpo.generations),
             longest=preflight_rows(lengths, preflight),
         )
-        return job, {"lengths": lengths.to_dict()}
+        return job, lengths
 
-    record = train(context, STAGE, backend, prepare, build_grpo)
-    return {
-        **record,
-        "backend": backend.name,
-        "optimizer": local_optimizer(grpo),
-        "rows": len(samples),
-        "rows_left_out_each_epoch": len(samples) % grpo.prompts_per_step,
-        "pictures": context.count_images(STAGE),
-        "probe": read_json(probe_file) if probe_file.is_file() else None,
-        "kl_reference": reference,
-    }
+    figures, lengths = train(context, STAGE, backend, prepare, build_grpo)
+    return GrpoResult(
+        training=figures,
+        lengths=lengths,
+        backend=backend.name,
+        optimizer=local_optimizer(grpo),
+        rows=len(samples),
+        images=context.count_images(STAGE),
+        rows_left_out_each_epoch=len(samples) % grpo.prompts_per_step,
+        probe=from_json(ProbeResult, read_json(probe_file)) if probe_file.is_file() else None,
+        kl_reference=reference,
+    )
 
 
 def _check_enough_rows(rows: int, grpo: Grpo) -> None:

@@ -18,7 +18,8 @@ from toolkit.errors import RunError, TrainingError, warn
 from toolkit.models.batch_sizes import Sizes, recipe_sizes
 from toolkit.models.oom import BatchLimit
 from toolkit.recipe import Optimisation, Recipe
-from toolkit.runfolder import Record, is_main_process, read_json, write_json
+from toolkit.runfolder import from_json, is_main_process, read_json, write_json
+from toolkit.training.results import GpuMemory, OutOfMemory, PreflightResult
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Recovery:
 
     Attributes:
         sizes: The current sizes.
-        errors: One record per error: step, activity, new sizes, and where training continued.
+        errors: The errors in all sessions.
         logged: The number of errors in metrics.jsonl.
     """
 
@@ -37,7 +38,7 @@ class Recovery:
     def __init__(self, folder: Path, recipe: Recipe, stage: str) -> None:
         self.recipe, self.stage = recipe, stage
         self._file = folder / "sizes.json"
-        self.sizes, self.errors = recipe_sizes(recipe, stage), list[Record]()
+        self.sizes, self.errors = recipe_sizes(recipe, stage), list[OutOfMemory]()
         if self._file.is_file():
             self._read(read_json(self._file))
 
@@ -89,16 +90,27 @@ class Recovery:
         sizes = {name: float(value) for name, value in _to_json(self.sizes).items() if value is not None}
         return {"out_of_memory": float(new), **sizes}
 
-    def to_record(self) -> Record:
-        """Return the number of errors in all starts, each error, and the final sizes, for the stage's record."""
-        return {"out_of_memory": len(self.errors), **_to_json(self.sizes), "recoveries": self.errors}
+    def gpu_memory(self, peaks: Mapping[str, int | None], preflight: PreflightResult | None) -> GpuMemory:
+        """Return the peaks, the number of errors in all sessions, each error, and the final sizes."""
+        return GpuMemory(
+            peak_allocated_bytes=peaks["peak_allocated_bytes"],
+            peak_reserved_bytes=peaks["peak_reserved_bytes"],
+            out_of_memory=len(self.errors),
+            micro_batch=self.sizes.micro_batch,
+            accumulation=self.sizes.accumulation,
+            completions_per_generate=self.sizes.completions,
+            recoveries=tuple(self.errors),
+            preflight=preflight,
+        )
 
     def _halve_rollout(self, completions: int) -> None:
         self._note(replace(self.sizes, completions=completions), None, "rollout", "the same rollout")
 
     def _note(self, sizes: Sizes, step: int | None, during: str, start: str) -> None:
         self.sizes = sizes
-        self.errors.append({"step": step, "during": during, **_to_json(sizes), "continued_from": start})
+        self.errors.append(
+            OutOfMemory(step, during, sizes.micro_batch, sizes.accumulation, sizes.completions, continued_from=start)
+        )
         if is_main_process():
             write_json(self._file, {**_to_json(sizes), "recoveries": self.errors})
 
@@ -112,7 +124,7 @@ class Recovery:
                 value=f"{found.micro_batch} x {found.accumulation}",
                 remedy="Delete the file to start with the recipe's sizes.",
             )
-        self.sizes, self.errors = found, list(kept["recoveries"])
+        self.sizes, self.errors = found, list(from_json(tuple[OutOfMemory, ...], kept["recoveries"]))
         log.info("%s: after an earlier out-of-memory error: %s", self.stage, _describe(found))
 
 

@@ -15,8 +15,8 @@ from toolkit.models.backend import Completion, RewardScorer, TrainingJob
 from toolkit.models.batch_sizes import recipe_sizes
 from toolkit.models.oom import attempt
 from toolkit.recipe import Grpo
-from toolkit.runfolder import Record
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
+from toolkit.training.results import PreflightResult
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def preflight_job(job: TrainingJob, stage: str) -> TrainingJob:
     )
 
 
-def run_preflight_step(trainer: Any) -> Record | None:
+def run_preflight_step(trainer: Any) -> PreflightResult | None:
     """Run the one step of a trainer that was built from a ``preflight_job``.
 
     Returns:
@@ -52,10 +52,10 @@ def run_preflight_step(trainer: Any) -> Record | None:
     begun = time.monotonic()
     if attempt(trainer.train) is None:
         return None
-    found = {"seconds": round(time.monotonic() - begun, 3), **gpu_peaks()}
-    peak = found["peak_reserved_bytes"]
+    found = PreflightResult(round(time.monotonic() - begun, 3), **gpu_peaks())
+    peak = found.peak_reserved_bytes
     reserved = "" if peak is None else f", at most {peak / 2**30:.2f} GiB of the GPU reserved"
-    log.info("preflight step: one step on the longest rows took %.1f s%s", found["seconds"], reserved)
+    log.info("preflight step: one step on the longest rows took %.1f s%s", found.seconds, reserved)
     return found
 
 

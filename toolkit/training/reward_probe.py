@@ -12,7 +12,7 @@ from toolkit.models import Backend
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Grpo, Recipe
-from toolkit.runfolder import Record
+from toolkit.training.results import ProbeResult
 from toolkit.training.rewards import GroupStatistics, RewardTable, group_statistics
 
 log = logging.getLogger(__name__)
@@ -25,14 +25,14 @@ def probe(
     samples: Sequence[Sample],
     table: RewardTable,
     recipe: Recipe,
-) -> Record:
+) -> ProbeResult:
     """Sample completions of a few prompts with GRPO's settings, and return the statistics of their rewards.
 
     The random state of the training does not change.
 
     Raises:
         TrainingError: Every group has zero variance, or too many completions are truncated, so GRPO could learn
-            nothing. With ``probe_on_failure = "report"`` this is a warning, and ``failure`` in the record.
+            nothing. With ``probe_on_failure = "report"`` this is a warning, and ``failure`` in the result.
     """
     grpo = recipe.grpo or Grpo()
     chosen = _evenly_spaced(samples, grpo.probe_prompts)
@@ -55,7 +55,14 @@ def probe(
         raise failure
     if failure is not None:
         warn(failure.code, failure.rule, place=failure.place, value=failure.value, remedy=failure.remedy)
-    return {**found.to_record(), "failure": None if failure is None else str(failure)}
+    return ProbeResult(
+        total=found.total,
+        components=found.components,
+        unreadable=found.unreadable,
+        truncated=found.truncated,
+        problems=found.problems,
+        failure=None if failure is None else str(failure),
+    )
 
 
 def _evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -15,13 +15,13 @@ from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.batch_sizes import recipe_sizes
 from toolkit.models.collate import SftCollator
-from toolkit.models.lengths import check_lengths
+from toolkit.models.lengths import Lengths, check_lengths
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Sft
-from toolkit.runfolder import Record
 from toolkit.training import sft_loss
 from toolkit.training.image_check import check_images_used
 from toolkit.training.measured_flops import count_one_pass
+from toolkit.training.results import SftResult
 from toolkit.training.train import preflight_rows, train, training_rows
 from toolkit.training.trl_settings import (
     common_settings,
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 STAGE = "sft"
 
 
-def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
-    """Train on every training row and save the weights to the run folder. See ``context.TrainStage``.
+def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
+    """Train on every training row and save the weights to the run folder. See ``evaluation.context``.
 
     Args:
         context: The run.
@@ -47,7 +47,7 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
     recipe, samples = context.recipe, training_rows(context, STAGE)
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
 
-    def prepare(policy: Policy) -> tuple[TrainingJob, Record]:
+    def prepare(policy: Policy) -> tuple[TrainingJob, Lengths]:
         lengths = check_lengths(policy.processor, prompts, samples, recipe.model.max_tokens, on_row=context.no_step_yet)
         log.info("sft: %d rows, median %d and at most %d tokens", lengths.rows, lengths.median, lengths.max)
         check_images_used(backend, policy, prompts, samples)
@@ -58,16 +58,17 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
             folder=context.run.stage_folder(STAGE),
             longest=preflight_rows(lengths, preflight),
         )
-        return job, {"lengths": lengths.to_dict()}
+        return job, lengths
 
-    record = train(context, STAGE, backend, prepare, build_sft)
-    return {
-        **record,
-        "backend": backend.name,
-        "optimizer": local_optimizer(recipe.sft or Sft()),
-        "rows": len(samples),
-        "pictures": context.count_images(STAGE),
-    }
+    figures, lengths = train(context, STAGE, backend, prepare, build_sft)
+    return SftResult(
+        training=figures,
+        lengths=lengths,
+        backend=backend.name,
+        optimizer=local_optimizer(recipe.sft or Sft()),
+        rows=len(samples),
+        images=context.count_images(STAGE),
+    )
 
 
 def sft_settings(job: TrainingJob) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.evaluation.context import Context
-from toolkit.runfolder import Record, RunFolder, format_duration, read_json
+from toolkit.runfolder import RunFolder, format_duration, read_json
+from toolkit.training.results import StepSeconds
 
 
 def planned_seconds(run: RunFolder, stage: str) -> tuple[float, float] | None:
@@ -69,10 +70,7 @@ class StepTimes(TrainerCallback):
         steps = self._steps[1:] or self._steps
         return statistics.median(steps) if steps else None
 
-    def record(self) -> Record:
-        """Return ``planned`` (low and high), ``preflight`` and ``measured``, each None if unknown."""
-        return {
-            "planned": None if self.planned is None else list(self.planned),
-            "preflight": self.preflight,
-            "measured": None if self.measured is None else float(f"{self.measured:.4g}"),
-        }
+    def result(self) -> StepSeconds:
+        """Return the seconds per step for the stage's result."""
+        measured = None if self.measured is None else float(f"{self.measured:.4g}")
+        return StepSeconds(self.planned, self.preflight, measured)

@@ -21,7 +21,7 @@ from toolkit.models import Backend, distributed
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.lengths import Lengths
 from toolkit.models.oom import attempt, free
-from toolkit.runfolder import Record, flush_folder, is_main_process, read_json, world_size
+from toolkit.runfolder import flush_folder, is_main_process, read_json, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
 from toolkit.training.callbacks import (
@@ -35,6 +35,7 @@ from toolkit.training.callbacks import (
 )
 from toolkit.training.oom_recovery import Recovery
 from toolkit.training.preflight import preflight_job, run_preflight_step
+from toolkit.training.results import PreflightResult, TokenLengths, TrainingFigures
 from toolkit.training.step_time import StepTimes
 
 log = logging.getLogger(__name__)
@@ -89,14 +90,16 @@ def _tensorboard_folder(context: Context, stage: str) -> Iterator[None]:
             del os.environ[name]
 
 
-Prepare = Callable[[Policy], tuple[TrainingJob, Record]]
-"""Makes the checks before the first step on a newly loaded policy. Returns the job, and entries for the record."""
+Prepare = Callable[[Policy], tuple[TrainingJob, Lengths]]
+"""Makes the checks before the first step on a newly loaded policy. Returns the job, and the lengths of its rows."""
 Build = Callable[[Backend, Policy, TrainingJob], Any]
 """Builds the trainer of a stage."""
 
 
-def train(context: Context, stage: str, backend: Backend, prepare: Prepare, build: Build) -> Record:
-    """Train to the end, save the weights, and return the stage's record.
+def train(
+    context: Context, stage: str, backend: Backend, prepare: Prepare, build: Build
+) -> tuple[TrainingFigures, TokenLengths]:
+    """Train to the end, save the weights, and return the figures and the lengths of the rows.
 
     Training resumes from the last complete checkpoint. After an out-of-memory error it continues with smaller sizes.
     See ``oom_recovery``.
@@ -110,18 +113,18 @@ def train(context: Context, stage: str, backend: Backend, prepare: Prepare, buil
         shutil.rmtree(folder / PARTIAL)  # an incomplete checkpoint of an interrupted start, which nothing resumes from
     distributed.wait_for_all()
     holder = _PolicyHolder(partial(backend.load, context.recipe, context.weights, trainable=True))
-    job, facts = prepare(holder.policy)
+    job, lengths = prepare(holder.policy)
     start = last_checkpoint(folder)
     if start and _is_finished(start):
         # The interruption came after the last step, before the weights were written. A trainer that resumes here would
         # make one step too many.
         backend.restore(holder.policy, start)
-        record = _finished_record(context, stage, start)
+        figures = _finished_figures(context, stage, start)
     else:
         with _tensorboard_folder(context, stage):
-            record = _train(context, stage, backend, holder, job, build)
+            figures = _train(context, stage, backend, holder, job, build)
     save_weights(backend, holder.policy, context.run.weights_folder(stage))
-    return {**record, **facts}
+    return figures, TokenLengths(**lengths.to_dict())
 
 
 class _PolicyHolder:
@@ -158,26 +161,22 @@ class _Outcome:
     complete: bool
 
 
-def _finished_record(context: Context, stage: str, last: Path) -> Record:
-    """Return the record of a stage that was interrupted after its last step, before its weights were written."""
-    unmeasured = dict.fromkeys(gpu_peaks())
-    return {
-        "steps": _step_of(last),
-        "seconds": 0.0,
-        "seconds_per_step": StepTimes(context, stage).record(),
-        "skipped_steps": _logged(context, stage, "skipped_steps"),
-        "resumed_from": last.name,
-        "gpu_memory": {
-            **unmeasured,
-            **Recovery(context.run.stage_folder(stage), context.recipe, stage).to_record(),
-            "preflight": None,
-        },
-    }
+def _finished_figures(context: Context, stage: str, last: Path) -> TrainingFigures:
+    """Return the figures of a stage that was interrupted after its last step, before its weights were written."""
+    recovery = Recovery(context.run.stage_folder(stage), context.recipe, stage)
+    return TrainingFigures(
+        steps=_step_of(last),
+        seconds=0.0,
+        seconds_per_step=StepTimes(context, stage).result(),
+        skipped_steps=_logged(context, stage, "skipped_steps"),
+        resumed_from=last.name,
+        gpu_memory=recovery.gpu_memory(dict.fromkeys(gpu_peaks()), None),
+    )
 
 
 def _train(
     context: Context, stage: str, backend: Backend, holder: _PolicyHolder, job: TrainingJob, build: Build
-) -> Record:
+) -> TrainingFigures:
     """Make the preflight step, then build one trainer after another until one reaches the end."""
     folder, recovery = context.run.stage_folder(stage), Recovery(context.run.stage_folder(stage), context.recipe, stage)
     plan = read_json(context.run.plan_file) if context.run.plan_file.is_file() else None
@@ -190,7 +189,7 @@ def _train(
     def sized() -> TrainingJob:
         return replace(job, sizes=recovery.sizes, rollout_limit=recovery.rollout_limit())
 
-    measured: Record | None = None
+    measured: PreflightResult | None = None
     while job.longest and measured is None:
         step = _step_of(resumed) + 1
         measured = run_preflight_step(build(backend, holder.policy, preflight_job(sized(), stage)))
@@ -198,7 +197,7 @@ def _train(
         if measured is None:
             recovery.shrink(step, "preflight step", resumed.name if resumed else None, plan)
         else:
-            times.note_preflight(measured["seconds"])
+            times.note_preflight(measured.seconds)
         holder.reload()  # discards the update of the preflight step
     begin_peak()
     while True:
@@ -218,14 +217,14 @@ def _train(
     distributed.wait_for_all()
     if is_main_process():
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    return {
-        "steps": outcome.steps,
-        "seconds": round(time.monotonic() - begun, 1),
-        "seconds_per_step": times.record(),
-        "skipped_steps": _logged(context, stage, "skipped_steps"),
-        "resumed_from": resumed.name if resumed else None,
-        "gpu_memory": {**gpu_peaks(), **recovery.to_record(), "preflight": measured},
-    }
+    return TrainingFigures(
+        steps=outcome.steps,
+        seconds=round(time.monotonic() - begun, 1),
+        seconds_per_step=times.result(),
+        skipped_steps=_logged(context, stage, "skipped_steps"),
+        resumed_from=resumed.name if resumed else None,
+        gpu_memory=recovery.gpu_memory(gpu_peaks(), measured),
+    )
 
 
 def _use_one_trainer(

@@ -12,7 +12,7 @@ from toolkit.data.sample import Sample
 from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, RecipeError, warn
 from toolkit.evaluation.context import DataAndImages
 from toolkit.pipeline.dry_run.derive import derive_dry_run
-from toolkit.pipeline.results import Results
+from toolkit.pipeline.results import RunResults
 from toolkit.pipeline.run import Stages, require_export, run_recipe
 from toolkit.recipe import SPLITS, Recipe, absent, changed_keys
 from toolkit.runfolder import Progress, RunFolder, no_progress
@@ -42,7 +42,7 @@ class DryRunResult:
         lacking: what the real run would not find. Empty if it can start.
     """
 
-    results: Results
+    results: RunResults
     seconds: float
     no_rows: tuple[str, ...]
     lacking: tuple[str, ...]
