@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
+from toolkit.exporting.card import CardFacts, model_card, read_facts
+from toolkit.exporting.card.licence import licence_of
+from toolkit.exporting.card.markdown import table
 
 from tests.helpers.recipes import load_recipe
 from tests.helpers.training import small_recipe
 from toolkit import tiny
-from toolkit.exporting.card import CardFacts, model_card, read_facts
-from toolkit.exporting.card.licence import licence_of
-from toolkit.exporting.card.markdown import table
 from toolkit.exporting.public_names import public_recipe, scrub
 from toolkit.exporting.serving import Serving
 from toolkit.models.model_paths import public_name

@@ -21,8 +21,8 @@ from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluate import evaluate
-from toolkit.exporting import export
 from toolkit.exporting import gguf as stage
+from toolkit.exporting.export import export
 from toolkit.exporting.verification import VerificationSet, compare, generate_completions
 from toolkit.models.gguf import GgufBackend
 from toolkit.models.hf import HfBackend

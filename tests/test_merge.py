@@ -60,7 +60,7 @@ def test_merged_files_equal_what_peft_merges(tmp_path: Path, settings: dict[str,
     write_merged(merge, tmp_path / "merged")
     compared = compare_merged(merge, tmp_path / "merged")
     assert compared.matrices == sum("lora_A" in name for name, _ in model.named_parameters())
-    assert compared.change > 0.01
+    assert compared.largest_change > 0.01
     shutil.copy(tiny.FOLDER / "config.json", tmp_path / "merged")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32).state_dict()
     whole = model.merge_and_unload().state_dict()

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toolkit.exporting.size import Size, base_size, format_bytes
 
 from tests.helpers.problems import raises
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import Interrupted, ModelError, RunError
 from toolkit.evaluation.context import Context
-from toolkit.exporting import export
 from toolkit.exporting.atomic_output import EXTRA_BYTES, MARGIN, OutputFolder, free_name, require_disk_space
-from toolkit.exporting.size import Size, base_size, format_bytes
+from toolkit.exporting.export import export
 from toolkit.models.backend import Policy
 from toolkit.models.hf import HfBackend
 from toolkit.pipeline import run_recipe

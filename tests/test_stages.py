@@ -25,7 +25,7 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluate import CONFUSION, PARTIAL, PREDICTIONS, evaluate, judge_predictions
 from toolkit.evaluation.predict import predict
 from toolkit.evaluation.results import EvaluationResult
-from toolkit.exporting import export
+from toolkit.exporting.export import export
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts

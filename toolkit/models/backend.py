@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 
@@ -11,9 +11,6 @@ from toolkit.models.batch_sizes import Sizes
 from toolkit.models.chat_template import Message, TurnEnd
 from toolkit.models.oom import BatchLimit
 from toolkit.recipe import Recipe
-
-if TYPE_CHECKING:
-    from toolkit.models.merge import MergeComparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,15 @@ class Policy:
     """Limit of the completions per batch of ``generate``."""
     dequantised: bool = False
     """Whether the base weights were stored quantised and then dequantised. The quantisation error remains."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeComparison:
+    """The comparison of merged matrices with base + scale * B A. Figures are the largest absolute values."""
+
+    matrices: int
+    largest_deviation: float
+    largest_change: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +195,7 @@ class Backend(Protocol):
     def save(self, policy: Policy, folder: Path) -> None:
         """Save the adapter (after full fine-tuning: the model) with its processor."""
 
-    def save_merged(self, policy: Policy, folder: Path) -> "MergeComparison | None":
+    def save_merged(self, policy: Policy, folder: Path) -> MergeComparison | None:
         """Write the adapter merged into the base weights, with the processor, loadable by transformers alone.
 
         The policy cannot be used afterwards.

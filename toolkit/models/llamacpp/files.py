@@ -30,6 +30,17 @@ QUANTIZATIONS: Mapping[str, Quantization] = {
 
 
 @dataclass(frozen=True, slots=True)
+class GgufMetadata:
+    """Metadata of a text model and its projector: sizes in tokens, side of the vision tower's input in pixels."""
+
+    architecture: str
+    context: int
+    vocabulary: int
+    projector: str
+    image_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Expected:
     """The expected metadata of both files, from the source model and its processor."""
 
@@ -100,8 +111,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return {name: _value(field) for name, field in fields.items()}
 
 
-def check_metadata(model: Path, mmproj: Path, quantization: str, expected: Expected) -> Mapping[str, Any]:
-    """Compare the metadata of both files with the model. Return a summary for the record.
+def check_metadata(model: Path, mmproj: Path, quantization: str, expected: Expected) -> GgufMetadata:
+    """Compare the metadata of both files with the model. Return a summary.
 
     Raises:
         ModelError: Metadata are missing or differ from the model.
@@ -115,13 +126,14 @@ def check_metadata(model: Path, mmproj: Path, quantization: str, expected: Expec
             place=f"{model.name}, {mmproj.name}",
             value="; ".join(problems),
         )
-    return {
-        "architecture": text["general.architecture"],
-        "context": text[f"{text['general.architecture']}.context_length"],
-        "vocabulary": text["tokenizer.ggml.tokens"],
-        "projector": vision.get("clip.projector_type") or vision.get("clip.vision.projector_type"),
-        "image_size": vision.get("clip.vision.image_size"),
-    }
+    architecture = text["general.architecture"]
+    return GgufMetadata(
+        architecture=architecture,
+        context=text[f"{architecture}.context_length"],
+        vocabulary=text["tokenizer.ggml.tokens"],
+        projector=str(vision.get("clip.projector_type") or vision.get("clip.vision.projector_type")),
+        image_size=vision.get("clip.vision.image_size"),
+    )
 
 
 def _text_problems(found: Mapping[str, Any], quantization: str, expected: Expected) -> Iterator[str]:

@@ -16,12 +16,11 @@ from unsloth import FastVisionModel
 
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
-from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
+from toolkit.models.backend import Completion, MergeComparison, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
 from toolkit.models.loading import check_attention, check_mergeable
-from toolkit.models.merge import MergeComparison
 from toolkit.models.unsloth.limits import check_supported
 from toolkit.models.unsloth.loading import load_model
 from toolkit.models.unsloth.options import Loading, grpo_changes, half_precision, lora_options, sft_changes
