@@ -6,10 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
+from tests.helpers.exports import make_gguf, make_verification
 from tests.helpers.problems import raises
 from tests.helpers.real_processors import unpack_processors
 from toolkit import tiny
 from toolkit.cli.tables import gguf_table
 from toolkit.errors import MissingExtraError, ModelError, RunError
+from toolkit.exporting.results import GgufFile, MeanScore
 from toolkit.exporting.verification import BOUNDS, Bound, GreedyCompletions, compare
 from toolkit.models import llamacpp
 from toolkit.models.backend import Completion
@@ -252,21 +253,12 @@ def test_options_of_an_export_become_settings() -> None:
     ]
 
 
-def record_of(questions: int) -> Mapping[str, Any]:
-    found = {"file": "x-Q8_0.gguf", "megabytes": 1.25, "bits": 8.5}
-    if questions:
-        score = {"name": "accuracy", "n": 8, "value": 0.75}
-        found |= {"questions": questions, "differing": 1, "gap": 0.0123, "mean_gap": 0.001, "score": score}
-    return {
-        "questions": questions,
-        "files": {"q8_0": found},
-        "mmproj": "mmproj-x-f16.gguf",
-        "mmproj_megabytes": 0.5,
-    }
-
-
 def test_the_table_of_gguf_files_lists_unverified_ones() -> None:
-    verified, unverified = gguf_table(record_of(8)), gguf_table(record_of(0))
+    found = make_verification(8, differing=1, gap=0.0123, score=MeanScore("accuracy", 8, 0.75))
+    verified, unverified = (
+        gguf_table(make_gguf({"q8_0": GgufFile("x-Q8_0.gguf", 1.25, 8.5, verification)}))
+        for verification in (found, None)
+    )
     assert [next(iter(column.cells)) for column in verified.columns] == [
         "q8_0",
         "x-Q8_0.gguf",
@@ -299,9 +291,9 @@ def test_a_model_is_named_by_its_format_its_quantisation_or_its_path(tmp_path: P
     assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
     assert find_exported(run, str(folder / "gguf/a-Q8_0.gguf")).name == "a-Q8_0"
     assert find_exported(run, str(folder / "merged")).name == "merged"
-    for place, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
-        (tmp_path / place).mkdir(parents=True)
-        assert find_exported(run, str(tmp_path / place)).name == name  # weights of others never pass for the run's own
+    for folder_name, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
+        (tmp_path / folder_name).mkdir(parents=True)
+        assert find_exported(run, str(tmp_path / folder_name)).name == name  # never a name of the run's own
     with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "adapter")
     assert "(merged, f16, q8_0)" in caught.problem.remedy
