@@ -71,10 +71,12 @@ class Planted:
 def write_wards(folder: Path) -> dict[str, Path]:
     """Write synthetic X-rays whose patients have numbers, one of them in both splits, and one unusable row."""
     files = write_chest(folder, SyntheticData(kind="chest", train=24, test=40, size=64), 1)
-    for image in (folder / "images").iterdir():
-        image.rename(image.with_name(image.name.replace("film", PATIENT)))
+    images = sorted((folder / "images").iterdir())
+    prefix = images[0].stem.rstrip("0123456789")
+    for image in images:
+        image.rename(image.with_name(image.name.replace(prefix, PATIENT)))
     for file in files.values():
-        text = file.read_text(encoding="utf-8").replace("film", PATIENT)
+        text = file.read_text(encoding="utf-8").replace(prefix, PATIENT)
         rows = json.loads(text)
         for row in rows.values():
             row["Case"] = row["PatientID"]

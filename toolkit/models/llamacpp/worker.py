@@ -31,6 +31,9 @@ MARKER = "<__media__>"
 IMAGE_TOKEN = -1
 """Replaces each token of an image in ``Generated.prompt``."""
 
+LAST = -1
+"""Index of the logits after the last token of a batch."""
+
 FULL_OFFLOAD = 999
 """More layers than any model has, so that all layers go to the GPU if the library supports one."""
 
@@ -96,7 +99,7 @@ class Session:
         tokens: list[int] = []
         log_probs: list[float] = []
         while len(tokens) < max_tokens:
-            scores = self._scores(-1)
+            scores = self._scores()
             allowed = scores.copy()
             allowed[list(forbidden)] = -np.inf
             token = int(allowed.argmax())
@@ -111,10 +114,10 @@ class Session:
     def score(self, prompt: str, images: Sequence[RgbImage], completion: Sequence[int]) -> list[float]:
         """Return the natural log-probability of each token of a completion, given the prompt and the tokens before."""
         _, position = self._read(prompt, images)
-        scores = [float(self._scores(-1)[completion[0]])]
-        for place, (token, following) in enumerate(pairwise(completion)):
-            self._decode([token], position + place)
-            scores.append(float(self._scores(-1)[following]))
+        scores = [float(self._scores()[completion[0]])]
+        for offset, (token, following) in enumerate(pairwise(completion)):
+            self._decode([token], position + offset)
+            scores.append(float(self._scores()[following]))
         return scores
 
     def close(self) -> None:
@@ -202,18 +205,18 @@ class Session:
         batch = self.llama.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
-            for place, token in enumerate(tokens):
-                batch.token[place], batch.pos[place] = token, position + place
-                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
-                batch.logits[place] = place == len(tokens) - 1
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i] = token, position + i
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+                batch.logits[i] = i == len(tokens) - 1
             if self.llama.llama_decode(self.context, batch):
                 raise LlamaError("llama.cpp cannot decode a token. The completion may be longer than the context")
         finally:
             self.llama.llama_batch_free(batch)
 
-    def _scores(self, place: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return the natural log-probabilities of all tokens, shape (vocabulary,)."""
-        logits = self.llama.llama_get_logits_ith(self.context, place)
+    def _scores(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the natural log-probabilities of the next token, shape (vocabulary,)."""
+        logits = self.llama.llama_get_logits_ith(self.context, LAST)
         raw = np.ctypeslib.as_array(logits, shape=(self.size,)).astype(np.float64)
         shifted = raw - raw.max()
         scores: np.ndarray[Any, np.dtype[np.float64]] = shifted - np.log(np.exp(shifted).sum())
