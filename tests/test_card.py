@@ -1,4 +1,4 @@
-"""The model card: made of the run's records, read by the Hub's own parser, and silent about people and places."""
+"""Model cards: written from the results of the run, read by the Hub's own parser, without patients and paths."""
 
 import json
 import re
@@ -11,16 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, ModelCardData, constants
+from jinja2 import UndefinedError
 
+from tests.helpers.exports import export_of, make_gguf, merged_of, verified
 from tests.helpers.recipes import load_recipe
 from tests.helpers.training import small_recipe
 from toolkit import tiny
-from toolkit.exporting.card import CardFacts, model_card, read_facts
-from toolkit.exporting.card.licence import licence_of
-from toolkit.exporting.card.markdown import table
+from toolkit.evaluation.results import EvaluationResult
+from toolkit.exporting.licence import licence_of
+from toolkit.exporting.model_card import CardFacts, model_card, read_facts
 from toolkit.exporting.public_names import public_recipe, scrub
+from toolkit.exporting.results import AdapterExport, GgufFile, MergedExport
 from toolkit.exporting.serving import Serving
+from toolkit.models.model_card import code, fenced, render_card, table
 from toolkit.models.model_paths import public_name
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import export_again
@@ -36,41 +40,49 @@ USER = "anna_kowalski"
 REWARD = "def short(sample, answer):\n    return 1.0\n"
 
 
+SERVING = Serving("planted", "basis", 256, 16, 1, 4, False, ("<end_of_turn>",), None)
+
+
 @dataclass(frozen=True)
 class Planted:
-    """A run in a home folder, about patients whose numbers stand in rows, file names and columns."""
+    """A run in a home folder, about patients whose numbers are in rows, file names and columns."""
 
     recipe: Recipe
     run: RunFolder
     home: Path
 
-    def folder(self, form: str) -> Path:
-        return self.run.path / "stages/export" / form
+    def folder(self, name: str) -> Path:
+        return self.run.path / "stages/export" / name
 
-    def card(self, form: str = "merged") -> str:
-        return (self.folder(form) / "README.md").read_text(encoding="utf-8")
+    def card(self, name: str = "merged") -> str:
+        return (self.folder(name) / "README.md").read_text(encoding="utf-8")
 
-    def facts(self, form: str = "merged") -> CardFacts:
-        record = self.run.record("export")
-        serving = Serving("planted", "basis", 256, 16, 1, 4, False, ("<end_of_turn>",), None)
-        return read_facts(
-            self.run, self.recipe, self.run.path / record["weights"], form, serving=serving, verification=record[form]
-        )
+    def evaluation(self) -> EvaluationResult:
+        return self.run.result("evaluate-sft", EvaluationResult)
+
+    def merged(self) -> MergedExport:
+        return merged_of(export_of(self.run))
+
+    def facts(self) -> CardFacts:
+        weights = self.run.path / export_of(self.run).weights
+        return read_facts(self.run, self.recipe, weights, self.merged(), SERVING)
 
 
 def write_wards(folder: Path) -> dict[str, Path]:
-    """Practice films whose patients have numbers, one of them in both splits, and one row that cannot be used."""
+    """Write synthetic X-rays whose patients have numbers, one of them in both splits, and one unusable row."""
     files = write_chest(folder, SyntheticData(kind="chest", train=24, test=40, size=64), 1)
-    for picture in (folder / "images").iterdir():
-        picture.rename(picture.with_name(picture.name.replace("film", PATIENT)))
+    images = sorted((folder / "images").iterdir())
+    prefix = images[0].stem.rstrip("0123456789")
+    for image in images:
+        image.rename(image.with_name(image.name.replace(prefix, PATIENT)))
     for file in files.values():
-        text = file.read_text(encoding="utf-8").replace("film", PATIENT)
+        text = file.read_text(encoding="utf-8").replace(prefix, PATIENT)
         rows = json.loads(text)
         for row in rows.values():
             row["Case"] = row["PatientID"]
         if file.stem == "train":
             first = next(iter(rows.values()))
-            first["PatientID"] = f"{PATIENT}000012"  # the first film of the test rows
+            first["PatientID"] = f"{PATIENT}000012"  # the first patient of the test rows
             next(row for row in rows.values() if row is not first)["correct_answer"] = "Z"
         file.write_text(json.dumps(rows), encoding="utf-8")
     return files
@@ -85,7 +97,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
         (home / "models" / "basis" / file.name).write_bytes(file.read_bytes())
     files = write_wards(home / "wards")
     (home / "own.py").write_text(REWARD, encoding="utf-8")
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "model": {"name": str(home / "models/basis")},
         "data": {
             "synthetic": None,
@@ -116,14 +128,12 @@ def test_the_hubs_own_parser_reads_the_header_and_gives_the_scores_of_these_weig
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "image-text-to-text"
     assert {"mcq", "sft", "lora", "merged", "medical"} <= set(card.data.tags or ())
-    found = planted.run.record("evaluate-sft")
-    scores = {found["score"]: found, **found["also"]}
     assert card.data.eval_results is not None
     assert {result.metric_name: result.metric_value for result in card.data.eval_results} == {
-        name: round(record["value"]["value"], 4) for name, record in scores.items()
+        name: round(score.value.value or 0.0, 4) for name, score in planted.evaluation().scores.items()
     }
     assert card.data.eval_results[0].metric_args["n"] == 40
-    # A folder's name is no repository, and nobody knows the licence of what is in it.
+    # The name of a folder is no repository, and the licence of its files is unknown.
     assert (card.data.base_model, card.data.license) == (None, None)
     assert "unknown to the program that wrote this card" in planted.card()
 
@@ -131,9 +141,9 @@ def test_the_hubs_own_parser_reads_the_header_and_gives_the_scores_of_these_weig
 def test_nothing_of_patients_places_users_or_tokens_is_in_any_file(planted: Planted) -> None:
     words = [PATIENT, TOKEN, USER, str(planted.home), str(planted.run.path), socket.gethostname(), str(Path.cwd())]
     everything = (planted.run.path / "stages/data/done.json").read_text(encoding="utf-8")
-    assert PATIENT in everything  # the run itself knows them, so there was something to tell
-    for form in ("adapter", "merged"):
-        for file in planted.folder(form).rglob("*"):
+    assert PATIENT in everything  # the run itself has them, so the card could have had them too
+    for name in ("adapter", "merged"):
+        for file in planted.folder(name).rglob("*"):
             content = file.read_bytes()
             found = [word for word in words if len(word) > 3 and word.encode() in content]
             assert found == [], file
@@ -143,23 +153,23 @@ def test_nothing_of_patients_places_users_or_tokens_is_in_any_file(planted: Plan
 def test_the_cards_own_code_loads_the_adapter_and_the_merged_weights_alike(
     planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain transformers and peft, as a reader of the card would; the base's folder stands for its name."""
+    """The test runs the code of the card, with the folder of the base instead of its name."""
     logits = []
-    for form in ("adapter", "merged"):
-        (code,) = re.findall(r"```python\n(.*?)```", planted.card(form), re.DOTALL)
-        monkeypatch.chdir(planted.folder(form))
+    for name in ("adapter", "merged"):
+        (snippet,) = re.findall(r"```python\n(.*?)```", planted.card(name), re.DOTALL)
+        monkeypatch.chdir(planted.folder(name))
         names: dict[str, Any] = {}
-        exec(code.replace("'basis'", repr(str(planted.home / "models/basis"))), names)
+        exec(snippet.replace("'basis'", repr(str(planted.home / "models/basis"))), names)
         text = "<start_of_turn>user\nWhich side?<end_of_turn>\n<start_of_turn>model\n"
         inputs = names["processor"](text=text, return_tensors="pt")
         with torch.inference_mode():
             logits.append(names["model"].float()(**inputs).logits)
-    # The base is stored in 16 bits, and is rounded to them where only the adapter comes in 32.
-    assert torch.allclose(*logits, atol=0.05)
+    # The base is stored in 16 bits. With the adapter it is loaded in 16 bits, and merged weights have 32.
+    assert torch.allclose(logits[0], logits[1], atol=0.05)
     assert logits[0].std() > 0.1
 
 
-def test_rows_left_out_and_leaks_are_counted(planted: Planted) -> None:
+def test_dropped_rows_and_leaks_are_counted(planted: Planted) -> None:
     card = planted.card()
     record = planted.run.record("data")
     assert f"| train | {record['rows']['train']} |" in card
@@ -183,15 +193,13 @@ def test_every_row_of_the_results_is_in_the_card_with_its_interval(planted: Plan
 
 def test_subgroups_are_shown_and_single_patients_are_not(planted: Planted) -> None:
     card = planted.card()
-    by = planted.run.record("evaluate-sft")["summary"]["by"]
-    assert len(by["PatientID"]) == len(by["Case"]) == 20
-    for value, found in by["PatientSex"].items():
-        assert f"| {value} | {found['n']} |" in card
+    summary = planted.evaluation().summary
+    assert len(summary.by["PatientID"]) == len(summary.by["Case"]) == 20
+    for value, found in summary.by["PatientSex"].items():
+        assert f"| {value} | {found.n} |" in card
     assert "Case: 20 values with fewer than 5 patients, lesions or images are hidden." in card
-    facts = planted.facts()
-    evaluation = json.loads(json.dumps(facts.evaluation))
-    evaluation["summary"]["not_found"] = ["Scanner"]
-    other = str(model_card(planted.folder("merged"), replace(facts, evaluation=evaluation)))
+    evaluation = replace(planted.evaluation(), summary=replace(summary, not_found=("Scanner",)))
+    other = str(model_card(replace(planted.facts(), evaluation=evaluation)))
     assert "Subgroups by Scanner: the data has no such column." in other
 
 
@@ -208,43 +216,49 @@ def test_the_recipe_in_the_card_is_the_runs_with_names_for_paths(planted: Plante
 
 def test_the_card_of_a_run_is_the_same_every_time(planted: Planted) -> None:
     before = planted.card()
-    assert str(model_card(planted.folder("merged"), planted.facts())) == str(
-        model_card(planted.folder("merged"), planted.facts())
-    )
-    record = export_again(planted.run.path, STAGES, ['export.to=["merged"]'])
-    assert record["merged"]["questions"] == 2
+    assert str(model_card(planted.facts())) == str(model_card(planted.facts()))
+    again = export_again(planted.run.path, STAGES, ['export.to=["merged"]'])
+    assert verified(merged_of(again)).samples == 2
     assert planted.card() == before
 
 
 def test_the_card_says_what_was_not_verified(planted: Planted) -> None:
-    folder, facts = planted.folder("merged"), planted.facts()
-    unverified = str(model_card(folder, replace(facts, verification={**facts.verification, "verified": False})))
+    facts = planted.facts()
+    unverified = str(model_card(replace(facts, export=replace(planted.merged(), verification=None))))
     assert "**It is not verified.** These files were not reloaded" in unverified
     assert "**These files themselves:** they were not reloaded" in unverified
-    unasked = str(model_card(folder, replace(facts, evaluation=None)))
-    assert "**These weights on held-out questions:** they were not evaluated." in unasked
-    assert "model-index" not in unasked
-    assert "No row is that of these weights" in unasked
-    assert "model-index" in str(model_card(folder, facts))
+    not_evaluated = str(model_card(replace(facts, evaluation=None)))
+    assert "**These weights on held-out questions:** they were not evaluated." in not_evaluated
+    assert "model-index" not in not_evaluated
+    assert "No row is that of these weights" in not_evaluated
+    assert "model-index" in str(model_card(facts))
 
 
-def test_answers_and_ids_in_the_record_of_an_export_stay_out_of_the_card(planted: Planted) -> None:
-    facts = planted.facts("merged")
-    answers = [{"id": PATIENT, "expected": "lung of Mrs K.", "agreement": 0.5}]
-    quants = {"q8_0": {"file": "a-q8_0.gguf", "agreement": 0.98765, "answers": answers}}
-    verification = {**facts.verification, "largest_difference": 0.0123, "asked": answers, "quants": quants}
-    card = str(model_card(planted.folder("merged"), replace(facts, verification=verification)))
-    assert "- largest difference: 0.0123" in card
-    assert "2 greedy completions were those of the run's weights. The weights have 32 bits." in card
-    assert "| q8_0 | a-q8_0.gguf | 0.9877 |" in card
-    assert not re.search(f"{PATIENT}|Mrs K", card)
+def test_each_quantization_is_a_row_with_its_verification(planted: Planted) -> None:
+    verification = verified(planted.merged())
+    files = {
+        "f16": GgufFile("a-f16.gguf", 12.5, 16, verification),
+        "q8_0": GgufFile("a-Q8_0.gguf", 6.25, 8.5, replace(verification, differing=1, gap=0.0123)),
+    }
+    card = str(model_card(replace(planted.facts(), export=make_gguf(files))))
+    assert "2 held-out samples with their images: 1 greedy completions were those of the merged weights." in card
+    assert re.search(r"^\| f16 \| a-f16.gguf \| 12.5 \| 16 \| 2 \| 0 \|", card, re.MULTILINE)
+    assert re.search(r"^\| q8_0 \| a-Q8_0.gguf \| 6.25 \| 8.5 \| 2 \| 1 \| 0.0123 \|", card, re.MULTILINE)
+
+
+def test_an_adapter_of_the_vision_tower_is_served_as_merged_weights(planted: Planted) -> None:
+    export = AdapterExport("stages/export/adapter", 1.0, "", (), 32, planted.merged().verification)
+    facts = replace(planted.facts(), export=export, serving=replace(SERVING, vision=True))
+    card = str(model_card(facts))
+    assert "Serve the merged weights." in card
+    assert "```bash" not in card
 
 
 def test_the_card_names_synthetic_data(planted: Planted, tmp_path: Path) -> None:
     facts = replace(planted.facts(), recipe=small_recipe(tmp_path))
-    card = str(model_card(planted.folder("merged"), facts))
+    card = str(model_card(facts))
     assert "**Real images:** the model was trained and evaluated on synthetic images only." in card
-    assert "generated-data" in (ModelCard(card).data.tags or ())
+    assert "generated-data" in ModelCard(card).data["tags"]
     assert "**Real images:**" not in planted.card()
 
 
@@ -252,7 +266,7 @@ def test_time_and_energy_are_those_of_the_run_or_said_to_be_unknown(planted: Pla
     assert "Of data, sft, evaluate-sft:" in planted.card()
     assert re.search(r"^- GPU hours: ", planted.card(), re.MULTILINE)
     unknown = replace(planted.facts(), compute=type(planted.facts().compute)())
-    assert "Time, energy and CO2: not measured." in str(model_card(planted.folder("merged"), unknown))
+    assert "Time, energy and CO2: not measured." in str(model_card(unknown))
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda file: file.stem)
@@ -285,7 +299,7 @@ def test_gated_terms_are_named_with_their_link_and_an_unknown_model_gets_none() 
         (r"C:\Users\anna\basis", "basis"),
         ("/home/anna/runs/first/stages/sft/weights", "first"),
         ("../first/stages/export/adapter", "first"),
-        ("/home/anna/stages/films.json", "films.json"),  # a folder of this name alone makes no run
+        ("/home/anna/stages/rows.json", "rows.json"),  # a folder of this name alone is no run
     ],
 )
 def test_the_public_name_of_a_model_is_not_a_path(source: str, name: str) -> None:
@@ -293,8 +307,8 @@ def test_the_public_name_of_a_model_is_not_a_path(source: str, name: str) -> Non
 
 
 def test_a_recipe_from_the_hub_keeps_its_names(tmp_path: Path) -> None:
-    tables = {"data": {"synthetic": None, "train": "hub:flaviagiammarino/vqa-rad#train", "task": "vqa"}}
-    shown = tomllib.loads(public_recipe(small_recipe(tmp_path, tables)))
+    data = {"synthetic": None, "train": "hub:flaviagiammarino/vqa-rad#train", "task": "vqa"}
+    shown = tomllib.loads(public_recipe(small_recipe(tmp_path, {"data": data})))
     assert shown["data"]["train"] == "hub:flaviagiammarino/vqa-rad#train"
     assert str(tmp_path) not in json.dumps(shown)
 
@@ -305,6 +319,22 @@ def test_a_path_is_hidden_only_where_it_ends() -> None:
 
 def test_a_cell_cannot_break_its_table() -> None:
     assert table(["a", "b"], [["x|y\n<b>", "1"]]).splitlines()[2] == r"| x\|y \<b\> | 1 |"
+
+
+def test_backticks_end_neither_inline_code_nor_a_code_block() -> None:
+    assert code("model") == "`model`"
+    assert code("a`b\n``c") == "``` a`b ``c ```"
+    assert fenced("```\nx\n```", "toml") == "````toml\n```\nx\n```\n````"
+
+
+def test_a_template_escapes_its_values_and_rejects_missing_ones(tmp_path: Path) -> None:
+    template = tmp_path / "card.md.jinja"
+    template.write_text("# {{ name }}\n\n{% macro bold(text) %}**{{ text }}**{% endmacro %}{{ bold(name) }}\n")
+    card = render_card(template, ModelCardData(model_name="a: 'b'\n---"), name="<b>*x*\n# y & [z](http://a)")
+    escaped = r"\<b\>\*x\* # y & \[z\](http://a)"
+    assert str(card).endswith(f"\n---\n\n# {escaped}\n\n**{escaped}**\n")
+    with pytest.raises(UndefinedError):
+        render_card(template, ModelCardData())
 
 
 def test_the_card_needs_no_network() -> None:

@@ -15,12 +15,14 @@ from PIL import Image
 
 import toolkit
 from tests.helpers.cli import call
+from tests.helpers.exports import make_merged, make_verification
 from tests.helpers.recipes import load_recipe
 from tests.helpers.results import difference, estimate, sft_result
 from toolkit.cli import main
 from toolkit.cli import tables as show
 from toolkit.cli.progress import PlainLines, show_progress
 from toolkit.errors import Interrupted, RunError
+from toolkit.exporting.results import ExportResult
 from toolkit.pipeline import ResultRow, RunResults
 from toolkit.recipe.renamed import RENAMED
 from toolkit.runfolder import SCHEMA_VERSION, read_json, start_run, write_json
@@ -248,23 +250,17 @@ def test_reward_test_says_what_a_line_lacks(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_an_export_prints_each_format_and_what_was_not_written(capsys: pytest.CaptureFixture[str]) -> None:
-    merged = {"folder": "stages/export/merged", "megabytes": 12.5, "bits": 16, "questions": 16, "differing": 1}
-    show.exported({"weights": "w", "asked": ["adapter", "merged"], "merged": merged}, Path("runs/x"))
+    merged = make_merged(make_verification(differing=1))
+    show.exported(ExportResult("w", ("adapter", "merged"), merged=merged), Path("runs/x"))
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("adapter: not written")
     assert second == "merged: runs/x/stages/export/merged (12.5 MB, 16 bits, 15 of 16 held-out completions unchanged)"
 
 
 def test_an_export_ends_with_the_commands_that_serve_it(capsys: pytest.CaptureFixture[str]) -> None:
-    found = {
-        "folder": "e/merged",
-        "megabytes": 1,
-        "bits": 16,
-        "questions": 1,
-        "differing": 0,
-        "next": ["vllm serve {folder}"],
-    }
-    show.exported({"asked": ["merged"], "merged": found, "pushed": "https://hub.invalid/1"}, Path("my runs"))
+    merged = make_merged(folder="e/merged", commands=("vllm serve {folder}",))
+    result = ExportResult("w", ("merged",), merged=merged, pushed="https://hub.invalid/1")
+    show.exported(result, Path("my runs"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == ["  serve it: vllm serve 'my runs/e/merged'", "pushed: https://hub.invalid/1"]
 

@@ -1,8 +1,8 @@
-"""GGUF with llama.cpp itself: what is written answers as before, and what does not is refused."""
+"""GGUF files in llama.cpp: they generate the same completions as the merged weights, and other files are rejected."""
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from tests.helpers.exports import gguf_of, verified
 from tests.helpers.model_families import build
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import make_recipe
@@ -21,13 +22,15 @@ from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluate import evaluate
-from toolkit.exporting import export
-from toolkit.exporting import gguf as stage
-from toolkit.exporting.verification import VerificationSet, compare, generate_completions
+from toolkit.exporting import gguf as gguf_export
+from toolkit.exporting.export import export
+from toolkit.exporting.results import ExportResult
+from toolkit.exporting.verification import Comparison, VerificationSet, compare, generate_completions
 from toolkit.models.gguf import GgufBackend
 from toolkit.models.hf import HfBackend
-from toolkit.models.llamacpp import Child, read_metadata
+from toolkit.models.llamacpp import Child
 from toolkit.models.llamacpp.convert import convert
+from toolkit.models.llamacpp.files import read_metadata
 from toolkit.models.prompts import Prompts
 from toolkit.runfolder import read_json, read_lines
 from toolkit.tasks import TASKS
@@ -42,7 +45,7 @@ gguf = pytest.importorskip("gguf", reason="the reader of GGUF is not installed (
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """A run whose language model and vision tower were trained by LoRA."""
-    tables = {"lora": {"vision": True}, "sft": {"max_steps": 12, "learning_rate": 3e-3}}
+    tables: dict[str, dict[str, Any]] = {"lora": {"vision": True}, "sft": {"max_steps": 12, "learning_rate": 3e-3}}
     with context_of(small_recipe(tmp_path_factory.mktemp("gguf"), tables)) as made:
         made.run.mark_done("sft", train_sft(made))
         yield made
@@ -53,33 +56,34 @@ def with_export(context: Context, **section: Any) -> Context:
 
 
 @pytest.fixture(scope="module")
-def exported(context: Context) -> Mapping[str, Any]:
-    record = export(with_export(context, to=["gguf"], quant=["f16", "q8_0"], verify=12))
-    context.run.mark_done("export", record)
-    return record
+def exported(context: Context) -> ExportResult:
+    result = export(with_export(context, to=["gguf"], quant=["f16", "q8_0"], verify=12))
+    context.run.mark_done("export", result)
+    return result
 
 
-def test_a_gguf_answers_as_the_merged_weights(context: Context, exported: Mapping[str, Any]) -> None:
-    found = exported["gguf"]
-    folder = context.run.path / found["folder"]
+def test_a_gguf_generates_the_completions_of_the_merged_weights(context: Context, exported: ExportResult) -> None:
+    found = gguf_of(exported)
+    folder = context.run.path / found.folder
     names = ["mmproj-small-f16.gguf", "small-Q8_0.gguf", "small-f16.gguf"]
     beside = ["Modelfile.small-Q8_0", "Modelfile.small-f16", "README.md"]
     assert sorted(file.name for file in folder.iterdir()) == [*beside, *names]
-    assert exported["asked"] == ["merged", "gguf"]
-    assert [found["files"][kind]["questions"] for kind in ("f16", "q8_0")] == [12, 12]
-    # f16 keeps 11 bits of each weight: next to nothing of a log-probability that 32 bits give.
-    assert found["files"]["f16"]["differing"] == 0
-    assert found["files"]["f16"]["gap"] < 0.05
-    assert found["files"]["q8_0"]["gap"] < 0.5
-    assert found["files"]["q8_0"]["megabytes"] < 0.6 * found["files"]["f16"]["megabytes"]
+    assert exported.requested == ("merged", "gguf")
+    f16, q8_0 = (verified(found.files[name]) for name in ("f16", "q8_0"))
+    assert (f16.samples, q8_0.samples) == (12, 12)
+    # f16 has 11 significant bits per weight, which changes log-probabilities very little.
+    assert f16.differing == 0
+    assert f16.gap < 0.05
+    assert q8_0.gap < 0.5
+    assert found.files["q8_0"].megabytes < 0.6 * found.files["f16"].megabytes
     lines = read_lines(folder.with_name("gguf.comparison.jsonl"))
     assert len(lines) == 12
     assert all(line["before"] == line["f16"] for line in lines)
     assert not list(context.run.path.glob("stages/export/*.partial"))
 
 
-def test_the_files_say_what_the_model_says(context: Context, exported: Mapping[str, Any]) -> None:
-    folder = context.run.path / exported["gguf"]["folder"]
+def test_the_metadata_of_the_files_are_those_of_the_model(context: Context, exported: ExportResult) -> None:
+    folder = context.run.path / gguf_of(exported).folder
     text, vision = read_metadata(folder / "small-Q8_0.gguf"), read_metadata(folder / "mmproj-small-f16.gguf")
     assert text["general.architecture"] == "gemma3"
     assert text["general.name"] == vision["general.name"] == "small"
@@ -88,34 +92,34 @@ def test_the_files_say_what_the_model_says(context: Context, exported: Mapping[s
     assert text["gemma3.context_length"] == 2048
     assert text["tokenizer.ggml.add_bos_token"]
     assert text["tokenizer.chat_template"] == AutoProcessor.from_pretrained(tiny.FOLDER).chat_template
-    assert text["gemma3.attention.sliding_window_pattern"] == 4  # one word for each of four layers
+    assert text["gemma3.attention.sliding_window_pattern"] == 4  # one value for each of four layers
     assert vision["clip.projector_type"] == "gemma3"
     assert vision["clip.vision.image_size"] == 112
 
 
-def test_added_tokens_stay_whole(context: Context, exported: Mapping[str, Any]) -> None:
-    """`model` is token 10 in this vocabulary; cut into letters the model would see a turn that it never learned."""
-    file = context.run.path / exported["gguf"]["folder"] / "small-f16.gguf"
+def test_added_tokens_stay_whole(context: Context, exported: ExportResult) -> None:
+    """`model` is token 10 in this vocabulary. Split into letters, it would begin a turn that the model never saw."""
+    file = context.run.path / gguf_of(exported).folder / "small-f16.gguf"
     field = gguf.GGUFReader(file).fields["tokenizer.ggml.token_type"]
     kinds = [int(field.parts[index][0]) for index in field.data]
     assert kinds[10] == gguf.TokenType.USER_DEFINED
     assert kinds[5] == gguf.TokenType.CONTROL
 
 
-def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exported: Mapping[str, Any]) -> None:
+def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exported: ExportResult) -> None:
     backend = GgufBackend()
-    weights = context.run.path / exported["gguf"]["folder"] / "small-f16.gguf"
+    weights = context.run.path / gguf_of(exported).folder / "small-f16.gguf"
     policy = backend.load(context.recipe, weights, trainable=False)
     prompts = Prompts.of(context.recipe, context.images)
     seen: list[list[int]] = []
-    inner = policy.model.answer
+    inner = policy.model.generate
 
     def note(*given: Any) -> Any:
         found = inner(*given)
         seen.append(found[2])
         return found
 
-    policy.model.answer = note
+    policy.model.generate = note
     generate_completions(backend, policy, questions_of(context, 3))
     assert backend.mismatched_prompts == 0
     for tokens, sample in zip(seen, context.data.test[:3], strict=True):
@@ -129,7 +133,7 @@ def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exp
         assert tokens.count(policy.processor.tokenizer.bos_token_id) == 1
 
 
-def test_the_loss_of_an_answer_is_that_of_the_merged_weights(context: Context, exported: Mapping[str, Any]) -> None:
+def test_the_loss_of_an_answer_is_that_of_the_merged_weights(context: Context, exported: ExportResult) -> None:
     found = {}
     for backend, weights in ((HfBackend(), "merged"), (GgufBackend(), "gguf/small-f16.gguf")):
         policy = backend.load(context.recipe, context.run.path / "stages/export" / weights, trainable=False)
@@ -146,35 +150,35 @@ def questions_of(context: Context, count: int) -> VerificationSet:
 
 
 def test_a_vision_tower_that_was_trained_is_in_the_projector(
-    context: Context, exported: Mapping[str, Any], tmp_path: Path
+    context: Context, exported: ExportResult, tmp_path: Path
 ) -> None:
     convert(tiny.FOLDER, tmp_path / "base-f16.gguf", tmp_path / "mmproj-base-f16.gguf")
-    folder = context.run.path / exported["gguf"]["folder"]
+    folder = context.run.path / gguf_of(exported).folder
     base, ours = (tensors_of(file) for file in (tmp_path / "mmproj-base-f16.gguf", folder / "mmproj-small-f16.gguf"))
     assert base.keys() == ours.keys()
     changed = {name for name in base if not (base[name] == ours[name]).all()}
     assert any(name.startswith("v.blk.0.attn_q") for name in changed)
-    assert "v.patch_embd.weight" not in changed  # LoRA leaves it
+    assert "v.patch_embd.weight" not in changed  # LoRA does not change it
 
 
 def tensors_of(file: Path) -> dict[str, Any]:
     return {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
 
 
-def test_a_projector_of_another_model_fails_and_is_kept_under_another_name(
-    context: Context, exported: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_wrong_projector_fails_verification_and_is_renamed(
+    context: Context, exported: ExportResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A projector that turned its pictures' features around loads without a word."""
+    """llama.cpp loads a projector with negated features without an error."""
 
     def careless(weights: Path, model: Path, mmproj: Path, outtype: str, *, name: str) -> None:
         wrong = tmp_path / "wrong"
         shutil.copytree(weights, wrong, dirs_exist_ok=True)
         values = load_file(wrong / "model.safetensors")
-        turned = next(name for name in values if name.endswith("mm_input_projection_weight"))
-        save_file({**values, turned: -values[turned]}, wrong / "model.safetensors", {"format": "pt"})
+        negated = next(name for name in values if name.endswith("mm_input_projection_weight"))
+        save_file({**values, negated: -values[negated]}, wrong / "model.safetensors", {"format": "pt"})
         convert(wrong, model, mmproj, outtype, name=name)
 
-    monkeypatch.setattr(stage, "convert", careless)
+    monkeypatch.setattr(gguf_export, "convert", careless)
     target = tmp_path / "out"
     target.mkdir()
     (target / "gguf.comparison.jsonl").write_text("another's", encoding="utf-8")
@@ -189,40 +193,39 @@ def test_a_projector_of_another_model_fails_and_is_kept_under_another_name(
     assert (target / "gguf.differs/small-f16.gguf").is_file()
 
 
-def test_unverified_files_are_written_and_say_so(
-    context: Context, exported: Mapping[str, Any], caplog: pytest.LogCaptureFixture, tmp_path: Path
+def test_unverified_files_are_written_with_a_warning(
+    context: Context, exported: ExportResult, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        record = export(with_export(context, to=["gguf"], quant=["q4_k_m"], verify=0), out=tmp_path)
+        result = export(with_export(context, to=["gguf"], quant=["q4_k_m"], verify=0), out=tmp_path)
     assert "export.not_verified" in [problem.code for problem in warnings_in(caplog)]
-    assert record["gguf"]["questions"] == 0
-    assert "score" not in record["gguf"]["files"]["q4_k_m"]
+    assert gguf_of(result).files["q4_k_m"].verification is None
     files = ["Modelfile", "README.md", "mmproj-small-f16.gguf", "small-Q4_K_M.gguf"]
     assert sorted(file.name for file in (tmp_path / "gguf").iterdir()) == files
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["gguf", "merged"]
-    kept = read_json(context.run.stage_folder("export") / "written.json")
-    assert {form: kept[str(tmp_path / form)] for form in ("gguf", "merged")} == {
-        form: record[form] for form in ("gguf", "merged")
+    written = read_json(context.run.stage_folder("export") / "written.json")
+    assert {name: written[str(tmp_path / name)]["digest"] for name in ("gguf", "merged")} == {
+        name: found.digest for name, found in result.formats.items()
     }
 
 
 def test_merged_weights_that_are_changed_after_verification_are_written_again(
-    context: Context, exported: Mapping[str, Any], caplog: pytest.LogCaptureFixture
+    context: Context, exported: ExportResult, caplog: pytest.LogCaptureFixture
 ) -> None:
-    merged, told = context.run.path / "stages/export/merged", "merged weights, which are written first"
+    merged, message = context.run.path / "stages/export/merged", "merged weights, which are written first"
     chosen = with_export(context, to=["gguf"], quant=["f16"], verify=2)
     with caplog.at_level(logging.INFO):
         export(chosen)
-        assert told not in caplog.text
-        (merged / "tokenizer.model").unlink()  # as an older version left it: its vocabulary cannot be converted
-        record = export(chosen)
-    assert told in caplog.text
+        assert message not in caplog.text
+        (merged / "tokenizer.model").unlink()  # without this file the vocabulary cannot be converted
+        result = export(chosen)
+    assert message in caplog.text
     assert (merged / "tokenizer.model").is_file()
-    assert record["gguf"]["files"]["f16"]["differing"] == 0
+    assert verified(gguf_of(result).files["f16"]).differing == 0
 
 
-def test_a_gguf_is_evaluated_like_any_weights(context: Context, exported: Mapping[str, Any]) -> None:
-    folder = context.run.path / exported["gguf"]["folder"]
+def test_a_gguf_is_evaluated_like_any_weights(context: Context, exported: ExportResult) -> None:
+    folder = context.run.path / gguf_of(exported).folder
     section = context.recipe.evaluation.model_dump() | {"limit": 6}
     chosen = replace(context, recipe=make_recipe({**context.recipe.model_dump(), "evaluate": section}))
     merged = evaluate(chosen, "merged", context.run.path / "stages/export/merged", [])
@@ -234,7 +237,7 @@ def test_a_gguf_is_evaluated_like_any_weights(context: Context, exported: Mappin
 
 
 def test_weights_whose_embeddings_are_not_tied_keep_their_own_output(context: Context, tmp_path: Path) -> None:
-    """The shipped model ties them; the converter must not write the input's embeddings for the output's."""
+    """The tiny model ties them. The converter must not write the input embeddings as the output embeddings."""
     config = AutoConfig.from_pretrained(tiny.FOLDER)
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     model = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER, config=config, dtype=torch.float32)
@@ -253,8 +256,8 @@ def test_weights_whose_embeddings_are_not_tied_keep_their_own_output(context: Co
     assert found.gap < 0.05
 
 
-def agreement(context: Context, folder: Path, out: Path, count: int = 4) -> Any:
-    """How whole weights and the f16 GGUF made from them answer the same questions."""
+def agreement(context: Context, folder: Path, out: Path, count: int = 4) -> Comparison:
+    """Compare the completions of full weights with those of the f16 GGUF converted from them."""
     convert(folder, out / "x-f16.gguf", out / "mmproj-x-f16.gguf")
     model = context.recipe.model.model_copy(update={"name": str(folder)})
     recipe = context.recipe.model_copy(update={"model": model})
@@ -270,15 +273,18 @@ def agreement(context: Context, folder: Path, out: Path, count: int = 4) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-def test_qwens_architectures_convert_and_answer_as_in_transformers(
+def test_qwens_architectures_generate_the_same_completions_as_in_transformers(
     family: str, shared_data: Path, tmp_path: Path
 ) -> None:
     folder = build(family, shared_data, tmp_path)
-    # llama.cpp enlarges a picture of less than 8 tokens, each 28 pixels wide: these have 16.
-    films = {"data": {"synthetic": {"kind": "chest", "train": 4, "test": 4, "size": 128}}, "model": {"max_tokens": 600}}
-    with context_of(small_recipe(tmp_path, films)) as other:
+    # llama.cpp enlarges an image of fewer than 8 tokens, each 28 pixels wide. These images have 16.
+    tables: dict[str, dict[str, Any]] = {
+        "data": {"synthetic": {"kind": "chest", "train": 4, "test": 4, "size": 128}},
+        "model": {"max_tokens": 600},
+    }
+    with context_of(small_recipe(tmp_path, tables)) as other:
         found = agreement(other, folder, tmp_path)
-    # Random weights hardly tell one token from another, so answers may part; probabilities may not.
+    # Random weights give tokens nearly equal probabilities, so completions may differ. Log-probabilities may not.
     assert found.gap < 0.05
     assert read_metadata(tmp_path / "mmproj-x-f16.gguf")["clip.projector_type"] in (
         "qwen2vl_merger",
@@ -286,7 +292,7 @@ def test_qwens_architectures_convert_and_answer_as_in_transformers(
     )
 
 
-def test_a_file_that_is_not_gguf_is_an_error_and_the_run_continues(context: Context, tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_an_error(context: Context, tmp_path: Path) -> None:
     for name in ("x.gguf", "mmproj-x.gguf"):
         (tmp_path / name).write_bytes(b"no gguf")
     with Child() as child, raises(ModelError, "model.llamacpp_failed") as caught:
@@ -298,7 +304,7 @@ def test_a_file_that_is_not_gguf_is_an_error_and_the_run_continues(context: Cont
 
 
 def test_an_optional_gguf_is_written_and_verified(context: Context, tmp_path: Path) -> None:
-    record = export(with_export(context, to=["merged"], optional=["gguf"], quant=["f16"], verify=3), out=tmp_path)
-    assert record["asked"] == ["merged", "gguf"]
-    assert record["gguf"]["files"]["f16"]["questions"] == 3
-    assert (tmp_path / "gguf" / record["gguf"]["mmproj"]).is_file()
+    result = export(with_export(context, to=["merged"], optional=["gguf"], quant=["f16"], verify=3), out=tmp_path)
+    assert result.requested == ("merged", "gguf")
+    assert verified(gguf_of(result).files["f16"]).samples == 3
+    assert (tmp_path / "gguf" / gguf_of(result).mmproj).is_file()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.exports import export_of, merged_of, verified
 from tests.helpers.model_families import build
 from tests.helpers.training import Tables, small_recipe
 from toolkit.pipeline import run_recipe
@@ -25,7 +26,7 @@ def test_a_family_trains_and_exports(family: str, shared_data: Path, tmp_path: P
     recipe = small_recipe(tmp_path, tables)
     run_recipe(recipe, STAGES)
     run = find_run(recipe.run_folder)
-    assert run.record("export")["merged"]["differing"] == 0
+    assert verified(merged_of(export_of(run))).differing == 0
     merged = run.path / "stages/export/merged"
     assert read_json(merged / "tokenizer_config.json")["eos_token"] == "<|im_end|>"
     assert 151645 in read_json(merged / "generation_config.json")["eos_token_id"]

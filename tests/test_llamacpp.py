@@ -6,10 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
+from tests.helpers.exports import make_gguf, make_verification
 from tests.helpers.problems import raises
 from tests.helpers.real_processors import unpack_processors
 from toolkit import tiny
 from toolkit.cli.tables import gguf_table
 from toolkit.errors import MissingExtraError, ModelError, RunError
+from toolkit.exporting.results import GgufFile, MeanScore
 from toolkit.exporting.verification import BOUNDS, Bound, GreedyCompletions, compare
 from toolkit.models import llamacpp
 from toolkit.models.backend import Completion
@@ -30,8 +31,7 @@ from toolkit.models.gguf import GgufBackend, processed_images
 from toolkit.models.llamacpp import Child, find_gguf_pair, is_gguf, require_for
 from toolkit.models.llamacpp.convert import _link_with_tokens, check_tensor_names, tensor_names
 from toolkit.models.llamacpp.converter import unusual_pattern
-from toolkit.models.llamacpp.library import LlamaError
-from toolkit.models.llamacpp.worker import Worker, serve
+from toolkit.models.llamacpp.worker import LlamaError, Worker, serve
 from toolkit.pipeline.rerun import export_settings
 from toolkit.recipe import Model
 from toolkit.runfolder import SCHEMA_VERSION, RunFolder, find_exported, locate_weights, read_json, write_json
@@ -57,10 +57,10 @@ def test_a_folder_without_weights_is_rejected(tmp_path: Path) -> None:
 
 def test_the_converter_gets_the_added_tokens(tmp_path: Path) -> None:
     _link_with_tokens(tiny.FOLDER, tmp_path / "source")
-    told = read_json(tmp_path / "source/tokenizer_config.json")["added_tokens_decoder"]
-    assert told["10"]["content"] == "model"
-    assert not told["10"]["special"]
-    assert told["5"] == told["5"] | {"content": "<end_of_turn>", "special": True}
+    added = read_json(tmp_path / "source/tokenizer_config.json")["added_tokens_decoder"]
+    assert added["10"]["content"] == "model"
+    assert not added["10"]["special"]
+    assert added["5"] == added["5"] | {"content": "<end_of_turn>", "special": True}
     assert "added_tokens_decoder" not in read_json(tiny.FOLDER / "tokenizer_config.json")
     assert (tmp_path / "source/model.safetensors").resolve() == (tiny.FOLDER / "model.safetensors").resolve()
 
@@ -75,14 +75,14 @@ def test_only_an_unusual_pattern_of_global_layers_is_written() -> None:
 @pytest.mark.parametrize("size", [(112, 112), (300, 220)])
 def test_llama_cpp_gets_gemmas_images_as_resized_by_its_processor(size: tuple[int, int]) -> None:
     processor = AutoProcessor.from_pretrained(tiny.FOLDER)
-    picture = noise(size)
-    inputs = processor(text=["<start_of_image>"], images=[[picture]], return_tensors="pt")
+    image = noise(size)
+    inputs = processor(text=["<start_of_image>"], images=[[image]], return_tensors="pt")
     seen = processed_images(processor, inputs)
     assert [one.size for one in seen] == [(112, 112)]
     again = processor.image_processor([seen[0]], return_tensors="pt")["pixel_values"]
     assert torch.equal(again, inputs["pixel_values"])
     if size == (112, 112):
-        assert np.array_equal(np.asarray(seen[0]), np.asarray(picture))
+        assert np.array_equal(np.asarray(seen[0]), np.asarray(image))
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
@@ -90,11 +90,11 @@ def test_qwens_patches_are_joined_to_the_image(name: str, shared_data: Path, tmp
     unpack_processors(shared_data, tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path / "processors" / name)
     block = processor.image_processor.patch_size * processor.image_processor.merge_size
-    pictures = [noise((8 * block, 10 * block)), noise((12 * block, 6 * block))]  # nothing to resize
+    images = [noise((8 * block, 10 * block)), noise((12 * block, 6 * block))]  # nothing to resize
     token = processor.image_token
-    inputs = processor(text=[f"{token}{token}"], images=[pictures], return_tensors="pt")
-    for seen, picture in zip(processed_images(processor, inputs), pictures, strict=True):
-        assert np.array_equal(np.asarray(seen), np.asarray(picture))
+    inputs = processor(text=[f"{token}{token}"], images=[images], return_tensors="pt")
+    for seen, image in zip(processed_images(processor, inputs), images, strict=True):
+        assert np.array_equal(np.asarray(seen), np.asarray(image))
 
 
 def noise(size: tuple[int, int]) -> Image.Image:
@@ -214,13 +214,13 @@ def test_a_gguf_is_neither_trained_nor_sampled(tmp_path: Path) -> None:
             refused(None, None)  # type: ignore[arg-type]
 
 
-def asked(texts: Sequence[str], log_probs: Sequence[Sequence[float]]) -> GreedyCompletions:
+def completions(texts: Sequence[str], log_probs: Sequence[Sequence[float]]) -> GreedyCompletions:
     return GreedyCompletions([Completion(text, 1, False) for text in texts], log_probs)
 
 
 def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
-    before = asked(["a", "b", "c", "d"], [[-1, -2], [0], [-0.5], [-0.25]])
-    after = asked(["a", "b", "x", "d"], [[-1, -1.5], [0], [-0.75], [-0.25]])
+    before = completions(["a", "b", "c", "d"], [[-1, -2], [0], [-0.5], [-0.25]])
+    after = completions(["a", "b", "x", "d"], [[-1, -1.5], [0], [-0.75], [-0.25]])
     found = compare(before, after)
     assert found.differing == (2,)
     assert found.gap == 0.5
@@ -231,9 +231,9 @@ def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
 
 
 def test_a_nan_log_probability_fits_no_bound_at_any_position() -> None:
-    said = [Completion("A", 1, truncated=False)]
+    generated = [Completion("A", 1, truncated=False)]
     for after in ([float("nan"), -1.0], [-1.0, float("nan")]):
-        found = compare(GreedyCompletions(said, [[-1.0, -1.0]]), GreedyCompletions(said, [after]))
+        found = compare(GreedyCompletions(generated, [[-1.0, -1.0]]), GreedyCompletions(generated, [after]))
         assert not found.fits(Bound(1, 1e9))
 
 
@@ -253,21 +253,12 @@ def test_options_of_an_export_become_settings() -> None:
     ]
 
 
-def record_of(questions: int) -> Mapping[str, Any]:
-    found = {"file": "x-Q8_0.gguf", "megabytes": 1.25, "bits": 8.5}
-    if questions:
-        score = {"name": "accuracy", "n": 8, "value": 0.75}
-        found |= {"questions": questions, "differing": 1, "gap": 0.0123, "mean_gap": 0.001, "score": score}
-    return {
-        "questions": questions,
-        "files": {"q8_0": found},
-        "mmproj": "mmproj-x-f16.gguf",
-        "mmproj_megabytes": 0.5,
-    }
-
-
 def test_the_table_of_gguf_files_lists_unverified_ones() -> None:
-    verified, unverified = gguf_table(record_of(8)), gguf_table(record_of(0))
+    found = make_verification(8, differing=1, gap=0.0123, score=MeanScore("accuracy", 8, 0.75))
+    verified, unverified = (
+        gguf_table(make_gguf({"q8_0": GgufFile("x-Q8_0.gguf", 1.25, 8.5, verification)}))
+        for verification in (found, None)
+    )
     assert [next(iter(column.cells)) for column in verified.columns] == [
         "q8_0",
         "x-Q8_0.gguf",
@@ -300,9 +291,9 @@ def test_a_model_is_named_by_its_format_its_quantisation_or_its_path(tmp_path: P
     assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
     assert find_exported(run, str(folder / "gguf/a-Q8_0.gguf")).name == "a-Q8_0"
     assert find_exported(run, str(folder / "merged")).name == "merged"
-    for place, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
-        (tmp_path / place).mkdir(parents=True)
-        assert find_exported(run, str(tmp_path / place)).name == name  # weights of others never pass for the run's own
+    for folder_name, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
+        (tmp_path / folder_name).mkdir(parents=True)
+        assert find_exported(run, str(tmp_path / folder_name)).name == name  # never a name of the run's own
     with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "adapter")
     assert "(merged, f16, q8_0)" in caught.problem.remedy

@@ -60,7 +60,7 @@ def test_merged_files_equal_what_peft_merges(tmp_path: Path, settings: dict[str,
     write_merged(merge, tmp_path / "merged")
     compared = compare_merged(merge, tmp_path / "merged")
     assert compared.matrices == sum("lora_A" in name for name, _ in model.named_parameters())
-    assert compared.change > 0.01
+    assert compared.largest_change > 0.01
     shutil.copy(tiny.FOLDER / "config.json", tmp_path / "merged")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32).state_dict()
     whole = model.merge_and_unload().state_dict()
@@ -97,7 +97,7 @@ def test_shards_names_dtypes_and_the_index_are_the_bases(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "problem"),
     [
         (lambda merged, base: base, "unchanged"),
         (lambda merged, base: merged + 0.05 * (merged - base), "off by up to"),
@@ -105,7 +105,7 @@ def test_shards_names_dtypes_and_the_index_are_the_bases(tmp_path: Path) -> None
         (lambda merged, base: None, "missing"),
     ],
 )
-def test_a_wrongly_merged_matrix_is_named(tmp_path: Path, damage: Any, told: str) -> None:
+def test_a_wrongly_merged_matrix_is_named(tmp_path: Path, damage: Any, problem: str) -> None:
     merge = plan_merge(adapted(tiny.FOLDER))
     assert merge is not None
     write_merged(merge, tmp_path)
@@ -117,7 +117,7 @@ def test_a_wrongly_merged_matrix_is_named(tmp_path: Path, damage: Any, told: str
     with raises(ModelError, "export.merged_matrices_wrong") as caught:
         compare_merged(merge, tmp_path)
     assert "1 wrong" in str(caught.problem.value)
-    assert f"{name} ({told}" in str(caught.problem.value)
+    assert f"{name} ({problem}" in str(caught.problem.value)
 
 
 def test_a_tensor_outside_the_adapter_equals_the_base(tmp_path: Path) -> None:

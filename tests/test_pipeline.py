@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.exports import make_gguf, make_merged, make_verification
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from tests.helpers.results import evaluation_result, grpo_result, sft_result
 from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.exporting.results import ExportResult, GgufFile
 from toolkit.models.llamacpp import formats_of, missing_requirement
 from toolkit.pipeline import RunResults, Stages, read_results, run_recipe
 from toolkit.pipeline.rerun import export_again
-from toolkit.recipe import Recipe
+from toolkit.recipe import Export, Recipe
 from toolkit.runfolder import RunFolder, check_fingerprints, read_json, write_json
 from toolkit.training.results import GrpoResult, SftResult
 
@@ -80,16 +82,15 @@ class FakeStages:
         others = {other: SCORES[other] for other in ("baseline", *earlier)}
         return evaluation_result(name, SCORES[name], SCORES["baseline"], others)
 
-    def export(self, context: Context) -> dict[str, Any]:
+    def export(self, context: Context, *, out: Path | None = None, force: bool = False) -> ExportResult:
         if "export" in self.fail:
             raise self.fail["export"]
         self.calls.append(("export", relative(context, context.weights)))
-        to = list(context.recipe.export.to) if context.recipe.export else []
-        files = {kind: {} for kind in context.recipe.export.quant} if context.recipe.export else {}
-        verified = context.recipe.export.verify if context.recipe.export else 0
-        record = {"merged": {"folder": "stages/export/merged", "questions": verified}}
-        record["gguf"] = {"files": files, "questions": verified}
-        return {**record, "weights": relative(context, context.weights), "asked": to}
+        section = context.recipe.export or Export(to=(), quant=(), verify=0)
+        verification = make_verification(section.verify) if section.verify else None
+        files = {str(name): GgufFile(f"{name}.gguf", 1.0, 16, verification) for name in section.quant}
+        weights = relative(context, context.weights) or ""
+        return ExportResult(weights, section.to, merged=make_merged(verification), gguf=make_gguf(files))
 
 
 def relative(context: Context, path: Path | None) -> str | None:
@@ -230,9 +231,9 @@ def test_an_export_of_fewer_quantizations_does_not_replace_the_recipes(
     monkeypatch.setattr("toolkit.pipeline.run.require_for", lambda quant, verify: None)
     recipe = make_recipe(tmp_path, 'export.to=["gguf"]', 'export.quant=["f16", "q8_0"]')
     run = run_recipe(recipe, FakeStages().table()).run
-    done = {"weights": "stages/grpo/weights", "asked": ["gguf"]}
-    for kinds, again in ((["f16"], True), (["f16", "q8_0", "q4_k_m"], False)):
-        run.mark_done("export", {**done, "gguf": {"files": {kind: {} for kind in kinds}, "questions": 16}})
+    for names, again in ((["f16"], True), (["f16", "q8_0", "q4_k_m"], False)):
+        files = {name: GgufFile(f"{name}.gguf", 1.0, 16, make_verification()) for name in names}
+        run.mark_done("export", ExportResult("stages/grpo/weights", ("gguf",), gguf=make_gguf(files)))
         later = FakeStages()
         run_recipe(recipe, later.table())
         assert bool(later.calls) == again

@@ -15,6 +15,7 @@ from toolkit.data.result import DataResult
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.exporting.results import ExportResult
 from toolkit.pipeline import Stages
 from toolkit.pipeline.prepare_data import inspect_data, prepare
 from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
@@ -174,10 +175,10 @@ def fake_stages(calls: Calls) -> Stages:
         calls.append((name, weights and weights.parent.name, tuple(earlier), section and section.limit))
         return evaluation_result(name, 0.5, 0.5, dict.fromkeys(("baseline", *earlier), 0.0))
 
-    def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
+    def export(context: Context, *, out: Path | None = None, force: bool = False) -> ExportResult:
         assert context.recipe.export is not None
         calls.append(("export", context.recipe.export.to))
-        return {}
+        return ExportResult("stages/sft/weights")
 
     def look_at_nothing(recipe: Recipe, run: object) -> Any:
         return None, None
@@ -203,15 +204,15 @@ def test_an_export_is_evaluated_under_its_own_name(tmp_path: Path) -> None:
     assert "merged" in caught.problem.remedy
 
 
-def test_an_export_to_another_folder_does_not_change_the_record_of_the_run(tmp_path: Path) -> None:
+def test_an_export_outside_the_run_does_not_change_its_result(tmp_path: Path) -> None:
     path, seen = finished_run(tmp_path), []
 
-    def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
+    def export(context: Context, *, out: Path | None = None, force: bool = False) -> ExportResult:
         seen.append((out, force))
-        return {"verified": []}
+        return ExportResult("stages/sft/weights")
 
     stages = replace(fake_stages([]), export=export)
-    assert export_again(path, stages, (), Delivery(tmp_path / "elsewhere", force=True)) == {"verified": []}
+    assert export_again(path, stages, (), Delivery(tmp_path / "elsewhere", force=True)).requested == ()
     assert not (path / "stages/export/done.json").exists()
     export_again(path, stages)
     assert seen == [(tmp_path / "elsewhere", True), (None, False)]

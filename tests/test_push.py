@@ -1,7 +1,7 @@
 """Push: verified exports only, private by default, and never over other files. The Hub is a fake."""
 
 import logging
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from typer.testing import CliRunner
 
+from tests.helpers.exports import export_of, make_merged, make_verification
 from tests.helpers.fake_hub import TOKEN, FakeHub, response
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import small_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
 from toolkit.exporting import push as push_module
-from toolkit.exporting.extra_files import digest_of
+from toolkit.exporting.atomic_output import digest_of
 from toolkit.exporting.push import Push, check_push, is_verified_export, push_format
+from toolkit.exporting.results import MergedExport, Verification
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import Delivery, export_again
 from toolkit.pipeline.run import Stages
@@ -26,7 +28,13 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import find_run
 
-NOTHING = Stages(*[lambda *_: pytest.fail("a stage began")] * 6)
+
+def fail(*_: object, **__: object) -> Any:
+    pytest.fail("a stage began")
+
+
+NOTHING = Stages(fail, fail, fail, fail, fail, fail)
+VERIFIED = make_verification()
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An export as far as a push looks at it."""
+    """The files of an export that a push reads."""
     made = tmp_path / "merged"
     made.mkdir()
     for name in ("model.safetensors", "config.json", "README.md"):
@@ -45,13 +53,13 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def record_of(folder: Path) -> dict[str, Any]:
-    return {"questions": 16, "differing": 0, "digest": digest_of(folder)}
+def export_in(folder: Path, verification: Verification | None = VERIFIED) -> MergedExport:
+    return make_merged(verification, digest=digest_of(folder))
 
 
 def test_a_new_repository_is_private_and_gets_all_files(folder: Path) -> None:
     hub = FakeHub()
-    url = push_format(folder, record_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
+    url = push_format(folder, export_in(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert url == "https://hub.invalid/anna/chest/commit/1"
     assert hub.repos["anna/chest"]["private"] is True
     assert hub.repos["anna/chest"]["files"] == {".gitattributes", "model.safetensors", "config.json", "README.md"}
@@ -59,17 +67,17 @@ def test_a_new_repository_is_private_and_gets_all_files(folder: Path) -> None:
     assert dict(hub.calls)["upload_folder"]["folder_path"] == folder
 
 
-def test_public_must_be_said(folder: Path) -> None:
+def test_a_repository_is_public_only_on_request(folder: Path) -> None:
     hub = FakeHub()
-    push_format(folder, record_of(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
+    push_format(folder, export_in(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
     assert hub.repos["anna/chest"]["private"] is False
 
 
-def test_a_repository_that_is_public_already_takes_no_private_push(folder: Path) -> None:
-    """create_repo ignores ``private`` where the repository is there."""
+def test_a_private_push_to_a_public_repository_is_rejected(folder: Path) -> None:
+    """create_repo ignores ``private`` if the repository exists."""
     hub = FakeHub({"anna/chest": {"private": False, "files": set()}})
     with raises(RunError, "push.repository_public") as caught:
-        push_format(folder, record_of(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
+        push_format(folder, export_in(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
     assert caught.problem.place == "anna/chest"
     assert hub.names == ["repo_info"]
 
@@ -77,37 +85,36 @@ def test_a_repository_that_is_public_already_takes_no_private_push(folder: Path)
 def test_a_repository_with_files_is_rejected_unless_forced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     hub = FakeHub({"anna/chest": {"private": True, "files": {".gitattributes", "thesis.pdf"}}})
     with raises(RunError, "push.repository_not_empty") as caught:
-        push_format(folder, record_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
+        push_format(folder, export_in(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert caught.problem.value == ["thesis.pdf"]
     assert "upload_folder" not in hub.names
     with caplog.at_level(logging.WARNING, "toolkit"):
-        push_format(folder, record_of(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
+        push_format(folder, export_in(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
     assert "thesis.pdf" in hub.repos["anna/chest"]["files"]
     (warned,) = warnings_in(caplog)
     assert (warned.code, warned.place, warned.value) == ("push.files_kept", "anna/chest", 1)
 
 
-def test_an_empty_repository_is_taken(folder: Path) -> None:
+def test_a_push_to_an_empty_repository_is_accepted(folder: Path) -> None:
     hub = FakeHub({"anna/chest": {"private": True, "files": {".gitattributes"}}})
-    push_format(folder, record_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
+    push_format(folder, export_in(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert hub.names[-1] == "upload_folder"
 
 
-@pytest.mark.parametrize("record", [{"questions": 0}, {"questions": 16, "verified": False}, {}])
-def test_an_unverified_export_is_not_pushed(folder: Path, record: Mapping[str, Any]) -> None:
+def test_an_unverified_export_is_not_pushed(folder: Path) -> None:
     hub = FakeHub()
     with raises(ModelError, "push.not_verified"):
-        push_format(folder, {**record, "digest": digest_of(folder)}, Push("anna/chest"), hub)  # type: ignore[arg-type]
+        push_format(folder, export_in(folder, None), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert hub.calls == []
 
 
 def test_weights_changed_after_verification_are_not_pushed_but_an_edited_card_is(folder: Path) -> None:
-    hub, record = FakeHub(), record_of(folder)
-    (folder / "README.md").write_text("with a word about the wards", encoding="utf-8")
-    push_format(folder, record, Push("anna/chest"), hub)  # type: ignore[arg-type]
+    hub, export = FakeHub(), export_in(folder)
+    (folder / "README.md").write_text("with a sentence about the hospital", encoding="utf-8")
+    push_format(folder, export, Push("anna/chest"), hub)  # type: ignore[arg-type]
     (folder / "model.safetensors").write_text("others", encoding="utf-8")
     with raises(ModelError, "push.files_changed"):
-        push_format(folder, record, Push("anna/other"), hub)  # type: ignore[arg-type]
+        push_format(folder, export, Push("anna/other"), hub)  # type: ignore[arg-type]
     assert "anna/other" not in hub.repos
 
 
@@ -115,13 +122,13 @@ def test_the_error_of_the_hub_is_shown_without_the_token(folder: Path, online: N
     error = HfHubHTTPError(f"403 Forbidden for Bearer {TOKEN}\nmore", response=response(403))
     hub = FakeHub(refuses=error)
     with raises(RunError, "push.rejected") as caught:
-        push_format(folder, record_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
+        push_format(folder, export_in(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert caught.problem.place == "anna/chest"
     assert str(caught.problem.value).startswith("403 Forbidden")
     assert TOKEN not in str(caught.error)
     lost = FakeHub(refuses=httpx.ConnectError("no route"))
     with raises(RunError, "push.rejected") as caught:
-        push_format(folder, record_of(folder), Push("anna/chest"), lost)  # type: ignore[arg-type]
+        push_format(folder, export_in(folder), Push("anna/chest"), lost)  # type: ignore[arg-type]
     assert caught.problem.value == "no route"
 
 
@@ -146,7 +153,7 @@ def test_offline_without_a_token_or_with_half_a_name_nothing_begins(
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "sft": {"max_steps": 2},
         "evaluate": {"before": False},
         "export": {"to": ("adapter",), "verify": 1},
@@ -164,9 +171,9 @@ def hub(online: None, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 
 def test_a_verified_export_is_pushed_without_another_export(recipe: Recipe, hub: FakeHub) -> None:
-    before = find_run(recipe.run_folder).record("export")
-    record = export_again(recipe.run_folder, STAGES, delivery=Delivery(push="anna/small"))
-    assert record == {**before, "pushed": "https://hub.invalid/anna/small/commit/1"}
+    before = export_of(find_run(recipe.run_folder))
+    result = export_again(recipe.run_folder, STAGES, delivery=Delivery(push="anna/small"))
+    assert result == replace(before, pushed="https://hub.invalid/anna/small/commit/1")
     assert {"README.md", "adapter_model.safetensors"} <= hub.repos["anna/small"]["files"]
 
 
@@ -205,13 +212,13 @@ def test_a_push_without_verification_is_rejected_before_the_export(
 def test_a_private_repository_stays_private_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     hub = FakeHub({"anna/chest": {"private": True, "files": set()}})
     with caplog.at_level(logging.WARNING, "toolkit"):
-        push_format(folder, record_of(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
+        push_format(folder, export_in(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
     assert hub.repos["anna/chest"]["private"]
     (warned,) = warnings_in(caplog)
     assert (warned.code, warned.place) == ("push.repository_stays_private", "anna/chest")
 
 
-def test_a_repository_takes_one_form(recipe: Recipe, hub: FakeHub) -> None:
+def test_a_repository_has_one_format(recipe: Recipe, hub: FakeHub) -> None:
     with raises(RunError, "push.one_format_only") as caught:
         export_again(recipe.run_folder, STAGES, ['export.to=["adapter","merged"]'], Delivery(push="anna/small"))
     assert caught.problem.value == "adapter, merged"

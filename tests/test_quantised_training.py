@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from tests.helpers.exports import adapter_of, export_of, merged_of, verified
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import Tables, context_of, length_reward, small_recipe
 from toolkit.errors import Interrupted, ModelError
@@ -77,10 +78,10 @@ def test_a_quantised_run_completes_every_stage_on_a_cpu(
     assert all(torch.isfinite(torch.tensor(losses)))
     for stage in ("sft", "grpo"):
         assert run.record(stage)["optimizer"] == "adamw_8bit"
-    exported = run.record("export")
-    assert (exported["adapter"]["bits"], exported["adapter"]["differing"]) == (int(precision[0]), 0)
-    assert exported["merged"]["bits"] == 16
-    assert exported["merged"]["questions"] == 2
+    exported = export_of(run)
+    assert (adapter_of(exported).bits, verified(adapter_of(exported)).differing) == (int(precision[0]), 0)
+    assert merged_of(exported).bits == 16
+    assert verified(merged_of(exported)).samples == 2
 
 
 @pytest.mark.parametrize("precision", ["4bit", "8bit"])

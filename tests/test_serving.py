@@ -1,4 +1,4 @@
-"""An exported GGUF behind llama.cpp's OpenAI-compatible server on this machine, asked about a picture."""
+"""Prompts with an image to llama.cpp's OpenAI-compatible server, which serves a GGUF on this machine."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ pytest.importorskip("llama_cpp.server.app", reason="llama-cpp-python's server is
 openai = pytest.importorskip("openai", reason="the openai client is not installed (extra test)")
 
 PATIENCE = 300
-"""Seconds that the server may take to come up on a busy machine."""
+"""Seconds that the server may take to start on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -41,40 +41,38 @@ def client(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     options = ["--model", str(pair[0]), "--clip_model_path", str(pair[1]), "--chat_format", "mtmd", "--n_ctx", "512"]
-    said = tmp_path_factory.mktemp("server") / "log.txt"
-    with said.open("w", encoding="utf-8") as log:
+    log_file = tmp_path_factory.mktemp("server") / "log.txt"
+    with log_file.open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "llama_cpp.server", *options, "--host", "127.0.0.1", "--port", port],
             stdout=log,
             stderr=subprocess.STDOUT,
         )
     try:
-        asked = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        made = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         until = time.monotonic() + PATIENCE
         while True:
             try:
-                asked.models.list()
+                made.models.list()
                 break
             except openai.APIConnectionError:
-                assert server.poll() is None, said.read_text(encoding="utf-8")[-2000:]
-                assert time.monotonic() < until, said.read_text(encoding="utf-8")[-2000:]
+                assert server.poll() is None, log_file.read_text(encoding="utf-8")[-2000:]
+                assert time.monotonic() < until, log_file.read_text(encoding="utf-8")[-2000:]
                 time.sleep(0.5)
-        yield asked
+        yield made
     finally:
         server.terminate()
         server.wait(30)
 
 
-def as_url(picture: Image.Image) -> str:
-    held = io.BytesIO()
-    picture.save(held, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+def as_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 @pytest.mark.slow
-def test_a_served_gguf_answers_about_a_picture_through_the_openai_client(
-    client: Any, pair: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_served_gguf_answers_a_prompt_with_an_image(client: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context:
         prompts, sample = Prompts.of(context.recipe, context.images), context.data.test[0]
         row = prompts.row(sample)
@@ -82,11 +80,11 @@ def test_a_served_gguf_answers_about_a_picture_through_the_openai_client(
         policy = backend.load(context.recipe, pair[0], trainable=False)
         [[expected]] = backend.generate(policy, [row], Sampling(24))
         text = {"type": "text", "text": prompts.text(sample)}
-        picture = {"type": "image_url", "image_url": {"url": as_url(row.images[0].resize((112, 112)))}}
+        image = {"type": "image_url", "image_url": {"url": as_url(row.images[0].resize((112, 112)))}}
         reply = client.chat.completions.create(
-            model="tiny", temperature=0, max_tokens=24, messages=[{"role": "user", "content": [picture, text]}]
+            model="tiny", temperature=0, max_tokens=24, messages=[{"role": "user", "content": [image, text]}]
         )
     assert reply.choices[0].message.content.strip()
-    assert reply.usage.prompt_tokens > 40  # the question with its picture of 16 tokens
-    # Its template engine and ours put the same prompt: the first words are the same.
+    assert reply.usage.prompt_tokens > 40  # the question with its image of 16 tokens
+    # Its template engine renders the same prompt, so the first words are the same.
     assert reply.choices[0].message.content.split()[:1] == expected.text.split()[:1]

@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.helpers.exports import export_of, merged_of, verified
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe, make_recipe
 from tests.helpers.training import context_of, small_recipe
@@ -25,7 +26,7 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluate import CONFUSION, PARTIAL, PREDICTIONS, evaluate, judge_predictions
 from toolkit.evaluation.predict import predict
 from toolkit.evaluation.results import EvaluationResult
-from toolkit.exporting import export
+from toolkit.exporting.export import export
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
@@ -192,9 +193,9 @@ def test_results_by_question_type_add_up(context: Context) -> None:
 def test_exported_weights_have_the_same_completions_in_plain_transformers(context: Context) -> None:
     backend = HfBackend()
     expected = answers_of(backend, backend.load(context.recipe, context.weights, trainable=False), context)
-    record = export(with_export(context))
+    result = export(with_export(context))
     folder = context.run.path / "stages/export"
-    assert [record[form]["differing"] for form in ("adapter", "merged")] == [0, 0]
+    assert [verified(found).differing for found in result.formats.values()] == [0, 0]
     assert sorted(entry.name for entry in folder.iterdir()) == ["adapter", "merged"]
     merged = AutoModelForImageTextToText.from_pretrained(folder / "merged")
     assert answers_of_plain_transformers(merged, AutoProcessor.from_pretrained(folder / "merged"), context) == expected
@@ -203,13 +204,13 @@ def test_exported_weights_have_the_same_completions_in_plain_transformers(contex
     assert answers_of_plain_transformers(adapted, AutoProcessor.from_pretrained(tiny.FOLDER), context) == expected
 
 
-def test_an_export_of_one_format_keeps_the_record_of_the_other(context: Context) -> None:
+def test_an_export_of_one_format_keeps_the_result_of_the_other(context: Context) -> None:
     context.run.mark_done("export", export(with_export(context, ["adapter"], verify=1)))
-    record = export(with_export(context, ["merged"], verify=1))
+    result = export(with_export(context, ["merged"], verify=1))
     (context.run.path / "stages/export/done.json").unlink()
-    assert record["asked"] == ["adapter", "merged"]
-    assert record["weights"] == "stages/sft/weights"
-    assert all((context.run.path / record[form]["folder"]).is_dir() for form in ("adapter", "merged"))
+    assert result.requested == ("adapter", "merged")
+    assert result.weights == "stages/sft/weights"
+    assert [(context.run.path / found.folder).is_dir() for found in result.formats.values()] == [True, True]
 
 
 def test_an_export_carries_the_base_models_own_files(context: Context, tmp_path: Path) -> None:
@@ -283,8 +284,7 @@ def test_a_quantised_recipe_is_merged_into_the_stored_base(context: Context) -> 
     quantised = replace(context, recipe=context.recipe.model_copy(update={"model": model}))
     policy = HfBackend().load(quantised.recipe, context.weights, trainable=False, mergeable=True)
     assert policy.bits == 16
-    record = export(with_export(quantised, ["merged"], verify=12))
-    assert record["merged"]["bits"] == 16
+    assert merged_of(export(with_export(quantised, ["merged"], verify=12))).bits == 16
     saved = load_file(context.run.path / "stages/export/merged/model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
     # W + B A * alpha / r, in 32 bits and then rounded once; alpha / r is 8 / 4 in this recipe.
@@ -428,9 +428,9 @@ def test_full_fine_tuning_trains_saves_and_exports_full_weights(full: Recipe) ->
         config = read_json(folder / "config.json")
         assert config["eos_token_id"] == read_json(tiny.FOLDER / "config.json")["eos_token_id"]
         assert "use_cache" not in config
-        record = context.run.record("export")
-        assert "adapter" not in record
-        assert record["merged"]["differing"] == 0
+        result = export_of(context.run)
+        assert result.adapter is None
+        assert verified(merged_of(result)).differing == 0
         merged = context.run.path / "stages/export/merged"
         plain = AutoModelForImageTextToText.from_pretrained(merged)
         found = answers_of_plain_transformers(plain, AutoProcessor.from_pretrained(merged), context)

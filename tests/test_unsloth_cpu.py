@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.exports import export_of, merged_of
 from tests.helpers.shapes import write_model
-from tests.helpers.unsloth_runs import QUESTIONS, STEPS, check_run, export_of, recipe_of
+from tests.helpers.unsloth_runs import QUESTIONS, STEPS, check_run, recipe_of
 from tests.unsloth_cpu.process import figures, run_toolkit
 from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import RunFolder
@@ -41,7 +42,9 @@ def test_gemma_3_trains_in_bfloat16_stops_at_a_signal_resumes_and_is_merged(tmp_
     assert first_kl == pytest.approx(0, abs=1e-6)
     assert last_kl > 1e-6
     towers = sum("vision" in name for name in adapted_names(recipe))
-    assert 0 < towers < export_of(recipe)["merged"]["compared"]["matrices"]
+    merge = merged_of(export_of(RunFolder(recipe.run_folder))).merge
+    assert merge is not None
+    assert 0 < towers < merge.matrices
 
 
 def adapted_names(recipe: Recipe) -> list[str]:

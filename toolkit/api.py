@@ -6,11 +6,12 @@ and logs to the logger ``toolkit``. Errors are subclasses of ``toolkit.errors.To
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toolkit.data.sample import Answer
     from toolkit.evaluation.predict import Predictor
+    from toolkit.exporting.results import ExportResult
     from toolkit.imagegen.results import ImagegenResult
     from toolkit.pipeline import RunResults
     from toolkit.pipeline.plan import AnyPlan
@@ -109,7 +110,7 @@ def export(
     quant: Sequence[str] = (),
     out: Path | str | None = None,
     force: bool = False,
-) -> Mapping[str, Any]:
+) -> "ExportResult":
     """Export a run's model and verify the exported weights.
 
     Args:
@@ -121,7 +122,7 @@ def export(
         force: rename an existing folder in ``out`` to NAME.old-1 instead of raising an error.
 
     Returns:
-        The record of the export: format -> folder, size, and how many completions changed after reloading.
+        The result of the export: folder, size and verification of each format.
 
     Raises:
         RunError: the folder is not a run or has no weights, or a setting does not belong to [export].

@@ -116,7 +116,7 @@ class Steps:
 
 def measure(options: argparse.Namespace) -> Measurement:
     """Measure the stages one after another in this process."""
-    from tests.helpers.recipes_on_shapes import SHAPE_OF, on_practice_data
+    from tests.helpers.recipes_on_shapes import SHAPE_OF, on_synthetic_data
     from tests.helpers.shapes import release
     from toolkit.recipe import load_recipe
     from toolkit.tasks import TASKS
@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> Measurement:
         measurement.facts["layers"] = layers_of(model)
         measurement.write()
         for stage in options.stages:
-            chosen = on_practice_data(recipe, model, folder / stage, small=False, backend=backend_of(options.way))
+            chosen = on_synthetic_data(recipe, model, folder / stage, small=False, backend=backend_of(options.way))
             run_stage(stage, shrink(one_stage(chosen, stage, folder / stage, options), options), measurement, options)
             release()
     return measurement

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.exports import adapter_of, merged_of, verified
 from tests.helpers.problems import warnings_in
 from tests.helpers.training import context_of, small_recipe
 from toolkit.evaluation.context import Context
-from toolkit.exporting import export
+from toolkit.exporting.export import export
 from toolkit.models.backend import Policy, Sampling, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.loading import precision_of
@@ -95,9 +96,9 @@ def test_an_adapter_on_four_bits_is_merged_into_the_base_as_it_is_stored(tmp_pat
     with context_with(tmp_path, {"precision": "4bit"}) as context:
         context.run.mark_done("sft", train_sft(context))
         chosen = replace(context, recipe=context.recipe.model_copy(update={"export": Export(verify=12)}))
-        record = export(chosen)
-        assert (record["adapter"]["bits"], record["merged"]["bits"]) == (4, 16)
-        assert record["adapter"]["differing"] == 0
+        result = export(chosen)
+        assert (adapter_of(result).bits, merged_of(result).bits) == (4, 16)
+        assert verified(adapter_of(result)).differing == 0
         saved = load_file(context.run.path / "stages/export/merged/model.safetensors")
         assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
 

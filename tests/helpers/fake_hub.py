@@ -1,4 +1,4 @@
-"""The Hub's side of a push, as a fake: repositories with files, and what was called."""
+"""A fake of the Hub: its repositories with their files, and the calls of a push."""
 
 import inspect
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def response(status: int) -> httpx.Response:
 
 @dataclass
 class FakeHub:
-    """The network's other side: repositories with files, and every call bound to HfApi's own signature."""
+    """Repositories with files. Every call is recorded, bound to the signature of HfApi."""
 
     repos: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)

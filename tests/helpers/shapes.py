@@ -1,8 +1,8 @@
-"""Models of the real architectures and sizes with random weights, written to a folder as the Hub would hold them.
+"""Models of the real architectures and sizes with random weights, in the file layout of the Hub.
 
-Their time and memory are those of trained ones; their answers never end. Configurations are those of
-toolkit/planning/shapes. Tokenizers: Gemma's is the tiny model's; Qwen2-VL, Qwen2.5-VL (which has the same tokens and
-picture processing as Qwen2-VL) and Qwen3-VL have theirs in processors.tar.gz of the real data.
+Time and GPU memory are those of trained models, but completions never end. Configurations are those of
+toolkit/planning/shapes. Gemma has the tokenizer of the tiny model. Qwen2-VL, Qwen2.5-VL (with the tokens and image
+processing of Qwen2-VL) and Qwen3-VL have theirs in processors.tar.gz of the real data.
 """
 
 import gc
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel  # type: ignore[import-untyped]
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, Gemma3Processor
 
 from tests.helpers.real_processors import unpack_processors
@@ -44,24 +44,24 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
         "image_size": 112,
     },
 }
-"""Part of a configuration -> what makes it small, where it has such a field."""
+"""Part of a configuration -> values of a small model. Fields that the configuration lacks are ignored."""
 
 
 MERGES = 4000
-"""Merges that a small model's byte-level tokenizer keeps."""
+"""Number of merges in a small model's byte-level tokenizer."""
 QWEN_TOKENS: Mapping[str, str] = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
 }
-"""Field of a Qwen configuration -> the token whose number it holds."""
+"""Field of a Qwen configuration -> its token."""
 
 
 def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int | None = None) -> None:
     """Write the model ``name`` of ``SHAPES`` with weights of 16 bits (``small``: of a few layers), and its processor.
 
-    ``data`` holds processors.tar.gz, for Qwen models. ``layers`` keeps only the first layers of the language model.
+    ``data`` has processors.tar.gz, for Qwen models. ``layers`` keeps only the first layers of the language model.
     """
     fields = json.loads((SHAPES / f"{name}.json").read_text(encoding="utf-8"))
     if layers is not None:
@@ -70,11 +70,11 @@ def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int
         _shrink(fields)
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
     processor = _processor(fields["model_type"], folder.parent, config, data, small=small)
-    if fields["model_type"] == "gemma3":  # the tiny model's tokenizer has its own numbers for the tokens of a picture
+    if fields["model_type"] == "gemma3":  # the tiny model's tokenizer has other ids for the image tokens
         for token in ("boi", "eoi", "image"):
             setattr(config, f"{token}_token_index", getattr(processor.tokenizer, f"{token}_token_id"))
         config.eos_token_id = processor.tokenizer.eos_token_id
-        if small:  # most of a few layers would be rows for tokens that this tokenizer does not have
+        if small:  # most parameters would be embeddings of tokens that this tokenizer lacks
             config.text_config.vocab_size = len(processor.tokenizer)
     elif small:
         _renumber(config, processor.tokenizer)
@@ -82,7 +82,7 @@ def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     for name, weight in model.named_parameters():
-        if name.endswith("mm_input_projection_weight"):  # Gemma 3's are drawn as zeros, and no picture would count
+        if name.endswith("mm_input_projection_weight"):  # zeros in a new Gemma 3, which ignores images then
             torch.nn.init.normal_(weight, std=0.02)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -91,7 +91,7 @@ def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int
 
 
 def release() -> None:
-    """Give back what no object holds any more."""
+    """Free unused memory, including the CUDA cache."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -117,16 +117,16 @@ def _processor(model_type: str, folder: Path, config: Any, data: Path, *, small:
             image_seq_length=config.mm_tokens_per_image,
         )
     unpack_processors(data, folder)
-    kept = model_type if model_type == "qwen3_vl" else "qwen2_vl"
+    family = model_type if model_type == "qwen3_vl" else "qwen2_vl"
     if small:
-        _shorten(folder / "processors" / kept / "tokenizer.json")
-    return AutoProcessor.from_pretrained(folder / "processors" / kept)
+        _shorten(folder / "processors" / family / "tokenizer.json")
+    return AutoProcessor.from_pretrained(folder / "processors" / family)
 
 
 def _shorten(file: Path) -> None:
-    """Keep the first merges of a byte-level tokenizer and number its special tokens behind what is left.
+    """Keep the first merges of a byte-level tokenizer, and renumber its special tokens after the other tokens.
 
-    152,000 rows of a vocabulary's head would be nearly all of a small model, and nearly all of its time on a CPU.
+    With 152,000 tokens, the output head would take nearly all parameters and CPU time of a small model.
     """
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     model = tokenizer["model"]
@@ -139,7 +139,7 @@ def _shorten(file: Path) -> None:
 
 
 def _renumber(config: Any, tokenizer: Any) -> None:
-    """Give a Qwen configuration the tokenizer's own numbers of its special tokens."""
+    """Set the ids of the special tokens in a Qwen configuration to those of the tokenizer."""
     for field, token in QWEN_TOKENS.items():
         setattr(config, field, tokenizer.convert_tokens_to_ids(token))
     text = config.text_config

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.exports import export_of, merged_of, verified
 from tests.helpers.training import Tables, length_reward, small_recipe
 from tests.unsloth_cpu.process import Done
 from tests.unsloth_cpu.substitutes import SUBSTITUTES
@@ -35,10 +36,6 @@ def recipe_of(folder: Path, backend: str, tables: Tables) -> Recipe:
     return small_recipe(folder, few, name=backend)
 
 
-def export_of(recipe: Recipe) -> dict[str, Any]:
-    return dict(RunFolder(recipe.run_folder).record("export"))
-
-
 def check_run(recipe: Recipe, done: Done) -> None:
     """The run finished, every adapted matrix was compared, and the essential substitutes were called."""
     assert done.status == 0, done.output[-6000:]
@@ -46,8 +43,9 @@ def check_run(recipe: Recipe, done: Done) -> None:
     assert {run.record(stage)["backend"] for stage in ("sft", "grpo")} == {"unsloth"}
     adapter = json.loads((run.path / "stages/export/adapter/adapter_config.json").read_text())
     assert adapter["r"] == recipe.lora.r
-    merged = export_of(recipe)["merged"]
-    assert merged["compared"]["matrices"] > 0
-    assert merged["questions"] == QUESTIONS
+    merged = merged_of(export_of(run))
+    assert merged.merge is not None
+    assert merged.merge.matrices > 0
+    assert verified(merged).samples == QUESTIONS
     assert set(done.counts) == {one.name for one in SUBSTITUTES}
     assert [one.name for one in SUBSTITUTES if one.essential and not done.counts[one.name]] == []

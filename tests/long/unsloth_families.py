@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3_5Config
 
+from tests.helpers.exports import export_of, merged_of, verified
 from tests.helpers.model_families import TEXT, TOKENS, VISION
 from tests.helpers.real_processors import unpack_processors
 from tests.helpers.recipes import load_recipe
@@ -93,7 +94,8 @@ def test_a_shipped_recipe_runs_to_verified_exports(
     recipe = on_synthetic_data_to_export(load_recipe(file), model, tmp_path)
     done = run_toolkit(recipe, gpu)
     assert done.status == 0, done.output[-6000:]
-    exported = RunFolder(recipe.run_folder).record("export")
-    assert exported["merged"]["compared"]["matrices"] > 0
-    assert exported["merged"]["questions"] > 0
+    merged = merged_of(export_of(RunFolder(recipe.run_folder)))
+    assert merged.merge is not None
+    assert merged.merge.matrices > 0
+    assert verified(merged).samples > 0
     assert json.loads((RunFolder(recipe.run_folder).path / "stages/export/merged/config.json").read_text())

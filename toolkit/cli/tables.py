@@ -12,8 +12,9 @@ from rich.table import Table
 
 from toolkit.data.sample import Answer
 from toolkit.evaluation.results import AgentMemoryResult, Difference
+from toolkit.exporting.results import ExportResult, FormatExport, GgufExport, Verification
+from toolkit.pipeline import ResultRow, RunResults
 from toolkit.pipeline.gpu_peaks import describe_peaks
-from toolkit.pipeline.results import ResultRow, RunResults
 from toolkit.runfolder import EXPORT, outdated
 from toolkit.runfolder.usage import compute_line
 from toolkit.scoring.statistics import Estimate
@@ -21,11 +22,10 @@ from toolkit.scoring.statistics import Estimate
 if TYPE_CHECKING:
     from toolkit.data.loading import DataSplits
     from toolkit.images import ScanReport
-    from toolkit.runfolder import RunFolder
     from toolkit.training.completions_file import ScoredCompletion
 
 FOLDER = "{folder}"
-"""Placeholder for the folder of a format in the commands of an export's record."""
+"""Placeholder for the folder of a format in the commands of an export."""
 
 WIDTH = 120
 """Columns of tables that do not go to a terminal."""
@@ -47,11 +47,10 @@ def results(found: RunResults) -> None:
         console.print(_table(score, found.split, rows, console.width))
     for table in agent_memory_tables(found.agent_memory):
         console.print(table)
-    fresh = found.run.is_done(EXPORT) and not outdated(found.run)
-    if fresh and "gguf" in (record := found.run.record(EXPORT)):
-        console.print(gguf_table(record["gguf"]))
+    if found.export is not None and found.export.gguf is not None and not outdated(found.run):
+        console.print(gguf_table(found.export.gguf))
     console.print(f"run folder: {found.run.path}", markup=False)
-    for line in _weights(found.run):
+    for line in _weights(found):
         console.print(line, markup=False, soft_wrap=True)
     used = compute_line(found.run.compute_file)
     if used is not None:
@@ -63,8 +62,9 @@ def results(found: RunResults) -> None:
         console.print("GUI steps: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
 
 
-def _weights(run: "RunFolder") -> Iterator[str]:
+def _weights(found: RunResults) -> Iterator[str]:
     """Yield where the weights are, and the commands that serve the exported ones."""
+    run = found.run
     weights = run.trained_weights()
     if weights is not None:
         yield f"weights: {weights}"
@@ -74,10 +74,8 @@ def _weights(run: "RunFolder") -> Iterator[str]:
     merged = run.path / "stages" / EXPORT / "merged"
     if merged.is_dir():
         yield f"merged weights: {merged}"
-    if run.is_done(EXPORT):
-        for exported_format in run.record(EXPORT).values():
-            if isinstance(exported_format, dict):
-                yield from _serving(exported_format, run.path / exported_format["folder"])
+    for export in found.export.formats.values() if found.export else ():
+        yield from _serving(export, run.path / export.folder)
 
 
 def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> Table:
@@ -92,68 +90,68 @@ def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> T
     return table
 
 
-def exported(record: Mapping[str, Any], folder: Path) -> None:
+def exported(result: ExportResult, run: Path) -> None:
     """Print each exported format: its folder, size, verification, and the commands that serve it."""
-    for name in record["asked"]:
-        if name not in record:
+    for name in result.requested:
+        export = result.formats.get(name)
+        if export is None:
             print(f"{name}: not written, because full fine-tuning has no adapter")
             continue
-        found, place = record[name], folder / record[name]["folder"]
-        if name == "gguf":
-            print(f"gguf: {place}")
-            _console().print(gguf_table(found))
+        folder = run / export.folder
+        if isinstance(export, GgufExport):
+            print(f"gguf: {folder}")
+            _console().print(gguf_table(export))
         else:
-            print(f"{name}: {place} ({found['megabytes']:,} MB, {found['bits']} bits, {_verification(found)})")
-        for line in _serving(found, place):
+            size, verified = f"{export.megabytes:,} MB", describe_verification(export.verification)
+            print(f"{name}: {folder} ({size}, {export.bits} bits, {verified})")
+        for line in _serving(export, folder):
             print(line)
-    if "pushed" in record:
-        print(f"pushed: {record['pushed']}")
+    if result.pushed:
+        print(f"pushed: {result.pushed}")
 
 
-def gguf_table(record: Mapping[str, Any]) -> Table:
+def gguf_table(export: GgufExport) -> Table:
     """Return one row per GGUF file: size, agreement with the merged weights, and score."""
-    verified = record["questions"] > 0
-    kind = "held-out samples" if record.get("held_out", True) else "training samples, because none are held out"
-    title = f"GGUF, {record['questions']} {kind}" if verified else "GGUF, not verified"
-    table = Table(title=title, caption=_gguf_caption(record) if verified else None)
+    title, caption = "GGUF, not verified", None
+    if found := export.verification:
+        split = "held-out samples" if found.held_out else "training samples, because none are held out"
+        title = f"GGUF, {found.samples} {split}"
+        caption = (
+            "as merged: completions equal to those of the merged weights. gap: largest difference of a token's "
+            f"log-probability. score: {found.score.name} on these samples"
+        )
+    table = Table(title=title, caption=caption)
     for name in ("", "file"):
         table.add_column(name, overflow="fold")
     for name in ("MB", "bits", "as merged", "gap", "score"):
         table.add_column(name, justify="right")
-    for quantization, found in record["files"].items():
-        size = (f"{found['megabytes']:,}", f"{found['bits']:g}")
-        table.add_row(quantization, found["file"], *size, *_agreement(found))
-    table.add_row("mmproj", record["mmproj"], f"{record['mmproj_megabytes']:,}", "16", "", "", "")
+    for quantization, file in export.files.items():
+        size = (f"{file.megabytes:,}", f"{file.bits:g}")
+        table.add_row(quantization, file.file, *size, *_agreement(file.verification))
+    table.add_row("mmproj", export.mmproj, f"{export.mmproj_megabytes:,}", "16", "", "", "")
     return table
 
 
-def _agreement(found: Mapping[str, Any]) -> tuple[str, str, str]:
-    if not found.get("questions"):
-        return "", "", ""
-    score = found["score"]["value"]
-    same = 1 - found["differing"] / found["questions"]
-    return f"{same:.1%}", f"{found['gap']:.2g}", "" if score is None else f"{score:.1%}"
-
-
-def _gguf_caption(record: Mapping[str, Any]) -> str:
-    score = next(iter(record["files"].values()))["score"]
-    return (
-        "as merged: completions equal to those of the merged weights. gap: largest difference of a token's "
-        f"log-probability. score: {score['name']} on these samples"
-    )
-
-
-def _serving(found: Mapping[str, Any], place: Path) -> Iterator[str]:
-    """Yield the commands that serve a format, one per line."""
-    for command in found.get("next", ()):
-        yield f"  serve it: {command.replace(FOLDER, shlex.quote(str(place)))}"
-
-
-def _verification(found: Mapping[str, Any]) -> str:
-    if not found["questions"]:
+def describe_verification(found: Verification | None) -> str:
+    """Return how many completions a verification found unchanged."""
+    if found is None:
         return "not verified"
-    kind = "held-out" if found.get("held_out", True) else "training"
-    return f"{found['questions'] - found['differing']} of {found['questions']} {kind} completions unchanged"
+    split = "held-out" if found.held_out else "training"
+    return f"{found.samples - found.differing} of {found.samples} {split} completions unchanged"
+
+
+def _agreement(found: Verification | None) -> tuple[str, str, str]:
+    if found is None:
+        return "", "", ""
+    score = found.score.value
+    same = 1 - found.differing / found.samples
+    return f"{same:.1%}", f"{found.gap:.2g}", "" if score is None else f"{score:.1%}"
+
+
+def _serving(export: FormatExport, folder: Path) -> Iterator[str]:
+    """Yield the commands that serve a format, one per line."""
+    for command in export.commands:
+        yield f"  serve it: {command.replace(FOLDER, shlex.quote(str(folder)))}"
 
 
 def answer(found: Answer) -> None:

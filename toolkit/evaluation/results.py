@@ -57,6 +57,23 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One row of a table of results.
+
+    Attributes:
+        label: the label of the row.
+        estimate: the score with n and interval.
+        to_previous: paired difference to the row above. None: there is nothing to compare with.
+        to_baseline: paired difference to the majority baseline. None: likewise.
+    """
+
+    label: str
+    estimate: Estimate
+    to_previous: Difference | None = None
+    to_baseline: Difference | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BaselineResult:
     """A further baseline of a task, and its difference to the majority baseline."""
 

@@ -1,18 +1,37 @@
 """Write output folders atomically: check the disk first, rename complete folders, and never replace foreign files."""
 
+import hashlib
+import math
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import safe_open
 
 from toolkit.errors import RunError
-from toolkit.runfolder import Record, flush_folder, read_json, write_json
+from toolkit.exporting.results import FormatExport
+from toolkit.models.llamacpp import max_bytes
+from toolkit.models.loading import precision_of
+from toolkit.models.lora import is_adapter
+from toolkit.models.model_paths import model_source
+from toolkit.recipe import Model
+from toolkit.runfolder import flush_folder, read_json, write_json
+
+CARD = "README.md"
+"""File of the model card. Its owner may edit it, so no digest includes it."""
 
 MARGIN = 1.05
 """Factor of the size of the weights, for headers and a larger tokenizer."""
 EXTRA_BYTES = 64_000_000
 """Bytes of the other files: tokenizer, processor, model card."""
+BLOCK = 1 << 20
+"""Bytes that are read at once for a digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +100,7 @@ class OutputFolder:
 
 @dataclass(frozen=True, slots=True)
 class WrittenFolders:
-    """The folders outside a run that its exports wrote. ``file`` inside the run has path -> record."""
+    """The folders outside a run that its exports wrote. ``file`` inside the run has path -> export."""
 
     file: Path
 
@@ -97,15 +116,27 @@ class WrittenFolders:
     def begin(self, target: Path) -> None:
         """Record that ``target`` and its temporary names are being written."""
         if not self.has(target):
-            self.add(target, {})
+            self._save(target, {})
 
-    def add(self, target: Path, record: Record) -> None:
-        """Save the record of a folder, unless it is inside the run."""
+    def finish(self, target: Path, export: FormatExport) -> None:
+        """Save what was exported to ``target``."""
+        self._save(target, asdict(export))
+
+    def _save(self, target: Path, export: dict[str, Any]) -> None:
+        """Save the export in a folder, unless it is inside the run."""
         if not target.is_relative_to(self.file.parent):
-            write_json(self.file, {**self._known(), str(target): record})
+            write_json(self.file, {**self._known(), str(target): export})
 
-    def _known(self) -> dict[str, Record]:
+    def _known(self) -> dict[str, dict[str, Any]]:
         return read_json(self.file) if self.file.is_file() else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The number of parameters on disk, and their size in bytes."""
+
+    values: int
+    bytes: int
 
 
 def require_disk_space(folder: Path, needed: int, what: str) -> None:
@@ -128,6 +159,67 @@ def require_disk_space(folder: Path, needed: int, what: str) -> None:
             value=_gigabytes(free),
             remedy="Free disk space, export fewer formats, or choose another disk with --out.",
         )
+
+
+def format_bytes(name: str, weights: Path, model: Model, quants: Sequence[str] = ()) -> int | None:
+    """Return the size of an export in bytes. None: the base weights are not on this disk yet.
+
+    Args:
+        name: adapter, merged or gguf. gguf includes a temporary copy in 16 bits, but not the merged weights.
+        weights: the run's trained weights.
+        model: the section [model] of the recipe.
+        quants: GGUF quantizations.
+    """
+    own = weights_size(weights)
+    if name == "adapter" or own is None:
+        return own.bytes if own else None
+    whole = base_size(model) if is_adapter(weights) else own
+    if whole is None:
+        return None
+    merged = {"16bit": 2 * whole.values, "32bit": 4 * whole.values}.get(precision_of(model, mergeable=True))
+    if name == "merged":
+        return whole.bytes if merged is None else merged
+    return max_bytes(whole.values, quants)
+
+
+def base_size(model: Model) -> Size | None:
+    """Return the size of the base weights in their folder or the Hub cache, or None if they are missing."""
+    source = model_source(model)
+    if Path(source).is_dir():
+        return weights_size(Path(source))
+    try:
+        return weights_size(Path(snapshot_download(source, revision=model.revision, local_files_only=True)))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def weights_size(folder: Path) -> Size | None:
+    """Return the size of the safetensors files in a folder, or None if there are none."""
+    values, size = 0, 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as opened:
+            values += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        size += file.stat().st_size
+    return Size(values, size) if size else None
+
+
+def megabytes(path: Path) -> float:
+    """Return the size of a file, or of all files below a folder, in MB."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 2)
+
+
+def digest_of(folder: Path) -> str:
+    """Return a digest of all files below ``folder`` except the model card, which its owner may edit."""
+    whole = hashlib.blake2b(digest_size=16)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if name != CARD:
+            whole.update(f"{name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as handle:
+                while block := handle.read(BLOCK):
+                    whole.update(block)
+    return whole.hexdigest()
 
 
 def free_name(path: Path) -> Path:
@@ -162,8 +254,8 @@ def _remove(path: Path) -> None:
         )
 
 
-def _reject_foreign(place: OutputFolder) -> None:
-    target = place.target
+def _reject_foreign(output: OutputFolder) -> None:
+    target = output.target
     if target.is_symlink() and not target.exists():
         raise RunError(
             "export.target_broken_link",
@@ -171,7 +263,7 @@ def _reject_foreign(place: OutputFolder) -> None:
             place=target,
             remedy="Remove the link.",
         )
-    beside = [] if place.begun or place.force else [*filter(_exists, (place.partial, place.differs, place.old))]
+    beside = [] if output.begun or output.force else [*filter(_exists, (output.partial, output.differs, output.old))]
     if beside:
         raise RunError(
             "export.temporary_name_taken",
@@ -186,7 +278,7 @@ def _reject_foreign(place: OutputFolder) -> None:
             place=target,
             remedy="Choose another --out.",
         )
-    if target.is_dir() and not place.own and not place.force and any(target.iterdir()):
+    if target.is_dir() and not output.own and not output.force and any(target.iterdir()):
         raise RunError(
             "export.target_exists",
             "the target must not exist unless this run's export wrote it",

@@ -1,14 +1,15 @@
-"""Export one format: write it to a temporary folder, reload it, verify it, and rename the folder."""
+"""Export the adapter or merged weights: write to a temporary folder, reload, verify, and rename the folder."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ModelError, warn
-from toolkit.exporting.atomic_output import OutputFolder
-from toolkit.exporting.card import CardFacts
-from toolkit.exporting.extra_files import set_public_base_name, write_extra_files
+from toolkit.evaluation.context import Context
+from toolkit.exporting.atomic_output import OutputFolder, digest_of, megabytes
+from toolkit.exporting.model_card import write_card
+from toolkit.exporting.results import AdapterExport, FormatExport, MergedExport, Verification
+from toolkit.exporting.serving import Serving, commands
 from toolkit.exporting.verification import (
     BOUNDS,
     Bound,
@@ -17,11 +18,11 @@ from toolkit.exporting.verification import (
     VerificationSet,
     compare,
     generate_completions,
-    primary_score,
 )
 from toolkit.models import Backend
-from toolkit.recipe import Recipe
-from toolkit.runfolder import Record
+from toolkit.models.backend import MergeComparison
+from toolkit.models.model_paths import public_name
+from toolkit.runfolder import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -31,75 +32,99 @@ class ExportJob:
     """What is exported and how it is verified.
 
     Attributes:
+        context: the run.
         backend: loads and writes the model.
-        recipe: the recipe of the run.
         weights: the trained weights.
         questions: the samples of the verification. Without samples nothing is verified.
-        facts: returns the content of the model card, from a format and the record of its verification.
-        check: raises Interrupted after a signal.
+        serving: settings of servers.
     """
 
+    context: Context
     backend: Backend
-    recipe: Recipe
     weights: Path
     questions: VerificationSet
-    facts: Callable[[str, Record], CardFacts]
-    check: Callable[[str], None]
+    serving: Serving
+
+    def save_card(self, folder: Path, export: FormatExport) -> None:
+        """Write the model card of a format in its temporary folder."""
+        context = self.context
+        write_card(folder, context.run, context.recipe, self.weights, export, self.serving)
 
 
-def export_format(job: ExportJob, name: str, place: OutputFolder) -> Record:
-    """Export the adapter or merged weights, and compare the reloaded model with the run's model.
+def export_adapter(job: ExportJob, output: OutputFolder) -> AdapterExport:
+    """Export the adapter, and compare the reloaded model with the run's model.
 
     Args:
         job: the export.
-        name: adapter or merged.
-        place: the folder to write to.
+        output: the folder to write to.
 
     Raises:
-        ModelError: the reloaded model generates different completions. Its files stay in ``NAME.differs``.
+        ModelError: the reloaded model generates different completions. Its files stay in ``adapter.differs``.
         Interrupted: after a signal. The final folder is unchanged.
     """
-    before, record = _write(job, name, place.partial)
-    bits: int = record["bits"]
-    if job.questions.rows:
-        job.check(f"{name} was not verified yet")
-        policy = job.backend.load(job.recipe, place.partial, trainable=False, mergeable=name == "merged")
-        after = generate_completions(job.backend, policy, job.questions, before.texts)
-        compared = compare(before, after)
-        bound = BOUNDS["16" if name == "merged" and bits < 32 else "32"]
-        if not compared.fits(bound):
-            _reject(place, before, after, compared, bound)
-        _log_comparison(name, compared, bits, "held-out" if job.questions.held_out else "training")
-        record |= compared.to_record() | {"score": primary_score(job.questions, after.completions)}
-        record["held_out"] = job.questions.held_out
-    record |= write_extra_files(place.partial, job.facts(name, record))
-    place.commit()
-    return {"folder": str(place.target), "megabytes": megabytes(place.target), **record}
+    written = _write(job, "adapter", output.partial)
+    verification = _verify(job, "adapter", output, written, BOUNDS["32"])
+    export = AdapterExport(
+        folder=job.context.run.relative(output.target),
+        megabytes=megabytes(output.partial),
+        digest=digest_of(output.partial),
+        commands=tuple(commands("adapter", output.partial, job.serving)),
+        bits=written.bits,
+        verification=verification,
+    )
+    job.save_card(output.partial, export)
+    output.commit()
+    return export
 
 
-def megabytes(path: Path) -> float:
-    """Return the size of a file, or of all files below a folder, in MB."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 2)
+def export_merged(job: ExportJob, output: OutputFolder) -> MergedExport:
+    """Export merged weights, and compare the reloaded model with the run's model on an unquantized base.
 
-
-def _write(job: ExportJob, name: str, target: Path) -> tuple[GreedyCompletions, Record]:
-    """Write a format.
-
-    The model is freed at the end, before the exported one is loaded.
-
-    Returns:
-        The completions before the export, and the record: bits of the base weights, and the check of merged matrices.
+    Args and Raises as ``export_adapter``.
     """
-    policy = job.backend.load(job.recipe, job.weights, trainable=False, mergeable=name == "merged")
-    expected = generate_completions(job.backend, policy, job.questions)
-    record: Record = {"bits": policy.bits, "questions": 0, "differing": 0}
-    if policy.dequantised:
-        record["dequantised"] = True
+    written = _write(job, "merged", output.partial)
+    verification = _verify(job, "merged", output, written, BOUNDS["16" if written.bits < 32 else "32"])
+    export = MergedExport(
+        folder=job.context.run.relative(output.target),
+        megabytes=megabytes(output.partial),
+        digest=digest_of(output.partial),
+        commands=tuple(commands("merged", output.partial, job.serving)),
+        bits=written.bits,
+        dequantised=written.dequantised,
+        merge=written.merge,
+        verification=verification,
+    )
+    job.save_card(output.partial, export)
+    output.commit()
+    return export
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A written format.
+
+    Attributes:
+        before: the completions of the run's model.
+        bits: bits of the base weights.
+        dequantised: whether the base was dequantized.
+        merge: comparison of the merged matrices. None: peft merged in memory, or nothing was merged.
+    """
+
+    before: GreedyCompletions
+    bits: int
+    dequantised: bool
+    merge: MergeComparison | None
+
+
+def _write(job: ExportJob, name: str, target: Path) -> _Written:
+    """Write a format. The model is freed at the end, before the exported one is loaded."""
+    policy = job.backend.load(job.context.recipe, job.weights, trainable=False, mergeable=name == "merged")
+    before = generate_completions(job.backend, policy, job.questions)
+    merge = None
     if name == "merged":
-        if compared := job.backend.save_merged(policy, target):
-            record["compared"] = compared.to_record()
-            log.info("export: %d merged matrices equal base + scale * B A within rounding", compared.matrices)
+        merge = job.backend.save_merged(policy, target)
+        if merge is not None:
+            log.info("export: %d merged matrices equal base + scale * B A within rounding", merge.matrices)
         elif policy.dequantised:
             warn(
                 "export.merged_not_compared",
@@ -108,34 +133,59 @@ def _write(job: ExportJob, name: str, target: Path) -> tuple[GreedyCompletions, 
             )
     else:
         job.backend.save(policy, target)
-    set_public_base_name(target)
-    return expected, record
+    _set_public_base_name(target)
+    return _Written(before, policy.bits, policy.dequantised, merge)
 
 
-def _reject(
-    place: OutputFolder, before: GreedyCompletions, after: GreedyCompletions, compared: Comparison, bound: Bound
-) -> None:
-    place.partial.replace(place.differs)
+def _set_public_base_name(folder: Path) -> None:
+    """Set the base model's public name in an adapter's configuration, instead of a path of this machine."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    settings = read_json(file)
+    base = settings.get("base_model_name_or_path")
+    if base and public_name(base) != base:
+        write_json(file, {**settings, "base_model_name_or_path": public_name(base)})
+
+
+def _verify(job: ExportJob, name: str, output: OutputFolder, written: _Written, bound: Bound) -> Verification | None:
+    """Reload a written format and compare its completions. None: no samples verify this export."""
+    if not job.questions.rows:
+        return None
+    job.context.stop.check(f"{name} was not verified yet")
+    policy = job.backend.load(job.context.recipe, output.partial, trainable=False, mergeable=name == "merged")
+    after = generate_completions(job.backend, policy, job.questions, written.before.texts)
+    compared = compare(written.before, after)
+    if not compared.fits(bound):
+        output.partial.replace(output.differs)
+        raise _difference_error(output.differs, written.before, after, compared, bound)
+    _log_comparison(name, compared, written.bits, "held-out" if job.questions.held_out else "training")
+    return job.questions.verification(compared, after)
+
+
+def _difference_error(
+    folder: Path, before: GreedyCompletions, after: GreedyCompletions, compared: Comparison, bound: Bound
+) -> ModelError:
     first = compared.differing[0] if compared.differing else 0
     change = f"first: {before.texts[first]!r} became {after.texts[first]!r}"
-    raise ModelError(
+    return ModelError(
         "export.answers_differ",
         "reloaded weights must generate the same greedy completions",
-        place=place.differs,
-        value=f"{len(compared.differing)} of {compared.questions} differ; a token's log-probability moved by up to "
+        place=folder,
+        value=f"{len(compared.differing)} of {compared.samples} differ; a token's log-probability moved by up to "
         f"{compared.gap:.3g} (bound {bound.gap}); {change}",
         remedy="Compare the precision and the library versions. The weights are kept for inspection.",
     )
 
 
-def _log_comparison(name: str, compared: Comparison, bits: int, kind: str) -> None:
+def _log_comparison(name: str, compared: Comparison, bits: int, split: str) -> None:
     if compared.differing:
         warn(
             "export.answers_differ_by_rounding",
             f"completions should be the same after export, but merging rounds to {bits} bits",
             place=name,
-            value=f"{len(compared.differing)} of {compared.questions}",
+            value=f"{len(compared.differing)} of {compared.samples}",
         )
     else:
-        same = f"reproduces all {compared.questions} completions of {kind} samples after reloading"
+        same = f"reproduces all {compared.samples} completions of {split} samples after reloading"
         log.info("export: %s %s (log-probabilities within %.2g)", name, same, compared.gap)

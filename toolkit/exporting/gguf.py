@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ModelError
-from toolkit.exporting.atomic_output import OutputFolder, free_name
-from toolkit.exporting.extra_files import write_extra_files
-from toolkit.exporting.formats import ExportJob, megabytes
+from toolkit.exporting.atomic_output import OutputFolder, digest_of, free_name, megabytes
+from toolkit.exporting.formats import ExportJob
+from toolkit.exporting.results import GgufExport, GgufFile, Verification
+from toolkit.exporting.serving import commands, write_modelfiles
 from toolkit.exporting.verification import (
     BOUNDS,
+    Comparison,
     GreedyCompletions,
     compare,
     compare_lines,
     generate_completions,
-    primary_score,
 )
-from toolkit.models.llamacpp import CONVERTED, KINDS, Child, Expected, check_metadata, require_for
+from toolkit.models.llamacpp import CONVERTED, Child, require_for
 from toolkit.models.llamacpp.convert import convert
+from toolkit.models.llamacpp.files import QUANTIZATIONS, Expected, check_metadata
 from toolkit.recipe import Export
-from toolkit.runfolder import Record, append_line
+from toolkit.runfolder import append_line
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ SHOWN = 3
 """Completions in the error of a failed verification."""
 
 
-def export_gguf(job: ExportJob, merged: Path, place: OutputFolder) -> Record:
+def export_gguf(job: ExportJob, merged: Path, output: OutputFolder) -> GgufExport:
     """Export language models and projector, and compare each quantization with the merged weights.
 
     All completions are in ``gguf.comparison.jsonl`` beside the folder.
@@ -36,7 +38,7 @@ def export_gguf(job: ExportJob, merged: Path, place: OutputFolder) -> Record:
     Args:
         job: the export.
         merged: the folder of the merged weights.
-        place: the folder to write to.
+        output: the folder to write to.
 
     Raises:
         MissingExtraError: the converter or llama.cpp is not installed.
@@ -44,25 +46,31 @@ def export_gguf(job: ExportJob, merged: Path, place: OutputFolder) -> Record:
         ModelError: the weights cannot be converted, the metadata is wrong, or too many completions of a quantization
             differ. The files then stay in ``gguf.differs``.
     """
-    section = job.recipe.export or Export()
+    section = job.context.recipe.export or Export()
     quant = tuple(dict.fromkeys(section.quant))
     require_for(quant, verify=bool(job.questions.rows))
-    place.partial.mkdir(parents=True)
-    pair = _write(job, merged, place.partial, quant)
+    output.partial.mkdir(parents=True)
+    files = _write(job, merged, output.partial, quant)
     expected = _expected(job, merged)
-    about = {kind: check_metadata(file, pair.mmproj, kind, expected) for kind, file in pair.models.items()}
-    files: dict[str, Record] = {
-        kind: {"file": file.name, "megabytes": megabytes(file), "bits": KINDS[kind].bits}
-        for kind, file in pair.models.items()
-    }
-    record: Record = {"bits": 16, "questions": 0, "differing": 0, "files": files, "metadata": about[quant[0]]}
-    if job.questions.rows:
-        record |= _verify(job, merged, pair, place, files)
-    record |= write_extra_files(place.partial, job.facts("gguf", record))
-    place.commit()
-    target = place.target
-    mmproj = target / pair.mmproj.name
-    return record | {"mmproj": mmproj.name, "mmproj_megabytes": megabytes(mmproj), "megabytes": megabytes(target)}
+    metadata = [check_metadata(file, files.mmproj, name, expected) for name, file in files.models.items()]
+    verified = _verify(job, merged, files, output) if job.questions.rows else {}
+    write_modelfiles(output.partial, job.serving)
+    export = GgufExport(
+        folder=job.context.run.relative(output.target),
+        megabytes=megabytes(output.partial),
+        digest=digest_of(output.partial),
+        commands=tuple(commands("gguf", output.partial, job.serving)),
+        files={
+            name: GgufFile(file.name, megabytes(file), QUANTIZATIONS[name].bits, verified.get(name))
+            for name, file in files.models.items()
+        },
+        mmproj=files.mmproj.name,
+        mmproj_megabytes=megabytes(files.mmproj),
+        metadata=metadata[0],
+    )
+    job.save_card(output.partial, export)
+    output.commit()
+    return export
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +88,20 @@ class _Files:
 
 def _write(job: ExportJob, merged: Path, folder: Path, quant: Sequence[str]) -> _Files:
     """Convert the float formats, and quantize the others from f16, which is deleted unless the recipe has it."""
-    name = job.recipe.run.name
-    models = {kind: folder / f"{name}-{KINDS[kind].label}.gguf" for kind in KINDS}
-    mmproj = folder / f"mmproj-{name}-f16.gguf"
-    coarse = [kind for kind in quant if kind not in CONVERTED]
-    for kind in CONVERTED:
-        if kind in quant or (kind == "f16" and coarse):
-            convert(merged, models[kind], mmproj, kind, name=name)
+    run = job.context.recipe.run.name
+    models = {name: folder / f"{run}-{quantization.label}.gguf" for name, quantization in QUANTIZATIONS.items()}
+    mmproj = folder / f"mmproj-{run}-f16.gguf"
+    coarse = [name for name in quant if name not in CONVERTED]
+    for name in CONVERTED:
+        if name in quant or (name == "f16" and coarse):
+            convert(merged, models[name], mmproj, name, name=run)
     if coarse:
         with Child() as child:
-            for kind in coarse:
-                child.quantise(models["f16"], models[kind], kind)
+            for name in coarse:
+                child.quantize(models["f16"], models[name], name)
     if "f16" not in quant:
         models["f16"].unlink(missing_ok=True)
-    return _Files({kind: models[kind] for kind in quant}, mmproj)
+    return _Files({name: models[name] for name in quant}, mmproj)
 
 
 def _expected(job: ExportJob, merged: Path) -> Expected:
@@ -102,7 +110,7 @@ def _expected(job: ExportJob, merged: Path) -> Expected:
 
     from toolkit.models.chat_template import adds_bos, conversation, render_prompt
 
-    policy = job.backend.load_without_model(job.recipe)
+    policy = job.backend.load_without_model(job.context.recipe)
     processor, text = policy.processor, AutoConfig.from_pretrained(merged).get_text_config()
     stops = GenerationConfig.from_pretrained(merged).eos_token_id
     prompt = render_prompt(processor, conversation("question", 0))
@@ -119,55 +127,57 @@ def _expected(job: ExportJob, merged: Path) -> Expected:
     )
 
 
-def _verify(job: ExportJob, merged: Path, pair: _Files, place: OutputFolder, files: Mapping[str, Record]) -> Record:
-    """Verify each quantization against the merged weights, and add its figures to ``files``."""
+def _verify(job: ExportJob, merged: Path, files: _Files, output: OutputFolder) -> Mapping[str, Verification]:
+    """Return quantization -> its verification against the merged weights. Raises ModelError as ``export_gguf``."""
     from toolkit.models.gguf import GgufBackend
 
-    policy = job.backend.load(job.recipe, merged, trainable=False, mergeable=True)
+    recipe = job.context.recipe
+    policy = job.backend.load(recipe, merged, trainable=False, mergeable=True)
     before = generate_completions(job.backend, policy, job.questions)
-    del policy
+    del policy  # frees its memory before llama.cpp loads
     after: dict[str, GreedyCompletions] = {}
+    verified: dict[str, Verification] = {}
     problems: list[str] = []
-    for kind, file in pair.models.items():
-        job.check(f"gguf {kind} was not verified yet")
+    for name, file in files.models.items():
+        job.context.stop.check(f"gguf {name} was not verified yet")
         backend = GgufBackend()
-        child = backend.load(job.recipe, file, trainable=False)
-        after[kind] = generate_completions(backend, child, job.questions, before.texts)
-        child.model.close()
-        compared = compare(before, after[kind])
-        files[kind].update(compared.to_record() | {"score": primary_score(job.questions, after[kind].completions)})
-        problems += _problems(kind, files[kind], backend.mismatched_prompts, compared.fits(BOUNDS[kind]))
+        loaded = backend.load(recipe, file, trainable=False)
+        after[name] = generate_completions(backend, loaded, job.questions, before.texts)
+        loaded.model.close()
+        compared = compare(before, after[name])
+        verified[name] = job.questions.verification(compared, after[name])
+        problems += _problems(name, compared, backend.mismatched_prompts)
     lines = compare_lines(job.questions, before, after)
-    _save_lines(lines, place)
+    _save_lines(lines, output)
     if problems:
-        place.partial.replace(place.differs)
-        raise _difference_error(place, problems, [line for line in lines if not line["same"]])
-    worst = max(files.values(), key=lambda found: int(found["differing"]))
-    return {"questions": worst["questions"], "differing": worst["differing"], "held_out": job.questions.held_out}
+        output.partial.replace(output.differs)
+        raise _difference_error(output.differs, problems, [line for line in lines if not line["same"]])
+    return verified
 
 
-def _problems(kind: str, found: Record, mismatched_prompts: int, fits: bool) -> list[str]:
-    same = f"{found['questions'] - found['differing']} of {found['questions']} completions equal the merged weights'"
-    log.info("export: gguf %s: %s (log-probabilities within %.2g)", kind, same, found["gap"])
+def _problems(name: str, compared: Comparison, mismatched_prompts: int) -> list[str]:
+    bound, equal = BOUNDS[name], compared.samples - len(compared.differing)
+    same = f"{equal} of {compared.samples} completions equal the merged weights'"
+    log.info("export: gguf %s: %s (log-probabilities within %.2g)", name, same, compared.gap)
     problems = []
     if mismatched_prompts:
-        problems.append(f"{kind} tokenizes {mismatched_prompts} prompts differently from the processor")
-    if not fits:
-        required = f"at least {1 - BOUNDS[kind].fraction:.1%} and log-probabilities within {BOUNDS[kind].gap:g}"
-        problems.append(f"{kind}: {same}, within {found['gap']:.2g} ({required} are required)")
+        problems.append(f"{name} tokenizes {mismatched_prompts} prompts differently from the processor")
+    if not compared.fits(bound):
+        required = f"at least {1 - bound.fraction:.1%} and log-probabilities within {bound.gap:g}"
+        problems.append(f"{name}: {same}, within {compared.gap:.2g} ({required} are required)")
     return problems
 
 
-def _save_lines(lines: Sequence[Record], place: OutputFolder) -> None:
-    file = place.target.with_name(f"{place.target.name}.comparison.jsonl")
-    if file.exists() and not place.own:
+def _save_lines(lines: Sequence[Mapping[str, object]], output: OutputFolder) -> None:
+    file = output.target.with_name(f"{output.target.name}.comparison.jsonl")
+    if file.exists() and not output.own:
         file.rename(free_name(file))
     file.unlink(missing_ok=True)
     for line in lines:
         append_line(file, line)
 
 
-def _difference_error(place: OutputFolder, problems: Sequence[str], lines: Sequence[Record]) -> ModelError:
+def _difference_error(folder: Path, problems: Sequence[str], lines: Sequence[Mapping[str, object]]) -> ModelError:
     shown = "\n".join(
         f"  {line['id']}: "
         + " | ".join(f"{name}: {text!r}" for name, text in line.items() if name not in ("id", "same"))
@@ -176,7 +186,7 @@ def _difference_error(place: OutputFolder, problems: Sequence[str], lines: Seque
     return ModelError(
         "export.gguf_answers_differ",
         "a GGUF file must generate the same completions as its merged weights",
-        place=place.differs,
+        place=folder,
         value="; ".join(problems),
         remedy=f"Remove the quantization from export.quant, or inspect the files, which are kept.\n{shown}",
     )

@@ -33,11 +33,12 @@ def public_recipe(recipe: Recipe) -> str:
     return tomli_w.dumps(_without_paths(table)).strip()
 
 
-def scrub(text: str, *places: Path) -> str:
-    """Return ``text`` without secrets and without the paths ``places`` and the home folder."""
-    for place in (*places, Path(os.path.expanduser("~"))):  # noqa: PTH111  # Path.home raises an error if there is no home folder
-        if len(place.parts) > 1:
-            text = re.sub(re.escape(str(place)) + r"(?=[/\\\s\"'`:,;)\]]|$)", HIDDEN_PATH, text)
+def scrub(text: str, *paths: Path) -> str:
+    """Return ``text`` without secrets and without ``paths`` and the home folder."""
+    # Path.home raises an error if there is no home folder.
+    for path in (*paths, Path(os.path.expanduser("~"))):  # noqa: PTH111
+        if len(path.parts) > 1:
+            text = re.sub(re.escape(str(path)) + r"(?=[/\\\s\"'`:,;)\]]|$)", HIDDEN_PATH, text)
     return hide_secrets(text)
 
 

@@ -1,9 +1,7 @@
 """Push a verified export to the Hub. The repository is private unless the user says otherwise."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 from huggingface_hub import HfApi, constants, get_token
@@ -11,10 +9,10 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from toolkit.errors import ModelError, RunError, warn
-from toolkit.exporting.card.facts import is_verified
-from toolkit.exporting.extra_files import digest_of
+from toolkit.exporting.atomic_output import digest_of
 from toolkit.exporting.public_names import is_hub_name
-from toolkit.runfolder import EXPORT, Record, RunFolder, hide_secrets
+from toolkit.exporting.results import ExportResult, FormatExport
+from toolkit.runfolder import EXPORT, RunFolder, hide_secrets
 
 OWN_FILES = frozenset({".gitattributes"})
 """Files that the Hub adds to every repository."""
@@ -71,19 +69,22 @@ def check_push(push: Push) -> None:
 
 def is_verified_export(run: RunFolder, weights: Path, name: str) -> bool:
     """Return whether the run has a verified export of these weights whose files are unchanged."""
-    record: Record = run.record(EXPORT) if run.is_done(EXPORT) else {}
-    if name not in record or record["weights"] != run.relative(weights) or not is_verified(record[name]):
+    found = run.result(EXPORT, ExportResult) if run.is_done(EXPORT) else None
+    if found is None or found.weights != run.relative(weights):
         return False
-    folder = run.path / record[name]["folder"]
-    return folder.is_dir() and bool(digest_of(folder) == record[name].get("digest"))
+    export = found.formats.get(name)
+    if export is None or export.verification is None:
+        return False
+    folder = run.path / export.folder
+    return folder.is_dir() and digest_of(folder) == export.digest
 
 
-def push_format(folder: Path, record: Mapping[str, Any], push: Push, api: HfApi | None = None) -> str:
+def push_format(folder: Path, export: FormatExport, push: Push, api: HfApi | None = None) -> str:
     """Push an exported format, and return the address of the commit.
 
     Args:
         folder: the folder that the export wrote.
-        record: the record of the format.
+        export: the format in this folder.
         push: the target.
         api: the client of the Hub. Default: that of this machine's login.
 
@@ -91,7 +92,7 @@ def push_format(folder: Path, record: Mapping[str, Any], push: Push, api: HfApi 
         ModelError: the export is not verified, or its files changed after verification.
         RunError: the Hub rejects the push, or the repository is public or has files and the push does not allow it.
     """
-    _require_verified(folder, record)
+    _require_verified(folder, export)
     return upload(folder, f"Weights ({folder.name}) and model card", push, api)
 
 
@@ -128,15 +129,15 @@ def upload(folder: Path, message: str, push: Push, api: HfApi | None = None) -> 
     return str(commit.commit_url)
 
 
-def _require_verified(folder: Path, record: Mapping[str, Any]) -> None:
-    if not is_verified(record):
+def _require_verified(folder: Path, export: FormatExport) -> None:
+    if export.verification is None:
         raise ModelError(
             "push.not_verified",
             "only verified weights can be pushed",
             place=folder,
             remedy="Export again with verification.",
         )
-    if digest_of(folder) != record.get("digest"):
+    if digest_of(folder) != export.digest:
         raise ModelError(
             "push.files_changed",
             "only README.md may change after verification, but other files did",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from toolkit.data.sample import Sample
 from toolkit.data.task import Task
 from toolkit.evaluation.answers import read_answer
+from toolkit.exporting.results import MeanScore, Verification
 from toolkit.models import Backend
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.recipe import Recipe
-from toolkit.runfolder import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,27 @@ class VerificationSet:
     rows: Sequence[Row]
     held_out: bool = True
 
+    def verification(self, compared: "Comparison", after: "GreedyCompletions") -> Verification:
+        """Return the figures of a comparison for the result. ``after`` are the completions of the reloaded export."""
+        return Verification(
+            samples=compared.samples,
+            differing=len(compared.differing),
+            gap=round(compared.gap, 5),
+            mean_gap=round(compared.mean_gap, 6),
+            score=self.mean_score(after.completions),
+            held_out=self.held_out,
+        )
+
+    def mean_score(self, completions: Sequence[Completion]) -> MeanScore:
+        """Return the mean of the task's primary score, over the completions to which it applies, and their number."""
+        task = self.task
+        values = [
+            task.scores(sample, read_answer(task, sample, completion)).get(task.primary)
+            for sample, completion in zip(self.samples, completions, strict=True)
+        ]
+        scores = [score for score in values if score is not None]
+        return MeanScore(task.primary, len(scores), sum(scores) / len(scores) if scores else None)
+
 
 @dataclass(frozen=True, slots=True)
 class GreedyCompletions:
@@ -88,25 +109,20 @@ class Comparison:
     """The difference between two models.
 
     Attributes:
-        questions: number of samples.
+        samples: number of samples.
         differing: indices of the samples with different completions.
         gap: largest difference of a token's log-probability.
         mean_gap: mean difference of a token's log-probability.
     """
 
-    questions: int
+    samples: int
     differing: tuple[int, ...]
     gap: float
     mean_gap: float
 
     def fits(self, bound: Bound) -> bool:
         """Return whether the difference is within the bound."""
-        return len(self.differing) <= bound.fraction * self.questions and self.gap <= bound.gap
-
-    def to_record(self) -> Record:
-        """Return the figures for the stage's record."""
-        gaps = {"gap": round(self.gap, 5), "mean_gap": round(self.mean_gap, 6)}
-        return {"questions": self.questions, "differing": len(self.differing), **gaps}
+        return len(self.differing) <= bound.fraction * self.samples and self.gap <= bound.gap
 
 
 def generate_completions(
@@ -141,21 +157,10 @@ def compare(before: GreedyCompletions, after: GreedyCompletions) -> Comparison:
     return Comparison(len(before.texts), differing, gap, sum(gaps) / max(len(gaps), 1))
 
 
-def primary_score(questions: VerificationSet, completions: Sequence[Completion]) -> Record:
-    """Return the mean of the task's primary score, over the completions to which it applies, and their number."""
-    task = questions.task
-    values = [
-        task.scores(sample, read_answer(task, sample, completion)).get(task.primary)
-        for sample, completion in zip(questions.samples, completions, strict=True)
-    ]
-    scores = [score for score in values if score is not None]
-    return {"name": task.primary, "n": len(scores), "value": sum(scores) / len(scores) if scores else None}
-
-
 def compare_lines(
     questions: VerificationSet, before: GreedyCompletions, after: Mapping[str, GreedyCompletions]
-) -> list[Record]:
-    """Return one record per sample: its id, the completion before, and the completions after by model."""
+) -> list[dict[str, object]]:
+    """Return one line of JSON per sample: its id, the completion before, and the completions after by model."""
     return [
         {"id": sample.id, "before": old, "same": all(one.texts[i] == old for one in after.values())}
         | {name: one.texts[i] for name, one in after.items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 
@@ -18,9 +18,6 @@ from toolkit.models.llamacpp import is_gguf
 from toolkit.models.oom import BatchLimit, Sizes
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import world_size
-
-if TYPE_CHECKING:
-    from toolkit.models.merge import MergeComparison
 
 HF, UNSLOTH = "hf", "unsloth"
 
@@ -55,6 +52,15 @@ class Policy:
     """Limit of the completions per batch of ``generate``."""
     dequantised: bool = False
     """Whether the base weights were stored quantised and then dequantised. The quantisation error remains."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeComparison:
+    """The comparison of merged matrices with base + scale * B A. Figures are the largest absolute values."""
+
+    matrices: int
+    largest_deviation: float
+    largest_change: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +204,7 @@ class Backend(Protocol):
     def save(self, policy: Policy, folder: Path) -> None:
         """Save the adapter (after full fine-tuning: the model) with its processor."""
 
-    def save_merged(self, policy: Policy, folder: Path) -> "MergeComparison | None":
+    def save_merged(self, policy: Policy, folder: Path) -> MergeComparison | None:
         """Write the adapter merged into the base weights, with the processor, loadable by transformers alone.
 
         The policy cannot be used afterwards.

@@ -14,7 +14,7 @@ from toolkit.models.chat_template import encode_answer, render_prompt
 from toolkit.models.collate import encode_prompts
 from toolkit.models.hf import load_processor, make_policy
 from toolkit.models.llamacpp import Child, find_gguf_pair
-from toolkit.models.llamacpp.session import IMAGE_TOKEN, MARKER
+from toolkit.models.llamacpp.worker import IMAGE_TOKEN, MARKER
 from toolkit.recipe import Recipe
 from toolkit.runfolder.usage import count
 
@@ -42,7 +42,7 @@ class GgufBackend:
             MissingExtraError: llama.cpp is not installed.
         """
         if trainable or weights is None:
-            _refuse("trained")
+            _reject("trained")
         model, mmproj = find_gguf_pair(weights)
         policy = make_policy(None, load_processor(recipe.model), weights)
         child = Child()
@@ -68,7 +68,7 @@ class GgufBackend:
             ModelError: The sampling is not greedy, or llama.cpp fails.
         """
         if sampling.temperature or sampling.count != 1:
-            _refuse("sampled")
+            _reject("sampled")
         completions = [self._complete(policy, row, sampling.max_tokens) for row in rows]
         count(answers=len(completions))
         return [[completion] for completion in completions]
@@ -84,19 +84,19 @@ class GgufBackend:
 
     def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
         """Raise ModelError."""
-        _refuse("trained")
+        _reject("trained")
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """Raise ModelError."""
-        _refuse("trained")
+        _reject("trained")
 
     def save(self, policy: Policy, folder: Path) -> None:
         """Raise ModelError."""
-        _refuse("saved")
+        _reject("saved")
 
     def save_merged(self, policy: Policy, folder: Path) -> None:
         """Raise ModelError."""
-        _refuse("merged")
+        _reject("merged")
 
     def _complete(self, policy: Policy, row: Row, max_tokens: int) -> Completion:
         prompt, images, expected = _llama_prompt(policy, row)
@@ -116,18 +116,18 @@ class GgufBackend:
 
     def _warn_mismatch(self, policy: Policy, read: Sequence[int], expected: Sequence[int]) -> None:
         if not self.mismatched_prompts:
-            place = next((i for i, (a, b) in enumerate(zip(read, expected, strict=False)) if a != b), len(expected))
+            start = next((i for i, (a, b) in enumerate(zip(read, expected, strict=False)) if a != b), len(expected))
             tokenizer = policy.processor.tokenizer
             ours, theirs = (
-                tokenizer.convert_ids_to_tokens([token for token in ids[place : place + 4] if token != IMAGE_TOKEN])
+                tokenizer.convert_ids_to_tokens([token for token in ids[start : start + 4] if token != IMAGE_TOKEN])
                 for ids in (expected, read)
             )
-            places = [f"{ids.count(IMAGE_TOKEN)} image tokens" for ids in (read, expected)]
+            counts = [f"{ids.count(IMAGE_TOKEN)} image tokens" for ids in (read, expected)]
             warn(
                 "model.gguf_prompt_differs",
-                f"llama.cpp must tokenize a prompt like the processor: {places[1]} and {ours}",
+                f"llama.cpp must tokenize a prompt like the processor: {counts[1]} and {ours}",
                 place="gguf",
-                value=f"{places[0]} and {theirs}",
+                value=f"{counts[0]} and {theirs}",
             )
         self.mismatched_prompts += 1
 
@@ -162,7 +162,7 @@ def processed_images(processor: Any, inputs: Any) -> list[Image.Image]:
     return [_denormalise(processor.image_processor, plane) for plane in planes]
 
 
-def _refuse(what: str) -> NoReturn:
+def _reject(what: str) -> NoReturn:
     raise ModelError("model.gguf_only_greedy", f"a GGUF file can only generate greedily. It cannot be {what}")
 
 

@@ -16,12 +16,12 @@ from transformers.utils.hub import cached_file
 
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
-from toolkit.models.backend import Completion, Original, Policy, Row, Sampling, TrainerTraits
+from toolkit.models.backend import Completion, MergeComparison, Original, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.loading import bits_of, check_mergeable, dequantise, load_model, model_not_found, restore_weights
-from toolkit.models.merge import MergeComparison, compare_merged, plan_merge, write_merged
+from toolkit.models.merge import compare_merged, plan_merge, write_merged
 from toolkit.models.model_paths import model_source, public_name
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import find_weights

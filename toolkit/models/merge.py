@@ -29,6 +29,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from toolkit.errors import ModelError, warn
+from toolkit.models.backend import MergeComparison
 
 ADAPTER = "default"
 INDEX = "model.safetensors.index.json"
@@ -71,23 +72,6 @@ class MergePlan:
     """Full tensors in the adapter (peft's ``modules_to_save``)."""
     dtype: torch.dtype | None
     """The dtype of written floating-point tensors. None: as stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class MergeComparison:
-    """The result of a comparison of merged weights. ``deviation`` and ``change`` are the largest absolute values."""
-
-    matrices: int
-    deviation: float
-    change: float
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the values for the stage's record."""
-        return {
-            "matrices": self.matrices,
-            "largest_deviation": float(f"{self.deviation:.3g}"),
-            "largest_change": float(f"{self.change:.3g}"),
-        }
 
 
 def plan_merge(model: PeftModel) -> MergePlan | None:
@@ -184,7 +168,7 @@ def compare_merged(merge: MergePlan, folder: Path) -> MergeComparison:
             remedy="Export the adapter alone, and report this with the model's name and the versions of peft and "
             "transformers.",
         )
-    return MergeComparison(len(merge.factors), deviation, change)
+    return MergeComparison(len(merge.factors), float(f"{deviation:.3g}"), float(f"{change:.3g}"))
 
 
 class _NotPlainError(Exception):

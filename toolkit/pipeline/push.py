@@ -1,12 +1,10 @@
 """Push one exported format of a run to the Hub, after exporting it if necessary."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from toolkit.errors import RunError
 from toolkit.exporting.push import Push, check_push, is_verified_export, push_format
+from toolkit.exporting.results import ExportResult
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, current_weights
 
@@ -41,14 +39,15 @@ def prepare_push(run: RunFolder, recipe: Recipe, repo: str) -> PushFormat:
     return PushFormat(formats[0], needs_export=weights is None or not is_verified_export(run, weights, formats[0]))
 
 
-def push_export(run: RunFolder, record: Mapping[str, Any], name: str, push: Push) -> str:
+def push_export(run: RunFolder, result: ExportResult, name: str, push: Push) -> str:
     """Push an exported format, and return the address of the commit.
 
     Raises:
-        RunError: the format is not in the export's record.
+        RunError: the format was not exported.
         ModelError, RunError: as in ``push_format``.
     """
-    if name not in record:
+    if name not in result.formats:
         rule, remedy = "the format must be exported before it is pushed", "Export it first."
         raise RunError("push.format_not_exported", rule, place="--push", value=name, remedy=remedy)
-    return push_format(run.path / Path(record[name]["folder"]), record[name], push)
+    export = result.formats[name]
+    return push_format(run.path / export.folder, export, push)

@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from toolkit.errors import RunError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.results import EVALUATE, EvaluationResult
+from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, is_gguf
 from toolkit.pipeline.results import LABELS, RunResults, collect_results, evaluations, write_results
 from toolkit.pipeline.run import DATA, Result, StageCall, Stages, require_export, run_stage, stopping
@@ -106,11 +107,11 @@ def export_again(
     delivery: Delivery = Delivery(),
     *,
     callbacks: Callbacks = SILENT,
-) -> Mapping[str, Any]:
+) -> ExportResult:
     """Export a run's last weights.
 
     A format that is already exported and verified is pushed without another export. An export outside the run folder
-    does not change the run's record.
+    does not change the run's result.
 
     Args:
         path: the run folder.
@@ -120,7 +121,7 @@ def export_again(
         callbacks: progress and signals.
 
     Returns:
-        The record of the export. After a push, ``pushed`` is the address of the commit.
+        The result of the export. After a push, ``pushed`` is the address of the commit.
 
     Raises:
         RunError: the folder is not a run, it has no weights, a setting does not belong to [export], or nothing can be
@@ -143,9 +144,12 @@ def export_again(
         if export_first and recipe.export and not recipe.export.verify:
             rule, remedy = "only verified exports can be pushed", "Leave out --no-verify (export.verify = 0)."
             raise RunError("push.not_verified", rule, place="--push", remedy=remedy)
-        record = _run_one(run, recipe, stages, call, callbacks, in_run=in_run) if export_first else run.record(EXPORT)
+        if export_first:
+            result = _run_one(run, recipe, stages, call, callbacks, in_run=in_run)
+        else:
+            result = run.result(EXPORT, ExportResult)
         push = Push(delivery.push, delivery.public, delivery.force)
-        return {**record, "pushed": push_export(run, record, chosen.name, push)}
+        return replace(result, pushed=push_export(run, result, chosen.name, push))
 
 
 def export_settings(to: Sequence[str], quant: Sequence[str], *, verify: bool = True) -> list[str]:

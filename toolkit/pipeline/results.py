@@ -12,15 +12,15 @@ from toolkit.evaluation.results import (
     EVALUATE,
     AgentMemoryResult,
     BaselineResult,
-    Difference,
     EvaluationResult,
+    ResultRow,
     ScoreResult,
 )
+from toolkit.exporting.results import ExportResult
 from toolkit.pipeline.gpu_peaks import GpuPeak, gpu_peaks
 from toolkit.runfolder import (
     EXPORT,
     SCHEMA_VERSION,
-    Record,
     RunFolder,
     find_run,
     from_json,
@@ -30,28 +30,10 @@ from toolkit.runfolder import (
 )
 from toolkit.runfolder.files import Value
 from toolkit.runfolder.usage import ComputeSummary, summarise_compute
-from toolkit.scoring.statistics import Estimate
 from toolkit.training.results import GrpoResult, SftResult
 
 LABELS: Mapping[str, str] = {"before": "before", "sft": "after SFT", "grpo": "after GRPO"}
 """Evaluations of `toolkit run` in order -> their label in the table. Other evaluations are labelled by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResultRow:
-    """One row of a table.
-
-    Attributes:
-        label: the label of the row.
-        estimate: the score with n and interval.
-        to_previous: paired difference to the row above. None: there is nothing to compare with.
-        to_baseline: paired difference to the majority baseline. None: likewise.
-    """
-
-    label: str
-    estimate: Estimate
-    to_previous: Difference | None = None
-    to_baseline: Difference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +73,7 @@ class RunResults:
     evaluations: Mapping[str, EvaluationResult]
     sft: SftResult | None
     grpo: GrpoResult | None
-    export: Record | None
+    export: ExportResult | None
     folder: Path
 
     @property
@@ -179,7 +161,7 @@ def collect_results(run: RunFolder, names: Sequence[str] | None = None) -> RunRe
         evaluations=found,
         sft=_result(run, "sft", SftResult),
         grpo=_result(run, "grpo", GrpoResult),
-        export=run.record(EXPORT) if run.is_done(EXPORT) else None,
+        export=_result(run, EXPORT, ExportResult),
         folder=run.path,
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from toolkit.evaluation.context import Context, DataAndImages
 from toolkit.evaluation.results import EVALUATE, EvaluationResult
+from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, require_for
 from toolkit.pipeline.results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe
@@ -53,7 +54,7 @@ class EvaluateStage(Protocol):
 class ExportStage(Protocol):
     """Exports weights and verifies that they give the same completions."""
 
-    def __call__(self, context: Context, *, out: Path | None = None, force: bool = False) -> Record:
+    def __call__(self, context: Context, *, out: Path | None = None, force: bool = False) -> ExportResult:
         """Export ``context.weights`` to ``out``, by default the stage's folder. Raises ModelError or RunError.
 
         ``force``: rename a foreign folder in ``out`` instead of raising an error.
@@ -254,15 +255,15 @@ def _is_finished(call: StageCall[Any], run: RunFolder, recipe: Recipe) -> bool:
     """
     if call.name != EXPORT or recipe.export is None or not run.is_done(EXPORT):
         return run.is_done(call.name)
-    record, trained = run.record(EXPORT), _training_stages(recipe)
+    found, trained = run.result(EXPORT, ExportResult), _training_stages(recipe)
     last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
-    wanted = [name for name in formats_of(recipe.export) if name not in record.get("left_out", ())]
-    if last is None or record["weights"] != run.relative(last) or not set(wanted) <= set(record["asked"]):
+    wanted = [name for name in formats_of(recipe.export) if name not in found.skipped]
+    if last is None or found.weights != run.relative(last) or not set(wanted) <= set(found.requested):
         return False
-    written = [record[name] for name in wanted if name in record]  # full fine-tuning has no adapter
-    if recipe.export.verify and not all(one["questions"] for one in written):
+    written = [found.formats[name] for name in wanted if name in found.formats]  # full fine-tuning has no adapter
+    if recipe.export.verify and not all(one.verification for one in written):
         return False
-    return "gguf" not in wanted or set(recipe.export.quant) <= set(record["gguf"]["files"])
+    return "gguf" not in wanted or (found.gguf is not None and set(recipe.export.quant) <= set(found.gguf.files))
 
 
 def _training_stages(recipe: Recipe) -> list[str]:

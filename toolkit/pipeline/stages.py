@@ -8,9 +8,10 @@ from pathlib import Path
 
 from toolkit.evaluation.context import Context, DataAndImages
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.exporting.results import ExportResult
 from toolkit.pipeline.run import Stages
 from toolkit.recipe import Recipe
-from toolkit.runfolder import Progress, Record, RunFolder
+from toolkit.runfolder import Progress, RunFolder
 from toolkit.training.results import GrpoResult, SftResult
 
 
@@ -48,8 +49,8 @@ def _evaluate(context: Context, name: str, weights: Path | None, earlier: Sequen
     return evaluate(context, name, weights, earlier)
 
 
-def _export(context: Context, *, out: Path | None = None, force: bool = False) -> Record:
-    from toolkit.exporting import export
+def _export(context: Context, *, out: Path | None = None, force: bool = False) -> ExportResult:
+    from toolkit.exporting.export import export
 
     return export(context, out=out, force=force)
 

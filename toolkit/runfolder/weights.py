@@ -93,5 +93,5 @@ def _gguf_files(run: RunFolder) -> dict[str, str]:
     """Return quantization -> file name of the exported GGUF files."""
     if not run.is_done(EXPORT):
         return {}
-    files = run.record(EXPORT).get(GGUF, {}).get("files", {})
-    return {kind: found["file"] for kind, found in files.items()}
+    gguf = run.record(EXPORT).get(GGUF) or {"files": {}}
+    return {name: found["file"] for name, found in gguf["files"].items()}

@@ -14,8 +14,9 @@ from typing import IO, Any, Self
 from PIL import Image
 
 from toolkit.errors import MissingExtraError, ModelError
-from toolkit.models.llamacpp.library import PACKAGE
 
+PACKAGE = "llama-cpp-python"
+"""It has libllama and libmtmd, built from source at installation, and ctypes declarations of their functions."""
 WORKER = "toolkit.models.llamacpp.worker"
 LAST_LINES = 5
 """Number of llama.cpp's last output lines in an error."""
@@ -74,7 +75,7 @@ class Child:
     ) -> tuple[list[int], list[float], list[int]]:
         """Return the tokens of the greedy completion, their log-probabilities, and the prompt's tokens.
 
-        See ``session.Session.generate``. Raises ModelError as ``load``.
+        See ``worker.Session.generate``. Raises ModelError as ``load``.
         """
         found = self._request(
             do="generate",
@@ -86,16 +87,16 @@ class Child:
         )
         return found["tokens"], found["log_probs"], found["prompt"]
 
-    def score(self, prompt: str, images: Sequence[Image.Image], answer: Sequence[int]) -> list[float]:
-        """Return the log-probability of each token of an answer. Raises ModelError as ``load``."""
+    def score(self, prompt: str, images: Sequence[Image.Image], completion: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of a completion. Raises ModelError as ``load``."""
         found: list[float] = self._request(
-            do="score", prompt=prompt, images=_encode_images(images), answer=list(answer)
+            do="score", prompt=prompt, images=_encode_images(images), completion=list(completion)
         )
         return found
 
-    def quantise(self, source: Path, target: Path, kind: str) -> None:
-        """Quantise a 16-bit GGUF. Raises ModelError as ``load``."""
-        self._request(do="quantise", source=str(source), target=str(target), kind=kind)
+    def quantize(self, source: Path, target: Path, quantization: str) -> None:
+        """Quantize a 16-bit GGUF. Raises ModelError as ``load``."""
+        self._request(do="quantize", source=str(source), target=str(target), quantization=quantization)
 
     def _request(self, **request: Any) -> Any:
         reply = ""

@@ -23,7 +23,7 @@ from unsloth.models.loader_utils import get_model_name
 
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
-from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
+from toolkit.models.backend import Completion, MergeComparison, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
@@ -34,7 +34,6 @@ from toolkit.models.loading import (
     model_too_large,
     show_downloads_only,
 )
-from toolkit.models.merge import MergeComparison
 from toolkit.models.unsloth.options import (
     Loading,
     grpo_changes,

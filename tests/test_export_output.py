@@ -1,4 +1,4 @@
-"""Where exports stand: whole or not at all, nobody's folder replaced unasked, room found before anything is loaded."""
+"""Output folders of exports: complete or absent, never in place of foreign folders, with a check of the disk first."""
 
 import os
 import shutil
@@ -12,15 +12,24 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.exports import adapter_of, merged_of, verified
 from tests.helpers.problems import raises
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import Interrupted, ModelError, RunError
 from toolkit.evaluation.context import Context
-from toolkit.exporting import export
-from toolkit.exporting.atomic_output import EXTRA_BYTES, MARGIN, OutputFolder, free_name, require_disk_space
-from toolkit.exporting.size import Size, base_size, format_bytes
-from toolkit.models.backend import Policy
+from toolkit.exporting.atomic_output import (
+    EXTRA_BYTES,
+    MARGIN,
+    OutputFolder,
+    Size,
+    base_size,
+    format_bytes,
+    free_name,
+    require_disk_space,
+)
+from toolkit.exporting.export import export
+from toolkit.models.backend import MergeComparison, Policy
 from toolkit.models.hf import HfBackend
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
@@ -30,65 +39,65 @@ FILES = 30
 Disk = namedtuple("Disk", "total used free")
 
 
-def write_version(place: OutputFolder, version: int) -> None:
-    place.partial.mkdir()
+def write_version(output: OutputFolder, version: int) -> None:
+    output.partial.mkdir()
     for number in range(FILES):
-        (place.partial / f"{number}.txt").write_text(str(version), encoding="utf-8")
+        (output.partial / f"{number}.txt").write_text(str(version), encoding="utf-8")
 
 
 def versions_in(folder: Path) -> list[str]:
     return [file.read_text(encoding="utf-8") for file in folder.iterdir()]
 
 
-def folders(place: Path) -> list[str]:
-    return sorted(path.name for path in place.iterdir() if path.is_dir())
+def folders(parent: Path) -> list[str]:
+    return sorted(path.name for path in parent.iterdir() if path.is_dir())
 
 
-def write_until_killed(place: OutputFolder, told: int) -> None:
+def write_until_killed(output: OutputFolder, pipe: int) -> None:
     version = 0
     while True:
-        place.prepare()
-        write_version(place, version)
-        place.commit()
-        os.write(told, b".")
+        output.prepare()
+        write_version(output, version)
+        output.commit()
+        os.write(pipe, b".")
         version += 1
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_export_or_none(tmp_path: Path) -> None:
-    """A process that exports again and again is killed 25 times; what has the final name is always of one version."""
-    place = OutputFolder(tmp_path / "merged")
+def test_a_kill_at_any_moment_leaves_a_complete_export_or_none(tmp_path: Path) -> None:
+    """A process that exports in a loop is killed 25 times. The final folder always has the files of one version."""
+    output = OutputFolder(tmp_path / "merged")
     left = set()
     for attempt in range(25):
-        read, told = os.pipe()
+        read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            write_until_killed(place, told)
+            write_until_killed(output, write)
         os.read(read, 1)
         time.sleep(0.002 * attempt)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(read)
-        os.close(told)
+        os.close(write)
         left |= {path.name for path in tmp_path.iterdir()}
-        if place.target.exists():
-            assert len(set(versions_in(place.target))) == 1
-            assert len(versions_in(place.target)) == FILES
-        place.prepare()
-        assert len(versions_in(place.target)) == FILES  # what was whole once is never lost
+        if output.target.exists():
+            assert len(set(versions_in(output.target))) == 1
+            assert len(versions_in(output.target)) == FILES
+        output.prepare()
+        assert len(versions_in(output.target)) == FILES  # a complete export is never lost
         assert [path.name for path in tmp_path.iterdir()] == ["merged"]
-    assert "merged.partial" in left  # some were killed while they wrote
+    assert "merged.partial" in left  # some were killed while they wrote files
 
 
-def test_an_export_whose_second_rename_did_not_come_gets_its_name_back(tmp_path: Path) -> None:
-    place = OutputFolder(tmp_path / "merged")
-    write_version(place, 1)
-    place.commit()
-    place.target.replace(place.old)  # where a kill between the two renames stops
-    place.prepare()
-    assert versions_in(place.target) == ["1"] * FILES
+def test_an_export_between_two_renames_gets_its_name_back(tmp_path: Path) -> None:
+    output = OutputFolder(tmp_path / "merged")
+    write_version(output, 1)
+    output.commit()
+    output.target.replace(output.old)  # as after a kill between the two renames
+    output.prepare()
+    assert versions_in(output.target) == ["1"] * FILES
 
 
-def test_a_folder_of_others_is_refused_and_with_force_kept_under_another_name(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_rejected_and_renamed_with_force(tmp_path: Path) -> None:
     target = tmp_path / "merged"
     target.mkdir()
     (target / "thesis.txt").write_text("three years", encoding="utf-8")
@@ -107,37 +116,37 @@ def test_a_folder_of_others_is_refused_and_with_force_kept_under_another_name(tm
     assert free_name(target) == tmp_path / "merged.old-3"
 
 
-def test_an_empty_folder_may_be_taken_and_a_file_may_not(tmp_path: Path) -> None:
+def test_an_empty_folder_is_replaced_and_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
-    place = OutputFolder(tmp_path / "merged", own=False)
-    place.prepare()
-    write_version(place, 1)
-    place.commit()
-    assert versions_in(place.target) == ["1"] * FILES
+    output = OutputFolder(tmp_path / "merged", own=False)
+    output.prepare()
+    write_version(output, 1)
+    output.commit()
+    assert versions_in(output.target) == ["1"] * FILES
     (tmp_path / "adapter").write_text("", encoding="utf-8")
     with raises(RunError, "export.target_is_file"):
         OutputFolder(tmp_path / "adapter", force=True).prepare()
 
 
-def test_a_place_that_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_rejected_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with raises(RunError, "export.target_not_writable") as caught:
         OutputFolder(tmp_path / "file" / "merged").prepare()
     assert caught.problem.place == str(tmp_path / "file")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
-    # Root may write anywhere but into the kernel's own files.
+    # Root may write anywhere except to /proc.
     read_only = Path("/proc") if os.geteuid() == 0 else locked
     with raises(RunError, "export.target_not_writable"):
         OutputFolder(read_only / "merged").prepare()
     assert list(locked.iterdir()) == []
 
 
-def test_a_small_disk_is_told_with_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Path] = []
+def test_a_small_disk_is_an_error_with_the_needed_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Path] = []
 
     def usage(folder: Path) -> Disk:
-        asked.append(folder)
+        checked.append(folder)
         return Disk(10**12, 0, round(MARGIN * 2_000_000_000) + EXTRA_BYTES - 1)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
@@ -145,11 +154,11 @@ def test_a_small_disk_is_told_with_what_is_needed(tmp_path: Path, monkeypatch: p
         require_disk_space(tmp_path / "not/there/yet", 2_000_000_000, "export of merged")
     assert caught.problem.value == "2.16 GB"
     assert "export of merged needs 2.16 GB" in caught.problem.rule
-    assert asked == [tmp_path]
+    assert checked == [tmp_path]
     require_disk_space(tmp_path, 1_999_999_000, "export of merged")
 
 
-def test_the_size_of_a_form_is_read_off_the_headers_of_its_weights(tmp_path: Path) -> None:
+def test_the_size_of_a_format_is_read_from_the_headers_of_its_weights(tmp_path: Path) -> None:
     stored = (tiny.FOLDER / "model.safetensors").stat().st_size
     base = base_size(Model())
     assert base is not None
@@ -164,7 +173,7 @@ def test_the_size_of_a_form_is_read_off_the_headers_of_its_weights(tmp_path: Pat
     assert format_bytes("merged", adapter, Model(precision="32bit")) == 4 * base.values
     assert format_bytes("merged", adapter, Model(precision="16bit")) == 2 * base.values
     assert format_bytes("merged", adapter, Model(precision="4bit")) == stored  # merged into the weights as stored
-    # A copy in 16 bits, and 8.5 bits a weight; merged weights count as their own format.
+    # A copy in 16 bits, and 8.5 bits per parameter. Merged weights count as their own format.
     gguf = format_bytes("gguf", adapter, Model(precision="16bit"), ["q8_0"])
     assert gguf == pytest.approx((2 + 8.5 / 8) * base.values, abs=1)
     assert format_bytes("merged", adapter, Model(name="nobody/has-this")) is None
@@ -174,7 +183,8 @@ def test_the_size_of_a_form_is_read_off_the_headers_of_its_weights(tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    tables = {"sft": {"max_steps": 2}, "evaluate": {"before": False}, "export": {"verify": 1}}
+    tables: dict[str, dict[str, Any]] = {"sft": {"max_steps": 2}, "evaluate": {"before": False}}
+    tables["export"] = {"verify": 1}
     recipe = small_recipe(tmp_path_factory.mktemp("place"), tables, "placed").model_copy(update={"grpo": None})
     run_recipe(recipe.model_copy(update={"export": None}), STAGES)
     return recipe
@@ -186,8 +196,8 @@ def context(trained: Recipe) -> Iterator[Context]:
         yield replace(made, recipe=trained)
 
 
-class Reluctant(HfBackend):
-    """Counts what is loaded, and is asked to stop while it writes merged weights."""
+class Interrupting(HfBackend):
+    """Counts loaded models, and gets SIGINT while it writes merged weights."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.loaded = context, 0
@@ -196,25 +206,26 @@ class Reluctant(HfBackend):
         self.loaded += 1
         return super().load(*arguments, **named)
 
-    def save_merged(self, policy: Policy, folder: Path) -> None:
-        super().save_merged(policy, folder)
+    def save_merged(self, policy: Policy, folder: Path) -> MergeComparison | None:
+        found = super().save_merged(policy, folder)
         self.context.stop.join(signal.SIGINT)
+        return found
 
 
-def test_ctrl_c_keeps_the_forms_that_were_finished_and_no_half_of_another(context: Context, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_complete_formats_only(context: Context, tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="merged was not verified yet"):
-        export(context, Reluctant(context), out=tmp_path)
+        export(context, Interrupting(context), out=tmp_path)
     assert folders(tmp_path) == ["adapter", "merged.partial"]
     context.stop.number = None
-    record = export(context, out=tmp_path)
+    result = export(context, out=tmp_path)
     assert folders(tmp_path) == ["adapter", "merged"]
-    assert record["merged"]["questions"] == 1
+    assert verified(merged_of(result)).samples == 1
 
 
-def test_nothing_is_loaded_for_an_export_that_has_no_room_or_no_place(
+def test_nothing_is_loaded_if_the_disk_is_too_small_or_the_target_exists(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = Reluctant(context)
+    backend = Interrupting(context)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged/mine.txt").write_text("x", encoding="utf-8")
     with raises(RunError, "export.target_exists"):
@@ -228,11 +239,11 @@ def test_nothing_is_loaded_for_an_export_that_has_no_room_or_no_place(
     assert backend.loaded == 0
 
 
-def test_an_export_elsewhere_is_replaced_by_the_run_that_wrote_it_alone(context: Context, tmp_path: Path) -> None:
+def test_only_the_run_that_wrote_an_export_outside_it_replaces_it(context: Context, tmp_path: Path) -> None:
     section = Export(to=("adapter",), verify=1)
     only = replace(context, recipe=context.recipe.model_copy(update={"export": section}))
-    record = export(only, out=tmp_path)
-    assert record["adapter"]["folder"] == str(tmp_path / "adapter")
+    result = export(only, out=tmp_path)
+    assert adapter_of(result).folder == str(tmp_path / "adapter")
     export(only, out=tmp_path)
     assert folders(tmp_path) == ["adapter"]
     (tmp_path / "adapter/notes.txt").write_text("mine", encoding="utf-8")
@@ -242,9 +253,7 @@ def test_an_export_elsewhere_is_replaced_by_the_run_that_wrote_it_alone(context:
     assert folders(tmp_path) == ["adapter", "adapter.old-1"]
 
 
-def test_what_others_have_under_a_name_beside_the_export_is_neither_taken_nor_removed(
-    context: Context, tmp_path: Path
-) -> None:
+def test_foreign_folders_with_a_temporary_name_are_neither_used_nor_removed(context: Context, tmp_path: Path) -> None:
     only = replace(context, recipe=context.recipe.model_copy(update={"export": Export(to=("adapter",), verify=1)}))
     for name in ("old", "partial", "differs"):
         out = tmp_path / name
@@ -259,7 +268,7 @@ def test_what_others_have_under_a_name_beside_the_export_is_neither_taken_nor_re
     assert (tmp_path / "old/adapter.old.old-1/thesis.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_what_this_runs_export_left_elsewhere_is_cleared_away(context: Context, tmp_path: Path) -> None:
+def test_files_of_a_failed_export_outside_the_run_are_removed(context: Context, tmp_path: Path) -> None:
     only = replace(context, recipe=context.recipe.model_copy(update={"export": Export(to=("adapter",), verify=1)}))
     with raises(ModelError, "export.answers_differ") as caught:
         export(only, FailsVerification(), out=tmp_path)
@@ -268,20 +277,20 @@ def test_what_this_runs_export_left_elsewhere_is_cleared_away(context: Context, 
     assert folders(tmp_path) == ["adapter"]
 
 
-def test_a_form_that_is_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
-    """Weights may have been moved to a larger disk, with a link in their place."""
-    place = OutputFolder(tmp_path / "merged")
+def test_a_format_that_is_a_link_is_replaced_without_its_target(tmp_path: Path) -> None:
+    """Users move weights to a larger disk and leave a link."""
+    output = OutputFolder(tmp_path / "merged")
     (tmp_path / "large").mkdir()
-    place.target.symlink_to(tmp_path / "large")
+    output.target.symlink_to(tmp_path / "large")
     for version in range(3):
-        place.prepare()
-        write_version(place, version)
-        place.commit()
-        assert set(versions_in(place.target)) == {str(version)}
+        output.prepare()
+        write_version(output, version)
+        output.commit()
+        assert set(versions_in(output.target)) == {str(version)}
     assert folders(tmp_path) == ["large", "merged"]
 
 
-def test_a_link_that_leads_nowhere_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_broken_link_is_rejected_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "merged").symlink_to(tmp_path / "gone")
     for own in (True, False):
         with raises(RunError, "export.target_broken_link"):
@@ -289,7 +298,7 @@ def test_a_link_that_leads_nowhere_is_refused_before_anything_is_written(tmp_pat
 
 
 class FailsVerification(HfBackend):
-    """Saves an adapter whose weights are those of nobody."""
+    """Saves an adapter with wrong weights."""
 
     def save(self, policy: Policy, folder: Path) -> None:
         for name, weights in policy.model.named_parameters():
@@ -298,7 +307,7 @@ class FailsVerification(HfBackend):
         super().save(policy, folder)
 
 
-def test_what_does_not_pass_never_gets_the_final_name(context: Context, tmp_path: Path) -> None:
+def test_an_export_that_fails_verification_never_gets_the_final_name(context: Context, tmp_path: Path) -> None:
     with raises(ModelError, "export.answers_differ") as caught:
         export(context, FailsVerification(), out=tmp_path)
     assert caught.problem.place == str(tmp_path / "adapter.differs")
