@@ -28,7 +28,7 @@ def test_the_package_exports_its_functions() -> None:
     assert toolkit.__all__ == FUNCTIONS
     assert set(FUNCTIONS) <= set(dir(toolkit))
     with pytest.raises(AttributeError, match="no attribute 'train'"):
-        _ = toolkit.train  # type: ignore[attr-defined]
+        _ = toolkit.train
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -58,8 +58,9 @@ def test_a_recipe_is_run_evaluated_exported_and_predicted_with(tmp_path: Path) -
     again = toolkit.evaluate(folder, ["evaluate.limit=1"], name="small")
     assert [(row.label, row.estimate.n) for row in again.rows][-1] == ("small", 1)
     record = toolkit.export(folder, ["export.verify=0"], to=["adapter"])
-    assert record["asked"] == ["adapter"]
-    assert (folder / record["adapter"]["folder"] / "adapter_config.json").is_file()
+    assert record.requested == ("adapter",)
+    assert record.adapter is not None
+    assert (folder / record.adapter.folder / "adapter_config.json").is_file()
     image = next((folder / "synthetic" / "images").glob("*.png"))
     answer = toolkit.predict(folder, "Which?", [image], options=["A. a", "B. b"], model="adapter")
     assert answer.values or answer.problem

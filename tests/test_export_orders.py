@@ -18,6 +18,7 @@ from toolkit.cli.tables import describe_verification, gguf_table
 from toolkit.data.loading import SampleSet
 from toolkit.errors import DataError, RunError
 from toolkit.exporting.export import prepare_job
+from toolkit.exporting.exported import find_exported
 from toolkit.exporting.results import GgufFile
 from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import PROMPT_TOO_LONG
@@ -26,7 +27,7 @@ from toolkit.pipeline.rerun import Delivery, export_again
 from toolkit.pipeline.results import read_results
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Export, dump_recipe
-from toolkit.runfolder import RunFolder, find_exported, write_text
+from toolkit.runfolder import RunFolder, write_text
 from toolkit.tasks import TASKS
 
 FEW: Mapping[str, Mapping[str, Any]] = {

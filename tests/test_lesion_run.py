@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.training import small_recipe
+from tests.helpers.training import Tables, small_recipe
 from toolkit.evaluation.predict import predict
 from toolkit.evaluation.results import EvaluationResult
 from toolkit.pipeline import read_results, run_recipe
@@ -19,7 +19,7 @@ from toolkit.training.completions_file import score_file
 def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Return a recipe whose run trained two steps on synthetic lesions, of which parts are shown."""
     folder = tmp_path_factory.mktemp("lesions")
-    tables = {
+    tables: Tables = {
         "data": {
             "task": "lesion",
             "synthetic": {"kind": "lesion", "train": 40, "test": 20, "size": 96},
@@ -80,6 +80,6 @@ def test_given_answers_are_scored_with_their_reasons(lesions: Recipe, tmp_path: 
     (scored,) = score_file(lesions, file)
     found = {one.reward: one.value for one in scored.explanations}
     assert found["diagnosis"] == 1
-    assert found["mask_iou"] > 0.4
+    assert (found["mask_iou"] or 0) > 0.4
     predictions = lesions.run_folder / "stages/evaluate-sft/predictions.jsonl"
     assert len(score_file(lesions, predictions)) == len(read_lines(predictions)) > 0

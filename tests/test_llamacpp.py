@@ -23,6 +23,7 @@ from tests.helpers.real_processors import unpack_processors
 from toolkit import tiny
 from toolkit.cli.tables import gguf_table
 from toolkit.errors import MissingExtraError, ModelError, RunError
+from toolkit.exporting.exported import find_exported
 from toolkit.exporting.results import GgufFile, MeanScore
 from toolkit.exporting.verification import BOUNDS, Bound, GreedyCompletions, compare
 from toolkit.models import llamacpp
@@ -34,7 +35,7 @@ from toolkit.models.llamacpp.converter import unusual_pattern
 from toolkit.models.llamacpp.worker import LlamaError, Worker, serve
 from toolkit.pipeline.rerun import export_settings
 from toolkit.recipe import Model
-from toolkit.runfolder import SCHEMA_VERSION, RunFolder, find_exported, locate_weights, read_json, write_json
+from toolkit.runfolder import SCHEMA_VERSION, RunFolder, locate_weights, read_json, write_json
 
 
 def test_internal_names_of_transformers_5_are_rejected_before_conversion(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.problems import raises
-from tests.helpers.training import context_of, length_reward, small_recipe
+from tests.helpers.training import Tables, context_of, length_reward, small_recipe
 from toolkit.errors import ModelError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend, chat_template
@@ -24,7 +24,7 @@ from toolkit.training.sft import build_sft
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     folder = tmp_path_factory.mktemp("protocol")
-    tables = {
+    tables: Tables = {
         "sft": {"max_steps": 2},
         "grpo": {"max_steps": 2, "learning_rate": 1e-2},
         "rewards": length_reward(folder),

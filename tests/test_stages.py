@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.helpers.exports import export_of, merged_of, verified
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe, make_recipe
-from tests.helpers.training import context_of, small_recipe
+from tests.helpers.training import Tables, context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
 from toolkit.evaluation.context import Context
@@ -46,7 +46,7 @@ TOKENS = 24
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A run with SFT, and the evaluations before and after it."""
     folder = tmp_path_factory.mktemp("stages")
-    tables = {
+    tables: Tables = {
         "sft": {"max_steps": 8, "learning_rate": 5e-3},
         "lora": {"vision": True},
         "evaluate": {"max_completion_tokens": TOKENS},
@@ -115,7 +115,7 @@ def test_an_interrupted_evaluation_resumes_without_repeating_questions(
         batches.append(len(rows))
         return generate(self, policy, rows, sampling)
 
-    def stop(stage: str, step: int, steps: int, note: str) -> None:
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(HfBackend, "generate", count)
@@ -360,7 +360,7 @@ def test_a_prediction_of_an_untrained_run_uses_the_base_model(tmp_path: Path) ->
 
 
 def test_a_recipe_continues_from_an_earlier_runs_adapter(context: Context, trained: Recipe, tmp_path: Path) -> None:
-    tables = {
+    tables: Tables = {
         "model": {"adapter": trained.run_folder},
         "lora": {"vision": True},
         "sft": {"max_steps": 1, "learning_rate": 1e-12},
@@ -408,7 +408,7 @@ def test_an_adapter_of_another_model_is_rejected(trained: Recipe, tmp_path: Path
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A run with full fine-tuning in two steps, and an export."""
-    tables = {
+    tables: Tables = {
         "model": {"tuning": "full"},
         "sft": {"max_steps": 2, "learning_rate": 1e-4},
         "export": {"verify": 4},
@@ -439,7 +439,7 @@ def test_full_fine_tuning_trains_saves_and_exports_full_weights(full: Recipe) ->
 
 def test_lora_continues_from_full_weights(full: Recipe, tmp_path: Path) -> None:
     """An adapter on an earlier full fine-tuning is loaded on that base, not on model.name."""
-    tables = {
+    tables: Tables = {
         "model": {"adapter": full.run_folder},
         "sft": {"max_steps": 1, "learning_rate": 1e-12},
         "evaluate": {"max_completion_tokens": TOKENS},

@@ -79,7 +79,7 @@ def test_predictions_name_the_task_and_what_is_right(steps: Recipe) -> None:
 
 
 def test_prediction_accepts_an_own_screenshot(steps: Recipe) -> None:
-    screen = next((Path(steps.data.train or "").parent / "images").iterdir())
+    screen = next((Path(steps.dataset.train or "").parent / "images").iterdir())
     answer = predict(find_run(steps.run_folder), "Load the MRI scan", [screen])
     assert answer.problem or answer.values["action"]
     with raises(DataError, "predict.question_invalid"):

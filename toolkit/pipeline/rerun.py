@@ -11,6 +11,7 @@ from typing import Any
 from toolkit.errors import RunError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.results import EVALUATE, EvaluationResult
+from toolkit.exporting.exported import Exported, find_exported
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, is_gguf
 from toolkit.pipeline.results import LABELS, RunResults, collect_results, evaluations, write_results
@@ -18,11 +19,9 @@ from toolkit.pipeline.run import DATA, Result, StageCall, Stages, require_export
 from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
 from toolkit.runfolder import (
     EXPORT,
-    Exported,
     Progress,
     RunFolder,
     StopRequest,
-    find_exported,
     locate_weights,
     no_progress,
     reopen_run,

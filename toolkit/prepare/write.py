@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from toolkit.prepare.sheet import choose_images, write_sheet
 from toolkit.recipe import SPLITS
 from toolkit.runfolder import write_json, write_text
 from toolkit.scoring.regions import format_location, locate_box
+from toolkit.tasks import TASKS, Task
 
 PROBLEMS = "problems.txt"
 SHOWN = 20
@@ -174,7 +175,7 @@ def _summary(
     counts = Counter((one.diagnosis, split) for one, split in zip(images, splits, strict=True))
     groups = Counter(split for _, split in {(one.group, split) for one, split in zip(images, splits, strict=True)})
     return PrepareResult(
-        task="lesion",  # every archive that this package prepares has skin lesions
+        task=_task_of(images[0].columns),
         out=request.out,
         image_root=root,
         group=names.group,
@@ -183,6 +184,15 @@ def _summary(
         groups={split: groups[split] for split in present},
         notes=tally.of(names.file),
     )
+
+
+def _task_of(columns: Collection[str]) -> str:
+    """Return the task that reads most of the columns."""
+
+    def known(task: Task) -> int:
+        return sum(any(name in columns for name in names) for names in task.columns.values())
+
+    return max(TASKS.values(), key=known).name
 
 
 def _describe(tally: Tally) -> str:

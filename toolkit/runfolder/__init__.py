@@ -21,6 +21,7 @@ from toolkit.runfolder.folder import (
     find_run,
     find_weights,
     is_run,
+    locate_weights,
 )
 from toolkit.runfolder.logs import LOGGER, PlainFormatter, hide_secrets
 from toolkit.runfolder.process import (
@@ -34,7 +35,6 @@ from toolkit.runfolder.process import (
 )
 from toolkit.runfolder.start import RunSession, RunState, check_fingerprints, read_state, reopen_run, start_run
 from toolkit.runfolder.versions import TESTED_VERSIONS, installed_versions, now, untested_versions
-from toolkit.runfolder.weights import Exported, find_exported, locate_weights, outdated
 
 __all__ = [
     "EXPORT",
@@ -42,7 +42,6 @@ __all__ = [
     "SCHEMA_VERSION",
     "TESTED_VERSIONS",
     "TRAINING_STAGES",
-    "Exported",
     "PlainFormatter",
     "Progress",
     "Record",
@@ -54,7 +53,6 @@ __all__ = [
     "check_fingerprints",
     "check_schema",
     "current_weights",
-    "find_exported",
     "find_run",
     "find_weights",
     "flush_folder",
@@ -67,7 +65,6 @@ __all__ = [
     "locate_weights",
     "no_progress",
     "now",
-    "outdated",
     "rank",
     "read_json",
     "read_lines",

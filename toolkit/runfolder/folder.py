@@ -235,6 +235,19 @@ def find_run(path: Path | str) -> RunFolder:
     return run
 
 
+def locate_weights(path: Path) -> tuple[RunFolder, Path | None]:
+    """Return the run that contains ``path``, and ``path`` itself. None as the second value: the run's own weights.
+
+    Raises:
+        RunError: the path is not inside a run.
+    """
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        if is_run(folder):
+            return find_run(folder), None if folder == path else path
+    return find_run(path), None
+
+
 def check_schema(run: RunFolder) -> None:
     """Check that the files of a run are of this version.
 

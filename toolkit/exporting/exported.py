@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import RunError
-from toolkit.runfolder.folder import EXPORT, TRAINING_STAGES, RunFolder, find_run, is_run
+from toolkit.exporting.results import ExportResult
+from toolkit.runfolder import EXPORT, TRAINING_STAGES, RunFolder
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 """Characters that an evaluation's name must not contain."""
@@ -63,21 +64,8 @@ def find_exported(run: RunFolder, model: str) -> Exported:
 
 def outdated(run: RunFolder) -> str | None:
     """Return the weights that the export was made from, if later weights exist. Otherwise None."""
-    weights, last = run.record(EXPORT).get("weights") if run.is_done(EXPORT) else None, run.trained_weights()
+    weights, last = run.result(EXPORT, ExportResult).weights if run.is_done(EXPORT) else None, run.trained_weights()
     return weights if weights is not None and last is not None and weights != run.relative(last) else None
-
-
-def locate_weights(path: Path) -> tuple[RunFolder, Path | None]:
-    """Return the run that contains ``path``, and ``path`` itself. None as the second value: the run's own weights.
-
-    Raises:
-        RunError: the path is not inside a run.
-    """
-    path = path.absolute()
-    for folder in (path, *path.parents):
-        if is_run(folder):
-            return find_run(folder), None if folder == path else path
-    return find_run(path), None
 
 
 def _name_of(weights: Path, own: Mapping[str, Path]) -> str:
@@ -91,7 +79,5 @@ def _name_of(weights: Path, own: Mapping[str, Path]) -> str:
 
 def _gguf_files(run: RunFolder) -> dict[str, str]:
     """Return quantization -> file name of the exported GGUF files."""
-    if not run.is_done(EXPORT):
-        return {}
-    gguf = run.record(EXPORT).get(GGUF) or {"files": {}}
-    return {name: found["file"] for name, found in gguf["files"].items()}
+    gguf = run.result(EXPORT, ExportResult).gguf if run.is_done(EXPORT) else None
+    return {name: found.file for name, found in gguf.files.items()} if gguf else {}
