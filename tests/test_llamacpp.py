@@ -24,7 +24,7 @@ from toolkit import tiny
 from toolkit.cli.tables import gguf_table
 from toolkit.errors import MissingExtraError, ModelError, RunError
 from toolkit.exporting.exported import find_exported
-from toolkit.exporting.results import GgufFile, MeanScore
+from toolkit.exporting.results import ExportResult, GgufFile, MeanScore
 from toolkit.exporting.verification import BOUNDS, Bound, GreedyCompletions, compare
 from toolkit.models import llamacpp
 from toolkit.models.backend import Completion
@@ -282,12 +282,12 @@ def test_a_model_is_named_by_its_format_its_quantisation_or_its_path(tmp_path: P
     (folder / "gguf").mkdir()
     for name in ("a-f16.gguf", "a-Q8_0.gguf"):
         (folder / "gguf" / name).touch()
-    files = {"f16": {"file": "a-f16.gguf"}, "q8_0": {"file": "a-Q8_0.gguf"}}
+    files = {"f16": GgufFile("a-f16.gguf", 1.0, 16, None), "q8_0": GgufFile("a-Q8_0.gguf", 0.5, 8.5, None)}
     with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "gguf")
     assert caught.problem.place == "--model gguf"
     assert "(merged)" in caught.problem.remedy
-    run.mark_done("export", {"gguf": {"files": files}})
+    run.mark_done("export", ExportResult("stages/sft/weights", gguf=make_gguf(files)))
     assert find_exported(run, "gguf").name == "f16"
     assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
     assert find_exported(run, str(folder / "gguf/a-Q8_0.gguf")).name == "a-Q8_0"
