@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.helpers.recipes import load_recipe
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
 from toolkit.planning.duration import Range
 from toolkit.planning.gpu import GIB, figures_of, usable_bytes
 from toolkit.planning.imagegen.encoders import KNOWN, Scorer, read_encoder, scorers_of, scoring_bytes

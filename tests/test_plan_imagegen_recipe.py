@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from tests.helpers.rated import COLUMNS, write_csv, write_images
 from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
-from toolkit.imagegen.ratings import load_ratings
-from toolkit.imagegen.settings import imagegen_of, seed_of
+from toolkit.imagegen.generators.stable_diffusion import SIDE, save_tiny_pipeline
+from toolkit.imagegen.ratings.load import load_ratings
+from toolkit.imagegen.seeds import imagegen_of, seed_of
 from toolkit.imagegen.stages import stage_names
-from toolkit.imagegen.tiny_pipeline import SIDE, save_tiny_pipeline
 from toolkit.planning import Gpu, described_gpu, named_gpu
 from toolkit.planning.imagegen import ImagegenPlan, make_imagegen_plan
 from toolkit.planning.imagegen.ratings import divide
@@ -91,7 +91,7 @@ def test_the_splits_are_those_of_the_stage(write: Write) -> None:
     recipe = write()
     section = imagegen_of(recipe)
     ratings = load_ratings(section)
-    from toolkit.imagegen.partition import partition
+    from toolkit.imagegen.ratings.splits import partition
 
     parts = partition(ratings, section.judge.fractions.by_split, recipe.run.seed)
     held = {"train": 1 - section.selector.validation, "validation": section.selector.validation}

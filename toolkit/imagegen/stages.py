@@ -6,14 +6,13 @@ from functools import cached_property, partial
 from typing import Any
 
 from toolkit.errors import warn
-from toolkit.imagegen.arm_context import ArmContext, ArmFigures, reference_of
-from toolkit.imagegen.checkpoints import Checkpoints, open_run_checkpoints
-from toolkit.imagegen.ddpo_stage import DdpoResult, train_ddpo
-from toolkit.imagegen.generator import Generator, load_generator
-from toolkit.imagegen.lora import reset_lora
+from toolkit.imagegen.context import StageContext, load_result, save_result
+from toolkit.imagegen.generators.generator import Generator, load_generator
+from toolkit.imagegen.generators.lora import reset_lora
 from toolkit.imagegen.lora_card import describe_lora
-from toolkit.imagegen.rating_stage import PreparedRatings, RatingsResult, prepare_ratings
-from toolkit.imagegen.scorer_stage import (
+from toolkit.imagegen.ratings.prepare import PreparedRatings, RatingsResult, prepare_ratings
+from toolkit.imagegen.scorers.text_tower import TextReader
+from toolkit.imagegen.scorers.train import (
     STAGE,
     ScorersResult,
     ScoringModels,
@@ -22,10 +21,12 @@ from toolkit.imagegen.scorer_stage import (
     load_models,
     train_scorers,
 )
-from toolkit.imagegen.settings import generator_settings, seed_of
-from toolkit.imagegen.sft_stage import SftResult, train_sft
-from toolkit.imagegen.stage_context import StageContext, load_result, save_result
-from toolkit.imagegen.text_towers import TextReader
+from toolkit.imagegen.seeds import seed_of
+from toolkit.imagegen.settings import generator_settings
+from toolkit.imagegen.training.arm import ArmContext, ArmFigures, reference_of
+from toolkit.imagegen.training.checkpoints import Checkpoints, open_run_checkpoints
+from toolkit.imagegen.training.ddpo_stage import DdpoResult, train_ddpo
+from toolkit.imagegen.training.sft_stage import SftResult, train_sft
 from toolkit.recipe.imagegen import Imagegen
 
 RATINGS, BASE = "ratings", "base"

@@ -50,11 +50,10 @@ def run_imagegen(
         ToolkitError: what ends the run. Interrupted after a signal, with the state saved.
     """
     _require_one_process()
+    from toolkit.imagegen.context import StageContext, tracking
     from toolkit.imagegen.lora_card import required_licence
-    from toolkit.imagegen.settings import imagegen_of
-    from toolkit.imagegen.stage_context import StageContext
+    from toolkit.imagegen.seeds import imagegen_of
     from toolkit.imagegen.stages import RunSession, run_stage, stage_names
-    from toolkit.imagegen.trackers import tracking
 
     # Before the run folder exists, so that naming the licence is no change of a run's recipe.
     required_licence(imagegen_of(recipe))

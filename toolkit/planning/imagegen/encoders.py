@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import Problem
-from toolkit.imagegen.batches import scoring_batch
 from toolkit.planning.findings import Finding
 from toolkit.planning.imagegen.layout import TextEncoder, text_encoder_of
 from toolkit.planning.imagegen.pipeline import DOWNLOAD, cached
 from toolkit.planning.passes import Load
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_ENCODERS
+from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_ENCODERS, scoring_batch
 
 FLOAT = 4
 LAUNCHES = 14
@@ -131,7 +130,7 @@ def scorers_of(section: Imagegen) -> Mapping[str, Scorer]:
 
 
 RESIDENT = (("selector", "policy"), ("judge",), ("extractor",))
-"""Scoring models that are on the GPU at the same time (``imagegen.scorer_stage``). Otherwise they are in RAM."""
+"""Scoring models that are on the GPU at the same time (``imagegen.scorers.train``). Otherwise they are in RAM."""
 
 
 def resident_bytes(scorers: Mapping[str, Scorer], shared: Collection[str]) -> int:
@@ -198,7 +197,7 @@ def _scorer(key: str, name: str, revision: str | None) -> Scorer:
 
 
 def _has_crops(section: Imagegen, scorer: Scorer) -> bool:
-    """Return whether images are larger than the encoder's input, as ``towers.build_tower`` requires for crops."""
+    """Return whether images are larger than the encoder's input, as ``build_tower`` requires for crops."""
     return scorer.encoder is not None and section.size > scorer.encoder.vision.size
 
 

@@ -186,7 +186,7 @@ def _dit_prompts(folder: Path, prompts: Sequence[str]) -> list[Finding]:
     from pydantic import TypeAdapter
 
     from toolkit.errors import DataError
-    from toolkit.imagegen.dit import DitConfig, encode_words
+    from toolkit.imagegen.generators.dit import DitConfig, encode_words
 
     fields = _fields(folder / "config.json")
     if not fields:

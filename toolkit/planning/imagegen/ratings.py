@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from toolkit.data import Dropped
 from toolkit.errors import DataError, ToolkitError
-from toolkit.imagegen.partition import partition, require_all_levels
-from toolkit.imagegen.ratings import Ratings, load_ratings
-from toolkit.imagegen.weights import expert_weights
+from toolkit.imagegen.ratings.experts import expert_weights
+from toolkit.imagegen.ratings.load import Ratings, load_ratings
+from toolkit.imagegen.ratings.splits import partition, require_all_levels
 from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
