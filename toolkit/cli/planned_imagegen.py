@@ -8,8 +8,8 @@ from toolkit.cli.planned import GIB, span, titled
 if TYPE_CHECKING:
     from toolkit.planning.duration import Range
     from toolkit.planning.imagegen import ImagegenPlan
-    from toolkit.planning.imagegen.record import ImagegenStageMemory
-    from toolkit.planning.imagegen.work import StageWork
+    from toolkit.planning.imagegen.duration import StageWork
+    from toolkit.planning.imagegen.plan import ImagegenStageMemory
     from toolkit.planning.memory.estimate import Moment
 
 NAMES = {
@@ -148,7 +148,7 @@ def _ram(plan: "ImagegenPlan") -> Iterator[str]:
 
 
 def _time(plan: "ImagegenPlan") -> Iterator[str]:
-    from toolkit.planning.imagegen.hours import ASSUMPTIONS
+    from toolkit.planning.imagegen.duration import ASSUMPTIONS
 
     for gpu, found in (plan.time or {}).items():
         parts = [f"{name} {span(one.low, one.high)}" for name, one in found.items()]

@@ -27,15 +27,8 @@ from toolkit.imagegen.training.arm import ArmContext, ArmFigures, reference_of
 from toolkit.imagegen.training.checkpoints import Checkpoints, open_run_checkpoints
 from toolkit.imagegen.training.ddpo_stage import DdpoResult, train_ddpo
 from toolkit.imagegen.training.sft_stage import SftResult, train_sft
-from toolkit.recipe.imagegen import Imagegen
 
 RATINGS, BASE = "ratings", "base"
-
-
-def stage_names(section: Imagegen) -> tuple[str, ...]:
-    """Return the stages of a recipe in their order."""
-    control = ("control",) if section.update.control else ()
-    return (RATINGS, STAGE, BASE, *control, *(name for name in ("sft", "ddpo") if name in section.update.methods))
 
 
 @dataclass(eq=False)
@@ -111,7 +104,7 @@ def _report_figures(context: StageContext, name: str, result: object) -> None:
     figures = result.figures if isinstance(result, SftResult | DdpoResult) else result
     if not isinstance(figures, ArmFigures):
         return
-    arms = stage_names(context.section)[2:]
+    arms = context.section.arms
     metrics = figures.metrics
     shown = {
         f"{name}_judge": metrics.judge.value,

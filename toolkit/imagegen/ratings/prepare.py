@@ -18,10 +18,9 @@ from toolkit.imagegen.context import StageContext
 from toolkit.imagegen.ratings.experts import Agreement, agreement, expert_weights
 from toolkit.imagegen.ratings.load import RatedImage, Ratings, load_ratings
 from toolkit.imagegen.ratings.oracle import network_scores
-from toolkit.imagegen.ratings.splits import partition, require_all_levels
+from toolkit.imagegen.ratings.splits import SELECTOR_SPLITS, TRAINING, require_all_levels, split_ratings
 from toolkit.imagegen.ratings.synthetic import RATINGS_FILE, write_synthetic
 from toolkit.imagegen.scorers.fitting import RatedImages
-from toolkit.imagegen.seeds import seed_of
 from toolkit.images import ImagePolicy, ImageStore, ScanReport, scan
 from toolkit.images.policy import FIXED_WINDOWS
 from toolkit.images.ref import ImageRef
@@ -34,8 +33,6 @@ from toolkit.runfolder.cache import cache_folder
 log = logging.getLogger(__name__)
 
 SYNTHETIC_FOLDER = "synthetic"
-TRAINING = ("train", "judge_train")
-SELECTOR_SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,24 +134,14 @@ def prepare_ratings(context: StageContext) -> tuple[PreparedRatings, RatingsResu
         ImageError: an image cannot be read.
         RunError: the ratings changed since the run began.
     """
-    section, seed = context.section, context.recipe.run.seed
+    section = context.section
     ratings = load_ratings(section, _synthetic_files(context))
     check_fingerprints(context.run, {"ratings": fingerprint(ratings)})
     stores = image_stores(section, context.recipe.images)
     scan_images(ratings, stores, context.recipe.images.scan)
-    parts = partition(ratings, section.judge.fractions.by_split, seed)
-    held = {"train": 1 - section.selector.validation, "validation": section.selector.validation}
-    own = partition(parts["selector"], held, seed)
-    judge = partition(parts["judge"], held, seed_of(context.recipe, "judge"))
-    splits = {
-        "train": own["train"],
-        "validation": own["validation"],
-        "judge_train": judge["train"],
-        "judge_validation": judge["validation"],
-        "test": parts["test"],
-    }
+    splits = split_ratings(context.recipe, section, ratings)
     lacking = require_all_levels(splits, TRAINING)
-    weights = expert_weights(section, own["train"])
+    weights = expert_weights(section, splits["train"])
     prepared = PreparedRatings(ratings, splits, weights, stores, (*lacking, *unweighted(ratings, weights)))
     return prepared, _result(context, prepared)
 

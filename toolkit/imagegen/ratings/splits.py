@@ -13,11 +13,42 @@ from collections.abc import Mapping, Sequence
 
 from toolkit.errors import DataError, Problem
 from toolkit.imagegen.ratings.load import Ratings
+from toolkit.imagegen.seeds import seed_of
+from toolkit.recipe import Recipe
+from toolkit.recipe.imagegen import Imagegen
 
 Stratum = tuple[str, int]
 """Modality and rating level. Empty: all modalities."""
 
 ANY_LEVEL = -1
+
+
+TRAINING = ("train", "judge_train")
+"""Splits that a scorer is trained on."""
+SELECTOR_SPLITS = ("train", "validation")
+"""Splits of the selector and the policy, whose images a generator may be trained on."""
+
+
+def split_ratings(recipe: Recipe, section: Imagegen, ratings: Ratings) -> Mapping[str, Ratings]:
+    """Return the splits of a run. The same ratings give the same splits each time.
+
+    Selector and policy have ``train`` and ``validation``, the judge ``judge_train`` and ``judge_validation``. No model
+    is trained on ``test``.
+
+    Raises:
+        DataError: there are fewer groups than splits.
+    """
+    parts = partition(ratings, section.judge.fractions.by_split, recipe.run.seed)
+    held = {"train": 1 - section.selector.validation, "validation": section.selector.validation}
+    own = partition(parts["selector"], held, recipe.run.seed)
+    judge = partition(parts["judge"], held, seed_of(recipe, "judge"))
+    return {
+        "train": own["train"],
+        "validation": own["validation"],
+        "judge_train": judge["train"],
+        "judge_validation": judge["validation"],
+        "test": parts["test"],
+    }
 
 
 def partition(ratings: Ratings, fractions: Mapping[str, float], seed: int) -> Mapping[str, Ratings]:

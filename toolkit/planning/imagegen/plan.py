@@ -34,9 +34,8 @@ from toolkit.planning.disk import Disk
 from toolkit.planning.duration import Range
 from toolkit.planning.findings import Finding
 from toolkit.planning.gpu import Gpu
-from toolkit.planning.imagegen.hours import ASSUMPTIONS
+from toolkit.planning.imagegen.duration import ASSUMPTIONS, StageWork
 from toolkit.planning.imagegen.ratings import RatingsFacts
-from toolkit.planning.imagegen.work import StageWork
 from toolkit.planning.memory.estimate import Moment
 
 FORMAT = 2
