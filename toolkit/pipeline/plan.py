@@ -137,7 +137,7 @@ def summarise_plan(recipe: Recipe, describe: Describe) -> PlanSummary:
     from toolkit.planning import find_gpu
 
     found = plan_recipe(recipe, find_gpu())
-    certain = [one for one in found.problems if one.certain]
+    certain = found.certain
     return PlanSummary(
         lines=tuple(describe(found)),
         warnings=tuple(one.details for one in found.findings if one not in certain),

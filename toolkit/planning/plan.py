@@ -37,7 +37,7 @@ from typing import Any
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.disk import Disk
 from toolkit.planning.duration import ASSUMPTIONS, StageTime
-from toolkit.planning.findings import Finding
+from toolkit.planning.findings import Finding, WithFindings
 from toolkit.planning.gpu import Gpu
 from toolkit.planning.memory import Estimate
 from toolkit.planning.model_files import BaseWeights
@@ -66,7 +66,7 @@ class StageMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(WithFindings):
     """The plan of a recipe, as the module describes it. None: unknown."""
 
     run: str
@@ -91,25 +91,13 @@ class Plan:
     disk: Disk | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def problems(self) -> list[Finding]:
-        """Return the findings that prevent the run."""
-        return [finding for finding in self.findings if finding.problem]
-
-    @property
-    def warnings(self) -> list[Finding]:
-        """Return the findings that do not prevent the run."""
-        return [finding for finding in self.findings if not finding.problem]
-
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that the module describes."""
         return {
             "format": FORMAT,
             "run": self.run,
             "stages": list(self.stages),
-            "ok": not self.problems,
-            "problems": [one.to_json() for one in self.problems],
-            "warnings": [one.to_json() for one in self.warnings],
+            **self.findings_json(),
             "unknown": dict(self.unknown),
             "data": self.data,
             "tokens": None if self.tokens is None else _tokens(self.tokens),
