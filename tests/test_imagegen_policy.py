@@ -24,6 +24,7 @@ from transformers import (
 from tests.helpers.problems import raises
 from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.errors import DataError, ModelError, TrainingError
+from toolkit.imagegen.checkpoints import ScorerCheckpoint, load_tensors, save_tensors
 from toolkit.imagegen.scorers import policy as policy_module
 from toolkit.imagegen.scorers import text_tower
 from toolkit.imagegen.scorers.fitting import FitSettings, trained_state
@@ -236,9 +237,11 @@ def test_a_resumed_policy_ends_with_the_same_parameters(tmp_path: Path) -> None:
     records = start_policy_fitting(policies[0], train, validation, 3).run()
     first = start_policy_fitting(policies[1], train, validation, 3)
     first.run_epoch()
-    torch.save(first.state_dict(), tmp_path / "policy_checkpoint.pt")
+    save_tensors(tmp_path / "policy_checkpoint.pt", ScorerCheckpoint(1, 1, trained_state(first.module), first.state()))
     second = start_policy_fitting(policies[2], train, validation, 3)
-    second.load_state_dict(torch.load(tmp_path / "policy_checkpoint.pt", weights_only=True))
+    saved = load_tensors(tmp_path / "policy_checkpoint.pt", ScorerCheckpoint, "")
+    assert saved.fitting is not None
+    second.restore(saved.model, saved.fitting)
     assert second.run() == records
     for name, value in trained_state(policies[0]).items():
         assert torch.equal(value, trained_state(policies[2])[name]), name

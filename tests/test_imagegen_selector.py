@@ -21,6 +21,7 @@ from transformers import (
 from tests.helpers.problems import raises
 from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.errors import DataError, MissingExtraError, ModelError, TrainingError
+from toolkit.imagegen.checkpoints import ScorerCheckpoint, load_tensors, save_tensors
 from toolkit.imagegen.scorers import vision_tower
 from toolkit.imagegen.scorers.fitting import FitSettings, RatedImages, as_floats, on_device, trained_state
 from toolkit.imagegen.scorers.heads import HeadSettings, head_weights, lower_bound
@@ -170,7 +171,7 @@ def test_a_frozen_tower_is_neither_trained_nor_stored_nor_put_into_train_mode(cl
     fitting = start_fitting(selector, rated(48, 1), None)
     fitting.run()
     assert all(torch.equal(before[name], value) for name, value in selector.tower.state_dict().items())
-    assert {name.partition(".")[0] for name in fitting.state_dict()["model"]} == {"heads", "standardise"}
+    assert {name.partition(".")[0] for name in trained_state(selector)} == {"heads", "standardise"}
     selector.train()
     assert not any(module.training for module in selector.tower.backbone.modules())
 
@@ -429,11 +430,15 @@ def test_a_resumed_fitting_ends_with_the_same_parameters(tmp_path: Path) -> None
     first = start_fitting(small_selector(), train, validation)
     first.run_epoch()
     first.run_epoch()
-    torch.save(first.state_dict(), tmp_path / "selector_checkpoint.pt")
+    save_tensors(
+        tmp_path / "selector_checkpoint.pt", ScorerCheckpoint(1, 1, trained_state(first.module), first.state())
+    )
     torch.rand(3)  # The global generator has no part in it.
     resumed = small_selector()
     second = start_fitting(resumed, train, validation)
-    second.load_state_dict(torch.load(tmp_path / "selector_checkpoint.pt", weights_only=True))
+    saved = load_tensors(tmp_path / "selector_checkpoint.pt", ScorerCheckpoint, "")
+    assert saved.fitting is not None
+    second.restore(saved.model, saved.fitting)
     assert second.run() == records
     for name, value in trained_state(whole).items():
         assert torch.equal(value, trained_state(resumed)[name]), name
@@ -456,7 +461,7 @@ def test_the_state_of_another_architecture_is_an_error() -> None:
     fitting = start_fitting(small_selector(), rated(48, 1), None)
     other = Selector(SelectorSettings(tower=TowerSettings("tiny-clip")), n_levels=3, image_size=SIDE)
     with raises(TrainingError, "imagegen.checkpoint_parameters_differ"):
-        start_fitting(other, rated(48, 1), None).load_state_dict(fitting.state_dict())
+        start_fitting(other, rated(48, 1), None).restore(trained_state(fitting.module), fitting.state())
 
 
 def test_the_same_seed_gives_the_same_selector_and_leaves_the_global_generator_alone() -> None:

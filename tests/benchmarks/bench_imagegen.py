@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import toolkit.imagegen
-from toolkit.imagegen.context import load_result
 from toolkit.imagegen.evaluation.statistics import ImageKey
 from toolkit.imagegen.results import ArmRow, ImagegenResult
 from toolkit.imagegen.training.arm import ArmFigures
@@ -73,8 +72,8 @@ def run_seed(number: int, folder: Path, settings: Sequence[str]) -> Seed:
 
 def _figures(run: RunFolder, arm: str) -> ArmFigures:
     if arm == "base":
-        return load_result(run, arm, ArmFigures)
-    return load_result(run, arm, DdpoResult if arm == "ddpo" else SftResult).figures
+        return run.result(arm, ArmFigures)
+    return run.result(arm, DdpoResult if arm == "ddpo" else SftResult).figures
 
 
 def digest(settings: Sequence[str]) -> str:

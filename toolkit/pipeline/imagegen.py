@@ -3,13 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
 from toolkit.pipeline.gpu_peaks import gpu_peaks
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
+    SCHEMA_VERSION,
     Progress,
     Record,
     RunFolder,
@@ -89,7 +89,7 @@ def _require_one_process() -> None:
 
 def write_imagegen_results(run: RunFolder, recipe: Recipe) -> "ImagegenResult":
     """Write results.json from the finished stages, and return the results."""
-    from toolkit.imagegen.results import SCHEMA_VERSION, read_result
+    from toolkit.imagegen.results import read_result
     from toolkit.imagegen.settings import bootstrap_of
 
     result = read_result(run, bootstrap_of(recipe))
@@ -100,7 +100,7 @@ def write_imagegen_results(run: RunFolder, recipe: Recipe) -> "ImagegenResult":
             "schema_version": SCHEMA_VERSION,
             "run": run.name,
             **state,
-            "imagegen": asdict(result),
+            "imagegen": result,
             "compute": summarise_compute(run.compute_file),
             "gpu_memory": gpu_peaks(run),
         },
