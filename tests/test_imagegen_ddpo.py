@@ -196,8 +196,8 @@ def test_kl_to_the_base_equals_that_of_torchs_normals(tmp_path: Path) -> None:
 def test_advantages_are_normalised_within_the_images_of_a_prompt() -> None:
     rewards = torch.tensor([0.1, 0.7, 0.4, 0.9, 0.9, 0.3])
     prompts = ["a", "a", "b", "c", "c", "b"]
-    advantages, flat, groups = group_advantages(rewards, prompts, 5.0)
-    assert (flat, groups) == (1, 3)
+    advantages, zero_variance, groups = group_advantages(rewards, prompts, 5.0)
+    assert (zero_variance, groups) == (1, 3)
     for prompt in "abc":
         rows = [row for row, own in enumerate(prompts) if own == prompt]
         group = rewards[rows].numpy()

@@ -16,7 +16,6 @@ from toolkit.imagegen.evaluation.evaluate import (
     Scorers,
     evaluate_images,
     make_reference,
-    to_guards,
 )
 from toolkit.imagegen.evaluation.statistics import Bootstrap, ImageKey, compare_arms
 from toolkit.imagegen.scorers.extractor import Extractor, ExtractorSettings, fit_extractor
@@ -28,7 +27,7 @@ from toolkit.imagegen.scorers.reward import RewardSettings, ThresholdSettings, p
 from toolkit.imagegen.scorers.selector import Selector, SelectorSettings, check_independent, start_fitting
 from toolkit.imagegen.scorers.text_tower import TextSettings, vocabulary_of
 from toolkit.imagegen.scorers.vision_tower import TowerSettings
-from toolkit.imagegen.training.guards import GuardSettings, check_guards
+from toolkit.imagegen.training.guards import GuardSettings, check_guards, evaluation_of
 
 torch.set_num_threads(1)
 
@@ -145,7 +144,7 @@ def test_better_images_score_higher_and_are_closer_to_real_ones(better: ImageMet
 
 def test_the_guards_take_the_metrics(better: ImageMetrics, worse: ImageMetrics) -> None:
     rounds = enumerate((better, worse, worse))
-    course = [to_guards(each, number, kl=0.01, clipped_advantages=0.0) for number, each in rounds]
+    course = [evaluation_of(each, number, kl=0.01, clipped_advantages=0.0) for number, each in rounds]
     verdicts = {each.guard: each.status for each in check_guards(course, GuardSettings(bootstrap=BOOTSTRAP))}
     assert verdicts["judge"] == "fired"
     assert "not measured" not in verdicts.values()
@@ -157,7 +156,7 @@ def test_images_that_are_all_alike_fire_the_diversity_guard(fitted: Fitted) -> N
     collapsed = GeneratedImages((first + 0.001 * torch.rand(first.shape)).clamp(0, 1), source.keys)
     metrics = evaluate_images(collapsed, fitted.scorers, fitted.extractor, fitted.reference, SETTINGS)
     assert metrics.diversity.ms_ssim.value > 0.99
-    verdicts = check_guards([to_guards(metrics, 0, None, None)], GuardSettings(bootstrap=BOOTSTRAP))
+    verdicts = check_guards([evaluation_of(metrics, 0, None, None)], GuardSettings(bootstrap=BOOTSTRAP))
     assert next(each for each in verdicts if each.guard == "diversity").stops
 
 
@@ -169,7 +168,7 @@ def test_training_images_that_are_reproduced_fire_the_copy_guard(fitted: Fitted)
         GeneratedImages(images[rows], keys), fitted.scorers, fitted.extractor, fitted.reference, SETTINGS
     )
     assert metrics.copies.below_floor.value == 1
-    verdicts = check_guards([to_guards(metrics, 0, None, None)], GuardSettings(bootstrap=BOOTSTRAP))
+    verdicts = check_guards([evaluation_of(metrics, 0, None, None)], GuardSettings(bootstrap=BOOTSTRAP))
     assert next(each for each in verdicts if each.guard == "copies").stops
 
 

@@ -138,9 +138,9 @@ def test_the_interval_of_kid_has_the_width_of_repeated_draws_and_holds_the_value
     found = [kid(clustered(0.0), clustered(0.8)).estimate for _ in range(120)]
     assert all(one.low <= one.value <= one.high for one in found)
     assert {one.method for one in found} == {"jackknife by group"}
-    spread = np.std([one.value for one in found])
+    deviation = np.std([one.value for one in found])
     widths = np.array([one.high - one.low for one in found]) / (2 * 1.96)
-    assert 0.75 < np.sqrt(np.mean(widths**2)) / spread < 1.4
+    assert 0.75 < np.sqrt(np.mean(widths**2)) / deviation < 1.4
 
 
 def test_real_images_are_compared_with_real_images_at_the_same_n() -> None:
@@ -153,7 +153,7 @@ def test_real_images_are_compared_with_real_images_at_the_same_n() -> None:
     assert abs(found.real_kid.value) < found.kid.value / 3
 
 
-def test_the_halves_of_the_real_images_share_no_patient() -> None:
+def test_no_patient_is_in_both_halves_of_the_real_images() -> None:
     # All images of a patient are the same. If halves shared patients, real images would look closer than they are.
     rng = np.random.default_rng(0)
     patients = rng.normal(size=(40, 4))

@@ -323,9 +323,9 @@ def test_a_judge_has_its_own_seed_encoder_and_ratings() -> None:
     judge = SelectorSettings(seed=1, tower=TowerSettings("tiny-clip"))
     check_independent(selector, judge, ["a", "b"], ["c"])
     check_independent(selector, SelectorSettings(seed=1, tower=TowerSettings(width=8)), ["a"], ["c"])
-    with raises(ModelError, "imagegen.judge_shares_seed"):
+    with raises(ModelError, "imagegen.judge_seed_reused"):
         check_independent(selector, replace(judge, seed=0), ["a"], ["c"])
-    with raises(ModelError, "imagegen.judge_shares_encoder"):
+    with raises(ModelError, "imagegen.judge_encoder_reused"):
         check_independent(selector, SelectorSettings(seed=1), ["a"], ["c"])
-    with raises(DataError, "imagegen.judge_shares_groups"):
+    with raises(DataError, "imagegen.judge_groups_overlap"):
         check_independent(selector, judge, ["a", "b"], ["b", "c"])

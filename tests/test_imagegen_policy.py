@@ -200,7 +200,7 @@ def fitted() -> Policy:
     return policy
 
 
-def test_a_policy_tells_matched_from_mismatched_prompts_of_the_same_modality(fitted: Policy) -> None:
+def test_a_policy_distinguishes_matched_from_mismatched_prompts_of_the_same_modality(fitted: Policy) -> None:
     test = rated(120, 3)
     swap = {"normal": "nodule", "nodule": "normal"}
     wrong = [f"{prompt.split(': ')[0]}: {swap[prompt.split(': ')[1]]}" for prompt in test.prompts]

@@ -1,4 +1,4 @@
-"""The section [imagegen]: defaults that stand, rules that hold, descriptions for every key."""
+"""The section [imagegen]: defaults, rules, descriptions for every key."""
 
 import json
 import math

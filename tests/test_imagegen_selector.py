@@ -229,10 +229,10 @@ def test_an_open_clip_model_without_pretrained_parameters_is_an_error() -> None:
             build_tower(TowerSettings(f"open_clip:{name}"), 224, seed=0)
 
 
-# What frozen towers share and keep
+# Frozen towers
 
 
-def test_frozen_towers_of_one_encoder_share_its_backbone_and_a_trained_one_has_its_own(clip_folder: Path) -> None:
+def test_frozen_towers_of_one_encoder_use_one_backbone_and_a_trained_one_has_its_own(clip_folder: Path) -> None:
     shared: FrozenBackbones = {}
     plain, cropped, explicit, trained, other = (
         build_tower(TowerSettings(str(clip_folder), **more), SIDE, seed=0, shared=shared)  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def test_equal_seeds_give_equal_files_and_other_seeds_others(tmp_path: Path) -> 
     assert a == b != c
 
 
-def test_command_line_writes_model_and_picture(tmp_path: Path) -> None:
+def test_command_line_writes_model_and_image(tmp_path: Path) -> None:
     arguments = ["--out", str(tmp_path / "base"), "--steps", "2", "--images", "80", "--seed", "3"]
     main([*arguments, "--draw", "test_imagegen_train_base:draw", "--grid", str(tmp_path / "grid.png")])
     model = load_dit(tmp_path / "base")
@@ -74,7 +74,7 @@ def test_the_shipped_files_are_those_that_the_documented_figures_are_of() -> Non
     folder = Path(__file__).resolve().parents[1] / "toolkit" / "imagegen"
     digests = {
         "tiny_base/model.safetensors": "7a42635b4e680f19a89a43ebbf705f168d301070f5e72e6147e77de3fe4f1101",
-        "oracle.safetensors": "01eb6394c9d12322a9129b78f31cf893ade8659dd3a2f4c5516007e8b6a65ddd",
+        "ratings/oracle.safetensors": "01eb6394c9d12322a9129b78f31cf893ade8659dd3a2f4c5516007e8b6a65ddd",
     }
     found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in digests}
     assert found == digests, "Retrain with train_base or train_oracle, and renew the README's figures with it"

@@ -188,7 +188,7 @@ def test_sft_alone_fits_a_gpu_of_8_gb_with_a_micro_batch_of_1_and_ddpo_of_4_fits
     assert moment_of("ddpo", 4, {}).total < usable_bytes(16) < moment_of("ddpo", 6, {}).total
 
 
-def test_selector_and_policy_share_a_frozen_encoder_and_count_while_they_score() -> None:
+def test_selector_and_policy_use_one_frozen_encoder_and_count_while_they_score() -> None:
     clip = KNOWN_ENCODERS["openai/clip-vit-large-patch14"].vision.parameters
     text = STABLE_DIFFUSION_1.text.parameters
 

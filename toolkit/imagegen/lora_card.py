@@ -60,7 +60,7 @@ def required_licence(section: Imagegen) -> GeneratorLicence | None:
 
 
 def describe_lora(context: StageContext, base: BaseModel, arm: str, figures: ArmFigures) -> None:
-    """Write the record of an arm's LoRA, and for Stable Diffusion its card and the copy of its licence.
+    """Write the record of an arm's LoRA, and for Stable Diffusion its model card and the copy of its licence.
 
     Args:
         context: the context of the stage.
@@ -96,7 +96,7 @@ def read_lora_record(run: RunFolder, arm: str) -> LoraRecord:
 
 
 def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
-    """Return the folder of an arm's LoRA if it can be passed on: unchanged, with its card and its licence.
+    """Return the folder of an arm's LoRA if it can be passed on: unchanged, with its model card and its licence.
 
     Raises:
         ModelError: the generator is no Stable Diffusion model, or a file is missing, changed or unknown.
@@ -115,7 +115,7 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
         remedy = "Restore them. Without a copy of the licence in this package, save its text as LICENSE."
         raise ModelError(
             "imagegen.lora_folder_incomplete",
-            "a LoRA must have its card and a copy of its licence",
+            "a LoRA must have its model card and a copy of its licence",
             place=folder,
             value=missing,
             remedy=remedy,
@@ -124,7 +124,7 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
         remedy = "Move other files away."
         raise ModelError(
             "imagegen.lora_folder_unknown_files",
-            "the folder must hold the LoRA, its card and its licence only",
+            "the folder must hold the LoRA, its model card and its licence only",
             place=folder,
             value=unknown,
             remedy=remedy,
@@ -135,7 +135,7 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorCard:
-    """The facts that the card of a LoRA states.
+    """The facts that the model card of a LoRA states.
 
     Attributes:
         name: title, such as the run's name.
@@ -147,7 +147,7 @@ class GeneratorCard:
         alpha: alpha of the LoRA.
         modalities: of the images it was trained for.
         training: further facts of the training, label -> text.
-        results: the results table in Markdown, with what its figures mean. Empty: the card says that it has none.
+        results: the results table in Markdown, with what its figures mean. Empty: it was not evaluated.
         versions: library -> version.
     """
 
@@ -175,7 +175,7 @@ class GeneratorCard:
                 "imagegen.lora_licence_not_bases", rule, place=public_name(self.base), value=self.licence.id
             )
         if not self.revision.strip():
-            rule = "the card must name the base model's revision"
+            rule = "the model card must name the base model's revision"
             remedy = "Give the commit that was loaded, or a digest of the folder."
             raise ModelError(
                 "imagegen.base_revision_missing", rule, place=public_name(self.base), value=self.revision, remedy=remedy
@@ -183,7 +183,7 @@ class GeneratorCard:
 
 
 def write_card(folder: Path, card: GeneratorCard) -> None:
-    """Write the card, and a copy of the licence if this package has one. The same facts give the same bytes."""
+    """Write the model card, and a copy of the licence if this package has one. The same facts give the same bytes."""
     if card.licence.file is not None:
         write_text(folder / LICENCE_COPY, card.licence.file.read_text(encoding="utf-8"))
     write_text(folder / CARD, hide_secrets(f"{model_card(card)}\n"))
@@ -236,12 +236,12 @@ def _check_unchanged(folder: Path, licence: GeneratorLicence, record: LoraRecord
         )
     named = _licence_in(folder / CARD)
     if named != licence.id:
-        rule = f"the card must name the licence of the base model, {licence.id}"
+        rule = f"the model card must name the licence of the base model, {licence.id}"
         raise ModelError("imagegen.card_licence_not_bases", rule, place=folder / CARD, value=named, remedy=restore)
 
 
 def _licence_in(card: Path) -> str | None:
-    """Return the licence in the header of a card. The owner of the card may have completed it."""
+    """Return the licence in the header of a model card. The card's owner may have completed it."""
     try:
         named: str | None = ModelCard.load(card).data.license
     except (ValueError, YAMLError):

@@ -120,7 +120,7 @@ def _smaller(section: Imagegen, pipeline: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _licence(section: Imagegen) -> str:
-    """Return the licence of the recipe's base, which the card of the dry run names."""
+    """Return the licence of the recipe's base, which the model card of the dry run names."""
     from toolkit.imagegen.licence import OPEN_RAIL
     from toolkit.imagegen.lora_card import required_licence
 

@@ -220,7 +220,7 @@ def _of_source(ratings: Ratings) -> SourceRatings:
 
 def _records(file: Path) -> list[Any]:
     return [
-        record for _, record, _ in stream_source(find_source(str(file)), EmbeddedImageStore(row_cache() / "pictures"))
+        record for _, record, _ in stream_source(find_source(str(file)), EmbeddedImageStore(row_cache() / "images"))
     ]
 
 

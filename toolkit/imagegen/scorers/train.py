@@ -100,7 +100,7 @@ class TrainedModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoringModels:
-    """All models of stage 1. They are in RAM, except in ``resident``, and share frozen backbones that are the same."""
+    """All models of stage 1. They are in RAM, except in ``resident``, and equal frozen backbones are loaded once."""
 
     selector: Selector
     policy: Policy
@@ -134,7 +134,7 @@ def build_models(context: StageContext, prepared: PreparedRatings) -> ScoringMod
 
     Raises:
         ModelError: an encoder cannot be loaded, or the judge is not independent.
-        DataError: the judge and the selector share ratings.
+        DataError: the judge and the selector have common ratings.
     """
     recipe, section = context.recipe, context.section
     own, judges = (_groups(prepared, *names) for names in (("train", "validation"), ("judge_train",)))

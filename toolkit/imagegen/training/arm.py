@@ -60,7 +60,7 @@ class ArmFigures:
     """An arm's images for the table.
 
     Attributes:
-        metrics: of ``judge.images`` images on the noise of the table, which all arms share.
+        metrics: of ``judge.images`` images on the noise of the table, which is the same for all arms.
         oracle: mean score by the oracle of synthetic data. It is shown beside the judge's and decides nothing.
     """
 

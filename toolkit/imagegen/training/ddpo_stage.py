@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from toolkit.errors import warn
-from toolkit.imagegen.evaluation.evaluate import ImageMetrics, to_guards
+from toolkit.imagegen.evaluation.evaluate import ImageMetrics
 from toolkit.imagegen.generators.lora import copy_lora, reset_lora, restore_lora
 from toolkit.imagegen.scorers.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.scorers.train import load_models
@@ -30,7 +30,7 @@ from toolkit.imagegen.training.ddpo import (
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.training.guards import Evaluation, Verdict, check_guards, is_best
+from toolkit.imagegen.training.guards import Evaluation, Verdict, check_guards, evaluation_of, is_best
 from toolkit.imagegen.training.refresh import Refreshed, RefreshOutcome, refresh_scorers
 from toolkit.imagegen.training.update import UpdateState, start_update
 from toolkit.recipe.imagegen_sections import most_clipped
@@ -172,7 +172,7 @@ def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, 
     history = [_evaluation(one, metrics) for one in progress.rounds]
     history.append(
         replace(
-            to_guards(metrics, state.round, scores.kl, scores.clipped_advantages),
+            evaluation_of(metrics, state.round, scores.kl, scores.clipped_advantages),
             most_clipped=most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values())),
         )
     )
