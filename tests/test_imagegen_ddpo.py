@@ -27,7 +27,7 @@ from toolkit.imagegen.training.ddpo import (
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.training.update import UpdateState, dump_state, restore_state, start_update
+from toolkit.imagegen.training.update import StepOutcome, UpdateState, dump_state, restore_state, start_update
 
 SETTINGS = DdpoSettings(
     prompts_per_round=4,
@@ -120,10 +120,10 @@ def gradients(generator: Generator, settings: DdpoSettings, monkeypatch: pytest.
     state = start(generator)
     caught: dict[str, Tensor] = {}
 
-    def catch(state: UpdateState, max_norm: float) -> ddpo.StepOutcome:
+    def catch(state: UpdateState, max_norm: float) -> StepOutcome:
         parameters = lora_parameters(state.generator.network)
         caught.update({name: value.grad.clone() for name, value in parameters.items() if value.grad is not None})
-        return ddpo.StepOutcome(0.0, skipped=False)
+        return StepOutcome(0.0, skipped=False)
 
     monkeypatch.setattr(ddpo, "optimizer_step", catch)
     ddpo_round(state, settings, PROMPTS, brightness)
@@ -140,7 +140,7 @@ def test_checkpointing_with_a_kl_penalty_leaves_every_gradient(
     )
     plain = gradients(tiny_generator(tiny, precision=precision), settings, monkeypatch)
     generator = tiny_generator(tiny, precision=precision, gradient_checkpointing=True)
-    assert generator.network.is_gradient_checkpointing  # type: ignore[truthy-function]
+    assert generator.network.is_gradient_checkpointing
     recomputed = gradients(generator, settings, monkeypatch)
     for name, gradient in plain.items():
         assert float(gradient.abs().max()) > 0, name

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import (
     BertConfig,
     BertModel,
-    BertTokenizerFast,
+    BertTokenizer,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -122,7 +122,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "oct", "ct", ":", "normal", "drusen", "nodule"]
     vocabulary = {word: code for code, word in enumerate(words)}
-    BertTokenizerFast(vocab=vocabulary, model_max_length=10).save_pretrained(folder)
+    BertTokenizer(vocab=vocabulary, model_max_length=10).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=16,

@@ -1,6 +1,7 @@
 """Ratings: every row that can be used survives, every other one is counted under its reason."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.helpers.problems import raises
 from tests.helpers.rated import COLUMNS, rated, ratings_of, write_csv, write_images
 from toolkit.errors import DataError
 from toolkit.imagegen.ratings.experts import ROUNDING_VARIANCE, expert_variances, expert_weights
-from toolkit.imagegen.ratings.load import Ratings, load_ratings
+from toolkit.imagegen.ratings.load import RatedImage, Ratings, load_ratings
 from toolkit.recipe.imagegen import Imagegen
 
 SEED_SAMPLE = [
@@ -30,7 +31,9 @@ def section(*files: str, **keys: object) -> Imagegen:
     return Imagegen(ratings=files, **{"max_dropped": 1.0, **keys})
 
 
-def load(folder: Path, rows: list[tuple[object, ...]], columns: tuple[str, ...] = COLUMNS, **keys: object) -> Ratings:
+def load(
+    folder: Path, rows: Sequence[tuple[object, ...]], columns: tuple[str, ...] = COLUMNS, **keys: object
+) -> Ratings:
     return load_ratings(section(write_csv(folder / "ratings.csv", rows, columns), **keys))
 
 
@@ -279,7 +282,7 @@ def test_experts_who_always_agree_get_the_rounding_variance() -> None:
     ],
     ids=["no ratings", "one rating an image", "only pairs of two levels", "too few images"],
 )
-def test_precision_that_cannot_be_estimated_is_an_error_that_names_linear(images: list) -> None:
+def test_precision_that_cannot_be_estimated_is_an_error_that_names_linear(images: list[RatedImage]) -> None:
     with raises(DataError, "imagegen.expert_ratings_too_few"):
         expert_weights(section("a", expert_weight="precision"), ratings_of(images))
 

@@ -59,7 +59,7 @@ def test_every_key_has_a_description() -> None:
 
 def test_a_ratings_file_is_enough_and_defaults_follow_the_description() -> None:
     imagegen = section()
-    assert imagegen.rating_range == (1, 2, 3)
+    assert imagegen.rating_range == (1.0, 2.0, 3.0)
     assert imagegen.expert_weight == "linear"
     assert imagegen.judge.fractions.by_split == {"selector": 0.4, "judge": 0.4, "test": 0.2}
     assert imagegen.selector.heads == 3

@@ -131,7 +131,7 @@ def test_a_finished_run_is_not_run_again_and_gives_the_same_table(
 
 
 def test_losses_pass_rates_learning_rates_and_scores_arrive_in_tensorboard(whole: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     run = find_run(whole / "runs" / "whole")
     (file,) = (run.path / "tensorboard").iterdir()

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,13 @@ def test_a_clip_tower_pools_the_hidden_states_of_the_saved_model(clip_folder: Pa
 
 @pytest.mark.parametrize("family", ["siglip", "dinov2"])
 def test_other_vision_towers_load(family: str, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    }
     if family == "siglip":
         SiglipVisionModel(SiglipVisionConfig(intermediate_size=64, **sizes)).save_pretrained(tmp_path)
     else:
@@ -150,7 +157,13 @@ def test_images_no_larger_than_the_encoder_takes_are_enlarged_and_have_no_crops(
     family: str, clip_folder: Path, tmp_path: Path
 ) -> None:
     # The sizes of DINOv2 (518) and of the recipe's images (512) to scale: patches of 4 pixels, no multiple of them.
-    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 148, "patch_size": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 148,
+        "patch_size": 4,
+    }
     if family == "siglip":
         SiglipVisionModel(SiglipVisionConfig(intermediate_size=64, **sizes)).save_pretrained(tmp_path)
     elif family == "dinov2":
@@ -235,7 +248,7 @@ def test_an_open_clip_model_without_pretrained_parameters_is_an_error() -> None:
 def test_frozen_towers_of_one_encoder_use_one_backbone_and_a_trained_one_has_its_own(clip_folder: Path) -> None:
     shared: FrozenBackbones = {}
     plain, cropped, explicit, trained, other = (
-        build_tower(TowerSettings(str(clip_folder), **more), SIDE, seed=0, shared=shared)  # type: ignore[arg-type]
+        build_tower(TowerSettings(str(clip_folder), **more), SIDE, seed=0, shared=shared)
         for more in ({}, {"crop_grid": 2}, {"frozen": True}, {"frozen": False}, {"layers": (1,)})
     )
     assert plain.backbone is cropped.backbone is explicit.backbone
@@ -345,7 +358,9 @@ def test_a_lowest_rating_lowers_the_score_from_any_start(start: float) -> None:
     fitting = start_fitting(selector, train, None)
     for head in selector.heads.heads:
         assert isinstance(head, nn.Sequential)
-        nn.init.constant_(head[-1].bias, start)
+        last = head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, start)
     fitting.run()
     scores = selector.score(train.images_NCHW).scores_N
     assert scores[train.levels_N == 0].mean() < 0.2
