@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.helpers.imagegen_models import CONFIG, CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, RewardError, TrainingError
+from toolkit.imagegen.checkpoints import load_tensors, save_tensors
 from toolkit.imagegen.generators.ddim import make_schedule
 from toolkit.imagegen.generators.generator import Generator, GeneratorSettings, load_generator
 from toolkit.imagegen.generators.lora import copy_lora, lora_parameters
@@ -27,7 +28,14 @@ from toolkit.imagegen.training.ddpo import (
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.training.update import StepOutcome, UpdateState, dump_state, restore_state, start_update
+from toolkit.imagegen.training.update import (
+    SavedUpdate,
+    StepOutcome,
+    UpdateState,
+    dump_state,
+    restore_state,
+    start_update,
+)
 
 SETTINGS = DdpoSettings(
     prompts_per_round=4,
@@ -294,10 +302,10 @@ def test_stopped_and_resumed_rounds_equal_undisturbed_ones_to_the_bit(dit: Path,
 
     first = start(dit_generator(dit))
     table = [ddpo_round(first, SETTINGS, PROMPTS, brightness) for _ in range(2)]
-    torch.save(dump_state(first), tmp_path / "state.pt")
+    save_tensors(tmp_path / "state.pt", dump_state(first))
     torch.randn(3)
     second = start(dit_generator(dit, seed=5))
-    restore_state(second, torch.load(tmp_path / "state.pt", weights_only=True))
+    restore_state(second, load_tensors(tmp_path / "state.pt", SavedUpdate, ""))
     table += [ddpo_round(second, SETTINGS, PROMPTS, brightness) for _ in range(2)]
 
     assert table == undisturbed

