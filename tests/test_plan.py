@@ -21,7 +21,7 @@ from tests.helpers.real_processors import unpack_processors
 from tests.helpers.recipes import load_recipe, make_recipe
 from tests.helpers.training import recipe_on_files, small_recipe
 from toolkit.cli import main
-from toolkit.cli.planned import lines, short_lines
+from toolkit.cli.plan import lines, short_lines
 from toolkit.errors import NOTHING, DataError, ModelError, PlanError
 from toolkit.models.chat_template import image_tokens
 from toolkit.pipeline import run_recipe
