@@ -35,7 +35,7 @@ from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Run, dump_recipe
 from toolkit.reporting import as_json, as_markdown, read_ledger
-from toolkit.runfolder import RunFolder, read_json, write_json
+from toolkit.runfolder import SCHEMA_VERSION, RunFolder, RunSession, RunState, read_json, write_json
 from toolkit.runfolder.usage import Counts, ParameterCount, Usage, count, counts, read_compute, recording, total
 from toolkit.runfolder.usage import recorder as recorder_module
 from toolkit.runfolder.usage.energy import INSTALL
@@ -234,7 +234,7 @@ def folder_of(tmp_path: Path, name: str = "one", **settings: Any) -> RunFolder:
     run.path.mkdir(parents=True)
     tables = {"run": {"name": name, **settings}, "data": {"task": "mcq", "train": "rows.json"}, "sft": {}}
     run.recipe_file.write_text(dump_recipe(make_recipe(tables)))
-    write_json(run.run_file, {"seed": 1, "fingerprints": {}, "sessions": [{"started": "now", "versions": {}}]})
+    write_json(run.run_file, RunState(SCHEMA_VERSION, 1, {}, (RunSession("now", {}),)))
     return run
 
 
@@ -366,7 +366,7 @@ def test_a_corrupt_line_is_counted_and_skipped(tmp_path: Path, line: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '{"record": {"rows": [1, 2]}}', '{"record": {"rows": {"train": null}}}', "{"]
+    "content", ["[]", '{"result": {"rows": [1, 2]}}', '{"result": {"rows": {"train": null}}}', "{"]
 )
 def test_a_run_with_a_corrupt_data_record_is_in_the_report(tmp_path: Path, content: str) -> None:
     run = made_up(tmp_path, "one", wall=3600)

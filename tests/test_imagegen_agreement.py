@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.rated import rated, ratings_of
-from toolkit.imagegen import agreement as module
-from toolkit.imagegen import ratings as ratings_module
-from toolkit.imagegen.agreement import Metric, agreement, krippendorff_alpha
-from toolkit.imagegen.ratings import Rating
+from toolkit.imagegen.ratings import experts, load
+from toolkit.imagegen.ratings.experts import Metric, agreement, krippendorff_alpha
+from toolkit.imagegen.ratings.load import Rating
 
 # Krippendorff (2011), section D: four observers, twelve units, values 1 to 5, missing values.
 PUBLISHED = (
@@ -112,7 +111,7 @@ def test_the_second_rating_of_an_image_by_the_same_rater_is_left_out() -> None:
 
 
 def test_the_examples_in_docstrings_hold() -> None:
-    for one in (module, ratings_module):
+    for one in (experts, load):
         result = doctest.testmod(one)
         assert result.attempted
         assert not result.failed

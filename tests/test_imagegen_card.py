@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 
 from tests.helpers.problems import raises
 from toolkit.errors import ModelError
-from toolkit.imagegen.card import CARD, LICENCE_COPY, GeneratorCard, model_card, write_card
 from toolkit.imagegen.licence import APACHE, OPEN_RAIL, OPEN_RAIL_PLUS, GeneratorLicence, licence_of
+from toolkit.imagegen.lora_card import CARD, LICENCE_COPY, GeneratorCard, model_card, write_card
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MEDICAL = "To provide medical advice and medical results interpretation"

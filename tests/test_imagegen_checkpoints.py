@@ -15,7 +15,7 @@ import torch
 from tests.helpers.imagegen_models import random_dit_folder
 from tests.helpers.problems import raises
 from toolkit.errors import RunError
-from toolkit.imagegen.checkpoints import SYNTHETIC, load_part, newest_epoch, open_checkpoints, save_epoch
+from toolkit.imagegen.training.checkpoints import SYNTHETIC, load_part, newest_epoch, open_checkpoints, save_epoch
 
 NOW = datetime(2026, 3, 4, 5, 6, 7)
 PART = {SYNTHETIC: {"round": 1, "lora": {"a": torch.ones(2)}, "random": random.getstate()}}
@@ -108,9 +108,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.helpers.imagegen_models import PROMPTS, dit_generator
-from toolkit.imagegen.checkpoints import SYNTHETIC, load_part, newest_epoch, open_checkpoints, save_epoch
-from toolkit.imagegen.ddpo import DdpoSettings, ddpo_round
-from toolkit.imagegen.optimization import dump_state, restore_state, start_update
+from toolkit.imagegen.training.checkpoints import SYNTHETIC, load_part, newest_epoch, open_checkpoints, save_epoch
+from toolkit.imagegen.training.ddpo import DdpoSettings, ddpo_round
+from toolkit.imagegen.training.update import dump_state, restore_state, start_update
 
 base, whole, killed = map(Path, sys.argv[1:])
 settings = DdpoSettings(4, 4, 4, 16, 2, learning_rate=3e-3, clip_range=1e-3)

@@ -19,10 +19,10 @@ from tests.helpers.imagegen_runs import RECIPE, SMALL
 from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import ToolkitError
-from toolkit.imagegen.collect import COLUMNS
-from toolkit.imagegen.finished import load_selector, open_finished
-from toolkit.imagegen.sheet import read_key
-from toolkit.imagegen.synthetic_images import PROMPTS
+from toolkit.imagegen.generate import load_selector, open_finished
+from toolkit.imagegen.ratings.next_round import COLUMNS
+from toolkit.imagegen.ratings.sheet import read_key
+from toolkit.imagegen.ratings.synthetic_images import PROMPTS
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json
@@ -64,7 +64,7 @@ def other_kind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("language") / "chest"
     folder.mkdir()
     shutil.copy(RECIPE.parent / "quickstart.toml", folder / "recipe.toml")
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text('{"schema_version": 1}')
     return folder
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.imagegen.corn import corn_exceedance, corn_loss, corn_score
+from toolkit.imagegen.scorers.heads import corn_exceedance, corn_loss, corn_score
 
 
 def brute_force(logits: list[list[float]], levels: list[int], weights: list[float]) -> float:

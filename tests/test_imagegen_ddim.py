@@ -5,7 +5,7 @@ import torch
 
 from tests.helpers.problems import raises
 from toolkit.errors import ModelError
-from toolkit.imagegen.ddim import (
+from toolkit.imagegen.generators.ddim import (
     DdimSchedule,
     kl_divergence,
     log_probability,

@@ -11,9 +11,13 @@ from torch import Tensor
 from tests.helpers.imagegen_models import CONFIG, CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, RewardError, TrainingError
-from toolkit.imagegen import ddpo
-from toolkit.imagegen.ddim import make_schedule
-from toolkit.imagegen.ddpo import (
+from toolkit.imagegen.generators.ddim import make_schedule
+from toolkit.imagegen.generators.generator import Generator, GeneratorSettings, load_generator
+from toolkit.imagegen.generators.lora import copy_lora, lora_parameters
+from toolkit.imagegen.generators.sampling import generate
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
+from toolkit.imagegen.training import ddpo
+from toolkit.imagegen.training.ddpo import (
     DdpoRound,
     DdpoSettings,
     Rollout,
@@ -23,11 +27,7 @@ from toolkit.imagegen.ddpo import (
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
-from toolkit.imagegen.lora import copy_lora, lora_parameters
-from toolkit.imagegen.optimization import UpdateState, dump_state, restore_state, start_update
-from toolkit.imagegen.sampling import generate
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.training.update import UpdateState, dump_state, restore_state, start_update
 
 SETTINGS = DdpoSettings(
     prompts_per_round=4,

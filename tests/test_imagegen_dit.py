@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, ModelError
-from toolkit.imagegen.dit import Dit, DitConfig, encode_words, load_dit, save_dit
+from toolkit.imagegen.generators.dit import Dit, DitConfig, encode_words, load_dit, save_dit
 
 WORDS = ("oct", "chest", "ct", "normal", "lungs", "nodule")
 SMALL = DitConfig(WORDS, image_size=8, patch_size=4, width=16, layers=1, heads=2, prompt_words=4)

@@ -8,12 +8,7 @@ import torch
 from scipy.stats import spearmanr
 
 from tests.helpers.rated_images import SIDE, drawn, rated
-from toolkit.imagegen.extractor import Extractor, ExtractorSettings, fit_extractor
-from toolkit.imagegen.figure import Bootstrap
-from toolkit.imagegen.fitting import FitSettings
-from toolkit.imagegen.guards import GuardSettings, check_guards
-from toolkit.imagegen.heads import Scored
-from toolkit.imagegen.image_evaluation import (
+from toolkit.imagegen.evaluation.evaluate import (
     GeneratedImages,
     ImageEvaluationSettings,
     ImageMetrics,
@@ -23,16 +18,17 @@ from toolkit.imagegen.image_evaluation import (
     make_reference,
     to_guards,
 )
-from toolkit.imagegen.judge import check_independent
-from toolkit.imagegen.mismatches import MismatchPool
-from toolkit.imagegen.paired_comparison import ImageKey, compare_arms
-from toolkit.imagegen.policy import Policy, PolicySettings, start_policy_fitting
-from toolkit.imagegen.reward import RewardSettings, passes, rewards
-from toolkit.imagegen.scorer_evaluation import evaluate_policy, evaluate_selector, selector_threshold
-from toolkit.imagegen.selector import Selector, SelectorSettings, start_fitting
-from toolkit.imagegen.text_towers import TextSettings, vocabulary_of
-from toolkit.imagegen.threshold import ThresholdSettings, require_reached
-from toolkit.imagegen.towers import TowerSettings
+from toolkit.imagegen.evaluation.statistics import Bootstrap, ImageKey, compare_arms
+from toolkit.imagegen.scorers.extractor import Extractor, ExtractorSettings, fit_extractor
+from toolkit.imagegen.scorers.fitting import FitSettings
+from toolkit.imagegen.scorers.heads import Scored
+from toolkit.imagegen.scorers.metrics import evaluate_policy, evaluate_selector, selector_threshold
+from toolkit.imagegen.scorers.policy import MismatchPool, Policy, PolicySettings, start_policy_fitting
+from toolkit.imagegen.scorers.reward import RewardSettings, ThresholdSettings, passes, require_reached, rewards
+from toolkit.imagegen.scorers.selector import Selector, SelectorSettings, check_independent, start_fitting
+from toolkit.imagegen.scorers.text_tower import TextSettings, vocabulary_of
+from toolkit.imagegen.scorers.vision_tower import TowerSettings
+from toolkit.imagegen.training.guards import GuardSettings, check_guards
 
 torch.set_num_threads(1)
 

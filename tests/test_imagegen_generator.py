@@ -10,9 +10,9 @@ import torch
 from tests.helpers.imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, ImageError, ModelError
-from toolkit.imagegen.ddim import make_schedule
-from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
-from toolkit.imagegen.lora import (
+from toolkit.imagegen.generators.ddim import make_schedule
+from toolkit.imagegen.generators.generator import Generator, GeneratorSettings, load_generator
+from toolkit.imagegen.generators.lora import (
     LORA_FILE,
     LoraSettings,
     copy_lora,
@@ -21,9 +21,12 @@ from toolkit.imagegen.lora import (
     reset_lora,
     restore_lora,
 )
-from toolkit.imagegen.sampling import generate, sample
-from toolkit.imagegen.stable_diffusion import WITHOUT_SAFETY_CHECKER, StableDiffusionGenerator
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.generators.sampling import generate, sample
+from toolkit.imagegen.generators.stable_diffusion import (
+    WITHOUT_SAFETY_CHECKER,
+    StableDiffusionGenerator,
+    save_tiny_pipeline,
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,25 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from tests.helpers.problems import raises
 from tests.helpers.rated_images import SIDE, drawn
 from toolkit.errors import DataError, ModelError, TrainingError
-from toolkit.imagegen.copies import copy_figures, nearest_distances
-from toolkit.imagegen.distribution import DistributionSettings, FeatureSet, distribution_figures, fid, kid, squared_mmd
-from toolkit.imagegen.diversity import STANDARD, diversity_figures, pair_ms_ssim, prompt_pairs, setting_for
-from toolkit.imagegen.extractor import Extractor, ExtractorSettings, fit_extractor
-from toolkit.imagegen.figure import Bootstrap
-from toolkit.imagegen.fitting import FitSettings
-from toolkit.imagegen.paired_comparison import ImageKey, compare_arms
-from toolkit.imagegen.towers import TowerSettings
+from toolkit.imagegen.evaluation.image_metrics import (
+    STANDARD,
+    DistributionSettings,
+    FeatureSet,
+    copy_figures,
+    distribution_figures,
+    diversity_figures,
+    fid,
+    kid,
+    nearest_distances,
+    pair_ms_ssim,
+    prompt_pairs,
+    setting_for,
+    squared_mmd,
+)
+from toolkit.imagegen.evaluation.statistics import Bootstrap, ImageKey, compare_arms
+from toolkit.imagegen.scorers.extractor import Extractor, ExtractorSettings, fit_extractor
+from toolkit.imagegen.scorers.fitting import FitSettings
+from toolkit.imagegen.scorers.vision_tower import TowerSettings
 
 torch.set_num_threads(1)
 

@@ -8,9 +8,8 @@ import pytest
 
 from tests.helpers.problems import raises
 from toolkit.errors import TrainingError
-from toolkit.imagegen.figure import Bootstrap
-from toolkit.imagegen.guards import Evaluation, GuardSettings, Verdict, best_evaluation, check_guards
-from toolkit.imagegen.paired_comparison import ImageKey
+from toolkit.imagegen.evaluation.statistics import Bootstrap, ImageKey
+from toolkit.imagegen.training.guards import Evaluation, GuardSettings, Verdict, best_evaluation, check_guards
 
 SETTINGS = GuardSettings(bootstrap=Bootstrap(resamples=300))
 KEYS = [ImageKey(f"prompt {index % 16}", index // 16) for index in range(384)]

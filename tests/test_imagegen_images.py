@@ -7,8 +7,8 @@ from tests.helpers.problems import raises
 from tests.helpers.rated import rated, ratings_of, write_images
 from toolkit import recipe
 from toolkit.errors import ImageError
-from toolkit.imagegen.images import image_policies, image_stores, scan_images
-from toolkit.imagegen.ratings import Ratings
+from toolkit.imagegen.ratings.load import Ratings
+from toolkit.imagegen.ratings.prepare import image_policies, image_stores, scan_images
 from toolkit.images.policy import FIXED_WINDOWS
 from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen

@@ -16,15 +16,28 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, ModelError, TrainingError
-from toolkit.imagegen import agreement_metrics as agreement_module
-from toolkit.imagegen.agreement_metrics import AgreementScores, agreement_metrics, retrieval_ranks
-from toolkit.imagegen.figure import Bootstrap, Figure, sample_weights
-from toolkit.imagegen.judge import check_independent
-from toolkit.imagegen.rating_metrics import RatingFigures, ScoredRatings, rating_figures, rating_metrics
-from toolkit.imagegen.selector import SelectorSettings
-from toolkit.imagegen.threshold import ThresholdSettings, choose_threshold, require_reached
-from toolkit.imagegen.towers import TowerSettings
-from toolkit.imagegen.weighted import auroc, calibration_error, quadratic_kappa, spearman
+from toolkit.imagegen.evaluation.statistics import (
+    Bootstrap,
+    Figure,
+    auroc,
+    calibration_error,
+    quadratic_kappa,
+    sample_weights,
+    spearman,
+)
+from toolkit.imagegen.scorers import metrics as metrics_module
+from toolkit.imagegen.scorers.metrics import (
+    AgreementScores,
+    RatingFigures,
+    ScoredRatings,
+    agreement_metrics,
+    rating_figures,
+    rating_metrics,
+    retrieval_ranks,
+)
+from toolkit.imagegen.scorers.reward import ThresholdSettings, choose_threshold, require_reached
+from toolkit.imagegen.scorers.selector import SelectorSettings, check_independent
+from toolkit.imagegen.scorers.vision_tower import TowerSettings
 from toolkit.scoring.statistics import Estimate
 
 BOOTSTRAP = Bootstrap(resamples=200)
@@ -250,7 +263,7 @@ def test_without_mismatches_of_the_same_modality_their_auroc_is_undefined() -> N
 
 
 def test_worked_examples_hold() -> None:
-    result = doctest.testmod(agreement_module)
+    result = doctest.testmod(metrics_module)
     assert (result.attempted > 0, result.failed) == (True, 0)
 
 

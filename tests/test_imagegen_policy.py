@@ -24,12 +24,12 @@ from transformers import (
 from tests.helpers.problems import raises
 from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.errors import DataError, ModelError, TrainingError
-from toolkit.imagegen import mismatches, text_towers
-from toolkit.imagegen.fitting import FitSettings, trained_state
-from toolkit.imagegen.mismatches import MismatchPool, plain_text
-from toolkit.imagegen.policy import Policy, PolicySettings, start_policy_fitting
-from toolkit.imagegen.text_towers import TextSettings, build_text_tower, vocabulary_of
-from toolkit.imagegen.towers import TowerSettings
+from toolkit.imagegen.scorers import policy as policy_module
+from toolkit.imagegen.scorers import text_tower
+from toolkit.imagegen.scorers.fitting import FitSettings, trained_state
+from toolkit.imagegen.scorers.policy import MismatchPool, Policy, PolicySettings, plain_text, start_policy_fitting
+from toolkit.imagegen.scorers.text_tower import TextSettings, build_text_tower, vocabulary_of
+from toolkit.imagegen.scorers.vision_tower import TowerSettings
 
 torch.set_num_threads(1)
 
@@ -95,7 +95,7 @@ def test_prompts_that_differ_in_case_and_spaces_are_one_text() -> None:
     assert pool.distinct == ("CT: nodule", "CT: normal")
 
 
-@pytest.mark.parametrize("module", [mismatches, text_towers])
+@pytest.mark.parametrize("module", [policy_module, text_tower])
 def test_worked_examples_hold(module: object) -> None:
     result = doctest.testmod(sys.modules[module.__name__])  # type: ignore[attr-defined]
     assert (result.attempted > 0, result.failed) == (True, 0)
@@ -108,7 +108,7 @@ def test_worked_examples_hold(module: object) -> None:
 def test_word_embeddings_are_averaged_and_unknown_words_are_named() -> None:
     tower = build_text_tower(TextSettings(width=8), vocabulary_of(PROMPTS), seed=0)
     reader = tower.reader
-    assert isinstance(reader, text_towers.WordReader)
+    assert isinstance(reader, text_tower.WordReader)
     first, second, both = tower(["oct", "normal", "OCT: normal"])
     torch.testing.assert_close(both, (first + second) / 2)
     assert reader.unknown_words(["CT: normal effusion", "x"]) == ("effusion", "x")

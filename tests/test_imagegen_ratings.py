@@ -11,8 +11,8 @@ import pytest
 from tests.helpers.problems import raises
 from tests.helpers.rated import COLUMNS, rated, ratings_of, write_csv, write_images
 from toolkit.errors import DataError
-from toolkit.imagegen.ratings import Ratings, load_ratings
-from toolkit.imagegen.weights import ROUNDING_VARIANCE, expert_variances, expert_weights
+from toolkit.imagegen.ratings.experts import ROUNDING_VARIANCE, expert_variances, expert_weights
+from toolkit.imagegen.ratings.load import Ratings, load_ratings
 from toolkit.recipe.imagegen import Imagegen
 
 SEED_SAMPLE = [

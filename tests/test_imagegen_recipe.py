@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import RecipeError
-from toolkit.imagegen.ddpo import group_advantages
-from toolkit.imagegen.guards import Evaluation, GuardSettings, check_guards
-from toolkit.imagegen.paired_comparison import ImageKey
+from toolkit.imagegen.evaluation.statistics import ImageKey
 from toolkit.imagegen.settings import guard_settings
+from toolkit.imagegen.training.ddpo import group_advantages
+from toolkit.imagegen.training.guards import Evaluation, GuardSettings, check_guards
 from toolkit.recipe import Recipe, changed_keys, dump_recipe, for_language_models
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS, Imagegen
 from toolkit.recipe.imagegen_checks import independent_judge, only_imagegen_stages

@@ -15,11 +15,11 @@ from tests.helpers.imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, RecipeError
-from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
-from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.stage_context import StageContext, load_result
+from toolkit.imagegen.context import StageContext, load_result
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
+from toolkit.imagegen.ratings.prepare import prepare_ratings, unweighted
 from toolkit.imagegen.stages import RunSession
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.training.sft_stage import SftResult
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 from toolkit.pipeline.rerun import evaluate_again, export_again, open_for_inference
@@ -73,7 +73,9 @@ def _run(wanted: Recipe, dies: tuple[str, int] | None) -> None:
 
 def _arm(name: str, calls: int) -> None:
     """Kill this process when the saving function ``name`` returns for the last of ``calls`` times."""
-    from toolkit.imagegen import arm_context, scorer_stage, stages
+    from toolkit.imagegen import stages
+    from toolkit.imagegen.scorers import train
+    from toolkit.imagegen.training import arm
 
     left = [calls]
 
@@ -87,7 +89,7 @@ def _arm(name: str, calls: int) -> None:
 
         return call
 
-    for module in (arm_context, scorer_stage, stages):
+    for module in (arm, train, stages):
         if hasattr(module, name):
             setattr(module, name, lethal(getattr(module, name)))
 

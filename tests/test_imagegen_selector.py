@@ -21,15 +21,12 @@ from transformers import (
 from tests.helpers.problems import raises
 from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.errors import DataError, MissingExtraError, ModelError, TrainingError
-from toolkit.imagegen import towers
-from toolkit.imagegen.batches import scoring_batch
-from toolkit.imagegen.fitting import FitSettings, trained_state
-from toolkit.imagegen.heads import HeadSettings, head_weights, lower_bound
-from toolkit.imagegen.offload import on_device
-from toolkit.imagegen.rated import RatedImages, as_floats
-from toolkit.imagegen.selector import Selector, SelectorSettings, start_fitting
-from toolkit.imagegen.towers import FrozenBackbones, Tower, TowerSettings, build_tower
-from toolkit.imagegen.training_features import all_features
+from toolkit.imagegen.scorers import vision_tower
+from toolkit.imagegen.scorers.fitting import FitSettings, RatedImages, as_floats, on_device, trained_state
+from toolkit.imagegen.scorers.heads import HeadSettings, head_weights, lower_bound
+from toolkit.imagegen.scorers.selector import Selector, SelectorSettings, start_fitting
+from toolkit.imagegen.scorers.vision_tower import FrozenBackbones, Tower, TowerSettings, all_features, build_tower
+from toolkit.recipe.imagegen_sections import scoring_batch
 
 torch.set_num_threads(1)
 
@@ -217,7 +214,7 @@ def test_a_timm_trunk_pools_its_blocks() -> None:
     trunk = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=4, pretrained=False).eval()
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        features = towers.TimmLayers(trunk, (2, 4))(images)
+        features = vision_tower.TimmLayers(trunk, (2, 4))(images)
         patches = trunk.get_intermediate_layers(images, n=[1, 3])
         expected = [part for each in patches for part in (each.mean(1), (each.var(1, unbiased=False) + 1e-6).sqrt())]
         torch.testing.assert_close(features[:, : 4 * 192], torch.cat(expected, dim=1))

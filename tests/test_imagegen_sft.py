@@ -11,13 +11,20 @@ from torch import Tensor
 from tests.helpers.imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, TrainingError
-from toolkit.imagegen.ddim import make_schedule
-from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
-from toolkit.imagegen.lora import copy_lora, lora_parameters
-from toolkit.imagegen.optimization import dump_state, restore_state, start_update
-from toolkit.imagegen.sampling import generate
-from toolkit.imagegen.sft import SftImages, SftSettings, batch_rows, encode_training_images, random_control, sft_round
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.generators.ddim import make_schedule
+from toolkit.imagegen.generators.generator import Generator, GeneratorSettings, load_generator
+from toolkit.imagegen.generators.lora import copy_lora, lora_parameters
+from toolkit.imagegen.generators.sampling import generate
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
+from toolkit.imagegen.training.sft import (
+    SftImages,
+    SftSettings,
+    batch_rows,
+    encode_training_images,
+    random_control,
+    sft_round,
+)
+from toolkit.imagegen.training.update import dump_state, restore_state, start_update
 
 SETTINGS = SftSettings(steps_per_round=20, batch_size=16, micro_batch=16, learning_rate=1e-2)
 

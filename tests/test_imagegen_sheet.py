@@ -19,11 +19,17 @@ from tests.helpers.rated import rated, ratings_of, write_csv
 from tests.helpers.sheets import PROMPTS, SIZE, SOURCES, make_sheet, sheet_items, sheet_section
 from toolkit import recipe
 from toolkit.errors import DataError, ImageError
-from toolkit.imagegen.images import image_stores
-from toolkit.imagegen.ratings import RatedImage, Rating, load_ratings
-from toolkit.imagegen.repeats import intra_rater_agreement, quadratic_weighted_kappa
-from toolkit.imagegen.sheet import SheetItem, ratings_by_source, read_key, write_sheet
-from toolkit.imagegen.sheet_order import SheetOptions, page_orders
+from toolkit.imagegen.ratings.experts import intra_rater_agreement, quadratic_weighted_kappa
+from toolkit.imagegen.ratings.load import RatedImage, Rating, load_ratings
+from toolkit.imagegen.ratings.prepare import image_stores
+from toolkit.imagegen.ratings.sheet import (
+    SheetItem,
+    SheetOptions,
+    page_orders,
+    ratings_by_source,
+    read_key,
+    write_sheet,
+)
 from toolkit.images.ref import ImageRef
 
 STORES = image_stores(sheet_section(), recipe.Images(disk_cache=False))

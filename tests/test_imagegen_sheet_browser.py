@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.sheets import PROMPTS, make_sheet, sheet_items, sheet_section
-from toolkit.imagegen.collect import collect_ratings
-from toolkit.imagegen.ratings import Ratings, load_ratings
-from toolkit.imagegen.repeats import intra_rater_agreement
-from toolkit.imagegen.sheet import Sheet
-from toolkit.imagegen.sheet_order import SheetOptions
+from toolkit.imagegen.ratings.experts import intra_rater_agreement
+from toolkit.imagegen.ratings.load import Ratings, load_ratings
+from toolkit.imagegen.ratings.next_round import collect_ratings
+from toolkit.imagegen.ratings.sheet import Sheet, SheetOptions
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

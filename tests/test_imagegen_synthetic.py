@@ -12,13 +12,12 @@ from scipy.stats import spearmanr
 from tests.helpers.problems import raises
 from toolkit import recipe
 from toolkit.errors import DataError
-from toolkit.imagegen.agreement import agreement
-from toolkit.imagegen.images import image_stores
-from toolkit.imagegen.partition import partition, require_all_levels
-from toolkit.imagegen.ratings import Ratings, load_ratings
-from toolkit.imagegen.synthetic import EXPERTS, closed_form_scores, rate, write_synthetic
-from toolkit.imagegen.synthetic_images import DEGRADATIONS, MISMATCH, PROMPTS, draw, synthetic_image
-from toolkit.imagegen.weights import expert_variances, expert_weights
+from toolkit.imagegen.ratings.experts import agreement, expert_variances, expert_weights
+from toolkit.imagegen.ratings.load import Ratings, load_ratings
+from toolkit.imagegen.ratings.prepare import image_stores
+from toolkit.imagegen.ratings.splits import partition, require_all_levels
+from toolkit.imagegen.ratings.synthetic import EXPERTS, closed_form_scores, rate, write_synthetic
+from toolkit.imagegen.ratings.synthetic_images import DEGRADATIONS, MISMATCH, PROMPTS, draw, synthetic_image
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES
 
@@ -127,7 +126,7 @@ def difference(image: np.ndarray, clean: np.ndarray) -> float:
 
 @pytest.mark.parametrize("kind", ["noise", "stripes", "blur", "contrast"])
 def test_a_more_severe_degradation_changes_the_image_more(kind: str) -> None:
-    from toolkit.imagegen.synthetic_images import _DEGRADE
+    from toolkit.imagegen.ratings.synthetic_images import _DEGRADE
 
     clean = draw("MRI", "normal", 32, np.random.default_rng(0))
     changes = [

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from tests.helpers.imagegen_models import CONFIG, CPU
-from toolkit.imagegen.ddim import make_schedule
-from toolkit.imagegen.dit import load_dit, save_dit
-from toolkit.imagegen.generator import GeneratorSettings, load_generator
-from toolkit.imagegen.sampling import generate
+from toolkit.imagegen.generators.ddim import make_schedule
+from toolkit.imagegen.generators.dit import load_dit, save_dit
+from toolkit.imagegen.generators.generator import GeneratorSettings, load_generator
+from toolkit.imagegen.generators.sampling import generate
 from toolkit.imagegen.train_base import BaseSettings, TrainedBase, main, train_base
 
 SETTINGS = BaseSettings(images=64, steps=150, batch_size=32, warmup_steps=10, learning_rate=5e-3, average_decay=0.95)

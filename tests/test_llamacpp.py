@@ -34,7 +34,7 @@ from toolkit.models.llamacpp.library import LlamaError
 from toolkit.models.llamacpp.worker import Worker, serve
 from toolkit.pipeline.rerun import export_settings
 from toolkit.recipe import Model
-from toolkit.runfolder import RunFolder, find_exported, locate_weights, read_json, write_json
+from toolkit.runfolder import SCHEMA_VERSION, RunFolder, find_exported, locate_weights, read_json, write_json
 
 
 def test_internal_names_of_transformers_5_are_rejected_before_conversion(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_the_table_of_gguf_files_lists_unverified_ones() -> None:
 
 def test_a_model_is_named_by_its_format_its_quantisation_or_its_path(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "runs/a")
-    write_json(run.run_file, {})
+    write_json(run.run_file, {"schema_version": SCHEMA_VERSION})
     run.recipe_file.touch()
     folder = run.stage_folder("export")
     (folder / "merged").mkdir()

@@ -8,15 +8,14 @@ import pytest
 from safetensors import safe_open
 
 from tests.helpers.recipes import load_recipe
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
 from toolkit.planning.duration import Range
 from toolkit.planning.gpu import GIB, figures_of, usable_bytes
-from toolkit.planning.imagegen.encoders import KNOWN, Scorer, read_encoder, scorers_of, scoring_bytes
-from toolkit.planning.imagegen.hours import Hours
+from toolkit.planning.imagegen.duration import Hours, ImagegenLoads
 from toolkit.planning.imagegen.layout import STABLE_DIFFUSION_1, STABLE_DIFFUSION_2, Layout, read_layout
-from toolkit.planning.imagegen.load import ImagegenLoads
 from toolkit.planning.imagegen.make import imagegen_memory
-from toolkit.planning.imagegen.memory import ImagegenMemory, ImagegenSetting
+from toolkit.planning.imagegen.models import KNOWN_ENCODERS, Scorer, read_encoder, scorers_of, scoring_bytes
+from toolkit.planning.imagegen.resources import ImagegenMemory, ImagegenSetting
 from toolkit.planning.memory.estimate import CONTEXT, Moment
 from toolkit.recipe.imagegen import Imagegen
 
@@ -76,7 +75,7 @@ def test_parameters_equal_the_published_counts() -> None:
     assert STABLE_DIFFUSION_1.unet.lora_parameters(16) == 3_188_736
     assert STABLE_DIFFUSION_2.unet.parameters == 865_910_724
     assert STABLE_DIFFUSION_2.text.parameters == 340_387_840
-    assert KNOWN["openai/clip-vit-large-patch14"].vision.parameters == 303_179_776
+    assert KNOWN_ENCODERS["openai/clip-vit-large-patch14"].vision.parameters == 303_179_776
 
 
 def test_the_layout_of_a_folder_counts_the_parameters_of_its_files(tmp_path: Path) -> None:
@@ -190,7 +189,7 @@ def test_sft_alone_fits_a_gpu_of_8_gb_with_a_micro_batch_of_1_and_ddpo_of_4_fits
 
 
 def test_selector_and_policy_share_a_frozen_encoder_and_count_while_they_score() -> None:
-    clip = KNOWN["openai/clip-vit-large-patch14"].vision.parameters
+    clip = KNOWN_ENCODERS["openai/clip-vit-large-patch14"].vision.parameters
     text = STABLE_DIFFUSION_1.text.parameters
 
     def resident(**changes: object) -> int:
@@ -207,7 +206,7 @@ def test_selector_and_policy_share_a_frozen_encoder_and_count_while_they_score()
 
 def test_a_scoring_pass_takes_less_than_1_gib_whatever_the_encoder() -> None:
     section = Imagegen(ratings=("ratings.csv",))
-    for name, encoder in KNOWN.items():
+    for name, encoder in KNOWN_ENCODERS.items():
         scorers = {"judge": Scorer("judge.encoder", name, encoder)}
         found = scoring_bytes(scorers, section.size)
         assert 0.1 * GIB < found < GIB, name
@@ -234,5 +233,5 @@ def test_an_encoder_is_read_from_its_config() -> None:
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
     text = {"hidden_size": 768, "intermediate_size": 3072}
     found = read_encoder({"vision_config": {**vision, "image_size": 224}, "text_config": text})
-    assert found == KNOWN["openai/clip-vit-large-patch14"]
+    assert found == KNOWN_ENCODERS["openai/clip-vit-large-patch14"]
     assert read_encoder(json.loads('{"model_type": "resnet"}')) is None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.helpers.recipes import load_recipe
 from toolkit.errors import Interrupted, RunError
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
+    SCHEMA_VERSION,
     RunFolder,
     StopRequest,
     check_fingerprints,
@@ -31,6 +33,18 @@ from toolkit.runfolder import (
     write_json,
 )
 from toolkit.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A result of a stage."""
+
+    steps: int
+    loss: float | None
+    weights: str
+
+
+NOTHING = Trained(0, None, "")
 
 
 @pytest.fixture
@@ -61,18 +75,18 @@ def test_a_new_run_has_the_resolved_recipe_seed_versions_and_a_log(recipe: Recip
     assert "a detail" in run.log_file.read_text()
 
 
-def test_a_finished_stage_stays_finished_and_its_record_is_kept(recipe: Recipe) -> None:
+def test_a_finished_stage_stays_finished_and_its_result_is_kept(recipe: Recipe) -> None:
     with start_run(recipe) as run:
         assert not run.is_done("sft")
         with raises(RunError, "run.stage_not_finished") as caught:
-            run.record("sft")
+            run.result("sft", Trained)
         assert (caught.problem.place, caught.problem.value) == (str(run.path), "sft")
-        run.mark_done("sft", {"steps": 3, "loss": float("nan"), "weights": Path("stages/sft/weights")})
-        run.mark_done("evaluate-sft", {})
+        run.mark_done("sft", Trained(3, float("nan"), "stages/sft/weights"))
+        run.mark_done("evaluate-sft", NOTHING)
     with start_run(recipe) as run:
         assert run.is_done("sft")
         # JSON has no NaN, so the loss is null.
-        assert run.record("sft") == {"steps": 3, "loss": None, "weights": "stages/sft/weights"}
+        assert run.result("sft", Trained) == Trained(3, None, "stages/sft/weights")
         assert run.finished_stages() == ["sft", "evaluate-sft"]
 
 
@@ -102,7 +116,7 @@ def test_an_imagegen_recipe_may_change_until_its_first_stage_has_finished(tmp_pa
         assert run.recipe(TASKS) == load(64)
         assert read_json(run.run_file)["seed"] == 64
         check_fingerprints(run, {"ratings": "corrected"})
-        run.mark_done("ratings", {})
+        run.mark_done("ratings", NOTHING)
     with raises(RunError, "run.recipe_changed"), start_run(load(32)):
         pass
     with start_run(load(64)) as run, raises(RunError, "run.inputs_changed"):
@@ -135,11 +149,11 @@ def test_fresh_renames_the_old_run_and_replaces_no_other(recipe: Recipe, tmp_pat
     for number in range(3):
         with start_run(recipe, fresh=True) as run:
             assert not run.is_done("sft")
-            run.mark_done("sft", {"number": number})
+            run.mark_done("sft", Trained(number, None, ""))
     runs = tmp_path / "runs"
     assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == ["one", "one.old-1", "one.old-2"]
-    assert RunFolder(runs / "one.old-1").record("sft") == {"number": 0}
-    assert RunFolder(runs / "one.old-2").record("sft") == {"number": 1}
+    assert RunFolder(runs / "one.old-1").result("sft", Trained).steps == 0
+    assert RunFolder(runs / "one.old-2").result("sft", Trained).steps == 1
 
 
 def test_a_folder_with_other_files_is_not_a_run(recipe: Recipe) -> None:
@@ -226,9 +240,9 @@ def test_weights_are_found_in_a_run_and_in_a_folder_of_their_own(recipe: Recipe,
             find_weights(run.path)
         for stage in ("sft", "grpo"):
             run.weights_folder(stage).mkdir(parents=True)
-        run.mark_done("sft", {})
+        run.mark_done("sft", NOTHING)
         assert find_weights(run.path) == run.weights_folder("sft")
-        run.mark_done("grpo", {})
+        run.mark_done("grpo", NOTHING)
         assert find_weights(run.path) == run.weights_folder("grpo")
     with raises(RunError, "run.folder_without_weights") as caught:
         find_weights(tmp_path)
@@ -313,7 +327,17 @@ def test_the_run_folder_imports_no_large_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"fingerprints": {}, "sessions": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"schema_version": 1}',
+        '{"schema_version": 1, "seed": 1, "fingerprints": {}, "sessions": []}',
+        '{"schema_version": 1, "seed": 1, "fingerprints": {}, "sessions": [{"started": "now"}]}',
+    ],
+)
 def test_a_corrupt_run_json_is_an_error(tmp_path: Path, text: str) -> None:
     recipe = make_recipe(tmp_path)
     with start_run(recipe) as run:
@@ -325,9 +349,58 @@ def test_a_corrupt_run_json_is_an_error(tmp_path: Path, text: str) -> None:
     assert "--fresh" in caught.problem.remedy
 
 
+DAMAGED = {
+    "": "Expecting value",
+    "{": "Expecting property name",
+    "[]": "Input should be",
+    '{"stage": "sft", "finished": "now"}': "result",
+    '{"stage": "sft", "finished": "now", "result": {"steps": 1, "loss": 0.5}}': "weights",
+    '{"stage": "sft", "finished": "now", "result": {"steps": 1, "loss": 0.5, "weights": "w", "rows": 2}}': "rows",
+    '{"stage": "sft", "finished": "now", "result": {"steps": "one", "loss": 0.5, "weights": "w"}}': "steps",
+}
+"""Content of a damaged done.json -> how the value of its error begins: the path of the field, or the JSON error."""
+
+
+@pytest.mark.parametrize(("text", "begins"), DAMAGED.items())
+def test_a_damaged_result_of_a_stage_is_an_error(tmp_path: Path, text: str, begins: str) -> None:
+    with start_run(make_recipe(tmp_path)) as run:
+        file = run.stage_folder("sft") / "done.json"
+        file.write_text(text)
+        with raises(RunError, "run.stage_damaged") as caught:
+            run.result("sft", Trained)
+    assert caught.problem.place == str(file)
+    assert str(caught.problem.value).startswith(begins)
+    assert "--fresh" in caught.problem.remedy
+
+
+@pytest.mark.parametrize("found", ["missing", 0, 2, "1"])
+def test_a_run_of_another_schema_version_is_rejected_with_the_command_that_reuses_its_weights(
+    tmp_path: Path, found: object
+) -> None:
+    recipe = make_recipe(tmp_path)
+    with start_run(recipe) as run:
+        run.mark_done("sft", NOTHING)
+    state = read_json(run.run_file)
+    assert state.pop("schema_version") == SCHEMA_VERSION
+    write_json(run.run_file, state if found == "missing" else {**state, "schema_version": found})
+    with raises(RunError, "run.schema_version") as caught, start_run(recipe):
+        pass
+    assert (caught.problem.place, caught.problem.value) == (str(run.path), found)
+    assert "`toolkit run RECIPE --fresh`" in caught.problem.remedy  # the stage left no weights
+    weights = run.weights_folder("sft")
+    weights.mkdir()
+    (weights / "adapter_config.json").write_text("{}")
+    with raises(RunError, "run.schema_version") as caught:
+        find_run(run.path)
+    assert f"`toolkit run RECIPE --set run.name=NEW --set model.adapter={weights}`" in caught.problem.remedy
+    assert find_weights(weights) == weights
+    with start_run(recipe, fresh=True) as run:
+        assert not run.is_done("sft")
+
+
 def test_missing_weights_are_an_error(tmp_path: Path) -> None:
     with start_run(make_recipe(tmp_path)) as run:
-        run.mark_done("sft", {})
+        run.mark_done("sft", NOTHING)
         with raises(RunError, "run.weights_missing") as caught:
             run.trained_weights()
         assert caught.problem.place == str(run.weights_folder("sft"))

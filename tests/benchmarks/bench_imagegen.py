@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import toolkit.imagegen
-from toolkit.imagegen.arm_context import ArmFigures
-from toolkit.imagegen.ddpo_stage import DdpoResult
-from toolkit.imagegen.paired_comparison import ImageKey
+from toolkit.imagegen.context import load_result
+from toolkit.imagegen.evaluation.statistics import ImageKey
 from toolkit.imagegen.results import ArmRow, ImagegenResult
-from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.stage_context import load_result
+from toolkit.imagegen.training.arm import ArmFigures
+from toolkit.imagegen.training.ddpo_stage import DdpoResult
+from toolkit.imagegen.training.sft_stage import SftResult
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import RunFolder

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from toolkit.imagegen.dit import Dit, DitConfig, save_dit, split_words
-from toolkit.imagegen.dit_generator import DitGenerator, load_dit_generator
-from toolkit.imagegen.generator import GeneratorSettings
-from toolkit.imagegen.lora import LoraSettings, lora_parameters
-from toolkit.imagegen.synthetic_images import PROMPTS as SYNTHETIC_PROMPTS
+from toolkit.imagegen.generators.dit import Dit, DitConfig, DitGenerator, load_dit_generator, save_dit, split_words
+from toolkit.imagegen.generators.generator import GeneratorSettings
+from toolkit.imagegen.generators.lora import LoraSettings, lora_parameters
+from toolkit.imagegen.ratings.synthetic_images import PROMPTS as SYNTHETIC_PROMPTS
 
 CPU = torch.device("cpu")
 PROMPTS = ("oct normal", "oct fluid", "chest ct normal", "chest ct nodule")

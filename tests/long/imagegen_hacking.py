@@ -13,19 +13,19 @@ from torch import Tensor
 
 from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.recipes import load_recipe
-from toolkit.imagegen.arm_context import ROUNDS, ArmContext
-from toolkit.imagegen.ddim import make_schedule
-from toolkit.imagegen.figure import Bootstrap
-from toolkit.imagegen.guards import Evaluation, Verdict, best_evaluation, check_guards, is_best
-from toolkit.imagegen.image_evaluation import to_guards
-from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
-from toolkit.imagegen.optimization import start_update
-from toolkit.imagegen.paired_comparison import compare_arms
-from toolkit.imagegen.sampling import derive_seed, generate
+from toolkit.imagegen.context import StageContext
+from toolkit.imagegen.evaluation.evaluate import to_guards
+from toolkit.imagegen.evaluation.statistics import Bootstrap, compare_arms
+from toolkit.imagegen.generators.ddim import make_schedule
+from toolkit.imagegen.generators.lora import copy_lora, reset_lora, restore_lora
+from toolkit.imagegen.generators.sampling import generate
+from toolkit.imagegen.seeds import derive_seed
 from toolkit.imagegen.settings import guard_settings
-from toolkit.imagegen.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
-from toolkit.imagegen.stage_context import StageContext
 from toolkit.imagegen.stages import RunSession, run_stage
+from toolkit.imagegen.training.arm import ROUNDS, ArmContext
+from toolkit.imagegen.training.guards import Evaluation, Verdict, best_evaluation, check_guards, is_best
+from toolkit.imagegen.training.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
+from toolkit.imagegen.training.update import start_update
 from toolkit.runfolder import StopRequest, start_run
 
 WEAK = (

@@ -13,10 +13,10 @@ from rich.table import Table
 from toolkit.errors import warn
 
 if TYPE_CHECKING:
-    from toolkit.imagegen.generated_files import GeneratedFile
-    from toolkit.imagegen.next_round import Collected
-    from toolkit.imagegen.repeats import IntraRater
-    from toolkit.imagegen.sheet import Sheet
+    from toolkit.imagegen.generate import GeneratedFile
+    from toolkit.imagegen.ratings.experts import IntraRater
+    from toolkit.imagegen.ratings.next_round import Collected
+    from toolkit.imagegen.ratings.sheet import Sheet
 
 imagegen_app = typer.Typer(
     help="Image generation: images and rating sheets of a finished run, and the ratings that experts return.",
@@ -65,8 +65,7 @@ def generate(
     from toolkit.runfolder import StopRequest
 
     with show_progress() as (progress, notify), StopRequest(notify) as stop:
-        from toolkit.imagegen.finished import open_finished
-        from toolkit.imagegen.generated_files import ImageRequest, find_prompts, write_images
+        from toolkit.imagegen.generate import ImageRequest, find_prompts, open_finished, write_images
 
         finished = open_finished(run_folder, "toolkit imagegen generate")
         chosen = str(method) if method else finished.best_method()
@@ -96,9 +95,9 @@ def sheet(
     from toolkit.cli.progress import show_progress
 
     with show_progress() as (progress, _):
-        from toolkit.imagegen.finished import open_finished
-        from toolkit.imagegen.next_round import write_run_sheet
-        from toolkit.imagegen.sheet_order import SheetOptions
+        from toolkit.imagegen.generate import open_finished
+        from toolkit.imagegen.ratings.next_round import write_run_sheet
+        from toolkit.imagegen.ratings.sheet import SheetOptions
 
         finished = open_finished(run_folder, "toolkit imagegen sheet")
         options = SheetOptions(seed, repeated, per_page)
@@ -126,8 +125,8 @@ def collect(
     from toolkit.cli.progress import show_progress
 
     with show_progress():
-        from toolkit.imagegen.finished import open_finished
-        from toolkit.imagegen.next_round import collect_run_sheet
+        from toolkit.imagegen.generate import open_finished
+        from toolkit.imagegen.ratings.next_round import collect_run_sheet
 
         finished = open_finished(run_folder, "toolkit imagegen collect")
         collected = collect_run_sheet(finished, files, sheet_folder, out)

@@ -17,8 +17,8 @@ from toolkit.cli.plan import (
 
 if TYPE_CHECKING:
     from toolkit.planning.imagegen import ImagegenPlan
-    from toolkit.planning.imagegen.record import ImagegenStageMemory
-    from toolkit.planning.imagegen.work import StageWork
+    from toolkit.planning.imagegen.duration import StageWork
+    from toolkit.planning.imagegen.plan import ImagegenStageMemory
     from toolkit.planning.memory.estimate import Moment
 
 LABELS = {
@@ -141,7 +141,7 @@ def _ram(plan: "ImagegenPlan") -> Iterator[str]:
 
 
 def _time(plan: "ImagegenPlan") -> Iterator[str]:
-    from toolkit.planning.imagegen.hours import ASSUMPTIONS
+    from toolkit.planning.imagegen.duration import ASSUMPTIONS
 
     for gpu, found in (plan.time or {}).items():
         yield f"{gpu}: {describe_durations(found)}"

@@ -3,17 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from toolkit.imagegen.arm_context import ArmFigures
-from toolkit.imagegen.copies import CopyFigures
-from toolkit.imagegen.ddpo_stage import DdpoResult
-from toolkit.imagegen.distribution import DistributionFigures
-from toolkit.imagegen.diversity import DiversityFigures
-from toolkit.imagegen.figure import Bootstrap
-from toolkit.imagegen.paired_comparison import MIN_PAIRS, compare_arms
-from toolkit.imagegen.rating_stage import RatingsResult
-from toolkit.imagegen.scorer_stage import ScorersResult
-from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.stage_context import load_result
+from toolkit.imagegen.context import load_result
+from toolkit.imagegen.evaluation.image_metrics import CopyFigures, DistributionFigures, DiversityFigures
+from toolkit.imagegen.evaluation.statistics import MIN_PAIRS, Bootstrap, compare_arms
+from toolkit.imagegen.ratings.prepare import RatingsResult
+from toolkit.imagegen.scorers.train import ScorersResult
+from toolkit.imagegen.training.arm import ArmFigures
+from toolkit.imagegen.training.ddpo_stage import DdpoResult
+from toolkit.imagegen.training.sft_stage import SftResult
 from toolkit.runfolder import RunFolder
 from toolkit.scoring.statistics import Estimate, Paired
 

@@ -6,14 +6,13 @@ from functools import cached_property, partial
 from typing import Any
 
 from toolkit.errors import warn
-from toolkit.imagegen.arm_context import ArmContext, ArmFigures, reference_of
-from toolkit.imagegen.checkpoints import Checkpoints, open_run_checkpoints
-from toolkit.imagegen.ddpo_stage import DdpoResult, train_ddpo
-from toolkit.imagegen.generator import Generator, load_generator
-from toolkit.imagegen.lora import reset_lora
+from toolkit.imagegen.context import StageContext, load_result, save_result
+from toolkit.imagegen.generators.generator import Generator, load_generator
+from toolkit.imagegen.generators.lora import reset_lora
 from toolkit.imagegen.lora_card import describe_lora
-from toolkit.imagegen.rating_stage import PreparedRatings, RatingsResult, prepare_ratings
-from toolkit.imagegen.scorer_stage import (
+from toolkit.imagegen.ratings.prepare import PreparedRatings, RatingsResult, prepare_ratings
+from toolkit.imagegen.scorers.text_tower import TextReader
+from toolkit.imagegen.scorers.train import (
     STAGE,
     ScorersResult,
     ScoringModels,
@@ -22,19 +21,14 @@ from toolkit.imagegen.scorer_stage import (
     load_models,
     train_scorers,
 )
-from toolkit.imagegen.settings import generator_settings, seed_of
-from toolkit.imagegen.sft_stage import SftResult, train_sft
-from toolkit.imagegen.stage_context import StageContext, load_result, save_result
-from toolkit.imagegen.text_towers import TextReader
-from toolkit.recipe.imagegen import Imagegen
+from toolkit.imagegen.seeds import seed_of
+from toolkit.imagegen.settings import generator_settings
+from toolkit.imagegen.training.arm import ArmContext, ArmFigures, reference_of
+from toolkit.imagegen.training.checkpoints import Checkpoints, open_run_checkpoints
+from toolkit.imagegen.training.ddpo_stage import DdpoResult, train_ddpo
+from toolkit.imagegen.training.sft_stage import SftResult, train_sft
 
 RATINGS, BASE = "ratings", "base"
-
-
-def stage_names(section: Imagegen) -> tuple[str, ...]:
-    """Return the stages of a recipe in their order."""
-    control = ("control",) if section.update.control else ()
-    return (RATINGS, STAGE, BASE, *control, *(name for name in ("sft", "ddpo") if name in section.update.methods))
 
 
 @dataclass(eq=False)
@@ -110,7 +104,7 @@ def _report_figures(context: StageContext, name: str, result: object) -> None:
     figures = result.figures if isinstance(result, SftResult | DdpoResult) else result
     if not isinstance(figures, ArmFigures):
         return
-    arms = stage_names(context.section)[2:]
+    arms = context.section.arms
     metrics = figures.metrics
     shown = {
         f"{name}_judge": metrics.judge.value,

@@ -20,15 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.imagegen.ddim import make_schedule, make_scheduler
-from toolkit.imagegen.dit import Dit, DitConfig, encode_words, save_dit, split_words
-from toolkit.imagegen.dit_generator import load_dit_generator
-from toolkit.imagegen.generator import GeneratorSettings
-from toolkit.imagegen.sampling import generate
+from toolkit.imagegen.generators.ddim import make_schedule, make_scheduler
+from toolkit.imagegen.generators.dit import Dit, DitConfig, encode_words, load_dit_generator, save_dit, split_words
+from toolkit.imagegen.generators.generator import GeneratorSettings
+from toolkit.imagegen.generators.sampling import generate
 
 LOG = logging.getLogger("toolkit")
 
-DRAW = "toolkit.imagegen.synthetic_images:synthetic_image"
+DRAW = "toolkit.imagegen.ratings.synthetic_images:synthetic_image"
 
 
 class Drawn(Protocol):

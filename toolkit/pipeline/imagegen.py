@@ -50,11 +50,10 @@ def run_imagegen(
         ToolkitError: what ends the run. Interrupted after a signal, with the state saved.
     """
     _require_one_process()
+    from toolkit.imagegen.context import StageContext, tracking
     from toolkit.imagegen.lora_card import required_licence
-    from toolkit.imagegen.settings import imagegen_of
-    from toolkit.imagegen.stage_context import StageContext
-    from toolkit.imagegen.stages import RunSession, run_stage, stage_names
-    from toolkit.imagegen.trackers import tracking
+    from toolkit.imagegen.seeds import imagegen_of
+    from toolkit.imagegen.stages import RunSession, run_stage
 
     # Before the run folder exists, so that naming the licence is no change of a run's recipe.
     required_licence(imagegen_of(recipe))
@@ -63,7 +62,7 @@ def run_imagegen(
             write_json(run.plan_file, plan)
         with recording(run, recipe.run, "run") as recorder, tracking(recipe.run, run) as trackers:
             session = RunSession(StageContext(recipe, run, stop, progress, trackers))
-            for name in stage_names(imagegen_of(recipe)):
+            for name in imagegen_of(recipe).stages:
                 if run.is_done(name):
                     log.info("%s: finished before, skipped", name)
                     continue

@@ -58,7 +58,7 @@ def tiny_pipeline() -> Path:
     """Return the folder of a tiny random pipeline, which is written into the cache first."""
     folder = cache_folder() / "imagegen" / f"tiny-pipeline-{PROMPT_BYTES}"
     if not folder.is_dir():
-        from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+        from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
 
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -30,7 +30,7 @@ def push_generator(path: Path, push: Push, method: str | None = None) -> PushedL
         RecipeError: the run is one of a vision-language model.
     """
     check_push(push)
-    from toolkit.imagegen.finished import open_finished
+    from toolkit.imagegen.generate import open_finished
     from toolkit.imagegen.lora_card import check_lora_folder, required_licence
     from toolkit.imagegen.results import BASE
 

@@ -27,6 +27,11 @@ TINY_ENCODERS = ("tiny", "tiny-wide", "tiny-vit")
 TINY_GENERATOR = "tiny"
 """The generator that ships with the package."""
 
+MOST_IMAGES = 64
+MOST_PIXELS = 2**20
+"""Pixels of a pass. DINOv2 base at 518 pixels then takes 3 images, CLIP large at 224 pixels 20, and each of them needs
+less than 1 GiB for hidden states. Tokens per pass, which decide how busy a GPU is, are about the same for both."""
+
 
 class ImagegenSection(Section):
     """A table of [imagegen], whose keys carry their docstrings as descriptions."""
@@ -332,3 +337,15 @@ def most_clipped(clip: float, group: int) -> float:
     if clip >= math.sqrt(group - 1):
         return 0.0
     return min(group, math.floor(group / clip**2)) / group
+
+
+def scoring_batch(side: int) -> int:
+    """Return the number of images that an encoder takes in one pass.
+
+    Args:
+        side: of the images that the encoder takes, in pixels.
+
+    >>> scoring_batch(32), scoring_batch(224), scoring_batch(518), scoring_batch(2048)
+    (64, 20, 3, 1)
+    """
+    return max(1, min(MOST_IMAGES, MOST_PIXELS // side**2))

@@ -4,8 +4,13 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+Value = TypeVar("Value")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -21,7 +26,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON, atomically. Paths become text, NaN and infinities become null.
+    """Write ``value`` as indented JSON, atomically.
+
+    Dataclasses become objects, paths become text, NaN and infinities become null.
 
     Raises:
         TypeError: a value has no JSON type.
@@ -32,6 +39,23 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def from_json(kind: type[Value], value: object) -> Value:
+    """Return JSON as a dataclass. Fields of nested dataclasses are checked too.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type. The message has the path of the first such field.
+    """
+    # pydantic applies the configuration of the tuple to the dataclasses in it, which have none of their own.
+    adapter = TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))  # type: ignore[valid-type]
+    try:
+        (found,) = adapter.validate_python((value,))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(key) for key in first["loc"][1:])
+        raise ValueError(f"{path}: {first['msg']}" if path else first["msg"]) from error
+    return found
 
 
 def flush_folder(folder: Path) -> None:
@@ -78,6 +102,8 @@ def _line(value: Mapping[str, object]) -> str:
 
 def _plain(value: object) -> object:
     """Return ``value`` in JSON types. Scalars of NumPy and torch become numbers."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

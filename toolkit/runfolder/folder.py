@@ -1,14 +1,21 @@
 """The run folder: paths, records of finished stages, and metrics of one run."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
 from toolkit.recipe import Recipe, RecipeTask, load_recipe
-from toolkit.runfolder.files import append_line, read_json, read_lines, write_json, write_lines
+from toolkit.runfolder.files import Value, append_line, from_json, read_json, read_lines, write_json, write_lines
 from toolkit.runfolder.versions import now
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+SCHEMA_VERSION = 1
+"""Version of the files of a run: run.json, results.json and the results of its stages. It changes with their fields."""
 
 TRAINING_STAGES = ("sft", "grpo")
 """Stages that train a model, in the order in which they run."""
@@ -16,10 +23,19 @@ TRAINING_STAGES = ("sft", "grpo")
 EXPORT = "export"
 """The stage that exports the model."""
 
-_RESTORE = "Restore them, or start over with --fresh (the old folder is kept under another name)."
+_RESTORE = "Restore the files, or start over with --fresh (the old folder is kept under another name)."
 
 Record = dict[str, Any]
 """Result of a stage as JSON. Paths are relative to the run folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """The content of ``done.json``."""
+
+    stage: str
+    finished: str
+    result: Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +122,56 @@ class RunFolder:
         """Return whether the stage has finished."""
         return (self.path / "stages" / stage / "done.json").is_file()
 
-    def mark_done(self, stage: str, record: Mapping[str, object]) -> None:
-        """Write the record of a stage, which marks the stage as finished."""
-        write_json(self.stage_folder(stage) / "done.json", {"stage": stage, "finished": now(), "record": record})
+    def mark_done(self, stage: str, result: "DataclassInstance | Mapping[str, object]") -> None:
+        """Write the result of a stage, which marks the stage as finished."""
+        write_json(self._done_file(stage), {"stage": stage, "finished": now(), "result": result})
+
+    def result(self, stage: str, kind: type[Value]) -> Value:
+        """Return the result of a finished stage.
+
+        Args:
+            stage: the stage.
+            kind: the dataclass of its result, such as ``EvaluationResult``.
+
+        Raises:
+            RunError: the stage has not finished, or a field of its result is missing, unknown or of another type.
+        """
+        result = self._read_done(stage).result
+        try:
+            return from_json(kind, result)
+        except ValueError as error:
+            raise self._damaged(stage, str(error)) from error
 
     def record(self, stage: str) -> Record:
-        """Return the record of a finished stage.
+        """Return the result of a finished stage as JSON.
 
         Raises:
             RunError: the stage has not finished.
         """
+        return self._read_done(stage).result
+
+    def _done_file(self, stage: str) -> Path:
+        return self.stage_folder(stage) / "done.json"
+
+    def _read_done(self, stage: str) -> _Done:
+        """Return the content of ``done.json``. Raises RunError as ``result``."""
         if not self.is_done(stage):
             rule, remedy = "the stage must have finished", "Run the recipe first."
             raise RunError("run.stage_not_finished", rule, place=self.path, value=stage, remedy=remedy)
-        record: Record = read_json(self.stage_folder(stage) / "done.json")["record"]
-        return record
+        try:
+            return from_json(_Done, read_json(self._done_file(stage)))
+        except ValueError as error:
+            raise self._damaged(stage, str(error)) from error
+
+    def _damaged(self, stage: str, problem: str) -> RunError:
+        rule = f"the result of the stage {stage} must be complete and of this version of the toolkit"
+        return RunError("run.stage_damaged", rule, place=self._done_file(stage), value=problem, remedy=_RESTORE)
 
     def finished_stages(self) -> list[str]:
         """Return the finished stages, in the order in which they finished."""
         files = sorted(self.path.glob("stages/*/done.json"), key=lambda file: file.stat().st_mtime_ns)
-        # A copied folder has new modification times, so the time in the record takes precedence.
-        return [file.parent.name for file in sorted(files, key=lambda file: str(read_json(file)["finished"]))]
+        # A copied folder has new modification times, so the time in the file takes precedence.
+        return sorted((file.parent.name for file in files), key=lambda stage: self._read_done(stage).finished)
 
     def weights_folder(self, stage: str) -> Path:
         """Return the folder of the weights of a training stage: an adapter, or the model after full fine-tuning."""
@@ -176,17 +221,59 @@ def find_run(path: Path | str) -> RunFolder:
     """Return the run in ``path`` for reading.
 
     Raises:
-        RunError: the folder is not a run.
+        RunError: the folder is not a run, or a run of another version of the toolkit.
     """
     run = RunFolder(Path(path).absolute())
-    if not _is_run(run):
+    if not is_run(run.path):
         raise RunError(
             "run.not_a_run_folder",
             "a run folder must have run.json and recipe.toml",
             place=path,
             remedy="Name a folder that `toolkit run` created, such as runs/quickstart.",
         )
+    check_schema(run)
     return run
+
+
+def check_schema(run: RunFolder) -> None:
+    """Check that the files of a run are of this version.
+
+    Raises:
+        RunError: run.json has another ``schema_version``, or cannot be read.
+    """
+    found = read_state_file(run).get("schema_version", "missing")
+    if found != SCHEMA_VERSION:
+        raise RunError(
+            "run.schema_version",
+            f"schema_version in run.json must be {SCHEMA_VERSION}, that of this version of the toolkit",
+            place=run.path,
+            value=found,
+            remedy=_reuse(run),
+        )
+
+
+def read_state_file(run: RunFolder) -> Record:
+    """Return the content of run.json, of any version.
+
+    Raises:
+        RunError: the file is not a JSON object.
+    """
+    try:
+        state = read_json(run.run_file)
+    except ValueError:
+        state = None
+    if not isinstance(state, dict):
+        raise RunError("run.state_damaged", "run.json must be valid", place=run.run_file, remedy=_RESTORE)
+    return state
+
+
+def _reuse(run: RunFolder) -> str:
+    """Return the command that starts a new run from the last trained weights of a run of another version."""
+    done = [stage for stage in TRAINING_STAGES if run.is_done(stage) and _has_weights(run.weights_folder(stage))]
+    if not done:
+        return "Start again with `toolkit run RECIPE --fresh`. The old folder is kept under another name."
+    weights = shlex.quote(f"model.adapter={run.weights_folder(done[-1])}")
+    return f"Start a new run from its weights with `toolkit run RECIPE --set run.name=NEW --set {weights}`."
 
 
 def current_weights(run: RunFolder, recipe: Recipe) -> Path | None:
@@ -207,13 +294,13 @@ def find_weights(path: Path) -> Path:
     Raises:
         RunError: ``path`` is neither a run with a finished training stage nor a folder with weights.
     """
-    if _is_run(RunFolder(path)):
-        weights = RunFolder(path).trained_weights()
+    if is_run(path):
+        weights = find_run(path).trained_weights()
         if weights is None:
             rule = "at least one training stage of the run must have finished"
             raise RunError("run.no_stage_finished", rule, place=path, remedy="Finish the run first.")
         return weights
-    if not any((path / name).is_file() for name in ("adapter_config.json", "config.json")):
+    if not _has_weights(path):
         raise RunError(
             "run.folder_without_weights",
             "the folder must be a run or have weights (run.json, adapter_config.json or config.json)",
@@ -223,6 +310,11 @@ def find_weights(path: Path) -> Path:
     return path
 
 
-def _is_run(run: RunFolder) -> bool:
-    # A folder with recipe.toml alone may belong to the user.
+def is_run(path: Path) -> bool:
+    """Return whether ``path`` is a run folder. A folder with recipe.toml alone may belong to the user."""
+    run = RunFolder(path)
     return run.run_file.is_file() and run.recipe_file.is_file()
+
+
+def _has_weights(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("adapter_config.json", "config.json"))

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -11,8 +12,8 @@ from filelock import FileLock, Timeout
 
 from toolkit.errors import RecipeError, RunError, ToolkitError, warn
 from toolkit.recipe import Recipe, changed_keys, dump_recipe
-from toolkit.runfolder.files import read_json, remove_partial_line, write_json, write_text
-from toolkit.runfolder.folder import Record, RunFolder, find_run
+from toolkit.runfolder.files import from_json, remove_partial_line, write_json, write_text
+from toolkit.runfolder.folder import SCHEMA_VERSION, RunFolder, check_schema, find_run, read_state_file
 from toolkit.runfolder.logs import logging_to
 from toolkit.runfolder.versions import installed_versions, now
 
@@ -57,8 +58,8 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
             old dry run that a new dry run replaces.
 
     Raises:
-        RunError: another process uses the folder, the recipe differs from that of the folder, the folder is not a run,
-            or a dry run would replace another run.
+        RunError: another process uses the folder, the recipe differs from that of the folder, the folder is not a run
+            or one of another version, or a dry run would replace another run.
     """
     path = recipe.run_folder.absolute()
     with _locked(path):
@@ -67,7 +68,9 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
         elif fresh and path.exists():
             path.rename(_backup_path(path))
         run = RunFolder(path)
-        if not run.run_file.is_file():
+        if run.run_file.is_file():
+            check_schema(run)  # before the recipe of another version is read
+        else:
             _check_no_other_files(path)
         path.mkdir(parents=True, exist_ok=True)
         with logging_to(run.log_file), _LogFailure():
@@ -89,24 +92,47 @@ def reopen_run(path: Path | str) -> Iterator[RunFolder]:
         yield run
 
 
-def read_state(run: RunFolder) -> Record:
+@dataclass(frozen=True, slots=True)
+class RunSession:
+    """One start of `toolkit run`: its time, and the versions of Python and the libraries."""
+
+    started: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """The content of run.json.
+
+    Attributes:
+        schema_version: ``SCHEMA_VERSION``.
+        seed: the seed of the run.
+        fingerprints: input (``data``, ``rewards``) -> digest of its content.
+        sessions: every start of `toolkit run`.
+    """
+
+    schema_version: int
+    seed: int
+    fingerprints: Mapping[str, str]
+    sessions: tuple[RunSession, ...]
+
+
+def read_state(run: RunFolder) -> RunState:
     """Return the content of run.json.
 
     Raises:
-        RunError: the file is corrupt.
+        RunError: the file is corrupt, or of another version.
     """
+    check_schema(run)
+    problem = "sessions: none"
     try:
-        state: Record = read_json(run.run_file)
-        if isinstance(state["fingerprints"], dict) and state["sessions"]:
+        state = from_json(RunState, read_state_file(run))
+        if state.sessions:
             return state
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise RunError(
-        "run.state_damaged",
-        "run.json must be valid",
-        place=run.run_file,
-        remedy=f"Restore it, or {_FRESH}.",
-    )
+    except ValueError as error:
+        problem = str(error)
+    remedy = f"Restore it, or {_FRESH}."
+    raise RunError("run.state_damaged", "run.json must be valid", place=run.run_file, value=problem, remedy=remedy)
 
 
 def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
@@ -120,7 +146,7 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
         RunError: a digest differs from that of the first session.
     """
     state = read_state(run)
-    known: dict[str, str] = state["fingerprints"]
+    known = state.fingerprints
     changed = [name for name, digest in fingerprints.items() if known.get(name, digest) != digest]
     if changed:
         raise RunError(
@@ -130,7 +156,7 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
             value=f"changed: {', '.join(changed)}",
             remedy=f"Restore them, {_FRESH}, or choose another run.name.",
         )
-    write_json(run.run_file, {**state, "fingerprints": {**known, **fingerprints}})
+    write_json(run.run_file, replace(state, fingerprints={**known, **fingerprints}))
 
 
 @contextmanager
@@ -241,16 +267,17 @@ def _begin_session(run: RunFolder, recipe: Recipe) -> None:
     removed = remove_partial_line(run.metrics_file)
     if removed:
         log.info("removed an unfinished line of %d bytes from metrics.jsonl", removed)
-    session: Record = {"started": now(), "versions": installed_versions()}
+    session = RunSession(now(), installed_versions())
     if not run.run_file.is_file():
-        write_json(run.run_file, {"seed": recipe.run.seed, "fingerprints": {}, "sessions": [session]})
+        write_json(run.run_file, RunState(SCHEMA_VERSION, recipe.run.seed, {}, (session,)))
         log.info("starting run %s in %s", run.name, run.path)
         return
     state = read_state(run)
     log.info("resuming run %s in %s", run.name, run.path)
-    _warn_changed_versions(state["sessions"][-1]["versions"], session["versions"])
-    bound = {} if _is_bound(run, recipe) else {"seed": recipe.run.seed, "fingerprints": {}}
-    write_json(run.run_file, {**state, **bound, "sessions": [*state["sessions"], session]})
+    _warn_changed_versions(state.sessions[-1].versions, session.versions)
+    if not _is_bound(run, recipe):
+        state = replace(state, seed=recipe.run.seed, fingerprints={})
+    write_json(run.run_file, replace(state, sessions=(*state.sessions, session)))
 
 
 def _warn_changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import RunError
-from toolkit.runfolder.folder import EXPORT, TRAINING_STAGES, RunFolder, find_run
+from toolkit.runfolder.folder import EXPORT, TRAINING_STAGES, RunFolder, find_run, is_run
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 """Characters that an evaluation's name must not contain."""
@@ -75,7 +75,7 @@ def locate_weights(path: Path) -> tuple[RunFolder, Path | None]:
     """
     path = path.absolute()
     for folder in (path, *path.parents):
-        if (folder / "run.json").is_file() and (folder / "recipe.toml").is_file():
+        if is_run(folder):
             return find_run(folder), None if folder == path else path
     return find_run(path), None
 

@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.exporting.serving import Serving
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
-from toolkit.runfolder import EXPORT, TRAINING_STAGES, Record, RunFolder, read_json, read_state
+from toolkit.runfolder import EXPORT, TRAINING_STAGES, Record, RunFolder, RunState, read_json, read_state
 from toolkit.runfolder.usage import ComputeRecord, Usage, read_compute
 
 
@@ -37,7 +37,7 @@ class CardFacts:
     data: Record
     results: Mapping[str, Any]
     evaluation: Record | None
-    state: Record
+    state: RunState
     compute: ComputeRecord
     trained: tuple[str, ...]
     places: tuple[Path, ...]

@@ -28,7 +28,7 @@ def data(facts: CardFacts) -> str:
     ]
     lines += [] if dropped else ["No row was dropped."]
     lines += [] if found.get("leaks") else ["No group, image or question is in two splits."]
-    lines += [f"Fingerprint of {cell(name)}: `{digest}`" for name, digest in facts.state["fingerprints"].items()]
+    lines += [f"Fingerprint of {cell(name)}: `{digest}`" for name, digest in facts.state.fingerprints.items()]
     return "\n\n".join([*parts, bullets(lines)])
 
 
@@ -64,8 +64,8 @@ def compute(facts: CardFacts) -> str:
 def versions(facts: CardFacts) -> str:
     """Return the versions of Python and libraries at the last start, and whether earlier starts differed."""
     sessions = [
-        {name: text for name, text in session["versions"].items() if name not in MACHINE}
-        for session in facts.state["sessions"]
+        {name: text for name, text in session.versions.items() if name not in MACHINE}
+        for session in facts.state.sessions
     ]
     text = ", ".join(f"{name} {version}" for name, version in sessions[-1].items())
     others = sum(session != sessions[-1] for session in sessions)
