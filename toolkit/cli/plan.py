@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from toolkit.planning import Gpu
     from toolkit.planning.disk import Disk
     from toolkit.planning.duration import Range
-    from toolkit.planning.memory.estimate import Moment
+    from toolkit.planning.memory import Moment
 
 GIB = 2**30
 SHOWN = 0.005 * GIB

@@ -17,7 +17,7 @@ from toolkit.cli.plan import (
 if TYPE_CHECKING:
     from toolkit.planning import Plan
     from toolkit.planning.duration import StageTime
-    from toolkit.planning.plan import StageMemory
+    from toolkit.planning.memory import StageMemory
     from toolkit.planning.tokens import Tokens
 
 LABELS = {
@@ -74,14 +74,13 @@ def _short_work(plan: "Plan") -> Iterator[str]:
 
 
 def _data(plan: "Plan") -> Iterator[str]:
-    data = plan.data
-    if data is None:
+    if plan.data is None:
         return
-    rows = ", ".join(f"{name} {count:,}" for name, count in data["rows"].items() if count)
-    yield f"rows: {rows}" + (" (synthetic data, generated when the run starts)" if data["practice"] else "")
-    dropped = sum(one["count"] for one in data["dropped"])
-    yield f"unusable rows: {dropped:,}, leaks: {len(data['leaks'])}"
-    yield from data["announcements"]
+    rows = ", ".join(f"{split} {count:,}" for split, count in plan.data.counts.items() if count)
+    yield f"rows: {rows}" + (" (synthetic data, generated when the run starts)" if plan.data.synthetic else "")
+    read = plan.data.data
+    yield f"unusable rows: {sum(one.count for one in read.dropped):,}, leaks: {len(read.leaks.leaks)}"
+    yield from read.announcements
 
 
 def _tokens(tokens: "Tokens") -> Iterator[str]:
@@ -109,22 +108,22 @@ def _work(plan: "Plan") -> Iterator[str]:
 
 
 def _model(plan: "Plan") -> Iterator[str]:
-    model = plan.architecture
+    model, known = plan.model, plan.model.architecture
     where = {"folder": "its folder", "cache": "the Hub cache", "shipped": "this package"}
-    if model is not None and plan.configuration is not None:
+    if known is not None and model.config is not None:
         yield (
-            f"{plan.model_name}: {model.parameters:,} parameters, {model.vision_parameters:,} of them in the vision "
-            f"tower (configuration from {where[plan.configuration]})"
+            f"{model.name}: {known.parameters:,} parameters, {known.vision_parameters:,} of them in the vision "
+            f"tower (configuration from {where[model.config.origin]})"
         )
     else:
-        yield f"{plan.model_name}: the configuration is not available"
-    if plan.trained_parameters is not None:
-        yield f"trained: {plan.trained_parameters:,} parameters, precision {plan.precision}"
-    if plan.repository is not None:
-        yield f"Unsloth loads {plan.repository.name}, which has some layers in 16 bits"
-    if plan.base is not None:
+        yield f"{model.name}: the configuration is not available"
+    if model.trained_parameters is not None:
+        yield f"trained: {model.trained_parameters:,} parameters, precision {model.precision}"
+    if model.repository is not None:
+        yield f"Unsloth loads {model.repository.name}, which has some layers in 16 bits"
+    if model.base is not None:
         state = {"folder": "in a folder", "cache": "in the Hub cache", "reachable": "will be downloaded from the Hub"}
-        yield f"weights: {state.get(plan.base.state, 'not available: ' + plan.base.reason)}"
+        yield f"weights: {state.get(model.base.state, 'not available: ' + model.base.reason)}"
 
 
 def _memory(plan: "Plan") -> Iterator[str]:
@@ -141,14 +140,14 @@ def _memory(plan: "Plan") -> Iterator[str]:
 
 
 def _gpu_sizes(one: "StageMemory") -> Iterator[str]:
-    fits = [f"{size}" for size, knobs in one.knobs.items() if knobs == ()]
+    fits = [f"{size}" for size, changes in one.changes.items() if changes == ()]
     if fits:
         yield f"fits on {', '.join(fits)} GB"
-    for size, knobs in one.knobs.items():
-        if knobs is None:
+    for size, changes in one.changes.items():
+        if changes is None:
             yield f"does not fit on {size} GB with any known setting"
-        elif knobs:
-            yield f"would fit on {size} GB with {', '.join(knobs)}"
+        elif changes:
+            yield f"would fit on {size} GB with {', '.join(changes)}"
 
 
 def _time(plan: "Plan") -> Iterator[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from toolkit.planning.imagegen import ImagegenPlan
     from toolkit.planning.imagegen.duration import StageWork
     from toolkit.planning.imagegen.plan import ImagegenStageMemory
-    from toolkit.planning.memory.estimate import Moment
+    from toolkit.planning.memory import Moment
 
 LABELS = {
     "unet": "UNet",
