@@ -1,12 +1,17 @@
 """Fixtures that all tests share."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+# At the end: without an editable installation the installed package is tested, not the checkout.
+sys.path.append(str(ROOT))
 
 if TYPE_CHECKING:
     from toolkit.models import Backend
@@ -24,7 +29,12 @@ settings.register_profile("gate", derandomize=True)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-ROOT = Path(__file__).resolve().parent.parent
+
+def pytest_report_header() -> str:
+    """Print which copy of the package is tested."""
+    import toolkit
+
+    return f"toolkit: {Path(toolkit.__file__).parent}"
 
 
 @pytest.fixture(scope="session")

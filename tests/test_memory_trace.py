@@ -17,7 +17,7 @@ from tests.fake_cuda.log import Allocation
 from tests.fake_cuda.trace import Spec, trace
 from toolkit.planning.architecture import build_architecture
 from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.prequantised import KEPT
+from toolkit.planning.model_files import UNQUANTISED_MODULES
 from toolkit.planning.stages import Setting
 from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora
@@ -161,7 +161,7 @@ def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the pretended device is compiled by gcc")
-@pytest.mark.parametrize(("backend", "kept"), [("hf", ()), ("unsloth", KEPT)])
+@pytest.mark.parametrize(("backend", "kept"), [("hf", ()), ("unsloth", UNQUANTISED_MODULES)])
 def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(backend: Any, kept: tuple[str, ...]) -> None:
     """Two layers of each stack at their real widths, with a vision tower in 4 bits on hf and in 16 on unsloth;
     tests/benchmarks/bench_memory.py has the shipped recipes.

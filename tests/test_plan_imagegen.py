@@ -18,7 +18,7 @@ from toolkit.planning.imagegen.layout import STABLE_DIFFUSION_1, STABLE_DIFFUSIO
 from toolkit.planning.imagegen.make import imagegen_memory
 from toolkit.planning.imagegen.models import KNOWN_ENCODERS, Scorer, read_encoder, scorers_of, scoring_bytes
 from toolkit.planning.imagegen.resources import ImagegenMemory, ImagegenSetting
-from toolkit.planning.memory.estimate import CONTEXT, Moment
+from toolkit.planning.memory import CONTEXT, Moment
 from toolkit.recipe.imagegen import Imagegen
 
 ROOT = Path(__file__).parents[1]

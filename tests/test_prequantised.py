@@ -13,24 +13,24 @@ from safetensors.torch import save_file
 
 from tests.helpers.footprint import shape_fields
 from tests.helpers.training import small_recipe
-from toolkit.planning import prequantised
-from toolkit.planning.architecture import build_architecture, is_kept
+from toolkit.planning import model_files
+from toolkit.planning.architecture import build_architecture, is_unquantised
 from toolkit.planning.disk import Downloads, plan_disk
-from toolkit.planning.memory.weights import weight_bytes
-from toolkit.planning.model_files import State
-from toolkit.planning.prequantised import (
+from toolkit.planning.model_files import (
     DOWNLOADS,
-    KEPT,
-    MOST_KEPT,
+    MOST_UNQUANTISED,
     REPLACED,
+    UNQUANTISED_MODULES,
     Repository,
+    State,
     find_repository,
-    fraction_kept,
-    keep_fraction,
+    leave_unquantised,
+    unquantised_fraction,
     unsloth_repositories,
 )
 from toolkit.planning.stages import Setting
 from toolkit.planning.tokens import RowSize
+from toolkit.planning.weights import weight_bytes
 from toolkit.recipe import Export, Model
 
 ROW = RowSize(1, 0, 0, 0, 0)
@@ -53,7 +53,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_name_is_replaced_unless_revision_precision_or_folder_say_otherwise(tmp_path: Path) -> None:
     found = find_repository(MEDGEMMA, no_answer)
     assert found is not None
-    assert (found.name, found.kept) == (NAME, None)
+    assert (found.name, found.unquantised) == (NAME, None)
     for changes in ({"revision": "main"}, {"precision": "8bit"}, {"precision": "16bit"}, {"name": str(tmp_path)}):
         assert find_repository(MEDGEMMA.model_copy(update=changes), no_answer) is None
     for name in ("google/medgemma-1.5-4b-it", "google/medgemma-27b-it", "tiny"):
@@ -62,14 +62,14 @@ def test_the_name_is_replaced_unless_revision_precision_or_folder_say_otherwise(
 
 @pytest.mark.usefixtures("online")
 def test_the_hub_is_queried_once_for_the_repository_that_is_loaded() -> None:
-    asked = []
+    queried = []
 
-    def ask(name: str) -> Repository:
-        asked.append(name)
+    def query(name: str) -> Repository:
+        queried.append(name)
         return Repository(name, ("lm_head",), 5_000_000_000)
 
-    found = find_repository(MEDGEMMA, ask)
-    assert asked == [NAME]
+    found = find_repository(MEDGEMMA, query)
+    assert queried == [NAME]
     assert found == Repository(NAME, ("lm_head",), 5_000_000_000)
 
 
@@ -84,11 +84,11 @@ def test_the_list_of_layers_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch
         names.append((model.name, name))
         return file if name == "config.json" else None
 
-    monkeypatch.setattr(prequantised, "cached_file", cached)
+    monkeypatch.setattr(model_files, "cached_file", cached)
     found = find_repository(MEDGEMMA)
     assert found is not None
     assert names[0] == (NAME, "config.json")
-    assert (found.kept, found.cached) == (("lm_head", "vision_tower"), False)
+    assert (found.unquantised, found.cached) == (("lm_head", "vision_tower"), False)
 
 
 def test_parameters_in_the_cache_are_not_downloaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_parameters_in_the_cache_are_not_downloaded_again(monkeypatch: pytest.Mo
     def cached(model: Model, name: str) -> Path | None:
         return tmp_path / name if model.name == NAME and (tmp_path / name).is_file() else None
 
-    monkeypatch.setattr(prequantised, "cached_file", cached)
+    monkeypatch.setattr(model_files, "cached_file", cached)
     found = find_repository(MEDGEMMA)
     assert found is not None
-    assert (found.kept, found.cached) == (None, True)
+    assert (found.unquantised, found.cached) == (None, True)
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_the_modules_that_unsloth_keeps_are_those_of_the_installed_list() -> Non
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SKIP_QUANTIZATION_MODULES"
     )
-    assert set(KEPT) <= set(listed)
+    assert set(UNQUANTISED_MODULES) <= set(listed)
 
 
 @pytest.mark.parametrize(
-    ("module", "listed", "kept"),
+    ("module", "listed", "unquantised"),
     [
         ("model.vision_tower.encoder.layers.3.mlp.fc1", "vision_tower", True),
         ("model.visual.merger.mlp.0", "merger", True),
@@ -155,8 +155,8 @@ def test_the_modules_that_unsloth_keeps_are_those_of_the_installed_list() -> Non
         ("model.language_model.layers.0.mlp.up_proj", "visual", False),
     ],
 )
-def test_a_listed_name_matches_the_module_and_all_below_it(module: str, listed: str, kept: bool) -> None:
-    assert is_kept(module, [listed]) is kept
+def test_a_listed_name_matches_the_module_and_all_below_it(module: str, listed: str, unquantised: bool) -> None:
+    assert is_unquantised(module, [listed]) is unquantised
 
 
 def test_the_counted_bytes_are_those_of_a_model_with_unquantized_listed_layers() -> None:
@@ -182,10 +182,10 @@ def test_the_counted_bytes_are_those_of_a_model_with_unquantized_listed_layers()
     assert found.parameters == build_architecture(fields).parameters
 
 
-def test_a_kept_layer_counts_in_16_bits() -> None:
+def test_an_unquantised_layer_counts_in_16_bits() -> None:
     fields = small_fields()
-    plain, kept = build_architecture(fields), build_architecture(fields, ["vision_tower"])
-    (language, tower), (same, larger) = weight_bytes(plain, BITS), weight_bytes(kept, BITS)
+    plain, partly = build_architecture(fields), build_architecture(fields, ["vision_tower"])
+    (language, tower), (same, larger) = weight_bytes(plain, BITS), weight_bytes(partly, BITS)
     assert same == language
     assert larger == 2 * plain.vision_parameters > tower
 
@@ -200,18 +200,18 @@ def test_a_kept_layer_counts_in_16_bits() -> None:
     ],
 )
 def test_without_a_list_the_count_is_the_published_size_and_at_most_the_assumed_fraction(name: str, shape: str) -> None:
-    model = build_architecture(shape_fields(shape), KEPT)
-    fraction = fraction_kept(model, DOWNLOADS[name])
-    assert 0 <= fraction <= MOST_KEPT
-    counted = sum(weight_bytes(keep_fraction(model, fraction), BITS))
+    model = build_architecture(shape_fields(shape), UNQUANTISED_MODULES)
+    fraction = unquantised_fraction(model, DOWNLOADS[name])
+    assert 0 <= fraction <= MOST_UNQUANTISED
+    counted = sum(weight_bytes(leave_unquantised(model, fraction), BITS))
     assert counted == pytest.approx(DOWNLOADS[name], rel=0.03)
     assert counted >= 0.999 * DOWNLOADS[name]
-    assert fraction_kept(model, None) == MOST_KEPT
+    assert unquantised_fraction(model, None) == MOST_UNQUANTISED
 
 
 def test_keeping_a_fraction_of_layers_changes_only_the_quantized_count() -> None:
-    model = build_architecture(shape_fields("medgemma_4b"), KEPT)
-    some = keep_fraction(model, MOST_KEPT)
+    model = build_architecture(shape_fields("medgemma_4b"), UNQUANTISED_MODULES)
+    some = leave_unquantised(model, MOST_UNQUANTISED)
     assert sum(one.weights for one in some.linears) == sum(one.weights for one in model.linears)
     assert some.quantised == pytest.approx((1 - 6 / 34) * model.quantised)
 

@@ -91,7 +91,7 @@ print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES
 # them by these names in `/kaggle/input`. Without them, a dry run uses synthetic lesions in the same layout.
 
 # %%
-os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # one of the two cards
+os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # one of the two GPUs
 INPUT = Path("/kaggle/input")
 if DRY_RUN and next(INPUT.rglob("HAM10000_metadata.csv"), None) is None:
     INPUT = Path("synthetic")

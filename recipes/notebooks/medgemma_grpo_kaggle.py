@@ -90,7 +90,7 @@ print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES
 # enough), and store it in this notebook under Add-ons, Secrets as `HF_TOKEN`. The token is never printed.
 
 # %%
-os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # one of the two cards
+os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # one of the two GPUs
 if not DRY_RUN:
     from kaggle_secrets import UserSecretsClient
 

@@ -374,7 +374,7 @@ def cap(gigabytes: float) -> int:
     import torch
 
     from toolkit.planning import described_gpu
-    from toolkit.planning.memory.estimate import CONTEXT
+    from toolkit.planning.memory import CONTEXT
 
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     most = min(total, described_gpu(gigabytes).memory - CONTEXT)

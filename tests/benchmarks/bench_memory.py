@@ -26,9 +26,8 @@ from tests.fake_cuda.trace import Spec, Traced, trace
 from tests.helpers.recipes_on_shapes import GIGABYTES, RECIPES, SHAPE_OF
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.memory import estimate
-from toolkit.planning.memory.estimate import CONTEXT
-from toolkit.planning.prequantised import KEPT
+from toolkit.planning.memory import CONTEXT, estimate
+from toolkit.planning.model_files import UNQUANTISED_MODULES
 from toolkit.planning.stages import Setting, memory_settings, planned_backend
 from toolkit.planning.tokens import longest_possible_row
 from toolkit.recipe import load_recipe
@@ -63,7 +62,7 @@ def cases(chosen: argparse.Namespace) -> Iterator[Case]:
             continue
         shape = SHAPE_OF[recipe.model.name]
         fields = json.loads((SHAPES / f"{shape}.json").read_text(encoding="utf-8"))
-        for backend, kept in (("hf", ()), ("unsloth", KEPT)):
+        for backend, kept in (("hf", ()), ("unsloth", UNQUANTISED_MODULES)):
             model = build_architecture(fields, kept)
             tokens = longest_possible_row(recipe, model)
             evaluated = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})

@@ -14,8 +14,8 @@ from transformers.quantizers.base import HfQuantizer
 from tests.fake_cuda.log import DEVICE, AllocationLog
 from toolkit.models import lora as adapter
 from toolkit.models.module_names import VISION
-from toolkit.planning.architecture import is_kept
-from toolkit.planning.prequantised import KEPT
+from toolkit.planning.architecture import is_unquantised
+from toolkit.planning.model_files import UNQUANTISED_MODULES
 from toolkit.planning.stages import Setting
 from toolkit.recipe import Lora
 
@@ -47,7 +47,7 @@ def build(fields: Mapping[str, Any], setting: Setting, log: AllocationLog) -> An
         model = AutoModelForImageTextToText.from_config(config, dtype=kind)
     model.tie_weights()
     if setting.precision == "4bit":
-        _quantise(model, kind, KEPT if setting.backend == "unsloth" else ())
+        _quantise(model, kind, UNQUANTISED_MODULES if setting.backend == "unsloth" else ())
     elif setting.precision == "8bit":
         raise NotImplementedError("8-bit products have no fake kernel in bitsandbytes")
     model.requires_grad_(False)
@@ -85,7 +85,7 @@ def tower_bytes(model: Any) -> int:
 def _quantise(model: Any, kind: torch.dtype, skipped: Sequence[str]) -> None:
     """Quantise the linear layers that transformers hands to bitsandbytes, except ``skipped`` modules."""
     kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    kept += [name for name, _ in model.named_modules() if is_kept(name, skipped)]
+    kept += [name for name, _ in model.named_modules() if is_unquantised(name, skipped)]
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
     )

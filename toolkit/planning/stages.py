@@ -136,12 +136,12 @@ def memory_settings(
     """
     tokens, evaluated = tokens or evaluated, evaluated or tokens
     tower = model.vision
-    row = prompt = asked_prompt = row_size(Length(0, 0, 0), tower)
+    row = prompt = evaluated_prompt = row_size(Length(0, 0, 0), tower)
     if tokens is not None:
         row = row_size(tokens.longest, tower, tokens.longest_sizes)
         prompt = row_size(tokens.longest_prompt, tower, tokens.longest_prompt_sizes)
     if evaluated is not None:
-        asked_prompt = row_size(evaluated.longest_prompt, tower, evaluated.longest_prompt_sizes)
+        evaluated_prompt = row_size(evaluated.longest_prompt, tower, evaluated.longest_prompt_sizes)
     found: dict[Stage, Setting] = {}
     if recipe.sft is not None:
         found["sft"] = _setting(recipe, "sft", row, bf16=bf16, rows=recipe.sft.batch_size)
@@ -160,7 +160,7 @@ def memory_settings(
         found["evaluate"] = _setting(
             recipe,
             "evaluate",
-            asked_prompt,
+            evaluated_prompt,
             bf16=bf16,
             concurrent=recipe.evaluate.batch_size,
             answer_tokens=recipe.evaluate.max_completion_tokens,
@@ -217,13 +217,13 @@ class Work:
     """Number of evaluations of the held-out split. ``answers`` is the number for all of them."""
 
 
-def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Work]:
+def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
     """Return stage (``sft``, ``grpo``, ``evaluate``) -> work, for the number of rows in each split.
 
     Optimizer steps are counted as the trainer of transformers does for SFT (the last batch of an epoch may be smaller),
     and as TRL's sampler does for GRPO (an epoch drops rows that do not fill a step).
     """
-    found = {}
+    found: dict[Stage, Work] = {}
     if recipe.sft is not None:
         passes = math.ceil(rows["train"] / recipe.sft.batch_size)
         steps = recipe.sft.max_steps or math.ceil(recipe.sft.epochs * math.ceil(passes / recipe.sft.accumulation))

@@ -10,13 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from toolkit.planning.duration import SPREAD, Arithmetic, Range, Speed, speeds
+from toolkit.planning.duration import RANGE_FACTOR, Arithmetic, Cost, Range, Speed, speeds
 from toolkit.planning.gpu import GpuFigures
 from toolkit.planning.imagegen.layout import Block, Layout, Resnet, Sampler, Transformer, Vae
 from toolkit.planning.imagegen.models import Scorer
 from toolkit.planning.imagegen.ratings import RatingsFacts
 from toolkit.planning.imagegen.resources import ImagegenSetting, kept_bytes
-from toolkit.planning.passes import Load
 from toolkit.recipe.imagegen import Imagegen
 
 FORWARD_MOVED, BACKWARD_MOVED = {2: 5.05, 4: 4.75}, {2: 7.0, 4: 6.9}
@@ -78,12 +77,12 @@ class ImagegenLoads:
     layout: Layout
     setting: ImagegenSetting
 
-    def denoise(self, images: int, *, guided: bool | None = None) -> Load:
+    def denoise(self, images: int, *, guided: bool | None = None) -> Cost:
         """Return a pass without gradients for ``images`` images, such as one step of their rollout."""
         guided = self.setting.guided if guided is None else guided
         return self._forward(images * (2 if guided else 1))
 
-    def update(self, images: int, *, guided: bool | None = None) -> Load:
+    def update(self, images: int, *, guided: bool | None = None) -> Cost:
         """Return a forward and a backward pass for ``images`` images at one denoising step each."""
         guided = self.setting.guided if guided is None else guided
         rows = images * (2 if guided else 1)
@@ -92,29 +91,29 @@ class ImagegenLoads:
         if not self.setting.checkpointing:
             return found
         blocks = len(self.layout.unet.blocks)
-        again = Load(RECOMPUTED * forward.flops, RECOMPUTED * forward.moved, RECOMPUTED_LAUNCHES * blocks)
+        again = Cost(RECOMPUTED * forward.flops, RECOMPUTED * forward.moved, RECOMPUTED_LAUNCHES * blocks)
         return found + again
 
-    def decode(self, images: int) -> Load:
+    def decode(self, images: int) -> Cost:
         """Return the VAE's decoding, image by image."""
         return self._vae(self.layout.vae.decoder) * images
 
-    def encode(self, images: int) -> Load:
+    def encode(self, images: int) -> Cost:
         """Return the VAE's encoding."""
         return self._vae(self.layout.vae.encoder) * images
 
-    def _forward(self, rows: int) -> Load:
+    def _forward(self, rows: int) -> Cost:
         products, attention = self._flops
-        return Load(
+        return Cost(
             rows * (products + attention),
             FORWARD_MOVED[self.setting.value] * rows * self._kept + self._parameters,
             FORWARD_LAUNCHES * len(self.layout.unet.blocks),
         )
 
-    def _backward(self, rows: int) -> Load:
+    def _backward(self, rows: int) -> Cost:
         """Return the load of a backward pass. Frozen parameters get no gradient: a product costs as much as forward."""
         products, attention = self._flops
-        return Load(
+        return Cost(
             rows * (products + FLASH_BACKWARD * attention),
             BACKWARD_MOVED[self.setting.value] * rows * self._kept + self._parameters,
             BACKWARD_LAUNCHES * len(self.layout.unet.blocks),
@@ -145,7 +144,7 @@ class ImagegenLoads:
                 products += _convolutions(block, positions)
         return products, attention
 
-    def _vae(self, blocks: tuple[Block, ...]) -> Load:
+    def _vae(self, blocks: tuple[Block, ...]) -> Cost:
         side, vae = self.setting.side, self.layout.vae
         flops = moved = 0.0
         for block in blocks:
@@ -153,7 +152,7 @@ class ImagegenLoads:
             flops += _convolutions(block, positions)
             width = block.inputs if isinstance(block, Resnet) else _width(block)
             moved += VAE_MOVED * self.setting.value * width * positions
-        return Load(flops + _middle_attention(vae, side), moved, VAE_LAUNCHES)
+        return Cost(flops + _middle_attention(vae, side), moved, VAE_LAUNCHES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,14 +240,14 @@ class Hours:
         }
         return self._range([], [self.scorers[name].load(count) for name, count in images.items()])
 
-    def _scoring(self, images: float, *names: str) -> list[Load]:
+    def _scoring(self, images: float, *names: str) -> list[Cost]:
         return [self.scorers[name].load(images) for name in names]
 
-    def _generate(self, images: int) -> Sequence[Load]:
+    def _generate(self, images: int) -> Sequence[Cost]:
         """Return the passes that generate ``images`` images at once."""
         return self.loads.denoise(images) * self.section.generator.steps, self.loads.decode(images)
 
-    def _range(self, passes: Sequence[Load], scoring: Sequence[Load]) -> Range:
+    def _range(self, passes: Sequence[Cost], scoring: Sequence[Cost]) -> Range:
         """Return the range of passes of the generator and of float32 passes of the scorers, which follow each other."""
         half = "bfloat16" if self.gpu.bf16 else "float16"
         own = _speeds(self.gpu, Arithmetic(half if self.loads.setting.value == 2 else "float32"))
@@ -329,7 +328,7 @@ def _width(block: Block) -> int:
 
 
 def _speeds(gpu: GpuFigures, arithmetic: Arithmetic) -> tuple[Speed, Speed]:
-    middle = speeds(gpu, arithmetic)[0].faster(1 / SPREAD)
+    middle = speeds(gpu, arithmetic)[0].faster(1 / RANGE_FACTOR)
     return middle.faster(FAST), middle.faster(SLOW)
 
 

@@ -26,7 +26,7 @@ from toolkit.planning.imagegen.models import (
 from toolkit.planning.imagegen.plan import GeneratorFacts, ImagegenPlan, ImagegenStageMemory
 from toolkit.planning.imagegen.ratings import RatingsFacts, inspect_ratings
 from toolkit.planning.imagegen.resources import ImagegenMemory, ImagegenSetting, check_imagegen_disk, plan_imagegen_disk
-from toolkit.planning.memory.estimate import Moment
+from toolkit.planning.memory import Moment
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import TINY_ENCODERS, most_clipped

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.errors import Problem, ToolkitError
+from toolkit.planning.duration import Cost
 from toolkit.planning.findings import Finding
 from toolkit.planning.imagegen.layout import KNOWN, PARTS, Layout, TextEncoder, read_layout, text_encoder_of
-from toolkit.planning.passes import Load
 from toolkit.recipe.checks import is_folder_name
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_ENCODERS, TINY_GENERATOR, scoring_batch
@@ -204,13 +204,13 @@ class Scorer:
         """FLOPs for one image."""
         return 0.0 if self.encoder is None else self.views * self.encoder.vision.flops
 
-    def load(self, images: float) -> Load:
+    def load(self, images: float) -> Cost:
         """Return the load of scoring some images."""
         if self.encoder is None:
-            return Load()
+            return Cost()
         batches = images / scoring_batch(self.encoder.vision.size)
         launches = LAUNCHES * self.encoder.vision.layers * self.views * batches
-        return Load(self.flops * images, 3.0 * self.bytes * self.views * batches, launches)
+        return Cost(self.flops * images, 3.0 * self.bytes * self.views * batches, launches)
 
 
 def scorers_of(section: Imagegen) -> Mapping[str, Scorer]:

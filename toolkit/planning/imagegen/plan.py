@@ -1,11 +1,11 @@
 """The plan of a recipe with [imagegen] as one object: what `toolkit plan --json` prints and plan.json keeps.
 
-Keys stay as they are from version to version. ``format`` is raised if one changes its meaning. Unknown
+Keys stay as they are from version to version. ``schema_version`` is increased if one changes its meaning. Unknown
 values are null, and ``unknown`` says why.
 
 ::
 
-    format          2
+    schema_version  2
     kind            "imagegen"
     run             run.name
     stages          the stages in their order
@@ -32,13 +32,13 @@ from dataclasses import asdict, dataclass, field
 
 from toolkit.planning.disk import Disk
 from toolkit.planning.duration import Range
-from toolkit.planning.findings import Finding
+from toolkit.planning.findings import Finding, WithFindings
 from toolkit.planning.gpu import Gpu
 from toolkit.planning.imagegen.duration import ASSUMPTIONS, StageWork
 from toolkit.planning.imagegen.ratings import RatingsFacts
-from toolkit.planning.memory.estimate import Moment
+from toolkit.planning.memory import Moment
 
-FORMAT = 2
+SCHEMA_VERSION = 2
 GB = 1e9
 
 
@@ -68,7 +68,7 @@ class ImagegenStageMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class ImagegenPlan:
+class ImagegenPlan(WithFindings):
     """See the module. None: not known."""
 
     run: str
@@ -86,31 +86,14 @@ class ImagegenPlan:
     disk: Disk | None = None
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    @property
-    def problems(self) -> list[Finding]:
-        """Problems that keep the run from working."""
-        return [finding for finding in self.findings if finding.problem]
-
-    @property
-    def certain(self) -> list[Finding]:
-        """Problems that are no estimates: `toolkit run` aborts for them."""
-        return [finding for finding in self.problems if finding.certain]
-
-    @property
-    def warnings(self) -> list[Finding]:
-        """Findings that the run can work with."""
-        return [finding for finding in self.findings if not finding.problem]
-
     def to_json(self) -> dict[str, object]:
         """Return the object that the module describes."""
         return {
-            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
             "kind": "imagegen",
             "run": self.run,
             "stages": list(self.stages),
-            "ok": not self.problems,
-            "problems": [one.to_json() for one in self.problems],
-            "warnings": [one.to_json() for one in self.warnings],
+            **self.findings_json(),
             "unknown": dict(self.unknown),
             "ratings": None if self.ratings is None else _ratings(self.ratings),
             "work": {name: asdict(one) for name, one in self.work.items()},

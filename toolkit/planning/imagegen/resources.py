@@ -18,7 +18,7 @@ from toolkit.planning.findings import Finding, warning
 from toolkit.planning.imagegen.layout import Layout, Resnet, Sampler, Transformer, Unet
 from toolkit.planning.imagegen.models import FLOAT, Base, Encoder, Scorer, cached
 from toolkit.planning.imagegen.ratings import RatingsFacts
-from toolkit.planning.memory.estimate import CONTEXT, Moment
+from toolkit.planning.memory import CONTEXT, Moment
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import TINY_ENCODERS

@@ -7,20 +7,22 @@ The formulas were checked with an allocation trace of the shipped recipes at the
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.memory import generation, training, weights
-from toolkit.planning.memory.weights import FLOAT
-from toolkit.planning.stages import Setting
+from toolkit.planning import activations, weights
+from toolkit.planning.architecture import FLOAT, Architecture
+from toolkit.planning.gpu import GIB, Gpu, usable_bytes
+from toolkit.planning.stages import Setting, on_gpu
 
-GIB = 2**30
+GB = 1e9
+GPU_SIZES = (8, 12, 16, 24)
+"""Nominal GB of the GPUs that every plan includes."""
 CONTEXT = int(0.6 * GIB)
 """CUDA context, kernels and workspaces of libraries. This is an assumption: 0.3 to 0.8 GiB are usual."""
 PIECES, GROWING = int(0.15 * GIB), 9 * 2**20
 """Bytes that torch's allocator holds in unusable pieces, such as half-filled segments of 2 and 20 MiB. The second
 figure is for each layer whose cache grows step by step in segments that do not expand (trace)."""
 BLOCKS, RIGID_BLOCKS = 2, 4
-"""Largest blocks of a moment that lie between others (trace: up to 1.7). The second figure is for a training pass in
-segments that do not expand (3.7)."""
+"""Largest blocks of a moment that are free between blocks in use (trace: up to 1.7). The second figure is for a
+training pass in segments that do not expand (3.7)."""
 IDLE_BLOCKS = 2.2
 """Largest blocks of the vision tower that prefill cannot reuse, in float32 (trace: up to 2.2)."""
 
@@ -93,61 +95,64 @@ def _always(model: Architecture, setting: Setting) -> dict[str, int]:
 def _training(model: Architecture, setting: Setting, always: Mapping[str, int], usable: int | None) -> list[Moment]:
     # GRPO keeps the pixel values of all completions of a step on the GPU and copies those of each micro-batch.
     rows = setting.rows + setting.concurrent
-    kept = {
+    fixed = {
         **always,
         "gradients": weights.gradient_bytes(model, setting),
-        "activations": training.kept_bytes(model, setting),
-        "inputs": generation.input_bytes(model, rows, setting),
+        "activations": activations.saved_bytes(model, setting),
+        "inputs": activations.input_bytes(model, rows, setting),
     }
     pieces = _pieces(model, setting)
-    free = None if usable is None else usable - CONTEXT - sum(kept.values())
-    logits, layer = training.logits_bytes(model, setting, free), training.layer_bytes(model, setting)
+    free = None if usable is None else usable - CONTEXT - sum(fixed.values())
+    logits, layer = activations.logits_bytes(model, setting, free), activations.layer_bytes(model, setting)
     blocks = RIGID_BLOCKS if setting.backend == "hf" else BLOCKS
-    # Slices have equal size and reuse their blocks, so only one block lies between others.
-    stray = max(blocks * training.largest_logits(model, setting), training.fused_slice_bytes(model, setting, free))
+    # Slices have equal size and reuse their blocks, so only one block is unusable.
+    stray_in_loss = max(
+        blocks * activations.largest_logits(model, setting), activations.fused_slice_bytes(model, setting, free)
+    )
+    stray_in_backward = blocks * activations.largest_inner(model, setting)
     return [
-        _moment("loss", {**kept, "logits": logits}, pieces + stray),
-        _moment("backward pass", {**kept, "layer": layer}, pieces + blocks * training.largest_inner(model, setting)),
+        _moment("loss", {**fixed, "logits": logits}, pieces + stray_in_loss),
+        _moment("backward pass", {**fixed, "layer": layer}, pieces + stray_in_backward),
     ]
 
 
 def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]) -> list[Moment]:
     """Return the moments of generation. The vision tower has finished before the first layer caches its keys."""
-    kept = {**always, "inputs": generation.input_bytes(model, setting.concurrent, setting)}
-    patches, autocast = setting.concurrent * setting.row.patches, generation.samples_under_autocast(setting)
+    fixed = {**always, "inputs": activations.input_bytes(model, setting.concurrent, setting)}
+    patches, autocast = setting.concurrent * setting.row.patches, activations.samples_under_autocast(setting)
     copies = weights.autocast_copies(model, setting) if autocast else 0
     pieces = _pieces(model, setting)
     moments = []
-    tower = generation.tower_bytes(model, setting, patches, autocast=autocast)
+    tower = activations.tower_bytes(model, setting, patches, autocast=autocast)
     if tower:
-        images = tower + generation.embedding_bytes(model, setting)
-        largest = generation.largest_in_tower(model, setting)
-        moments.append(_moment("vision tower", {**kept, "images": images}, pieces + BLOCKS * largest))
+        images = tower + activations.embedding_bytes(model, setting)
+        largest = activations.largest_in_tower(model, setting)
+        moments.append(_moment("vision tower", {**fixed, "images": images}, pieces + BLOCKS * largest))
     prefill = {
-        "kv_cache": generation.prompt_cache_bytes(model, setting),
-        "prefill": copies + generation.prefill_bytes(model, setting) + generation.features_bytes(model, setting),
+        "kv_cache": activations.prompt_cache_bytes(model, setting),
+        "prefill": copies + activations.prefill_bytes(model, setting) + activations.features_bytes(model, setting),
     }
     decoding = {
-        "kv_cache": generation.kv_cache_bytes(model, setting),
-        "decoding": copies + generation.decoding_bytes(model, setting),
-        "sampling": generation.sampling_bytes(model, setting),
+        "kv_cache": activations.kv_cache_bytes(model, setting),
+        "decoding": copies + activations.decoding_bytes(model, setting),
+        "sampling": activations.sampling_bytes(model, setting),
     }
     stray = _stray_in_prefill(model, setting, max(0, tower - prefill["kv_cache"]))
     return [
         *moments,
-        _moment("prefill", {**kept, **prefill}, pieces + stray),
-        _moment("decoding", {**kept, **decoding}, pieces + BLOCKS * decoding["decoding"]),
+        _moment("prefill", {**fixed, **prefill}, pieces + stray),
+        _moment("decoding", {**fixed, **decoding}, pieces + BLOCKS * decoding["decoding"]),
     ]
 
 
 def _stray_in_prefill(model: Architecture, setting: Setting, idle: int) -> int:
-    """Return the bytes of blocks that lie between others.
+    """Return the bytes of free blocks between blocks in use.
 
     ``idle``: bytes that the tower leaves and the cache does not use. They stay idle if their blocks are smaller than
     the tensors of prefill. In 16 bits, float32 tensors of the adapter alternate with tensors of half their size. In
     float32, all tensors have one size, and the largest blocks of the tower stay idle (trace).
     """
-    largest, of_tower = generation.largest_in_prefill(model, setting), generation.largest_in_tower(model, setting)
+    largest, of_tower = activations.largest_in_prefill(model, setting), activations.largest_in_tower(model, setting)
     if setting.stored == FLOAT:
         return largest // 2 + int(IDLE_BLOCKS * of_tower)
     return BLOCKS * largest + (idle if setting.backend == "hf" and of_tower < largest // 2 else 0)
@@ -162,14 +167,61 @@ def _pieces(model: Architecture, setting: Setting) -> int:
 def _moment(name: str, parts: Mapping[str, int], fragmentation: int) -> Moment:
     """Return a moment.
 
-    ``fragmentation``: small pieces, and blocks of the size of the largest tensor, which lie between others because
+    ``fragmentation``: small pieces, and free blocks of the size of the largest tensor between blocks in use, because
     tensors of different sizes alternate.
     """
     return Moment(name, {**parts, "fragmentation": fragmentation, "context": CONTEXT})
 
 
-Knob = tuple[str, Setting]
-"""A change to the recipe, and the resulting setting."""
+@dataclass(frozen=True, slots=True)
+class StageMemory:
+    """Memory estimate of a stage, and the changes to the recipe that make it fit. Empty: it fits. None: none is enough.
+
+    Attributes:
+        estimate: for the GPU of the plan.
+        without_bf16: for a GPU without bfloat16 (T4, V100), on which unquantized parameters are float32.
+        changes: nominal GB of a GPU -> changes.
+        precision: on a GPU. ``auto`` may be another precision on this machine.
+        changes_here: changes for the GPU of the plan.
+    """
+
+    estimate: Estimate
+    without_bf16: Estimate
+    changes: Mapping[int, tuple[str, ...] | None]
+    precision: str
+    changes_here: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the entry of plan.json."""
+        peak = self.estimate.peak
+        return {
+            "peak_gb": round(peak.total / GB, 3),
+            "reserved_gb": round(peak.reserved / GB, 3),
+            "precision": self.precision,
+            "moment": peak.name,
+            "peak_gb_without_bf16": round(self.without_bf16.peak.total / GB, 3),
+            "moments": {moment.name: dict(moment.parts) for moment in self.estimate.moments},
+            "fits": {
+                str(size): {"fits": changes == (), "changes": None if changes is None else list(changes)}
+                for size, changes in self.changes.items()
+            },
+        }
+
+
+def stage_memory(model: Architecture, setting: Setting, gpu: Gpu | None, max_side: int) -> StageMemory:
+    """Return the memory estimate of a stage for the plan's GPU, and the changes that make it fit each size of GPU."""
+    usable = None if gpu is None else gpu.memory
+    return StageMemory(
+        estimate(model, setting, usable),
+        estimate(model, on_gpu(setting, model, bf16=False), usable),
+        {size: first_fit(model, setting, usable_bytes(size), max_side) for size in GPU_SIZES},
+        setting.precision,
+        None if usable is None else first_fit(model, setting, usable, max_side),
+    )
+
+
+Change = tuple[str, Setting]
+"""A change to the recipe as text, and the resulting setting."""
 
 
 def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int) -> tuple[str, ...] | None:
@@ -187,12 +239,13 @@ def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int)
 
     if fits(setting):
         return ()
-    for text, changed in _knobs(model, setting, max_side):
-        if fits(changed):
-            return (text,)
+    for changes in _CHANGES:
+        for text, changed in changes(model, setting, max_side):
+            if fits(changed):
+                return (text,)
     texts: tuple[str, ...] = ()
-    for knob in _CHANGES:
-        for text, changed in knob(model, setting, max_side):
+    for changes in _CHANGES:
+        for text, changed in changes(model, setting, max_side):
             if estimate(model, changed, usable).peak.total < estimate(model, setting, usable).peak.total:
                 texts, setting = (*texts, text), changed
                 break
@@ -201,12 +254,7 @@ def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int)
     return None
 
 
-def _knobs(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
-    for knob in _CHANGES:
-        yield from knob(model, setting, max_side)
-
-
-def _micro_batch(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _micro_batch(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     key = "sft.batch_size" if setting.stage == "sft" else "grpo.micro_batch"
     rows = setting.rows if setting.trains else 1
     while rows > 1:
@@ -215,18 +263,18 @@ def _micro_batch(model: Architecture, setting: Setting, max_side: int) -> Iterat
         yield f"{key} = {rows}{same}", replace(setting, rows=rows)
 
 
-def _checkpointing(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _checkpointing(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     if setting.trains and not setting.checkpointing:
         yield f"{setting.stage}.gradient_checkpointing = true", replace(setting, checkpointing=True)
 
 
-def _optimizer(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _optimizer(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     if setting.trains and "8bit" not in setting.optimizer:
         name = "paged_adamw_8bit"
         yield f'{setting.stage}.optimizer = "{name}"', replace(setting, optimizer=name)
 
 
-def _evaluation_batch(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _evaluation_batch(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     if setting.stage == "evaluate":
         count = setting.concurrent
         while count > 1:
@@ -234,7 +282,7 @@ def _evaluation_batch(model: Architecture, setting: Setting, max_side: int) -> I
             yield f"evaluate.batch_size = {count}", replace(setting, concurrent=count)
 
 
-def _precision(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _precision(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     if setting.tuning == "lora" and setting.precision != "4bit":
         yield 'model.precision = "4bit"', replace(setting, precision="4bit")
     elif setting.tuning == "full":
@@ -244,7 +292,7 @@ def _precision(model: Architecture, setting: Setting, max_side: int) -> Iterator
         )
 
 
-def _image_sizes(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _image_sizes(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     """Yield smaller image sizes, below the longest side in the row, because a higher limit would change nothing."""
     tower, row = model.vision, setting.row
     if tower is None or tower.side is not None or not row.sizes:
@@ -257,13 +305,13 @@ def _image_sizes(model: Architecture, setting: Setting, max_side: int) -> Iterat
             yield f"images.max_side = {side}", replace(setting, row=smaller)
 
 
-def _answers(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _answers(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     tokens = setting.answer_tokens // 2
     if setting.stage == "grpo" and tokens >= 64:
         yield f"grpo.max_completion_tokens = {tokens}", replace(setting, answer_tokens=tokens)
 
 
-def _completions(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _completions(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     if setting.stage == "grpo":
         for part in (2, 4):
             count, rest = divmod(setting.concurrent, part)
@@ -271,12 +319,12 @@ def _completions(model: Architecture, setting: Setting, max_side: int) -> Iterat
                 yield f"grpo.prompts_per_step x grpo.generations = {count}", replace(setting, concurrent=count)
 
 
-def _rank(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _rank(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     if setting.trains and setting.tuning == "lora" and setting.r > 8:
         yield "lora.r = 8", replace(setting, r=8)
 
 
-_CHANGES: tuple[Callable[[Architecture, Setting, int], Iterator[Knob]], ...] = (
+_CHANGES: tuple[Callable[[Architecture, Setting, int], Iterator[Change]], ...] = (
     _micro_batch,
     _checkpointing,
     _evaluation_batch,

@@ -14,26 +14,25 @@ import pytest
 from tests.helpers.training import recipe_on_files
 from toolkit import tiny
 from toolkit.pipeline.plan import plan_language_model as make
-from toolkit.planning import cache as kept
-from toolkit.planning import make as making
-from toolkit.planning import tokens
+from toolkit.planning import cache, tokens
+from toolkit.planning import plan as planning
 from toolkit.planning.tokens import Tokens
 from toolkit.recipe import Recipe, SyntheticData
 from toolkit.tasks.mcq.synthetic import write_chest
 
 ROOT = Path(__file__).resolve().parent.parent
-NO_GPU = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="with a driver, torch is asked for the GPU")
+NO_GPU = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="with a driver, torch is imported to find the GPU")
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
+def xrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("xrays")
     write_chest(folder, SyntheticData(kind="chest", train=6, test=2, size=128), 3407)
     return folder
 
 
-def recipe_of(folder: Path, films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
-    return recipe_on_files(folder, films, tables, evaluate=None)  # Evaluation rows are counted separately.
+def recipe_of(folder: Path, xrays: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
+    return recipe_on_files(folder, xrays, tables, evaluate=None)  # Evaluation rows are counted separately.
 
 
 def model_at(folder: Path) -> Path:
@@ -45,7 +44,7 @@ def model_at(folder: Path) -> Path:
 def counts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the calls of the real counting functions, in order."""
     found: list[str] = []
-    for place, name in ((tokens, "_count"), (making, "build_architecture")):
+    for place, name in ((tokens, "_count"), (planning, "build_architecture")):
         real = getattr(place, name)
 
         def counted(*given: Any, name: str = name, real: Any = real) -> Any:
@@ -57,9 +56,9 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @NO_GPU
-def test_a_second_plan_imports_neither_torch_nor_transformers_and_is_equal(films: Path, tmp_path: Path) -> None:
+def test_a_second_plan_imports_neither_torch_nor_transformers_and_is_equal(xrays: Path, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
-    text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n[model]\nmax_tokens = 300\n'
+    text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{xrays}/train.json"\n[model]\nmax_tokens = 300\n'
     file.write_text(f"{text}[images]\nmax_side = 112\n[sft]\n[evaluate]\n", encoding="utf-8")
     code = (
         "import sys, toolkit.cli\n"
@@ -81,16 +80,16 @@ def test_a_second_plan_imports_neither_torch_nor_transformers_and_is_equal(films
     assert one == two
 
 
-def test_cached_counts_are_equal_to_computed_ones(films: Path, tmp_path: Path, counts: list[str]) -> None:
-    recipe = recipe_of(tmp_path, films)
+def test_cached_counts_are_equal_to_computed_ones(xrays: Path, tmp_path: Path, counts: list[str]) -> None:
+    recipe = recipe_of(tmp_path, xrays)
     first, second = make(recipe, None), make(recipe, None)
     assert counts == ["build_architecture", "_count"]
-    assert (first.tokens, first.architecture) == (second.tokens, second.architecture)
+    assert (first.tokens, first.model.architecture) == (second.tokens, second.model.architecture)
 
 
-def test_settings_that_do_not_affect_tokens_use_the_cache(films: Path, tmp_path: Path, counts: list[str]) -> None:
-    make(recipe_of(tmp_path, films), None)
-    plan = make(recipe_of(tmp_path, films, {"sft": {"batch_size": 2}, "lora": {"r": 4}}), None)
+def test_settings_that_do_not_affect_tokens_use_the_cache(xrays: Path, tmp_path: Path, counts: list[str]) -> None:
+    make(recipe_of(tmp_path, xrays), None)
+    plan = make(recipe_of(tmp_path, xrays, {"sft": {"batch_size": 2}, "lora": {"r": 4}}), None)
     assert counts == ["build_architecture", "_count"]
     assert plan.work is not None
 
@@ -99,25 +98,25 @@ def test_settings_that_do_not_affect_tokens_use_the_cache(films: Path, tmp_path:
     "tables",
     [
         {"prompt": {"instruction": "Answer with one letter and nothing else."}},
-        {"prompt": {"system": "You read films."}},
+        {"prompt": {"system": "You read X-rays."}},
         {"images": {"max_side": 64}},
         {"model": {"max_tokens": 300}},
     ],
 )
 def test_another_prompt_image_or_limit_is_counted_again(
-    tables: Mapping[str, Mapping[str, Any]], films: Path, tmp_path: Path, counts: list[str]
+    tables: Mapping[str, Mapping[str, Any]], xrays: Path, tmp_path: Path, counts: list[str]
 ) -> None:
-    make(recipe_of(tmp_path, films), None)
-    plan = make(recipe_of(tmp_path, films, tables), None)
+    make(recipe_of(tmp_path, xrays), None)
+    plan = make(recipe_of(tmp_path, xrays, tables), None)
     assert counts == ["build_architecture", "_count", "_count"]
-    kept_plan = make(recipe_of(tmp_path, films, tables), None)
-    assert (plan.tokens, counts[3:]) == (kept_plan.tokens, [])
+    cached_plan = make(recipe_of(tmp_path, xrays, tables), None)
+    assert (plan.tokens, counts[3:]) == (cached_plan.tokens, [])
 
 
-def test_another_image_in_the_same_file_is_counted_again(films: Path, tmp_path: Path, counts: list[str]) -> None:
+def test_another_image_in_the_same_file_is_counted_again(xrays: Path, tmp_path: Path, counts: list[str]) -> None:
     from PIL import Image
 
-    own = Path(shutil.copytree(films, tmp_path / "films"))
+    own = Path(shutil.copytree(xrays, tmp_path / "xrays"))
     make(recipe_of(tmp_path, own), None)
     for file in own.rglob("*.png"):
         Image.new("L", (90, 60)).save(file)
@@ -126,10 +125,10 @@ def test_another_image_in_the_same_file_is_counted_again(films: Path, tmp_path: 
 
 
 def test_another_chat_template_or_configuration_is_counted_again(
-    films: Path, tmp_path: Path, counts: list[str]
+    xrays: Path, tmp_path: Path, counts: list[str]
 ) -> None:
     model = model_at(tmp_path)
-    recipe = recipe_of(tmp_path, films, {"model": {"name": str(model)}})
+    recipe = recipe_of(tmp_path, xrays, {"model": {"name": str(model)}})
     first = make(recipe, None)
     template = model / "chat_template.jinja"
     template.write_text(template.read_text(encoding="utf-8").replace("+ (", "+ 'the ' + ("), "utf-8")
@@ -141,17 +140,17 @@ def test_another_chat_template_or_configuration_is_counted_again(
     config["text_config"]["intermediate_size"] *= 2
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     third = make(recipe, None)
-    assert first.architecture is not None
-    assert third.architecture is not None
-    assert third.architecture.parameters > first.architecture.parameters
+    assert first.model.architecture is not None
+    assert third.model.architecture is not None
+    assert third.model.architecture.parameters > first.model.architecture.parameters
     assert counts == ["build_architecture", "_count", "_count", "build_architecture", "_count"]
 
 
-def test_estimated_tokens_are_not_cached(films: Path, tmp_path: Path, counts: list[str]) -> None:
+def test_estimated_tokens_are_not_cached(xrays: Path, tmp_path: Path, counts: list[str]) -> None:
     model = model_at(tmp_path)
     for file in model.glob("*token*"):
         file.unlink()
-    recipe = recipe_of(tmp_path, films, {"model": {"name": str(model)}})
+    recipe = recipe_of(tmp_path, xrays, {"model": {"name": str(model)}})
     plan = make(recipe, None)
     assert plan.tokens is not None
     assert not plan.tokens.exact
@@ -160,15 +159,15 @@ def test_estimated_tokens_are_not_cached(films: Path, tmp_path: Path, counts: li
 
 
 def test_a_corrupt_or_read_only_cache_is_ignored(
-    films: Path, tmp_path: Path, private_cache: Path, counts: list[str], monkeypatch: pytest.MonkeyPatch
+    xrays: Path, tmp_path: Path, private_cache: Path, counts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of(tmp_path, films)
+    recipe = recipe_of(tmp_path, xrays)
     first = make(recipe, None)
     for file in (private_cache / "plans").iterdir():
         file.write_text('{"rows": "many"', encoding="utf-8")
     assert make(recipe, None).tokens == first.tokens
     assert counts == ["build_architecture", "_count"] * 2
-    monkeypatch.setattr(kept, "cache_folder", lambda: recipe_file(tmp_path))
+    monkeypatch.setattr(cache, "cache_folder", lambda: recipe_file(tmp_path))
     assert make(recipe, None).tokens == first.tokens
     assert counts == ["build_architecture", "_count"] * 3
 
@@ -184,19 +183,19 @@ def test_other_code_or_libraries_change_the_key(private_cache: Path, monkeypatch
         return Tokens(1, (), 8, exact=True)
 
     for version in ("1", "1", "2"):
-        kept._code.cache_clear()
-        monkeypatch.setattr(kept, "version", lambda library, version=version: version)
-        kept.cached_count(Tokens, ["the same"], count)
-    kept._code.cache_clear()
+        cache._code.cache_clear()
+        monkeypatch.setattr(cache, "version", lambda library, version=version: version)
+        cache.cached_count(Tokens, ["the same"], count)
+    cache._code.cache_clear()
     assert len(list((private_cache / "plans").iterdir())) == 2
-    for name in kept.CODE:
-        assert (Path(kept.__file__).parent.parent / name).is_file()
+    for name in cache.CODE:
+        assert (Path(cache.__file__).parent.parent / name).is_file()
 
 
 def test_a_name_with_a_lone_surrogate_is_not_cached(private_cache: Path) -> None:
     def count() -> Tokens:
-        return Tokens(1, (), 8, exact=True, too_long=("film \ud83d: 9",))
+        return Tokens(1, (), 8, exact=True, too_long=("X-ray \ud83d: 9",))
 
-    assert kept.cached_count(Tokens, ["\ud83d"], count) == count()
-    assert kept.cached_count(Tokens, ["\ud83d"], count) == count()
+    assert cache.cached_count(Tokens, ["\ud83d"], count) == count()
+    assert cache.cached_count(Tokens, ["\ud83d"], count) == count()
     assert not list(private_cache.rglob("*.json"))

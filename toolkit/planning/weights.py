@@ -1,31 +1,10 @@
 """Bytes of tensors that exist throughout a stage: parameters, adapter, gradients and optimizer state."""
 
-from toolkit.planning.architecture import Architecture
+from toolkit.planning.architecture import FLOAT, Architecture
 from toolkit.planning.stages import QUANTISED, Setting
 
-BLOCK, OUTER_BLOCK = 64, 256
-"""Block sizes of bitsandbytes: parameters that share a scale, and scales that share a second-level scale."""
-TABLES = 16 * 4 + 256 * 4 + 4
-"""Further bytes of a quantized matrix: both code tables in float32, and the mean of its scales."""
-FLOAT = 4
-
-
-def nf4_bytes(weights: int) -> int:
-    """Return the bytes of one matrix in nf4 with double quantization.
-
-    There are 4 bits for each parameter, 8 bits for a block of 64 parameters, a float32 for 256 blocks, and the code
-    tables (Dettmers et al. 2023, arXiv 2305.14314, 3, with the block sizes of bitsandbytes).
-    """
-    blocks = -(-weights // BLOCK)
-    return -(-weights // 2) + blocks + FLOAT * -(-blocks // OUTER_BLOCK) + TABLES
-
-
-def int8_bytes(inputs: int, outputs: int) -> int:
-    """Return the bytes of one matrix in LLM.int8: one for each parameter and a float32 for each row.
-
-    Source: Dettmers et al. 2022, arXiv 2208.07339.
-    """
-    return inputs * outputs + FLOAT * outputs
+STATE_BLOCK = 256
+"""Values of an 8-bit optimizer state that have one scale."""
 
 
 def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
@@ -37,15 +16,13 @@ def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
     """
     parts = []
     for vision, all_weights in ((False, model.parameters - model.vision_parameters), (True, model.vision_parameters)):
-        kept, packed = all_weights, 0
+        unquantised, packed = all_weights, 0
         if setting.precision in QUANTISED:
             for one in model.linears:
                 if one.quantised and one.vision == vision:
-                    kept -= one.weights
-                    four = setting.precision == "4bit"
-                    each = nf4_bytes(one.inputs * one.outputs) if four else int8_bytes(one.inputs, one.outputs)
-                    packed += one.count * each
-        parts.append(packed + kept * setting.held)
+                    unquantised -= one.weights
+                    packed += one.nf4_bytes if setting.precision == "4bit" else one.int8_bytes
+        parts.append(packed + unquantised * setting.held)
     return parts[0], parts[1]
 
 
@@ -120,7 +97,7 @@ def optimizer_bytes(model: Architecture, setting: Setting) -> int:
     """
     weights = trained_parameters(model, setting)
     if "8bit" in setting.optimizer:
-        return 2 * (weights + FLOAT * -(-weights // OUTER_BLOCK))
+        return 2 * (weights + FLOAT * -(-weights // STATE_BLOCK))
     return 2 * (setting.stored if setting.tuning == "full" else FLOAT) * weights
 
 
