@@ -61,7 +61,7 @@ def load_recipe(
     Raises:
         RecipeError: with all problems.
     """
-    settings, problems = parse_settings(overrides)
+    settings, problems = _parse_settings(overrides)
     table = _read(Path(path))
     places = Places(str(path), frozenset(keys for keys, _ in settings))
     # The task defines which of its settings are paths, and the path of a custom task must be absolute to load it.
@@ -123,7 +123,7 @@ def restore_recipe(tasks: Mapping[str, RecipeTask], task: str | None, table: Tab
     return recipe_model(tasks, task).model_validate(table)
 
 
-def parse_settings(overrides: Sequence[str]) -> tuple[list[Setting], list[Problem]]:
+def _parse_settings(overrides: Sequence[str]) -> tuple[list[Setting], list[Problem]]:
     """Return key paths with values, and a problem for each override that cannot be parsed.
 
     A value is TOML (``1e-6``, ``true``, ``["wandb"]``, ``"7"``). A bare word that is not TOML is text.
