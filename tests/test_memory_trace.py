@@ -30,13 +30,13 @@ def log(*lines: tuple[int, float]) -> list[Event]:
     return [Event(block, int(size * MIB)) for block, size in lines]
 
 
-def test_small_requests_share_a_segment_of_two_mebibytes_in_units_of_512_bytes() -> None:
+def test_small_requests_use_one_segment_of_two_mebibytes_in_units_of_512_bytes() -> None:
     events = [Event(number, 1) for number in range(4096)]
     assert replay(events) == Usage(reserved=2 * MIB, allocated=4096 * 512)
     assert replay([*events, Event(4096, 1)]).reserved == 4 * MIB
 
 
-def test_requests_of_less_than_ten_mebibytes_share_segments_of_twenty() -> None:
+def test_requests_of_less_than_ten_mebibytes_use_segments_of_twenty() -> None:
     assert replay(log((1, 9), (2, 9))) == Usage(20 * MIB, 18 * MIB)
     assert replay(log((1, 9), (2, 9), (3, 9))).reserved == 40 * MIB
     assert replay(log((1, 0.5), (2, 9))).reserved == 22 * MIB  # Small blocks have their own pool.
@@ -61,7 +61,7 @@ def test_a_remainder_of_at_most_one_mebibyte_is_not_split_off_a_large_block() ->
 
 
 def test_released_neighbours_merge() -> None:
-    """Three blocks of 6 MiB share a segment of 20. Two adjacent free blocks fit 12 MiB, two separated ones do not."""
+    """Three blocks of 6 MiB are in one segment. Two adjacent free blocks fit 12 MiB, two separated ones do not."""
     three = ((1, 6), (2, 6), (3, 6))
     assert replay(log(*three, (1, 0), (2, 0), (4, 9.5))).reserved == 20 * MIB
     assert replay(log(*three, (1, 0), (3, 0), (4, 9.5))).reserved == 40 * MIB
@@ -127,7 +127,7 @@ def decoding(steps: int, *, odd: bool = False) -> list[tuple[bool, Allocation]]:
     return logged
 
 
-def test_decode_steps_that_were_not_traced_lie_between_those_that_were() -> None:
+def test_decode_steps_that_were_not_traced_are_between_those_that_were() -> None:
     steps = grown(decoding(20), 20)
     assert [[event.size for event in step if event.size] for step in steps] == [
         [100, 1010 + 10 * n] for n in range(3, 20)

@@ -237,7 +237,8 @@ def test_rows_over_max_tokens_are_a_problem_that_names_them(xrays: Path, tmp_pat
     assert found.certain
     assert (found.place, found.details.value) == ("[model] max_tokens", 100)
     assert "24 of 24 rows" in found.details.rule
-    assert "film" in found.details.rule
+    first = next(iter(json.loads((xrays / "train.json").read_text(encoding="utf-8"))))
+    assert first in found.details.rule
 
 
 def test_a_prompt_that_leaves_too_few_tokens_for_a_completion_is_a_problem(xrays: Path, tmp_path: Path) -> None:
@@ -308,11 +309,11 @@ def test_a_gated_model_without_a_token_is_reported_with_a_remedy(
 
     request = httpx.Request("HEAD", "https://hub/config.json")
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise GatedRepoError("401", response=httpx.Response(401, request=request))
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
     plan = make(recipe_on_files(tmp_path, xrays, MEDGEMMA), A5000)
     assert plan.model.base is not None
     assert plan.model.base.state == "gated"
@@ -324,11 +325,11 @@ def test_an_unreachable_hub_is_not_a_certain_problem(
 ) -> None:
     import httpx
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise httpx.ConnectError("no route")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
     plan = make(recipe_on_files(tmp_path, xrays, MEDGEMMA), A5000)
     assert [(problem.code, problem.certain) for problem in plan.problems] == [("plan.hub_unreachable", False)]
 

@@ -90,7 +90,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe")
     parser.add_argument("--stage", choices=("sft", "grpo"))
     parser.add_argument("--dtype", choices=DTYPES)

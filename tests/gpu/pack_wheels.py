@@ -71,7 +71,7 @@ def missing(roots: Sequence[str], there: Mapping[str, str], tested: Mapping[str,
 
 def versions(lines: Iterator[str]) -> dict[str, str]:
     """Canonical name -> version, from lines such as ``name==1.0`` or ``name``; comments are left out."""
-    found = {}
+    found: dict[str, str] = {}
     for line in lines:
         name, _, version = line.partition("#")[0].strip().partition("==")
         if name:
