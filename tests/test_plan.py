@@ -495,7 +495,7 @@ def test_installed_versions_are_compared_with_tested_versions() -> None:
 def test_synthetic_data_are_planned_before_they_are_generated(tmp_path: Path) -> None:
     plan = make(small_recipe(tmp_path), None)
     assert plan.data is not None
-    assert (plan.data.synthetic, plan.data.counts["train"]) == (True, 24)
+    assert (plan.data.synthetic, plan.data.rows["train"]) == (True, 24)
     assert plan.tokens is not None
     assert not list(tmp_path.glob("runs"))
 

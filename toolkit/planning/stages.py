@@ -13,6 +13,7 @@ from toolkit.planning.tokens import RowSize, Tokens, row_size
 from toolkit.recipe import Model, Recipe
 
 Stage = Literal["sft", "grpo", "evaluate"]
+Backend = Literal["hf", "unsloth"]
 Precision = Literal["4bit", "8bit", "16bit", "32bit"]
 
 QUANTISED = ("4bit", "8bit")
@@ -42,7 +43,7 @@ class Setting:
     """Most tokens of a completion."""
     eager: bool = False
     """Eager attention, which stores its scores."""
-    backend: Literal["hf", "unsloth"] = "hf"
+    backend: Backend = "hf"
     reference: Literal["none", "adapter", "model"] = "none"
     """Reference of a KL term, if it needs GPU memory of its own."""
 
@@ -91,7 +92,7 @@ def planned_precision(model: Model, *, cuda: bool) -> Precision:
     return "4bit" if cuda and model.tuning == "lora" else "32bit"
 
 
-def planned_backend(recipe: Recipe, *, here: bool = False) -> Literal["hf", "unsloth"]:
+def planned_backend(recipe: Recipe, *, here: bool = False) -> Backend:
     """Return the backend that trains the recipe on a GPU, as ``toolkit.models.choose`` selects it.
 
     ``here``: on the GPU of this machine, where Unsloth may not be installed. On another GPU it counts as installed.
@@ -121,7 +122,7 @@ def memory_settings(
     *,
     bf16: bool,
     evaluated: Tokens | None = None,
-    backend: Literal["hf", "unsloth"] | None = None,
+    backend: Backend | None = None,
 ) -> dict[Stage, Setting]:
     """Return stage -> memory setting on a CUDA device, with the longest of the counted rows.
 
