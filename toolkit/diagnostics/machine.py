@@ -24,6 +24,22 @@ LITTLE_MEMORY = 4.0
 """GiB. torch and transformers need one, a quickstart about two."""
 TESTED_PYTHON = "3.11"
 SHARED = Path("/dev/shm")
+FULL = 1.0
+"""GiB below which training is impossible."""
+ENOUGH = 14.5
+"""GiB of a GPU with nominal 16 GB (a T4 has 14.6)."""
+FREE_FRACTION = 0.8
+"""Fraction of GPU memory that must be free. Otherwise another process uses it."""
+WAIT = 20.0
+"""Timeout of nvidia-smi in seconds. It hangs if the driver does."""
+NO_GPU = (
+    "Recipes of the tiny model run. A 4B model needs one NVIDIA GPU with 16 to 24 GB. Kaggle and Colab provide one."
+)
+NOTEBOOKS = {
+    "Kaggle": "Kaggle: restart the kernel after an installation. Only /kaggle/working is kept (20 GB)",
+    "Colab": "Colab: restart the session after an installation. Copy away the files that you want to keep",
+}
+"""Notebook service -> what its users must know."""
 
 
 def check_machine() -> Iterator[Finding]:
@@ -37,13 +53,6 @@ def check_machine() -> Iterator[Finding]:
     if sys.platform == "linux":
         yield _shared_memory()
     yield _encoding()
-
-
-NOTEBOOKS = {
-    "Kaggle": "Kaggle: restart the kernel after an installation. Only /kaggle/working is kept (20 GB)",
-    "Colab": "Colab: restart the session after an installation. Copy away the files that you want to keep",
-}
-"""Notebook service -> what its users must know."""
 
 
 def notebook() -> str | None:
@@ -81,9 +90,9 @@ def _system() -> Finding:
 
 
 def _cores() -> Finding:
-    there = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
-    text = f"{there} cores" if usable == there else f"{usable} of {there} cores"
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    text = f"{cores} cores" if usable == cores else f"{usable} of {cores} cores"
     if usable >= 2:
         return Finding("doctor.cpu", "CPU", "good", text)
     remedy = "Use at least two cores: images are read while the model computes."
@@ -149,10 +158,6 @@ def _encoding() -> Finding:
     return Finding("doctor.encoding_not_utf8", "text encoding", "warning", text, remedy)
 
 
-FULL = 1.0
-"""GiB below which training is impossible."""
-
-
 def hub_cache(environment: Mapping[str, str]) -> Path:
     """Return the cache folder of huggingface_hub, by its rules, without importing it."""
     if folder := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
@@ -200,10 +205,10 @@ def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str)
         holds: what is stored in the folder.
         other: how to select another folder.
     """
-    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
-            free = shutil.disk_usage(there).free / GIB
+        with tempfile.TemporaryFile(dir=existing):
+            free = shutil.disk_usage(existing).free / GIB
     except OSError as error:
         text = f"{folder} is not writable ({error.strerror or error})"
         return Finding("doctor.folder_not_writable", name, "problem", text, f"Make it writable, or set {other}.")
@@ -219,15 +224,6 @@ def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str)
 
 def _expanded(folder: str) -> Path:
     return Path(os.path.expanduser(os.path.expandvars(folder)))  # noqa: PTH111  # Path's own raises without a home
-
-
-ENOUGH = 14.5
-"""GiB of a GPU with nominal 16 GB (a T4 has 14.6)."""
-FREE_FRACTION = 0.8
-"""Fraction of GPU memory that must be free. Otherwise another process uses it."""
-WAIT = 20.0
-"""Seconds until nvidia-smi is given up, which hangs if the driver does."""
-NO_GPU = "Recipes of the tiny model run. A 4B model needs one NVIDIA GPU with 16 to 24 GB; Kaggle and Colab lend one."
 
 
 @dataclass(frozen=True, slots=True)
