@@ -1,15 +1,15 @@
 """Time and GPU memory of a shipped recipe's stages on a model of the real size, beside what the plan says.
 
-    python tests/benchmarks/bench_gpu.py recipes/medgemma_sft_grpo.toml --way unsloth --gigabytes 16
+    python tests/benchmarks/bench_gpu.py recipes/medgemma_sft_grpo.toml --trainer unsloth --gigabytes 16
 
 Nothing is downloaded. A configuration of toolkit/planning/shapes gets random parameters, which take the time and memory
 of trained ones. Their completions never end, so each has max_completion_tokens. The recipe's data set is replaced by
 synthetic data of the same layout, and a reward for length gives the groups a variance. Everything else is the recipe's.
 
-``--way`` is unsloth, hf, or trl: a plain script with 4-bit transformers, peft, TRL's trainers and TRL's own collator.
-Each way needs a process of its own, because Unsloth rewrites TRL. ``--gigabytes`` caps what torch may reserve to what a
-GPU of that size offers. ``--layers`` keeps the first layers of the language model. The plan's figures are then those of
-the smaller model too.
+``--trainer`` is unsloth, hf, or trl. The last is a plain script with 4-bit transformers, peft, TRL's trainers and TRL's
+own collator. Each trainer needs a process of its own, because Unsloth rewrites TRL. ``--gigabytes`` limits what torch
+may reserve to the memory of a GPU of that size. ``--layers`` keeps the first layers of the language model. The plan's
+figures are then those of the smaller model too.
 
 Each stage trains ``--steps`` optimizer steps. It stops earlier, but not before the second step, when ``--seconds`` of
 this process have passed except for the time of later stages. The file records such a stage as "stopped". A stage that
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from toolkit.models.backend import TrainingJob
     from toolkit.recipe import Recipe
 
-WAYS = ("unsloth", "hf", "trl")
+TRAINERS = ("unsloth", "hf", "trl")
 STAGES = ("grpo", "sft", "evaluate")
 RECIPE = ROOT / "recipes/medgemma_sft_grpo.toml"
 QUESTIONS, ANSWER_TOKENS = 16, 32
@@ -132,7 +132,7 @@ def measure(options: argparse.Namespace) -> Measurement:
 
     recipe = load_recipe(options.recipe, tasks=TASKS)
     shape = options.shape or SHAPE_OF[recipe.model.name]
-    facts = {"way": options.way, "recipe": options.recipe.name, "shape": shape, "smoke": options.smoke}
+    facts = {"trainer": options.trainer, "recipe": options.recipe.name, "shape": shape, "smoke": options.smoke}
     measurement = Measurement(options.out, facts | machine(options))
     measurement.write()
     with tempfile.TemporaryDirectory() as place:
@@ -145,7 +145,7 @@ def measure(options: argparse.Namespace) -> Measurement:
         measurement.facts["layers"] = layers_of(model)
         measurement.write()
         for stage in options.stages:
-            chosen = on_synthetic_data(recipe, model, folder / stage, small=False, backend=backend_of(options.way))
+            chosen = on_synthetic_data(recipe, model, folder / stage, small=False, backend=backend_of(options.trainer))
             run_stage(stage, shrink(one_stage(chosen, stage, folder / stage, options), options), measurement, options)
             release()
     return measurement
@@ -225,8 +225,8 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
             forget_peaks()
             later = len(options.stages) - options.stages.index(stage) - 1
             steps = Steps(stage, measurement, BEGUN + options.seconds - RESERVE * later)
-            result = RUN[stage, options.way == "trl"](replace(context, progress=steps))
-        if options.way != "trl" and stage != "evaluate":
+            result = RUN[stage, options.trainer == "trl"](replace(context, progress=steps))
+        if options.trainer != "trl" and stage != "evaluate":
             measurement.note(stage, record={name: result.get(name) for name in ("backend", "gpu_memory")})
         state = "done"
     except Enough:
@@ -406,8 +406,8 @@ def layers_of(model: Path) -> int:
     return int(read_json(model / "config.json")["text_config"]["num_hidden_layers"])
 
 
-def backend_of(way: str) -> str:
-    return "unsloth" if way == "unsloth" else "hf"
+def backend_of(trainer: str) -> str:
+    return "unsloth" if trainer == "unsloth" else "hf"
 
 
 def describe(error: BaseException) -> str:
@@ -424,7 +424,7 @@ def peaks() -> dict[str, float | None]:
 
 
 def allocated() -> float | None:
-    """Return the GiB of GPU memory that tensors hold now: of a stage that has not begun, what the last one kept."""
+    """Return the GiB of GPU memory that tensors use now. Before a stage, this is what the previous stage still uses."""
     import torch
 
     return round(torch.cuda.memory_allocated() / GIB, 3) if has_cuda() else None
@@ -460,7 +460,7 @@ def show(measurement: Measurement) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE)
-    parser.add_argument("--way", choices=WAYS, default="hf")
+    parser.add_argument("--trainer", choices=TRAINERS, default="hf")
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=["grpo", "sft"], help="none: write the model")
     parser.add_argument("--shape", help="a name in toolkit/planning/shapes; default: that of the recipe's model")
     parser.add_argument("--layers", type=int, help="of the language model; default: all")
@@ -473,7 +473,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="two layers and small images, on any device: does it run?")
     options = parser.parse_args(arguments)
     options.data = options.data or Path(os.environ.get("TOOLKIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
-    if options.way == "trl" and "evaluate" in options.stages:
+    if options.trainer == "trl" and "evaluate" in options.stages:
         parser.error("plain TRL has no evaluation")
     return options
 
@@ -481,7 +481,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse()
     with tempfile.TemporaryDirectory() as compiled:
-        if options.way == "unsloth":
+        if options.trainer == "unsloth":
             from toolkit.models.unsloth.start import start
 
             start(Path(compiled))

@@ -79,15 +79,15 @@ def bench(name: str, seconds: int, options: str) -> Item:
 PARTS: Mapping[str, tuple[Item, ...]] = {
     "1": (
         bench("write-medgemma", 40, f"{MEDGEMMA} --stages"),
-        bench("unsloth-16gb", 125, f"{MEDGEMMA} --way unsloth --stages grpo sft evaluate"),
-        bench("hf-16gb", 70, f"{MEDGEMMA} --way hf --stages grpo sft evaluate"),
+        bench("unsloth-16gb", 125, f"{MEDGEMMA} --trainer unsloth --stages grpo sft evaluate"),
+        bench("hf-16gb", 70, f"{MEDGEMMA} --trainer hf --stages grpo sft evaluate"),
     ),
     "2": (
         bench("write-medgemma", 35, f"{MEDGEMMA} --stages"),
-        bench("trl-16gb", 50, f"{MEDGEMMA} --way trl --stages grpo sft --steps 2"),
+        bench("trl-16gb", 50, f"{MEDGEMMA} --trainer trl --stages grpo sft --steps 2"),
         Item("pipeline", 70, tuple(PIPELINE.split())),
         bench("write-qwen3", 20, f"{QWEN} --stages"),
-        bench("unsloth-24gb", 45, f"{QWEN} --way unsloth --stages grpo --gigabytes 24 --steps 2"),
+        bench("unsloth-24gb", 45, f"{QWEN} --trainer unsloth --stages grpo --gigabytes 24 --steps 2"),
         Item("tests", 15, ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu and not slow", "tests/gpu")),
     ),
 }
