@@ -1,7 +1,6 @@
-"""The plan of a recipe: its facts, findings and imports, and the plan at the start of a run."""
+"""The plan of a recipe: its facts, findings and imports."""
 
 import json
-import logging
 import os
 import re
 import subprocess
@@ -11,78 +10,41 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 from transformers import AutoProcessor
 
 from tests.helpers.footprint import shape_fields
-from tests.helpers.problems import raises, warnings_in
+from tests.helpers.plans import codes, one_of, record_of, write_xrays
 from tests.helpers.real_processors import unpack_processors
-from tests.helpers.recipes import load_recipe, make_recipe
-from tests.helpers.training import recipe_on_files, small_recipe
-from toolkit.cli import main
+from tests.helpers.recipes import make_recipe
+from tests.helpers.training import Tables, recipe_on_files, small_recipe
 from toolkit.cli.plan import lines, short_lines
-from toolkit.errors import NOTHING, DataError, ModelError, PlanError
+from toolkit.errors import NOTHING, DataError
 from toolkit.models.chat_template import image_tokens
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.gpu_peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.plan import plan_language_model as make
-from toolkit.pipeline.plan import plan_run
 from toolkit.pipeline.stages import STAGES
-from toolkit.planning import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
-from toolkit.planning.architecture import Architecture, build_architecture
+from toolkit.planning import Gpu, described_gpu, named_gpu
+from toolkit.planning.architecture import build_architecture
 from toolkit.planning.disk import Disk, check_disk
 from toolkit.planning.gpu import COMMON, GIB
 from toolkit.planning.model_files import (
-    KNOWN,
-    UNQUANTISED_MODULES,
-    BaseWeights,
     Repository,
-    find_base,
-    find_configuration,
 )
-from toolkit.planning.stages import plan_work, planned_backend
+from toolkit.planning.stages import plan_work
 from toolkit.planning.tokens import image_token_count
-from toolkit.recipe import Model, Recipe, SyntheticData
-from toolkit.runfolder import TESTED_VERSIONS, append_line, find_run, read_json, untested_versions
-from toolkit.tasks.mcq.synthetic import write_chest
+from toolkit.runfolder import TESTED_VERSIONS, untested_versions
 
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ROOT = Path(__file__).resolve().parent.parent
 T4 = Gpu("Tesla T4", int(14.7 * GIB), bf16=False)
 A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True)
-Tables = Mapping[str, Mapping[str, Any]]
 MEDGEMMA: Tables = {"model": {"name": "google/medgemma-4b-it", "precision": "4bit", "max_tokens": 2048}}
 
 
 @pytest.fixture(scope="module")
 def xrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return synthetic X-rays as files: 24 training rows, 8 test rows."""
-    folder = tmp_path_factory.mktemp("xrays")
-    write_chest(folder, SyntheticData(kind="chest", train=24, test=8, size=128), 3407)
-    return folder
-
-
-def codes(plan: Plan) -> list[str]:
-    return [finding.code for finding in plan.findings]
-
-
-def one_of(plan: Plan, code: str) -> Finding:
-    """Return the only finding with this code."""
-    (found,) = (finding for finding in plan.findings if finding.code == code)
-    return found
-
-
-def record_of(plan: Plan) -> Any:
-    """Return the content of plan.json."""
-    return json.loads(json.dumps(plan.to_json()))
-
-
-def call(arguments: list[str]) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    assert isinstance(left.value.code, int)
-    return left.value.code
+    return write_xrays(tmp_path_factory.mktemp("xrays"))
 
 
 def test_a_plan_imports_no_training_library(xrays: Path, tmp_path: Path) -> None:
@@ -175,33 +137,6 @@ def test_a_known_model_is_planned_without_the_hub(xrays: Path, tmp_path: Path) -
     assert "checked against an allocation trace, not against a GPU" in "\n".join(lines(plan))
 
 
-def test_every_known_name_has_its_shape() -> None:
-    for name in KNOWN:
-        found = find_configuration(Model(name=name))
-        assert found is not None
-        assert found.origin in ("shipped", "cache")
-
-
-def test_the_config_in_a_model_folder_takes_precedence_over_the_shipped_one(tmp_path: Path) -> None:
-    folder = tmp_path / "google" / "medgemma-4b-it"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({**shape_fields("medgemma_4b"), "mm_tokens_per_image": 64}))
-    found = find_configuration(Model(name=str(folder)))
-    assert found is not None
-    assert (found.origin, found.fields["mm_tokens_per_image"]) == ("folder", 64)
-
-
-def test_the_config_in_the_hub_cache_takes_precedence_over_the_shipped_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cached = tmp_path / "config.json"
-    cached.write_text(json.dumps({"model_type": "gemma3"}))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(cached))
-    found = find_configuration(Model(name="google/medgemma-4b-it"))
-    assert found is not None
-    assert (found.origin, found.fields) == ("cache", {"model_type": "gemma3"})
-
-
 def test_an_unknown_model_leaves_gaps_and_no_traceback(xrays: Path, tmp_path: Path) -> None:
     plan = make(recipe_on_files(tmp_path, xrays, {"model": {"name": "someone/else"}}), A5000)
     assert (plan.model.architecture, plan.memory, plan.disk) == (None, None, None)
@@ -237,7 +172,8 @@ def test_rows_over_max_tokens_are_a_problem_that_names_them(xrays: Path, tmp_pat
     assert found.certain
     assert (found.place, found.details.value) == ("[model] max_tokens", 100)
     assert "24 of 24 rows" in found.details.rule
-    assert "film" in found.details.rule
+    first = next(iter(json.loads((xrays / "train.json").read_text(encoding="utf-8"))))
+    assert first in found.details.rule
 
 
 def test_a_prompt_that_leaves_too_few_tokens_for_a_completion_is_a_problem(xrays: Path, tmp_path: Path) -> None:
@@ -286,20 +222,6 @@ def test_missing_weights_are_a_certain_problem_offline(xrays: Path, tmp_path: Pa
     assert found.details.rule != alone.details.rule  # The rule also mentions merging.
 
 
-def test_the_hub_is_queried_once_and_never_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    queried = []
-
-    def query(model: Model) -> BaseWeights:
-        queried.append(model.name)
-        return BaseWeights("reachable")
-
-    model = Model(name="google/medgemma-4b-it")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert (find_base(model, query).state, queried) == ("offline", [])
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert (find_base(model, query).state, queried) == ("reachable", ["google/medgemma-4b-it"])
-
-
 def test_a_gated_model_without_a_token_is_reported_with_a_remedy(
     xrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,11 +230,11 @@ def test_a_gated_model_without_a_token_is_reported_with_a_remedy(
 
     request = httpx.Request("HEAD", "https://hub/config.json")
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise GatedRepoError("401", response=httpx.Response(401, request=request))
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
     plan = make(recipe_on_files(tmp_path, xrays, MEDGEMMA), A5000)
     assert plan.model.base is not None
     assert plan.model.base.state == "gated"
@@ -324,22 +246,13 @@ def test_an_unreachable_hub_is_not_a_certain_problem(
 ) -> None:
     import httpx
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise httpx.ConnectError("no route")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
     plan = make(recipe_on_files(tmp_path, xrays, MEDGEMMA), A5000)
     assert [(problem.code, problem.certain) for problem in plan.problems] == [("plan.hub_unreachable", False)]
-
-
-def test_a_folder_with_missing_shards_has_no_weights(tmp_path: Path) -> None:
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    save_file({"a": np.zeros(2)}, tmp_path / "model-1.safetensors")
-    assert find_base(Model(name=str(tmp_path))).state == "missing"
-    save_file({"b": np.zeros(2)}, tmp_path / "model-2.safetensors")
-    assert find_base(Model(name=str(tmp_path))).state == "folder"
 
 
 @pytest.fixture
@@ -397,7 +310,7 @@ def test_merged_weights_are_counted_on_the_disk(xrays: Path, tmp_path: Path) -> 
     assert plan.disk is not None
     assert plan.disk.parts["export merged"] == pytest.approx(2 * 4_300_079_472, rel=0.01)
     assert plan.model.architecture is not None
-    adapter = 4 * plan.model.architecture.adapter_parameters(4, plan_targets(), False)
+    adapter = 4 * plan.model.architecture.adapter_parameters(4, TARGETS, False)
     assert plan.disk.parts["export adapter"] == pytest.approx(adapter, abs=50e6)
 
 
@@ -424,10 +337,6 @@ def test_a_gguf_export_without_its_packages_is_a_problem(
     assert found.place == "[export] to"
     unverified = recipe_on_files(tmp_path, xrays, {"export": {"to": ["gguf"], "quant": ["f16"], "verify": 0}})
     assert "install.extra_missing" not in codes(make(unverified, None))
-
-
-def plan_targets() -> tuple[str, ...]:
-    return ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @pytest.mark.parametrize(
@@ -494,205 +403,9 @@ def test_installed_versions_are_compared_with_tested_versions() -> None:
 def test_synthetic_data_are_planned_before_they_are_generated(tmp_path: Path) -> None:
     plan = make(small_recipe(tmp_path), None)
     assert plan.data is not None
-    assert (plan.data.synthetic, plan.data.counts["train"]) == (True, 24)
+    assert (plan.data.synthetic, plan.data.rows["train"]) == (True, 24)
     assert plan.tokens is not None
     assert not list(tmp_path.glob("runs"))
-
-
-def loaded(recipe: Recipe) -> Architecture:
-    """Return the recipe's model as its backend quantizes it while loading."""
-    found = find_configuration(recipe.model)
-    assert found is not None
-    return build_architecture(found.fields, UNQUANTISED_MODULES if planned_backend(recipe) == "unsloth" else ())
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda file: file.stem)
-@pytest.mark.parametrize("backend", ["auto", "hf"])
-def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file: Path, backend: Any) -> None:
-    """The rows have model.max_tokens, and 5 % of the GPU memory must stay free on the planned backend."""
-    from toolkit.planning.memory import estimate
-    from toolkit.planning.stages import memory_settings
-    from toolkit.planning.tokens import longest_possible_row
-
-    recipe = load_recipe(file)
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
-    gpu = described_gpu(24 if file.stem.startswith("steps_") else 16)
-    model = loaded(recipe)
-    spare = 0.95 if backend == "auto" else 1.0
-    for setting in memory_settings(recipe, model, longest_possible_row(recipe, model), bf16=True).values():
-        assert estimate(model, setting, gpu.memory).peak.total < spare * gpu.memory
-
-
-def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> None:
-    """The traced figures in the table are those of tests/benchmarks/bench_memory.py."""
-    from toolkit.planning.memory import estimate
-    from toolkit.planning.stages import memory_settings
-    from toolkit.planning.tokens import longest_possible_row
-
-    text = (ROOT / "docs" / "concepts" / "plan_estimates.md").read_text(encoding="utf-8")
-    block = text.split("<!-- memory:begin -->")[1].split("<!-- memory:end -->")[0]
-    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in block.strip().splitlines()[2:]]
-    documented = {(row[0], row[1]): float(row[6]) for row in rows}
-    planned = {}
-    for file in (ROOT / "recipes").glob("*.toml"):
-        recipe = load_recipe(file)
-        if recipe.model.name == "tiny":
-            continue
-        model = loaded(recipe)
-        gpu = described_gpu(24 if file.stem.startswith("steps_") else 16)
-        for stage, setting in memory_settings(recipe, model, longest_possible_row(recipe, model), bf16=True).items():
-            if setting.trains:
-                reserved = max(one.reserved for one in estimate(model, setting, gpu.memory).moments)
-                planned[(file.stem, stage)] = round(reserved / GIB, 2)
-    assert documented == planned
-
-
-def test_the_command_prints_the_plan_and_its_exit_code_has_the_result(
-    xrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "recipe.toml"
-    head = f'[run]\nname = "one"\nfolder = "{tmp_path}/runs"\n[data]\ntask = "mcq"\ntrain = "{xrays}/train.json"\n'
-    file.write_text(f"{head}[images]\nmax_side = 112\n[grpo]\n[evaluate]\n")
-    assert call(["plan", str(file), "--set", "model.max_tokens=300"]) == 0
-    assert "[plan.training_prompt_too_long]" not in capsys.readouterr().out
-    assert call(["plan", str(file), "--set", "model.max_tokens=150"]) == 1
-    assert "[plan.training_prompt_too_long]" in capsys.readouterr().out
-    in_four_bits = ["plan", str(file), "--set", "model.max_tokens=300", "--set", "model.precision=4bit"]
-    assert call(in_four_bits) == 0
-    assert "[model.quantised_on_cpu]" in capsys.readouterr().out
-    assert call([*in_four_bits, "--json"]) == 0
-    (warned,) = json.loads(capsys.readouterr().out)["warnings"]
-    assert list(warned) == ["code", "place", "value", "rule", "remedy"]
-    assert (warned["code"], warned["value"]) == ("model.quantised_on_cpu", "'4bit'")
-    assert call([*in_four_bits, "--gpu", "16"]) == 0
-    assert "[model.quantised_on_cpu]" not in capsys.readouterr().out
-    assert call(["plan", str(file), "--set", "grpo.generations=1"]) == 2
-
-
-def test_a_run_that_cannot_work_ends_before_anything_is_written(
-    xrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "recipe.toml"
-    head = f'[run]\nname = "one"\nfolder = "{tmp_path}/runs"\n[data]\ntask = "mcq"\ntrain = "{xrays}/train.json"\n'
-    file.write_text(f"{head}[model]\nmax_tokens = 100\n[images]\nmax_side = 112\n[sft]\n")
-    assert call(["run", str(file)]) == 1
-    error = capsys.readouterr().err
-    assert "[data.row_too_long]" in error
-    assert error.endswith("[plan.run_cannot_work]\n")
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_plan_error_has_every_certain_problem_with_its_code(xrays: Path, tmp_path: Path) -> None:
-    tables: Tables = {"model": {"max_tokens": 100}, "grpo": {"prompts_per_step": 100, "max_completion_tokens": 16}}
-    recipe = recipe_on_files(tmp_path, xrays, tables)
-    expected = ["training.too_few_prompts", "data.row_too_long", "plan.training_prompt_too_long"]
-    with raises(PlanError, *expected, "plan.evaluation_prompt_too_long") as caught:
-        plan_run(recipe, fresh=False)
-    assert (caught.problem.place, caught.problem.value) == ("[grpo] prompts_per_step", 100)
-    assert caught.error.code == "plan.run_cannot_work"
-
-
-def test_an_estimate_above_the_gpu_memory_only_warns(
-    xrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("toolkit.planning.find_gpu", lambda: Gpu("a small one", GIB // 2, bf16=True))
-    with caplog.at_level(logging.INFO, "toolkit"):
-        found = plan_run(recipe_on_files(tmp_path, xrays), fresh=False)
-    assert found is not None
-    assert not found["ok"]
-    assert ("plan.gpu_memory_too_small", "memory of sft") in [(one.code, one.place) for one in warnings_in(caplog)]
-
-
-def test_unreadable_rows_do_not_stop_the_plan_of_a_run(xrays: Path, tmp_path: Path) -> None:
-    recipe = recipe_on_files(tmp_path, xrays, {"data": {"columns": {"question": "nothing"}}})
-    assert plan_run(recipe, fresh=False) is not None
-    with raises(DataError, "data.column_missing", "data.column_missing"):
-        run_recipe(recipe, STAGES)
-
-
-def test_the_plan_is_stored_and_compared_with_measured_peaks(
-    xrays: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    recipe = recipe_on_files(tmp_path, xrays).model_copy(update={"grpo": None, "evaluate": None})
-    plan = record_of(make(recipe, A5000))
-    run = run_recipe(recipe, STAGES, plan=plan).run
-    assert read_json(run.plan_file) == plan
-    expected = plan["memory"]["sft"]["reserved_gb"]
-    peaks = read_json(run.results_file)["gpu_memory"]
-    assert peaks == {"sft": {"estimated_gb": expected, "measured_gb": None}}  # torch reserved none here.
-    assert describe_peaks(peaks) == "no GPU was used"
-    with caplog.at_level(logging.INFO, "toolkit"):
-        assert plan_run(recipe, fresh=False) is None
-    assert "plan.json" in caplog.text
-
-
-def test_a_measured_peak_is_reported_with_its_estimate(xrays: Path, tmp_path: Path) -> None:
-    recipe = recipe_on_files(tmp_path, xrays).model_copy(update={"grpo": None, "evaluate": None})
-    run = run_recipe(recipe, STAGES, plan=record_of(make(recipe, A5000))).run
-    lines = [json.loads(line) for line in run.compute_file.read_text(encoding="utf-8").splitlines()]
-    (last,) = (line for line in lines if line.get("event") == "stage" and line["stage"]["name"] == "sft")
-    last["stage"]["used"]["gpu_memory"] = 7_500_000_000
-    append_line(run.compute_file, last)
-    estimated = read_json(run.plan_file)["memory"]["sft"]["reserved_gb"]
-    assert gpu_peaks(find_run(run.path)) == {"sft": {"estimated_gb": estimated, "measured_gb": 7.5}}
-    assert describe_peaks(gpu_peaks(run)) == f"sft 7.5 GB (plan: {estimated:.1f} GB)"
-
-
-def test_without_a_gpu_there_is_no_estimate(xrays: Path, tmp_path: Path) -> None:
-    recipe = recipe_on_files(tmp_path, xrays).model_copy(update={"grpo": None, "evaluate": None})
-    run = run_recipe(recipe, STAGES, plan=record_of(make(recipe, None))).run
-    assert gpu_peaks(run) == {"sft": {"estimated_gb": None, "measured_gb": None}}
-
-
-@pytest.mark.parametrize(
-    ("name", "memory"),
-    [
-        ("ham10000_grpo", 16),
-        ("ham10000_sft", 16),
-        ("medgemma_grpo", 16),
-        ("medgemma_sft_grpo", 16),
-        ("skin_stage1_sft", 16),
-        ("skin_stage2_grpo", 16),
-        ("steps_grpo", 24),
-        ("steps_sft", 24),
-        ("vqa_rad", 16),
-    ],
-)
-def test_rows_of_max_tokens_fit_the_gpu_of_each_shipped_recipe(name: str, memory: int) -> None:
-    lost = DataError("data.file_missing", "the file of rows must exist")
-    recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
-    elsewhere = named_gpu("Tesla T4")  # Unsloth counts as installed on another machine.
-    assert elsewhere is not None
-    for gpu in (described_gpu(memory), *([T4, elsewhere] if memory == 16 else [])):
-        plan = make_plan(recipe, lost, gpu, query=lambda _: BaseWeights("cache"))
-        assert plan.memory is not None
-        assert "plan.gpu_memory_too_small" not in codes(plan), gpu.name
-
-
-def test_without_rows_memory_is_estimated_for_the_longest_possible_row(tmp_path: Path) -> None:
-    lost = DataError("data.file_missing", "the file of rows must exist")
-    steps = make_plan(
-        load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, query=lambda _: BaseWeights("cache")
-    )
-    assert steps.memory is not None
-    assert not any("max_side" in str(one.changes) for one in steps.memory.values())
-    recipe = load_recipe(ROOT / "recipes" / "medgemma_sft_grpo.toml")
-    plan = make_plan(recipe, lost, A5000, query=lambda model: BaseWeights("reachable"))
-    assert plan.data is None
-    assert plan.tokens is not None
-    assert (plan.tokens.rows, plan.tokens.longest.total) == (0, recipe.model.max_tokens)
-    assert plan.tokens.longest.images == 256  # Gemma's
-    assert plan.memory is not None
-    assert {"sft", "grpo"} <= set(plan.memory)
-    assert one_of(plan, "data.file_missing").place == "[data]"
-
-
-@pytest.mark.parametrize(("text", "code"), [("{half", "model.config_not_json"), ("[]", "model.config_not_object")])
-def test_a_corrupt_configuration_is_an_error_that_names_its_file(tmp_path: Path, text: str, code: str) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with raises(ModelError, code) as caught:
-        find_configuration(Model(name=str(tmp_path)))
-    assert caught.problem.place == str(tmp_path / "config.json")
 
 
 def test_the_time_of_each_stage_is_that_of_common_gpus_or_of_the_named_one(xrays: Path, tmp_path: Path) -> None:

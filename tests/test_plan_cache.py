@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.plans import write_xrays
 from tests.helpers.training import recipe_on_files
 from toolkit import tiny
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.planning import cache, tokens
 from toolkit.planning import plan as planning
 from toolkit.planning.tokens import Tokens
-from toolkit.recipe import Recipe, SyntheticData
-from toolkit.tasks.mcq.synthetic import write_chest
+from toolkit.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="with a driver, torch is imported to find the GPU")
@@ -26,9 +26,7 @@ NO_GPU = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="with a driv
 
 @pytest.fixture(scope="module")
 def xrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("xrays")
-    write_chest(folder, SyntheticData(kind="chest", train=6, test=2, size=128), 3407)
-    return folder
+    return write_xrays(tmp_path_factory.mktemp("xrays"), train=6, test=2)
 
 
 def recipe_of(folder: Path, xrays: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:

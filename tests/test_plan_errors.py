@@ -2,14 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.plans import write_xrays
 from tests.helpers.problems import raises
-from tests.helpers.training import recipe_on_files
+from tests.helpers.training import Tables, recipe_on_files
 from toolkit import tiny
 from toolkit.cli import main
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem
@@ -19,20 +20,14 @@ from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Gpu, Plan, described_gpu
 from toolkit.planning.gpu import GIB
-from toolkit.recipe import Recipe, SyntheticData
-from toolkit.tasks.mcq.synthetic import write_chest
-
-Tables = Mapping[str, Mapping[str, Any]]
+from toolkit.recipe import Recipe
 
 A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True, here=False)
 
 
 @pytest.fixture
 def xrays(tmp_path: Path) -> Path:
-    """Return synthetic X-rays as files: 24 training rows, 8 test rows."""
-    folder = tmp_path / "xrays"
-    write_chest(folder, SyntheticData(kind="chest", train=24, test=8, size=64), 3407)
-    return folder
+    return write_xrays(tmp_path / "xrays", size=64)
 
 
 def recipe_of(xrays: Path, tables: Tables | None = None, **off: None) -> Recipe:

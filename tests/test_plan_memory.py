@@ -228,10 +228,10 @@ def test_the_kv_cache_has_as_many_bytes_as_in_transformers(name: str, tmp_path: 
         **inputs, max_new_tokens=12, min_new_tokens=12, do_sample=False, return_dict_in_generate=True
     )
     layers = output.past_key_values.layers
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    allocated = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     # The last generated token never passes through the model.
     setting = replace(GRPO, row=RowSize(90, images, 0, 1, patches), concurrent=1, answer_tokens=11)
-    assert activations.kv_cache_bytes(build_architecture(fields), setting) == held
+    assert activations.kv_cache_bytes(build_architecture(fields), setting) == allocated
 
 
 def test_gemmas_sliding_layers_cache_only_their_window() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import bitsandbytes
 import bitsandbytes.functional as quantising
@@ -59,12 +60,11 @@ def build(fields: Mapping[str, Any], setting: Setting, log: AllocationLog) -> An
         targets=list(setting.targets),
         vision=setting.lora_vision,
     )
-    BaseTunerLayer._move_adapter_to_device_of_base_layer = lambda *_, **__: None
-    apply, torch.nn.Module._apply = torch.nn.Module._apply, lambda self, fn, recurse=True: self
-    with torch.device(DEVICE):
-        model = adapter.attach(model, lora, 0)
-    torch.nn.Module._apply = apply
-    return model
+    # All tensors are created on the device, so nothing has to be moved.
+    unmoved = patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", lambda *_, **__: None)
+    unchanged = patch.object(torch.nn.Module, "_apply", lambda self, fn, recurse=True: self)
+    with unmoved, unchanged, torch.device(DEVICE):
+        return adapter.attach(model, lora, 0)
 
 
 def tower_bytes(model: Any) -> int:

@@ -76,11 +76,10 @@ def _short_work(plan: "Plan") -> Iterator[str]:
 def _data(plan: "Plan") -> Iterator[str]:
     if plan.data is None:
         return
-    rows = ", ".join(f"{split} {count:,}" for split, count in plan.data.counts.items() if count)
+    rows = ", ".join(f"{split} {count:,}" for split, count in plan.data.rows.items() if count)
     yield f"rows: {rows}" + (" (synthetic data, generated when the run starts)" if plan.data.synthetic else "")
-    read = plan.data.data
-    yield f"unusable rows: {sum(one.count for one in read.dropped):,}, leaks: {len(read.leaks.leaks)}"
-    yield from read.announcements
+    yield f"unusable rows: {sum(one.count for one in plan.data.dropped):,}, leaks: {len(plan.data.leaks)}"
+    yield from plan.data.announcements
 
 
 def _tokens(tokens: "Tokens") -> Iterator[str]:

@@ -20,10 +20,26 @@ from toolkit.diagnostics.probes import GIB, Device, Outcome, TorchFacts
 from toolkit.errors import ToolkitError
 from toolkit.runfolder.cache import cache_folder
 
-LITTLE_MEMORY = 4.0
-"""GiB. torch and transformers need one, a quickstart about two."""
+MIN_RAM_GIB = 4.0
+"""torch and transformers need 1 GiB, the quickstart about 2 GiB."""
 TESTED_PYTHON = "3.11"
 SHARED = Path("/dev/shm")
+MIN_DISK_GIB = 1.0
+"""Free disk space below which training is impossible."""
+MIN_GPU_GIB = 14.5
+"""A GPU with nominal 16 GB has more (a T4 has 14.6 GiB)."""
+FREE_FRACTION = 0.8
+"""Fraction of GPU memory that must be free. Otherwise another process uses it."""
+DRIVER_TIMEOUT = 20.0
+"""Timeout of nvidia-smi in seconds. It hangs if the driver does."""
+NO_GPU = (
+    "Recipes of the tiny model run. A 4B model needs one NVIDIA GPU with 16 to 24 GB. Kaggle and Colab provide one."
+)
+NOTEBOOKS = {
+    "Kaggle": "Kaggle: restart the kernel after an installation. Only /kaggle/working is kept (20 GB)",
+    "Colab": "Colab: restart the session after an installation. Copy away the files that you want to keep",
+}
+"""Notebook service -> what its users must know."""
 
 
 def check_machine() -> Iterator[Finding]:
@@ -37,13 +53,6 @@ def check_machine() -> Iterator[Finding]:
     if sys.platform == "linux":
         yield _shared_memory()
     yield _encoding()
-
-
-NOTEBOOKS = {
-    "Kaggle": "Kaggle: restart the kernel after an installation. Only /kaggle/working is kept (20 GB)",
-    "Colab": "Colab: restart the session after an installation. Copy away the files that you want to keep",
-}
-"""Notebook service -> what its users must know."""
 
 
 def notebook() -> str | None:
@@ -81,9 +90,9 @@ def _system() -> Finding:
 
 
 def _cores() -> Finding:
-    there = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
-    text = f"{there} cores" if usable == there else f"{usable} of {there} cores"
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    text = f"{cores} cores" if usable == cores else f"{usable} of {cores} cores"
     if usable >= 2:
         return Finding("doctor.cpu", "CPU", "good", text)
     remedy = "Use at least two cores: images are read while the model computes."
@@ -96,12 +105,12 @@ def _memory() -> Finding:
     if limit is not None and (total is None or limit < total):
         total, free = limit, limit - (used or 0) if free is None else min(free, limit - (used or 0))
     if total is None or free is None:
-        return Finding("doctor.memory_unknown", "memory", "good", "not reported by this system")
+        return Finding("doctor.memory_unknown", "RAM", "good", "not reported by this system")
     text = f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free" + (", the container's limit" if total == limit else "")
-    if free / GIB >= LITTLE_MEMORY:
-        return Finding("doctor.memory", "memory", "good", text)
-    remedy = f"End other programs. Below {LITTLE_MEMORY:.0f} GiB, the system may end a run."
-    return Finding("doctor.memory_low", "memory", "warning", text, remedy)
+    if free / GIB >= MIN_RAM_GIB:
+        return Finding("doctor.memory", "RAM", "good", text)
+    remedy = f"End other programs. Below {MIN_RAM_GIB:.0f} GiB, the system may end a run."
+    return Finding("doctor.memory_low", "RAM", "warning", text, remedy)
 
 
 def _system_memory() -> tuple[int | None, int | None]:
@@ -147,10 +156,6 @@ def _encoding() -> Finding:
         return Finding("doctor.encoding", "text encoding", "good", "UTF-8")
     text, remedy = f"{files} for files, {screen} for the screen", "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8."
     return Finding("doctor.encoding_not_utf8", "text encoding", "warning", text, remedy)
-
-
-FULL = 1.0
-"""GiB below which training is impossible."""
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:
@@ -200,15 +205,15 @@ def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str)
         holds: what is stored in the folder.
         other: how to select another folder.
     """
-    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
-            free = shutil.disk_usage(there).free / GIB
+        with tempfile.TemporaryFile(dir=existing):
+            free = shutil.disk_usage(existing).free / GIB
     except OSError as error:
         text = f"{folder} is not writable ({error.strerror or error})"
         return Finding("doctor.folder_not_writable", name, "problem", text, f"Make it writable, or set {other}.")
     text = f"{folder}, {free:,.1f} GiB free"
-    if free < FULL:
+    if free < MIN_DISK_GIB:
         remedy = f"Free disk space, or set {other}. The folder stores {holds}."
         return Finding("doctor.disk_full", name, "problem", text, remedy)
     if free < wanted:
@@ -219,15 +224,6 @@ def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str)
 
 def _expanded(folder: str) -> Path:
     return Path(os.path.expanduser(os.path.expandvars(folder)))  # noqa: PTH111  # Path's own raises without a home
-
-
-ENOUGH = 14.5
-"""GiB of a GPU with nominal 16 GB (a T4 has 14.6)."""
-FREE_FRACTION = 0.8
-"""Fraction of GPU memory that must be free. Otherwise another process uses it."""
-WAIT = 20.0
-"""Seconds until nvidia-smi is given up, which hangs if the driver does."""
-NO_GPU = "Recipes of the tiny model run. A 4B model needs one NVIDIA GPU with 16 to 24 GB; Kaggle and Colab lend one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +239,13 @@ def query_driver() -> Driver:
     """Query nvidia-smi, or read the file of the kernel module."""
     command = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=WAIT, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=DRIVER_TIMEOUT, check=False
+        )
     except FileNotFoundError:
         return Driver(_kernel_module())
     except subprocess.TimeoutExpired:
-        return Driver(_kernel_module(), problem=f"nvidia-smi did not answer within {WAIT:.0f} s")
+        return Driver(_kernel_module(), problem=f"nvidia-smi did not answer within {DRIVER_TIMEOUT:.0f} s")
     except OSError as error:
         return Driver(_kernel_module(), problem=f"nvidia-smi cannot be run: {error.strerror}")
     rows = [line.split(",", 1) for line in done.stdout.splitlines() if "," in line]
@@ -322,7 +320,7 @@ def _check_device(index: int, device: Device) -> Finding:
         remedies["doctor.gpu_no_bfloat16"] = (
             "Quantize the weights. Without bfloat16, unquantized weights are float32: slower, and twice the memory."
         )
-    if total < ENOUGH:
+    if total < MIN_GPU_GIB:
         remedies["doctor.gpu_memory_small"] = (
             "Use a smaller model, smaller images or fewer generations. A 4B model needs 16 to 24 GB."
         )

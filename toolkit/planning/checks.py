@@ -18,7 +18,7 @@ from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.planning.gpu import GIB, Gpu
 from toolkit.planning.memory import StageMemory
 from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
-from toolkit.planning.stages import Stage
+from toolkit.planning.stages import Backend, Stage
 from toolkit.planning.tokens import Rows, Tokens
 from toolkit.recipe import Model, Recipe, absent
 from toolkit.recipe.checks import is_folder_name
@@ -36,6 +36,7 @@ class Facts:
         recipe: without optional export formats that its base model does not allow.
         rows: the rows, or the error that prevents reading them.
         gpu: the GPU to plan for. None: no GPU.
+        backend: that trains.
         config: of the model.
         repository: that Unsloth loads in place of the model. None: the model itself is loaded.
         architecture: of the model.
@@ -49,6 +50,7 @@ class Facts:
     recipe: Recipe
     rows: Rows | ToolkitError
     gpu: Gpu | None
+    backend: Backend
     config: Configuration | None
     repository: Repository | None
     architecture: Architecture | None

@@ -103,7 +103,7 @@ def read_configuration(file: Path) -> Mapping[str, Any]:
 
 
 TIMEOUT = 3.0
-"""Seconds until a request to the Hub is given up."""
+"""Timeout of a request to the Hub in seconds."""
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 

@@ -35,6 +35,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from toolkit.data.loading import SampleSet
+from toolkit.data.unusable_rows import Dropped
 from toolkit.errors import ToolkitError
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.cache import cached_count
@@ -79,6 +80,27 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedData:
+    """The data of a plan: rows of each split, unusable rows by reason, leaks between splits, and announcements."""
+
+    rows: Mapping[str, int]
+    dropped: tuple[Dropped, ...]
+    leaks: tuple[str, ...]
+    announcements: tuple[str, ...]
+    synthetic: bool
+
+    def to_json(self) -> dict[str, object]:
+        """Return the entry ``data`` of plan.json."""
+        return {
+            "rows": dict(self.rows),
+            "dropped": [asdict(one) for one in self.dropped],
+            "leaks": list(self.leaks),
+            "announcements": list(self.announcements),
+            "synthetic": self.synthetic,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedModel:
     """The model of a plan. None: unknown."""
 
@@ -116,7 +138,7 @@ class Plan(WithFindings):
     model: PlannedModel
     findings: Sequence[Finding] = ()
     unknown: Mapping[str, str] = field(default_factory=dict)
-    data: Rows | None = None
+    data: PlannedData | None = None
     tokens: Tokens | None = None
     work: Mapping[Stage, Work] | None = None
     gpu: Gpu | None = None
@@ -183,7 +205,7 @@ def make_plan(
         findings=find_findings(facts, memory, disk),
         time=_stage_times(facts, settings, work, unknown),
         unknown=unknown,
-        data=rows if isinstance(rows, Rows) else None,
+        data=_planned_data(rows) if isinstance(rows, Rows) else None,
         tokens=facts.tokens,
         work=work,
         gpu=gpu,
@@ -203,16 +225,17 @@ def _collect_facts(
 ) -> Facts:
     """Return what is known about model and rows. Reasons for what is unknown are added to ``unknown``."""
     config, repository = find_configuration(recipe.model), None
-    unsloth = planned_backend(recipe, here=gpu is not None and gpu.here) == "unsloth"
-    if config is not None and unsloth:
+    backend = planned_backend(recipe, here=gpu is not None and gpu.here)
+    if config is not None and backend == "unsloth":
         repository = find_repository(recipe.model, query_repository)
-    architecture = _find_architecture(recipe, config, repository, unsloth=unsloth, unknown=unknown)
+    architecture = _find_architecture(recipe, config, repository, unsloth=backend == "unsloth", unknown=unknown)
     counted = _count_tokens(recipe, rows, architecture, unknown)
     recipe, dropped = drop_optional_formats(recipe, config)
     return Facts(
         recipe=recipe,
         rows=rows,
         gpu=gpu,
+        backend=backend,
         config=config,
         repository=repository,
         architecture=architecture,
@@ -300,14 +323,13 @@ def _attempt(what: str, find: Callable[[], Found], unknown: dict[str, str]) -> F
 def _memory_settings(facts: Facts) -> Mapping[Stage, Setting]:
     if facts.architecture is None:
         return {}
-    gpu = facts.gpu
     return memory_settings(
         facts.recipe,
         facts.architecture,
         facts.tokens,
-        bf16=gpu is None or gpu.bf16,
+        bf16=facts.gpu is None or facts.gpu.bf16,
         evaluated=facts.evaluated,
-        backend=planned_backend(facts.recipe, here=gpu is not None and gpu.here),
+        backend=facts.backend,
     )
 
 
@@ -322,6 +344,12 @@ def _disk(facts: Facts, settings: Mapping[Stage, Setting]) -> Disk | None:
     if facts.architecture is None:
         return None
     return plan_disk(facts.recipe, facts.architecture, settings, Downloads(facts.base.state, facts.repository))
+
+
+def _planned_data(rows: Rows) -> PlannedData:
+    data = rows.data
+    leaks = tuple(str(leak) for leak in data.leaks.leaks)
+    return PlannedData(rows.counts, tuple(data.dropped), leaks, tuple(data.announcements), rows.synthetic)
 
 
 def _planned_model(facts: Facts, settings: Mapping[Stage, Setting]) -> PlannedModel:

@@ -1,7 +1,7 @@
 """Tokens of a recipe's rows, counted with the model's processor, or estimated without one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,6 @@ class Rows:
     images: ImageStore
     counts: Mapping[str, int]
     synthetic: bool = False
-
-    def to_json(self) -> dict[str, object]:
-        """Return the entry ``data`` of plan.json."""
-        return {
-            "synthetic": self.synthetic,
-            "rows": dict(self.counts),
-            "dropped": [asdict(one) for one in self.data.dropped],
-            "leaks": [str(leak) for leak in self.data.leaks.leaks],
-            "announcements": list(self.data.announcements),
-        }
 
 
 @dataclass(frozen=True, slots=True)

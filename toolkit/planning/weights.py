@@ -11,7 +11,7 @@ def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
     """Return the bytes of the model without its vision tower, and of the vision tower.
 
     The linear layers that transformers passes to bitsandbytes are quantized, on the hf backend including those of the
-    vision tower. Embeddings, output head, norms, biases and convolutions take ``Setting.held`` bytes for each
+    vision tower. Embeddings, output head, norms, biases and convolutions take ``Setting.parameter`` bytes for each
     parameter.
     """
     parts = []
@@ -22,7 +22,7 @@ def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
                 if one.quantised and one.vision == vision:
                     unquantised -= one.weights
                     packed += one.nf4_bytes if setting.precision == "4bit" else one.int8_bytes
-        parts.append(packed + unquantised * setting.held)
+        parts.append(packed + unquantised * setting.parameter)
     return parts[0], parts[1]
 
 

@@ -1,4 +1,4 @@
-"""Repositories that Unsloth loads in place of a model: names, and layers in 16 bits."""
+"""Configuration and weights of a model, and the repositories that Unsloth loads in its place."""
 
 import ast
 import json
@@ -12,17 +12,23 @@ import torch
 from safetensors.torch import save_file
 
 from tests.helpers.footprint import shape_fields
+from tests.helpers.problems import raises
 from tests.helpers.training import small_recipe
+from toolkit.errors import ModelError
 from toolkit.planning import model_files
 from toolkit.planning.architecture import build_architecture, is_unquantised
 from toolkit.planning.disk import Downloads, plan_disk
 from toolkit.planning.model_files import (
     DOWNLOADS,
+    KNOWN,
     MOST_UNQUANTISED,
     REPLACED,
     UNQUANTISED_MODULES,
+    BaseWeights,
     Repository,
     State,
+    find_base,
+    find_configuration,
     find_repository,
     leave_unquantised,
     unquantised_fraction,
@@ -228,3 +234,61 @@ def meta_model(fields: dict[str, Any]) -> Any:
 
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(CONFIG_MAPPING[fields["model_type"]].from_dict(fields))
+
+
+def test_every_known_name_has_its_shape() -> None:
+    for name in KNOWN:
+        found = find_configuration(Model(name=name))
+        assert found is not None
+        assert found.origin in ("shipped", "cache")
+
+
+def test_the_config_in_a_model_folder_takes_precedence_over_the_shipped_one(tmp_path: Path) -> None:
+    folder = tmp_path / "google" / "medgemma-4b-it"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**shape_fields("medgemma_4b"), "mm_tokens_per_image": 64}))
+    found = find_configuration(Model(name=str(folder)))
+    assert found is not None
+    assert (found.origin, found.fields["mm_tokens_per_image"]) == ("folder", 64)
+
+
+def test_the_config_in_the_hub_cache_takes_precedence_over_the_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "config.json"
+    cached.write_text(json.dumps({"model_type": "gemma3"}))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(cached))
+    found = find_configuration(Model(name="google/medgemma-4b-it"))
+    assert found is not None
+    assert (found.origin, found.fields) == ("cache", {"model_type": "gemma3"})
+
+
+def test_the_hub_is_queried_once_and_never_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    queried = []
+
+    def query(model: Model) -> BaseWeights:
+        queried.append(model.name)
+        return BaseWeights("reachable")
+
+    model = Model(name="google/medgemma-4b-it")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert (find_base(model, query).state, queried) == ("offline", [])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert (find_base(model, query).state, queried) == ("reachable", ["google/medgemma-4b-it"])
+
+
+def test_a_folder_with_missing_shards_has_no_weights(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"a": torch.zeros(2)}, tmp_path / "model-1.safetensors")
+    assert find_base(Model(name=str(tmp_path))).state == "missing"
+    save_file({"b": torch.zeros(2)}, tmp_path / "model-2.safetensors")
+    assert find_base(Model(name=str(tmp_path))).state == "folder"
+
+
+@pytest.mark.parametrize(("text", "code"), [("{half", "model.config_not_json"), ("[]", "model.config_not_object")])
+def test_a_corrupt_configuration_is_an_error_that_names_its_file(tmp_path: Path, text: str, code: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with raises(ModelError, code) as caught:
+        find_configuration(Model(name=str(tmp_path)))
+    assert caught.problem.place == str(tmp_path / "config.json")
