@@ -15,7 +15,7 @@ from toolkit.errors import MissingExtraError, RunError
 from toolkit.imagegen.seeds import imagegen_of
 from toolkit.recipe import Recipe, Run
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.runfolder import Progress, RunFolder, StopRequest, no_progress, read_json
+from toolkit.runfolder import Progress, RunFolder, StopRequest, no_progress, read_state
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _open_wandb(run: RunFolder) -> tuple[Log, Callable[[], None]]:
 
 def _run_id(run: RunFolder) -> str:
     """Return one id per run, so that a resumed run continues its curves and a fresh one of its name does not."""
-    began = read_json(run.run_file)["sessions"][0]["started"]
+    began = read_state(run).sessions[0].started
     return hashlib.sha256(f"{run.name}/{began}".encode()).hexdigest()[:16]
 
 

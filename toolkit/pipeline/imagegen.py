@@ -16,7 +16,7 @@ from toolkit.runfolder import (
     StopRequest,
     format_duration,
     no_progress,
-    read_json,
+    read_state,
     start_run,
     world_size,
     write_json,
@@ -93,13 +93,14 @@ def write_imagegen_results(run: RunFolder, recipe: Recipe) -> "ImagegenResult":
     from toolkit.imagegen.settings import bootstrap_of
 
     result = read_result(run, bootstrap_of(recipe))
-    state = {key: value for key, value in read_json(run.run_file).items() if key in ("seed", "fingerprints")}
+    state = read_state(run)
     write_json(
         run.results_file,
         {
             "schema_version": SCHEMA_VERSION,
-            "run": run.name,
-            **state,
+            "name": run.name,
+            "seed": state.seed,
+            "fingerprints": state.fingerprints,
             "imagegen": result,
             "compute": summarise_compute(run.compute_file),
             "gpu_memory": gpu_peaks(run),
