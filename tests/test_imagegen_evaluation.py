@@ -24,7 +24,7 @@ from toolkit.imagegen.scorers.fitting import FitSettings
 from toolkit.imagegen.scorers.heads import Scored
 from toolkit.imagegen.scorers.metrics import evaluate_policy, evaluate_selector, selector_threshold
 from toolkit.imagegen.scorers.policy import MismatchPool, Policy, PolicySettings, start_policy_fitting
-from toolkit.imagegen.scorers.reward import RewardSettings, ThresholdSettings, passes, require_reached, rewards
+from toolkit.imagegen.scorers.reward import RewardSettings, ThresholdSettings, passes, rewards
 from toolkit.imagegen.scorers.selector import Selector, SelectorSettings, check_independent, start_fitting
 from toolkit.imagegen.scorers.text_tower import TextSettings, vocabulary_of
 from toolkit.imagegen.scorers.vision_tower import TowerSettings
@@ -65,10 +65,7 @@ def fitted() -> Fitted:
     fit_extractor(extractor, images[real], prompts)
     groups = [str(index) for index in range(len(prompts))]
     reference = make_reference(extractor, images[real], prompts, groups, SETTINGS)
-    thresholds = [
-        require_reached(selector_threshold(each, rated(96, 4), 2, ThresholdSettings(0.7))).value
-        for each in (judge, selector)
-    ]
+    thresholds = [selector_threshold(each, rated(96, 4), 2, ThresholdSettings(0.7)).value for each in (judge, selector)]
     return Fitted(Scorers(judge, thresholds[0], selector, thresholds[1], policy), extractor, reference)
 
 

@@ -25,7 +25,7 @@ from toolkit.errors import DataError, MissingExtraError, ModelError, TrainingErr
 from toolkit.imagegen.checkpoints import ScorerCheckpoint, load_tensors, save_tensors
 from toolkit.imagegen.scorers import vision_tower
 from toolkit.imagegen.scorers.fitting import FitSettings, RatedImages, as_floats, on_device, trained_state
-from toolkit.imagegen.scorers.heads import HeadSettings, head_weights, lower_bound
+from toolkit.imagegen.scorers.heads import HeadSettings, corn_exceedance, head_weights, lower_bound
 from toolkit.imagegen.scorers.selector import Selector, SelectorSettings, start_fitting
 from toolkit.imagegen.scorers.vision_tower import FrozenBackbones, Tower, TowerSettings, all_features, build_tower
 from toolkit.recipe.imagegen_sections import scoring_batch
@@ -59,7 +59,7 @@ def fitted() -> Selector:
 def pixel_gradients(selector: Selector, images: Tensor) -> Tensor:
     """Gradient of each image's score at its own pixels."""
     pixels = images.clone().requires_grad_()
-    selector.head_scores(pixels).mean(dim=0).sum().backward()
+    corn_exceedance(selector(pixels)).mean(dim=-1).mean(dim=0).sum().backward()
     assert pixels.grad is not None
     return pixels.grad
 
@@ -401,7 +401,7 @@ def test_a_level_without_a_row_is_an_error() -> None:
 def test_heads_differ_and_the_lower_bound_is_one_deviation_below_the_mean(fitted: Selector) -> None:
     images = drawn(50, 4)[0]
     with torch.no_grad():
-        scores_HN = fitted.head_scores(images)
+        scores_HN = corn_exceedance(fitted(images)).mean(dim=-1)
     assert scores_HN.shape == (3, 50)
     assert min((scores_HN[a] - scores_HN[b]).abs().mean() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
     scored = fitted.score(images)

@@ -139,7 +139,7 @@ def push_lora(run_folder: Path, repo: str, method: str | None, *, public: bool, 
 
     with show_progress():
         from toolkit.exporting.push import Push
-        from toolkit.pipeline.imagegen_push import push_generator
+        from toolkit.pipeline.imagegen import push_generator
 
         pushed = push_generator(run_folder, Push(repo, public, force), method)
     print(f"LoRA of {pushed.method}, licence {pushed.licence}\npushed: {pushed.url}")

@@ -22,6 +22,7 @@ from toolkit.imagegen.generators.sampling import generate
 from toolkit.imagegen.lora_card import read_lora_record
 from toolkit.imagegen.ratings.load import load_ratings
 from toolkit.imagegen.ratings.prepare import SYNTHETIC_FOLDER
+from toolkit.imagegen.ratings.sheet import check_folder
 from toolkit.imagegen.ratings.synthetic import RATINGS_FILE
 from toolkit.imagegen.results import BASE, arm_figures
 from toolkit.imagegen.scorers.fitting import load_trained_state
@@ -289,21 +290,6 @@ def write_images(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return tuple(files)
-
-
-def check_folder(folder: Path) -> None:
-    """Check that nothing would be overwritten.
-
-    Raises:
-        DataError: the folder has files, or is a file.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(
-            "imagegen.folder_not_empty",
-            "the folder must be absent or empty",
-            place=folder,
-            remedy="Choose another folder.",
-        )
 
 
 def to_pixels(images_NCHW: Tensor) -> NDArray[np.uint8]:

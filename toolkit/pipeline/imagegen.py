@@ -1,8 +1,10 @@
-"""A recipe with [imagegen]: its stages in order with resume, and results.json."""
+"""A recipe with [imagegen]: its stages in order with resume, results.json, and the push of a LoRA to the Hub."""
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
@@ -23,10 +25,20 @@ from toolkit.runfolder import (
 )
 from toolkit.runfolder.usage import recording, summarise_compute
 
-if TYPE_CHECKING:  # imagegen imports torch
+if TYPE_CHECKING:  # they import torch
+    from toolkit.exporting.push import Push
     from toolkit.imagegen.results import ImagegenResult
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PushedLora:
+    """Whose LoRA was pushed, its licence, and the address of the commit."""
+
+    method: str
+    licence: str
+    url: str
 
 
 def run_imagegen(
@@ -74,6 +86,37 @@ def run_imagegen(
                 write_imagegen_results(run, recipe)
                 log.info("%s is finished (%s)", name, format_duration(time.monotonic() - started))
         return run, write_imagegen_results(run, recipe)
+
+
+def push_generator(path: Path, push: "Push", method: str | None = None) -> PushedLora:
+    """Push the LoRA of a finished run. It is private unless the push says otherwise.
+
+    Args:
+        path: the run folder.
+        push: where to, and how.
+        method: sft or ddpo. None: the one with the highest judge score.
+
+    Raises:
+        ModelError: the generator is no Stable Diffusion model, or a file is missing, changed or unknown.
+        RunError: the method has not finished, or the Hub refuses.
+        RecipeError: the run is one of a vision-language model.
+    """
+    from toolkit.exporting.push import check_push, upload
+
+    check_push(push)
+    from toolkit.imagegen.generate import open_finished
+    from toolkit.imagegen.lora_card import check_lora_folder, required_licence
+    from toolkit.imagegen.results import BASE
+
+    finished = open_finished(path, "toolkit export --push")
+    if method == BASE:
+        rule, remedy = "the method must have a LoRA", "Choose --method sft or ddpo."
+        raise RunError("imagegen.base_not_pushable", rule, place="--method", value=method, remedy=remedy)
+    chosen = finished.best_method() if method is None else finished.require(method)
+    folder = check_lora_folder(finished.run, finished.section, chosen)
+    licence = required_licence(finished.section)
+    url = upload(folder, f"LoRA of {chosen}, with its model card and licence", push)
+    return PushedLora(chosen, "" if licence is None else licence.name, url)
 
 
 def _require_one_process() -> None:

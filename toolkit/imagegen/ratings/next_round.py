@@ -13,7 +13,7 @@ from typing import Any
 from toolkit.data import row_cache
 from toolkit.data.sources import EmbeddedImageStore, find_source, stream_source
 from toolkit.errors import DataError, ToolkitError
-from toolkit.imagegen.generate import FinishedRun, check_folder, load_base, prompts_by_modality, to_pixels, use_method
+from toolkit.imagegen.generate import FinishedRun, load_base, prompts_by_modality, to_pixels, use_method
 from toolkit.imagegen.generators.ddim import make_schedule
 from toolkit.imagegen.generators.generator import Generator
 from toolkit.imagegen.generators.sampling import generate

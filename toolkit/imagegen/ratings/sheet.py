@@ -172,6 +172,21 @@ def write_sheet(
     return Sheet(sheet.id, tuple(folder / page.name for page in sheet.pages), sheet.key)
 
 
+def check_folder(folder: Path) -> None:
+    """Check that nothing would be overwritten.
+
+    Raises:
+        DataError: the folder has files, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            "imagegen.folder_not_empty",
+            "the folder must be absent or empty",
+            place=folder,
+            remedy="Choose another folder.",
+        )
+
+
 def read_key(file: Path) -> SheetKey:
     """Read a key file.
 
@@ -246,13 +261,7 @@ def page_orders(count: int, options: SheetOptions) -> tuple[tuple[int, ...], ...
 
 
 def _check_paths(folder: Path, key_file: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(
-            "imagegen.folder_not_empty",
-            "the sheet's folder must be absent or empty",
-            place=folder,
-            remedy="Choose another folder.",
-        )
+    check_folder(folder)
     if key_file.exists():
         raise DataError(
             "imagegen.sheet_key_exists",

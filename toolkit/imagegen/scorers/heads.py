@@ -132,11 +132,6 @@ def corn_exceedance(logits_NK: Tensor) -> Tensor:
     return torch.sigmoid(logits_NK).cumprod(dim=-1)
 
 
-def corn_score(logits_NK: Tensor) -> Tensor:
-    """Return the expected rank divided by the highest rank, in [0, 1]: the mean of the exceedance probabilities."""
-    return corn_exceedance(logits_NK).mean(dim=-1)
-
-
 def _check_corn(logits_NK: Tensor, levels_N: Tensor, weights_N: Tensor) -> None:
     n, n_logits = logits_NK.shape
     if not n or not n_logits:

@@ -118,22 +118,5 @@ def choose_threshold(
     )
 
 
-def require_reached(threshold: Threshold) -> Threshold:
-    """Return the threshold.
-
-    Raises:
-        TrainingError: It does not reach its target precision.
-    """
-    if not threshold.reached:
-        raise TrainingError(
-            "imagegen.target_precision_not_reached",
-            f"the threshold must reach the target precision of {threshold.target:g} on validation data",
-            place="selector threshold",
-            value=f"at most {threshold.precision} at {threshold.value:.3f}, {threshold.base_rate} without a threshold",
-            remedy="Lower the target, rate more images, or use a stronger encoder.",
-        )
-    return threshold
-
-
 def _used(scored: Scored, settings: RewardSettings) -> Tensor:
     return scored.lower_N if settings.lower_bound else scored.scores_N

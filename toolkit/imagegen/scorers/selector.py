@@ -71,10 +71,6 @@ class Selector(nn.Module):
         logits_HNK: Tensor = self.heads(self.standardise(features_NF))
         return logits_HNK
 
-    def head_scores(self, images_NCHW: Tensor) -> Tensor:
-        """Return scores_HN in [0, 1], differentiable in the images."""
-        return corn_exceedance(self(images_NCHW)).mean(dim=-1)
-
     @torch.no_grad()
     def score(self, images_NCHW: Tensor) -> Scored:
         """Score images in eval mode, a batch at a time."""

@@ -125,10 +125,6 @@ class WordReader(nn.Module):
         self.register_buffer("words_hash", torch.tensor(int.from_bytes(digest[:7], "big")))
         self.register_load_state_dict_pre_hook(_check_words)  # type: ignore[no-untyped-call]
 
-    def unknown_words(self, prompts: Iterable[str]) -> tuple[str, ...]:
-        """Return the words of the prompts that are not in the vocabulary, sorted."""
-        return tuple(sorted({word for text in prompts for word in words_of(text)} - set(self.index)))
-
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Return features_NF."""
         bags = [[self.index.get(word, len(self.index)) for word in words_of(text)] for text in prompts]
