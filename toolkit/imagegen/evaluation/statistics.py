@@ -6,7 +6,6 @@ sample, NaN if it is undefined. Integer weights equal repeated rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -35,28 +34,6 @@ class Figure:
     def value(self) -> float | None:
         """The value, None if undefined."""
         return self.estimate.value
-
-
-class Rows(Protocol):
-    """Scores of images, one row per image or rating."""
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modality of each row."""
-
-    def take(self, rows: Sequence[int]) -> Self:
-        """Return some of the rows."""
-
-
-R = TypeVar("R", bound=Rows)
-
-
-def split_by_modality(scores: R) -> dict[str, R]:
-    """Return the rows of each modality, sorted by its name."""
-    found: dict[str, list[int]] = {modality: [] for modality in sorted(set(scores.modalities))}
-    for row, modality in enumerate(scores.modalities):
-        found[modality].append(row)
-    return {modality: scores.take(rows) for modality, rows in found.items()}
 
 
 @dataclass(frozen=True, slots=True)

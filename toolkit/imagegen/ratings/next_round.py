@@ -25,6 +25,7 @@ from toolkit.imagegen.ratings.sheet import (
     SheetItem,
     SheetKey,
     SheetOptions,
+    check_folder,
     ratings_by_source,
     read_key,
     write_sheet,

@@ -1,4 +1,4 @@
-"""The training loop of selector, judge, policy and feature extractor: whole epochs with a state that can be saved.
+"""The training of selector, judge, policy and feature extractor: rows, whole epochs, and moves between devices.
 
 All randomness of an epoch comes from the seed and the epoch's number, and the learning rate from the step's number. The
 model, the optimizer, the best parameters and the records are therefore all that a resumed training needs.

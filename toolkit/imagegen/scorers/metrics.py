@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from toolkit.imagegen.evaluation.statistics import (
     quadratic_kappa,
     sample_weights,
     spearman,
-    split_by_modality,
     undefined,
     weighted_mean,
 )
@@ -32,6 +32,20 @@ N_BINS = 10
 _NO_RATING = "no rating"
 
 RECALL_AT = (1, 5, 10)
+
+
+class Rows(Protocol):
+    """Scores of images, one row per image or rating."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modality of each row."""
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """Return some of the rows."""
+
+
+R = TypeVar("R", bound=Rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +127,7 @@ class RatingMetrics:
 
 def rating_metrics(scored: ScoredRatings, bootstrap: Bootstrap) -> RatingMetrics:
     """Return the agreement of scores with ratings."""
-    parts = split_by_modality(scored)
+    parts = _split_by_modality(scored)
     by_modality = {modality: rating_figures(part, bootstrap) for modality, part in parts.items()}
     return RatingMetrics(rating_figures(scored, bootstrap), by_modality)
 
@@ -215,7 +229,7 @@ class AgreementMetrics:
 
 def agreement_metrics(scores: AgreementScores, bootstrap: Bootstrap) -> AgreementMetrics:
     """Return how well the policy distinguishes matched from mismatched prompts."""
-    parts = split_by_modality(scores)
+    parts = _split_by_modality(scores)
     by_modality = {modality: agreement_figures(part, bootstrap) for modality, part in parts.items()}
     return AgreementMetrics(agreement_figures(scores, bootstrap), by_modality)
 
@@ -298,6 +312,14 @@ def evaluate_policy(
         held_out.groups,
     )
     return agreement_metrics(scores, bootstrap)
+
+
+def _split_by_modality(scores: R) -> dict[str, R]:
+    """Return the rows of each modality, sorted by its name."""
+    found: dict[str, list[int]] = {modality: [] for modality in sorted(set(scores.modalities))}
+    for row, modality in enumerate(scores.modalities):
+        found[modality].append(row)
+    return {modality: scores.take(rows) for modality, rows in found.items()}
 
 
 def _constant(scores_N: np.ndarray, levels_N: np.ndarray) -> str:

@@ -188,7 +188,7 @@ def train_scorers(
     for name in ("selector", "policy"):
         save_model(context, name, models.by_name[name])
     bootstrap, test = bootstrap_of(context.recipe), prepared.rows("test")
-    pool = MismatchPool(*_prompts_of(prepared))
+    pool = mismatch_pool(prepared)
     with models.resident("selector", "policy"):
         selector = evaluate_selector(models.selector, test, bootstrap)
         policy = evaluate_policy(models.policy, test, pool, bootstrap)
@@ -207,6 +207,12 @@ def train_scorers(
         policy_epochs=policy_epochs,
         judge_epochs=judge_epochs,
     )
+
+
+def mismatch_pool(prepared: PreparedRatings) -> MismatchPool:
+    """Return the prompts of all ratings, from which mismatched prompts are drawn."""
+    images = prepared.ratings.images
+    return MismatchPool([image.prompt for image in images], [image.modality for image in images])
 
 
 def load_models(context: StageContext, models: ScoringModels) -> None:
@@ -228,6 +234,31 @@ def load_trained(path: Path) -> TrainedModel:
     """
     remedy = "Restore the file, or start again with --fresh. The old folder is kept under another name."
     return load_tensors(path, TrainedModel, remedy)
+
+
+def choose_threshold_of(context: StageContext, prepared: PreparedRatings, selector: Selector, split: str) -> Threshold:
+    """Choose a threshold on validation ratings, and warn if it misses the target precision."""
+    keys = context.section.selector
+    rated = prepared.rows(split)
+    fewest = max(_FEWEST_PASSED, round(_LEAST_PASSED * len(rated)))
+    settings = ThresholdSettings(keys.target_precision, min(fewest, len(rated)))
+    threshold = selector_threshold(selector, rated, passing_level(context), settings)
+    if not threshold.reached:
+        warn(
+            "imagegen.target_precision_missed",
+            f"no threshold reaches the target precision of {keys.target_precision:g} on {split} ratings. The best one "
+            f"is {threshold.value:.3f}",
+            place="imagegen.selector.target_precision",
+            value=threshold.precision,
+        )
+    return threshold
+
+
+def passing_level(context: StageContext) -> int:
+    """Return the lowest level that counts as rated well."""
+    section = context.section
+    good = section.selector.good_rating
+    return len(section.rating_range) - 1 if good is None else section.rating_range.index(good)
 
 
 def _load_model(context: StageContext, name: str, model: nn.Module) -> None:
@@ -323,36 +354,6 @@ def _train_extractor(context: StageContext, prepared: PreparedRatings, extractor
     labels = [image.modality if len(modalities) > 1 else image.prompt for image in images]
     fit_extractor(extractor, prepared.images(images), labels)
     save_model(context, "extractor", extractor)
-
-
-def choose_threshold_of(context: StageContext, prepared: PreparedRatings, selector: Selector, split: str) -> Threshold:
-    """Choose a threshold on validation ratings, and warn if it misses the target precision."""
-    keys = context.section.selector
-    rated = prepared.rows(split)
-    fewest = max(_FEWEST_PASSED, round(_LEAST_PASSED * len(rated)))
-    settings = ThresholdSettings(keys.target_precision, min(fewest, len(rated)))
-    threshold = selector_threshold(selector, rated, passing_level(context), settings)
-    if not threshold.reached:
-        warn(
-            "imagegen.target_precision_missed",
-            f"no threshold reaches the target precision of {keys.target_precision:g} on {split} ratings. The best one "
-            f"is {threshold.value:.3f}",
-            place="imagegen.selector.target_precision",
-            value=threshold.precision,
-        )
-    return threshold
-
-
-def passing_level(context: StageContext) -> int:
-    """Return the lowest level that counts as rated well."""
-    section = context.section
-    good = section.selector.good_rating
-    return len(section.rating_range) - 1 if good is None else section.rating_range.index(good)
-
-
-def _prompts_of(prepared: PreparedRatings) -> tuple[list[str], list[str]]:
-    images = prepared.ratings.images
-    return [image.prompt for image in images], [image.modality for image in images]
 
 
 def _groups(prepared: PreparedRatings, *splits: str) -> list[str]:

@@ -15,17 +15,15 @@ from toolkit.errors import DataError
 from toolkit.imagegen.evaluation.statistics import Figure
 from toolkit.imagegen.scorers.fitting import FitSettings, RatedImages, as_floats, load_trained_state, trained_state
 from toolkit.imagegen.scorers.metrics import evaluate_policy, evaluate_selector
-from toolkit.imagegen.scorers.policy import MismatchPool, start_policy_fitting
+from toolkit.imagegen.scorers.policy import start_policy_fitting
 from toolkit.imagegen.scorers.reward import Threshold, passes
 from toolkit.imagegen.scorers.selector import start_fitting
-from toolkit.imagegen.scorers.train import choose_threshold_of, passing_level
-from toolkit.imagegen.seeds import derive_seed, seed_of
+from toolkit.imagegen.scorers.train import choose_threshold_of, mismatch_pool, passing_level
+from toolkit.imagegen.seeds import SEED_RANGE, derive_seed, seed_of
 from toolkit.imagegen.settings import bootstrap_of, policy_settings, selector_settings
 from toolkit.imagegen.training.arm import ArmContext
 
 log = logging.getLogger(__name__)
-
-_SEED_RANGE = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ def _refresh(arm_context: ArmContext, images_NCHW: Tensor, prompts: Sequence[str
     passed = _passed(arm_context, images_NCHW, prompts)
     if not len(passed):
         return Refreshed()
-    seed = derive_seed(seed_of(context.recipe, "ddpo"), "refresh", round_number) % _SEED_RANGE
+    seed = derive_seed(seed_of(context.recipe, "ddpo"), "refresh", round_number) % SEED_RANGE
     settings = RefreshSettings(keys.anchors_fraction, seed=seed)
     rows = with_anchors(passed, _in_colour(arm_context.prepared.rows("train")), passing_level(context), settings)
     batch = {
@@ -193,8 +191,7 @@ def _in_colour(rated: RatedImages) -> RatedImages:
 def _agreement(arm_context: ArmContext, validation: RatedImages) -> dict[str, Figure]:
     """Return the selector's rank correlation with validation ratings, and the policy's AUROC on their prompts."""
     models, bootstrap = arm_context.models, bootstrap_of(arm_context.context.recipe)
-    images = arm_context.prepared.ratings.images
-    pool = MismatchPool([image.prompt for image in images], [image.modality for image in images])
+    pool = mismatch_pool(arm_context.prepared)
     return {
         "selector": evaluate_selector(models.selector, validation, bootstrap).overall.spearman,
         "policy": evaluate_policy(models.policy, validation, pool, bootstrap).overall.auroc,
