@@ -195,7 +195,7 @@ class GeneratedFile:
 
     Attributes:
         image_path: relative to the folder.
-        prompt: what it was generated for.
+        prompt: the prompt of the image.
         modality: of the prompt. Empty: not known.
         method: as in ``ImageRequest``.
         seed: as in ``ImageRequest``.
@@ -256,7 +256,7 @@ def write_images(
 
     Args:
         finished: the run.
-        request: what to generate.
+        request: the images to generate.
         folder: complete at the end. After an error or a signal it is as it was before.
         stop: looked at between batches.
         progress: called after each batch.

@@ -66,7 +66,7 @@ def describe_lora(context: StageContext, base: BaseModel, arm: str, figures: Arm
         context: the context of the stage.
         base: the base that was trained on.
         arm: control, sft or ddpo, with its LoRA saved.
-        figures: what the arm found. Those of the arms before it are in the run.
+        figures: of the arm. Those of the arms before it are in the run.
     """
     folder = context.run.weights_folder(arm)
     record = LoraRecord(digest([folder / LORA_FILE]), public_name(base.name), base.revision, base.sha256)
@@ -88,7 +88,7 @@ def read_lora_record(run: RunFolder, arm: str) -> LoraRecord:
     except (OSError, ValueError, ValidationError) as error:
         raise RunError(
             "imagegen.lora_record_unreadable",
-            "the record of the LoRA must be what the run wrote",
+            "the record of the LoRA must be unchanged",
             place=path,
             value=str(error).splitlines()[0],
             remedy="Restore it, or start again with --fresh. The old folder is kept under another name.",
@@ -147,7 +147,7 @@ class GeneratorCard:
         alpha: alpha of the LoRA.
         modalities: of the images it was trained for.
         training: further facts of the training, label -> text.
-        results: the results table in Markdown, with what its figures mean. Empty: it was not evaluated.
+        results: the results table in Markdown, with an explanation. Empty: it was not evaluated.
         versions: library -> version.
     """
 

@@ -15,7 +15,7 @@ from toolkit.scoring.statistics import Estimate, Paired
 
 BASE = "base"
 LABELS: Mapping[str, str] = {BASE: "base", "control": "control (random images)", "sft": "sft", "ddpo": "ddpo"}
-"""The arms in their order, and what the table calls them."""
+"""Arm -> its label in the table, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class ArmRow:
 
     Attributes:
         arm: base, control, sft or ddpo.
-        label: what the table calls it.
+        label: its label in the table.
         judge: mean judge score.
         to_base: paired difference of judge scores to the base.
         to_control: the same to the control. None without one.
@@ -61,7 +61,7 @@ class ImagegenResult:
         ratings: the ratings and their splits.
         scorers: agreement of selector, judge and policy with held-out ratings.
         ddpo: rounds of ddpo.
-        notes: what a reader of the table must know.
+        notes: limits of the figures in the table.
     """
 
     rows: tuple[ArmRow, ...]
@@ -77,7 +77,7 @@ class ImagegenResult:
 
 
 def read_result(run: RunFolder, bootstrap: Bootstrap) -> ImagegenResult:
-    """Return what the finished stages of a run found."""
+    """Return the results of the finished stages of a run."""
     figures = arm_figures(run)
     ratings = run.result("ratings", RatingsResult) if run.is_done("ratings") else None
     return ImagegenResult(

@@ -77,7 +77,7 @@ class RunSession:
 
 
 def check_inputs(session: RunSession) -> None:
-    """Check before any training what every stage will need: ratings, base, scorers, and the length of prompts.
+    """Check the inputs of all stages before any training: ratings, base, scorers, and the length of prompts.
 
     Raises:
         DataError: ratings cannot be used, or a prompt is too long for the generator.
@@ -95,7 +95,7 @@ def run_stage(session: RunSession, name: str) -> None:
     """Run one stage and save its result.
 
     Raises:
-        ToolkitError: what the stage raises. Finished epochs and rounds are saved.
+        ToolkitError: the stage failed. Finished epochs and rounds are saved.
     """
     result = _WORK[name](session)
     if isinstance(result, SftResult | DdpoResult):

@@ -54,12 +54,12 @@ def run_imagegen(
     Args:
         recipe: a recipe with [imagegen].
         fresh: start again. An old run of this name is moved aside.
-        plan: what the run is expected to need, kept as plan.json. None: nothing new.
+        plan: the plan to store as plan.json. None: an existing plan is not replaced.
         progress: called after each epoch and round.
         notify: called with the number of the signal that requests a stop.
 
     Raises:
-        ToolkitError: what ends the run. Interrupted after a signal, with the state saved.
+        ToolkitError: a stage failed. Interrupted after a signal, with the state saved.
     """
     _require_one_process()
     from toolkit.imagegen.context import StageContext, tracking

@@ -37,7 +37,7 @@ def dry_run_imagegen(
     """Run the dry run of a recipe from its beginning, in a folder of its own that the next dry run replaces.
 
     Raises:
-        ToolkitError: what would end a run.
+        ToolkitError: a stage failed, as it would in a run.
     """
     lacking = [
         problem

@@ -172,7 +172,7 @@ class Refresh(ImagegenSection):
     enabled: bool = False
     """Retrain after each round. It is rolled back if held-out agreement drops."""
     anchors_fraction: float = Field(0.5, gt=0, lt=1)
-    """Fraction of low-rated images from the ratings in each batch. Without them, a selector forgets what is bad."""
+    """Fraction of low-rated images from the ratings in each batch. Without them, a selector forgets bad images."""
     epochs: int = Field(1, ge=1)
     """Passes over the passed images of a round."""
     learning_rate: float = Field(1e-4, gt=0)

@@ -35,7 +35,7 @@ class DdimSchedule:
         alpha_S: cumulative product of alphas at the step's timestep.
         alpha_previous_S: the same at the timestep that the step leads to.
         std_S: standard deviation of the step.
-        prediction: what the network predicts.
+        prediction: the quantity that the network predicts.
         clip_range: the predicted clean sample is clipped to [-clip_range, clip_range], or None.
     """
 
@@ -144,7 +144,7 @@ def step_distribution(
     Args:
         schedule: the sampler, on the device of the samples.
         steps_N: position of each row's step in the schedule. Rows may be at different steps.
-        output_NCHW: what the network predicts for ``sample_NCHW``.
+        output_NCHW: the prediction of the network for ``sample_NCHW``.
         sample_NCHW: the sample before the step.
     """
     output_NCHW, sample_NCHW = output_NCHW.float(), sample_NCHW.float()

@@ -31,7 +31,7 @@ class GeneratorSettings:
         precision: of the base's parameters and of autocast. The LoRA is always float32.
         guidance_scale: classifier-free guidance. 1 switches it off.
         image_size: side of the generated image in pixels, or None for the base's own.
-        prediction: what the network predicts, or None for what the scheduler's configuration says.
+        prediction: the quantity that the network predicts, or None for that of the scheduler's configuration.
         clip_sample: whether DDIM clips the predicted clean sample to [-1, 1].
         vae_slicing: decode images one by one, which saves GPU memory.
         gradient_checkpointing: recompute activations in the backward pass.
@@ -99,7 +99,7 @@ class Generator(Protocol):
         """Return the condition of each prompt, rows first, on the device."""
 
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Tensor, *, guided: bool = True) -> Tensor:
-        """Return what the network predicts, with guidance if ``guided``, in float32."""
+        """Return the prediction of the network, with guidance if ``guided``, in float32."""
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the images' latents, in float32 on the CPU.

@@ -1,4 +1,4 @@
-"""The oracle: what simulated experts without errors would say about an image and its prompt.
+"""The oracle: the rating that simulated experts without errors would give an image with its prompt.
 
 A small network, trained by ``train_oracle`` on separate labelled renders: the quality of an image, and which finding it
 shows. Unlike the closed formula of ``SyntheticImage.score`` it sees pixels only, so that it can also score generated

@@ -56,7 +56,7 @@ class RatingsResult:
         splits: split -> its counts. ``train`` and ``validation`` are the selector's and the policy's.
         agreement: Krippendorff's alpha of images with several ratings.
         weights: expert level -> weight of its ratings in the loss.
-        warnings: what a reader of the figures must know.
+        warnings: limits of the ratings that affect the figures.
         synthetic: whether images and ratings are synthetic.
     """
 
@@ -72,7 +72,7 @@ class RatingsResult:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRatings:
-    """Ratings by split, with what turns them into tensors.
+    """Ratings by split, with the image stores that load their tensors.
 
     Attributes:
         ratings: all ratings.
@@ -114,7 +114,7 @@ class PreparedRatings:
 
     @property
     def trainable(self) -> tuple[RatedImage, ...]:
-        """The images of the selector: what a generator may be trained on."""
+        """The images of the selector, on which a generator may be trained."""
         return self._images_of(SELECTOR_SPLITS)
 
     @property

@@ -123,7 +123,7 @@ class Sheet:
     """A sheet that was written.
 
     Attributes:
-        id: digest of what the sheet shows. Pages store their state under it.
+        id: digest of the sheet's contents. Pages store their state under it.
         pages: the HTML pages.
         key: as written to the key file.
     """
@@ -146,7 +146,7 @@ def write_sheet(
     Args:
         items: the images.
         section: rating levels, expert levels, modalities and size.
-        stores: from ``image_stores``: the expert sees what the models see.
+        stores: from ``image_stores``: the expert sees the same pixels as the models.
         folder: goes to the expert. It must be absent or empty.
         key_file: stays here. It must be absent and outside ``folder``.
         options: order and size of the sheet.

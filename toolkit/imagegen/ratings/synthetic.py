@@ -19,7 +19,7 @@ from toolkit.imagegen.ratings.synthetic_images import SyntheticImage, synthetic_
 from toolkit.recipe.imagegen import Imagegen
 
 Oracle = Callable[[Sequence[SyntheticImage]], Sequence[float]]
-"""Scores images in [0, 1]: what experts without errors would say."""
+"""Scores images in [0, 1]: the ratings of experts without errors."""
 
 RATINGS_FILE = "ratings.csv"
 TRUTH_FILE = "truth.csv"
@@ -85,7 +85,7 @@ def write_synthetic(folder: Path, section: Imagegen, seed: int, oracle: Oracle =
         folder: where to write.
         section: size, rating range, and the table [imagegen.synthetic].
         seed: of images and experts.
-        oracle: what the experts know.
+        oracle: scores that the experts know.
 
     Raises:
         DataError: an image cannot be encoded.

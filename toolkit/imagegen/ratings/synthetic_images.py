@@ -59,8 +59,8 @@ class SyntheticImage:
     Attributes:
         pixels: (size, size) float32 in [0, 1].
         modality: one of ``PROMPTS``.
-        finding: what the image shows.
-        prompt: what it should show. Another finding's prompt if the degradation is ``wrong finding``.
+        finding: the finding that the image shows.
+        prompt: the prompt of the image. Another finding's prompt if the degradation is ``wrong finding``.
         degradation: kind of the image's defect.
         severity: 0 (clean) to 1.
     """

@@ -197,7 +197,7 @@ class Fitting:
         self.module.eval()
 
     def state(self) -> "FittingState":
-        """Return what a resumed training needs beside the model's parameters."""
+        """Return the state of a resumable training, besides the model's parameters."""
         return FittingState(self.optimizer.state_dict(), tuple(self.records), self.best)
 
     def restore(self, model: Mapping[str, Tensor], state: "FittingState") -> None:

@@ -34,7 +34,7 @@ _NO_RATING = "no rating"
 RECALL_AT = (1, 5, 10)
 
 
-class Rows(Protocol):
+class _Rows(Protocol):
     """Scores of images, one row per image or rating."""
 
     @property
@@ -45,7 +45,7 @@ class Rows(Protocol):
         """Return some of the rows."""
 
 
-R = TypeVar("R", bound=Rows)
+_R = TypeVar("_R", bound=_Rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -314,7 +314,7 @@ def evaluate_policy(
     return agreement_metrics(scores, bootstrap)
 
 
-def _split_by_modality(scores: R) -> dict[str, R]:
+def _split_by_modality(scores: _R) -> dict[str, _R]:
     """Return the rows of each modality, sorted by its name."""
     found: dict[str, list[int]] = {modality: [] for modality in sorted(set(scores.modalities))}
     for row, modality in enumerate(scores.modalities):

@@ -51,7 +51,7 @@ class ThresholdSettings:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A threshold of the score, and what passes it on validation data.
+    """A threshold of the score, with its precision, recall and pass rate on validation data.
 
     Attributes:
         value: Images with at least this score pass.

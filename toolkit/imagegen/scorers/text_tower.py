@@ -23,7 +23,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class TextSettings:
-    """Which text model reads the prompts. ``width`` is that of word embeddings. None freezes what is pretrained."""
+    """Which text model reads the prompts. ``width`` is that of word embeddings. None freezes pretrained models."""
 
     encoder: str = WORDS
     revision: str | None = None

@@ -350,7 +350,7 @@ def _train_extractor(context: StageContext, prepared: PreparedRatings, extractor
     context.stop.check("selector, policy and judge are saved")
     images = prepared.ratings.images
     modalities = {image.modality for image in images}
-    # One modality teaches nothing, and prompts differ in what they show.
+    # Labels of a single modality carry no information. Prompts differ in the finding.
     labels = [image.modality if len(modalities) > 1 else image.prompt for image in images]
     fit_extractor(extractor, prepared.images(images), labels)
     save_model(context, "extractor", extractor)

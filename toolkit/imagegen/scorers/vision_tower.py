@@ -1,4 +1,4 @@
-"""Vision towers: from images to feature vectors that keep what an expert rates.
+"""Vision towers: from images to feature vectors that include image quality, which experts rate.
 
 A tower resizes the whole image to the size its backbone was trained at, so that position embeddings stay as they are.
 It can add crops at the image's own resolution, because resizing removes the noise and the fine structure that a rating
@@ -49,7 +49,7 @@ class TowerSettings:
     name that open_clip knows. ``layers`` are the hidden states to pool, 1 for the output of the first block. If it is
     empty, ``layer_count`` evenly spaced ones that end with the last are pooled. ``crop_grid`` adds that many times that
     many crops at the image's own resolution, if images are larger than the backbone takes. ``frozen`` of None freezes
-    what is pretrained. ``width`` is that of the CNN's first layer.
+    pretrained backbones. ``width`` is that of the CNN's first layer.
     """
 
     encoder: str = CNN
@@ -167,8 +167,8 @@ def build_tower(settings: TowerSettings, image_size: int, seed: int, shared: Fro
     crop_grid = settings.crop_grid
     if crop_grid and image_size <= backbone.size:
         # The whole image loses nothing by being enlarged, so that crops would add nothing.
-        rule = "%s: no crops, because it takes images of %d pixels and these have %d"
-        log.info(rule, settings.encoder, backbone.size, image_size)
+        text = "%s: no crops, because it takes images of %d pixels and these have %d"
+        log.info(text, settings.encoder, backbone.size, image_size)
         crop_grid = 0
     return Tower(backbone, image_size, crop_grid, settings.is_frozen)
 
@@ -208,22 +208,6 @@ def all_features(tower: Tower, images_NCHW: Tensor) -> Tensor:
     features_NF = (_cached if is_cached else _encoded)(tower, images_NCHW)
     tower.train(was_training)
     return features_NF
-
-
-def _backbone(settings: TowerSettings, image_size: int, seed: int, shared: FrozenBackbones) -> Backbone:
-    if settings.encoder in FROM_SCRATCH:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if settings.encoder == CNN:
-                return Backbone(SmallCnn(settings.width, image_size), image_size)
-            return _tiny_clip(settings)
-    load = _open_clip_backbone if settings.encoder.startswith(OPEN_CLIP) else _pretrained
-    if not settings.is_frozen:
-        return load(settings)
-    key = replace(settings, crop_grid=0, frozen=True)
-    if key not in shared:
-        shared[key] = load(settings)
-    return shared[key]
 
 
 class SmallCnn(nn.Module):
@@ -283,6 +267,22 @@ class TimmLayers(nn.Module):
         last, maps = trunk.forward_intermediates(images_NCHW, indices=self.indices)
         pooled = last[:, 0] if trunk.num_prefix_tokens else last.mean(dim=1)
         return torch.cat([*(_moments(each.flatten(2)) for each in maps), pooled], dim=1)
+
+
+def _backbone(settings: TowerSettings, image_size: int, seed: int, shared: FrozenBackbones) -> Backbone:
+    if settings.encoder in FROM_SCRATCH:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if settings.encoder == CNN:
+                return Backbone(SmallCnn(settings.width, image_size), image_size)
+            return _tiny_clip(settings)
+    load = _open_clip_backbone if settings.encoder.startswith(OPEN_CLIP) else _pretrained
+    if not settings.is_frozen:
+        return load(settings)
+    key = replace(settings, crop_grid=0, frozen=True)
+    if key not in shared:
+        shared[key] = load(settings)
+    return shared[key]
 
 
 def _tiny_clip(settings: TowerSettings) -> Backbone:

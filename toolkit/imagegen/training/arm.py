@@ -138,7 +138,7 @@ def well_rated(context: StageContext, images: Sequence[RatedImage]) -> tuple[Rat
 
 
 def reference_of(context: StageContext, prepared: PreparedRatings, models: ScoringModels) -> Reference:
-    """Return what KID, FID, diversity and copy distance compare generated images with.
+    """Return the reference images of KID, FID, diversity and copy distance.
 
     KID, FID and diversity take well-rated images of the judge's splits and of the test split, which no method is
     trained on. Copies are searched among the selector's images, on which ``sft`` and its control are trained.

@@ -51,7 +51,7 @@ class RoundResult:
         selector: mean selector score of the evaluation.
         diversity: distance of features within prompts.
         real_diversity: the same of the reference images.
-        evaluation: what the guards look at.
+        evaluation: the measurements that the guards check.
         verdicts: of the guards.
         refreshed: outcomes of the refresh of selector and policy, if it is enabled.
         threshold: from which score on the selector passes an image, if a refresh of this round chose it again.

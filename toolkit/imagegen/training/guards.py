@@ -109,7 +109,7 @@ class Verdict:
 def evaluation_of(
     metrics: ImageMetrics, round_number: int, kl: float | None, clipped_advantages: float | None
 ) -> Evaluation:
-    """Return what the guards check after a round of updates."""
+    """Return the measurements of a round that the guards check."""
     return Evaluation(
         round=round_number,
         judge_scores=metrics.judge_by_key,

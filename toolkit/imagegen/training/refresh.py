@@ -1,6 +1,6 @@
-"""Refreshing selector or policy in stage 2: passed images with low-rated anchors replayed, rolled back if it got worse.
+"""Retraining of selector and policy in stage 2 on passed images and replayed low-rated anchors, with rollback.
 
-Trained on passed images alone, a selector forgets what a bad image is and passes everything. Ratings below the passing
+Trained on passed images alone, a selector forgets bad images and passes everything. Ratings below the passing
 level are therefore replayed as anchors. Whether the refresh is kept is decided on held-out ratings.
 """
 

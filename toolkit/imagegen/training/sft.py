@@ -167,7 +167,7 @@ def batch_rows(count: int, batch_size: int, step: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """Noisy latents of an optimizer step, and what the network must predict."""
+    """Noisy latents of an optimizer step, and the targets of the prediction."""
 
     noisy: Tensor
     timesteps: Tensor

@@ -41,7 +41,7 @@ class Base:
     Attributes:
         state: where it is. ``reachable``: on the Hub, as far as its name says.
         folder: in this machine, if it is.
-        kind: what a folder or the package holds.
+        kind: of the model in the folder or the package.
         layout: None if it is a DiT or not known.
         findings: problems.
         untried: what -> why it was not tried.
@@ -92,7 +92,7 @@ def cached(name: str, file: str, revision: str | None) -> Path | None:
 
 
 def check_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tuple[list[Finding], Mapping[str, str]]:
-    """Return prompts that the generator's or the policy's text encoder cannot take, and what was not tried."""
+    """Return prompts that the generator's or the policy's text encoder cannot take, and the checks that were not tried."""
     if not prompts:
         return [], {"prompts": "not tried: they come with the ratings"}
     findings: list[Finding] = []
@@ -380,7 +380,7 @@ def scoring_bytes(scorers: Mapping[str, Scorer], side: int) -> int:
 
 
 def check_encoder(scorer: Scorer) -> Iterator[Finding]:
-    """Yield what keeps an encoder from being loaded: pickles only, or a machine that is offline and lacks it."""
+    """Yield the reasons that an encoder cannot be loaded: pickles only, or a machine that is offline and lacks it."""
     from huggingface_hub import constants
 
     if scorer.name in (*TINY_ENCODERS, BIOMEDCLIP):

@@ -57,7 +57,7 @@ class RatingsFacts:
 
 
 def inspect_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | None, list[Finding]]:
-    """Return the facts, and what is wrong with the ratings. None: they cannot be read."""
+    """Return the facts and the findings about the ratings. None: they cannot be read."""
     if section.synthetic is not None:
         return _synthetic(section), []
     try:

@@ -171,7 +171,7 @@ class ImagegenMemory:
 
 
 def kept_bytes(unet: Unet, setting: ImagegenSetting) -> float:
-    """Return what a forward pass keeps of one row for its backward pass."""
+    """Return the bytes that a forward pass stores of one row for its backward pass."""
     everything = sum(_saved_activations(unet, setting))
     if not setting.checkpointing:
         return everything
@@ -179,7 +179,7 @@ def kept_bytes(unet: Unet, setting: ImagegenSetting) -> float:
 
 
 def pass_bytes(unet: Unet, setting: ImagegenSetting) -> float:
-    """Return what a forward pass without gradients takes for one row: outputs that are joined later, and one block."""
+    """Return the bytes of a forward pass without gradients for one row: outputs that are joined later, and one block."""
     skips = sum(width * _positions(setting, level) for width, level in unet.skips)
     largest = max(block.inputs * _positions(setting, block.level) for block in unet.blocks if isinstance(block, Resnet))
     return setting.value * skips + WORKING[setting.value] * largest
