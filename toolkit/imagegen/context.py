@@ -89,7 +89,7 @@ def _open(name: str, run: RunFolder) -> tuple[Log, Callable[[], None]]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return the errors that a tracker raises if it cannot start. wandb has its own error, and is loaded only if it is named."""
+    """Return the errors of a tracker that cannot start. wandb has its own, and is loaded only if it is named."""
     errors = getattr(sys.modules.get("wandb"), "errors", None)
     return (OSError, RuntimeError, ValueError, *((errors.Error,) if errors else ()))
 

@@ -258,7 +258,7 @@ def write_images(
         finished: the run.
         request: the images to generate.
         folder: complete at the end. After an error or a signal it is as it was before.
-        stop: looked at between batches.
+        stop: checked between batches.
         progress: called after each batch.
 
     Raises:

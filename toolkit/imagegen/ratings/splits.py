@@ -101,7 +101,7 @@ def require_all_levels(splits: Mapping[str, Ratings], training: Sequence[str]) -
             value=", ".join(broken),
             remedy="Add images with these ratings, or remove the levels from imagegen.rating_range.",
         )
-    rule = "the split has no rating of these levels, so its figures say nothing about them"
+    rule = "the split has no rating of these levels, so its figures do not cover them"
     return tuple(
         Problem("imagegen.split_levels_missing", rule, f"imagegen.ratings, split {name}", ", ".join(levels))
         for name, levels in lacking.items()

@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 STAGE = "scorers"
 _FEWEST_PASSED, _LEAST_PASSED = 5, 0.1
-"""Validation ratings that a threshold must pass, and their fraction. The precision of fewer says little."""
+"""Validation ratings that a threshold must pass, and their fraction. The precision of fewer is unreliable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,7 @@ def _above(guard: GuardName, last: Evaluation, value: float | None, limit: float
 
 
 def _clipped(last: Evaluation, settings: GuardSettings) -> Verdict:
-    """The verdict says so if the guard can never fire: advantages of a group have a standard deviation of 1."""
+    """The text has an addition if the guard can never fire: advantages of a group have a standard deviation of 1."""
     found = _above("advantage_clip", last, last.clipped_advantages, settings.max_clipped, settings.advantage_clip)
     if last.most_clipped is None or last.most_clipped > settings.max_clipped:
         return found

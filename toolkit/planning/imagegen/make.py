@@ -227,7 +227,7 @@ def _check_memory(
 
 
 def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
-    """Return the change that makes a moment fit: for an update a smaller micro-batch, then gradient checkpointing beside it."""
+    """Return the change that makes a moment fit: for an update a smaller micro-batch, then gradient checkpointing."""
     if moment == "rollout" or moment == "encoding":
         most = _most(lambda images: [memory.rollout(images), memory.encode(images)], usable)
         return f"Set generator.batch_size to {most}." if most else SMALLER

@@ -92,7 +92,7 @@ def cached(name: str, file: str, revision: str | None) -> Path | None:
 
 
 def check_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tuple[list[Finding], Mapping[str, str]]:
-    """Return prompts that the generator's or the policy's text encoder cannot take, and the checks that were not tried."""
+    """Return prompts that the text encoder of generator or policy cannot take, and the checks that were not tried."""
     if not prompts:
         return [], {"prompts": "not tried: they come with the ratings"}
     findings: list[Finding] = []

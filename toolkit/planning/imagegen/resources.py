@@ -179,7 +179,7 @@ def kept_bytes(unet: Unet, setting: ImagegenSetting) -> float:
 
 
 def pass_bytes(unet: Unet, setting: ImagegenSetting) -> float:
-    """Return the bytes of a forward pass without gradients for one row: outputs that are joined later, and one block."""
+    """Return the bytes of a forward pass without gradients for one row: skip connections and one block."""
     skips = sum(width * _positions(setting, level) for width, level in unet.skips)
     largest = max(block.inputs * _positions(setting, block.level) for block in unet.blocks if isinstance(block, Resnet))
     return setting.value * skips + WORKING[setting.value] * largest
