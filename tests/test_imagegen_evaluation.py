@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from tests.helpers.imagegen_models import evaluation_of
 from tests.helpers.optional import defined
 from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.imagegen.evaluation.evaluate import (
@@ -28,7 +29,7 @@ from toolkit.imagegen.scorers.reward import RewardSettings, ThresholdSettings, p
 from toolkit.imagegen.scorers.selector import Selector, SelectorSettings, check_independent, start_fitting
 from toolkit.imagegen.scorers.text_tower import TextSettings, vocabulary_of
 from toolkit.imagegen.scorers.vision_tower import TowerSettings
-from toolkit.imagegen.training.guards import GuardSettings, check_guards, evaluation_of
+from toolkit.imagegen.training.guards import GuardSettings, check_guards
 
 torch.set_num_threads(1)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.imagegen_models import evaluation_of
 from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.recipes import load_recipe
 from toolkit.imagegen.context import StageContext
@@ -22,7 +23,7 @@ from toolkit.imagegen.seeds import derive_seed
 from toolkit.imagegen.settings import guard_settings
 from toolkit.imagegen.stages import RunSession, run_stage
 from toolkit.imagegen.training.arm import ROUNDS, ArmContext
-from toolkit.imagegen.training.guards import Evaluation, Verdict, best_evaluation, check_guards, evaluation_of, is_best
+from toolkit.imagegen.training.guards import Evaluation, Verdict, best_evaluation, check_guards, is_best
 from toolkit.imagegen.training.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
 from toolkit.imagegen.training.update import start_update
 from toolkit.runfolder import StopRequest, start_run

@@ -30,7 +30,7 @@ from toolkit.imagegen.training.ddpo import (
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.training.guards import Evaluation, Verdict, check_guards, evaluation_of, is_best
+from toolkit.imagegen.training.guards import Evaluation, Verdict, check_guards, is_best
 from toolkit.imagegen.training.refresh import Refreshed, RefreshOutcome, refresh_scorers
 from toolkit.imagegen.training.update import UpdateState, start_update
 from toolkit.recipe.imagegen_sections import most_clipped
@@ -148,20 +148,13 @@ def _begin(arm_context: ArmContext) -> DdpoProgress:
 
 
 def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, progress: DdpoProgress) -> DdpoProgress:
-    """Generate, score, update, evaluate, and check the guards."""
-    context, models = arm_context.context, arm_context.models
+    """Generate, score, update, refresh the scorers, evaluate, and check the guards."""
     if progress.threshold is not None:
         arm_context = _with_threshold(arm_context, progress.threshold)
-    rollout = roll_out(state.generator, settings, arm_context.prompts, _reward(arm_context), state.round)
-    with models.resident("selector"):
-        passed_N = passes(models.selector.score(rollout.images_NCHW), arm_context.scorers.selector_threshold)
-    if not bool(passed_N.any()):
-        rule = "the selector passes no image, so the round reinforces none"
-        warn("imagegen.round_without_passing_images", rule, place=f"ddpo round {state.round + 1}")
-    rollout = replace(rollout, passed_N=passed_N)
+    rollout = _gated_rollout(arm_context, state, settings)
     update = update_policy(state, settings, rollout)
     refreshed = Refreshed()
-    if context.section.update.refresh.enabled:
+    if arm_context.context.section.update.refresh.enabled:
         refreshed = refresh_scorers(arm_context, rollout.images_NCHW, rollout.prompts, state.round)
     if refreshed.threshold is not None:
         arm_context = _with_threshold(arm_context, refreshed.threshold.value)
@@ -169,26 +162,34 @@ def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, 
     scores = RoundScores(
         metrics.judge_scores, update.kl_to_base, metrics.copies.below_floor.value, _clipped(rollout, settings)
     )
-    history = [_evaluation(one, metrics) for one in progress.rounds]
-    history.append(
-        replace(
-            evaluation_of(metrics, state.round, scores.kl, scores.clipped_advantages),
-            most_clipped=most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values())),
-        )
-    )
-    verdicts = check_guards(history, guard_settings(context.recipe))
     result = replace(
         _evaluated(state.round, metrics, scores),
         update=update,
-        passed=float(passed_N.float().mean()),
-        verdicts=verdicts,
+        passed=None if rollout.passed_N is None else float(rollout.passed_N.float().mean()),
         refreshed=refreshed.outcomes,
         threshold=None if refreshed.threshold is None else refreshed.threshold.value,
     )
-    rounds = (*progress.rounds, result)
+    # All evaluations have the same prompts and noise, so that the keys of this one are those of the earlier rounds.
+    history = [_evaluation(one, metrics) for one in (*progress.rounds, result)]
+    most = most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values()))
+    history[-1] = replace(history[-1], most_clipped=most)
+    verdicts = check_guards(history, guard_settings(arm_context.context.recipe))
+    rounds = (*progress.rounds, replace(result, verdicts=verdicts))
     if is_best(history, verdicts):
         return DdpoProgress(rounds, copy_lora(state.generator.network), state.round)
     return DdpoProgress(rounds, progress.best, progress.best_round)
+
+
+def _gated_rollout(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings) -> Rollout:
+    """Return the round's images with their rewards, and whether the selector passes each."""
+    models = arm_context.models
+    rollout = roll_out(state.generator, settings, arm_context.prompts, _reward(arm_context), state.round)
+    with models.resident("selector"):
+        passed_N = passes(models.selector.score(rollout.images_NCHW), arm_context.scorers.selector_threshold)
+    if not bool(passed_N.any()):
+        rule = "the selector passes no image, so the round reinforces none"
+        warn("imagegen.round_without_passing_images", rule, place=f"ddpo round {state.round + 1}")
+    return replace(rollout, passed_N=passed_N)
 
 
 def _with_threshold(arm_context: ArmContext, value: float) -> ArmContext:
@@ -227,7 +228,7 @@ def _evaluated(number: int, metrics: ImageMetrics, scores: RoundScores) -> Round
 
 
 def _evaluation(result: RoundResult, same_keys: ImageMetrics) -> Evaluation:
-    """Return the figures of an earlier round for the guards. All evaluations have the same prompts and noise."""
+    """Return the figures of a round for the guards. ``same_keys`` is any evaluation, for the prompts and the noise."""
     scores = result.evaluation
     return Evaluation(
         result.round,
