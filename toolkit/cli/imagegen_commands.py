@@ -160,8 +160,8 @@ def _show_files(files: "tuple[GeneratedFile, ...]", out: Path) -> None:
     console = _console()
     console.print(table)
     mean = sum(file.selector_score for file in files) / len(files)
-    kept = f", each the best of {files[0].candidates}" if files[0].candidates > 1 else ""
-    console.print(f"{len(files):,} images{kept}, mean selector score {mean:.3f}: {out / 'images.csv'}", markup=False)
+    best = f", each the best of {files[0].candidates}" if files[0].candidates > 1 else ""
+    console.print(f"{len(files):,} images{best}, mean selector score {mean:.3f}: {out / 'images.csv'}", markup=False)
 
 
 def _show_sheet(sheet: "Sheet", key_file: Path, run_folder: Path, out: Path) -> None:

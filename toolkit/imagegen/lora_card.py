@@ -306,13 +306,13 @@ def _results(section: Imagegen, rows: list[ArmRow]) -> Iterator[str]:
         yield "The ratings were synthetic. These figures show that the software works, not that the images are good."
 
 
-def _interval(found: Estimate, form: str) -> str:
+def _interval(found: Estimate, spec: str) -> str:
     if found.value is None:
         return "not defined"
-    text = format(found.value, form)
+    text = format(found.value, spec)
     if found.low is None or found.high is None:
         return text
-    return f"{text} [{format(found.low, form)} to {format(found.high, form)}]"
+    return f"{text} [{format(found.low, spec)} to {format(found.high, spec)}]"
 
 
 def _header(card: GeneratorCard) -> ModelCardData:

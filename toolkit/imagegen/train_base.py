@@ -156,9 +156,9 @@ def _fit(model: Dit, pixels: Tensor, words: Tensor, settings: BaseSettings) -> T
         rows = torch.randint(len(pixels), (settings.batch_size,), generator=random)
         noise = torch.randn(pixels[rows].shape, generator=random)
         times = torch.randint(scheduler.config.num_train_timesteps, (settings.batch_size,), generator=random)
-        kept = torch.rand(settings.batch_size, 1, generator=random) >= settings.prompt_dropout
+        with_prompt = torch.rand(settings.batch_size, 1, generator=random) >= settings.prompt_dropout
         target = scheduler.get_velocity(pixels[rows], noise, times) if velocity else noise
-        output = model(scheduler.add_noise(pixels[rows], noise, times), times, words[rows] * kept)
+        output = model(scheduler.add_noise(pixels[rows], noise, times), times, words[rows] * with_prompt)
         loss = ((output - target) ** 2).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

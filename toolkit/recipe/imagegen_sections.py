@@ -34,7 +34,7 @@ less than 1 GiB for hidden states. Tokens per pass, which decide how busy a GPU 
 
 
 class ImagegenSection(Section):
-    """A table of [imagegen], whose keys carry their docstrings as descriptions."""
+    """A table of [imagegen], whose keys have their docstrings as descriptions."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

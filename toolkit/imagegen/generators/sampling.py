@@ -54,7 +54,7 @@ def sample(generator: Generator, schedule: DdimSchedule, prompts: Sequence[str],
     condition = generator.encode_prompts(prompts)
     latents = noise_TNCHW[0].to(device)
     stochastic = set(schedule.stochastic)
-    kept, log_probabilities = [latents.cpu()], []
+    visited, log_probabilities = [latents.cpu()], []
     for step in range(len(schedule)):
         steps_N = torch.full((len(prompts),), step, device=device)
         output = generator.predict(latents, schedule.timesteps_S[steps_N], condition)
@@ -65,8 +65,8 @@ def sample(generator: Generator, schedule: DdimSchedule, prompts: Sequence[str],
         else:
             latents = mean
             log_probabilities.append(torch.zeros(len(prompts)))
-        kept.append(latents.cpu())
-    return Trajectory(torch.stack(kept), torch.stack(log_probabilities), condition)
+        visited.append(latents.cpu())
+    return Trajectory(torch.stack(visited), torch.stack(log_probabilities), condition)
 
 
 def generate(

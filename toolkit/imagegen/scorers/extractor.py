@@ -114,8 +114,8 @@ def fit_extractor(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[st
     # Eigenvectors in descending order. Their signs are free: no distance depends on them.
     variances_F, vectors_FF = torch.linalg.eigh(standard_NF.T @ standard_NF / len(standard_NF))
     extractor.components_FK.copy_(vectors_FF.flip(1)[:, : extractor.num_features])
-    kept = variances_F.flip(0)[: extractor.num_features].sum() / variances_F.sum().clamp_min(1e-12)
-    extractor.explained.copy_(kept)
+    explained = variances_F.flip(0)[: extractor.num_features].sum() / variances_F.sum().clamp_min(1e-12)
+    extractor.explained.copy_(explained)
     extractor.eval()
     return records
 

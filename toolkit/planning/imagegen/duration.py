@@ -15,7 +15,7 @@ from toolkit.planning.gpu import GpuFigures
 from toolkit.planning.imagegen.layout import Block, Layout, Resnet, Sampler, Transformer, Vae
 from toolkit.planning.imagegen.models import Scorer
 from toolkit.planning.imagegen.ratings import RatingsFacts
-from toolkit.planning.imagegen.resources import ImagegenSetting, kept_bytes
+from toolkit.planning.imagegen.resources import ImagegenSetting, saved_bytes
 from toolkit.recipe.imagegen import Imagegen
 
 FORWARD_MOVED, BACKWARD_MOVED = {2: 5.05, 4: 4.75}, {2: 7.0, 4: 6.9}
@@ -106,7 +106,7 @@ class ImagegenLoads:
         products, attention = self._flops
         return Cost(
             rows * (products + attention),
-            FORWARD_MOVED[self.setting.value] * rows * self._kept + self._parameters,
+            FORWARD_MOVED[self.setting.value] * rows * self._saved + self._parameters,
             FORWARD_LAUNCHES * len(self.layout.unet.blocks),
         )
 
@@ -115,14 +115,14 @@ class ImagegenLoads:
         products, attention = self._flops
         return Cost(
             rows * (products + FLASH_BACKWARD * attention),
-            BACKWARD_MOVED[self.setting.value] * rows * self._kept + self._parameters,
+            BACKWARD_MOVED[self.setting.value] * rows * self._saved + self._parameters,
             BACKWARD_LAUNCHES * len(self.layout.unet.blocks),
         )
 
     @property
-    def _kept(self) -> float:
+    def _saved(self) -> float:
         plain = replace(self.setting, checkpointing=False)
-        return kept_bytes(self.layout.unet, plain)
+        return saved_bytes(self.layout.unet, plain)
 
     @property
     def _parameters(self) -> float:

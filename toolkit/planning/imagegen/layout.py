@@ -50,7 +50,7 @@ class Unet:
     Attributes:
         channels: of each level, from the finest.
         attends: whether each level has transformer blocks.
-        layers: residual blocks of a level on the way down. The way up has one more.
+        layers: residual blocks of a level in the down blocks. The up blocks have one more.
         text: width of the text encoder's states.
         latent: channels of a latent.
     """
@@ -68,7 +68,7 @@ class Unet:
 
     @cached_property
     def skips(self) -> tuple[tuple[int, int], ...]:
-        """Channels and level of each output that the way up joins again, in the order of the way down."""
+        """Channels and level of each output of the down blocks that the up blocks join again, in order."""
         found = [(self.channels[0], 0)]
         for level, width in enumerate(self.channels):
             found += [(width, level)] * self.layers

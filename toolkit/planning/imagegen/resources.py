@@ -159,10 +159,10 @@ class ImagegenMemory:
         }
 
     def _update(self, name: str, rows: int) -> Moment:
-        kept = rows * kept_bytes(self.layout.unet, self.setting) + self._copies
+        saved = rows * saved_bytes(self.layout.unet, self.setting) + self._copies
         layer = rows * BACKWARD[self.setting.value] * self.layout.unet.channels[0] * self.setting.latent**2
-        parts = {**self._always(trains=True), "gradients": self._lora, "activations": int(kept), "layer": layer}
-        return _moment(name, parts, int(TRAINING_PIECES * (kept + layer)))
+        parts = {**self._always(trains=True), "gradients": self._lora, "activations": int(saved), "layer": layer}
+        return _moment(name, parts, int(TRAINING_PIECES * (saved + layer)))
 
     @property
     def _copies(self) -> int:
@@ -170,7 +170,7 @@ class ImagegenMemory:
         return self._lora // 2 if self.setting.value < FLOAT else 0
 
 
-def kept_bytes(unet: Unet, setting: ImagegenSetting) -> float:
+def saved_bytes(unet: Unet, setting: ImagegenSetting) -> float:
     """Return the bytes that a forward pass stores of one row for its backward pass."""
     everything = sum(_saved_activations(unet, setting))
     if not setting.checkpointing:
