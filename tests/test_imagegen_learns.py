@@ -12,6 +12,8 @@ from toolkit.imagegen.results import ImagegenResult
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.scoring.statistics import Paired
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     "imagegen.synthetic.images=500",
     "imagegen.selector.epochs=10",
