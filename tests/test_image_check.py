@@ -88,10 +88,10 @@ def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
     """As in unsloth#11031, the model reads its images, but GRPO computes log-probabilities without pixels."""
     from toolkit.training.grpo_trainer import PolicyTrainer
 
-    ask = PolicyTrainer._get_per_token_logps_and_entropies
+    compute = PolicyTrainer._get_per_token_logps_and_entropies
 
     def lose(self: PolicyTrainer, *args: object, **fields: torch.Tensor) -> object:
-        return ask(self, *args, **{**fields, "pixel_values": torch.zeros_like(fields["pixel_values"])})  # type: ignore[arg-type]
+        return compute(self, *args, **{**fields, "pixel_values": torch.zeros_like(fields["pixel_values"])})  # type: ignore[arg-type]
 
     monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", lose)
     alone = replace(context, recipe=context.recipe.model_copy(update={"sft": None}))
@@ -123,7 +123,7 @@ def test_a_change_in_one_of_two_rows_is_enough() -> None:
 def test_rows_with_the_same_images_cannot_be_swapped(context: Context, policy: Policy) -> None:
     class Deaf(HfBackend):
         def answer_loss(self, policy: Policy, row: Row) -> float:
-            raise AssertionError("nothing is to be asked")
+            raise AssertionError("no image may be compared")
 
     same = [context.data.train[0]] * 3
     assert not check_images_used(Deaf(), policy, Prompts.of(context.recipe, context.images), same)

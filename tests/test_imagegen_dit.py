@@ -67,7 +67,7 @@ def test_patches_return_to_their_positions() -> None:
         model.position[:] = 0
         model.position[0, 3, 0] = 1
         for block in model.blocks:
-            block.to_out[0].weight.zero_()
+            block.get_submodule("to_out.0").get_parameter("weight").zero_()
     output = model(image, torch.tensor([5, 5]), ids)[0, 0]
     assert torch.allclose(output[:4, :4], output[4:, :4], atol=1e-6)
     assert torch.allclose(output[:4, :4], output[:4, 4:], atol=1e-6)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -264,12 +265,13 @@ def test_prediction_and_slicing_are_settings_of_stable_diffusion(tiny: Path) -> 
 
 
 def test_settings_that_a_dit_cannot_have_are_errors(dit: Path) -> None:
-    for code, changes in {
+    cases: dict[str, dict[str, Any]] = {
         "image_size_not_bases": {"image_size": 16},
         "prediction_not_bases": {"prediction": "epsilon"},
         "dit_gradient_checkpointing": {"gradient_checkpointing": True},
         "lora_target_unknown": {"lora": LoraSettings(targets=("to_z",))},
-    }.items():
+    }
+    for code, changes in cases.items():
         with raises(ModelError, f"imagegen.{code}"):
             dit_generator(dit, **changes)
 

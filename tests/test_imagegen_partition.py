@@ -101,7 +101,7 @@ def test_the_split_does_not_depend_on_the_hash_seed_of_python() -> None:
     assert len(outputs) == 1
 
 
-def test_a_rare_level_is_spread_over_the_training_splits_first() -> None:
+def test_a_rare_level_is_divided_among_the_training_splits_first() -> None:
     images = [rated(f"{n}", [2]) for n in range(97)] + [rated(f"low{n}", [0]) for n in range(3)]
     splits = partition(ratings_of([*images, *(rated(f"mid{n}", [1]) for n in range(30))]), FRACTIONS, 0)
     assert splits["selector"].level_counts()[0] >= 1

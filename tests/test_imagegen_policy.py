@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import (
     BertConfig,
     BertModel,
-    BertTokenizerFast,
+    BertTokenizer,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -24,6 +24,7 @@ from transformers import (
 from tests.helpers.problems import raises
 from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.errors import DataError, ModelError, TrainingError
+from toolkit.imagegen.checkpoints import ScorerCheckpoint, load_tensors, save_tensors
 from toolkit.imagegen.scorers import policy as policy_module
 from toolkit.imagegen.scorers import text_tower
 from toolkit.imagegen.scorers.fitting import FitSettings, trained_state
@@ -121,7 +122,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "oct", "ct", ":", "normal", "drusen", "nodule"]
     vocabulary = {word: code for code, word in enumerate(words)}
-    BertTokenizerFast(vocab=vocabulary, model_max_length=10).save_pretrained(folder)
+    BertTokenizer(vocab=vocabulary, model_max_length=10).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=16,
@@ -199,7 +200,7 @@ def fitted() -> Policy:
     return policy
 
 
-def test_a_policy_tells_matched_from_mismatched_prompts_of_the_same_modality(fitted: Policy) -> None:
+def test_a_policy_distinguishes_matched_from_mismatched_prompts_of_the_same_modality(fitted: Policy) -> None:
     test = rated(120, 3)
     swap = {"normal": "nodule", "nodule": "normal"}
     wrong = [f"{prompt.split(': ')[0]}: {swap[prompt.split(': ')[1]]}" for prompt in test.prompts]
@@ -236,9 +237,11 @@ def test_a_resumed_policy_ends_with_the_same_parameters(tmp_path: Path) -> None:
     records = start_policy_fitting(policies[0], train, validation, 3).run()
     first = start_policy_fitting(policies[1], train, validation, 3)
     first.run_epoch()
-    torch.save(first.state_dict(), tmp_path / "policy_checkpoint.pt")
+    save_tensors(tmp_path / "policy_checkpoint.pt", ScorerCheckpoint(1, 1, trained_state(first.module), first.state()))
     second = start_policy_fitting(policies[2], train, validation, 3)
-    second.load_state_dict(torch.load(tmp_path / "policy_checkpoint.pt", weights_only=True))
+    saved = load_tensors(tmp_path / "policy_checkpoint.pt", ScorerCheckpoint, "")
+    assert saved.fitting is not None
+    second.restore(saved.model, saved.fitting)
     assert second.run() == records
     for name, value in trained_state(policies[0]).items():
         assert torch.equal(value, trained_state(policies[2])[name]), name

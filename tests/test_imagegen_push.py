@@ -1,4 +1,4 @@
-"""A Stable Diffusion run from its licence to the Hub: card and licence beside the LoRA. The Hub's side is a fake."""
+"""A Stable Diffusion run from its licence to a fake Hub: model card and licence beside the LoRA."""
 
 import shutil
 from collections.abc import Iterator

@@ -81,7 +81,7 @@ class Tab:
 
 @dataclass
 class Desk:
-    """A browser profile whose tabs share their storage. What tabs log and request is recorded."""
+    """A browser profile whose tabs have one storage. What tabs log and request is recorded."""
 
     open: Callable[[Path], Tab]
     logged: list[str]
@@ -227,7 +227,7 @@ def test_buttons_rate_and_undo(tmp_path: Path, desk: Desk) -> None:
     assert [levels[entry.item] for entry in sheet.key.images] == [(2,), (1,)]
 
 
-def test_pages_of_a_sheet_share_the_rater_and_nothing_else(tmp_path: Path, desk: Desk) -> None:
+def test_pages_of_a_sheet_have_only_the_rater_in_common(tmp_path: Path, desk: Desk) -> None:
     sheet = make_sheet(tmp_path, 6, SheetOptions(repeated=0, per_page=3))
     (tmp_path / "other").mkdir()
     other = make_sheet(tmp_path / "other", 3, PLAIN)

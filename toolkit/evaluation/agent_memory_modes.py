@@ -39,7 +39,7 @@ def memory_record(
     minus the second on common samples. ``behind``: samples that no rollout reaches.
     """
     task, positions = questions.task, questions.positions
-    chains = questions.carried.chains if questions.carried else WHOLE
+    chains = questions.carried.title if questions.carried else WHOLE
     modes = {mode: _way(questions, mode, found, summaries[mode], draws) for mode, found in rows.items()}
     measured = {
         mode: {
@@ -65,7 +65,7 @@ def memory_record(
 def _way(questions: EvaluationSet, mode: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws) -> Record:
     primary, positions = questions.task.primary, questions.positions
     figures = episode_metrics(rows, positions, primary, *draws)
-    chains = questions.carried.chains if questions.carried else WHOLE
+    chains = questions.carried.title if questions.carried else WHOLE
     found: Record = {
         "name": questions.names[mode],
         "measures": {

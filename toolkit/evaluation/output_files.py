@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.agent_memory import Carried
+from toolkit.data.episodes import Carried
 from toolkit.data.sample import Answer, Sample
 from toolkit.evaluation.context import EvaluationRecord
 from toolkit.evaluation.prompts import EvaluationSet
@@ -73,7 +73,7 @@ def _details(questions: EvaluationSet, carried: Carried, samples: Sequence[Sampl
             if sample.id not in answers[mode]:
                 continue
             asked, answer = answers[mode][sample.id]
-            held, stand = carried.held(asked), carried.stand(asked)
+            held, stand = carried.held(asked), carried.position(asked)
             line = {
                 "id": asked.id,
                 "chain": stand.chain,

@@ -15,7 +15,6 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from toolkit.errors import DataError, ModelError, RunError
-from toolkit.imagegen.context import load_tensors
 from toolkit.imagegen.generators.ddim import DdimSchedule, make_schedule
 from toolkit.imagegen.generators.generator import Generator, load_generator
 from toolkit.imagegen.generators.lora import reset_lora
@@ -27,7 +26,7 @@ from toolkit.imagegen.ratings.synthetic import RATINGS_FILE
 from toolkit.imagegen.results import BASE, arm_figures
 from toolkit.imagegen.scorers.fitting import load_trained_state
 from toolkit.imagegen.scorers.selector import Selector
-from toolkit.imagegen.scorers.train import STAGE
+from toolkit.imagegen.scorers.train import STAGE, load_trained
 from toolkit.imagegen.seeds import seed_of
 from toolkit.imagegen.settings import generator_settings, selector_settings
 from toolkit.recipe import Recipe, for_image_generators
@@ -161,8 +160,7 @@ def load_selector(finished: FinishedRun) -> Selector:
     section = finished.section
     selector = Selector(selector_settings(finished.recipe), len(section.rating_range), section.size)
     # Not through stage_folder, which would make the folder.
-    saved = load_tensors(finished.run.path / "stages" / STAGE / "selector.pt")
-    load_trained_state(selector, saved["model"])
+    load_trained_state(selector, load_trained(finished.run.path / "stages" / STAGE / "selector.pt").model)
     return selector.to(finished.device).eval()
 
 

@@ -1,6 +1,6 @@
-"""Files beside the LoRA of a run: its identity, and for Stable Diffusion its card and licence.
+"""Files beside the LoRA of a run: its identity, and for Stable Diffusion its model card and licence.
 
-``stages/<arm>/lora.json`` identifies base and LoRA. The card and the copy of the licence are beside the LoRA.
+``stages/<arm>/lora.json`` identifies base and LoRA. The model card and the copy of the licence are beside the LoRA.
 """
 
 import re
@@ -34,6 +34,8 @@ RECORD = "lora.json"
 FILES = frozenset({CARD, LICENCE_COPY, LORA_FILE})
 """Files in the folder of a LoRA."""
 
+_TEMPLATE = Path(__file__).parent / "lora_card.md"
+
 
 @dataclass(frozen=True, slots=True)
 class LoraRecord:
@@ -58,7 +60,7 @@ def required_licence(section: Imagegen) -> GeneratorLicence | None:
 
 
 def describe_lora(context: StageContext, base: BaseModel, arm: str, figures: ArmFigures) -> None:
-    """Write the record of an arm's LoRA, and for Stable Diffusion its card and the copy of its licence.
+    """Write the record of an arm's LoRA, and for Stable Diffusion its model card and the copy of its licence.
 
     Args:
         context: the context of the stage.
@@ -94,7 +96,7 @@ def read_lora_record(run: RunFolder, arm: str) -> LoraRecord:
 
 
 def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
-    """Return the folder of an arm's LoRA if it can be passed on: unchanged, with its card and its licence.
+    """Return the folder of an arm's LoRA if it can be passed on: unchanged, with its model card and its licence.
 
     Raises:
         ModelError: the generator is no Stable Diffusion model, or a file is missing, changed or unknown.
@@ -113,7 +115,7 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
         remedy = "Restore them. Without a copy of the licence in this package, save its text as LICENSE."
         raise ModelError(
             "imagegen.lora_folder_incomplete",
-            "a LoRA must have its card and a copy of its licence",
+            "a LoRA must have its model card and a copy of its licence",
             place=folder,
             value=missing,
             remedy=remedy,
@@ -122,7 +124,7 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
         remedy = "Move other files away."
         raise ModelError(
             "imagegen.lora_folder_unknown_files",
-            "the folder must hold the LoRA, its card and its licence only",
+            "the folder must hold the LoRA, its model card and its licence only",
             place=folder,
             value=unknown,
             remedy=remedy,
@@ -133,7 +135,7 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorCard:
-    """The facts that the card of a LoRA states.
+    """The facts that the model card of a LoRA states.
 
     Attributes:
         name: title, such as the run's name.
@@ -145,7 +147,7 @@ class GeneratorCard:
         alpha: alpha of the LoRA.
         modalities: of the images it was trained for.
         training: further facts of the training, label -> text.
-        results: the results table in Markdown, with what its figures mean. Empty: the card says that it has none.
+        results: the results table in Markdown, with what its figures mean. Empty: it was not evaluated.
         versions: library -> version.
     """
 
@@ -173,7 +175,7 @@ class GeneratorCard:
                 "imagegen.lora_licence_not_bases", rule, place=public_name(self.base), value=self.licence.id
             )
         if not self.revision.strip():
-            rule = "the card must name the base model's revision"
+            rule = "the model card must name the base model's revision"
             remedy = "Give the commit that was loaded, or a digest of the folder."
             raise ModelError(
                 "imagegen.base_revision_missing", rule, place=public_name(self.base), value=self.revision, remedy=remedy
@@ -181,25 +183,36 @@ class GeneratorCard:
 
 
 def write_card(folder: Path, card: GeneratorCard) -> None:
-    """Write the card, and a copy of the licence if this package has one. The same facts give the same bytes."""
+    """Write the model card, and a copy of the licence if this package has one. The same facts give the same bytes."""
     if card.licence.file is not None:
         write_text(folder / LICENCE_COPY, card.licence.file.read_text(encoding="utf-8"))
-    write_text(folder / CARD, hide_secrets(str(model_card(card))))
+    write_text(folder / CARD, hide_secrets(f"{model_card(card)}\n"))
 
 
 def model_card(card: GeneratorCard) -> ModelCard:
-    """Return the card with its header."""
-    sections = (
-        _title(card),
-        _use(card),
-        _terms(card),
-        _usage(card),
-        _results_section(card),
-        _training_section(card),
-        _versions(card),
+    """Return the model card with its header."""
+    licence, folder = card.licence, not _is_hub_name(card.base)
+    source = repr(public_name(card.base)) + ("" if folder else f", revision={card.revision!r}")
+    filled: ModelCard = ModelCard.from_template(
+        _header(card),
+        template_str=_TEMPLATE.read_text(encoding="utf-8"),
+        name=_text(card.name),
+        base=f"`{public_name(card.base)}`" if folder else f"[{card.base}](https://huggingface.co/{card.base})",
+        source=source,
+        revision=card.revision,
+        method=_text(card.method),
+        modalities=_text(", ".join(card.modalities)),
+        licence_name=f"[{licence.name}]({licence.link})" if licence.link else _text(licence.name),
+        restriction=licence.medical,
+        licence_file=LICENCE_COPY,
+        lora_file=LORA_FILE,
+        rank=card.rank,
+        alpha=card.alpha,
+        results=card.results.strip(),
+        training={_text(label): _text(text) for label, text in card.training.items()},
+        versions=", ".join(f"{name} {version}" for name, version in card.versions.items()),
     )
-    body = "\n\n".join(section for section in sections if section)
-    return ModelCard(f"---\n{_header(card).to_yaml()}\n---\n\n{body}\n")
+    return filled
 
 
 def _check_unchanged(folder: Path, licence: GeneratorLicence, record: LoraRecord) -> None:
@@ -223,12 +236,12 @@ def _check_unchanged(folder: Path, licence: GeneratorLicence, record: LoraRecord
         )
     named = _licence_in(folder / CARD)
     if named != licence.id:
-        rule = f"the card must name the licence of the base model, {licence.id}"
+        rule = f"the model card must name the licence of the base model, {licence.id}"
         raise ModelError("imagegen.card_licence_not_bases", rule, place=folder / CARD, value=named, remedy=restore)
 
 
 def _licence_in(card: Path) -> str | None:
-    """Return the licence in the header of a card. The owner of the card may have completed it."""
+    """Return the licence in the header of a model card. The card's owner may have completed it."""
     try:
         named: str | None = ModelCard.load(card).data.license
     except (ValueError, YAMLError):
@@ -316,86 +329,6 @@ def _header(card: GeneratorCard) -> ModelCardData:
         tags=["lora", "stable-diffusion", "medical", "synthetic-images", "research", card.method],
         **more,
     )
-
-
-def _title(card: GeneratorCard) -> str:
-    shown = ", ".join(card.modalities)
-    images = f"synthetic medical images ({_text(shown)})" if shown else "synthetic medical images"
-    return f"# {_text(card.name)}\n\nA LoRA for {_base(card)} that generates {images}. For research."
-
-
-def _use(card: GeneratorCard) -> str:
-    return "\n\n".join(
-        (
-            "## Intended use",
-            "Research on image generators. All images that it generates are synthetic. Mark them as synthetic wherever "
-            "you pass them on. A generator can still reproduce images that it was trained on.",
-            "**Not a medical device.** It is not meant for diagnosis, for decisions about patients, for medical "
-            "advice, or for the interpretation of medical results. No authority has cleared it.",
-            "The ratings behind it measure how images look to experts. They do not show clinical quality.",
-        )
-    )
-
-
-def _terms(card: GeneratorCard) -> str:
-    licence = card.licence
-    name = f"[{licence.name}]({licence.link})" if licence.link else _text(licence.name)
-    derived = f"The base model is under {name}. So is this LoRA, which derives from it."
-    parts = ["## Licence and use restrictions", derived]
-    if licence.medical:
-        parts += [
-            "Attachment A of the licence restricts the use of the model and of everything derived from it. Among "
-            f'others, you agree not to use it "{licence.medical}". Read all restrictions in '
-            f"[{LICENCE_COPY}]({LICENCE_COPY}), which is a copy of the licence.",
-            "These restrictions also hold for a model that is trained on its images. If you pass on this LoRA or "
-            "anything derived from it, you must pass on the restrictions as binding terms, with a copy of the "
-            "licence, its notices, and a notice about the files that you changed.",
-        ]
-    else:
-        parts.append("**No copy of the licence is in this folder.** Add one before you pass on these files.")
-    parts.append(
-        f"**Changed files:** `{LORA_FILE}` was made by this training. It changes the base model's UNet. The base "
-        "model's own files are unchanged and not included."
-    )
-    return "\n\n".join(parts)
-
-
-def _usage(card: GeneratorCard) -> str:
-    revision = f", revision={card.revision!r}" if _is_hub_name(card.base) else ""
-    return f"""## How to use it
-
-```python
-from diffusers import StableDiffusionPipeline
-
-pipeline = StableDiffusionPipeline.from_pretrained({public_name(card.base)!r}{revision}, use_safetensors=True)
-pipeline.load_lora_weights(".", weight_name={LORA_FILE!r})  # this folder
-```"""
-
-
-def _results_section(card: GeneratorCard) -> str:
-    none = "**It was not evaluated.** No figure says how good its images are."
-    return f"## Results\n\n{card.results.strip() or none}"
-
-
-def _training_section(card: GeneratorCard) -> str:
-    lines = [
-        f"Base model: {_base(card)}, revision `{card.revision}`",
-        f"Method: {_text(card.method)}",
-        f"LoRA: r {card.rank}, alpha {card.alpha}",
-        *(f"{_text(label)}: {_text(text)}" for label, text in card.training.items()),
-    ]
-    return "## Training\n\n" + "\n".join(f"- {line}" for line in lines)
-
-
-def _versions(card: GeneratorCard) -> str:
-    text = ", ".join(f"{name} {version}" for name, version in card.versions.items())
-    return f"## Versions\n\n{text}" if text else ""
-
-
-def _base(card: GeneratorCard) -> str:
-    if _is_hub_name(card.base):
-        return f"[{card.base}](https://huggingface.co/{card.base})"
-    return f"`{public_name(card.base)}`"
 
 
 def _is_hub_name(name: str) -> bool:

@@ -23,7 +23,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def seed_of(recipe: Recipe, part: Part) -> int:
-    """Return the seed of a part. The judge has its own key, so that it shares nothing with the selector."""
+    """Return the seed of a part. The judge's is derived from its own key, so that it differs from the selector's."""
     section = imagegen_of(recipe)
     seed = section.judge.seed if part == "judge" else recipe.run.seed
     return derive_seed(seed, part) % SEED_RANGE

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit import recipe
@@ -108,6 +106,7 @@ class ImagePolicy:
         longest = max(size)
         if longest <= self.max_side and self.square == "off":
             return size
+        # At least one pixel: a strip of 3 x 1000 would otherwise lose a side.
         width, height = (max(1, round(side * self.max_side / longest)) for side in size)
         return width, height
 
@@ -154,14 +153,6 @@ class ImageRecord:
         x1, y1, x2, y2 = self.content or (0, 0, *self.size)
         return (x2 - x1) / self.source_size[0], (y2 - y1) / self.source_size[1]
 
-    def content_mask(self) -> NDArray[np.bool_]:
-        """Return a (height, width) mask: True in the image, False in the margins of ``square = "pad"``."""
-        width, height = self.size
-        x1, y1, x2, y2 = self.content or (0, 0, width, height)
-        mask = np.zeros((height, width), dtype=np.bool_)
-        mask[y1:y2, x1:x2] = True
-        return mask
-
     @property
     def clipped(self) -> float:
         """Fraction of pixels outside the window, in [0, 1]."""
@@ -172,7 +163,7 @@ class ImageRecord:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "ImageRecord":
+    def from_json(cls, values: Mapping[str, Any]) -> "ImageRecord":
         """Return the record that ``as_json`` wrote.
 
         Raises:

@@ -3,20 +3,20 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
 from toolkit.pipeline.gpu_peaks import gpu_peaks
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
+    SCHEMA_VERSION,
     Progress,
     Record,
     RunFolder,
     StopRequest,
     format_duration,
     no_progress,
-    read_json,
+    read_state,
     start_run,
     world_size,
     write_json,
@@ -89,18 +89,19 @@ def _require_one_process() -> None:
 
 def write_imagegen_results(run: RunFolder, recipe: Recipe) -> "ImagegenResult":
     """Write results.json from the finished stages, and return the results."""
-    from toolkit.imagegen.results import SCHEMA_VERSION, read_result
+    from toolkit.imagegen.results import read_result
     from toolkit.imagegen.settings import bootstrap_of
 
     result = read_result(run, bootstrap_of(recipe))
-    state = {key: value for key, value in read_json(run.run_file).items() if key in ("seed", "fingerprints")}
+    state = read_state(run)
     write_json(
         run.results_file,
         {
             "schema_version": SCHEMA_VERSION,
-            "run": run.name,
-            **state,
-            "imagegen": asdict(result),
+            "name": run.name,
+            "seed": state.seed,
+            "fingerprints": state.fingerprints,
+            "imagegen": result,
             "compute": summarise_compute(run.compute_file),
             "gpu_memory": gpu_peaks(run),
         },

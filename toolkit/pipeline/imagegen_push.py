@@ -1,4 +1,4 @@
-"""Push the LoRA of an image generator to the Hub, with its card and licence."""
+"""Push the LoRA of an image generator to the Hub, with its model card and licence."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,5 +41,5 @@ def push_generator(path: Path, push: Push, method: str | None = None) -> PushedL
     chosen = finished.best_method() if method is None else finished.require(method)
     folder = check_lora_folder(finished.run, finished.section, chosen)
     licence = required_licence(finished.section)
-    url = upload(folder, f"LoRA of {chosen}, with its card and licence", push)
+    url = upload(folder, f"LoRA of {chosen}, with its model card and licence", push)
     return PushedLora(chosen, "" if licence is None else licence.name, url)

@@ -295,7 +295,8 @@ class Judge(ImagegenSection):
     fractions: Fractions = Fractions()
     """How the ratings are divided."""
     images: int = Field(384, ge=2)
-    """Generated images of an evaluation. All methods share prompts and noise. 384 resolve a difference of 0.02."""
+    """Generated images of an evaluation, with the same prompts and noise for all methods. 384 resolve a difference of
+    0.02."""
     features: int = Field(64, ge=1, le=64)
     """Features of the extractor for FID and KID. FID needs at least four images for each of them."""
     bootstrap: int = Field(2000, ge=100)

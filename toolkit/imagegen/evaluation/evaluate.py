@@ -22,7 +22,6 @@ from toolkit.imagegen.scorers.extractor import Extractor
 from toolkit.imagegen.scorers.fitting import on_device
 from toolkit.imagegen.scorers.policy import Policy
 from toolkit.imagegen.scorers.selector import Selector
-from toolkit.imagegen.training.guards import Evaluation
 from toolkit.scoring.statistics import Estimate, bootstrap_mean, proportion
 
 _CPU = torch.device("cpu")
@@ -180,21 +179,6 @@ def evaluate_images(
         diversity=diversity_figures(images_NCHW, features.features_NF, pairs, bootstrap),
         real_diversity=reference.diversity,
         copies=copy_figures(features, reference.training, bootstrap, settings.copy_quantile),
-    )
-
-
-def to_guards(
-    metrics: ImageMetrics, round_number: int, kl: float | None, clipped_advantages: float | None
-) -> Evaluation:
-    """Return what the guards look at after a round of updates."""
-    return Evaluation(
-        round=round_number,
-        judge_scores=metrics.judge_by_key,
-        diversity=metrics.diversity.distance.value,
-        real_diversity=metrics.real_diversity.distance.value,
-        kl=kl,
-        below_floor=metrics.copies.below_floor.value,
-        clipped_advantages=clipped_advantages,
     )
 
 

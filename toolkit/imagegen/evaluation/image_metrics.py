@@ -80,7 +80,7 @@ def distribution_figures(
 ) -> DistributionFigures:
     """Compare generated images with one half of the real ones, and the two halves with each other.
 
-    The halves share no group. All sets are cut to the size of the smallest.
+    No group is in both halves. All sets are cut to the size of the smallest.
     """
     rng = np.random.default_rng(settings.seed)
     first, second = _halves(real, rng)

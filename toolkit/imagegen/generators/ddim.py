@@ -185,7 +185,7 @@ def kl_divergence(mean_NCHW: Tensor, base_mean_NCHW: Tensor, std_N111: Tensor) -
 def _timesteps(scheduler: "DDIMScheduler", steps: int) -> Tensor:
     """Return the timesteps of a sampler, from the noisiest.
 
-    Not every number of steps is possible: with an offset the first timestep may lie after the last one of training,
+    Not every number of steps is possible: with an offset the first timestep can be after the last one of training,
     and "trailing" may round to one timestep too many.
     """
     total: int = scheduler.config.num_train_timesteps

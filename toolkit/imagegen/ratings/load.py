@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import Dropped, Tally, row_cache, source_folder
-from toolkit.data.embedded_images import EmbeddedImageStore
-from toolkit.data.sources import find_source, stream_source
+from toolkit.data.sources import EmbeddedImageStore, find_source, stream_source
 from toolkit.data.unusable_rows import total
 from toolkit.errors import DataError, ImageError, RowProblem
 from toolkit.images import image_ref
@@ -166,11 +165,11 @@ class _Row:
 
 
 def _read_file(source: str, section: Imagegen) -> tuple[list[_Row], tuple[Dropped, ...]]:
-    pictures = EmbeddedImageStore(row_cache() / "pictures")
-    records = [record for _, record, _ in stream_source(find_source(source, key="imagegen.ratings"), pictures)]
+    embedded = EmbeddedImageStore(row_cache() / "images")
+    records = [record for _, record, _ in stream_source(find_source(source, key="imagegen.ratings"), embedded)]
     _require_columns(source, records)
     # Images inside the file (Parquet) were written to the cache, whatever the image root is.
-    root = pictures.folder if pictures.used else section.image_root or source_folder(source)
+    root = embedded.folder if embedded.used else section.image_root or source_folder(source)
     if root is None:
         remedy = "Set imagegen.image_root to the folder that the paths start from."
         raise DataError(

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import row_cache
-from toolkit.data.embedded_images import EmbeddedImageStore
-from toolkit.data.sources import find_source, stream_source
+from toolkit.data.sources import EmbeddedImageStore, find_source, stream_source
 from toolkit.errors import DataError, ToolkitError
 from toolkit.imagegen.generate import FinishedRun, check_folder, load_base, prompts_by_modality, to_pixels, use_method
 from toolkit.imagegen.generators.ddim import make_schedule
@@ -220,7 +219,7 @@ def _of_source(ratings: Ratings) -> SourceRatings:
 
 def _records(file: Path) -> list[Any]:
     return [
-        record for _, record, _ in stream_source(find_source(str(file)), EmbeddedImageStore(row_cache() / "pictures"))
+        record for _, record, _ in stream_source(find_source(str(file)), EmbeddedImageStore(row_cache() / "images"))
     ]
 
 

@@ -181,7 +181,7 @@ def image_policies(section: Imagegen, images: recipe.Images) -> Mapping[str, Ima
 
 
 def image_stores(section: Imagegen, images: recipe.Images, roots: Sequence[Path] = ()) -> Mapping[str, ImageStore]:
-    """Return the image store of each modality. Modalities with the same policy share one store.
+    """Return the image store of each modality. Modalities with the same policy have the same store.
 
     Args:
         section: size, square and windows.

@@ -38,7 +38,7 @@ class ExtractorSettings:
 
 
 class Extractor(nn.Module):
-    """Images to features. torchmetrics requires ``num_features`` of a feature module. ``shared``: backbones to share.
+    """Images to features. torchmetrics requires ``num_features`` of a feature module. ``shared``: loaded backbones.
 
     Attributes:
         num_features: Length of a feature vector.

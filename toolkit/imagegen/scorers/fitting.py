@@ -7,7 +7,7 @@ model, the optimizer, the best parameters and the records are therefore all that
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -116,6 +116,21 @@ class EpochRecord:
     learning_rate: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FittingState:
+    """The state of a fitting after an epoch, besides the parameters of its model.
+
+    Attributes:
+        optimizer: ``state_dict`` of the optimizer.
+        records: of the finished epochs.
+        best: the parameters with the lowest validation loss. None without validation rows.
+    """
+
+    optimizer: dict[str, Any]
+    records: tuple[EpochRecord, ...]
+    best: dict[str, Tensor] | None
+
+
 class Fitting:
     """A training of ``module``, one epoch per call.
 
@@ -181,21 +196,15 @@ class Fitting:
             load_trained_state(self.module, self.best)
         self.module.eval()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values, which ``torch.load(weights_only=True)`` accepts."""
-        return {
-            "model": trained_state(self.module),
-            "optimizer": self.optimizer.state_dict(),
-            "records": [asdict(record) for record in self.records],
-            "best": self.best,
-        }
+    def state(self) -> "FittingState":
+        """Return what a resumed training needs beside the model's parameters."""
+        return FittingState(self.optimizer.state_dict(), tuple(self.records), self.best)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what ``state_dict`` gave for a fitting with the same settings and rows."""
-        load_trained_state(self.module, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.records = [EpochRecord(**record) for record in state["records"]]
-        self.best = state["best"]
+    def restore(self, model: Mapping[str, Tensor], state: "FittingState") -> None:
+        """Continue from the parameters and the ``state`` of a fitting with the same settings and rows."""
+        load_trained_state(self.module, model)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.records, self.best = list(state.records), state.best
 
     def _step(self, rows_B: Tensor, generator: torch.Generator) -> float:
         self.optimizer.zero_grad()

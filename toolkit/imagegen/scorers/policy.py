@@ -54,7 +54,7 @@ class Policy(nn.Module):
     """Two towers, a projection of each, and heads with one logit.
 
     ``vocabulary`` is that of the training prompts (``vocabulary_of``), which word embeddings need. ``shared`` are
-    backbones to share.
+    loaded backbones.
     """
 
     def __init__(

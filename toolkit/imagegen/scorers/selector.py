@@ -51,7 +51,7 @@ class SelectorSettings:
 
 
 class Selector(nn.Module):
-    """A vision tower and heads with one logit fewer than there are levels. ``shared`` are backbones to share."""
+    """A vision tower and heads with one logit fewer than there are levels. ``shared`` are loaded backbones."""
 
     def __init__(
         self, settings: SelectorSettings, n_levels: int, image_size: int, shared: FrozenBackbones | None = None
@@ -133,7 +133,7 @@ def check_independent(
     selector_groups: Iterable[str],
     judge_groups: Iterable[str],
 ) -> None:
-    """Raise an error if the judge shares its seed, its encoder or a group of ratings with the selector.
+    """Raise an error if the judge has the seed, the encoder or a group of ratings of the selector.
 
     Two small CNNs of different width are different encoders.
 
@@ -143,7 +143,7 @@ def check_independent(
     """
     if selector.seed == judge.seed:
         raise ModelError(
-            "imagegen.judge_shares_seed",
+            "imagegen.judge_seed_reused",
             "the judge must have another seed than the selector",
             place="judge.seed",
             value=judge.seed,
@@ -151,7 +151,7 @@ def check_independent(
         )
     if _encoder(selector) == _encoder(judge):
         raise ModelError(
-            "imagegen.judge_shares_encoder",
+            "imagegen.judge_encoder_reused",
             "the judge must have another encoder than the selector",
             place="judge.encoder",
             value=judge.tower.encoder,
@@ -159,7 +159,7 @@ def check_independent(
         )
     if shared := sorted(set(selector_groups) & set(judge_groups)):
         raise DataError(
-            "imagegen.judge_shares_groups",
+            "imagegen.judge_groups_overlap",
             f"ratings of the judge and the selector must be of different groups ({len(shared)} are in both)",
             place="ratings",
             value=shared[:_EXAMPLES],

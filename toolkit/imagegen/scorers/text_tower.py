@@ -112,7 +112,7 @@ def vocabulary_of(prompts: Iterable[str]) -> tuple[str, ...]:
 
 
 class WordReader(nn.Module):
-    """The mean of word embeddings. Words outside the vocabulary share one embedding, which training never sees."""
+    """The mean of word embeddings. All words outside the vocabulary have one embedding, which is never trained."""
 
     words_hash: Tensor
 
@@ -134,8 +134,8 @@ class WordReader(nn.Module):
         bags = [[self.index.get(word, len(self.index)) for word in words_of(text)] for text in prompts]
         device = self.words_hash.device
         lengths = torch.tensor([0, *map(len, bags)], device=device)
-        flat = torch.tensor([code for bag in bags for code in bag], dtype=torch.long, device=device)
-        features: Tensor = self.embeddings(flat, lengths.cumsum(0)[:-1])
+        codes = torch.tensor([code for bag in bags for code in bag], dtype=torch.long, device=device)
+        features: Tensor = self.embeddings(codes, lengths.cumsum(0)[:-1])
         return features
 
 

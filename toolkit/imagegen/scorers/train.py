@@ -9,14 +9,29 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.errors import warn
-from toolkit.imagegen.context import StageContext, load_tensors, save_tensors
+from toolkit.imagegen.checkpoints import (
+    POLICY,
+    SELECTOR,
+    SYNTHETIC,
+    Checkpoints,
+    GeneratorCheckpoint,
+    ScorerCheckpoint,
+    last_epoch,
+    load_part,
+    load_tensors,
+    save_epoch,
+    save_tensors,
+)
+from toolkit.imagegen.context import StageContext
 from toolkit.imagegen.evaluation.evaluate import Scorers
+from toolkit.imagegen.generators.generator import BaseModel
 from toolkit.imagegen.ratings.prepare import PreparedRatings
 from toolkit.imagegen.scorers.extractor import Extractor, fit_extractor
 from toolkit.imagegen.scorers.fitting import EpochRecord, Fitting, load_trained_state, on_device, trained_state
@@ -39,15 +54,9 @@ from toolkit.imagegen.settings import (
     policy_settings,
     selector_settings,
 )
-from toolkit.imagegen.training.checkpoints import (
-    POLICY,
-    SELECTOR,
-    Checkpoints,
-    last_epoch,
-    load_part,
-    save_epoch,
-    stage_one_part,
-)
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +91,16 @@ class ScorersResult:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TrainedModel:
+    """A trained model in the stage's folder, without frozen parameters. ``records`` are the judge's epochs."""
+
+    model: dict[str, Tensor]
+    records: tuple[EpochRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ScoringModels:
-    """All models of stage 1. They are in RAM, except in ``resident``, and share frozen backbones that are the same."""
+    """All models of stage 1. They are in RAM, except in ``resident``, and equal frozen backbones are loaded once."""
 
     selector: Selector
     policy: Policy
@@ -117,7 +134,7 @@ def build_models(context: StageContext, prepared: PreparedRatings) -> ScoringMod
 
     Raises:
         ModelError: an encoder cannot be loaded, or the judge is not independent.
-        DataError: the judge and the selector share ratings.
+        DataError: the judge and the selector have common ratings.
     """
     recipe, section = context.recipe, context.section
     own, judges = (_groups(prepared, *names) for names in (("train", "validation"), ("judge_train",)))
@@ -146,7 +163,7 @@ def train_scorers(
     prepared: PreparedRatings,
     models: ScoringModels,
     checkpoints: Checkpoints,
-    base: Mapping[str, Any],
+    base: BaseModel,
 ) -> ScorersResult:
     """Train all models, save them in the stage's folder, and evaluate them on held-out ratings.
 
@@ -155,7 +172,7 @@ def train_scorers(
         prepared: the ratings.
         models: the models to train, in place.
         checkpoints: of the run.
-        base: id and digest of the generator's base, which the checkpoints name.
+        base: the generator's base, which the checkpoints name.
 
     Raises:
         DataError: ratings of a level are missing, or images are too few.
@@ -200,12 +217,26 @@ def load_models(context: StageContext, models: ScoringModels) -> None:
 
 def save_model(context: StageContext, name: str, model: nn.Module) -> None:
     """Save a trained model in the stage's folder, without frozen parameters."""
-    save_tensors(context.run.stage_folder(STAGE) / f"{name}.pt", {"model": trained_state(model)})
+    save_tensors(_file(context, name), TrainedModel(trained_state(model)))
+
+
+def load_trained(path: Path) -> TrainedModel:
+    """Return a trained model of a finished stage.
+
+    Raises:
+        RunError: its file is missing or damaged.
+    """
+    remedy = "Restore the file, or start again with --fresh. The old folder is kept under another name."
+    return load_tensors(path, TrainedModel, remedy)
 
 
 def _load_model(context: StageContext, name: str, model: nn.Module) -> None:
-    load_trained_state(model, load_tensors(context.run.stage_folder(STAGE) / f"{name}.pt")["model"])
+    load_trained_state(model, load_trained(_file(context, name)).model)
     model.eval()
+
+
+def _file(context: StageContext, name: str) -> Path:
+    return context.run.stage_folder(STAGE) / f"{name}.pt"
 
 
 def _train_rewards(
@@ -213,7 +244,7 @@ def _train_rewards(
     prepared: PreparedRatings,
     models: ScoringModels,
     checkpoints: Checkpoints,
-    base: Mapping[str, Any],
+    base: BaseModel,
 ) -> tuple[tuple[EpochRecord, ...], tuple[EpochRecord, ...]]:
     """Train selector and policy, with a checkpoint after each epoch."""
     train, validation = prepared.rows("train"), prepared.rows("validation")
@@ -224,17 +255,23 @@ def _train_rewards(
     epoch = last_epoch(checkpoints)
     if epoch:
         for name, part in (("selector", SELECTOR), ("policy", POLICY)):
-            fittings[name].load_state_dict(load_part(checkpoints, epoch, part)["fitting"])
+            saved = load_part(checkpoints, epoch, part, ScorerCheckpoint)
+            if saved.fitting is not None:
+                fittings[name].restore(saved.model, saved.fitting)
         log.info("scorers: resumed after epoch %d", epoch)
     total = max(fitting.settings.epochs for fitting in fittings.values())
     while not all(fitting.is_finished for fitting in fittings.values()):
         context.stop.check(f"epoch {epoch} of stage 1 is saved")
         epoch += 1
         figures = _run_epoch(fittings)
-        parts = {f"{name}_checkpoint.pt": _part(epoch, fitting) for name, fitting in fittings.items()}
+        parts: dict[str, DataclassInstance] = {
+            SELECTOR: _checkpoint(epoch, fittings["selector"]),
+            POLICY: _checkpoint(epoch, fittings["policy"]),
+            SYNTHETIC: GeneratorCheckpoint(epoch, 1, base),
+        }
         # Before the save, so that no epoch is missing from the metrics, whenever the run is killed.
         context.report(STAGE, epoch, total, figures)
-        save_epoch(checkpoints, epoch, {**parts, **stage_one_part(epoch, base)})
+        save_epoch(checkpoints, epoch, parts)
     for fitting in fittings.values():
         fitting.finish()
     return tuple(fittings["selector"].records), tuple(fittings["policy"].records)
@@ -252,32 +289,31 @@ def _run_epoch(fittings: Mapping[str, Fitting]) -> dict[str, float]:
     return figures
 
 
-def _part(epoch: int, fitting: Fitting) -> dict[str, Any]:
-    return {"epoch": epoch, "stage": 1, "fitting": fitting.state_dict()}
+def _checkpoint(epoch: int, fitting: Fitting) -> ScorerCheckpoint:
+    return ScorerCheckpoint(epoch, 1, trained_state(fitting.module), fitting.state())
 
 
 def _train_judge(context: StageContext, prepared: PreparedRatings, judge: Selector) -> tuple[EpochRecord, ...]:
-    path = context.run.stage_folder(STAGE) / "judge.pt"
+    path = _file(context, "judge")
     if path.is_file():
-        saved = load_tensors(path)
-        load_trained_state(judge, saved["model"])
+        saved = load_trained(path)
+        load_trained_state(judge, saved.model)
         judge.eval()
-        return tuple(EpochRecord(**record) for record in saved["records"])
+        return saved.records
     fitting = start_fitting(judge, prepared.rows("judge_train"), prepared.rows("judge_validation"))
     while not fitting.is_finished:
         context.stop.check("selector and policy are saved")
         record = fitting.run_epoch()
         context.report("judge", record.epoch + 1, fitting.settings.epochs, {"loss": record.loss})
     fitting.finish()
-    state = fitting.state_dict()
-    save_tensors(path, {"model": trained_state(judge), "records": state["records"]})
-    return tuple(fitting.records)
+    records = tuple(fitting.records)
+    save_tensors(path, TrainedModel(trained_state(judge), records))
+    return records
 
 
 def _train_extractor(context: StageContext, prepared: PreparedRatings, extractor: Extractor) -> None:
     """Fit the extractor on all rated images with their modalities as labels, or read it."""
-    path = context.run.stage_folder(STAGE) / "extractor.pt"
-    if path.is_file():
+    if _file(context, "extractor").is_file():
         _load_model(context, "extractor", extractor)
         return
     context.stop.check("selector, policy and judge are saved")

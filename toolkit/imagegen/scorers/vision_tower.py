@@ -139,7 +139,7 @@ class Backbone:
 
 
 FrozenBackbones = dict[TowerSettings, Backbone]
-"""Loaded backbones that are never trained. Towers that differ only in their crops share one."""
+"""Loaded backbones that are never trained. Towers that differ only in their crops use the same one."""
 
 
 def build_tower(settings: TowerSettings, image_size: int, seed: int, shared: FrozenBackbones | None = None) -> Tower:

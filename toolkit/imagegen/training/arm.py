@@ -1,11 +1,24 @@
 """The context of an arm (base, control, sft, ddpo): the generator, evaluations on paired noise, and checkpoints."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from toolkit.errors import warn
+from toolkit.imagegen.checkpoints import (
+    POLICY,
+    SELECTOR,
+    SYNTHETIC,
+    Checkpoints,
+    GeneratorCheckpoint,
+    ScorerCheckpoint,
+    from_plain,
+    last_epoch,
+    load_part,
+    save_epoch,
+    to_plain,
+)
 from toolkit.imagegen.context import StageContext
 from toolkit.imagegen.evaluation.evaluate import (
     GeneratedImages,
@@ -27,19 +40,16 @@ from toolkit.imagegen.scorers.fitting import load_trained_state, trained_state
 from toolkit.imagegen.scorers.train import ScoringModels, all_prompts, load_models, passing_level
 from toolkit.imagegen.seeds import derive_seed, seed_of
 from toolkit.imagegen.settings import evaluation_settings
-from toolkit.imagegen.training.checkpoints import (
-    POLICY,
-    SELECTOR,
-    SYNTHETIC,
-    Checkpoints,
-    last_epoch,
-    load_part,
-    save_epoch,
-)
 from toolkit.imagegen.training.update import UpdateState, dump_state, restore_state
 from toolkit.scoring.statistics import Estimate, bootstrap_mean
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 log = logging.getLogger(__name__)
+
+Rounds = TypeVar("Rounds")
+"""An arm's own dataclass of its finished rounds."""
 
 TABLE, ROUNDS = "table", "rounds"
 """Noise of the results table, and of the evaluations after each round, which select the best round."""
@@ -50,7 +60,7 @@ class ArmFigures:
     """An arm's images for the table.
 
     Attributes:
-        metrics: of ``judge.images`` images on the noise of the table, which all arms share.
+        metrics: of ``judge.images`` images on the noise of the table, which is the same for all arms.
         oracle: mean score by the oracle of synthetic data. It is shown beside the judge's and decides nothing.
     """
 
@@ -146,26 +156,35 @@ def reference_of(context: StageContext, prepared: PreparedRatings, models: Scori
         )
 
 
-def save_round(arm_context: ArmContext, arm: str, state: UpdateState, more: Mapping[str, Any]) -> None:
-    """Save a round of an arm as the run's next epoch."""
-    epoch = last_epoch(arm_context.checkpoints) + 1
-    common = {"epoch": epoch, "stage": 2}
-    parts = {
-        SELECTOR: {**common, "model": trained_state(arm_context.models.selector)},
-        POLICY: {**common, "model": trained_state(arm_context.models.policy)},
-        SYNTHETIC: {**common, "arm": arm, "update": dump_state(state), **more},
+def save_round(arm_context: ArmContext, arm: str, state: UpdateState, progress: "DataclassInstance") -> None:
+    """Save a round of an arm as the run's next epoch.
+
+    Args:
+        arm_context: the context of the arm.
+        arm: control, sft or ddpo.
+        state: of the update.
+        progress: the arm's own record of its rounds.
+    """
+    epoch, models = last_epoch(arm_context.checkpoints) + 1, arm_context.models
+    update = dump_state(state)
+    parts: dict[str, DataclassInstance] = {
+        SELECTOR: ScorerCheckpoint(epoch, 2, trained_state(models.selector)),
+        POLICY: ScorerCheckpoint(epoch, 2, trained_state(models.policy)),
+        SYNTHETIC: GeneratorCheckpoint(epoch, 2, update.base, arm, update, to_plain(progress)),
     }
     save_epoch(arm_context.checkpoints, epoch, parts, arm_context.generator.save_lora)
 
 
-def resume_round(arm_context: ArmContext, arm: str, state: UpdateState) -> dict[str, Any] | None:
-    """Continue an arm from its newest epoch. None: the arm has no epoch yet."""
-    epoch = last_epoch(arm_context.checkpoints)
-    saved = load_part(arm_context.checkpoints, epoch, SYNTHETIC) if epoch else {}
-    if saved.get("arm") != arm:
+def resume_round(arm_context: ArmContext, arm: str, state: UpdateState, kind: type[Rounds]) -> Rounds | None:
+    """Continue an arm from its newest epoch, and return its progress. None: the arm has no epoch yet."""
+    epoch, models = last_epoch(arm_context.checkpoints), arm_context.models
+    if not epoch:
         return None
-    restore_state(state, saved["update"])
-    for model, part in ((arm_context.models.selector, SELECTOR), (arm_context.models.policy, POLICY)):
-        load_trained_state(model, load_part(arm_context.checkpoints, epoch, part)["model"])
+    saved = load_part(arm_context.checkpoints, epoch, SYNTHETIC, GeneratorCheckpoint)
+    if saved.arm != arm or saved.update is None:
+        return None
+    restore_state(state, saved.update)
+    for model, part in ((models.selector, SELECTOR), (models.policy, POLICY)):
+        load_trained_state(model, load_part(arm_context.checkpoints, epoch, part, ScorerCheckpoint).model)
     log.info("%s: resumed after round %d", arm, state.round)
-    return saved
+    return from_plain(kind, saved.progress)

@@ -182,22 +182,22 @@ def group_advantages(rewards_N: Tensor, prompts: Sequence[str], clip: float) -> 
     (1, 2)
     """
     advantages_N = torch.zeros_like(rewards_N)
-    flat = 0
+    zero_variance = 0
     groups: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
         groups.setdefault(prompt, []).append(row)
     for rows in groups.values():
         group = rewards_N[rows]
         std = group.std(correction=0)
-        flat += int(std < 1e-8)
+        zero_variance += int(std < 1e-8)
         advantages_N[rows] = (group - group.mean()) / (std + ADVANTAGE_EPSILON)
-    return advantages_N.clamp(-clip, clip), flat, len(groups)
+    return advantages_N.clamp(-clip, clip), zero_variance, len(groups)
 
 
 def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) -> DdpoRound:
     """Update the LoRA on a rollout of its present parameters."""
     schedule = make_schedule(state.generator.scheduler, settings.denoising_steps).to(state.generator.device)
-    advantages_N, flat, groups = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    advantages_N, zero_variance, groups = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
     if rollout.passed_N is not None:
         advantages_N = torch.where(rollout.passed_N, advantages_N, advantages_N.clamp_max(0))
     advantages = advantages_N.split(settings.micro_batch)
@@ -224,7 +224,7 @@ def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) 
         images=len(rollout.prompts),
         reward_mean=float(rollout.rewards_N.mean()),
         reward_std=float(rollout.rewards_N.std(correction=0)),
-        zero_variance_groups=flat,
+        zero_variance_groups=zero_variance,
         groups=groups,
         first_ratio_deviation=first_deviation,
         clipped_advantages=float((advantages_N.abs() >= settings.advantage_clip).float().mean()),

@@ -10,13 +10,11 @@ flatter it.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from toolkit.errors import warn
-from toolkit.imagegen.evaluation.evaluate import ImageMetrics, to_guards
+from toolkit.imagegen.evaluation.evaluate import ImageMetrics
 from toolkit.imagegen.generators.lora import copy_lora, reset_lora, restore_lora
 from toolkit.imagegen.scorers.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.scorers.train import load_models
@@ -32,7 +30,7 @@ from toolkit.imagegen.training.ddpo import (
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.training.guards import Evaluation, Verdict, check_guards, is_best
+from toolkit.imagegen.training.guards import Evaluation, Verdict, check_guards, evaluation_of, is_best
 from toolkit.imagegen.training.refresh import Refreshed, RefreshOutcome, refresh_scorers
 from toolkit.imagegen.training.update import UpdateState, start_update
 from toolkit.recipe.imagegen_sections import most_clipped
@@ -99,38 +97,9 @@ class DdpoResult:
     figures: ArmFigures
 
 
-_ROUNDS = TypeAdapter(tuple[RoundResult, ...])
-
-
-def train_ddpo(arm_context: ArmContext) -> DdpoResult:
-    """Update the base by DDPO, and evaluate its best round.
-
-    Raises:
-        TrainingError: gradients are not finite.
-        Interrupted: a signal came. The last finished round is saved.
-    """
-    context, generator = arm_context.context, arm_context.generator
-    load_models(context, arm_context.models)
-    reset_lora(generator.network, seed_of(context.recipe, "generator"))
-    settings = ddpo_settings(context.recipe)
-    state = start_update(generator, settings.learning_rate)
-    saved = resume_round(arm_context, ARM, state)
-    progress = _Progress.read(saved) if saved else _begin(arm_context)
-    total = context.section.update.rounds
-    while state.round < total and not progress.stopped:
-        context.stop.check(f"round {state.round} of {ARM} is saved")
-        progress = _round(arm_context, state, settings, progress)
-        # Before the save, so that no round is missing from the metrics, whenever the run is killed.
-        _report(arm_context, progress.rounds[-1], total)
-        save_round(arm_context, ARM, state, progress.write())
-    restore_lora(generator.network, progress.best)
-    generator.save_lora(context.run.weights_folder(ARM))
-    return DdpoResult(progress.rounds, progress.best_round, progress.stopped, arm_context.figures())
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class _Progress:
-    """The rounds so far, and the LoRA of the best one."""
+class DdpoProgress:
+    """The finished rounds, and the LoRA of the best one, as a checkpoint has them."""
 
     rounds: tuple[RoundResult, ...]
     best: dict[str, Tensor]
@@ -146,24 +115,39 @@ class _Progress:
         """The guards that stop the update."""
         return tuple(verdict for verdict in self.rounds[-1].verdicts if verdict.stops)
 
-    def write(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint."""
-        rounds = _ROUNDS.dump_json(self.rounds).decode()
-        return {"rounds": rounds, "best": self.best, "best_round": self.best_round}
 
-    @classmethod
-    def read(cls, saved: dict[str, Any]) -> "_Progress":
-        """Return what ``write`` gave."""
-        return cls(_ROUNDS.validate_json(saved["rounds"]), saved["best"], saved["best_round"])
+def train_ddpo(arm_context: ArmContext) -> DdpoResult:
+    """Update the base by DDPO, and evaluate its best round.
+
+    Raises:
+        TrainingError: gradients are not finite.
+        Interrupted: a signal came. The last finished round is saved.
+    """
+    context, generator = arm_context.context, arm_context.generator
+    load_models(context, arm_context.models)
+    reset_lora(generator.network, seed_of(context.recipe, "generator"))
+    settings = ddpo_settings(context.recipe)
+    state = start_update(generator, settings.learning_rate)
+    progress = resume_round(arm_context, ARM, state, DdpoProgress) or _begin(arm_context)
+    total = context.section.update.rounds
+    while state.round < total and not progress.stopped:
+        context.stop.check(f"round {state.round} of {ARM} is saved")
+        progress = _round(arm_context, state, settings, progress)
+        # Before the save, so that no round is missing from the metrics, whenever the run is killed.
+        _report(arm_context, progress.rounds[-1], total)
+        save_round(arm_context, ARM, state, progress)
+    restore_lora(generator.network, progress.best)
+    generator.save_lora(context.run.weights_folder(ARM))
+    return DdpoResult(progress.rounds, progress.best_round, progress.stopped, arm_context.figures())
 
 
-def _begin(arm_context: ArmContext) -> _Progress:
+def _begin(arm_context: ArmContext) -> DdpoProgress:
     metrics = arm_context.evaluate(ROUNDS)
     first = _evaluated(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
-    return _Progress((first,), copy_lora(arm_context.generator.network), 0)
+    return DdpoProgress((first,), copy_lora(arm_context.generator.network), 0)
 
 
-def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, progress: _Progress) -> _Progress:
+def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, progress: DdpoProgress) -> DdpoProgress:
     """Generate, score, update, evaluate, and check the guards."""
     context, models = arm_context.context, arm_context.models
     if progress.threshold is not None:
@@ -188,7 +172,7 @@ def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, 
     history = [_evaluation(one, metrics) for one in progress.rounds]
     history.append(
         replace(
-            to_guards(metrics, state.round, scores.kl, scores.clipped_advantages),
+            evaluation_of(metrics, state.round, scores.kl, scores.clipped_advantages),
             most_clipped=most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values())),
         )
     )
@@ -203,8 +187,8 @@ def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, 
     )
     rounds = (*progress.rounds, result)
     if is_best(history, verdicts):
-        return _Progress(rounds, copy_lora(state.generator.network), state.round)
-    return _Progress(rounds, progress.best, progress.best_round)
+        return DdpoProgress(rounds, copy_lora(state.generator.network), state.round)
+    return DdpoProgress(rounds, progress.best, progress.best_round)
 
 
 def _with_threshold(arm_context: ArmContext, value: float) -> ArmContext:

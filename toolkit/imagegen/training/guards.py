@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from toolkit.imagegen.evaluation.evaluate import ImageMetrics
 from toolkit.imagegen.evaluation.statistics import Bootstrap, ImageKey, compare_arms
 from toolkit.scoring.statistics import Estimate
 
@@ -103,6 +104,21 @@ class Verdict:
     def stops(self) -> bool:
         """Whether the update must stop and restore the best checkpoint."""
         return self.status == "fired" and self.action == "stop"
+
+
+def evaluation_of(
+    metrics: ImageMetrics, round_number: int, kl: float | None, clipped_advantages: float | None
+) -> Evaluation:
+    """Return what the guards check after a round of updates."""
+    return Evaluation(
+        round=round_number,
+        judge_scores=metrics.judge_by_key,
+        diversity=metrics.diversity.distance.value,
+        real_diversity=metrics.real_diversity.distance.value,
+        kl=kl,
+        below_floor=metrics.copies.below_floor.value,
+        clipped_advantages=clipped_advantages,
+    )
 
 
 def check_guards(history: Sequence[Evaluation], settings: GuardSettings) -> tuple[Verdict, ...]:

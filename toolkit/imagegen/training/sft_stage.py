@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from toolkit.errors import TrainingError
@@ -25,8 +24,6 @@ from toolkit.imagegen.settings import sft_settings
 from toolkit.imagegen.training.arm import ArmContext, ArmFigures, resume_round, save_round
 from toolkit.imagegen.training.sft import SftImages, SftRound, encode_training_images, random_control, sft_round
 from toolkit.imagegen.training.update import start_update
-
-_ROUNDS = TypeAdapter(tuple[SftRound, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,13 @@ class SftResult:
     figures: ArmFigures
 
 
+@dataclass(frozen=True, slots=True)
+class SftProgress:
+    """The finished rounds of an arm, as a checkpoint has them."""
+
+    rounds: tuple[SftRound, ...] = ()
+
+
 def train_sft(arm_context: ArmContext, arm: Literal["sft", "control"]) -> SftResult:
     """Fine-tune the base on images of the selector's splits, and evaluate it.
 
@@ -58,24 +62,23 @@ def train_sft(arm_context: ArmContext, arm: Literal["sft", "control"]) -> SftRes
     reset_lora(generator.network, seed_of(context.recipe, "generator"))
     settings = sft_settings(context.recipe)
     state = start_update(generator, settings.learning_rate)
-    saved = resume_round(arm_context, arm, state)
-    done = list(_ROUNDS.validate_json(saved["rounds"])) if saved else []
+    progress = resume_round(arm_context, arm, state, SftProgress) or SftProgress()
     pool = arm_context.prepared.trainable
     images = _training_images(arm_context, pool, arm)
     total = context.section.update.sft_steps // settings.steps_per_round
     encoded = encode_training_images(generator, images, context.section.generator.batch_size)
     while state.round < total:
         context.stop.check(f"round {state.round} of {arm} is saved")
-        done.append(sft_round(state, settings, encoded))
-        last = done[-1]
+        last = sft_round(state, settings, encoded)
+        progress = SftProgress((*progress.rounds, last))
         figures = {"loss": last.loss, "gradient_norm": last.gradient_norm, "learning_rate": last.learning_rate}
         if arm == "sft":
             figures["pass_rate"] = len(images.numbers) / len(pool)
         # Before the save, so that no round is missing from the metrics, whenever the run is killed.
         context.report(arm, state.round, total, figures)
-        save_round(arm_context, arm, state, {"rounds": _ROUNDS.dump_json(tuple(done)).decode()})
+        save_round(arm_context, arm, state, progress)
     generator.save_lora(context.run.weights_folder(arm))
-    return SftResult(len(images.numbers), len(pool), tuple(done), arm_context.figures())
+    return SftResult(len(images.numbers), len(pool), progress.rounds, arm_context.figures())
 
 
 def _training_images(arm_context: ArmContext, pool: tuple[RatedImage, ...], arm: str) -> SftImages:

@@ -1,7 +1,6 @@
 """The state of an update that resumes to the bit: LoRA, optimizer, loss scale, random states, round."""
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from toolkit.errors import TrainingError
-from toolkit.imagegen.generators.generator import Generator
+from toolkit.imagegen.generators.generator import BaseModel, Generator
 from toolkit.imagegen.generators.lora import copy_lora, lora_parameters, restore_lora
 
 WEIGHT_DECAY = 1e-4
@@ -40,6 +39,27 @@ class StepOutcome:
 
     gradient_norm: float
     skipped: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RandomStates:
+    """States of the global random generators. ``cuda`` is None on a CPU."""
+
+    python: tuple[Any, ...]
+    torch: Tensor
+    cuda: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedUpdate:
+    """An ``UpdateState`` as it is saved, with ``state_dict`` of optimizer and scaler."""
+
+    base: BaseModel
+    round: int
+    lora: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    random: RandomStates
 
 
 def start_update(generator: Generator, learning_rate: float) -> UpdateState:
@@ -75,45 +95,47 @@ def optimizer_step(state: UpdateState, max_norm: float) -> StepOutcome:
     return StepOutcome(norm, skipped=not finite)
 
 
-def dump_state(state: UpdateState) -> dict[str, Any]:
-    """Return the state as plain objects that ``torch.load(weights_only=True)`` accepts."""
-    base = state.generator.base
-    cuda = torch.cuda.get_rng_state(state.generator.device) if state.generator.device.type == "cuda" else None
-    return {
-        "base": {"name": base.name, "revision": base.revision, "sha256": base.sha256},
-        "round": state.round,
-        "lora": copy_lora(state.generator.network),
-        "optimizer": state.optimizer.state_dict(),
-        "scaler": state.scaler.state_dict(),
-        "random": {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda},
-    }
+def dump_state(state: UpdateState) -> SavedUpdate:
+    """Return the state as it is saved in a checkpoint."""
+    return SavedUpdate(
+        base=state.generator.base,
+        round=state.round,
+        lora=copy_lora(state.generator.network),
+        optimizer=state.optimizer.state_dict(),
+        scaler=state.scaler.state_dict(),
+        random=_random_states(state.generator.device),
+    )
 
 
-def restore_state(state: UpdateState, saved: Mapping[str, Any]) -> None:
+def restore_state(state: UpdateState, saved: SavedUpdate) -> None:
     """Continue from what ``dump_state`` returned.
 
     Raises:
         TrainingError: it belongs to another base.
     """
-    if saved["base"]["sha256"] != state.generator.base.sha256:
+    if saved.base.sha256 != state.generator.base.sha256:
         raise TrainingError(
             "imagegen.checkpoint_base_differs",
             f"a checkpoint must belong to the base of the recipe ({state.generator.base.name})",
             place="synthetic_checkpoint.pt",
-            value=saved["base"]["name"],
+            value=saved.base.name,
             remedy="Restore the base that the run began with, or start a new run.",
         )
-    restore_lora(state.generator.network, saved["lora"])
-    state.optimizer.load_state_dict(saved["optimizer"])
+    restore_lora(state.generator.network, saved.lora)
+    state.optimizer.load_state_dict(saved.optimizer)
     if state.scaler.is_enabled():
-        state.scaler.load_state_dict(saved["scaler"])
-    _restore_random(saved["random"], state.generator.device)
-    state.round = saved["round"]
+        state.scaler.load_state_dict(saved.scaler)
+    _restore_random(saved.random, state.generator.device)
+    state.round = saved.round
 
 
-def _restore_random(states: Mapping[str, Any], device: torch.device) -> None:
-    random.setstate(states["python"])
-    torch.set_rng_state(states["torch"])
-    cuda: Tensor | None = states["cuda"]
-    if cuda is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(cuda, device)
+def _random_states(device: torch.device) -> RandomStates:
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return RandomStates(random.getstate(), torch.get_rng_state(), cuda)
+
+
+def _restore_random(states: RandomStates, device: torch.device) -> None:
+    random.setstate(states.python)
+    torch.set_rng_state(states.torch)
+    if states.cuda is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states.cuda, device)

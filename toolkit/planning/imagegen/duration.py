@@ -289,7 +289,7 @@ def _sft(section: Imagegen, ratings: RatingsFacts | None) -> StageWork:
 
 
 def _ddpo(section: Imagegen) -> StageWork:
-    """Return the work of ``ddpo``. The base and every round share one noise, and the table has another."""
+    """Return the work of ``ddpo``. The base and every round have the same noise, and the table has another."""
     keys = section.update
     evaluations = keys.rounds + 2
     images = keys.rounds * keys.images_per_round

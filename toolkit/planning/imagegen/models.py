@@ -237,7 +237,7 @@ def resident_bytes(scorers: Mapping[str, Scorer], shared: Collection[str]) -> in
 
     Args:
         scorers: of ``scorers_of``.
-        shared: names of the scorers whose vision tower is frozen. Those with the same encoder share it.
+        shared: names of the scorers whose vision tower is frozen. Those with the same encoder use it together.
     """
     return max(_together([(name, scorers[name]) for name in names], shared) for names in RESIDENT)
 
