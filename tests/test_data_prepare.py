@@ -8,7 +8,6 @@ import os
 import signal
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -25,12 +24,13 @@ from toolkit.cli import main
 from toolkit.data import Tally
 from toolkit.errors import NOTHING, DataError, Interrupted, RunError
 from toolkit.prepare import PrepareRequest, prepare_ham10000, split_rows
+from toolkit.prepare.downloads import read_table
 from toolkit.prepare.ham10000 import read_metadata
-from toolkit.prepare.sheet import Layout, choose_rows
-from toolkit.prepare.stratify import join_names
-from toolkit.prepare.tables import read_table
+from toolkit.prepare.measure import ImageFiles, MaskMeasurements, PreparedImage
+from toolkit.prepare.sheet import choose_images
+from toolkit.prepare.write import join_names
 
-SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 OUTPUT = {
     "ham10000_with_spatial_data.json",
     "ham10000_with_spatial_data.csv",
@@ -71,15 +71,19 @@ def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: 
     assert {row["image_id"]: row["bbox"] for row in rows if row["bbox"]} == BOXES
     assert all(row["mask_available"] == (row["image_id"] in BOXES) for row in rows)
     assert prepared.image_root == folder.resolve()
-    assert (prepared.rows, note(prepared, "without an image"), note(prepared, "without a mask")) == (57, 9958, 51)
+    assert (prepared.rows, note(prepared, "data.image_of_row_missing"), note(prepared, "data.mask_missing")) == (
+        57,
+        9958,
+        51,
+    )
     for row in rows:
         assert (prepared.image_root / row["image"]).is_file()
         if row["bbox"]:
-            mask = cv2.imread(str(prepared.image_root / row["mask"]), cv2.IMREAD_GRAYSCALE)
-            assert row["area_share"] == pytest.approx((mask > 0).mean(), abs=1e-6)
+            mask = np.asarray(Image.open(prepared.image_root / row["mask"]).convert("L")) > 0
+            assert row["area_fraction"] == pytest.approx(mask.mean(), abs=1e-6)
 
 
-def test_images_of_another_shape_than_their_masks_end_the_command(shared_data: Path, tmp_path: Path) -> None:
+def test_images_of_another_shape_than_their_masks_are_an_error(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "skin" / "ham10000"  # 224 x 224 against 600 x 450
     with raises(DataError, "data.files_unusable") as caught:
         prepare_ham10000(
@@ -97,29 +101,29 @@ def test_the_whole_table_splits_with_no_lesion_in_two_splits(shared_data: Path) 
     records = read_metadata(shared_data / "skin" / "ham10000" / "HAM10000_metadata.csv", Tally())
     rows = list(records.values())
     assert len(rows) == 10_015
-    lesions, classes = [row["lesion_id"] for row in rows], [row["dx"] for row in rows]
-    splits = split_rows(lesions, classes, SHARES, seed=3407)
+    lesions, classes = [row.lesion_id for row in rows], [row.dx for row in rows]
+    splits = split_rows(lesions, classes, FRACTIONS, seed=3407)
     assert len(set(zip(lesions, splits, strict=True))) == len(set(lesions)) == 7_470
     found = Counter(zip(classes, splits, strict=True))
     largest: defaultdict[str, int] = defaultdict(int)
     for (name, _), size in Counter(zip(classes, lesions, strict=True)).items():
         largest[name] = max(largest[name], size)
     for name, rows_in_class in Counter(classes).items():
-        for split, share in SHARES.items():
-            assert abs(found[name, split] - share * rows_in_class) < largest[name]
+        for split, fraction in FRACTIONS.items():
+            assert abs(found[name, split] - fraction * rows_in_class) < largest[name]
     # The same on every machine: fixed by what this returned when it was written.
     text = "\n".join(f"{name} {split}" for name, split in sorted(zip(records, splits, strict=True)))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "aff68d2e1ba7ec5d"
-    backwards = split_rows(lesions[::-1], classes[::-1], SHARES, seed=3407)
+    backwards = split_rows(lesions[::-1], classes[::-1], FRACTIONS, seed=3407)
     assert backwards[::-1] == splits
-    assert split_rows(lesions, classes, SHARES, seed=1) != splits
+    assert split_rows(lesions, classes, FRACTIONS, seed=1) != splits
 
 
-def test_the_metadata_say_what_is_blank_and_what_is_unknown(shared_data: Path) -> None:
+def test_blank_and_unknown_metadata_are_distinguished(shared_data: Path) -> None:
     records = read_metadata(shared_data / "skin" / "ham10000" / "HAM10000_metadata.csv", Tally()).values()
-    assert sum(row["age"] is None for row in records) == 57
-    assert sum(row["sex"] == "unknown" for row in records) == 57
-    assert sum(row["localization"] == "unknown" for row in records) == 234
+    assert sum(row.age is None for row in records) == 57
+    assert sum(row.sex == "unknown" for row in records) == 57
+    assert sum(row.localization == "unknown" for row in records) == 234
 
 
 # Splits
@@ -135,15 +139,15 @@ def test_no_group_is_in_two_splits_and_no_class_exceeds_its_fraction_by_a_group(
 ) -> None:
     drawn = data.draw(st.lists(st.sampled_from(sorted(class_of)), min_size=1, max_size=80))
     groups, classes = [str(group) for group in drawn], [class_of[group] for group in drawn]
-    splits = split_rows(groups, classes, SHARES, seed)
+    splits = split_rows(groups, classes, FRACTIONS, seed)
     assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
     sizes = Counter(groups)
     for name in set(classes):
         own = [group for group, one in zip(groups, classes, strict=True) if one == name]
-        if len(set(own)) >= len(SHARES):
+        if len(set(own)) >= len(FRACTIONS):
             found = Counter(split for one, split in zip(classes, splits, strict=True) if one == name)
-            for split, share in SHARES.items():
-                assert found[split] < share * len(own) + max(sizes[group] for group in own)
+            for split, fraction in FRACTIONS.items():
+                assert found[split] < fraction * len(own) + max(sizes[group] for group in own)
 
 
 def test_a_group_with_several_classes_counts_for_the_rarest() -> None:
@@ -156,10 +160,10 @@ def test_a_group_with_several_classes_counts_for_the_rarest() -> None:
 
 
 def test_too_few_lesions_for_all_splits_go_to_training() -> None:
-    assert split_rows(["a", "a", "b"], ["nv", "nv", "mel"], SHARES, seed=1) == ["train"] * 3
+    assert split_rows(["a", "a", "b"], ["nv", "nv", "mel"], FRACTIONS, seed=1) == ["train"] * 3
 
 
-def test_rows_that_share_a_patient_or_a_lesion_are_one_group_also_transitively() -> None:
+def test_rows_of_one_patient_or_lesion_are_one_group_also_transitively() -> None:
     names = [("p2", "l1", "a"), ("", "l1", "b"), ("p1", "l1", "c"), ("", "l2", "d"), ("", "", "e")]
     assert join_names(names) == ["p1", "p1", "p1", "l2", "e"]
 
@@ -173,7 +177,7 @@ def fill(download: Download, count: int) -> None:
         download.add(f"ISIC_{number:04d}", ("nv", "mel", "bcc")[number % 3], box_mask((x, 10, x + 20, 30)))
 
 
-def test_all_files_hold_the_same_rows(download: Download) -> None:
+def test_all_written_files_have_the_same_rows(download: Download) -> None:
     fill(download, 12)
     download.add("ISIC_9999", "df", age="", sex="unknown")
     prepared = download.prepare()
@@ -192,7 +196,7 @@ def test_all_files_hold_the_same_rows(download: Download) -> None:
     assert all(row["split"] == name for name, file in prepared.splits.items() for row in json.loads(file.read_text()))
 
 
-def test_rows_say_where_lesions_are_and_what_is_not_known_is_null(download: Download) -> None:
+def test_rows_have_locations_and_unknown_values_are_null(download: Download) -> None:
     download.add("a", mask=box_mask((0, 0, 10, 10), (40, 30, 60, 45)))
     download.add("b", "mel", age="", sex="unknown", localization="unknown")
     prepared = download.prepare()
@@ -202,22 +206,19 @@ def test_rows_say_where_lesions_are_and_what_is_not_known_is_null(download: Down
     # (50, 37.5) of 60 x 45 is the last third of both sides, (5, 5) the first.
     place = "lesion located in {} region"
     assert two["spatial_description"] == f"{place.format('lower-right')}; {place.format('upper-left')}"
-    assert two["area_share"] == pytest.approx((20 * 15 + 100) / (60 * 45), abs=1e-6)
+    assert two["area_fraction"] == pytest.approx((20 * 15 + 100) / (60 * 45), abs=1e-6)
     assert (two["width"], two["height"], two["age"], two["mask_available"]) == (60, 45, 50.0, True)
     assert two["mask"] == "masks/a_segmentation.png"
     assert [none[key] for key in ("age", "sex", "localization")] == [None, "unknown", "unknown"]
-    assert [none[key] for key in ("mask", "bbox", "boxes", "polygons", "area_share", "spatial_description")] == [
+    assert [none[key] for key in ("mask", "bbox", "boxes", "polygons", "area_fraction", "spatial_description")] == [
         None
     ] * 6
     assert none["mask_available"] is False
-    assert (note(prepared, "without age"), note(prepared, "sex is unknown"), note(prepared, "more than one")) == (
-        1,
-        1,
-        1,
-    )
+    counts = {code: note(prepared, f"data.{code}") for code in ("cell_missing", "cell_unknown", "several_regions")}
+    assert counts == {"cell_missing": 1, "cell_unknown": 2, "several_regions": 1}
 
 
-def test_splits_of_an_earlier_call_do_not_stay(download: Download) -> None:
+def test_splits_of_an_earlier_call_are_removed(download: Download) -> None:
     fill(download, 12)
     (download.out / ".prepare-killed").mkdir(parents=True)
     assert set(download.prepare().splits) == {"train", "validation", "test"}
@@ -225,7 +226,7 @@ def test_splits_of_an_earlier_call_do_not_stay(download: Download) -> None:
     assert set(download.prepare(validation=0.0).splits) == {"train", "test"}
     assert not (download.out / "validation.json").exists()
     summary = json.loads((download.out / "summary.json").read_text())
-    assert (summary["rows"], summary["seed"], summary["shares"]["validation"]) == (12, 3407, 0)
+    assert (summary["rows"], summary["seed"], summary["fractions"]["validation"]) == (12, 3407, 0)
 
 
 def test_fractions_that_leave_no_training_rows_are_rejected(tmp_path: Path) -> None:
@@ -249,11 +250,11 @@ def test_fractions_that_leave_no_training_rows_are_rejected(tmp_path: Path) -> N
     ],
     ids=["0 and 255", "0 and 1", "colour", "opacity", "twice the size", "a third of the size"],
 )
-def test_a_mask_gives_its_box_however_it_is_saved(download: Download, mask: np.ndarray) -> None:
+def test_a_mask_has_the_same_box_in_every_format(download: Download, mask: np.ndarray) -> None:
     download.add("a", mask=mask)
     prepared = download.prepare()
     assert download.written()["a"]["bbox"] == [12, 9, 30, 21]
-    assert note(prepared, "are resized") == (mask.shape[:2] != (45, 60))
+    assert note(prepared, "data.mask_resized") == (mask.shape[:2] != (45, 60))
 
 
 def test_empty_masks_full_masks_and_specks(download: Download) -> None:
@@ -262,18 +263,18 @@ def test_empty_masks_full_masks_and_specks(download: Download) -> None:
     download.add("speck", mask=box_mask((10, 10, 40, 40), (50, 5, 51, 6)))
     prepared = download.prepare()
     rows = download.written()
-    assert [rows["empty"][key] for key in ("bbox", "boxes", "area_share")] == [None, [], 0.0]
+    assert [rows["empty"][key] for key in ("bbox", "boxes", "area_fraction")] == [None, [], 0.0]
     assert rows["full"]["bbox"] == [0, 0, 60, 45]
-    assert rows["full"]["area_share"] == 1.0
+    assert rows["full"]["area_fraction"] == 1.0
     assert rows["speck"]["boxes"] == [[10, 10, 40, 40]]
-    assert (note(prepared, "empty mask"), note(prepared, "regions below 1 %")) == (1, 1)
+    assert (note(prepared, "data.mask_empty"), note(prepared, "data.region_too_small")) == (1, 1)
 
 
-def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) -> None:
+def test_all_unusable_files_are_reported_together(download: Download) -> None:
     download.add("good", mask=box_mask((1, 1, 9, 9)))
     download.add("square", mask=box_mask((1, 1, 9, 9), size=(45, 45)))
     download.add("text")
-    (download.masks / "text_segmentation.png").write_text("no picture")
+    (download.masks / "text_segmentation.png").write_text("no image")
     download.add("cut")
     (download.images / "cut.jpg").write_bytes((download.images / "cut.jpg").read_bytes()[:200])
     with raises(DataError, "data.files_unusable") as caught:
@@ -288,7 +289,11 @@ def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) ->
         (download.masks / f"{name}_segmentation.png").unlink()
     (download.images / "cut.jpg").unlink()
     prepared = download.prepare()
-    assert (prepared.rows, note(prepared, "without a mask"), note(prepared, "without an image")) == (3, 2, 1)
+    assert (prepared.rows, note(prepared, "data.mask_missing"), note(prepared, "data.image_of_row_missing")) == (
+        3,
+        2,
+        1,
+    )
     assert not (download.out / "problems.txt").exists()
 
 
@@ -301,11 +306,11 @@ def test_images_and_masks_without_rows_and_names_in_two_places_are_counted(downl
     (download.images / "._a.jpg").write_bytes(b"left by an archive")
     prepared = download.prepare()
     assert download.written()["a"]["image"] == "images/a.jpg"
-    assert (note(prepared, "images without a row"), note(prepared, "masks without a row")) == (1, 1)
-    assert note(prepared, "occur twice") == 1
+    assert (note(prepared, "data.row_of_image_missing"), note(prepared, "data.row_of_mask_missing")) == (1, 1)
+    assert note(prepared, "data.file_name_repeated") == 1
 
 
-def test_masks_may_lie_inside_the_folder_of_images_and_have_plain_names(download: Download) -> None:
+def test_masks_may_be_inside_the_folder_of_images_and_have_plain_names(download: Download) -> None:
     download.add("a")
     inside = download.images / "masks"
     inside.mkdir()
@@ -319,7 +324,7 @@ def test_masks_may_lie_inside_the_folder_of_images_and_have_plain_names(download
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_table_is_read_however_it_was_saved(tmp_path: Path, separator: str) -> None:
+def test_a_table_is_read_in_every_dialect(tmp_path: Path, separator: str) -> None:
     lines = [["image_id", "DX "], ["a", '"x, y"' if separator == "," else "x, y"], ["b", "N/A"]]
     text = "\r\n".join(separator.join(cells) for cells in lines) + "\r\n\r\n"
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -346,9 +351,7 @@ def test_a_table_is_read_however_it_was_saved(tmp_path: Path, separator: str) ->
         ),
     ],
 )
-def test_what_is_wrong_with_the_metadata_is_reported(
-    tmp_path: Path, content: bytes, code: str, place: str, value: object
-) -> None:
+def test_invalid_metadata_is_reported(tmp_path: Path, content: bytes, code: str, place: str, value: object) -> None:
     (tmp_path / "m.csv").write_bytes(content)
     with raises(DataError, f"data.{code}") as caught:
         read_metadata(tmp_path / "m.csv", Tally())
@@ -362,7 +365,7 @@ def test_the_columns_that_are_missing_are_named(tmp_path: Path) -> None:
     assert "lesion_id; dx" in caught.problem.rule
 
 
-def test_no_image_at_all_is_an_error_with_the_name_that_was_looked_for(download: Download) -> None:
+def test_no_image_is_an_error_with_an_expected_name(download: Download) -> None:
     download.add("ISIC_1")
     (download.images / "ISIC_1.jpg").unlink()
     with raises(DataError, "data.no_image_of_table") as caught:
@@ -411,7 +414,7 @@ def test_workers_measure_the_same_as_one_process(download: Download) -> None:
 # The sheet
 
 
-def test_the_sheet_shows_boxes_and_is_whole_in_one_file(download: Download) -> None:
+def test_the_sheet_shows_boxes_and_is_one_file(download: Download) -> None:
     download.add("a", "<script>alert(1)</script> & co", mask=box_mask((12, 9, 30, 21)))
     download.add("b", "nv")
     download.prepare()
@@ -427,14 +430,18 @@ def test_the_sheet_shows_boxes_and_is_whole_in_one_file(download: Download) -> N
 
 
 def test_the_sheet_is_chosen_evenly_by_class_and_by_seed() -> None:
-    rows = [{"dx": "nv", "id": f"n{i}", "boxes": [[0, 0, 1, 1]]} for i in range(500)]
-    rows += [{"dx": "mel", "id": f"m{i}", "boxes": [[0, 0, 1, 1]] if i < 5 else None} for i in range(50)]
-    rows += [{"dx": "df", "id": "d0"}]
-    chosen = choose_rows(rows, Layout("dx", "id"), seed=1)
-    assert Counter(row["dx"] for row in chosen) == {"nv": 23, "mel": 24, "df": 1}
-    assert {f"m{i}" for i in range(5)} <= {row["id"] for row in chosen}  # those with a box first
-    assert choose_rows(rows[::-1], Layout("dx", "id"), seed=1) == chosen
-    assert choose_rows(rows, Layout("dx", "id"), seed=2) != chosen
+    def image(name: str, diagnosis: str, *, has_box: bool = True) -> PreparedImage:
+        found = MaskMeasurements((1, 1), boxes=[[0, 0, 1, 1]] if has_box else None)
+        return PreparedImage(name, diagnosis, name, ImageFiles(Path(name)), found, {})
+
+    images = [image(f"n{i}", "nv") for i in range(500)]
+    images += [image(f"m{i}", "mel", has_box=i < 5) for i in range(50)]
+    images += [image("d0", "df", has_box=False)]
+    chosen = choose_images(images, seed=1)
+    assert Counter(one.diagnosis for one in chosen) == {"nv": 23, "mel": 24, "df": 1}
+    assert {f"m{i}" for i in range(5)} <= {one.name for one in chosen}  # those with a box first
+    assert choose_images(images[::-1], seed=1) == chosen
+    assert choose_images(images, seed=2) != chosen
 
 
 def test_an_image_that_cannot_be_decoded_is_counted_on_the_sheet(download: Download) -> None:
@@ -442,7 +449,7 @@ def test_an_image_that_cannot_be_decoded_is_counted_on_the_sheet(download: Downl
     content = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (45, 60, 3), np.uint8))[1].tobytes()
     (download.images / "a.jpg").unlink()
     (download.images / "a.png").write_bytes(content[:100] + bytes(200) + content[300:])
-    assert note(download.prepare(), "cannot be decoded") == 1
+    assert note(download.prepare(), "data.image_not_decodable") == 1
 
 
 # The commands
@@ -472,7 +479,7 @@ def test_the_command_prints_a_section_that_a_recipe_can_have(
     }
 
 
-def test_the_command_for_isic_tells_what_it_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_for_isic_prints_what_it_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = isic(
         tmp_path, ["ISIC_1", "ISIC_2"], ["ISIC_1_segmentation"], truth="image,MEL,NV\nISIC_1,1.0,0\nISIC_2,0,1.0\n"
     )
@@ -489,7 +496,6 @@ def test_every_preparation_has_help(prepare: str, capsys: pytest.CaptureFixture[
 
 def test_progress_is_reported_for_every_image(download: Download) -> None:
     fill(download, 3)
-    told: list[tuple[str, int, int]] = []
-    tell: Callable[..., None] = lambda what, done, total, note="": told.append((what, done, total))  # noqa: E731
-    download.prepare(progress=tell)
-    assert told == [("masks", 1, 3), ("masks", 2, 3), ("masks", 3, 3)]
+    calls: list[tuple[str, int, int]] = []
+    download.prepare(progress=lambda what, done, total, note="": calls.append((what, done, total)))
+    assert calls == [("masks", 1, 3), ("masks", 2, 3), ("masks", 3, 3)]

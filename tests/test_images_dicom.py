@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -16,6 +17,7 @@ from tests.helpers.problems import raises
 from toolkit.errors import ImageError, MissingExtraError
 from toolkit.images import ImagePolicy, ImageStore, load, reduced_size, scan
 from toolkit.images.ref import ImageRef
+from toolkit.images.window import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -23,17 +25,17 @@ AUTO = ImagePolicy(max_side=4096)
 RANGE = ImagePolicy(max_side=4096, window="range")
 
 
-def example(name, frame=0):
-    """A file that pydicom's wheel brings. Nothing is downloaded."""
+def example(name: str, frame: int = 0) -> ImageRef:
+    """Return a file of pydicom's wheel. Nothing is downloaded."""
     return ImageRef(path_of(name), frame)
 
 
-def path_of(name):
+def path_of(name: str) -> Path:
     return Path(get_testdata_file(name, download=False))
 
 
-def made(folder, stored, **elements):
-    """A DICOM file of grey values."""
+def made(folder: Path, stored: Array, **elements: Any) -> ImageRef:
+    """Write a DICOM file of grey values."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
@@ -56,25 +58,26 @@ def made(folder, stored, **elements):
     return ImageRef(path)
 
 
-def grey(ref, policy=AUTO):
+def grey(ref: ImageRef, policy: ImagePolicy = AUTO) -> Array:
     values = np.asarray(load(ref, policy).image)
     assert (values == values[..., :1]).all()
     return values[..., 0].astype(int)
 
 
-def by_pydicom(ref):
-    """The oracle: modality, then window, whose output spans what the stored bits can hold, to 0..255."""
+def by_pydicom(ref: ImageRef) -> Array:
+    """Return the values by pydicom's modality and window functions, with the range of the stored bits as 0 to 255."""
     data = pydicom.dcmread(ref.path)
     values = apply_voi_lut(apply_modality_lut(pixel_array(data, index=ref.frame), data), data).astype(float)
     lowest = -(2 ** (data.BitsStored - 1)) if data.PixelRepresentation else 0
-    return np.rint((values - lowest) / (2**data.BitsStored - 1) * 255)
+    expected: Array = np.rint((values - lowest) / (2**data.BitsStored - 1) * 255)
+    return expected
 
 
 RAMP = np.arange(0, 4096, dtype=np.uint16).reshape(64, 64)
 
 
 @pytest.mark.parametrize("name", ["MR_small.dcm", "examples_overlay.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm"])
-def test_a_files_own_window_is_used_as_pydicom_uses_it(name):
+def test_the_window_of_a_file_is_applied_as_by_pydicom(name: str) -> None:
     ref = example(name)
     assert np.abs(grey(ref) - by_pydicom(ref)).max() <= 1
     assert load(ref, AUTO).record.window_from == "dicom"
@@ -84,7 +87,7 @@ def test_a_files_own_window_is_used_as_pydicom_uses_it(name):
     ("function", "low", "high"),
     [("LINEAR", 1000.0, 2999.0), ("LINEAR_EXACT", 1000.0, 3000.0), (None, 1000.0, 2999.0)],
 )
-def test_linear_windows_follow_the_standard(tmp_path, function, low, high):
+def test_linear_windows_follow_the_standard(tmp_path: Path, function: str | None, low: float, high: float) -> None:
     # PS3.3 C.11.2.1.2: LINEAR reaches (w - 1) / 2 to both sides of c - 0.5, LINEAR_EXACT w / 2 to both sides of c
     extra = {} if function is None else {"VOILUTFunction": function}
     ref = made(tmp_path, RAMP, WindowCenter=2000, WindowWidth=2000, **extra)
@@ -95,14 +98,14 @@ def test_linear_windows_follow_the_standard(tmp_path, function, low, high):
     assert record.above == np.mean(high < RAMP)
 
 
-def test_a_sigmoid_window_follows_pydicom(tmp_path):
+def test_a_sigmoid_window_follows_pydicom(tmp_path: Path) -> None:
     ref = made(tmp_path, RAMP, WindowCenter=2000, WindowWidth=1000, VOILUTFunction="SIGMOID")
     data = pydicom.dcmread(ref.path)
     expected = np.rint(apply_voi_lut(RAMP, data) / 65535 * 255)  # the sigmoid spans the 16 stored bits
     assert np.abs(grey(ref) - expected).max() <= 1
 
 
-def test_a_voi_table_goes_before_a_window(tmp_path):
+def test_a_voi_table_takes_precedence_over_a_window(tmp_path: Path) -> None:
     table = Dataset()
     table.LUTDescriptor = [4096, 0, 16]
     table.LUTData = (65535 * (np.arange(4096) / 4095) ** 2).astype(np.uint16).tobytes()
@@ -110,7 +113,7 @@ def test_a_voi_table_goes_before_a_window(tmp_path):
     assert np.abs(grey(ref) - np.rint((RAMP / 4095.0) ** 2 * 255)).max() <= 1
 
 
-def test_a_modality_table_is_applied(tmp_path):
+def test_a_modality_table_is_applied(tmp_path: Path) -> None:
     table = Dataset()
     table.LUTDescriptor = [4096, 0, 16]
     table.ModalityLUTType = "US"
@@ -121,7 +124,7 @@ def test_a_modality_table_is_applied(tmp_path):
     assert load(ref, AUTO).record.window == (60_000.0 - 40_950, 60_000.0)
 
 
-def test_without_a_window_the_range_after_rescale_is_used():
+def test_without_a_window_the_range_after_rescale_is_used() -> None:
     # CT_small holds 128..2191 with slope 1 and intercept -1024
     ref = example("CT_small.dcm")
     record = load(ref, AUTO).record
@@ -129,7 +132,7 @@ def test_without_a_window_the_range_after_rescale_is_used():
     assert np.abs(grey(ref) - np.rint((pixel_array(ref.path) - 128.0) / (2191 - 128) * 255)).max() <= 1
 
 
-def test_the_policy_range_ignores_the_files_window():
+def test_the_policy_range_ignores_the_window_of_the_file() -> None:
     record = load(example("MR_small.dcm"), RANGE).record
     assert (record.window, record.window_from) == ((127.0, 2145.0), "range")
 
@@ -137,14 +140,14 @@ def test_the_policy_range_ignores_the_files_window():
 @pytest.mark.parametrize(
     "elements", [{"WindowCenter": 100, "WindowWidth": 0}, {"WindowCenter": "", "WindowWidth": ""}, {}]
 )
-def test_a_window_without_width_is_none(tmp_path, elements):
+def test_a_window_without_width_is_none(tmp_path: Path, elements: dict[str, Any]) -> None:
     ref = made(tmp_path, RAMP, **elements)
     assert load(ref, AUTO).record.window_from == "range"
     with raises(ImageError, "images.window_missing"):
         load(ref, ImagePolicy(window="dicom"))
 
 
-def test_the_first_of_several_windows_counts(tmp_path):
+def test_the_first_of_several_windows_is_used(tmp_path: Path) -> None:
     ref = made(tmp_path, RAMP, WindowCenter=[2000, 100], WindowWidth=[2001, 10])
     assert load(ref, AUTO).record.window == (999.5, 2999.5)
 
@@ -152,7 +155,7 @@ def test_the_first_of_several_windows_counts(tmp_path):
 @pytest.mark.parametrize(
     "elements", [{}, {"WindowCenter": 2000, "WindowWidth": 1000}, {"RescaleSlope": 2, "RescaleIntercept": 1}]
 )
-def test_monochrome1_is_the_negative_of_monochrome2(tmp_path, elements):
+def test_monochrome1_is_the_negative_of_monochrome2(tmp_path: Path, elements: dict[str, Any]) -> None:
     positive = grey(made(tmp_path, RAMP, **elements))
     negative = grey(made(tmp_path, RAMP, PhotometricInterpretation="MONOCHROME1", **elements))
     assert np.abs(positive + negative - 255).max() <= 1
@@ -160,7 +163,7 @@ def test_monochrome1_is_the_negative_of_monochrome2(tmp_path, elements):
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_padding_is_black_and_does_not_widen_the_window(tmp_path, photometric):
+def test_padding_is_black_and_does_not_widen_the_window(tmp_path: Path, photometric: str) -> None:
     stored = np.full((8, 8), -2000, np.int16)
     stored[2:6, 2:6] = np.arange(16).reshape(4, 4) * 100
     ref = made(tmp_path, stored, PixelPaddingValue=-2000, PhotometricInterpretation=photometric)
@@ -173,19 +176,19 @@ def test_padding_is_black_and_does_not_widen_the_window(tmp_path, photometric):
     assert shown[5, 5] == (0 if photometric == "MONOCHROME1" else 255)
 
 
-def test_8_bit_grey_without_a_window_is_left_as_it_is():
+def test_8_bit_grey_without_a_window_is_unchanged() -> None:
     ref = example("image_dfl.dcm")
     assert np.array_equal(grey(ref), pixel_array(pydicom.dcmread(ref.path)))
     assert load(ref, AUTO).record.window is None
 
 
-def test_a_mask_of_one_bit_is_black_and_white():
+def test_a_mask_of_one_bit_is_black_and_white() -> None:
     ref = example("liver_1frame.dcm")
     assert np.array_equal(grey(ref), pixel_array(ref.path) * 255)
     assert load(ref, AUTO).record.bits == 1
 
 
-def test_a_palette_gives_its_colours():
+def test_a_palette_is_converted_to_its_colours() -> None:
     ref = example("examples_palette.dcm")
     data = pydicom.dcmread(ref.path)
     expected = apply_color_lut(pixel_array(data), data)
@@ -196,12 +199,12 @@ def test_a_palette_gives_its_colours():
 @pytest.mark.parametrize(
     "name", ["examples_rgb_color.dcm", "examples_ybr_color.dcm", "examples_jpeg2k.dcm", "SC_rgb_jpeg_dcmtk.dcm"]
 )
-def test_colours_come_out_as_rgb_whatever_the_file_stores(name):
+def test_colours_of_every_encoding_are_converted_to_rgb(name: str) -> None:
     ref = example(name)
     assert np.array_equal(np.asarray(load(ref, AUTO).image), pixel_array(ref.path, index=0))
 
 
-def test_each_frame_is_its_own_image_and_no_more_frames_are_there():
+def test_each_frame_is_an_image_and_further_frames_are_rejected() -> None:
     first, last = (load(example("examples_ybr_color.dcm", frame), AUTO) for frame in (0, 29))
     assert not np.array_equal(np.asarray(first.image), np.asarray(last.image))
     expected = pixel_array(path_of("examples_ybr_color.dcm"), index=29)
@@ -211,8 +214,8 @@ def test_each_frame_is_its_own_image_and_no_more_frames_are_there():
     assert caught.problem.value == "frame 30 of 30"
 
 
-def test_an_enhanced_file_keeps_a_window_for_each_frame_in_its_groups(tmp_path):
-    def group(name, **elements):
+def test_each_frame_of_an_enhanced_file_has_its_own_window(tmp_path: Path) -> None:
+    def group(name: str, **elements: Any) -> Dataset:
         item, outer = Dataset(), Dataset()
         for key, value in elements.items():
             setattr(item, key, value)
@@ -234,18 +237,18 @@ def test_an_enhanced_file_keeps_a_window_for_each_frame_in_its_groups(tmp_path):
         assert np.asarray(loaded.image)[..., 0].ravel()[int((centre + 49.5 + 10) // 2) + 1] == 255
 
 
-def test_a_file_without_preamble_is_read_by_its_name(tmp_path):
+def test_a_file_without_preamble_is_recognised_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "old.dcm"
     path.write_bytes(path_of("MR_small.dcm").read_bytes()[132:])
     assert np.array_equal(grey(ImageRef(path)), grey(example("MR_small.dcm")))
 
 
-def test_a_dicom_file_needs_no_extension(tmp_path):
+def test_a_dicom_file_needs_no_extension(tmp_path: Path) -> None:
     (tmp_path / "IM0001").write_bytes(path_of("MR_small.dcm").read_bytes())
     assert load(ImageRef(tmp_path / "IM0001"), AUTO).record.format == "DICOM"
 
 
-def test_reduction_and_scale_are_those_of_other_formats():
+def test_reduction_and_scale_are_those_of_other_formats() -> None:
     policy = ImagePolicy(max_side=100)
     loaded = load(example("examples_palette.dcm"), policy)
     assert loaded.record.source_size == (800, 350)
@@ -255,18 +258,18 @@ def test_reduction_and_scale_are_those_of_other_formats():
 @pytest.mark.parametrize(
     ("name", "code"), [("MR_truncated.dcm", "images.truncated"), ("JPEG-lossy.dcm", "images.not_decodable")]
 )
-def test_damaged_files_are_rejected(name, code):
+def test_damaged_files_are_rejected(name: str, code: str) -> None:
     with raises(ImageError, code):
         load(example(name), AUTO)
 
 
 @pytest.mark.parametrize("name", ["test-SR.dcm", "rtplan.dcm", "DICOMDIR-nopatient"])
-def test_a_dicom_file_without_an_image_is_rejected_and_not_skipped_over(name):
+def test_a_dicom_file_without_an_image_is_rejected(name: str) -> None:
     report = scan([example(name)], ImageStore(AUTO), "header")
     assert [bad.error.code for bad in report.bad] == ["images.dicom_without_image"]
 
 
-def test_words_of_the_file_about_the_patient_do_not_reach_the_message(tmp_path):
+def test_patient_data_of_the_file_are_not_in_the_message(tmp_path: Path) -> None:
     data = bytearray(path_of("CT_small.dcm").read_bytes())
     name = b"CompressedSamples^CT1"
     assert name in data
@@ -281,7 +284,7 @@ def test_words_of_the_file_about_the_patient_do_not_reach_the_message(tmp_path):
     assert len(str(caught.value)) < 500
 
 
-def test_without_pydicom_the_extra_is_named(monkeypatch):
+def test_without_pydicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with raises(MissingExtraError, "install.extra_missing") as caught:
         load(example("CT_small.dcm"), AUTO)
@@ -291,7 +294,7 @@ def test_without_pydicom_the_extra_is_named(monkeypatch):
         scan([example("CT_small.dcm")], ImageStore(AUTO, "placeholder"))
 
 
-def test_without_a_decoder_for_the_compression_the_extra_is_named(monkeypatch):
+def test_without_a_decoder_for_the_compression_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(get_decoder(JPEG2000Lossless)), "is_available", False)
     with raises(MissingExtraError, "install.extra_missing") as caught:
         load(example("JPEG2000.dcm"), AUTO)

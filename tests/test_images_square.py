@@ -2,6 +2,7 @@
 
 import doctest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -16,7 +17,9 @@ from tests.helpers.problems import raises
 from toolkit.errors import RecipeError
 from toolkit.images import ImagePolicy, ImageRecord, ImageStore, load, reduced_size
 from toolkit.images import render as render_module
+from toolkit.images.policy import Resample, Square, Window
 from toolkit.images.ref import ImageRef
+from toolkit.images.window import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -82,7 +85,7 @@ def test_soft_tissue_saturates_9_percent_of_a_ct_on_hounsfield_units_and_87_perc
     assert record.below == pytest.approx(0.230, abs=5e-4)
 
 
-def test_the_fixed_window_replaces_the_files_own(tmp_path: Path) -> None:
+def test_the_fixed_window_replaces_the_window_of_the_file(tmp_path: Path) -> None:
     stored = np.arange(0, 4096, dtype=np.int16).reshape(64, 64)
     plain = dicom(tmp_path, stored, RescaleSlope=2, RescaleIntercept=-1000)
     own = dicom(tmp_path, stored, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=500, WindowWidth=100)
@@ -144,7 +147,7 @@ def test_crop_takes_the_central_square(tmp_path: Path, shape: tuple[int, int]) -
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("square", ["pad", "crop"])
-def test_squares_are_cut_from_the_upright_image(tmp_path: Path, orientation: int, square: str) -> None:
+def test_squares_are_cut_from_the_upright_image(tmp_path: Path, orientation: int, square: Square) -> None:
     values = np.random.default_rng(1).integers(0, 256, (11, 24)).astype(np.uint8)
     image, exif = Image.fromarray(values), Image.Exif()
     exif[0x0112] = orientation
@@ -162,8 +165,10 @@ def test_squares_are_cut_from_the_upright_image(tmp_path: Path, orientation: int
 @pytest.mark.parametrize("square", ["pad", "crop"])
 @pytest.mark.parametrize("resample", ["area", "bilinear", "bicubic", "lanczos", "nearest"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_smaller_images_are_enlarged_to_the_square(tmp_path: Path, square: str, resample: str, dtype: type) -> None:
-    ramp = np.tile(np.linspace(0, np.iinfo(dtype).max, 12).astype(dtype), (12, 1))
+def test_smaller_images_are_enlarged_to_the_square(
+    tmp_path: Path, square: Square, resample: Resample, dtype: type[np.unsignedinteger[Any]]
+) -> None:
+    ramp: Array = np.tile(np.linspace(0, np.iinfo(dtype).max, 12).astype(dtype), (12, 1))
     policy = ImagePolicy(48, resample=resample, square=square)
     ref = png(tmp_path, ramp)
     values = grey(ref, policy)
@@ -174,7 +179,7 @@ def test_smaller_images_are_enlarged_to_the_square(tmp_path: Path, square: str, 
 
 
 def test_area_enlarges_smoothly(tmp_path: Path) -> None:
-    ramp = np.tile(np.array([0, 80, 160, 240], np.uint8), (4, 1))
+    ramp: Array = np.tile(np.array([0, 80, 160, 240], np.uint8), (4, 1))
     values = grey(png(tmp_path, ramp), ImagePolicy(32, square="pad"))
     assert np.abs(np.diff(values[16])).max() <= 11
 
@@ -235,7 +240,7 @@ def test_margins_survive_the_disk_cache(tmp_path: Path) -> None:
     ("window", "centre", "width"),
     [("fixed", None, 400), ("fixed", 40, None), ("fixed", 40, 0), ("fixed", float("nan"), 1), ("auto", 40, 400)],
 )
-def test_a_fixed_window_needs_centre_and_width(window: str, centre: float | None, width: float | None) -> None:
+def test_a_fixed_window_needs_centre_and_width(window: Window, centre: float | None, width: float | None) -> None:
     code = "images.fixed_window_malformed" if window == "fixed" else "images.window_not_fixed"
     with raises(RecipeError, code):
         ImagePolicy(window=window, centre=centre, width=width)

@@ -16,9 +16,9 @@ from PIL import Image
 
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, make_recipe
-from toolkit.data.loading.balance import balance
-from toolkit.data.loading.columns import RowSettings, resolve_columns
+from toolkit.data.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Answer, Sample
+from toolkit.data.sample_set import balance
 from toolkit.errors import NOTHING, DataError, RowProblem
 from toolkit.images import ImagePolicy, load
 from toolkit.recipe import Recipe
@@ -382,8 +382,8 @@ def test_a_crop_keeps_to_its_splits_and_an_area_in_percent_is_not_one_of_it() ->
     assert (train.crop, test.crop) == (0.5, 1.0)
     both = recipe(crop=0.5, crop_splits=("train", "test"))
     assert lesion_settings(both, "test").crop == 0.5
-    row = {**ROW, "size": "12.0 % of the picture"}
-    assert read(row, answer=("size", "bbox")).reference["size"] == "12.0 % of the picture"
+    row = {**ROW, "size": "12.0 % of the image"}
+    assert read(row, answer=("size", "bbox")).reference["size"] == "12.0 % of the image"
     assert read(row, answer=("size", "bbox"), crop=0.5).reference["size"] is None
 
 

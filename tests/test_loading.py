@@ -16,7 +16,8 @@ import pytest
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, make_recipe, read_file
 from toolkit.data import open_index
-from toolkit.data.loading import DataSplits, row_scan
+from toolkit.data.loading import DataSplits
+from toolkit.data.rows import RowScanner, row_scan_file
 from toolkit.errors import NOTHING, DataError
 from toolkit.recipe import Images, Recipe, SyntheticData
 from toolkit.tasks import TASKS, RowOrigin
@@ -30,7 +31,7 @@ def row(number: int, **change: Any) -> Row:
         "question": f"Question {number}?",
         "options": ["A. Normal", "B. Mass"],
         "correct_answer": "AB"[number % 2],
-        "ImagePath": [f"films/{number // 2}.png"],
+        "ImagePath": [f"xrays/{number // 2}.png"],
         "Findings": f"A mass, {number // 4}.",
         **change,
     }
@@ -59,7 +60,7 @@ def test_each_named_file_becomes_its_split(tmp_path: Path, train: str) -> None:
     test = write(tmp_path / "test.json", map(row, range(100, 104)), "t")
     data = load_data(recipe(train=train, test=test))
     assert (len(data.train), len(data.validation), len(data.test)) == (40, 0, 4)
-    assert data.test[0].images[0].path == tmp_path / "films/50.png"
+    assert data.test[0].images[0].path == tmp_path / "xrays/50.png"
     assert data.test[-1].id == "t3"
     assert ids(data.test[1:3]) == ["t1", "t2"]
     assert (data.announcements, data.dropped, bool(data.leaks)) == ((), (), False)
@@ -71,10 +72,11 @@ def test_splits_without_a_file_are_split_off_by_group(train: str) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (28, 4, 8)
     assert sorted(ids([*data.train, *data.validation, *data.test])) == sorted(f"r{i}" for i in range(40))
     assert not data.leaks
-    found = {one.place: one for one in data.notices}
-    assert {one.code for one in data.notices} == {"data.split_by_group"}
-    assert "8 rows of 4 groups" in found["test"].rule
-    assert "first image" in found["test"].rule
+    assert len({sample.group for sample in data.test}) == 4
+    assert [(one.code, one.place) for one in data.notices] == [
+        ("data.split_by_group", "test"),
+        ("data.split_by_group", "validation"),
+    ]
 
 
 def test_a_group_column_keeps_patients_together(tmp_path: Path) -> None:
@@ -84,10 +86,10 @@ def test_a_group_column_keeps_patients_together(tmp_path: Path) -> None:
     assert {sample.group for sample in data.test}.isdisjoint(sample.group for sample in data.train)
 
 
-def test_rows_that_share_any_image_are_split_off_together(tmp_path: Path) -> None:
+def test_rows_with_a_common_image_are_split_off_together(tmp_path: Path) -> None:
     # Each study has questions about image a, about image b, and about both. First images alone would give two groups.
-    films = [[f"{i}a.png"] if i % 3 == 0 else [f"{i - 1}b.png"] if i % 3 == 1 else [] for i in range(30)]
-    rows = (row(i, ImagePath=films[i] or [*films[i - 1], *films[i - 2]]) for i in range(30))
+    images = [[f"{i}a.png"] if i % 3 == 0 else [f"{i - 1}b.png"] if i % 3 == 1 else [] for i in range(30)]
+    rows = (row(i, ImagePath=images[i] or [*images[i - 1], *images[i - 2]]) for i in range(30))
     train = write(tmp_path / "train.json", rows)
     for seed in range(5):
         wanted = recipe(train=train, split={"test": 0.3})
@@ -95,20 +97,22 @@ def test_rows_that_share_any_image_are_split_off_together(tmp_path: Path) -> Non
         assert (len(data.test), bool(data.leaks)) == (9, False)
 
 
-def test_leaks_stop_are_reported_or_dropped(tmp_path: Path, train: str) -> None:
-    # Film 0 is in both, with the same question once: "question 0 ?" differs from "Question 0?" more than in blanks.
+def test_leaks_stop_the_run_are_reported_or_are_dropped(tmp_path: Path, train: str) -> None:
+    # X-ray 0 is in both, with the same question once: "question 0 ?" differs from "Question 0?" more than in blanks.
     rows = [row(0, question=" question  0?"), row(100), row(1, question="Another?")]
     test = write(tmp_path / "test.json", rows, "t")
     with raises(DataError, "data.splits_leak") as caught:
         load_data(recipe(train=train, test=test))
-    text = str(caught.error)
-    for part in ("1 group of test", "1 image of test", "1 (image, question) pair of test", "r0 and t0", "on_leak"):
-        assert part in text
+    assert caught.problem.place == "[data]"
     kept = load_data(recipe(train=train, test=test, on_leak="report"))
-    assert (len(kept.train), kept.leaks.count("image"), kept.leaks.count("question")) == (40, 1, 1)
-    rules = [one.rule for one in kept.notices if one.code == "data.splits_leak"]
-    assert len(rules) == len(kept.leaks.leaks)
-    assert "1 image of test also in train, in 2 rows of train (for example r0 and t0)" in rules
+    assert len(kept.train) == 40
+    leaks = [(one.kind, one.first, one.second, one.count, one.rows, one.examples) for one in kept.leaks.leaks]
+    assert leaks == [
+        ("group", "train", "test", 1, (2, 2), ((0, 0),)),
+        ("image", "train", "test", 1, (2, 2), ((0, 0),)),
+        ("question", "train", "test", 1, (1, 1), ((0, 0),)),
+    ]
+    assert [one.code for one in kept.notices] == ["data.splits_leak"] * 3
     fewer = load_data(recipe(train=train, test=test, on_leak="drop"))
     assert ids(fewer.train) == [f"r{i}" for i in range(2, 40)]
     assert not fewer.leaks
@@ -129,18 +133,13 @@ def test_unusable_rows_are_counted_by_reason_with_examples(tmp_path: Path) -> No
     found = {one.code: (one.count, one.examples) for one in data.dropped}
     assert found == {"data.question_missing": (2, ("r97", "r99")), "tasks.mcq.answer_not_an_option": (1, ("r98",))}
     assert [one.code for one in data.notices][:2] == ["data.question_missing", "tasks.mcq.answer_not_an_option"]
-    assert "2 rows left out" in data.notices[0].rule
-    assert "r97; r99" in data.notices[0].rule
 
 
-def test_too_many_unusable_rows_stop_and_none_usable_stops_always(tmp_path: Path) -> None:
+def test_too_many_unusable_rows_or_no_usable_row_is_an_error(tmp_path: Path) -> None:
     some = write(tmp_path / "some.json", [row(0), *(row(i, correct_answer="Z") for i in range(1, 4))])
     with raises(DataError, "data.too_many_unusable_rows") as caught:
         load_data(recipe(train=some))
     assert (caught.problem.place, caught.problem.value) == (some, "3 of 4")
-    assert "data.max_dropped" in caught.problem.remedy
-    assert "3 rows" in caught.problem.remedy
-    assert "r1; r2; r3" in caught.problem.remedy
     assert len(read_file(recipe(train=some, max_dropped=0.75), some).samples) == 1
     none = write(tmp_path / "none.json", [row(1, question="")])
     with raises(DataError, "data.too_many_unusable_rows") as caught:
@@ -169,9 +168,6 @@ def test_all_column_problems_are_reported_together_with_suggestions(tmp_path: Pa
     assert found["data.columns.image"][0] == "data.field_without_column"
     # Neither question_type, a field of the task that this source lacks, nor the field question, which has its column.
     assert len(caught.value.problems) == len(found) == 6
-    text = str(caught.value)
-    assert all(str(problem) in text for problem in caught.value.problems)
-    assert "ImagePath, image, images, image_name, img_name" in text
     assert caught.value.place == file
 
 
@@ -195,7 +191,7 @@ def test_columns_are_found_without_regard_to_case_and_underscores(tmp_path: Path
     }
 
 
-def test_context_that_holds_the_answer_is_announced(tmp_path: Path) -> None:
+def test_context_with_the_answer_is_reported(tmp_path: Path) -> None:
     rows = [row(i, Indication="Cough", Summary="A mass.") for i in range(4)]
     file = write(tmp_path / "rows.json", rows)
     columns = {"impression": "Summary"}
@@ -208,7 +204,7 @@ def test_context_that_holds_the_answer_is_announced(tmp_path: Path) -> None:
     assert "A mass" not in json.dumps(dict(plain.train[0].fields))
 
 
-def test_trimmed_values_and_repeated_ids_are_announced(tmp_path: Path) -> None:
+def test_trimmed_values_and_repeated_ids_are_reported(tmp_path: Path) -> None:
     rows = [
         {"qid": 1, "question": "?", "answer": "yes", "answer_type": "CLOSED ", "image_name": f"{i}.png"} for i in "ab"
     ]
@@ -216,7 +212,7 @@ def test_trimmed_values_and_repeated_ids_are_announced(tmp_path: Path) -> None:
     data = load_data(recipe("vqa", train=str(tmp_path / "rows.json"), split={"test": 0}))
     assert ids(data.train) == ["1", "1#2"]
     found = {one.code: one for one in data.notices}
-    assert "2 values of answer_type" in found["data.blanks_removed"].rule
+    assert "data.blanks_removed" in found
     assert found["data.ids_repeated"].value == "1 repeated, such as 1"
 
 
@@ -227,19 +223,19 @@ def test_an_id_column_can_be_mapped(tmp_path: Path) -> None:
 
 
 def test_absolute_image_paths_are_read_below_the_image_root_only(tmp_path: Path) -> None:
-    file = write(tmp_path / "rows.json", [row(0, ImagePath="/films/a.png")])
+    file = write(tmp_path / "rows.json", [row(0, ImagePath="/xrays/a.png")])
     with raises(DataError, "data.too_many_unusable_rows"):
         load_data(recipe(train=file))
-    two = write(tmp_path / "two.json", [row(0, ImagePath="/films/a.png"), row(1, ImagePath="b.png")])
+    two = write(tmp_path / "two.json", [row(0, ImagePath="/xrays/a.png"), row(1, ImagePath="b.png")])
     found = read_file(recipe(train=two, max_dropped=0.5), two).dropped
     assert [(one.code, one.examples) for one in found] == [("data.image_outside_root", ("r0",))]
-    for root, group in (("/", "films/a.png"), ("/films/x/..", "a.png")):
+    for root, group in (("/", "xrays/a.png"), ("/xrays/x/..", "a.png")):
         (sample,) = read_file(recipe(train=file, image_root=root), file).samples
-        assert (sample.images[0].path, sample.group) == (Path("/films/a.png"), group)
+        assert (sample.images[0].path, sample.group) == (Path("/xrays/a.png"), group)
 
 
-def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:
-    wanted = {"train": train, "split": {"test": 0}, "limit_train": 10}
+def test_limits_are_drawn_by_the_seed_and_reported(train: str) -> None:
+    wanted: Row = {"train": train, "split": {"test": 0}, "limit_train": 10}
     first, again = load_data(recipe(**wanted)), load_data(recipe(**wanted))
     other = recipe(**wanted).model_copy(update={"run": recipe(**wanted).run.model_copy(update={"seed": 1})})
     assert ids(first.train) == ids(again.train)
@@ -247,10 +243,9 @@ def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:
     assert ids(first.train) != ids(load_data(other).train)
     (limited,) = first.notices
     assert (limited.code, limited.place) == ("data.rows_limited", "train")
-    assert "10 of 40 rows" in limited.rule
 
 
-def test_the_fingerprint_follows_content_rows_and_columns_but_not_the_place(tmp_path: Path, train: str) -> None:
+def test_the_fingerprint_depends_on_content_rows_and_columns_but_not_on_the_folder(tmp_path: Path, train: str) -> None:
     def fingerprint(file: str, **data: Any) -> str:
         return load_data(recipe(train=file, **data)).fingerprint
 
@@ -262,17 +257,20 @@ def test_the_fingerprint_follows_content_rows_and_columns_but_not_the_place(tmp_
     assert len({*different, fingerprint(train, split={"test": 0.3}), fingerprint(train, group="Findings")}) == 5
 
 
-def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
+def test_opening_again_reads_no_row_unless_the_column_map_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [row(i, Patient="p") for i in range(6)]
     train = write(tmp_path / "train.json", [*rows, row(7, question="")])
     looked: list[int] = []
-    add = row_scan.RowScanner.add
-    monkeypatch.setattr(
-        row_scan.RowScanner, "add", lambda self, number, *more: (looked.append(number), add(self, number, *more))[1]
-    )
-    wanted = {"train": train, "split": {"test": 0}, "max_dropped": 0.5}
+    add = RowScanner.add
+
+    def add_and_note(self: RowScanner, number: int, name: str, record: Row) -> None:
+        looked.append(number)
+        add(self, number, name, record)
+
+    monkeypatch.setattr(RowScanner, "add", add_and_note)
+    wanted: Row = {"train": train, "split": {"test": 0}, "max_dropped": 0.5}
     first = load_data(recipe(**wanted))
     assert looked == list(range(7))
     again = load_data(recipe(**wanted))
@@ -294,10 +292,10 @@ def test_a_stored_row_scan_is_not_used_after_a_change_of_the_task_code(tmp_path:
     task = replace(TASKS["mcq"], read=namespace["read"])
     index = open_index(write(tmp_path / "train.json", map(row, range(2))))
     origin = RowOrigin(Path(index.source), tmp_path, {})
-    before = row_scan.row_scan_file(task, origin, index)
-    assert row_scan.row_scan_file(task, origin, index) == before
+    before = row_scan_file(task, origin, index)
+    assert row_scan_file(task, origin, index) == before
     code.write_text(code.read_text() + "CHANGED = True\n")
-    assert row_scan.row_scan_file(task, origin, index) != before
+    assert row_scan_file(task, origin, index) != before
 
 
 def test_a_damaged_row_scan_is_repeated(train: str, private_cache: Path) -> None:
@@ -308,7 +306,7 @@ def test_a_damaged_row_scan_is_repeated(train: str, private_cache: Path) -> None
         assert load_data(recipe(train=train)).fingerprint == first.fingerprint
 
 
-def test_a_column_that_only_a_late_row_has_is_used_all_the_same(tmp_path: Path) -> None:
+def test_a_column_that_only_a_late_row_has_is_used(tmp_path: Path) -> None:
     rows = [row(i) for i in range(300)]
     del rows[0]["Findings"]
     late = write(tmp_path / "train.json", [*rows, row(300, correct_answer_explanation="Because.")])
@@ -358,14 +356,13 @@ def load_rad(rad: Row, **data: Any) -> DataSplits:
     return load_data(recipe("vqa", **rad, **data))
 
 
-def test_vqa_rad_loads_whole_and_its_known_leaks_are_found(rad: Row) -> None:
+def test_vqa_rad_loads_completely_and_its_known_leaks_are_found(rad: Row) -> None:
     data = load_rad(rad, on_leak="report")
     assert (len(data.train), len(data.test), data.dropped) == (3064, 451, ())
     assert (data.leaks.count("image"), data.leaks.count("question")) == (203, 14)
     assert all(sample.images[0].path.is_file() for sample in data.test)
-    with raises(DataError, "data.splits_leak") as caught:
+    with raises(DataError, "data.splits_leak"):
         load_rad(rad)
-    assert "203 images of test also in train" in caught.problem.rule
 
 
 def test_vqa_rad_can_be_split_without_leaks(rad: Row) -> None:
@@ -387,24 +384,22 @@ def test_slake_is_read_through_a_column_map(shared_data: Path) -> None:
     assert samples[0].group == samples[0].images[0].path.relative_to(samples.source.image_root).as_posix()
 
 
-def test_the_recipe_says_how_many_images_a_question_may_have(tmp_path: Path) -> None:
+def test_the_recipe_limits_the_images_of_a_question(tmp_path: Path) -> None:
     rows = [row(0), row(1, ImagePath=["a.png", "b.png"])]
     file = write(tmp_path / "rows.json", rows)
-    settings = {"max_dropped": 1.0, "test": write(tmp_path / "test.json", [row(9)], "t"), "on_leak": "report"}
+    settings: Row = {"max_dropped": 1.0, "test": write(tmp_path / "test.json", [row(9)], "t"), "on_leak": "report"}
     two = load_data(recipe(train=file, **settings))
     one = load_data(recipe(train=file, **settings).model_copy(update={"images": Images(max_per_question=1)}))
     assert (ids(two.train), ids(one.train)) == (["r0", "r1"], ["r0"])
     assert [(dropped.code, dropped.count) for dropped in one.dropped] == [("data.too_many_images", 1)]
 
 
-def test_a_patients_number_is_the_same_whether_a_table_holds_it_as_int_or_float(tmp_path: Path) -> None:
+def test_a_patients_number_is_the_same_as_int_and_as_float(tmp_path: Path) -> None:
     """A table makes whole numbers floats as soon as one of them is missing."""
     for name, kind in {"train": "int64", "test": "float64"}.items():
         table = pandas.DataFrame([row(n) for n in range(10)])
         table["ImagePath"] = [f"{name}{n}.png" for n in range(10)]
         table["pat"] = pandas.Series(range(10), dtype=kind)
         table.to_parquet(tmp_path / f"{name}.parquet")
-    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "test")}
-    with raises(DataError, "data.splits_leak") as caught:
-        load_data(recipe(group="pat", **paths))
-    assert "10 groups of test also in train" in caught.problem.rule
+    paths: Row = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "test")}
+    assert load_data(recipe(group="pat", on_leak="report", **paths)).leaks.count("group") == 10

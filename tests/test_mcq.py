@@ -10,7 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
-from toolkit.data.loading.columns import RowSettings, resolve_columns
+from toolkit.data.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Sample
 from toolkit.errors import RowProblem
 from toolkit.images.ref import ImageRef

@@ -1,4 +1,4 @@
-"""Rows and pictures before a run, and doing one stage of a finished run again."""
+"""Rows and images before a run, and repeating one stage of a finished run."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.js
 
 @pytest.fixture
 def chest(tmp_path: Path) -> Path:
-    """Eight training questions about films 0 to 3, four test questions about films 4 and 5."""
+    """Eight training questions about X-rays 0 to 3, four test questions about X-rays 4 and 5."""
     write_chest(tmp_path / "chest", SyntheticData(kind="chest", train=8, test=4, size=64), seed=1)
     return tmp_path / "chest"
 
@@ -40,7 +40,7 @@ def make_recipe(folder: Path, text: str, *settings: str) -> Recipe:
     return load_recipe(file, settings)
 
 
-def film(chest: Path, number: int) -> Path:
+def xray(chest: Path, number: int) -> Path:
     return chest / "images" / f"film{number:06d}.png"
 
 
@@ -83,7 +83,7 @@ def test_a_changed_reward_file_is_rejected_on_resume(chest: Path, tmp_path: Path
     assert caught.problem.value == "changed: rewards"
 
 
-def test_data_that_moved_are_the_same_data(chest: Path, tmp_path: Path) -> None:
+def test_moved_data_have_the_same_fingerprint(chest: Path, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     with start_run(recipe) as run:
         prepare(recipe, run, no_progress)
@@ -95,13 +95,13 @@ def test_data_that_moved_are_the_same_data(chest: Path, tmp_path: Path) -> None:
 
 
 def test_unusable_images_of_used_rows_stop_a_run_together(chest: Path, tmp_path: Path) -> None:
-    film(chest, 0).unlink()
-    film(chest, 2).write_bytes(b"no picture")
-    film(chest, 4).unlink()
+    xray(chest, 0).unlink()
+    xray(chest, 2).write_bytes(b"no image")
+    xray(chest, 4).unlink()
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     with start_run(recipe) as run, raises(ImageError, "images.unusable") as caught:
         prepare(recipe, run, no_progress)
-    # Film 4 belongs to the test rows, which this recipe does not use.
+    # X-ray 4 belongs to the test rows, which this recipe does not use.
     assert "2 of 4" in caught.problem.rule
     assert "film000000.png" in caught.problem.rule
     assert "film000002.png" in caught.problem.rule
@@ -110,20 +110,19 @@ def test_unusable_images_of_used_rows_stop_a_run_together(chest: Path, tmp_path:
 def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so(
     chest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    film(chest, 1).unlink()
+    xray(chest, 1).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[sft]\n[evaluate]\n')
     with start_run(recipe) as run:
         data, images = prepare(recipe, run, no_progress)
         for sample in data.train:
             images.get(sample.images[0])
-        # Two questions about each film.
+        # Two questions about each X-ray.
         assert (len(data.train), len(data.test)) == (6, 4)
         (dropped,) = run.result("data", DataResult).dropped
     assert (dropped.reason, dropped.count) == ("an image is unusable", 2)
     (warned,) = (one for one in warnings_in(caplog) if one.code == "data.image_unusable")
-    assert warned.rule.startswith("2 rows")
     assert Path(warned.place).name == "train.json"
-    film(chest, 0).unlink()
+    xray(chest, 0).unlink()
     with start_run(recipe) as run, raises(RunError, "run.inputs_changed") as caught:
         prepare(recipe, run, no_progress)
     assert caught.problem.value == "changed: unusable images"
@@ -131,7 +130,7 @@ def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so
 
 def test_a_split_without_a_usable_image_is_an_error(chest: Path, tmp_path: Path) -> None:
     for number in (4, 5):
-        film(chest, number).unlink()
+        xray(chest, number).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[evaluate]\n')
     with raises(DataError, "data.no_usable_rows") as caught, start_run(recipe) as run:
         prepare(recipe, run, no_progress)
@@ -139,26 +138,29 @@ def test_a_split_without_a_usable_image_is_an_error(chest: Path, tmp_path: Path)
 
 
 def test_placeholders_keep_their_rows_and_are_recorded(chest: Path, tmp_path: Path) -> None:
-    film(chest, 1).unlink()
+    xray(chest, 1).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "placeholder"\n[sft]\n')
     with start_run(recipe) as run:
         data, _ = prepare(recipe, run, no_progress)
         assert len(data.train) == 8
         (unusable,) = run.result("data", DataResult).images.unusable
-    assert unusable.path == str(film(chest, 1))
+    assert unusable.path == str(xray(chest, 1))
 
 
 def test_inspect_scans_every_split_and_continues_after_unusable_images(chest: Path, tmp_path: Path) -> None:
-    film(chest, 5).unlink()
-    told: list[tuple[str, int, int]] = []
+    xray(chest, 5).unlink()
+    calls: list[tuple[str, int, int]] = []
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
-    data, scan, _ = inspect_data(recipe, lambda what, done, total, note="": told.append((what, done, total)))
+    data, scan, _ = inspect_data(recipe, lambda what, done, total, note="": calls.append((what, done, total)))
     assert (len(data.train), scan.checked, len(scan.bad)) == (8, 6, 1)
-    assert told[-1] == ("images", 6, 6)
+    assert calls[-1] == ("images", 6, 6)
     assert not (tmp_path / "runs").exists()
 
 
-def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
+Calls = list[tuple[Any, ...]]
+
+
+def fake_stages(calls: Calls) -> Stages:
     def train_sft(context: Context) -> SftResult:
         context.run.weights_folder("sft").mkdir(parents=True, exist_ok=True)
         return sft_result()
@@ -172,7 +174,7 @@ def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
         calls.append((name, weights and weights.parent.name, tuple(earlier), section and section.limit))
         return evaluation_result(name, 0.5, 0.5, dict.fromkeys(("baseline", *earlier), 0.0))
 
-    def export(context: Context) -> dict[str, Any]:
+    def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
         assert context.recipe.export is not None
         calls.append(("export", context.recipe.export.to))
         return {}
@@ -186,8 +188,9 @@ def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
     return Stages(prepare_nothing, look_at_nothing, train_sft, train_grpo, evaluate, export)
 
 
-def test_what_was_exported_is_evaluated_under_its_own_name(tmp_path: Path) -> None:
-    path, calls = finished_run(tmp_path), []
+def test_an_export_is_evaluated_under_its_own_name(tmp_path: Path) -> None:
+    path = finished_run(tmp_path)
+    calls: Calls = []
     merged = path / "stages/export/merged"
     merged.mkdir(parents=True)
     results = evaluate_again(path, fake_stages(calls), model="merged")
@@ -200,15 +203,15 @@ def test_what_was_exported_is_evaluated_under_its_own_name(tmp_path: Path) -> No
     assert "merged" in caught.problem.remedy
 
 
-def test_an_export_elsewhere_leaves_the_runs_record_as_it_was(tmp_path: Path) -> None:
+def test_an_export_to_another_folder_does_not_change_the_record_of_the_run(tmp_path: Path) -> None:
     path, seen = finished_run(tmp_path), []
 
     def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
         seen.append((out, force))
-        return {"asked": []}
+        return {"verified": []}
 
     stages = replace(fake_stages([]), export=export)
-    assert export_again(path, stages, (), Delivery(tmp_path / "elsewhere", force=True)) == {"asked": []}
+    assert export_again(path, stages, (), Delivery(tmp_path / "elsewhere", force=True)) == {"verified": []}
     assert not (path / "stages/export/done.json").exists()
     export_again(path, stages)
     assert seen == [(tmp_path / "elsewhere", True), (None, False)]
@@ -221,10 +224,11 @@ def finished_run(folder: Path, more: str = "[evaluate]\n") -> Path:
     return run_recipe(make_recipe(folder, FILES + "[sft]\n" + more), fake_stages([])).run.path
 
 
-def test_an_evaluation_is_done_again_under_a_free_name_and_compared_where_the_questions_are_the_same(
+def test_a_repeated_evaluation_has_a_free_name_and_is_compared_if_the_samples_are_the_same(
     tmp_path: Path,
 ) -> None:
-    path, calls = finished_run(tmp_path), []
+    path = finished_run(tmp_path)
+    calls: Calls = []
     results = evaluate_again(path, fake_stages(calls), ["evaluate.batch_size=2"])
     assert [row.label for row in results.rows] == ["majority baseline", "before", "after SFT", "again-1"]
     results = evaluate_again(path, fake_stages(calls), ["evaluate.limit=2"])
@@ -247,13 +251,14 @@ def test_an_evaluation_is_done_again_under_a_free_name_and_compared_where_the_qu
 
 
 def test_a_run_without_evaluation_or_export_can_have_both_later(tmp_path: Path) -> None:
-    path, calls = finished_run(tmp_path, more=""), []
+    path = finished_run(tmp_path, more="")
+    calls: Calls = []
     evaluate_again(path, fake_stages(calls))
     export_again(path, fake_stages(calls), ['export.to=["adapter"]'])
     assert calls == [("again-1", "sft", (), None), ("export", ("adapter",))]
 
 
-def test_only_its_own_section_may_change_when_a_stage_is_done_again(tmp_path: Path) -> None:
+def test_a_repeated_stage_accepts_only_changes_of_its_own_section(tmp_path: Path) -> None:
     path = finished_run(tmp_path)
     with raises(RunError, "run.setting_not_changeable") as caught:
         evaluate_again(path, fake_stages([]), ["sft.epochs=2"])
@@ -261,7 +266,7 @@ def test_only_its_own_section_may_change_when_a_stage_is_done_again(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["before", "baseline", "../../evil", "..", "a/b", "é", "", "x" * 101])
-def test_an_evaluations_name_is_a_plain_word_of_its_own(tmp_path: Path, name: str) -> None:
+def test_the_name_of_an_evaluation_is_a_new_plain_word(tmp_path: Path, name: str) -> None:
     path = finished_run(tmp_path)
     with raises(RunError, "evaluate.name_invalid") as caught:
         evaluate_again(path, fake_stages([]), name=name)

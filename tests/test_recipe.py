@@ -1,4 +1,4 @@
-"""The recipe: loading, every problem at once, --set, and the way back to TOML."""
+"""The recipe: loading, all problems together, --set, and writing TOML."""
 
 import os
 import pickle
@@ -54,7 +54,7 @@ def test_every_recipe_of_the_repository_loads_and_survives_dump_and_load(path: P
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
 
 
-def test_a_dump_writes_every_default_out_and_keeps_awkward_values(tmp_path: Path) -> None:
+def test_a_dump_has_every_default_and_preserves_special_values(tmp_path: Path) -> None:
     text = SMALL + '[prompt]\nsystem = """Two "quoted" lines\\nand a \\\\ backslash é"""\n[sft]\n'
     recipe = load_recipe(write(tmp_path, text), ["grpo.learning_rate=1e-7", "data.columns={question='Q. 1'}"])
     dumped = dump_recipe(recipe)
@@ -74,7 +74,7 @@ def test_the_values_of_the_medgemma_recipe_are_those_of_the_scripts_it_replaces(
     assert recipe.reward_weights == TASKS["mcq"].reward_weights
 
 
-def test_a_section_switches_its_stage_on_and_set_creates_sections(tmp_path: Path) -> None:
+def test_a_section_enables_its_stage_and_set_creates_sections(tmp_path: Path) -> None:
     path = write(tmp_path)
     assert load_recipe(path).sft is None
     recipe = load_recipe(path, ["sft.learning_rate=3e-4", "evaluate={}"])
@@ -97,11 +97,11 @@ def test_set_takes_toml_values_and_bare_words(tmp_path: Path) -> None:
     assert recipe.grpo is not None
     assert (recipe.grpo.learning_rate, recipe.grpo.mask_truncated) == (1e-6, True)
     assert (recipe.run.report_to, recipe.run.name) == (("wandb",), "second")
-    assert (recipe.model.name, recipe.data.columns) == ("google/medgemma-4b-it", {"question": "Q"})
+    assert (recipe.model.name, recipe.dataset.columns) == ("google/medgemma-4b-it", {"question": "Q"})
     assert dict(recipe.reward_weights) == dict(TASKS["mcq"].reward_weights)
 
 
-def test_set_does_not_let_text_pass_for_a_number(tmp_path: Path) -> None:
+def test_set_rejects_text_for_a_number(tmp_path: Path) -> None:
     found = problems(write(tmp_path), "grpo.beta=.5", 'grpo.top_k="3"', "run.name=7", "grpo.mask_truncated=1")
     assert facts(found) == [
         ("recipe.wrong_type", "--set run.name", 7),
@@ -111,7 +111,7 @@ def test_set_does_not_let_text_pass_for_a_number(tmp_path: Path) -> None:
     ]
 
 
-def test_a_wrong_set_has_a_suggestion(tmp_path: Path) -> None:
+def test_an_invalid_set_has_a_suggestion(tmp_path: Path) -> None:
     found = problems(write(tmp_path), "grpo", "grpo.learning_rte=1", "learning_rate=1", "run.report_to=[wandb]")
     assert facts(found) == [
         ("recipe.set_malformed", "--set grpo", NOTHING),
@@ -237,10 +237,10 @@ CROSS: dict[str, tuple[str, tuple[str, ...], str, str, object]] = {
     "no model": (SMALL, ("model.name=a/b/c",), "model_name_malformed", "model.name", "a/b/c"),
     "nothing to export": (SMALL.replace("[grpo]", "[export]"), (), "nothing_to_export", "export", NOTHING),
     "export to nothing": (SMALL, ("export.to=[]",), "list_empty", "export.to", []),
-    "no room": (
+    "no tokens for the prompt": (
         SMALL,
         ("model.max_tokens=128",),
-        "no_room_for_prompt",
+        "no_tokens_for_prompt",
         "grpo.max_completion_tokens",
         Grpo().max_completion_tokens,
     ),
@@ -262,7 +262,7 @@ CROSS: dict[str, tuple[str, tuple[str, ...], str, str, object]] = {
 
 
 @pytest.mark.parametrize("case", CROSS)
-def test_what_must_hold_between_keys_is_one_problem_with_its_code_and_key(case: str, tmp_path: Path) -> None:
+def test_each_broken_rule_between_keys_is_one_problem_with_code_and_key(case: str, tmp_path: Path) -> None:
     text, settings, code, key, value = CROSS[case]
     found = problems(write(tmp_path, text), *settings)
     assert len(found) == (2 if case == "no section" else 1), found  # that one also has the unknown section [rum]
@@ -290,16 +290,16 @@ def test_paths_start_at_the_recipe_and_paths_of_set_at_the_working_directory(
     recipe = load_recipe(
         relative, ["data.test=test.json", "data.validation=hub:owner/name#val", "model.adapter=../old"]
     )
-    assert recipe.data.train == str(tmp_path / "recipes" / "rows.json")
-    assert recipe.data.test == str(tmp_path / "elsewhere" / "test.json")
-    assert recipe.data.validation == "hub:owner/name#val"
+    assert recipe.dataset.train == str(tmp_path / "recipes" / "rows.json")
+    assert recipe.dataset.test == str(tmp_path / "elsewhere" / "test.json")
+    assert recipe.dataset.validation == "hub:owner/name#val"
     assert recipe.model.adapter == tmp_path / "old"
     assert recipe.model.name == str(tmp_path / "base")
     assert recipe.rewards.custom == (f"{tmp_path / 'recipes' / 'mine.py'}:polite",)
     assert recipe.reward_weights["polite"] == 1.0
     assert recipe.run_folder == Path("runs/small")
-    assert load_recipe(path, ["data.train=~/rows.json"]).data.train == str(Path.home() / "rows.json")
-    assert load_recipe(path, ["data.train=~nobody-here/a"]).data.train == str(tmp_path / "elsewhere/~nobody-here/a")
+    assert load_recipe(path, ["data.train=~/rows.json"]).dataset.train == str(Path.home() / "rows.json")
+    assert load_recipe(path, ["data.train=~nobody-here/a"]).dataset.train == str(tmp_path / "elsewhere/~nobody-here/a")
 
 
 def test_missing_files_are_all_reported_on_request(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_syntax_error_names_the_line_and_shows_it(tmp_path: Path) -> None:
     assert facts([found]) == [("recipe.not_toml", "recipe.toml, line 3, column 15", "learning_rate 5")]
 
 
-def test_a_missing_recipe_has_its_neighbour_as_suggestion(tmp_path: Path) -> None:
+def test_a_missing_recipe_is_reported_with_a_similar_file(tmp_path: Path) -> None:
     write(tmp_path, name="quickstart.toml")
     (found,) = problems(tmp_path / "quikstart.toml")
     assert (found.code, found.remedy) == ("recipe.not_found", f"Did you mean {tmp_path / 'quickstart.toml'}?")
@@ -390,7 +390,7 @@ def test_the_tables_of_checks_and_hints_name_what_exists() -> None:
         ('[run]\nname = "r"\n[data.lesion]\ngrid = 5\n', "recipe.key_of_other_task", "data.lesion", "mcq"),
     ],
 )
-def test_settings_that_would_hide_something_are_rejected(
+def test_settings_that_would_hide_errors_are_rejected(
     tmp_path: Path, text: str, code: str, key: str, value: object
 ) -> None:
     file = tmp_path / "recipe.toml"

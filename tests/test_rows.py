@@ -1,6 +1,7 @@
-"""Rows: every source gives the records that its own library reads, lazily, and errors have a position."""
+"""Rows: every source has the records that its own library reads, lazily, and errors have a position."""
 
 import csv
+import io
 import json
 import pickle
 import subprocess
@@ -46,13 +47,13 @@ def rows_of(index: RowIndex) -> list[tuple[str, Any]]:
 
 @given(data=st.dictionaries(texts, records, max_size=5) | st.lists(records, max_size=5), layout=st.data())
 @settings(max_examples=300, deadline=None)
-def test_a_stream_gives_what_json_load_gives_however_it_is_cut_and_laid_out(data: Any, layout: Any) -> None:
+def test_a_stream_equals_json_load_for_any_chunk_size_and_layout(data: Any, layout: Any) -> None:
     indent = layout.draw(st.sampled_from([None, 0, 2, "\t"]))
     escaped, chunk = layout.draw(st.booleans()), layout.draw(st.integers(1, 40))
     text = json.dumps(data, indent=indent, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_stream, "CHUNK_BYTES", chunk)
-        found = list(stream_json(_Bytes(text), "x"))
+        found = list(stream_json(io.BytesIO(text), "x"))
     if isinstance(data, dict):
         assert {name: value for name, value, _ in found} == json.loads(text)
         assert [name for name, *_ in found] == list(data)
@@ -61,28 +62,17 @@ def test_a_stream_gives_what_json_load_gives_however_it_is_cut_and_laid_out(data
     assert all(json.loads(raw or "") == value for _, value, raw in found)
 
 
-class _Bytes:
-    """Gives bytes in pieces, as a file does."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    def read(self, size: int) -> bytes:
-        piece, self.content = self.content[:size], self.content[size:]
-        return piece
-
-
 @given(st.binary(max_size=60) | st.text('{}[],:" \\u1aée-.0truefalsn\n', max_size=60).map(str.encode))
 @settings(max_examples=500, deadline=None)
-def test_any_other_bytes_are_a_data_error_with_their_place_or_valid_json(content: bytes) -> None:
+def test_invalid_bytes_are_a_data_error_with_a_place(content: bytes) -> None:
     place = ""
     try:
-        found = list(stream_json(_Bytes(content), "rows.json"))
+        found = list(stream_json(io.BytesIO(content), "rows.json"))
     except DataError as error:
         place = error.place
     if not place:
         whole = json.loads(content)
-        assert len(found) >= len(whole)  # a key that stands there twice comes twice
+        assert len(found) >= len(whole)  # a repeated key is yielded twice
     assert not place or place.startswith("rows.json, ")
 
 
@@ -111,7 +101,7 @@ def test_a_byte_order_mark_nan_and_escapes_are_read(tmp_path: Path) -> None:
         ('[{"x": ' + "9" * 5000 + "}]", "line 1, column 2", "json_not_readable"),
     ],
 )
-def test_broken_json_says_line_and_column(tmp_path: Path, text: str, place: str, code: str) -> None:
+def test_invalid_json_is_reported_with_line_and_column(tmp_path: Path, text: str, place: str, code: str) -> None:
     with raises(DataError, f"data.{code}") as caught:
         open_index(write(tmp_path, "rows.json", text))
     assert caught.problem.place.endswith(place)
@@ -134,7 +124,7 @@ def test_text_that_is_not_utf8_is_reported_with_its_byte(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("encoding", "name"), [("utf-16", "UTF-16"), ("latin-1", "LATIN1")])
-def test_a_csv_that_is_not_utf8_is_reported_how_it_is_converted(tmp_path: Path, encoding: str, name: str) -> None:
+def test_a_csv_that_is_not_utf8_is_reported_with_the_conversion(tmp_path: Path, encoding: str, name: str) -> None:
     with raises(DataError, "data.not_utf8") as caught:
         open_index(write(tmp_path, "rows.csv", "id,x\n1,größer\n".encode(encoding)))
     assert f"iconv -f {name} -t UTF-8" in caught.problem.remedy
@@ -147,7 +137,7 @@ def test_a_csv_with_other_separators_is_rejected_by_name(tmp_path: Path, sign: s
     assert caught.problem.value == sign
 
 
-def test_every_kind_of_file_gives_the_same_records(tmp_path: Path) -> None:
+def test_every_format_has_the_same_records(tmp_path: Path) -> None:
     rows = [{"id": f"r{i}", "question": f'q "{i}",\nä', "n": str(i)} for i in range(700)]
     write(tmp_path, "rows.json", {row["id"]: row for row in rows})
     write(tmp_path, "list.json", rows)
@@ -191,7 +181,7 @@ def test_repeated_ids_are_kept_apart_and_counted(tmp_path: Path) -> None:
     assert (index.metadata.duplicates, index.metadata.duplicate_examples) == (3, ("a", "a#2"))
 
 
-def test_records_that_are_no_objects_are_counted(tmp_path: Path) -> None:
+def test_records_that_are_not_objects_are_counted(tmp_path: Path) -> None:
     index = open_index(write(tmp_path, "rows.json", '{"version": 1.0, "a": {"x": 1}, "b": null}'))
     assert [name for name, _ in index] == ["a"]
     (skipped,) = index.skipped
@@ -216,7 +206,7 @@ def test_a_source_without_records_is_rejected(tmp_path: Path, text: str) -> None
         ("rows.xml", "<a/>", "file_type_unknown", "", ".xml"),
     ],
 )
-def test_other_broken_files_say_what_is_wrong(
+def test_other_invalid_files_are_reported(
     tmp_path: Path, name: str, content: str | bytes, code: str, place: str, value: object
 ) -> None:
     with raises(DataError, f"data.{code}") as caught:
@@ -233,7 +223,7 @@ def test_a_missing_file_and_an_empty_folder_are_rejected(tmp_path: Path) -> None
     assert caught.problem.place == str(tmp_path)
 
 
-def test_a_second_opening_reads_no_row(tmp_path: Path) -> None:
+def test_opening_again_reads_no_row(tmp_path: Path) -> None:
     source = write(tmp_path, "rows.json", RECORDS)
     seen: list[tuple[int, str]] = []
     first = open_index(source, visit=lambda number, name, _: seen.append((number, name)))
@@ -243,7 +233,7 @@ def test_a_second_opening_reads_no_row(tmp_path: Path) -> None:
     assert again.fingerprint == first.fingerprint
 
 
-def test_a_changed_source_is_indexed_anew_and_the_old_index_removed(tmp_path: Path, private_cache: Path) -> None:
+def test_a_changed_source_is_indexed_again_and_the_old_index_is_removed(tmp_path: Path, private_cache: Path) -> None:
     source = write(tmp_path, "rows.json", RECORDS)
     before = open_index(source)
     write(tmp_path, "rows.json", {**RECORDS, "more": {"question": "q"}})
@@ -253,7 +243,7 @@ def test_a_changed_source_is_indexed_anew_and_the_old_index_removed(tmp_path: Pa
     assert [file.stem for file in (private_cache / "rows").glob("*.arrow")] == [after.file.stem]
 
 
-def test_the_fingerprint_is_of_the_content_not_of_the_place_or_layout(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_content_not_on_folder_or_layout(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     one = open_index(write(tmp_path, "rows.json", RECORDS))
     spaced = json.dumps(RECORDS).replace('}, "case', '},\n\n "case')
@@ -268,7 +258,7 @@ def test_a_damaged_index_is_built_again(tmp_path: Path, damage: str) -> None:
     assert rows_of(open_index(source)) == list(RECORDS.items())
 
 
-def test_a_failed_indexing_leaves_nothing_that_could_be_opened(tmp_path: Path, private_cache: Path) -> None:
+def test_a_failed_build_leaves_no_index(tmp_path: Path, private_cache: Path) -> None:
     source = write(tmp_path, "rows.json", '{"a": {"x": 1}, "b": ')
     for _ in range(2):
         with raises(DataError, "data.json_invalid"):
@@ -307,7 +297,7 @@ def test_images_inside_parquet_become_files_named_by_their_content(tmp_path: Pat
     assert (index[0][1], index.image_root) == ({"image": "a.png"}, tmp_path)
 
 
-def test_a_hub_data_set_is_loaded_by_name_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_dataset_is_loaded_by_name_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # load_dataset takes a folder below the working directory for the dataset of that name.
     folder = tmp_path / "owner" / "name"
     folder.mkdir(parents=True)

@@ -13,7 +13,7 @@ from toolkit.data.splits import find_leaks, join_groups, leaking_rows, row_keys,
 from toolkit.errors import DataError
 
 Rows = list[tuple[str, list[str], str]]
-SHARES = {"test": 0.2, "validation": 0.1, "train": 0.7}
+FRACTIONS = {"test": 0.2, "validation": 0.1, "train": 0.7}
 
 group_names = st.lists(st.sampled_from([f"p{i}" for i in range(12)]), min_size=1, max_size=60)
 rows = st.lists(
@@ -31,18 +31,18 @@ def test_no_group_is_in_two_splits_and_fractions_are_exact_within_one_group(grou
     sizes = Counter(groups)
     if len(sizes) < 3:
         with raises(DataError, "data.too_few_groups") as caught:
-            split_by_group(groups, SHARES, seed)
+            split_by_group(groups, FRACTIONS, seed)
         assert caught.problem.value == len(sizes)
         return
-    splits = split_by_group(groups, SHARES, seed)
+    splits = split_by_group(groups, FRACTIONS, seed)
     assert len(set(zip(groups, splits, strict=True))) == len(sizes)
-    assert set(splits) == set(SHARES)  # none is empty
+    assert set(splits) == set(FRACTIONS)  # none is empty
     largest = max(sizes.values())
     found = Counter(splits)
-    # Each border between two splits lies less than one group behind its fraction, and there are two of them before the
+    # Each border between two splits is less than one group behind its fraction, and there are two of them before the
     # last split. Where groups run short, a later split keeps at least one.
-    for name, share in SHARES.items():
-        assert found[name] <= share * len(groups) + 2 * largest + 1
+    for name, fraction in FRACTIONS.items():
+        assert found[name] <= fraction * len(groups) + 2 * largest + 1
 
 
 @given(groups=group_names, seed=st.integers(0, 3))
@@ -50,19 +50,19 @@ def test_the_split_of_a_group_does_not_depend_on_the_order_of_the_rows(groups: l
     if len(set(groups)) < 3:
         return
     shuffled = random.Random(0).sample(groups, len(groups))
-    first = dict(zip(groups, split_by_group(groups, SHARES, seed), strict=True))
-    assert first == dict(zip(shuffled, split_by_group(shuffled, SHARES, seed), strict=True))
+    first = dict(zip(groups, split_by_group(groups, FRACTIONS, seed), strict=True))
+    assert first == dict(zip(shuffled, split_by_group(shuffled, FRACTIONS, seed), strict=True))
 
 
 def test_splits_are_the_same_on_every_machine_and_differ_by_seed() -> None:
     groups = [f"patient{i}" for i in range(10)]
     # Written down once: another result means that old runs can no longer be compared with new ones.
-    assert [i for i, split in enumerate(split_by_group(groups, SHARES, 3407)) if split == "test"] == [1, 6]
-    assert len({tuple(split_by_group(groups, SHARES, seed)) for seed in range(20)}) > 15
+    assert [i for i, split in enumerate(split_by_group(groups, FRACTIONS, 3407)) if split == "test"] == [1, 6]
+    assert len({tuple(split_by_group(groups, FRACTIONS, seed)) for seed in range(20)}) > 15
 
 
 def test_fractions_are_exact_for_groups_of_one_row() -> None:
-    found = Counter(split_by_group([f"p{i}" for i in range(1000)], SHARES, 0))
+    found = Counter(split_by_group([f"p{i}" for i in range(1000)], FRACTIONS, 0))
     assert found == {"test": 200, "validation": 100, "train": 700}
 
 
@@ -98,7 +98,7 @@ def test_without_the_leaking_rows_nothing_leaks(first: Rows, second: Rows) -> No
 
 
 @given(first=rows, chosen=st.sets(st.integers(0, 5)))
-def test_taking_rows_is_keying_those_rows(first: Rows, chosen: set[int]) -> None:
+def test_keys_of_taken_rows_equal_the_keys_of_these_rows(first: Rows, chosen: set[int]) -> None:
     numbers = sorted(number for number in chosen if number < len(first))
     taken, direct = row_keys(first).take(np.array(numbers, np.int64)), row_keys([first[number] for number in numbers])
     for name in ("groups", "questions", "images", "image_rows"):
@@ -106,7 +106,7 @@ def test_taking_rows_is_keying_those_rows(first: Rows, chosen: set[int]) -> None
 
 
 @given(given_rows=rows)
-def test_groups_that_share_an_image_are_joined_and_no_others(given_rows: Rows) -> None:
+def test_groups_with_a_common_image_are_joined_and_no_others(given_rows: Rows) -> None:
     joined = join_groups(row_keys(given_rows)).tolist()
     # By hand: groups are joined until nothing changes.
     name = {group: group for group, *_ in given_rows}

@@ -91,11 +91,7 @@ class ToolkitError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, code: str, rule: str = "", *, place: object = "", value: object = NOTHING, remedy: str = ""
-    ) -> None:
-        if not rule:  # until every call has a code
-            code, rule = "", code
+    def __init__(self, code: str, rule: str, *, place: object = "", value: object = NOTHING, remedy: str = "") -> None:
         self.problem = Problem(code, rule, str(place), value, remedy)
         super().__init__(str(self.problem))
 
@@ -169,7 +165,7 @@ class DataProblems(DataError):
 
 
 class RowProblem(DataError):
-    """One row that cannot be used. Rows are counted by code and ``reason``, which holds no value of a row."""
+    """One row that cannot be used. Rows are counted by code and ``reason``, which has no value of a row."""
 
     @property
     def reason(self) -> str:

@@ -1,9 +1,9 @@
-"""How fast a 2500 x 2048 film of 16 bits becomes the model's picture, against OpenCV's read and resize alone.
+"""Measure how fast a 16-bit X-ray of 2500 x 2048 becomes the model's image, against OpenCV's read and resize alone.
 
     python tests/benchmarks/bench_images.py [--rounds 15]
 
-All ways are timed in turn, round by round, and compared by their fastest round: a busy machine hurts all alike.
-Prints a table, then one JSON object; ends with 1 where a limit is missed.
+All methods alternate, round by round, so that other load on the machine affects all of them. The fastest round of each
+counts. Prints a table, then one JSON object. The exit code is 1 if a limit is missed.
 """
 
 import argparse
@@ -24,8 +24,8 @@ HEIGHT, WIDTH, SIDE = 2500, 2048, 896
 LIMITS = {"load": 0.9, "disk cache": 10.0, "memory cache": 10.0}
 
 
-def film(path: Path) -> None:
-    """A smooth chest-like field with detector noise, 12 of 16 bits used, as PNG."""
+def write_xray(path: Path) -> None:
+    """Write a smooth chest-like field with detector noise as PNG, with 12 of 16 bits used."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     smooth = 2000 + 900 * np.sin(y / 300) * np.cos(x / 250)
@@ -37,11 +37,11 @@ def opencv_alone(path: Path) -> None:
     cv2.resize(pixels, (round(WIDTH * SIDE / HEIGHT), SIDE), interpolation=cv2.INTER_AREA)
 
 
-def ways(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
+def methods(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
     policy, ref = ImagePolicy(max_side=SIDE), ImageRef(path)
     warm = ImageStore(policy, disk=folder / "warm")
     warm.get(ref)
-    time.sleep(2.1)  # a file's key is remembered once the file has not changed for two seconds
+    time.sleep(2.1)  # a file's content key is stored once the file has not changed for two seconds
     cold = iter(range(10**6))
     return {
         "opencv alone": lambda: opencv_alone(path),
@@ -53,13 +53,13 @@ def ways(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def fastest(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Milliseconds of each way's fastest round."""
-    best = dict.fromkeys(ways, float("inf"))
+def fastest(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the milliseconds of the fastest round of each method."""
+    best = dict.fromkeys(methods, float("inf"))
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, method in methods.items():
             start = time.perf_counter()
-            way()
+            method()
             best[name] = min(best[name], (time.perf_counter() - start) * 1e3)
     return best
 
@@ -69,14 +69,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "film.png"
-        film(path)
-        best = fastest(ways(path, Path(name)), rounds)
-    speed = {way: best["opencv alone"] / ms for way, ms in best.items()}
-    for way, ms in best.items():
-        limit = f"at least {LIMITS[way]:g}" if way in LIMITS else ""
-        print(f"{way:30} {ms:8.2f} ms   {speed[way]:7.2f} x   {limit}")
-    missed = [way for way, limit in LIMITS.items() if speed[way] < limit]
+        path = Path(name) / "xray.png"
+        write_xray(path)
+        best = fastest(methods(path, Path(name)), rounds)
+    speed = {method: best["opencv alone"] / ms for method, ms in best.items()}
+    for method, ms in best.items():
+        limit = f"at least {LIMITS[method]:g}" if method in LIMITS else ""
+        print(f"{method:30} {ms:8.2f} ms   {speed[method]:7.2f} x   {limit}")
+    missed = [method for method, limit in LIMITS.items() if speed[method] < limit]
     print(json.dumps({"milliseconds": best, "speed": speed, "limits": LIMITS, "missed": missed}))
     return int(bool(missed))
 

@@ -1,10 +1,10 @@
-"""Indexing 600,000 records of multiple choice, against ``json.load`` of the same file.
+"""Measure the index of 600,000 multiple-choice records, against ``json.load`` of the same file.
 
     python tests/benchmarks/bench_index.py [--records 600000] [--rounds 2] [--folder DIR]
 
-Each step runs in a process of its own and is timed by its fastest round; ``json.load`` and ours take turns, so that a
-busy machine hurts them alike. "Checked" is the way a run opens its data: the index, every row read once to see whether
-it can be used, and the leak check. Prints a table, then one JSON object; ends with 1 where a limit is missed.
+Each measurement runs in its own process, and its fastest round counts. ``json.load`` and the index alternate, so that
+other load on the machine affects both. "checked" opens the data as a run does: the index, one pass over all rows, and
+the leak check. Prints a table, then one JSON object. The exit code is 1 if a limit is missed.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STEPS = {
     "checked": "wanted = recipe(); data = load_data(wanted, wanted.task)",
     "random rows": "for number in numbers(): data.train[number]",
 }
-"""What is timed; ``PREPARE`` runs before the clock starts."""
+"""Name -> the timed code. ``PREPARE`` runs before the clock starts."""
 
 PREPARE = """
 import random, resource, sys, time
@@ -62,7 +62,10 @@ print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def write_records(file: Path, count: int) -> float:
-    """Records of ReXVQA's layout, four questions a study and one or two films a question; gives the mean bytes."""
+    """Write records in ReXVQA's layout and return their mean size in bytes.
+
+    A study has four questions, and a question has one or two X-rays.
+    """
     rng = random.Random(1)
     with file.open("w", encoding="utf-8") as stream:
         for number in range(count):
@@ -76,13 +79,13 @@ def record(rng: random.Random, study: int) -> dict[str, object]:
     def words(count: int) -> str:
         return " ".join(rng.choices(WORDS, k=count)).capitalize() + "."
 
-    films = [f"images/patient{study // 2:06d}/study{study % 2}/view{view}.png" for view in range(1 + study % 2)]
+    images = [f"images/patient{study // 2:06d}/study{study % 2}/view{view}.png" for view in range(1 + study % 2)]
     return {
         "question": words(9)[:-1] + "?",
         "options": [f"{letter}. {words(4)}" for letter in "ABCD"],
         "correct_answer": rng.choice("ABCD"),
         "correct_answer_explanation": words(17),
-        "ImagePath": films,
+        "ImagePath": images,
         "Indication": words(5),
         "Comparison": "None.",
         "Findings": words(25),
@@ -103,7 +106,7 @@ def measure(step: str, source: Path, cache: Path) -> tuple[float, float]:
 
 
 def run_rounds(source: Path, folder: Path, rounds: int) -> dict[str, tuple[float, float]]:
-    """Step -> fastest seconds and largest memory."""
+    """Return step -> least seconds and largest RAM."""
     seen: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds):
         # A new cache each round: the first step that uses it builds the index.

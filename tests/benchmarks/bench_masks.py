@@ -1,11 +1,12 @@
-"""How fast HAM10000's masks become rows, against scikit-image's label, regionprops and find_contours.
+"""Measure how fast HAM10000's masks become rows, against scikit-image's label, regionprops and find_contours.
 
     python tests/benchmarks/bench_masks.py [--count 2000] [--workers N]
 
 The whole preparation is timed with all cores, from the metadata to the written files, on generated masks of 600x450
-(one region, one in five with two); each has its own picture file. Below 10,015 masks the time is scaled up linearly,
-which is to our disadvantage: processes start and the sheet is drawn once. scikit-image measures some of the same masks
-on one core, and its boxes must be ours. Prints a table, then one JSON object; ends with 1 where the limit is missed.
+(one region, one in five with two). Each has its own image file. Below 10,015 masks the time is scaled up linearly,
+which overestimates it: processes start and the sheet is drawn only once. scikit-image measures some of the same masks
+on one core, and its boxes must be equal. Prints a table, then one JSON object. The exit code is 1 if the limit is
+missed.
 """
 
 import argparse
@@ -32,15 +33,15 @@ RIVAL = 200
 
 
 def write_download(folder: Path, count: int) -> list[str]:
-    """Metadata, masks and pictures in HAM10000's layout; the pictures are one file under many names."""
+    """Write metadata, masks and images in HAM10000's layout. The images are one file under many names."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir()
-    picture = folder / "picture.jpg"
-    cv2.imwrite(str(picture), rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    image = folder / "image.jpg"
+    cv2.imwrite(str(image), rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
     names = [f"ISIC_{number:07d}" for number in range(count)]
     for number, name in enumerate(names):
-        os.link(picture, folder / "images" / f"{name}.jpg")
+        os.link(image, folder / "images" / f"{name}.jpg")
         cv2.imwrite(str(folder / "masks" / f"{name}_segmentation.png"), draw_mask(rng, 1 + (number % 5 == 0)))
     with (folder / "metadata.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
@@ -52,7 +53,7 @@ def write_download(folder: Path, count: int) -> list[str]:
 
 
 def draw_mask(rng: np.random.Generator, regions: int) -> np.ndarray:
-    """Ellipses with a wavy edge, as annotators draw lesions."""
+    """Return ellipses with a wavy edge, as annotators draw lesions."""
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     turn = np.linspace(0, 2 * np.pi, 240, endpoint=False)
     for part in range(regions):
@@ -65,7 +66,7 @@ def draw_mask(rng: np.random.Generator, regions: int) -> np.ndarray:
 
 
 def with_scikit_image(file: Path) -> tuple[list[int], int]:
-    """The largest region's box as ours, and how many vertices the outlines have."""
+    """Return the box of the largest region in this package's convention, and the number of vertices of all outlines."""
     mask = io.imread(file) > 0
     regions = measure.regionprops(measure.label(mask, connectivity=2))
     outlines = measure.find_contours(np.pad(mask, 1).astype(float), 0.5)

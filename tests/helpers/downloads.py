@@ -15,16 +15,17 @@ COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization
 
 
 class Download:
-    """A download of HAM10000 with images of 60 x 45 that a test fills."""
+    """A download of HAM10000 with images of 60 x 45, which a test adds."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.rows = folder, []
+        self.folder = folder
+        self.rows: list[dict[str, str]] = []
         self.images, self.masks, self.out = folder / "images", folder / "masks", folder / "out"
         self.images.mkdir()
         self.masks.mkdir()
 
     def add(self, name: str, dx: str = "nv", mask: np.ndarray | None = None, **cells: str) -> None:
-        """A row with its image, and its mask where one is given."""
+        """Add a row with its image, and its mask if one is given."""
         known = {"lesion_id": f"HAM_{name}", "image_id": name, "dx": dx, "dx_type": "histo", "age": "50.0"}
         self.rows.append({**known, "sex": "male", "localization": "back", "dataset": "made", **cells})
         cv2.imwrite(str(self.images / f"{name}.jpg"), np.full((45, 60, 3), 150, np.uint8))
@@ -53,13 +54,9 @@ def box_mask(*boxes: Sequence[int], size: tuple[int, int] = (60, 45), value: int
     return mask
 
 
-def notes_of(prepared: PrepareResult) -> dict[str, int]:
-    return {note.reason: note.count for note in prepared.notes}
-
-
-def note(prepared: PrepareResult, words: str) -> int:
-    """Return the count of the only note with these words; 0 without one."""
-    return sum(count for reason, count in notes_of(prepared).items() if words in reason)
+def note(prepared: PrepareResult, code: str) -> int:
+    """Return the total count of the notes with this code. 0 without one."""
+    return sum(note.count for note in prepared.notes if note.code == code)
 
 
 def isic(folder: Path, images: Sequence[str], masks: Sequence[str] = (), **tables: str) -> Path:

@@ -1,17 +1,26 @@
-"""Bytes of images that no library here writes."""
+"""Bytes of images that Pillow and OpenCV cannot write."""
 
 import struct
 import zlib
+from typing import Literal
 
 import numpy as np
 
 from toolkit.images import ImagePolicy
+from toolkit.images.window import Array
 
 AS_IT_IS = ImagePolicy(max_side=4096)
 
 
-def tiff_bytes(values, order="<", photometric=None, orientation=1, extra=None, separate=False):
-    """An uncompressed TIFF of any number type and byte order, written by the letter of TIFF 6.0."""
+def tiff_bytes(
+    values: Array,
+    order: Literal["<", ">"] = "<",
+    photometric: int | None = None,
+    orientation: int = 1,
+    extra: int | None = None,
+    separate: bool = False,
+) -> bytes:
+    """Return an uncompressed TIFF of any number type and byte order, as TIFF 6.0 defines it."""
     height, width = values.shape[:2]
     samples = 1 if values.ndim == 2 else values.shape[2]
     photometric = (1 if samples < 3 else 2) if photometric is None else photometric
@@ -46,8 +55,8 @@ def tiff_bytes(values, order="<", photometric=None, orientation=1, extra=None, s
     return head + body + count + directory + struct.pack(order + "I", 0) + behind
 
 
-def png16_bytes(values):
-    """A 16-bit PNG of grey, grey with alpha, RGB or RGB with alpha."""
+def png16_bytes(values: Array) -> bytes:
+    """Return a 16-bit PNG of grey, grey with alpha, RGB or RGB with alpha."""
     height, width = values.shape[:2]
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)

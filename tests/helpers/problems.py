@@ -9,7 +9,7 @@ from toolkit.errors import CODE, Problem, ToolkitError
 
 
 class Raised:
-    """What ``raises`` caught: ``problem`` is set when its block has ended."""
+    """The error that ``raises`` caught, and its first problem. Both are set when the block has ended."""
 
     error: ToolkitError
     problem: Problem

@@ -25,6 +25,6 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> loading.DataSplits:
     return loading.load_data(recipe, TASKS[recipe.dataset.task], folder)
 
 
-def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> loading.Loaded:
+def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> loading.UsableRows:
     """Return the rows of one source."""
     return loading.read_file(recipe, TASKS[recipe.dataset.task], source, image_root, split)

@@ -109,7 +109,7 @@ def on_practice_data(recipe: Recipe, model: Path, folder: Path, *, small: bool, 
 def on_synthetic_data_to_export(recipe: Recipe, model: Path, folder: Path) -> Recipe:
     """The recipe as ``small`` makes it, on Unsloth in its own precision, with evaluations and verified exports."""
     small = on_practice_data(recipe, model, folder, small=True, backend="unsloth")
-    few = {"max_tasks": 4} if recipe.data.task == "steps" else {"limit": VERIFIED}
+    few = {"max_tasks": 4} if recipe.dataset.task == "steps" else {"limit": VERIFIED}
     answers = {"max_completion_tokens": 4, "batch_size": VERIFIED, "before": False, "bootstrap": 100}
     changes = {
         "model": small.model.model_copy(update={"precision": recipe.model.precision}),
@@ -132,9 +132,9 @@ def _coordinates(recipe: Recipe) -> dict[str, Any]:
 
 def _practice(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
     none = dict.fromkeys(("train", "validation", "test", "image_root", "group"))
-    if recipe.data.task == "vqa":
+    if recipe.dataset.task == "vqa":
         return {**none, **_questions(folder / "vqa", rows)}
-    kind = {"mcq": "chest", "lesion": "lesion", "steps": "steps"}[recipe.data.task]
+    kind = {"mcq": "chest", "lesion": "lesion", "steps": "steps"}[recipe.dataset.task]
     return {**none, "synthetic": SyntheticData(kind=kind, **rows), "columns": {}}
 
 

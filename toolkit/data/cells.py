@@ -3,13 +3,14 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import json_repair
 
+from toolkit.data.json_stream import Row
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import ImagePolicy, image_ref, read_image_header
@@ -26,7 +27,7 @@ NO_QUESTION = ("data.question_missing", "the row must have a question")
 NO_ANSWER = ("data.answer_missing", "the row must have an answer")
 NO_IMAGE = ("data.image_path_missing", "the row must have an image path")
 IMAGE_OUTSIDE = ("data.image_outside_root", "an image path must not leave the folder data.image_root")
-"""Codes and rules of problems that several tasks share."""
+"""Codes and rules of problems that are common to several tasks."""
 
 
 def text_of(value: Any) -> str:
@@ -73,9 +74,9 @@ def fold(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
-def cell(row: Mapping[str, Any], source: RowOrigin, field: str) -> Any:
+def cell(row: Row, origin: RowOrigin, field: str) -> Any:
     """Return the value of one of the task's fields, or None if the source has no such column or the row no value."""
-    return row.get(source.column.get(field, ""))
+    return row.get(origin.column.get(field, ""))
 
 
 def decoded(value: Any) -> Any:
@@ -124,13 +125,13 @@ def repair_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def image_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:
+def image_size(row: Row, origin: RowOrigin, image: ImageRef, place: str) -> Size:
     """Return width and height of a row's image, from its columns or from the header of the image.
 
     Raises:
         RowProblem: Neither is available.
     """
-    width, height = (text_of(cell(row, source, side)) for side in ("width", "height"))
+    width, height = (text_of(cell(row, origin, side)) for side in ("width", "height"))
     if width and height:
         try:
             return int(float(width)), int(float(height))
@@ -154,26 +155,26 @@ def _size(path: Path) -> Size:
     return read_image_header(ImageRef(path), ImagePolicy()).size
 
 
-def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[ImageRef, ...]:
+def read_images(name: str, row: Row, origin: RowOrigin) -> tuple[ImageRef, ...]:
     """Return all images of a row: one path, a list of paths, or such a list as JSON text.
 
     Raises:
         RowProblem: There is no image, there are too many, or a path leaves the image root.
     """
-    value = decoded(cell(row, source, "image"))
+    value = decoded(cell(row, origin, "image"))
     texts = [text_of(path) for path in value] if isinstance(value, list) else [text_of(value)]
     if not texts or "" in texts:
-        raise RowProblem(*NO_IMAGE, place=f"{source.file}: {name}", value=value)
-    if len(texts) > source.max_images:
+        raise RowProblem(*NO_IMAGE, place=f"{origin.file}: {name}", value=value)
+    if len(texts) > origin.max_images:
         rule, remedy = "the row must have at most images.max_per_question images", "Raise images.max_per_question."
-        where = f"{source.file}: {name}"
+        where = f"{origin.file}: {name}"
         raise RowProblem("data.too_many_images", rule, place=where, value=len(texts), remedy=remedy)
-    root = str(source.image_root)
+    root = str(origin.image_root)
     try:
         return tuple([_image(text, root) for text in texts])
     except ImageError as error:
         remedy = "Set data.image_root to the folder that all images are in."
-        where = f"{source.file}: {name}"
+        where = f"{origin.file}: {name}"
         raise RowProblem(*IMAGE_OUTSIDE, place=where, value=error.value, remedy=remedy) from None
 
 
@@ -183,22 +184,22 @@ def _image(text: str, root: str) -> ImageRef:
     return image_ref(text, root, "")
 
 
-def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef, ...]) -> str:
+def read_group(row: Row, origin: RowOrigin, images: tuple[ImageRef, ...]) -> str:
     """Return the group: the recipe's column, otherwise the first image's path below the image root.
 
     Raises:
         RowProblem: The group column is empty.
     """
-    if source.group is None:
-        return str(images[0].path).removeprefix(str(source.image_root)).lstrip(os.sep).replace(os.sep, "/")
-    if group := name_of(row.get(source.group)):
+    if origin.group is None:
+        return str(images[0].path).removeprefix(str(origin.image_root)).lstrip(os.sep).replace(os.sep, "/")
+    if group := name_of(row.get(origin.group)):
         return group
     rule = "the row must have a value in the column of data.group"
-    raise RowProblem("data.group_missing", rule, place=f"{source.file}", value=row.get(source.group))
+    raise RowProblem("data.group_missing", rule, place=f"{origin.file}", value=row.get(origin.group))
 
 
-def extra_fields(row: Mapping[str, Any], source: RowOrigin) -> Iterator[tuple[str, str]]:
+def extra_fields(row: Row, origin: RowOrigin) -> Iterator[tuple[str, str]]:
     """Yield the non-empty columns for the prompt and for group-by results."""
-    for column in (*source.context, *source.by):
+    for column in (*origin.context, *origin.by):
         if text := text_of(row.get(column)):
             yield column, text

@@ -7,7 +7,7 @@ which is extended whenever a record crosses its end.
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from toolkit.errors import DataError
@@ -24,6 +24,9 @@ _NO_KEY = re.compile(_BLANK)
 _START = re.compile(rf"{_BLANK}([{{\[]){_BLANK}")
 _CLOSING = {"{": "}", "[": "]"}
 _NEXT = {"{": re.compile(rf"{_BLANK}([,}}])"), "[": re.compile(rf"{_BLANK}([,\]])")}
+
+Row = Mapping[str, Any]
+"""One record that is an object: column -> value, as JSON, CSV or Parquet stores it."""
 
 Record = tuple[str | None, Any, str | None]
 """Id (None if the source has no ids), the parsed record, and its JSON text (None if not available)."""
@@ -149,4 +152,4 @@ class _Window:
 
 
 _AFTER = "nothing must follow the closing bracket"
-_LINES = "If each line is a record of its own, name the file .jsonl."
+_LINES = "If each line is one record, name the file .jsonl."

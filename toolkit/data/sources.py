@@ -1,9 +1,16 @@
-"""Sources and their records as a stream: JSON, JSON lines, CSV, Parquet, folders of these, and the Hub."""
+"""Sources and their records as a stream: JSON, JSON lines, CSV, Parquet, folders of these, and the Hub.
+
+A Hub dataset is ``hub:owner/name`` with an optional ``#split``. Images embedded in a table are written to files.
+"""
 
 import codecs
 import csv
+import datetime
+import decimal
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +19,30 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toolkit.data.embedded_images import EmbeddedImageStore, plain_rows
-from toolkit.data.hub import HUB, hub_files, stream_hub
 from toolkit.data.json_stream import Record, stream_json
 from toolkit.errors import DataError
 
+HUB = "hub:"
 ARROW_ROWS = 256
+"""Rows of a table that are in RAM together. Each can have embedded images."""
+
+ID_COLUMNS = ("id", "qid", "question_id", "uid")
+"""Columns with the row id if the source is not an object id -> record."""
+
+_SEPARATORS = (";", "\t", "|")
+
+_NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
+
+_CONVERT = "Convert it, for example with: iconv -f {} -t UTF-8."
+
+_NAME = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:#(?P<split>[\w.\[\]:%-]+))?")
+
+_MAGIC = (
+    (b"\x89PNG", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"II*\x00", ".tif"),
+    (b"MM\x00*", ".tif"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +65,26 @@ class Source:
         return self.name if self.is_hub else str(Path(self.name).expanduser().absolute())
 
 
+class EmbeddedImageStore:
+    """A folder of images named by content hash. ``used`` says whether the source has embedded images."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.used = folder, False
+
+    def keep(self, content: bytes) -> str:
+        """Write an image and return its path in the folder. Equal content has the same name in every source."""
+        self.used = True
+        name = hashlib.blake2b(content, digest_size=20).hexdigest()
+        inside = f"{name[:2]}/{name}{_suffix(content)}"
+        file = self.folder / inside
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f"{file.name}.{os.getpid()}")
+            temporary.write_bytes(content)
+            temporary.replace(file)
+        return inside
+
+
 def find_source(name: str, id_column: str | None = None, key: str = "[data]") -> Source:
     """Return the source that a name in the recipe refers to.
 
@@ -52,7 +97,7 @@ def find_source(name: str, id_column: str | None = None, key: str = "[data]") ->
         DataError: The source does not exist or has no supported format.
     """
     if name.startswith(HUB):
-        return Source(name, hub_files(name), id_column)
+        return Source(name, _hub_files(name), id_column)
     path = Path(name).expanduser().absolute()
     if path.is_dir():
         files = tuple(file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS and _is_shown(file))
@@ -85,7 +130,7 @@ def stream_source(source: Source, images: EmbeddedImageStore) -> Iterator[tuple[
 
 def _parts(source: Source, images: EmbeddedImageStore) -> Iterator[tuple[str, Iterator[Record]]]:
     if source.is_hub:
-        yield "", stream_hub(source.name, images)
+        yield "", _stream_hub(source.name, images)
     for file in () if source.is_hub else source.files:
         prefix = f"{file.stem}:" if len(source.files) > 1 else ""
         yield prefix, READERS[file.suffix.lower()](file, images)
@@ -97,10 +142,6 @@ def _own_id(row: Any, columns: tuple[str, ...]) -> str | None:
             if (value := row.get(column)) is not None and value != "":
                 return str(value)
     return None
-
-
-ID_COLUMNS = ("id", "qid", "question_id", "uid")
-"""Columns with the row id if the source is not an object id -> record."""
 
 
 def _read_json(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
@@ -130,12 +171,6 @@ def _parse_line(text: str, file: Path, number: int) -> Any:
         place = f"{file}, line {number:,}"
         rule, remedy = f"each line must be one JSON record: {error}", "Correct the line."
         raise DataError("data.json_line_invalid", rule, place=place, value=text[:40], remedy=remedy) from None
-
-
-_NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
-_CONVERT = "Convert it, for example with: iconv -f {} -t UTF-8."
-
-_SEPARATORS = (";", "\t", "|")
 
 
 def _read_csv(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
@@ -184,11 +219,80 @@ def _read_parquet(file: Path, images: EmbeddedImageStore) -> Iterator[Record]:
     try:
         with pq.ParquetFile(file) as table:
             for batch in table.iter_batches(ARROW_ROWS):
-                for row in plain_rows(batch, images):
+                for row in _plain_rows(batch, images):
                     yield None, row, None
     except pa.ArrowInvalid as error:
         rule = f"the Parquet file must be valid: {error}"
         raise DataError("data.parquet_invalid", rule, place=file, remedy="Copy the file again.") from None
+
+
+def _hub_files(source: str) -> tuple[Path, ...]:
+    """Return the Arrow files of the dataset in the local cache, after a download if needed.
+
+    Raises:
+        DataError: The name is malformed, the dataset or split does not exist, or the Hub is not reachable.
+    """
+    return tuple(Path(file["filename"]) for file in _load_hub(source).cache_files)
+
+
+def _stream_hub(source: str, images: EmbeddedImageStore) -> Iterator[Record]:
+    """Yield all rows, without an id."""
+    for table in _load_hub(source).with_format("arrow").iter(batch_size=ARROW_ROWS):
+        for row in _plain_rows(table, images):
+            yield None, row, None
+
+
+def _load_hub(source: str) -> Any:
+    found = _NAME.fullmatch(source)
+    if found is None:
+        rule = "the name of a Hub dataset must be hub:owner/name or hub:owner/name#split"
+        raise DataError("data.hub_name_malformed", rule, value=source, remedy="Correct the name.")
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return datasets.load_dataset(found["name"], split=found["split"] or "train")
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            "data.hub_not_loaded",
+            "the Hub dataset must be available",
+            place=source,
+            value=reason,
+            remedy="Check name, split and network (HF_HUB_OFFLINE), or name a local file.",
+        ) from error
+
+
+def _plain_rows(batch: pa.RecordBatch | pa.Table, images: EmbeddedImageStore) -> Iterator[dict[str, Any]]:
+    """Yield rows with JSON values.
+
+    An embedded image (bytes, or a struct with ``bytes`` and ``path`` as in Hub datasets) is kept in ``images`` and
+    replaced by its path in that folder.
+    """
+    for row in batch.to_pylist():
+        yield {name: _plain(value, images) for name, value in row.items()}
+
+
+def _plain(value: Any, images: EmbeddedImageStore) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, bytes):
+        return images.keep(value)
+    if isinstance(value, dict):
+        if set(value) == {"bytes", "path"}:
+            return value["path"] if value["bytes"] is None else images.keep(value["bytes"])
+        return {name: _plain(item, images) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, images) for item in value]
+    if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
+        return str(value)
+    return repr(value)
+
+
+def _suffix(content: bytes) -> str:
+    if content[128:132] == b"DICM":
+        return ".dcm"
+    return next((suffix for magic, suffix in _MAGIC if content.startswith(magic)), "")
 
 
 READERS: dict[str, Callable[[Path, EmbeddedImageStore], Iterator[Record]]] = {
@@ -197,6 +301,7 @@ READERS: dict[str, Callable[[Path, EmbeddedImageStore], Iterator[Record]]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+
 _KINDS = ", ".join(READERS)
 
 

@@ -112,18 +112,21 @@ def split_keys(groups: Keys, fractions: Sequence[float], seed: int) -> NDArray[n
     if len(unique) < len(requested):
         raise DataError(
             "data.too_few_groups",
-            f"{len(requested)} splits must have at least as many groups (groups that share an image count as one)",
+            f"{len(requested)} splits must have at least as many groups (groups with a common image count as one)",
             place="[data.split]",
             value=len(unique),
             remedy="Name files for the splits, or another column in data.group.",
         )
+    # A group's place depends only on its name and the seed, so that new rows or another row order do not reshuffle it.
     order = np.argsort(_mix(unique, seed), kind="stable")
     filled = np.cumsum(sizes[order])
     split_of_group = np.zeros(len(unique), dtype=np.int64)
     begin, due = 0, 0.0
     for position, number in enumerate(requested):
         due += fractions[number] / sum(fractions) * len(groups)
+        # Every later split must still get a group.
         last = len(unique) - (len(requested) - position - 1)
+        # The tolerance absorbs the rounding error of the sum, which could otherwise add one more group.
         end = min(max(int(np.searchsorted(filled, due - 1e-6)) + 1, begin + 1), last)
         split_of_group[order[begin:end]] = number
         begin = end
@@ -131,7 +134,8 @@ def split_keys(groups: Keys, fractions: Sequence[float], seed: int) -> NDArray[n
 
 
 def join_groups(keys: RowKeys) -> Keys:
-    """Return the group of each row after joining groups that share an image, as their smallest key."""
+    """Return the group of each row after joining groups with a common image, as their smallest key."""
+    # After sorting by image, two groups with a common image are neighbours.
     groups = keys.groups[keys.image_rows]
     order = np.lexsort((groups, keys.images))
     images, groups = keys.images[order], groups[order]
@@ -163,7 +167,7 @@ def find_leaks(splits: Mapping[str, RowKeys]) -> LeakReport:
 
 
 def leaking_rows(split: RowKeys, later: Sequence[RowKeys]) -> NDArray[np.bool_]:
-    """Return a mask of rows that share a group or an image with a later split, shape (rows,)."""
+    """Return a mask of rows whose group or image is also in a later split, shape (rows,)."""
     marked = np.zeros(len(split), dtype=bool)
     for kind in KINDS[:2]:
         keys, rows = split.of(kind)

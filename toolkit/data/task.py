@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.agent_memory import Carried
-from toolkit.data.links import Links
+from toolkit.data.episodes import Carried, Links
+from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
@@ -17,10 +17,10 @@ class RowOrigin:
     """Where a row came from and how its columns are named.
 
     ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
-    relative image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
+    relative image paths start from and that no path may leave; ``group`` names the column with the group, if any.
     The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
     A row with more than ``max_images`` images is unusable. ``settings`` has the settings of the task
-    (``Task.settings``); its ``repr`` must tell two of them apart.
+    (``Task.settings``); its ``repr`` must differ between two different settings.
     """
 
     file: Path
@@ -64,13 +64,13 @@ class Task:
         name: the value of ``data.task``, and the name of its section of settings, [data.<name>].
         description: the purpose of a model, for the model card.
         columns: field -> the column names looked for when the recipe's column map does not name one, in order.
-        required: the fields a source must have; ``a|b`` asks for one of them.
+        required: the fields a source must have; ``a|b`` requires one of them.
         leaking: names of columns that contain the answer. A recipe with one of them in the prompt gets a warning.
         read: (row id, row, source) -> Sample; raises RowProblem with a short constant reason.
         instruction: Sample -> the default instruction that follows the question.
         question: Sample -> the text of the question with its options, without instruction and context.
         target: Sample -> the completion that SFT learns.
-        parse: (completion, Sample) -> Answer. It never raises, and gives the reason for a failure in ``problem``.
+        parse: (completion, Sample) -> Answer. It never raises, and sets ``problem`` to the reason of a failure.
         rewards: name -> reward.
         reward_weights: reward -> default weight. A reward with weight 0 is off unless the recipe sets a weight.
         scores: (Sample, Answer) -> name -> value in [0, 1] or None where it does not apply; what evaluation reports.
@@ -78,7 +78,7 @@ class Task:
         labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
         baseline: training samples -> (Sample -> completion): the majority baseline, scored like a model.
         baselines: score -> its own majority baseline, where another answer is right more often.
-        also: further names in ``scores`` that get a table of results of their own.
+        also: further names in ``scores`` with a separate table of results.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
         why: reward -> (Sample, Answer) -> the reason for its value.
         all_or_nothing: rewards that are 0 or 1 for nearly every answer.
@@ -90,7 +90,7 @@ class Task:
         synthetic: its synthetic rows. If None, a dry run needs the recipe's own rows.
         dry_run: (recipe, whether the rows are synthetic) -> key of the section -> value in the dry run.
         takes_options: whether a question of ``toolkit predict`` has options.
-        stand_in: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
+        placeholders: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         carried: episodes and their agent memory. None: rows are independent of each other.
@@ -103,7 +103,7 @@ class Task:
     columns: Mapping[str, tuple[str, ...]]
     required: frozenset[str]
     leaking: frozenset[str]
-    read: Callable[[str, Mapping[str, Any], RowOrigin], Sample]
+    read: Callable[[str, Row, RowOrigin], Sample]
     instruction: Callable[[Sample], str]
     question: Callable[[Sample], str]
     target: Callable[[Sample], str]
@@ -127,8 +127,8 @@ class Task:
     synthetic: Synthetic | None = None
     dry_run: Callable[[Recipe, bool], Mapping[str, Any]] = lambda recipe, synthetic: {}
     takes_options: bool = False
-    stand_in: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
-    link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None
+    placeholders: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
+    link: Callable[[Iterable[tuple[str, Row]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     carried: Carried | None = None
     grouped_by: str = "each row's first image"

@@ -17,14 +17,14 @@ class Dropped:
     reason: str
     count: int
     examples: tuple[str, ...]
-    code: str = ""
+    code: str
     """Stable identifier of the reason, such as ``tasks.mcq.answer_not_an_option``."""
 
     def notice(self, verb: str = "") -> Problem:
         """Return the warning about these rows. ``verb`` says what happens to them, such as ``left out``."""
         rows = f"{self.count:,} {'row' if self.count == 1 else 'rows'}{f' {verb}' if verb else ''}"
         rule = f"{rows}: {self.reason} (for example {'; '.join(self.examples)})"
-        return Problem(self.code or "data.rows_counted", rule, self.source)
+        return Problem(self.code, rule, self.source)
 
     def __str__(self) -> str:
         return str(self.notice())
@@ -37,8 +37,8 @@ class Tally:
         self._counts: dict[tuple[str, str], int] = {}
         self._examples: dict[tuple[str, str], list[str]] = {}
 
-    def add(self, reason: str, example: str, code: str = "") -> None:
-        """Count one occurrence."""
+    def add(self, reason: str, example: str, code: str) -> None:
+        """Count one row or file with the code and the wording of its reason."""
         key = (code, reason)
         if key not in self._counts:
             self._counts[key], self._examples[key] = 0, []

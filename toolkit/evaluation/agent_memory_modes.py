@@ -56,7 +56,7 @@ def compare_modes(
 
 
 def _name_of_whole(questions: EvaluationSet) -> str:
-    return questions.carried.chains if questions.carried else WHOLE
+    return questions.carried.title if questions.carried else WHOLE
 
 
 def _mode_result(

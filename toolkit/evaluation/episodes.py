@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.agent_memory import Carried
+from toolkit.data.episodes import Carried
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
 from toolkit.evaluation.answers import Reply, read_reply

@@ -143,7 +143,7 @@ def _carried_part(questions: EvaluationSet, sample: Sample, skipped: str | None)
     carried = questions.carried
     if carried is None:
         return {}
-    stand = carried.stand(sample)
+    stand = carried.position(sample)
     memory = carried.plain(carried.held(sample))
     return {"chain": stand.chain, "place": stand.place, "memory": memory, "unasked": skipped}
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.agent_memory import Carried
+from toolkit.data.episodes import Carried
 from toolkit.data.sample import Answer, Sample
 from toolkit.evaluation.prompts import EvaluationSet
 from toolkit.evaluation.results import EvaluationResult
@@ -74,7 +74,7 @@ def _details(questions: EvaluationSet, carried: Carried, samples: Sequence[Sampl
             if sample.id not in answers[mode]:
                 continue
             asked, answer = answers[mode][sample.id]
-            held, stand = carried.held(asked), carried.stand(asked)
+            held, stand = carried.held(asked), carried.position(asked)
             line = {
                 "id": asked.id,
                 "chain": stand.chain,

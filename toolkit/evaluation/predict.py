@@ -76,7 +76,7 @@ def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequ
         "options": list(options),
         "image": [str(path.absolute()) for path in images],
         # A task reads only rows with a reference. This one is removed below.
-        **task.stand_in(settings),
+        **task.placeholders(settings),
     }
     source = RowOrigin(Path("--question"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
     try:

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.agent_memory import Carried
+from toolkit.data.episodes import Carried
 from toolkit.errors import DataError, warn
 from toolkit.evaluation.answers import Reply, reply_of
 from toolkit.evaluation.episodes import Turn, rollout

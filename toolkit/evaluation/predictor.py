@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import tiny
-from toolkit.data.agent_memory import Memory
+from toolkit.data.episodes import Memory
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ModelError, RowProblem, warn

@@ -6,10 +6,10 @@ from random import Random
 
 import numpy as np
 
-from toolkit.data.agent_memory import Carried
+from toolkit.data.episodes import Carried
 from toolkit.data.loading import SampleSet
-from toolkit.data.loading.sample_set import limit
 from toolkit.data.sample import Answer, Sample
+from toolkit.data.sample_set import limit
 from toolkit.data.task import Task
 from toolkit.errors import DataError, warn
 from toolkit.evaluation.answers import judge
@@ -129,7 +129,7 @@ def _whole_episodes(
     samples: SampleSet, carried: Carried, recipe: Recipe
 ) -> tuple[SampleSet, dict[str, EpisodePosition]]:
     """Return all rows of at most evaluate.max_tasks episodes, drawn with the seed, and their positions."""
-    positions = {sample.id: carried.stand(sample) for sample in samples}
+    positions = {sample.id: carried.position(sample) for sample in samples}
     names, most = list(dict.fromkeys(stand.chain for stand in positions.values())), recipe.evaluation.max_tasks
     if most is None or most >= len(names):
         return samples, positions

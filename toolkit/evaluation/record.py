@@ -112,7 +112,7 @@ def _views(questions: EvaluationSet, rows: Mapping[str, Rows], others: Others) -
         views[_title(task.primary, questions, mode)] = _View(task.primary, rows[mode], same, earlier)
     if questions.carried:
         steps = views[_title(task.primary, questions, shown[-1])]
-        views[_title(questions.carried.chains, questions, shown[-1])] = _of_chains(steps, questions)
+        views[_title(questions.carried.title, questions, shown[-1])] = _of_chains(steps, questions)
     main = views[_title(task.primary, questions, REFERENCE)]
     for score in task.also:
         views[_title(score, questions, REFERENCE)] = _View(score, main.rows, baselines.of(score), main.earlier)
@@ -182,7 +182,7 @@ def _warn(name: str, mode: str, summary: Summary) -> None:
 
 def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemoryResult) -> None:
     """Warn about incomplete episodes, skipped prompts, and samples that no rollout reaches."""
-    episodes = questions.carried.chains if questions.carried else ""
+    episodes = questions.carried.title if questions.carried else ""
     for mode, found in result.modes.items():
         place = f"{EVALUATE}{name} ({questions.names[mode]})"
         if incomplete := found.episodes.incomplete:

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.data import Dropped, RowIndex, Tally, open_index, source_folder
-from toolkit.data.agent_memory import Carried
-from toolkit.data.links import FIRST, LINK, REPEATED, Link
-from toolkit.data.loading.columns import RowSettings, resolve_columns
+from toolkit.data.columns import RowSettings, resolve_columns
+from toolkit.data.episodes import FIRST, LINK, REPEATED, Carried, Link
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, ImageError, Problem, RowProblem
@@ -62,9 +61,9 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
                 read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
             samples.append(sample)
         except RowProblem as problem:
-            tally.add(problem.reason, name)
+            tally.add(problem.reason, name, problem.code)
         except ImageError as error:
-            tally.add("the screenshot cannot be opened", str(error))
+            tally.add("the screenshot cannot be opened", str(error), "predict.screenshot_not_readable")
     notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
     dropped = tally.of(str(file))
     notes += [Problem("predict.rows_left_out", _left_out(one), one.source, one.count) for one in dropped]
@@ -75,7 +74,7 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
             place=file,
             value="; ".join(map(_left_out, dropped)),
         )
-    chains, behind = find_episodes([carried.stand(sample) for sample in samples])
+    chains, behind = find_episodes([carried.position(sample) for sample in samples])
     notes += _behind(carried, [samples[number] for number in behind], str(file))
     return UnlabelledRows(tuple(samples), tuple(chains), tuple(notes), index.fingerprint)
 
@@ -121,7 +120,7 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
 
 
 def _behind(carried: Carried, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
-    positions: list[EpisodePosition] = [carried.stand(sample) for sample in samples]
+    positions: list[EpisodePosition] = [carried.position(sample) for sample in samples]
     if positions:
         example = f"{positions[0].chain}, step {positions[0].place}"
         rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"

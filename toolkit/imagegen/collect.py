@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import row_cache
-from toolkit.data.embedded_images import EmbeddedImageStore
-from toolkit.data.sources import find_source, stream_source
+from toolkit.data.sources import EmbeddedImageStore, find_source, stream_source
 from toolkit.errors import DataError
 from toolkit.imagegen.sheet import SheetKey
 from toolkit.runfolder import write_text

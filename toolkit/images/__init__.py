@@ -1,10 +1,9 @@
 """Images of any medical or common format to 8-bit RGB by one policy, scanned before training and cached."""
 
-from toolkit.images.files import image_ref
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage
+from toolkit.images.ref import image_ref
 from toolkit.images.scan import BadImage, ScanReport, scan
-from toolkit.images.source import load, read_image_header, reduced_size
-from toolkit.images.store import ImageStore, StoreReport
+from toolkit.images.store import ImageStore, StoreReport, load, read_image_header, reduced_size
 
 __all__ = [
     "BadImage",

@@ -36,7 +36,7 @@ is not remembered."""
 
 
 class MemoryCache:
-    """A least-recently-used cache of at most ``limit`` bytes. Safe to share between threads."""
+    """A least-recently-used cache of at most ``limit`` bytes. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0

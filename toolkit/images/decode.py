@@ -12,10 +12,9 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images import tiff
-from toolkit.images.files import unreadable_image
 from toolkit.images.header import MALFORMED_BY_PILLOW, Header, first_line
-from toolkit.images.pixels import Array, Pixels
-from toolkit.images.ref import ImageRef
+from toolkit.images.ref import ImageRef, unreadable_image
+from toolkit.images.window import Array, Pixels
 
 # Our errors name the file. OpenCV's log on stderr would repeat them without the name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -99,6 +98,7 @@ def _require_what_was_announced(values: Array, header: Header, ref: ImageRef) ->
 
 def _alpha(channel: Array, header: Header) -> Array | None:
     """Return opacity in [0, 1], or None if there is no alpha channel or the colours are premultiplied."""
+    # Premultiplied colours are already composited over black.
     if header.page is not None and header.page.extra != tiff.ALPHA_APART:
         return None
     opaque = np.iinfo(channel.dtype).max if channel.dtype.kind in "iu" else 1

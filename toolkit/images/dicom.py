@@ -15,9 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from toolkit.errors import MissingExtraError
-from toolkit.images.files import NO_FRAME, TRUNCATED, unreadable_image
-from toolkit.images.pixels import Array, Pixels
-from toolkit.images.ref import ImageRef
+from toolkit.images.ref import NO_FRAME, TRUNCATED, ImageRef, unreadable_image
+from toolkit.images.window import Array, Pixels
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 """File suffixes of DICOM. Old files can lack the DICM marker and are recognised by their suffix."""
@@ -139,9 +138,9 @@ def _colour(pydicom: ModuleType, stored: Array, data: Any) -> Pixels | None:
 
 def _grey(pydicom: ModuleType, stored: Array, data: Any, own_window: bool) -> Pixels:
     bits = int(data.get("BitsStored") or stored.dtype.itemsize * 8)
-    if bits < 8 and stored.dtype == np.uint8:
+    if bits < 8 and stored.dtype == np.uint8:  # a segmentation of one bit would be nearly black in 8 bits
         stored = stored * np.uint8(255 // (2**bits - 1))
-    padding = _padding(stored, data)
+    padding = _padding(stored, data)  # in stored values, before the rescale
     values = pydicom.pixels.apply_modality_lut(stored, data) if _is_transformed(data) else stored
     window = None
     if own_window:
@@ -169,6 +168,7 @@ def _padding(stored: Array, data: Any) -> Array | None:
 
 def _own_window(pydicom: ModuleType, values: Array, data: Any) -> tuple[Array, tuple[float, float] | None]:
     """Return the values and the window (low, high) of the file. The window is None if the file has none."""
+    # A file can have both a table and a window. As in pydicom, the table takes precedence.
     table = (data.get("VOILUTSequence") or [None])[0]
     if table is not None and "LUTDescriptor" in table and "LUTData" in table:
         whole = values if values.dtype.kind in "iu" else np.rint(values).astype(np.int32)
@@ -178,8 +178,10 @@ def _own_window(pydicom: ModuleType, values: Array, data: Any) -> tuple[Array, t
     if centre is None or width is None or width < (1 if function == "LINEAR" else 1e-9):
         return values, None
     if function == "SIGMOID":
+        # PS3.3 C.11.2.1.3.1. The curve is not a window, so it is applied here, and its range 0 to 1 is the window.
         return 1 / (1 + np.exp(-4 * (values.astype(np.float64) - centre) / width)), (0.0, 1.0)
     if function == "LINEAR":
+        # PS3.3 C.11.2.1.2.1: LINEAR reaches (width - 1) / 2 to both sides of centre - 0.5, unlike LINEAR_EXACT.
         centre, width = centre - 0.5, width - 1
     return values, (centre - width / 2, centre + width / 2)
 

@@ -10,8 +10,7 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images import dicom, tiff
-from toolkit.images.files import NO_FRAME, TRUNCATED, unreadable_image
-from toolkit.images.ref import ImageRef
+from toolkit.images.ref import NO_FRAME, TRUNCATED, ImageRef, unreadable_image
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
@@ -91,6 +90,7 @@ def _tiff_header(stream: BinaryIO, ref: ImageRef) -> Header:
     except ValueError as error:
         rule = "the TIFF directory must be complete"
         raise unreadable_image(ref.path, "images.tiff_directory_damaged", rule, str(error)) from error
+    # Orientations 5 to 8 are turned by a quarter, so the upright image has its sides swapped.
     size = page.size[::-1] if page.orientation >= 5 else page.size
     decoder: Decoder = "opencv" if page.deep else "pillow"
     return Header("TIFF", size, page.bits, decoder, page.orientation, True, page)
@@ -103,6 +103,7 @@ def _pillow_header(stream: BinaryIO, ref: ImageRef, max_pixels: int, png_bits: i
             orientation = _orientation(image)
             size = image.size[::-1] if orientation >= 5 else image.size
             name, mode = image.format or "unknown", image.mode
+            # Plain grey and RGB go to OpenCV, which is faster. Palettes and transparency are left to Pillow.
             plain = mode in ("L", "RGB") and "transparency" not in image.info
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(ref, max_pixels, "far more") from None

@@ -108,6 +108,7 @@ class ImagePolicy:
         longest = max(size)
         if longest <= self.max_side and self.square == "off":
             return size
+        # At least one pixel: a strip of 3 x 1000 would otherwise lose a side.
         width, height = (max(1, round(side * self.max_side / longest)) for side in size)
         return width, height
 
@@ -172,7 +173,7 @@ class ImageRecord:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "ImageRecord":
+    def from_json(cls, values: Mapping[str, Any]) -> "ImageRecord":
         """Return the record that ``as_json`` wrote.
 
         Raises:

@@ -15,10 +15,9 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images.header import Header
-from toolkit.images.pixels import Array, Pixels
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, Resample
 from toolkit.images.ref import ImageRef
-from toolkit.images.window import Windowed, choose_window
+from toolkit.images.window import Array, Pixels, Windowed, choose_window
 
 NARROW = 1024
 """Integer windows narrower than this are resized as floats, because rounding to integers would be visible."""
@@ -62,10 +61,12 @@ def render(pixels: Pixels, header: Header, policy: ImagePolicy, ref: ImageRef) -
     Raises:
         ImageError: The policy needs DICOM's own window and a deep image has none, or the crop leaves the image.
     """
+    # Before the crop and the resize: a crop must look as it does in the whole image, and averaging hides the extremes.
     window = choose_window(pixels, policy, ref.path)
     if policy.square == "crop":
         ref = replace(ref, crop=central_square(ref.crop or (0, 0, *header.size)))
     turn = None if header.upright else UPRIGHT.get(header.orientation)
+    # A crop is given in the upright image, so it is cut from it. A whole image is turned at the end, when it is small.
     if ref.crop is not None:
         pixels, turn = _cut(pixels, turn, ref), None
     height, width = pixels.values.shape[:2]
@@ -151,6 +152,7 @@ def _to_8_bits(pixels: Pixels, window: Windowed | None, size: tuple[int, int], h
 
 
 def _fits_integers(values: Array, window: Windowed) -> bool:
+    """Return whether the image can be resized at its own depth, without a float copy at full size."""
     return values.dtype in (np.uint16, np.int16) and window.high - window.low >= NARROW
 
 

@@ -88,7 +88,7 @@ def scan(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> ScanReport:
-    """Check all distinct images of ``refs`` by the store's policy, whatever the store does with unreadable images.
+    """Check all distinct images of ``refs`` by the store's policy, independently of its ``unreadable``.
 
     Args:
         refs: Images of the rows, in order, read as a stream.

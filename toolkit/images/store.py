@@ -1,22 +1,27 @@
-"""ImageStore: all images of a run through one policy, with caches, handling of unreadable files, and counters."""
+"""Load images as 8-bit RGB: one file without a cache, or all images of a run through an ImageStore.
 
-from collections.abc import Callable, Sequence
+A store has one policy, caches, handling of unreadable files, and counters.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from PIL import Image
 
 from toolkit import recipe
 from toolkit.errors import ImageError
+from toolkit.images import dicom
 from toolkit.images.cache import DiskCache, MemoryCache, content_key
-from toolkit.images.files import stat_image
-from toolkit.images.header import Header
+from toolkit.images.decode import decode
+from toolkit.images.header import Header, read_header
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, placeholder
-from toolkit.images.ref import ImageRef
-from toolkit.images.render import Reduced
-from toolkit.images.source import read, read_image_header, reduce
+from toolkit.images.ref import NOT_READABLE, ImageRef, stat_image, unreadable_image
+from toolkit.images.render import Reduced, crop_size, render
 from toolkit.runfolder.cache import cache_folder
 
 Unreadable = Literal["stop", "skip", "placeholder"]
@@ -33,7 +38,7 @@ class StoreReport:
         skipped: Unreadable files that the caller must leave out.
         windowed: Images above 8 bits, decoded or from disk, that a window reduced to 8 bits.
         clipped: Number of these with pixels outside their window.
-        clipped_share: Mean fraction of pixels outside the window over the windowed images, in [0, 1].
+        clipped_fraction: Mean fraction of pixels outside the window over the windowed images, in [0, 1].
         unstored: Images that the disk cache failed to store. ``cache_problem`` is the last error.
     """
 
@@ -44,7 +49,7 @@ class StoreReport:
     skipped: int = 0
     windowed: int = 0
     clipped: int = 0
-    clipped_share: float = 0.0
+    clipped_fraction: float = 0.0
     unstored: int = 0
     cache_problem: str = ""
 
@@ -114,7 +119,7 @@ class ImageStore:
             raise
 
     def fetch(self, ref: ImageRef) -> LoadedImage:
-        """Return the image and its record, and raise for an unreadable file whatever ``unreadable`` says.
+        """Return the image and its record, and raise for an unreadable file independently of ``unreadable``.
 
         Two threads that request the same uncached image both decode it.
 
@@ -190,6 +195,78 @@ class ImageStore:
         with self._lock:
             now = self._report
             windowed = now.windowed + 1
-            fraction = now.clipped_share + (record.clipped - now.clipped_share) / windowed
+            fraction = now.clipped_fraction + (record.clipped - now.clipped_fraction) / windowed
             clipped = now.clipped + (record.clipped > 0)
-            self._report = replace(now, windowed=windowed, clipped=clipped, clipped_share=fraction)
+            self._report = replace(now, windowed=windowed, clipped=clipped, clipped_fraction=fraction)
+
+
+def load(ref: ImageRef, policy: ImagePolicy) -> LoadedImage:
+    """Return the upright image in mode RGB and its record.
+
+    Raises:
+        ImageError: The file is missing, unreadable, corrupt, truncated or too large.
+        MissingExtraError: The file is DICOM and the extra ``dicom`` is not installed.
+    """
+    stat_image(ref.path)
+    return reduce(*read(ref, policy), ref, policy).load()
+
+
+def read_image_header(ref: ImageRef, policy: ImagePolicy, roots: Sequence[str] = ()) -> Header:
+    """Return the header, checked without decoding: format, pixel limit and the end of the file.
+
+    ``roots`` are real paths of the folders that must contain the file. Empty means no restriction.
+
+    Raises:
+        ImageError: As for ``load``, but corrupt pixel data is not detected.
+        MissingExtraError: As for ``load``.
+    """
+    stat_image(ref.path, roots)
+    with _opened(ref.path) as stream:
+        return read_header(stream, ref, policy.max_pixels)
+
+
+def reduced_size(ref: ImageRef, policy: ImagePolicy) -> tuple[int, int]:
+    """Return the (width, height) of ``load``'s result, or of its crop, from the header alone.
+
+    Raises:
+        ImageError: As for ``read_image_header``.
+        MissingExtraError: As for ``load``.
+    """
+    size = read_image_header(ref, policy).size
+    return policy.output_size(crop_size(ref.crop) if ref.crop else size)
+
+
+def read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
+    """Return the file's bytes and header. A file with a rejected header is not read any further.
+
+    Raises:
+        ImageError: As for ``read_image_header``.
+        MissingExtraError: As for ``load``.
+    """
+    with _opened(ref.path) as stream:
+        header = read_header(stream, ref, policy.max_pixels)
+        stream.seek(0)
+        return stream.read(), header
+
+
+def reduce(data: bytes, header: Header, ref: ImageRef, policy: ImagePolicy) -> Reduced:
+    """Return the 8-bit image of the bytes and header from ``read``.
+
+    Raises:
+        ImageError: The file is corrupt, or the policy does not apply to the image.
+        MissingExtraError: The DICOM decoder for its compression is not installed.
+    """
+    if header.decoder == "dicom":
+        pixels = dicom.read_pixels(io.BytesIO(data), ref, own_window=policy.window in ("auto", "dicom"))
+    else:
+        pixels = decode(data, header, ref)
+    return render(pixels, header, policy, ref)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as stream:
+            yield stream
+    except OSError as error:
+        raise unreadable_image(path, *NOT_READABLE, error.strerror or str(error)) from error

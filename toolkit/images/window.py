@@ -1,14 +1,49 @@
-"""Windows: which grey values become black and white, the fraction of pixels outside, and the map to [0, 1]."""
+"""Decoded pixels at the bit depth of the file, and the window that reduces them to 8 bits.
+
+A window defines which grey values become black and white. Its record has the fraction of pixels outside.
+"""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ImageError
-from toolkit.images.pixels import Array, Pixels
 from toolkit.images.policy import ImagePolicy, ImageRecord, WindowSource
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """One decoded image.
+
+    Attributes:
+        values: (height, width) grey or (height, width, 3) colours, in native byte order.
+        bits: Stored bits per channel.
+        window: (low, high) from the file itself, in the units of ``values``.
+        alpha: (height, width) opacity in [0, 1] that is not yet applied to ``values``. None means opaque.
+        transparent: Fraction of pixels that are not opaque, including pixels that the decoder has composited.
+        hidden: (height, width) True for DICOM padding, which becomes black.
+        inverted: Whether low values are bright (MONOCHROME1, TIFF's WhiteIsZero).
+        bgr: Whether the colours are in OpenCV's channel order.
+    """
+
+    values: Array
+    bits: int
+    window: tuple[float, float] | None = None
+    alpha: NDArray[np.float32] | None = None
+    transparent: float = 0.0
+    hidden: NDArray[np.bool_] | None = None
+    inverted: bool = False
+    bgr: bool = False
+
+    @property
+    def is_8_bit(self) -> bool:
+        """Whether the values are unsigned bytes, which need no window."""
+        return self.values.dtype == np.uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +83,7 @@ class Windowed:
         """Return the values with the window mapped to [0, 1]. NaN becomes 0."""
         if self.high <= self.low:
             return (values > self.high).astype(np.float32)
+        # 32-bit integers have more digits than float32.
         exact = values.dtype.itemsize > 2 and values.dtype != np.float32
         with np.errstate(over="ignore", invalid="ignore"):
             floats: Array = values.astype(np.float64 if exact else np.float32)
@@ -59,7 +95,7 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
     """Return the window of an image, measured at full size, or None for 8-bit images, which keep their values.
 
     ``range`` covers the smallest to the largest finite value. ``percentile`` uses two order statistics (the inverted
-    distribution function, so both are values of the image). All channels share one window. Hidden and fully transparent
+    distribution function, so both are values of the image). All channels have one window. Hidden and fully transparent
     pixels are not measured. ``fixed`` is the policy's own window.
 
     Raises:
@@ -67,10 +103,11 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
     """
     if policy.window in ("auto", "dicom") and pixels.window is not None:
         return _counted(pixels, *pixels.window, "dicom")
+    # 8-bit images were windowed when they were written. A second window would only change their contrast.
     if pixels.is_8_bit:
         return None
     if policy.window == "dicom":
-        rule = 'an image of more than 8 bits must have a window of its own with images.window = "dicom"'
+        rule = 'an image of more than 8 bits must have its own window with images.window = "dicom"'
         value, remedy = f"{pixels.bits} bits without a window", 'Set images.window to "auto".'
         raise ImageError("images.window_missing", rule, place=place, value=value, remedy=remedy)
     values, nonfinite = _measured(pixels)
@@ -118,7 +155,7 @@ def _order_statistics(values: Array, percentiles: tuple[float, float]) -> tuple[
     if values.dtype != np.uint16:
         low, high = np.percentile(values, percentiles, method="inverted_cdf")
         return float(low), float(high)
-    # A histogram of all 65,536 values gives the same numbers in a fraction of a sort's time.
+    # A histogram of all 65,536 values has the same result in a fraction of the time of a sort.
     counts = cv2.calcHist([values.reshape(-1, 1)], [0], None, [65536], [0, 65536]).ravel()
     ranks = np.ceil(values.size * (np.array(percentiles) / 100)).clip(1, values.size)
     low, high = np.searchsorted(np.cumsum(counts, dtype=np.float64), ranks)

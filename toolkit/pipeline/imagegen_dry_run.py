@@ -16,7 +16,7 @@ from toolkit.recipe import DRY_RUN_SUFFIX, Recipe, changed_keys
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_checks import missing_imagegen_files
 from toolkit.recipe.imagegen_sections import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES
-from toolkit.recipe.overrides import merge
+from toolkit.recipe.load import merge
 from toolkit.runfolder import Progress, RunFolder, no_progress
 from toolkit.runfolder.cache import cache_folder
 

@@ -151,7 +151,9 @@ def without_unusable_images(recipe: Recipe, data: DataSplits, report: ScanReport
         if not bad:
             continue
         examples = tuple(samples[i].id for i in bad[:EXAMPLES])
-        dropped.append(Dropped(str(samples.source.file), "an image is unusable", len(bad), examples))
+        dropped.append(
+            Dropped(str(samples.source.file), "an image is unusable", len(bad), examples, "data.image_unusable")
+        )
         rule = f"{len(bad):,} rows are skipped, because an image is unusable (for example {'; '.join(examples)})"
         warn("data.image_unusable", rule, place=samples.source.file)
         splits[name] = samples.take(np.delete(samples.rows, bad))

@@ -1,25 +1,44 @@
 """Preparation of HAM10000 (Tschandl et al. 2018): metadata, images and official masks to one row per image."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
-from toolkit.prepare.files import DownloadedFiles, common_root, list_files
-from toolkit.prepare.finalize import DatasetNames, locations, measure_images, region_columns, split_and_write
-from toolkit.prepare.measure import ImageFiles, MaskMeasurements
+from toolkit.prepare.downloads import (
+    DownloadedFiles,
+    Table,
+    common_root,
+    list_files,
+    read_number,
+    read_table,
+    require_columns,
+)
+from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage
 from toolkit.prepare.request import PrepareRequest, PrepareResult
-from toolkit.prepare.sheet import Layout
-from toolkit.prepare.tables import Table, read_number, read_table, require_columns
+from toolkit.prepare.write import DatasetNames, locations, measure_images, region_columns, split_and_write
 
-NEEDED: Mapping[str, tuple[str, ...]] = {name: (name,) for name in ("lesion_id", "image_id", "dx")}
-KNOWN: Mapping[str, tuple[str, ...]] = {
-    name: (name,) for name in ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
-}
-"""Columns of HAM10000_metadata. Optional columns are null if a copy lacks them."""
+NEEDED = ("lesion_id", "image_id", "dx")
+NAMES = DatasetNames("ham10000_with_spatial_data", "lesion_id")
 
-NAMES = DatasetNames("ham10000_with_spatial_data", "lesion_id", Layout("dx", "image_id"))
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """One row of HAM10000_metadata. A blank cell is None, and so is an optional column that a copy lacks."""
+
+    lesion_id: str
+    image_id: str
+    dx: str
+    dx_type: str | None
+    age: float | None
+    sex: str | None
+    localization: str | None
+    dataset: str | None
+
+
+COLUMNS = {one.name: (one.name,) for one in fields(Metadata)}
+"""Column of the rows -> its names in the table."""
 
 
 def prepare_ham10000(
@@ -50,60 +69,71 @@ def prepare_ham10000(
     _count_unknown([records[name] for name in image_files], tally)
     measured = measure_images(image_files, request, tally)
     root = common_root([*images, *([masks] if masks else [])])
-    rows = [
-        _row(records[name], files, one, root) for (name, files), one in zip(image_files.items(), measured, strict=True)
+    prepared = [
+        _prepared(records[name], files, found, root)
+        for (name, files), found in zip(image_files.items(), measured, strict=True)
     ]
-    return split_and_write(rows, root, NAMES, request, tally)
+    return split_and_write(prepared, root, NAMES, request, tally)
 
 
-def read_metadata(file: Path, tally: Tally) -> dict[str, dict[str, Any]]:
-    """Return image_id -> its metadata with the columns of ``KNOWN``. Blank cells are None.
+def read_metadata(file: Path, tally: Tally) -> dict[str, Metadata]:
+    """Return image_id -> its metadata.
 
     Raises:
         DataError: A required column is missing, an identifier is blank, or an image has two rows.
     """
     table = read_table(file)
-    require_columns(table, NEEDED)
-    records: dict[str, dict[str, Any]] = {}
+    require_columns(table, {name: COLUMNS[name] for name in NEEDED})
+    records: dict[str, Metadata] = {}
     for record in _records(table, tally):
-        if record["image_id"] in records:
+        if record.image_id in records:
             rule, place, remedy = "an image must have one row", f"{file}, image_id", "Remove the others."
-            raise DataError("data.image_in_two_rows", rule, place=place, value=record["image_id"], remedy=remedy)
-        records[record["image_id"]] = record
+            raise DataError("data.image_in_two_rows", rule, place=place, value=record.image_id, remedy=remedy)
+        records[record.image_id] = record
     return records
 
 
-def _records(table: Table, tally: Tally) -> Iterator[dict[str, Any]]:
-    for number, texts in enumerate(table.records(KNOWN), start=2):
+def _records(table: Table, tally: Tally) -> Iterator[Metadata]:
+    for number, texts in enumerate(table.records(COLUMNS), start=2):
         for name in NEEDED:
             if not texts[name]:
                 rule, place = f"every row must have a {name}", f"{table.file}, line {number:,}"
                 raise DataError("data.cell_empty", rule, place=place, remedy="Add it, or remove the row.")
-        yield {name: _value(name, texts, tally) for name in KNOWN}
+        yield Metadata(
+            lesion_id=texts["lesion_id"],
+            image_id=texts["image_id"],
+            dx=texts["dx"],
+            dx_type=texts.get("dx_type") or None,
+            age=_age(texts.get("age", ""), texts["image_id"], tally),
+            sex=texts.get("sex") or None,
+            localization=texts.get("localization") or None,
+            dataset=texts.get("dataset") or None,
+        )
 
 
-def _value(name: str, texts: Mapping[str, str], tally: Tally) -> str | float | None:
-    text = texts.get(name) or None
-    if name != "age" or text is None:
-        return text
+def _age(text: str, image: str, tally: Tally) -> float | None:
     age = read_number(text)
-    if age is None and text.lower() != "unknown":
-        tally.add("ages that are not numbers, which are null", f"{texts['image_id']}: {text}")
+    if age is None and text.lower() not in ("", "unknown"):
+        tally.add("ages that are not numbers, which are null", f"{image}: {text}", "data.cell_not_number")
     return age
 
 
-def _count_unknown(records: Collection[Mapping[str, Any]], tally: Tally) -> None:
+def _count_unknown(records: Collection[Metadata], tally: Tally) -> None:
     """Count unknown values of the written rows. An empty column is counted once."""
-    for name in KNOWN:
-        values = [record[name] for record in records]
+    for name in COLUMNS:
+        values = [getattr(record, name) for record in records]
         if all(value is None for value in values):
-            tally.add("columns that are missing or empty in the metadata, which are null in every row", name)
+            tally.add(
+                "columns that are missing or empty in the metadata, which are null in every row",
+                name,
+                "data.column_empty",
+            )
             continue
         for record, value in zip(records, values, strict=True):
             if value is None:
-                tally.add(f"rows without {name}, which is null", record["image_id"])
+                tally.add(f"rows without {name}, which is null", record.image_id, "data.cell_missing")
             elif value == "unknown":
-                tally.add(f"rows whose {name} is unknown", record["image_id"])
+                tally.add(f"rows whose {name} is unknown", record.image_id, "data.cell_unknown")
 
 
 def _find_masks(folder: Path | None, tally: Tally) -> Mapping[str, Path]:
@@ -116,7 +146,7 @@ def _find_masks(folder: Path | None, tally: Tally) -> Mapping[str, Path]:
 
 
 def _match(
-    records: Mapping[str, Mapping[str, Any]], found: DownloadedFiles, masks: Mapping[str, Path], tally: Tally
+    records: Mapping[str, Metadata], found: DownloadedFiles, masks: Mapping[str, Path], tally: Tally
 ) -> dict[str, ImageFiles]:
     """Return the files of each row of the metadata, in its order."""
     _count_repeated(found, tally)
@@ -124,28 +154,29 @@ def _match(
     for name in records:
         image, mask = found.images.get(name), masks.get(name)
         if image is None:
-            tally.add("rows without an image, which are left out", name)
+            tally.add("rows without an image, which are left out", name, "data.image_of_row_missing")
         else:
             image_files[name] = ImageFiles(image, mask if mask != image else None)
     for name in found.images:
         if name not in records:
-            tally.add("images without a row, which are left out", name)
+            tally.add("images without a row, which are left out", name, "data.row_of_image_missing")
     for name in masks:
         if name not in records:
-            tally.add("masks without a row, which are left out", name)
+            tally.add("masks without a row, which are left out", name, "data.row_of_mask_missing")
     return image_files
 
 
 def _count_repeated(found: DownloadedFiles, tally: Tally) -> None:
     for name in found.repeated:
-        tally.add("file names that occur twice, where the first file is used", name)
+        tally.add("file names that occur twice, where the first file is used", name, "data.file_name_repeated")
 
 
-def _row(record: Mapping[str, Any], files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str, Any]:
+def _prepared(record: Metadata, files: ImageFiles, found: MaskMeasurements, root: Path) -> PreparedImage:
     where = [f"lesion located in {location} region" for location in locations(found)]
-    return {
-        **record,
+    columns: dict[str, Cell] = {
+        **asdict(record),
         **region_columns(files, found, root),
         "spatial_description": "; ".join(where) or None,
         "mask_available": files.mask is not None,
     }
+    return PreparedImage(record.image_id, record.dx, record.lesion_id, files, found, columns)

@@ -1,20 +1,20 @@
-"""Preparation of the ISIC archive and challenges: tables, images and masks to rows of stage 1 or stage 2."""
+"""Preparation of the ISIC archive and challenges: tables, images and masks to rows of stage 1 or stage 2.
+
+Tables are recognised by their columns and joined by image name.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
-from toolkit.prepare.files import DownloadedFiles, list_files
-from toolkit.prepare.finalize import DatasetNames, locations, measure_images, region_columns, split_and_write
-from toolkit.prepare.isic_tables import Archive, diagnosis_of, expected_columns, read_archive
-from toolkit.prepare.measure import ImageFiles, MaskMeasurements
+from toolkit.prepare.downloads import DownloadedFiles, Table, list_files, read_number, read_table
+from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage
 from toolkit.prepare.request import PrepareRequest, PrepareResult
-from toolkit.prepare.sheet import Layout
-from toolkit.prepare.stratify import join_names
-from toolkit.prepare.tables import read_number
+from toolkit.prepare.write import DatasetNames, join_names, locations, measure_images, region_columns, split_and_write
 
 Stage = Literal[1, 2]
 
@@ -24,17 +24,90 @@ STAGE_COLUMNS: Mapping[int, tuple[str, ...]] = {
 }
 """Columns that describe a lesion in the rows of each stage, if known."""
 
-OTHERS = ("image", "mask", "width", "height", "boxes", "polygons", "area_share")
+OTHERS = ("image", "mask", "width", "height", "boxes", "polygons", "area_fraction")
+
 PEOPLE = ("lesion_id", "patient_id", "age", "sex", "site", "group")
 
+OWNERS = ("patient_id", "lesion_id")
+"""Columns that group images, widest first."""
+
 SHOWN = 20
+
+NAME = ("isic_id", "image_name", "image_id", "image", "name")
+"""Columns with the image name. The first one that exists is used."""
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "diagnosis": ("diagnosis", "dx"),
+    **{f"diagnosis_{level}": (f"diagnosis_{level}", f"iddx_{level}") for level in range(5, 0, -1)},
+    "benign_malignant": ("benign_malignant", "target"),
+    "lesion_id": ("lesion_id",),
+    "patient_id": ("patient_id",),
+    "age": ("age_approx", "age_approximate", "age"),
+    "sex": ("sex", "gender"),
+    "site": ("anatom_site_general", "anatom_site_general_challenge", "localization"),
+    "diameter": ("clin_size_long_diam_mm",),
+    "features": ("features", "dermoscopic_features"),
+    "concerning_features": ("concerning_features",),
+    "confidence": ("confidence", "diagnosis_confidence"),
+}
+"""Field -> its columns in the archive (2016 to today) and in the challenges of 2017, 2019, 2020 and 2024."""
+
+CLASSES: Mapping[str, str] = {
+    "MEL": "melanoma",
+    "NV": "melanocytic nevus",
+    "BCC": "basal cell carcinoma",
+    "AKIEC": "actinic keratosis",
+    "AK": "actinic keratosis",
+    "BKL": "benign keratosis-like lesion",
+    "DF": "dermatofibroma",
+    "VASC": "vascular lesion",
+    "SCC": "squamous cell carcinoma",
+    "UNK": "",
+}
+"""One-hot columns of 2018 and 2019 -> class name. UNK means none of the other classes."""
+
+CLASSES_2017: Mapping[str, str] = {"melanoma": "melanoma", "seborrheic_keratosis": "seborrheic keratosis"}
+
+NEITHER_2017 = "nevus"
+"""The 2017 challenge has three diagnoses and columns for two of them."""
+
+PAIRS = ("image_name_1", "image_name_2")
+"""Columns of the 2020 challenge's list of duplicate images."""
+
+_UNNAMED = re.compile(r"isic_\d+", re.IGNORECASE)
+
+_MALIGNANT = {"benign": "benign", "malignant": "malignant", "0": "benign", "1": "malignant"}
+
+Facts = tuple[str, dict[str, str]]
+
+
+@dataclass(slots=True)
+class Archive:
+    """Joined tables: image name -> field -> non-blank text."""
+
+    records: dict[str, dict[str, str]] = field(default_factory=dict)
+    duplicates: dict[str, str] = field(default_factory=dict)
+    """Image name -> the image that it duplicates."""
+    unread: list[Path] = field(default_factory=list)
+    """Tables of an unknown layout."""
+
+    def add(self, name: str, facts: Mapping[str, str], tally: Tally) -> None:
+        """Add the facts of one row to those of its image. If two rows differ, the first value is kept."""
+        record = self.records.setdefault(name, {})
+        for key, text in facts.items():
+            if text and _differ(record.setdefault(key, text), text):
+                tally.add(
+                    "values that differ between two rows, where the first is used",
+                    f"{name}: {key}",
+                    "data.cells_differ",
+                )
 
 
 def prepare_isic(source: Path, stage: Stage, request: PrepareRequest) -> PrepareResult:
     """Write the rows of all ISIC files below ``source``. A row has no key for an unknown value.
 
     Stage 1 has a row for each image that a table or a mask describes, stage 2 for each image with a box. ``group`` is
-    the patient, otherwise the lesion, otherwise the image. Rows that share one of them are one group.
+    the patient, otherwise the lesion, otherwise the image. Rows with one of them in common are one group.
 
     Raises:
         DataError: No ISIC data is recognised, or images or masks are unusable.
@@ -50,19 +123,19 @@ def prepare_isic(source: Path, stage: Stage, request: PrepareRequest) -> Prepare
     _require_isic(source, found, archive)
     image_files = _match(found, archive, tally)
     measured = measure_images(image_files, request, tally)
-    root, rows = source.resolve(), []
+    root, described = source.resolve(), []
     for (name, files), one in zip(image_files.items(), measured, strict=True):
         facts = _facts(name, archive.records.get(name, {}), files, one, tally) | _regions(files, one, root)
         if _is_in_stage(name, facts, stage, tally):
-            rows.append(facts)
-    keys = join_names([[row.get("patient_id", ""), row.get("lesion_id", ""), row["image_name"]] for row in rows])
+            described.append((name, files, one, facts))
+    groups = join_names([[*(str(facts.get(key, "")) for key in OWNERS), name] for name, _, _, facts in described])
     columns = ("image_name", *STAGE_COLUMNS[stage], *OTHERS, *PEOPLE)
-    for row, key in zip(rows, keys, strict=True):
-        row["group"] = key
-    chosen = [{column: row[column] for column in columns if column in row} for row in rows]
-    return split_and_write(
-        chosen, root, DatasetNames(f"isic_stage{stage}", "group", Layout("diagnosis", "image_name")), request, tally
-    )
+    prepared = []
+    for (name, files, one, facts), group in zip(described, groups, strict=True):
+        known: dict[str, Cell] = {**facts, "group": group}
+        row = {column: known[column] for column in columns if column in known}
+        prepared.append(PreparedImage(name, str(facts.get("diagnosis", "")), group, files, one, row))
+    return split_and_write(prepared, root, DatasetNames(f"isic_stage{stage}", "group"), request, tally)
 
 
 def _require_isic(source: Path, found: DownloadedFiles, archive: Archive) -> None:
@@ -91,37 +164,38 @@ def _first_line(file: Path) -> str:
 def _match(found: DownloadedFiles, archive: Archive, tally: Tally) -> dict[str, ImageFiles]:
     """Return the files of each image that a table or a mask describes. All others are counted."""
     for file in archive.unread:
-        tally.add("tables of an unknown layout, which are ignored", str(file))
+        tally.add("tables of an unknown layout, which are ignored", str(file), "data.table_layout_unknown")
     for name in found.repeated:
-        tally.add("file names that occur twice, where the first file is used", name)
+        tally.add("file names that occur twice, where the first file is used", name, "data.file_name_repeated")
     image_files = {}
     for name in sorted(found.images.keys() | archive.records.keys() | found.masks.keys()):
-        reason = _exclusion_reason(name, found, archive)
-        if reason is None:
+        excluded = _exclusion_reason(name, found, archive)
+        if excluded is None:
             image_files[name] = ImageFiles(found.images[name], found.masks.get(name), found.features.get(name, {}))
         else:
-            tally.add(reason, name)
+            code, reason = excluded
+            tally.add(reason, name, code)
     return image_files
 
 
-def _exclusion_reason(name: str, found: DownloadedFiles, archive: Archive) -> str | None:
+def _exclusion_reason(name: str, found: DownloadedFiles, archive: Archive) -> tuple[str, str] | None:
     original = archive.duplicates.get(name, name)
     if name.lower().endswith("_downsampled"):
-        return "downsampled copies, which are left out"
+        return "data.image_downsampled", "downsampled copies, which are left out"
     if name not in found.images:
-        return "rows or masks without an image, which are left out"
+        return "data.image_of_row_missing", "rows or masks without an image, which are left out"
     if original != name and original in found.images:
-        return "images that the source lists as duplicates, which are left out"
+        return "data.image_duplicated", "images that the source lists as duplicates, which are left out"
     if name not in archive.records and name not in found.masks and name not in found.features:
-        return "images without a row and a mask, which are left out"
+        return "data.image_not_described", "images without a row and a mask, which are left out"
     return None
 
 
 def _facts(
     name: str, record: Mapping[str, str], files: ImageFiles, found: MaskMeasurements, tally: Tally
-) -> dict[str, Any]:
+) -> dict[str, Cell]:
     """Return all known facts about an image. Unknown facts have no key."""
-    facts: dict[str, Any] = {
+    facts: dict[str, Cell] = {
         "image_name": name,
         "diagnosis": diagnosis_of(record),
         "size": _spell_size(record, found),
@@ -132,21 +206,21 @@ def _facts(
     }
     facts |= {key: record.get(key) or None for key in ("lesion_id", "patient_id", "sex", "site")}
     if facts["diagnosis"] is None:
-        tally.add("images without a diagnosis", name)
+        tally.add("images without a diagnosis", name, "data.diagnosis_missing")
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _regions(files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str, Any]:
+def _regions(files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str, Cell]:
     values = {"location": "; ".join(locations(found)) or None, **region_columns(files, found, root)}
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _is_in_stage(name: str, facts: Mapping[str, Any], stage: Stage, tally: Tally) -> bool:
+def _is_in_stage(name: str, facts: Mapping[str, Cell], stage: Stage, tally: Tally) -> bool:
     if stage == 2 and "bbox" not in facts:
-        tally.add("images without a box, which are left out of stage 2", name)
+        tally.add("images without a box, which are left out of stage 2", name, "data.box_missing")
         return False
     if stage == 1 and not any(column in facts for column in STAGE_COLUMNS[1]):
-        tally.add("images without any description, which are left out of stage 1", name)
+        tally.add("images without any description, which are left out of stage 1", name, "data.description_missing")
         return False
     return True
 
@@ -157,7 +231,7 @@ def _spell_size(record: Mapping[str, str], found: MaskMeasurements) -> str | Non
     parts = [f"{diameter:g} mm long diameter"] if diameter else []
     if found.area_fraction:
         percent = f"{100 * found.area_fraction:.1f}" if found.area_fraction >= 0.0005 else "less than 0.1"
-        parts.append(f"{percent} % of the picture")
+        parts.append(f"{percent} % of the image")
     return ", ".join(parts) or None
 
 
@@ -165,7 +239,9 @@ def _number(field: str, name: str, record: Mapping[str, str], tally: Tally) -> f
     text = record.get(field, "")
     value = read_number(text)
     if value is None and text.lower() not in ("", "unknown"):
-        tally.add(f"values of {field} that are not numbers, which are left out", f"{name}: {text}")
+        tally.add(
+            f"values of {field} that are not numbers, which are left out", f"{name}: {text}", "data.cell_not_number"
+        )
     return value
 
 
@@ -182,3 +258,122 @@ def _join(from_table: list[str] | None, from_masks: list[str] | None) -> list[st
         if from_table is None and from_masks is None
         else list(dict.fromkeys([*(from_table or ()), *(from_masks or ())]))
     )
+
+
+def read_archive(files: Iterable[Path], tally: Tally) -> Archive:
+    """Return the tables among these files, joined by image name.
+
+    Raises:
+        DataError: A table is unreadable.
+    """
+    archive = Archive()
+    for file in files:
+        table = read_table(file)
+        if _lists_duplicates(table):
+            _note_duplicates(table, archive)
+            continue
+        rows = _recognise(table, tally)
+        if rows is None:
+            archive.unread.append(file)
+        for name, facts in rows or ():
+            archive.add(name, facts, tally)
+    return archive
+
+
+def expected_columns() -> str:
+    """Return a sentence with all columns by which a table is recognised."""
+    fields = ", ".join(name for names in FIELDS.values() for name in names)
+    classes = ", ".join([*CLASSES_2017, *CLASSES])
+    return (
+        f"a column {' or '.join(NAME)}, and beside it some of {fields}; or one-hot columns out of {classes}; "
+        "or two columns without a header: ISIC_…, benign or malignant (0.0 or 1.0)"
+    )
+
+
+def diagnosis_of(record: Mapping[str, str]) -> str | None:
+    """Return the most specific known diagnosis: by name, archive level, class, or as benign or malignant."""
+    levels = [f"diagnosis_{level}" for level in range(5, 0, -1)]
+    for key in ("diagnosis", *levels, "class", "benign_malignant"):
+        if (text := record.get(key, "")) and text.lower() != "unknown":
+            return text
+    return None
+
+
+def _recognise(table: Table, tally: Tally) -> Iterator[Facts] | None:
+    """Return the rows as (image name, facts), or None if the layout is unknown."""
+    if len(table.header) == 2 and _UNNAMED.fullmatch(table.header[0]) and _malignancy(table.header[1]):
+        return _pairs_of_2016(table)
+    if table.column(NAME) is None:
+        return None
+    fields = {name: columns for name, columns in FIELDS.items() if table.column(columns) is not None}
+    if all(table.column((name,)) is not None for name in CLASSES_2017):
+        return _named(table, fields, CLASSES_2017, tally)
+    one_hot = {name: spelled for name, spelled in CLASSES.items() if table.column((name,)) is not None}
+    if len(one_hot) < 2 and not fields:
+        return None
+    return _named(table, fields, one_hot if len(one_hot) > 1 else {}, tally)
+
+
+def _pairs_of_2016(table: Table) -> Iterator[Facts]:
+    for name, text in (table.header, *table.rows):
+        yield _stem(name), {"benign_malignant": _malignancy(text)}
+
+
+def _named(
+    table: Table, fields: Mapping[str, Sequence[str]], one_hot: Mapping[str, str], tally: Tally
+) -> Iterator[Facts]:
+    columns = {"name": NAME, **fields, **{f"is {name}": (name,) for name in one_hot}}
+    for texts in table.records(columns):
+        if not (name := _stem(texts.pop("name"))):
+            tally.add("rows without an image name, which are left out", str(table.file), "data.image_name_missing")
+            continue
+        marks = {column: texts.pop(f"is {column}") for column in one_hot}
+        if one_hot:
+            texts["class"] = _one_hot(name, marks, one_hot, tally)
+        if given := texts.get("benign_malignant"):
+            texts["benign_malignant"] = _malignancy(given) or given
+        yield name, texts
+
+
+def _one_hot(name: str, marks: Mapping[str, str], one_hot: Mapping[str, str], tally: Tally) -> str:
+    """Return the marked class. No or several marks give an empty text and are counted."""
+    chosen = [column for column, mark in marks.items() if (read_number(mark) or 0) > 0.5]
+    if len(chosen) == 1:
+        return one_hot[chosen[0]]
+    if not chosen and one_hot is CLASSES_2017 and all(marks.values()):
+        return NEITHER_2017
+    tally.add("ground truth without exactly one marked class, which gives no diagnosis", name, "data.class_not_unique")
+    return ""
+
+
+def _malignancy(text: str) -> str:
+    number = read_number(text)
+    key = text.lower() if number is None else f"{number:g}"
+    return _MALIGNANT.get(key, "")
+
+
+def _lists_duplicates(table: Table) -> bool:
+    return all(table.column((name,)) is not None for name in PAIRS)
+
+
+def _note_duplicates(table: Table, archive: Archive) -> None:
+    for pair in table.records({name: (name,) for name in PAIRS}):
+        first, second = (_stem(pair[name]) for name in PAIRS)
+        # Follow the duplicates to the last one, so that one of three equal images is kept
+        # even if the list is cyclic.
+        first = archive.duplicates.get(first, first)
+        if first != second:
+            archive.duplicates[second] = first
+
+
+def _differ(one: str, other: str) -> bool:
+    numbers = read_number(one), read_number(other)
+    return numbers[0] != numbers[1] if None not in numbers else one.lower() != other.lower()
+
+
+def _stem(name: str) -> str:
+    """Return an image name without its file suffix."""
+    for ending in (".jpg", ".jpeg", ".png"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name

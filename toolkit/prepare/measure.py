@@ -52,7 +52,7 @@ class MaskMeasurements:
         problem: Why the image and its mask cannot be used. None if they can.
     """
 
-    size: list[int]
+    size: tuple[int, int]
     boxes: list[list[int]] | None = None
     polygons: list[list[list[int]]] | None = None
     area_fraction: float | None = None
@@ -60,6 +60,22 @@ class MaskMeasurements:
     scaled: bool = False
     features: list[str] | None = None
     problem: str | None = None
+
+
+Cell = str | float | Sequence["Cell"] | None
+"""A JSON value in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """One image of a dataset with its diagnosis (empty if unknown), its group, and the columns of its row."""
+
+    name: str
+    diagnosis: str
+    group: str
+    files: ImageFiles
+    found: MaskMeasurements
+    columns: Mapping[str, Cell]
 
 
 def measure_all(files: Sequence[ImageFiles], request: PrepareRequest) -> list[MaskMeasurements]:
@@ -85,14 +101,14 @@ def measure(files: ImageFiles) -> MaskMeasurements:
         features = _features(files.features)
         mask = None if files.mask is None else read_mask(files.mask)
     except (ImageError, DataError) as error:
-        return MaskMeasurements([0, 0], problem=f"{error.place}: {error.rule}")
+        return MaskMeasurements((0, 0), problem=f"{error.place}: {error.rule}")
     if mask is None:
-        return MaskMeasurements(list(size), features=features)
+        return MaskMeasurements(size, features=features)
     mask_size, fitted = (mask.shape[1], mask.shape[0]), fit_mask(mask, size)
     if fitted is None:
         sizes = f"mask {mask_size[0]} x {mask_size[1]}, image {size[0]} x {size[1]}"
         rule = "a mask must have the aspect ratio of its image"
-        return MaskMeasurements(list(size), problem=f"{files.mask}: {rule} (got {sizes})")
+        return MaskMeasurements(size, problem=f"{files.mask}: {rule} (got {sizes})")
     return _measure_mask(fitted, features, scaled=mask_size != size)
 
 
@@ -100,7 +116,7 @@ def _measure_mask(mask: Mask, features: list[str] | None, *, scaled: bool) -> Ma
     regions, specks = find_regions(mask)
     height, width = mask.shape
     return MaskMeasurements(
-        size=[width, height],
+        size=(width, height),
         boxes=[[int(edge) for edge in region.box] for region in regions],
         polygons=[[[int(x), int(y)] for x, y in region.polygon] for region in regions],
         area_fraction=np.count_nonzero(mask) / mask.size,

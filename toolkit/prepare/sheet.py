@@ -6,15 +6,14 @@ import html
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from toolkit.images import ImagePolicy, ImageStore
 from toolkit.images.ref import ImageRef
-from toolkit.prepare.write import Row
+from toolkit.prepare.measure import MaskMeasurements, PreparedImage
 
 MAX_IMAGES = 48
 COLUMNS = 8
@@ -25,59 +24,52 @@ MARGIN = 6
 BOX_COLOUR, OUTLINE_COLOUR, PAPER, INK = "#ffd400", "#00e5ff", "#ffffff", "#111111"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Columns with the diagnosis and the image name of a row."""
-
-    diagnosis: str
-    name: str
-
-
-def choose_rows(rows: Sequence[Row], layout: Layout, seed: int, most: int = MAX_IMAGES) -> list[Row]:
-    """Return at most ``most`` rows, one class after another, rows with a box first. Deterministic for a seed."""
-    classes: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        classes[row.get(layout.diagnosis) or ""].append(row)
-    ordered = [sorted(classes[name], key=lambda row: _order(row, layout, seed)) for name in sorted(classes)]
-    turns = chain.from_iterable(zip_longest(*ordered))
-    chosen = [row for row in turns if row is not None][:most]
-    return sorted(chosen, key=lambda row: row.get(layout.diagnosis) or "")
+def choose_images(images: Sequence[PreparedImage], seed: int, most: int = MAX_IMAGES) -> list[PreparedImage]:
+    """Return at most ``most`` images, one class after another, images with a box first. Deterministic for a seed."""
+    classes: defaultdict[str, list[PreparedImage]] = defaultdict(list)
+    for one in images:
+        classes[one.diagnosis].append(one)
+    ordered = [sorted(classes[name], key=lambda one: _order(one, seed)) for name in sorted(classes)]
+    turns = [one for turn in zip_longest(*ordered) for one in turn if one is not None]
+    return sorted(turns[:most], key=lambda one: one.diagnosis)
 
 
-def write_sheet(folder: Path, rows: Sequence[Row], image_root: Path, layout: Layout) -> list[str]:
+def write_sheet(folder: Path, images: Sequence[PreparedImage]) -> list[str]:
     """Write ``sheet.png`` and ``sheet.html``, and return the names of images that cannot be decoded."""
     store = ImageStore(ImagePolicy(max_side=SIDE), "placeholder", memory_mb=0)
-    loaded = [store.load(ImageRef(image_root / row["image"])) for row in rows]
-    tiles = [draw_regions(one.image, row) for one, row in zip(loaded, rows, strict=True)]
-    captions = [_caption(row, layout) for row in rows]
+    loaded = [store.load(ImageRef(one.files.image)) for one in images]
+    tiles = [draw_regions(shown.image, one.found) for shown, one in zip(loaded, images, strict=True)]
+    captions = [_caption(one) for one in images]
     _grid(tiles, captions).save(folder / "sheet.png")
     (folder / "sheet.html").write_text(_page(tiles, captions), encoding="utf-8", newline="\n")
-    return [str(row[layout.name]) for one, row in zip(loaded, rows, strict=True) if one.record.placeholder]
+    return [one.name for shown, one in zip(loaded, images, strict=True) if shown.record.placeholder]
 
 
-def draw_regions(image: Image.Image, row: Row) -> Image.Image:
-    """Return a copy of the image, at any size, with the boxes and outlines of its row."""
+def draw_regions(image: Image.Image, found: MaskMeasurements) -> Image.Image:
+    """Return a copy of the image, at any size, with the boxes and outlines of its mask."""
     drawn = image.copy()
     pen = ImageDraw.Draw(drawn)
-    across, down = image.width / row["width"], image.height / row["height"]
-    for polygon in row.get("polygons") or []:
+    across, down = image.width / found.size[0], image.height / found.size[1]
+    for polygon in found.polygons or []:
+        # A vertex is the index of a pixel, so its centre is half a pixel further right and down.
         points = [((x + 0.5) * across, (y + 0.5) * down) for x, y in polygon]
         pen.line([*points, points[0]], fill=OUTLINE_COLOUR, width=1)
-    for x1, y1, x2, y2 in row.get("boxes") or []:
+    for x1, y1, x2, y2 in found.boxes or []:
         left, top = int(x1 * across), int(y1 * down)
+        # x2 and y2 are exclusive, and Pillow draws the last pixel of a rectangle too.
         right, bottom = max(left, round(x2 * across) - 1), max(top, round(y2 * down) - 1)
         pen.rectangle((left, top, right, bottom), outline=BOX_COLOUR, width=1)
     return drawn
 
 
-def _order(row: Row, layout: Layout, seed: int) -> tuple[bool, bytes]:
-    name = f"{seed}\0{row[layout.name]}".encode("utf-8", "surrogatepass")
-    return not row.get("boxes"), hashlib.blake2b(name, digest_size=8).digest()
+def _order(one: PreparedImage, seed: int) -> tuple[bool, bytes]:
+    name = f"{seed}\0{one.name}".encode("utf-8", "surrogatepass")
+    return not one.found.boxes, hashlib.blake2b(name, digest_size=8).digest()
 
 
-def _caption(row: Row, layout: Layout) -> tuple[str, str]:
-    note = "" if row.get("boxes") else " (empty mask)" if row.get("mask") else " (no mask)"
-    return f"{row.get(layout.diagnosis) or 'no diagnosis'}{note}", str(row[layout.name])
+def _caption(one: PreparedImage) -> tuple[str, str]:
+    note = "" if one.found.boxes else " (empty mask)" if one.files.mask else " (no mask)"
+    return f"{one.diagnosis or 'no diagnosis'}{note}", one.name
 
 
 def _grid(tiles: Sequence[Image.Image], captions: Sequence[tuple[str, str]]) -> Image.Image:

@@ -1,24 +1,40 @@
-"""Rows as JSON, CSV and Parquet, staged in a folder that replaces the old files at the end."""
+"""Last stage of every preparation: measure the images, split the rows by group and write the files.
+
+Files are staged in a hidden folder and replace the old ones at the end.
+"""
 
 import csv
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from toolkit.data import Tally
+from toolkit.data.splits import join_groups, row_keys, split_by_group
+from toolkit.errors import DataError
+from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage, measure_all
+from toolkit.prepare.request import PrepareRequest, PrepareResult
+from toolkit.prepare.sheet import choose_images, write_sheet
 from toolkit.recipe import SPLITS
+from toolkit.runfolder import write_json, write_text
+from toolkit.scoring.regions import format_location, locate_box
 
-Row = Mapping[str, Any]
+PROBLEMS = "problems.txt"
+SHOWN = 20
+"""Problems that the error message lists. The file has all of them."""
+
+FEW = "\0few"
+"""Stratum of all classes with fewer groups than splits."""
 
 STAGING_PREFIX = ".prepare-"
-
 _BOX = pa.list_(pa.int32())
 TYPES: Mapping[str, pa.DataType] = {
     "age": pa.float64(),
@@ -27,7 +43,7 @@ TYPES: Mapping[str, pa.DataType] = {
     "bbox": _BOX,
     "boxes": pa.list_(_BOX),
     "polygons": pa.list_(pa.list_(_BOX)),
-    "area_share": pa.float64(),
+    "area_fraction": pa.float64(),
     "mask_available": pa.bool_(),
     "features": pa.list_(pa.string()),
     "concerning_features": pa.list_(pa.string()),
@@ -36,22 +52,221 @@ TYPES: Mapping[str, pa.DataType] = {
 """Columns with a type other than string in Parquet."""
 
 
+Row = Mapping[str, Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetNames:
+    """File name and group column of one dataset."""
+
+    file: str
+    group: str
+
+
+def measure_images(files: Mapping[str, ImageFiles], request: PrepareRequest, tally: Tally) -> list[MaskMeasurements]:
+    """Return the measurements of every image, and count irregular masks in ``tally``.
+
+    Args:
+        files: Image name -> its files.
+        request: Output folder, workers and progress.
+        tally: Counter that gets the names of images with missing or irregular masks.
+
+    Raises:
+        DataError: Images or masks are unreadable, or a mask does not fit its image. ``PROBLEMS`` lists all of them.
+        Interrupted: A signal requested a stop.
+        RunError: A worker process ended unexpectedly.
+    """
+    found = measure_all(list(files.values()), request)
+    _raise_problems([one.problem for one in found if one.problem is not None], request.out)
+    for (name, paths), one in zip(files.items(), found, strict=True):
+        if paths.mask is None:
+            tally.add("images without a mask have no box, outline or location", name, "data.mask_missing")
+        elif not one.boxes:
+            tally.add("images with an empty mask have no box", name, "data.mask_empty")
+        if len(one.boxes or ()) > 1:
+            tally.add("images with more than one region", name, "data.several_regions")
+        if one.specks:
+            tally.add(
+                "masks with regions below 1 % of the largest region, which are ignored", name, "data.region_too_small"
+            )
+        if one.scaled:
+            tally.add(
+                "masks with the aspect ratio but not the size of their image, which are resized",
+                name,
+                "data.mask_resized",
+            )
+    return found
+
+
+def _raise_problems(problems: Sequence[str], out: Path) -> None:
+    if not problems:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / PROBLEMS, "\n".join(problems) + "\n")
+    shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
+    more = f"\n  and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
+    rule = f"all images and masks must be usable, and {len(problems):,} are not:\n{shown}{more}\n"
+    remedy = f"{out / PROBLEMS} lists all. Repair, replace or remove these files. Missing files are only counted."
+    raise DataError("data.files_unusable", rule, place=out, remedy=remedy)
+
+
+def region_columns(files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str, Cell]:
+    """Return the columns with paths, size, boxes and polygons. Mask columns are None without a mask."""
+    boxes = found.boxes or []
+    return {
+        "image": files.image.relative_to(root).as_posix(),
+        "mask": None if files.mask is None else files.mask.relative_to(root).as_posix(),
+        "width": found.size[0],
+        "height": found.size[1],
+        "bbox": boxes[0] if boxes else None,
+        "boxes": found.boxes,
+        "polygons": found.polygons,
+        "area_fraction": None if found.area_fraction is None else round(found.area_fraction, 6),
+    }
+
+
+def locations(found: MaskMeasurements) -> list[str]:
+    """Return the location of each region in words, largest region first."""
+    return [format_location(locate_box((x1, y1, x2, y2), found.size)) for x1, y1, x2, y2 in found.boxes or []]
+
+
+def split_and_write(
+    images: Sequence[PreparedImage], root: Path, names: DatasetNames, request: PrepareRequest, tally: Tally
+) -> PrepareResult:
+    """Split the images by group, and write their rows with the contact sheet and the summary.
+
+    Raises:
+        DataError: No image is left.
+    """
+    if not images:
+        raise DataError("data.no_rows_left", "at least one row must be usable", value=_describe(tally))
+    groups, classes = [one.group for one in images], [one.diagnosis for one in images]
+    for first in mixed_groups(groups, classes):
+        name = images[first].name
+        tally.add(
+            "groups with several diagnoses, which are stratified by the rarest",
+            f"group of {name}",
+            "data.group_of_several_classes",
+        )
+    splits = split_rows(groups, classes, request.fractions, request.seed)
+    with staged(request.out) as staging:
+        write_rows(staging, names.file, [{**one.columns, "split": at} for one, at in zip(images, splits, strict=True)])
+        for name in write_sheet(staging, choose_images(images, request.seed)):
+            tally.add("images that cannot be decoded, which are grey on the sheet", name, "data.image_not_decodable")
+        prepared = _summary(images, splits, root, names, request, tally)
+        facts = {"seed": request.seed, "fractions": dict(request.fractions), "rows": prepared.rows}
+        write_json(staging / "summary.json", facts | asdict(prepared))
+    for split in set(SPLITS) - set(prepared.splits):
+        (request.out / f"{split}.json").unlink(missing_ok=True)
+    (request.out / PROBLEMS).unlink(missing_ok=True)
+    return prepared
+
+
+def _summary(
+    images: Sequence[PreparedImage],
+    splits: Sequence[str],
+    root: Path,
+    names: DatasetNames,
+    request: PrepareRequest,
+    tally: Tally,
+) -> PrepareResult:
+    present = [split for split in SPLITS if split in splits]
+    counts = Counter((one.diagnosis, split) for one, split in zip(images, splits, strict=True))
+    groups = Counter(split for _, split in {(one.group, split) for one, split in zip(images, splits, strict=True)})
+    return PrepareResult(
+        out=request.out,
+        image_root=root,
+        group=names.group,
+        splits={split: request.out / f"{split}.json" for split in present},
+        classes={name: {split: counts[name, split] for split in SPLITS} for name in sorted({n for n, _ in counts})},
+        groups={split: groups[split] for split in present},
+        notes=tally.of(names.file),
+    )
+
+
+def _describe(tally: Tally) -> str:
+    return "; ".join(f"{one.count:,} {one.reason}" for one in tally.of(""))
+
+
+def split_rows(groups: Sequence[str], classes: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
+    """Return the split of each row. No group is in two splits.
+
+    In every split, each class is within one group of its requested fraction. A group with several classes counts as the
+    class that is rarest in the table. Classes with fewer groups than splits are pooled. If the pool has too few groups
+    as well, it goes to the split with the largest fraction.
+
+    >>> split_rows(["a", "a", "b", "c", "d"], ["nv", "nv", "nv", "mel", "mel"], {"train": 0.5, "test": 0.5}, seed=1)
+    ['test', 'test', 'train', 'test', 'train']
+    """
+    class_of = group_classes(groups, classes)
+    requested = {name: part for name, part in sorted(fractions.items(), key=lambda item: item[1]) if part > 0}
+    groups_in = Counter(class_of.values())
+    strata: defaultdict[str, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        name = class_of[group]
+        strata[name if groups_in[name] >= len(requested) else FEW].append(row)
+    result = [""] * len(groups)
+    for rows in strata.values():
+        names = [groups[row] for row in rows]
+        enough = len(set(names)) >= len(requested)
+        assigned = split_by_group(names, requested, seed) if enough else [list(requested)[-1]] * len(names)
+        for row, split in zip(rows, assigned, strict=True):
+            result[row] = split
+    return result
+
+
+def group_classes(groups: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """Return the class of each group: its rarest one. Ties go to the first by name."""
+    sizes = Counter(classes)
+    result: dict[str, str] = {}
+    for group, name in zip(groups, classes, strict=True):
+        other = result.setdefault(group, name)
+        result[group] = min(other, name, key=lambda one: (sizes[one], one))
+    return result
+
+
+def mixed_groups(groups: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Return the first row of each group with more than one class."""
+    first = {group: row for row, group in reversed(list(enumerate(groups)))}
+    mixed = {group for group, name in zip(groups, classes, strict=True) if classes[first[group]] != name}
+    return sorted(first[group] for group in mixed)
+
+
+def join_names(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the group of each row from its names, ordered from patient to image. Unknown names are blank.
+
+    Rows with a common name of one kind are in one group, also transitively. The group is called by its first name of
+    the widest kind, in alphabetical order.
+
+    >>> join_names([("p1", "l1", "a"), ("", "l1", "b"), ("", "", "c")])
+    ['p1', 'p1', 'c']
+    """
+    listed = list(rows)
+    kinds = ([f"{kind}\0{name}" for kind, name in enumerate(names) if name] for names in listed)
+    keys = join_groups(row_keys((names[-1], shared, "") for names, shared in zip(listed, kinds, strict=True))).tolist()
+    best: dict[int, tuple[int, str]] = {}
+    for key, names in zip(keys, listed, strict=True):
+        own = min((kind, name) for kind, name in enumerate(names) if name)
+        best[key] = min(best.get(key, own), own)
+    return [best[key][1] for key in keys]
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """Open a hidden folder whose files move to ``folder`` if the block succeeds, and are removed otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{STAGING_PREFIX}*"):  # left by a killed process
         shutil.rmtree(old, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
     try:
-        yield aside
-        files = sorted(aside.iterdir())
+        yield staging
+        files = sorted(staging.iterdir())
         for file in files:
             _sync(file)
         for file in files:
             file.replace(folder / file.name)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_rows(folder: Path, name: str, rows: Sequence[Row]) -> None:

@@ -1,9 +1,9 @@
 """Load a recipe, one TOML file, into frozen sections. All errors are reported together."""
 
-from toolkit.recipe.base import Section
+from toolkit.recipe.base import RecipeTask, Section
 from toolkit.recipe.checks import absent, for_image_generators, for_language_models
-from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
-from toolkit.recipe.sections import (
+from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe, recipe_model
+from toolkit.recipe.schema import (
     DRY_RUN_SUFFIX,
     SPLITS,
     Data,
@@ -21,9 +21,7 @@ from toolkit.recipe.sections import (
     Sft,
     Split,
     SyntheticData,
-    recipe_model,
 )
-from toolkit.recipe.task import RecipeTask
 
 __all__ = [
     "DRY_RUN_SUFFIX",

@@ -9,10 +9,10 @@ from typing import get_args
 from pydantic import BaseModel
 
 from toolkit.errors import Problem, RecipeError
+from toolkit.recipe.base import RecipeSynthetic
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import nearest
-from toolkit.recipe.sections import Evaluate, Recipe, SyntheticData
-from toolkit.recipe.task import RecipeSynthetic
+from toolkit.recipe.schema import Evaluate, Recipe, SyntheticData
 from toolkit.recipe.user_code import USER_CODE
 
 Check = Callable[[Recipe], Iterator[Problem]]
@@ -76,7 +76,7 @@ def has_one_source_of_rows(recipe: Recipe) -> Iterator[Problem]:
     for name in ("train", "validation", "test", "image_root"):
         value = getattr(data, name)
         if data.synthetic is not None and value is not None:
-            rule = "must not be set beside [data.synthetic], which generates rows"
+            rule = "must not be set together with [data.synthetic], which generates rows"
             yield Problem("recipe.two_sources_of_rows", rule, f"data.{name}", str(value), "Remove one of them.")
         if value is not None and not str(value):
             remedy = "Set a path, or remove the key."
@@ -275,13 +275,13 @@ def export_has_weights(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("recipe.list_empty", "must have at least one entry", f"export.{name}", [], remedy)
 
 
-def completions_leave_room(recipe: Recipe) -> Iterator[Problem]:
+def completions_leave_tokens_for_the_prompt(recipe: Recipe) -> Iterator[Problem]:
     """Check that the longest completion leaves tokens for its prompt."""
     for name, section in (("grpo", recipe.grpo), ("evaluate", recipe.evaluate)):
         if section and section.max_completion_tokens >= recipe.model.max_tokens:
             rule = f"must be less than model.max_tokens (={recipe.model.max_tokens}), which includes the prompt"
             key, value = f"{name}.max_completion_tokens", section.max_completion_tokens
-            yield Problem("recipe.no_room_for_prompt", rule, key, value, "Change one of them.")
+            yield Problem("recipe.no_tokens_for_prompt", rule, key, value, "Change one of them.")
 
 
 def pairs_are_ordered(recipe: Recipe) -> Iterator[Problem]:
@@ -312,7 +312,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"model", "lora"}), parameters_are_trainable),
     (frozenset({"model"}), model_name_is_valid),
     (frozenset({"model", "sft", "grpo", "export"}), export_has_weights),
-    (frozenset({"model", "grpo", "evaluate"}), completions_leave_room),
+    (frozenset({"model", "grpo", "evaluate"}), completions_leave_tokens_for_the_prompt),
     (frozenset({"images", "grpo"}), pairs_are_ordered),
 )
 """Sections that a check reads, and the check. It is skipped if one of these sections has errors."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from toolkit.errors import Problem
 from toolkit.recipe.checks import Check, is_folder_name, missing
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.recipe.sections import Recipe
+from toolkit.recipe.schema import Recipe
 
 SECTIONS = ("run", "images", "imagegen")
 """The sections of a recipe with [imagegen]."""

@@ -8,28 +8,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from toolkit.errors import Problem, RecipeError, ToolkitError
+from toolkit.recipe.base import RecipeTask
 from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files, missing_packages, path_keys
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS
 from toolkit.recipe.imagegen_checks import IMAGEGEN_CHECKS, SECTIONS, missing_imagegen_files, only_imagegen_stages
-from toolkit.recipe.overrides import Setting, merge, parse_settings
 from toolkit.recipe.problems import Key, Places, missing_section, schema_problems, section_in
-from toolkit.recipe.sections import DATA_MISSING, SPLITS, Data, Recipe, recipe_model
-from toolkit.recipe.task import RecipeTask
+from toolkit.recipe.schema import DATA_MISSING, SPLITS, Data, Recipe, SyntheticData
 from toolkit.recipe.user_code import USER_CODE
 
 Table = dict[str, Any]
 Kind = TypeVar("Kind", bound=BaseModel)
 
+Setting = tuple[tuple[str, ...], Any]
+"""A key path and its value."""
+
+_CLASSES: dict[tuple[object, ...], type[Recipe]] = {}
+"""Classes that ``recipe_model`` has made, by task names and settings."""
+
 _PATHS: frozenset[Key] = frozenset(
     {("model", "adapter"), ("data", "image_root")} | {("data", split) for split in SPLITS} | IMAGEGEN_PATHS
 )
+
 _TASK: Key = ("data", "task")
+
 _MODELS: frozenset[Key] = frozenset(
     {("model", "name"), ("imagegen", "generator", "model")}
     | {("imagegen", part, "encoder") for part in ("selector", "policy", "judge")}
@@ -77,22 +84,72 @@ def dump_recipe(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, include=sections))
 
 
-def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[object, object]]:
     """Return dotted key -> (old value, new value) of the differences between two recipes.
 
     None is a value that is not set. A section that only one recipe has is one entry with "on" and "off".
     """
     before, after = (recipe.model_dump(mode="json", exclude_none=True) for recipe in (old, new))
     switched = [name for name in Recipe.model_fields if (name in before) != (name in after)]
-    changed: dict[str, tuple[Any, Any]] = {}
+    changed: dict[str, tuple[object, object]] = {}
     for name in switched:
         changed[name] = ("on", "off") if before.pop(name, None) else ("off", "on")
         after.pop(name, None)
-    flat_before, flat_after = dict(_flat(before)), dict(_flat(after))
-    for key in {**flat_before, **flat_after}:
-        if flat_before.get(key) != flat_after.get(key):
-            changed[key] = (flat_before.get(key), flat_after.get(key))
+    values_before, values_after = dict(_dotted(before)), dict(_dotted(after))
+    for key in {**values_before, **values_after}:
+        if values_before.get(key) != values_after.get(key):
+            changed[key] = (values_before.get(key), values_after.get(key))
     return changed
+
+
+def recipe_model(tasks: Mapping[str, RecipeTask], task: str | None = None) -> type[Recipe]:
+    """Return the class of recipes that may name one of ``tasks``, with a section [data.<name>] for their settings.
+
+    Args:
+        tasks: name -> task. The mapping must not change.
+        task: ``file.py:TASK`` of a custom task, which ``tasks`` finds but does not list, or None.
+    """
+    own = {} if task is None or task in tasks else {task: tasks[task]}
+    settings_of_own = next((one.settings_model for one in own.values()), None)
+    # The class keeps `tasks` alive, so its id stays taken. Equal recipes need the same class.
+    key = (id(tasks), *own, settings_of_own)
+    if key not in _CLASSES:
+        _CLASSES[key] = _make_model(tasks, {**tasks, **own})
+    return _CLASSES[key]
+
+
+def restore_recipe(tasks: Mapping[str, RecipeTask], task: str | None, table: Table) -> Recipe:
+    """Return the recipe that was pickled in another process."""
+    return recipe_model(tasks, task).model_validate(table)
+
+
+def parse_settings(overrides: Sequence[str]) -> tuple[list[Setting], list[Problem]]:
+    """Return key paths with values, and a problem for each override that cannot be parsed.
+
+    A value is TOML (``1e-6``, ``true``, ``["wandb"]``, ``"7"``). A bare word that is not TOML is text.
+    """
+    settings: list[Setting] = []
+    problems: list[Problem] = []
+    for text in overrides:
+        parsed = _parse(text)
+        if isinstance(parsed, Problem):
+            problems.append(parsed)
+        else:
+            settings.append(parsed)
+    return settings, problems
+
+
+def merge(table: Table, settings: Sequence[Setting]) -> Table:
+    """Return ``table`` with ``settings``. Missing tables are added, and the last of two equal keys wins."""
+    merged = {key: merge(value, ()) if isinstance(value, dict) else value for key, value in table.items()}
+    for keys, value in settings:
+        inner = merged
+        for key in keys[:-1]:
+            if not isinstance(inner.get(key), dict):
+                inner[key] = {}
+            inner = inner[key]
+        inner[keys[-1]] = value
+    return merged
 
 
 def _read(path: Path) -> Table:
@@ -182,7 +239,7 @@ def _absolute(path: str, base: Path) -> str:
     return os.path.abspath(base / os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
-def _absolute_code(name: Any, base: Path) -> Any:
+def _absolute_code(name: object, base: Path) -> object:
     file, _, function = name.rpartition(":") if isinstance(name, str) else ("", "", "")
     return f"{_absolute(file, base)}:{function}" if file else name
 
@@ -235,9 +292,64 @@ def _valid_part(raw: Table, model: type[Recipe], broken: set[str]) -> Recipe:
     return model.model_construct(**sections)  # type: ignore[arg-type]
 
 
-def _flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _dotted(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, object]]:
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{path}{key}.")
+            yield from _dotted(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
+
+
+def _make_model(tasks: Mapping[str, RecipeTask], named: Mapping[str, RecipeTask]) -> type[Recipe]:
+    """Return the class of recipes whose ``data.task`` is a key of ``named``, and which look tasks up in ``tasks``."""
+    known = named.values()
+    kinds = tuple(one.synthetic.kind for one in known if one.synthetic is not None)
+    synthetic: Any = _subclass(SyntheticData, kind=(Literal[kinds], ...)) if kinds else SyntheticData
+    sections = {one.name: (one.settings_model, one.settings_model()) for one in known if one.settings_model}
+    task: Any = Literal[tuple(named)] if named else str
+    data: Any = _subclass(Data, task=(task, ...), synthetic=(synthetic | None, None), **sections)
+    model = _subclass(Recipe, data=(data | None, None))
+    model.tasks = tasks
+    return model
+
+
+def _subclass(base: type[Kind], **fields: Any) -> type[Kind]:
+    """Return ``base`` with added or replaced fields, under the same name. A replaced field keeps its description."""
+    descriptions = {name: info.description for name, info in base.model_fields.items()}
+    described: dict[str, Any] = {
+        name: (annotation, Field(default, description=descriptions.get(name)))
+        for name, (annotation, default) in fields.items()
+    }
+    return create_model(base.__name__, __base__=base, __module__=base.__module__, __doc__=base.__doc__, **described)
+
+
+def _parse(text: str) -> Setting | Problem:
+    name, equals, value = text.partition("=")
+    keys = _parse_key(name)
+    if not equals or keys is None:
+        remedy = "Write it as grpo.learning_rate=1e-6."
+        return Problem("recipe.set_malformed", "must be key=value", f"--set {text}", remedy=remedy)
+    if "\n" in value:
+        return keys, value
+    try:
+        return keys, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if value.lstrip().startswith(("[", "{", '"', "'")):
+            rule = f"must be a TOML value: {error}"
+            return Problem("recipe.set_value_not_toml", rule, f"--set {name}", value, "Correct the syntax.")
+        return keys, value
+
+
+def _parse_key(name: str) -> tuple[str, ...] | None:
+    try:
+        table: Any = tomllib.loads(f"{name} = 0")
+    except tomllib.TOMLDecodeError:
+        return None
+    keys: list[str] = []
+    while isinstance(table, dict):
+        if len(table) != 1:
+            return None
+        (key,) = table
+        keys.append(key)
+        table = table[key]
+    return tuple(keys)

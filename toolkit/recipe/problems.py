@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from toolkit.errors import NOTHING, Problem
 from toolkit.recipe.base import BrokenRules
 from toolkit.recipe.renamed import use_new_name
-from toolkit.recipe.sections import Recipe
+from toolkit.recipe.schema import Recipe
 
 Key = tuple[str, ...]
 """A key path: ``("grpo", "learning_rate")``."""
@@ -133,7 +133,7 @@ def _suggest(table: Key, name: str, tables: Tables) -> str:
 
 
 def _same_kind(path: Key, table: Key) -> bool:
-    """Return whether both or neither are tables of [imagegen]. The kinds of recipes share only [run] and [images]."""
+    """Return whether both or neither are tables of [imagegen]. Both kinds of recipes have only [run] and [images]."""
     return (path[0] == "imagegen") == (table[:1] == ("imagegen",))
 
 

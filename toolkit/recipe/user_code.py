@@ -3,7 +3,6 @@
 The file runs with the rights of the user, as if it were started from a shell.
 """
 
-import difflib
 import hashlib
 import importlib.util
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from toolkit.errors import Problem, ToolkitError
+from toolkit.recipe.problems import nearest
 
 USER_CODE = re.compile(r".+\.py:[A-Za-z_]\w*")
 """Pattern of ``file.py:name``."""
@@ -53,20 +53,18 @@ def load_user_code(entry: str, base: Path, kind: UserCode) -> object:
     """
     file, colon, name = entry.rpartition(":")
     if not (colon and file.endswith(".py") and name.isidentifier()):
-        rule, remedy = (
-            f"{kind.label} must have the format file.py:{kind.what}",
-            f'Write, for example, "{kind.example}".',
-        )
+        rule = f"{kind.label} must have the format file.py:{kind.what}"
+        remedy = f'Write, for example, "{kind.example}".'
         raise kind.fail(Problem(f"{kind.area}.entry_malformed", rule, entry, remedy=remedy))
     path = (base / file).resolve()
     if not path.is_file():
-        remedy = _nearest(file, _python_files(path.parent))
+        remedy = _suggest(file, _python_files(path.parent))
         raise kind.fail(Problem(f"{kind.area}.file_missing", "the file must exist", str(path), remedy=remedy))
     module = _run(path, kind)
     if not hasattr(module, name):
         rule = f"the file must define the {kind.what} {name}"
         known = [key for key, value in vars(module).items() if kind.belongs(value) and not key.startswith("_")]
-        remedy = _nearest(name, known)
+        remedy = _suggest(name, known)
         raise kind.fail(Problem(f"{kind.area}.{kind.what}_missing", rule, str(path), remedy=remedy))
     found: object = getattr(module, name)
     return found
@@ -101,9 +99,8 @@ def _python_files(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("*.py")) if folder.is_dir() else []
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def _suggest(name: str, known: list[str]) -> str:
     """Return ``Did you mean …?``, or the complete list."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean {close[0]}?"
+    if suggestion := nearest(name, known):
+        return suggestion
     return f"Choose one of: {', '.join(known)}." if known else "Add it: nothing similar exists."

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit.data.columns import resolve_columns
 from toolkit.data.loading import SampleSet, read_file, synthetic_rows_file
-from toolkit.data.loading.columns import resolve_columns
-from toolkit.data.loading.source import row_settings
+from toolkit.data.rows import row_settings
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem

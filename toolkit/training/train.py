@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.loading import SampleSet
-from toolkit.data.loading.balance import balance
+from toolkit.data.sample_set import balance
 from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend

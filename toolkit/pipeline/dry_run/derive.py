@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.pipeline.dry_run.synthetic_data import synthetic_data_changes
 from toolkit.recipe import DRY_RUN_SUFFIX, Evaluate, Export, Grpo, Optimisation, Recipe, Sft
-from toolkit.recipe.overrides import merge
+from toolkit.recipe.load import merge
 from toolkit.tasks import TASKS
 
 ROWS: Mapping[str, int] = {"train": 16, "validation": 8, "test": 8}

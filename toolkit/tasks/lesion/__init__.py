@@ -5,7 +5,7 @@ from toolkit.tasks.lesion.metrics import POSITIVE, RESULTS_BY, baseline, labels,
 from toolkit.tasks.lesion.parse import parse
 from toolkit.tasks.lesion.prompt import instruction, question, target
 from toolkit.tasks.lesion.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
-from toolkit.tasks.lesion.schema import COLUMNS, read, stand_in
+from toolkit.tasks.lesion.schema import COLUMNS, placeholders, read
 from toolkit.tasks.lesion.settings import Lesion, check_settings, dry_run_settings, lesion_settings
 from toolkit.tasks.lesion.synthetic import LESIONS
 
@@ -44,6 +44,6 @@ LESION = Task(
     settings=lesion_settings,
     synthetic=LESIONS,
     dry_run=dry_run_settings,
-    stand_in=stand_in,
+    placeholders=placeholders,
     grouped_by="each row's patient, else its lesion, else its image",
 )

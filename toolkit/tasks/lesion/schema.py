@@ -40,7 +40,7 @@ BY = ("sex", "site", "source")
 """Group-by columns with a fixed name."""
 
 
-def stand_in(settings: LesionSettings) -> dict[str, Any]:
+def placeholders(settings: LesionSettings) -> dict[str, Any]:
     """Return the fields of a placeholder reference for ``toolkit predict``, with every possible part of an answer."""
     return {
         "diagnosis": settings.labels.labels[0].code,

@@ -305,7 +305,7 @@ LESIONS = Synthetic(
     columns=frozenset(
         {
             "age",
-            "area_share",
+            "area_fraction",
             "bbox",
             "boxes",
             "dataset",

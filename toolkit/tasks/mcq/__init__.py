@@ -34,5 +34,5 @@ MCQ = Task(
     results_by=RESULTS_BY,
     synthetic=CHEST,
     takes_options=True,
-    stand_in=lambda settings: {"answer": "A"},
+    placeholders=lambda settings: {"answer": "A"},
 )

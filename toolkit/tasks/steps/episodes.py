@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from toolkit.data.agent_memory import Carried
+from toolkit.data.episodes import Carried
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.scoring.statistics import EpisodePosition
@@ -51,8 +51,8 @@ def open_row(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
 
 
 CARRIED = Carried(
-    chains="whole tasks",
-    stand=stand,
+    title="whole tasks",
+    position=stand,
     shown=lambda sample: sample.fields["settings"].shows_memory,
     held=lambda sample: sample.fields["memory"],
     start=lambda sample: EMPTY,

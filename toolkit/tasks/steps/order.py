@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.cells import cell, name_of, number_of, parse_or_repair_json, text_of
-from toolkit.data.links import FIRST, GAP, REPEATED, Links
+from toolkit.data.episodes import FIRST, GAP, REPEATED, Links
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError
 from toolkit.tasks.steps.settings import StepSettings

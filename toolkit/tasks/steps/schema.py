@@ -5,7 +5,7 @@ from random import Random
 from typing import Any
 
 from toolkit.data.cells import cell, coordinate_frame, extra_fields, image_size, number_of, read_group, text_of
-from toolkit.data.links import GAP, REPEATED, Link, link_of
+from toolkit.data.episodes import GAP, REPEATED, Link, link_of
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem

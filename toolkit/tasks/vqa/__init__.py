@@ -31,5 +31,5 @@ VQA = Task(
     all_or_nothing=ALL_OR_NOTHING,
     results_by=RESULTS_BY,
     synthetic=CHEST_VQA,
-    stand_in=lambda settings: {"answer": "unknown", "answer_type": "open"},
+    placeholders=lambda settings: {"answer": "unknown", "answer_type": "open"},
 )

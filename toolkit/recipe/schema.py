@@ -6,17 +6,14 @@ folder, and a path in ``--set`` to the working directory. ``run.folder`` stays r
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from toolkit.errors import Problem, RecipeError
-from toolkit.recipe.base import Section
+from toolkit.recipe.base import RecipeTask, Section
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.recipe.task import RecipeTask
-
-Kind = TypeVar("Kind", bound=BaseModel)
 
 DATA_MISSING = "data_missing"
 """pydantic's type of the error that a recipe has neither [data] nor [imagegen]."""
@@ -26,8 +23,6 @@ DRY_RUN_SUFFIX = ".dry-run"
 
 SPLITS = ("train", "validation", "test")
 """The splits. With ``on_leak = "drop"``, a shared row is dropped from the earlier split."""
-
-Share = Field(ge=0, le=1)
 
 
 class Run(Section):
@@ -199,7 +194,7 @@ class Prompt(Section):
 
 
 class Optimisation(Section):
-    """Settings that SFT and GRPO share."""
+    """Settings of both SFT and GRPO."""
 
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning-rate schedule."""
@@ -383,7 +378,9 @@ class Recipe(Section):
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to rebuild the recipe in another process, where ``recipe_model`` makes the class again."""
         task = None if self.data is None else self.data.task
-        return _restore, (self.tasks, task, self.model_dump())
+        from toolkit.recipe.load import restore_recipe  # load imports this module
+
+        return restore_recipe, (self.tasks, task, self.model_dump())
 
     @property
     def run_folder(self) -> Path:
@@ -437,49 +434,3 @@ class Recipe(Section):
         """Return reward name -> weight: the task's defaults, 1 for custom rewards, then the recipe's own weights."""
         custom = {name.rpartition(":")[2]: 1.0 for name in self.rewards.custom}
         return {**self.task.reward_weights, **custom, **self.rewards.weights}
-
-
-_MODELS: dict[tuple[object, ...], type[Recipe]] = {}
-
-
-def recipe_model(tasks: Mapping[str, RecipeTask], task: str | None = None) -> type[Recipe]:
-    """Return the class of recipes that may name one of ``tasks``, with a section [data.<name>] for their settings.
-
-    Args:
-        tasks: name -> task. The mapping must not change.
-        task: ``file.py:TASK`` of a custom task, which ``tasks`` finds but does not list, or None.
-    """
-    own = {} if task is None or task in tasks else {task: tasks[task]}
-    settings_of_own = next((one.settings_model for one in own.values()), None)
-    # The class keeps `tasks` alive, so its id stays taken. Equal recipes need the same class.
-    key = (id(tasks), *own, settings_of_own)
-    if key not in _MODELS:
-        _MODELS[key] = _make_model(tasks, {**tasks, **own})
-    return _MODELS[key]
-
-
-def _make_model(tasks: Mapping[str, RecipeTask], named: Mapping[str, RecipeTask]) -> type[Recipe]:
-    """Return the class of recipes whose ``data.task`` is a key of ``named``, and which look tasks up in ``tasks``."""
-    known = named.values()
-    kinds = tuple(one.synthetic.kind for one in known if one.synthetic is not None)
-    synthetic: Any = _subclass(SyntheticData, kind=(Literal[kinds], ...)) if kinds else SyntheticData
-    sections = {one.name: (one.settings_model, one.settings_model()) for one in known if one.settings_model}
-    task: Any = Literal[tuple(named)] if named else str
-    data: Any = _subclass(Data, task=(task, ...), synthetic=(synthetic | None, None), **sections)
-    model = _subclass(Recipe, data=(data | None, None))
-    model.tasks = tasks
-    return model
-
-
-def _subclass(base: type[Kind], **fields: Any) -> type[Kind]:
-    """Return ``base`` with added or replaced fields, under the same name. A replaced field keeps its description."""
-    descriptions = {name: info.description for name, info in base.model_fields.items()}
-    described: dict[str, Any] = {
-        name: (annotation, Field(default, description=descriptions.get(name)))
-        for name, (annotation, default) in fields.items()
-    }
-    return create_model(base.__name__, __base__=base, __module__=base.__module__, __doc__=base.__doc__, **described)
-
-
-def _restore(tasks: Mapping[str, RecipeTask], task: str | None, table: dict[str, Any]) -> Recipe:
-    return recipe_model(tasks, task).model_validate(table)

@@ -1,15 +1,17 @@
-"""Samples of one split, read on access."""
+"""Samples of one split, read on access, and the draws of a balanced split."""
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle, islice
 from random import Random
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data import RowIndex
-from toolkit.data.links import Links
+from toolkit.data.episodes import Links
+from toolkit.data.index import RowIndex
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 
@@ -61,3 +63,32 @@ def limit(rows: NDArray[np.int64], maximum: int | None, seed: int, name: str) ->
     if maximum is None or maximum >= len(rows):
         return rows
     return rows[sorted(Random(f"{seed}/{name}").sample(range(len(rows)), maximum))]
+
+
+def balance(
+    samples: SampleSet, stratum: Callable[[Sample], str], seed: int
+) -> tuple[SampleSet, dict[str, tuple[int, int]]]:
+    """Return the rows to train on, and class -> (rows, draws), most frequent class first.
+
+    The draws of a class cycle through its groups (lesions, patients), and within a group through its rows. A lesion
+    with six images thus counts as much as one with a single image. The seed decides which come first. The result is the
+    same on every machine.
+    """
+    groups: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for position, sample in enumerate(samples):
+        groups[stratum(sample)][sample.group].append(position)
+    rows = {name: sum(map(len, members.values())) for name, members in groups.items()}
+    order = sorted(groups, key=lambda name: (-rows[name], name))
+    fractions = Counter(islice(cycle(order), len(samples)))
+    drawn = [islice(_draws(groups[name], Random(f"{seed}/balance/{name}")), fractions[name]) for name in order]
+    positions = np.array([position for some in drawn for position in some], np.int64)
+    return samples.take(samples.rows[positions]), {name: (rows[name], fractions[name]) for name in order}
+
+
+def _draws(groups: dict[str, list[int]], random: Random) -> Iterator[int]:
+    """Yield the rows of the class, group after group, without end."""
+    names: Sequence[str] = sorted(groups)
+    names = random.sample(names, len(names))
+    turns = {name: cycle(random.sample(groups[name], len(groups[name]))) for name in names}
+    for name in cycle(names):
+        yield next(turns[name])

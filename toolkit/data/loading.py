@@ -1,0 +1,227 @@
+"""Load the data of a recipe: samples of each split, unusable rows, leaks and warnings."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.rows import UsableRows, read_file
+from toolkit.data.sample_set import SampleSet, limit
+from toolkit.data.splits import Leak, LeakReport, RowKeys, find_leaks, join_groups, leaking_rows, split_keys
+from toolkit.data.task import Task
+from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped
+from toolkit.errors import DataError, DataProblems, Problem
+from toolkit.recipe import SPLITS, Recipe
+
+__all__ = ["DataSplits", "SampleSet", "UsableRows", "load_data", "read_file", "synthetic_rows_file"]
+
+
+@dataclass(frozen=True, slots=True)
+class DataSplits:
+    """The samples of a run. A split that the recipe does not request is empty."""
+
+    train: SampleSet
+    validation: SampleSet
+    test: SampleSet
+    dropped: tuple[Dropped, ...]
+    """Unusable rows and rows removed because of leaks, by source and reason."""
+    leaks: LeakReport
+    """Remaining leaks between splits."""
+    notices: tuple[Problem, ...]
+    """Warnings, most severe first."""
+    fingerprint: str
+    """Hash of task, columns, and the rows of each split. Equal data has the same fingerprint on every machine."""
+
+    @property
+    def announcements(self) -> tuple[str, ...]:
+        """Return the warnings as sentences."""
+        return tuple(map(str, self.notices))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of one split: ``chosen`` has their positions in ``usable``, from 0, ascending."""
+
+    usable: UsableRows
+    chosen: NDArray[np.int64]
+
+    @property
+    def keys(self) -> RowKeys:
+        """Keys of these rows."""
+        return self.usable.keys.take(self.chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def id(self, number: int) -> str:
+        """Return the id of a row."""
+        return self.usable.samples[int(self.chosen[number])].id
+
+    def without(self, marked: NDArray[np.bool_]) -> "Part":
+        """Return the rows that are not marked."""
+        return Part(self.usable, self.chosen[~marked])
+
+
+def load_data(recipe: Recipe, task: Task, folder: Path | None = None) -> DataSplits:
+    """Load all splits of a recipe. Validation and test are split off by group if they have no file.
+
+    Args:
+        recipe: Its [data], [prompt] context, [evaluate] by and the seed are used.
+        task: The task that ``data.task`` names.
+        folder: Folder of synthetic data (train, validation and test, .json or .csv, images below) that replaces the
+            recipe's files.
+
+    Raises:
+        DataError: A source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
+    """
+    loaded = _read_sources(_sources(recipe, folder), recipe, task, folder)
+    parts, split_off = split_parts(loaded, recipe, task)
+    parts, leaks, removed = handle_leaks(parts, recipe.dataset.on_leak)
+    sets = {name: _limited(name, part, recipe) for name, part in parts.items()}
+    notices = [Problem("data.splits_leak", describe_leak(leak, parts), "[data]") for leak in leaks.leaks]
+    notices += [notice for source in loaded.values() for notice in source.notices]
+    notices += [*(one.notice("left out") for one in removed), *split_off]
+    for name, part in parts.items():
+        if len(sets[name]) < len(part):
+            rule = f"{len(sets[name]):,} of {len(part):,} rows are used, drawn by the seed"
+            notices.append(Problem("data.rows_limited", rule, name))
+    dropped = (*(one for source in loaded.values() for one in source.dropped), *removed)
+    return DataSplits(**sets, dropped=dropped, leaks=leaks, notices=tuple(notices), fingerprint=_fingerprint(sets))
+
+
+def synthetic_rows_file(folder: Path, split: str) -> Path | None:
+    """Return the file of synthetic rows of a split in its folder, or None if the split has no rows."""
+    files = (folder / f"{split}{suffix}" for suffix in (".json", ".csv"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
+    """Return split -> file, folder or Hub name, for the splits with a source."""
+    if folder is not None:
+        found = {name: str(file) for name in SPLITS if (file := synthetic_rows_file(folder, name)) is not None}
+    else:
+        found = {name: source for name in SPLITS if (source := getattr(recipe.dataset, name)) is not None}
+    if "train" not in found:
+        rule = "the data must have training rows"
+        remedy = "Set data.train to a file, or add [data.synthetic] to generate synthetic data."
+        raise DataError("data.no_training_rows", rule, place=folder or "[data]", remedy=remedy)
+    return found
+
+
+def _read_sources(
+    sources: dict[str, str], recipe: Recipe, task: Task, image_root: Path | None
+) -> dict[str, UsableRows]:
+    loaded, problems = {}, []
+    for name, source in sources.items():
+        try:
+            loaded[name] = read_file(recipe, task, source, image_root, name)
+        except DataError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        found = [problem for error in problems for problem in error.problems]
+        raise DataProblems("data.unusable", "the data must be usable", found, place="[data]")
+    return loaded
+
+
+def split_parts(loaded: Mapping[str, UsableRows], recipe: Recipe, task: Task) -> tuple[dict[str, Part], list[Problem]]:
+    """Return the rows of each split, and a notice for each split that was split off from train by group."""
+    train = loaded["train"]
+    everything = {name: Part(source, np.arange(len(source.samples))) for name, source in loaded.items()}
+    nothing = Part(train, np.arange(0))
+    fractions = {"test": recipe.dataset.split.test, "validation": recipe.dataset.split.validation}
+    fractions = {name: fraction for name, fraction in fractions.items() if fraction and name not in loaded}
+    if not fractions:
+        return {name: everything.get(name, nothing) for name in SPLITS}, []
+    fractions["train"] = 1 - sum(fractions.values())
+    split_of = split_keys(join_groups(train.keys), list(fractions.values()), recipe.run.seed)
+    everything |= {name: Part(train, np.flatnonzero(split_of == number)) for number, name in enumerate(fractions)}
+    column = recipe.dataset.group
+    group = f"the column {column}" if column else f"{task.grouped_by} (data.group names no column)"
+    notices = [_split_off(name, everything[name], group) for name in fractions if name != "train"]
+    return {name: everything.get(name, nothing) for name in SPLITS}, notices
+
+
+def _split_off(name: str, part: Part, group: str) -> Problem:
+    groups = len(np.unique(part.keys.groups))
+    rule = f"{len(part):,} rows of {groups:,} groups were split off from train. The group is {group}"
+    return Problem("data.split_by_group", rule, name)
+
+
+def handle_leaks(
+    parts: Mapping[str, Part], on_leak: Literal["stop", "report", "drop"]
+) -> tuple[dict[str, Part], LeakReport, tuple[Dropped, ...]]:
+    """Return the parts, the remaining leaks, and the removed rows.
+
+    ``drop`` removes training rows whose group or image is in validation or test, and validation rows whose group or
+    image is in test.
+
+    Raises:
+        DataError: Splits leak and ``on_leak`` is "stop", or ``drop`` leaves no training row.
+    """
+    report = find_leaks({name: part.keys for name, part in parts.items() if len(part)})
+    if not report or on_leak == "report":
+        return dict(parts), report, ()
+    if on_leak == "stop":
+        raise _stop(parts, report)
+    remaining: dict[str, Part] = {}
+    removed = []
+    for position, name in reversed(list(enumerate(SPLITS))):
+        marked = leaking_rows(parts[name].keys, [remaining[later].keys for later in SPLITS[position + 1 :]])
+        remaining[name] = parts[name].without(marked)
+        if marked.any():
+            examples = tuple(parts[name].id(int(row)) for row in np.flatnonzero(marked)[:MAX_EXAMPLES])
+            later_splits = " or ".join(SPLITS[position + 1 :])
+            reason = f"the group and the images must not be in {later_splits} too"
+            removed.append(Dropped(name, reason, int(marked.sum()), examples, "data.row_leaks"))
+    if not len(remaining["train"]):
+        rule = 'data.on_leak = "drop" must leave training rows'
+        remedy = "Remove data.test to split data.train by group instead."
+        raise DataError("data.leaks_leave_no_rows", rule, place="[data]", value=str(report), remedy=remedy)
+    return {name: remaining[name] for name in SPLITS}, LeakReport(), tuple(removed)
+
+
+def _stop(parts: Mapping[str, Part], report: LeakReport) -> DataError:
+    lines = (f"\n  {describe_leak(leak, parts)}" for leak in report.leaks)
+    return DataError(
+        "data.splits_leak",
+        f"no group, image or question must be in two splits:{''.join(lines)}\n",
+        place="[data]",
+        remedy='Set data.on_leak to "drop" to remove the training rows, or to "report" to keep and report them. '
+        "Without data.test, the rows of data.train are split by group.",
+    )
+
+
+def describe_leak(leak: Leak, parts: Mapping[str, Part]) -> str:
+    """Return a sentence with the extent of a leak, the affected rows of the earlier split, and examples by id."""
+    pairs = (f"{parts[leak.first].id(one)} and {parts[leak.second].id(other)}" for one, other in leak.examples)
+    return f"{leak}, in {leak.rows[0]:,} rows of {leak.first} (for example {', '.join(pairs)})"
+
+
+def _limited(name: str, part: Part, recipe: Recipe) -> SampleSet:
+    maximum = getattr(recipe.dataset, f"limit_{name}")
+    samples = part.usable.samples
+    chosen = limit(samples.rows[part.chosen], maximum, recipe.run.seed, name)
+    return samples.with_settings(samples.task.settings(recipe, name)).take(chosen)
+
+
+def _fingerprint(sets: Mapping[str, SampleSet]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, samples in sets.items():
+        source = samples.source
+        settings = (
+            name,
+            samples.task.name,
+            sorted(source.column.items()),
+            source.group,
+            source.context,
+            source.settings,
+        )
+        digest.update(repr((*settings, samples.table.fingerprint, len(samples))).encode())
+        digest.update(samples.rows.astype("<i8").tobytes())
+    return digest.hexdigest()
