@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.errors import ModelError
-from toolkit.models.module_names import VISION
+from toolkit.models.model_paths import VISION
 
 FLOAT = 4
 """Bytes of a float32 number."""
