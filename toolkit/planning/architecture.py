@@ -144,11 +144,6 @@ class Architecture:
         return sum(one.weights for one in self.linears if one.quantised)
 
     @property
-    def quantised_vision(self) -> int:
-        """Return the number of quantized parameters in the vision tower."""
-        return sum(one.weights for one in self.linears if one.quantised and one.vision)
-
-    @property
     def largest(self) -> int:
         """Return the parameters of the largest quantized matrix."""
         return max((one.inputs * one.outputs for one in self.linears if one.quantised), default=0)
