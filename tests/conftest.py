@@ -20,7 +20,7 @@ BY_UNSLOTH = os.environ.get("TOOLKIT_TEST_BACKEND") == "unsloth"
 """Whether the protocol's tests run on Unsloth: in a process of their own, since it rewrites transformers and trl."""
 
 if BY_UNSLOTH:
-    from toolkit.models.unsloth.start import start
+    from toolkit.models.unsloth.preload import start
 
     start(Path(tempfile.mkdtemp(prefix="toolkit-tests-")))
 

@@ -10,7 +10,7 @@ import pytest
 import toolkit
 from tests.helpers.problems import raises
 from toolkit.errors import PlanError, RunError
-from toolkit.pipeline import Results
+from toolkit.pipeline import RunResults
 from toolkit.runfolder import find_run, read_json
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "typer", "rich")
@@ -51,12 +51,12 @@ def test_importing_the_package_imports_no_library() -> None:
 def test_a_recipe_is_run_evaluated_exported_and_predicted_with(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "[sft]\nmax_steps = 1\naccumulation = 1\n[evaluate]\n")
     results = toolkit.run(recipe, ["evaluate.max_completion_tokens=4"])
-    assert isinstance(results, Results)
+    assert isinstance(results, RunResults)
     assert [row.label for row in results.rows] == ["majority baseline", "before", "after SFT"]
     folder = tmp_path / "runs" / "one"
     assert read_json(folder / "plan.json")["ok"] is True
     again = toolkit.evaluate(folder, ["evaluate.limit=1"], name="small")
-    assert [(row.label, row.estimate["n"]) for row in again.rows][-1] == ("small", 1)
+    assert [(row.label, row.estimate.n) for row in again.rows][-1] == ("small", 1)
     record = toolkit.export(folder, ["export.verify=0"], to=["adapter"])
     assert record["asked"] == ["adapter"]
     assert (folder / record["adapter"]["folder"] / "adapter_config.json").is_file()
@@ -69,7 +69,7 @@ def test_a_recipe_is_run_evaluated_exported_and_predicted_with(tmp_path: Path) -
 def test_the_dry_run_has_its_own_folder(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "[evaluate]\nmax_completion_tokens = 4\n")
     results = toolkit.run(recipe, dry_run=True)
-    assert isinstance(results, Results)
+    assert isinstance(results, RunResults)
     assert results.run.path == tmp_path / "runs" / "one.dry-run"
     assert not (tmp_path / "runs" / "one").exists()
 

@@ -14,10 +14,9 @@ import pytest
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import small_recipe
 from toolkit.errors import ModelError
+from toolkit.models import backend as choice
 from toolkit.models import backend_name, choose_backend, preload
-from toolkit.models import choose as choice
-from toolkit.models.unsloth.limits import check_supported, unsupported_reasons
-from toolkit.models.unsloth.start import start
+from toolkit.models.unsloth.preload import check_supported, start, unsupported_reasons
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Model, Recipe, dump_recipe
 
@@ -92,7 +91,8 @@ def test_unsloth_after_transformers_is_an_error(tmp_path: Path) -> None:
     assert sys.modules["transformers"] is transformers
     with raises(ModelError, "model.unsloth_imported_late") as caught:
         start(tmp_path)
-    assert "transformers" in caught.problem.value  # type: ignore[operator]
+    assert isinstance(caught.problem.value, list)
+    assert "transformers" in caught.problem.value
 
 
 RUN = """
@@ -102,7 +102,7 @@ main(sys.argv[1:])
 """
 
 SEEN = """
-from toolkit.models import choose as choice
+from toolkit.models import backend as choice
 choice._has_cuda = lambda: True
 choice._is_installed = lambda: True
 """
@@ -126,7 +126,7 @@ def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) 
     (tmp_path / "fake" / "unsloth.py").write_text(FAKE, encoding="utf-8")
     (tmp_path / "fake" / "sitecustomize.py").write_text(SEEN, encoding="utf-8")
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
-    seeing = f"import torch\ntorch.cuda.device_count = lambda: {gpus}\n{RUN}"
+    program = f"import torch\ntorch.cuda.device_count = lambda: {gpus}\n{RUN}"
     environment = {
         **os.environ,
         "PYTHONPATH": f"{tmp_path / 'fake'}{os.pathsep}{ROOT}",
@@ -136,7 +136,7 @@ def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) 
     for name in ("CUDA_VISIBLE_DEVICES", "UNSLOTH_COMPILE_LOCATION"):
         environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-c", seeing, *command], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program, *command], env=environment, capture_output=True, text=True, timeout=300
     )
     found = tmp_path / "found.json"
     return done.returncode, done.stdout + done.stderr, json.loads(found.read_text()) if found.is_file() else {}
@@ -144,24 +144,24 @@ def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) 
 
 def test_the_command_line_imports_unsloth_first(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
-    code, said, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"))
+    code, output, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"))
     assert found == {
         "imported before": [],
         "compiled": str(recipe.run_folder.absolute() / "unsloth"),
         "seen": None,
     }
     assert code == 1
-    assert "(got 'this is not the real one')" in " ".join(said.split())
-    assert "[model.unsloth_not_importable]" in said
-    assert str(recipe.run_folder.absolute() / "unsloth") in "".join(said.split("\n"))
+    assert "(got 'this is not the real one')" in " ".join(output.split())
+    assert "[model.unsloth_not_importable]" in output
+    assert str(recipe.run_folder.absolute() / "unsloth") in "".join(output.split("\n"))
 
 
 def test_one_of_two_gpus_is_used_with_a_warning(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
-    _, said, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"), gpus=2)
+    _, output, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"), gpus=2)
     assert found["seen"] == "0"
-    assert "[model.one_gpu_used]" in said
-    assert "number 0 of 2" in " ".join(said.split())
+    assert "[model.one_gpu_used]" in output
+    assert "number 0 of 2" in " ".join(output.split())
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
@@ -172,8 +172,8 @@ def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     with start_run(recipe) as run, StopRequest():
         prepare(recipe, run, no_progress)
-    film = next((run.path / "synthetic" / "images").glob("*.png"))
-    more = ["--question", "Which?", "--image", str(film), "--option", "A. a", "--option", "B. b"]
+    image = next((run.path / "synthetic" / "images").glob("*.png"))
+    more = ["--question", "Which?", "--image", str(image), "--option", "A. a", "--option", "B. b"]
     code, _, found = run_with_fake(tmp_path, recipe, command, str(run.path), *(more if command == "predict" else []))
     assert code == 1
     assert found["imported before"] == []
@@ -239,7 +239,7 @@ def test_without_vllm_rollouts_nothing_is_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "architecture", "pictures", "tables", "reason"),
+    ("machine", "architecture", "images", "tables", "reason"),
     [
         (Machine(24.0, (8, 9), False), "gemma3", 1, {}, "not installed"),
         (Machine(16.0, (8, 9), True), "gemma3", 1, {}, "24 GB, but this one has 16.0"),
@@ -252,9 +252,9 @@ def test_without_vllm_rollouts_nothing_is_checked(tmp_path: Path) -> None:
     ],
 )
 def test_vllm_is_rejected_with_the_reason(
-    tmp_path: Path, machine: Machine, architecture: str, pictures: int, tables: dict[str, Any], reason: str
+    tmp_path: Path, machine: Machine, architecture: str, images: int, tables: dict[str, Any], reason: str
 ) -> None:
-    found = vllm_unsupported_reasons(vllm_recipe(tmp_path, tables), machine, architecture, pictures)
+    found = vllm_unsupported_reasons(vllm_recipe(tmp_path, tables), machine, architecture, images)
     assert len(found) == 1
     assert reason in found[0]
 

@@ -27,7 +27,7 @@ from toolkit.models.prompts import Prompts, set_image_key
 from toolkit.recipe import Model
 from toolkit.training.grpo import grpo_settings
 from toolkit.training.image_processor_cache import CachedImageProcessor
-from toolkit.training.trl_settings import check_settings
+from toolkit.training.trl_trainer import check_settings
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_training_and_evaluation_use_the_same_prompt(policy: Policy, rows: list[
     batch = collate(policy, rows[:1])
     trained = batch["input_ids"][0][batch["labels"][0] == IGNORED]
     text = chat_template.render_prompt(policy.processor, rows[0].messages)
-    asked = policy.processor(text=[text], images=[rows[0].images], add_special_tokens=False)["input_ids"][0]
-    assert trained.tolist() == list(asked)
+    evaluated = policy.processor(text=[text], images=[rows[0].images], add_special_tokens=False)["input_ids"][0]
+    assert trained.tolist() == list(evaluated)
 
 
 def test_labels_equal_those_of_trls_collator_up_to_the_end_of_turn(policy: Policy, rows: list[Row]) -> None:
@@ -172,7 +172,7 @@ def test_a_setting_that_a_library_rewrote_is_an_error() -> None:
 
 def test_full_fine_tuning_trains_every_parameter(backend: Backend, tmp_path: Path) -> None:
     if backend.name == "unsloth":
-        pytest.skip("full fine-tuning is not done with Unsloth (backends/unsloth/limits.py)")
+        pytest.skip("full fine-tuning is not done with Unsloth (models/unsloth/preload.py)")
     model = backend.load(small_recipe(tmp_path, {"model": {"tuning": "full"}}), None, trainable=True).model
     assert all(parameter.requires_grad for parameter in model.parameters())
 

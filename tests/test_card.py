@@ -172,7 +172,7 @@ def test_rows_left_out_and_leaks_are_counted(planted: Planted) -> None:
 
 
 def test_every_row_of_the_results_is_in_the_card_with_its_interval(planted: Planted) -> None:
-    card, rows = planted.card(), read_json(planted.run.results_file)["table"]
+    card, rows = planted.card(), read_json(planted.run.results_file)["rows"]
     assert [row["label"] for row in rows] == ["majority baseline", "after SFT"]
     for row in rows:
         (line,) = re.findall(rf"^\| {row['label']} \| 40 \| ([\d.]+) % \[([\d.]+) to ([\d.]+)\]", card, re.MULTILINE)

@@ -14,13 +14,14 @@ import pytest
 
 import toolkit
 from tests.helpers.cli import call
+from tests.helpers.results import difference, estimate
 from toolkit.cli import main
 from toolkit.cli import tables as show
 from toolkit.cli.progress import PlainLines, show_progress
 from toolkit.errors import Interrupted, RunError
-from toolkit.pipeline import ResultRow, Results
+from toolkit.pipeline import ResultRow, RunResults
 from toolkit.recipe.renamed import RENAMED
-from toolkit.runfolder import RunFolder
+from toolkit.runfolder import SCHEMA_VERSION
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "filelock")
 
@@ -267,15 +268,32 @@ def test_an_export_ends_with_the_commands_that_serve_it(capsys: pytest.CaptureFi
 
 
 def test_the_table_of_results_is_printed_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def estimate(value: float, half: float = 0.05) -> dict[str, float]:
-        return {"value": value, "n": 400, "low": value - half, "high": value + half}
-
+    half, n = 0.05, 400
     rows = (
-        ResultRow("majority baseline", estimate(0.3)),
-        ResultRow("before", estimate(0.25), {"difference": estimate(-0.05)}, {"difference": estimate(-0.05)}),
-        ResultRow("after SFT", estimate(0.6), {"difference": estimate(0.35)}, {"difference": estimate(0.3)}),
+        ResultRow("majority baseline", estimate(0.3, half, n)),
+        ResultRow("before", estimate(0.25, half, n), difference(-0.05, half, n), difference(-0.05, half, n)),
+        ResultRow("after SFT", estimate(0.6, half, n), difference(0.35, half, n), difference(0.3, half, n)),
     )
-    show.results(Results(RunFolder(tmp_path), "accuracy", "test", rows))
+    show.results(
+        RunResults(
+            schema_version=SCHEMA_VERSION,
+            name="one",
+            seed=1,
+            fingerprints={},
+            score="accuracy",
+            split="test",
+            rows=rows,
+            also={},
+            compute=None,
+            gpu_memory={},
+            data=None,
+            evaluations={},
+            sft=None,
+            grpo=None,
+            export=None,
+            folder=tmp_path,
+        )
+    )
     lines = [" ".join(re.sub("[│┃]", " ", line).split()) for line in capsys.readouterr().out.splitlines()]
     assert "majority baseline 400 30.0 % [25.0 to 35.0]" in lines
     assert "after SFT 400 60.0 % [55.0 to 65.0] +35.0 [+30.0 to +40.0] +30.0 [+25.0 to +35.0]" in lines

@@ -223,7 +223,7 @@ def test_counting_does_not_change_the_trained_weights(tmp_path: Path, monkeypatc
         return (run.weights_folder("sft") / "adapter_model.safetensors").read_bytes()
 
     counted = weights("counted")
-    monkeypatch.setattr("toolkit.training.sft.count_one_pass", lambda trainer, policy: None)
+    monkeypatch.setattr("toolkit.training.trl_trainer.count_one_pass", lambda trainer, policy: None)
     monkeypatch.setattr("toolkit.models.hf.register_usage_hooks", lambda model: None)
     assert weights("plain") == counted
 

@@ -48,7 +48,7 @@ def test_a_task_in_a_file_goes_through_every_stage(folder: Path, capsys: pytest.
     toolkit("run", "my.toml", "--dry-run")
     toolkit("run", "my.toml")
     run = find_run(folder / "runs" / "my")
-    results = read_results(run)
+    results = read_results(run.path)
     assert (results.score, [row.label for row in results.rows]) == (
         "accuracy",
         ["majority baseline", "before", "after SFT", "after GRPO"],

@@ -21,7 +21,7 @@ from toolkit.recipe import Recipe, recipe_model
 from toolkit.recipe.problems import tables_of
 from toolkit.recipe.renamed import RENAMED
 from toolkit.tasks import TASKS
-from toolkit.training.reward_test import score_file
+from toolkit.training.completions_file import score_file
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

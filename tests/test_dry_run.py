@@ -5,23 +5,27 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.helpers.cli import call
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
+from toolkit.data.result import DataResult
 from toolkit.errors import DataError, Interrupted, RecipeError, RunError
 from toolkit.pipeline import dry_run as dry_run_package
+from toolkit.pipeline import read_results
 from toolkit.pipeline.dry_run import DryRunResult, derive_dry_run, dry_run
 from toolkit.pipeline.dry_run.derive import ROWS, STEPS
 from toolkit.pipeline.dry_run.perform import reference_rewards
 from toolkit.pipeline.prepare_data import read_rows
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, SyntheticData, changed_keys, dump_recipe
-from toolkit.runfolder import find_run, read_json, start_run
+from toolkit.runfolder import find_run, start_run
 from toolkit.tasks import TASKS, Task
 from toolkit.tasks.mcq.synthetic import write_chest
+from toolkit.training.results import GrpoResult
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [file for file in sorted((ROOT / "recipes").glob("*.toml")) if load_recipe(file).imagegen is None]
@@ -274,8 +278,8 @@ def test_a_dry_run_takes_some_of_its_own_rows_through_every_stage(
     assert "model.name: google/medgemma-4b-it -> tiny" in told
     assert "the reference answers of 16 training rows have a mean reward of" in told
     run = find_run(chest / "runs" / "one.dry-run")
-    assert run.record("data")["rows"] == {"train": 16, "validation": 0, "test": 8}
-    assert run.record("grpo")["steps"] == STEPS
+    assert run.result("data", DataResult).rows == {"train": 16, "validation": 0, "test": 8}
+    assert run.result("grpo", GrpoResult).training.steps == STEPS
     assert run.recipe(TASKS).model.precision == "4bit"
     assert run.recipe(TASKS).grpo is not None
     assert run.recipe(TASKS).grpo.generations == 2  # type: ignore[union-attr]
@@ -312,16 +316,17 @@ def test_the_dry_run_of_a_shipped_recipe_finishes(name: str, tmp_path: Path) -> 
     assert all("⟦" in text for _, text in shown)
     assert done.no_rows
     assert done.results.rows[-1].label == "after GRPO"
-    stages = read_json(done.results.run.results_file)["stages"]
-    assert tuple(name for name in stages if name != "data") == FULL[name]
-    probe = stages["grpo"]["probe"]
-    assert probe["failure"] is None or "reward mean" in probe["failure"]
+    results = read_results(done.results.folder)
+    assert tuple(stage for stage in results.run.finished_stages() if stage != "data") == FULL[name]
+    assert results.grpo is not None
+    assert results.grpo.probe is not None
+    assert results.grpo.probe.failure is None or "reward mean" in results.grpo.probe.failure
 
 
 def test_a_dry_run_that_is_interrupted_promises_no_resume(tmp_path: Path) -> None:
     write_chest(tmp_path / "chest", SyntheticData(kind="chest", train=4, test=2, size=64), 3407)
 
-    def stopped(*_: object) -> None:
+    def stopped(*_: object) -> NoReturn:
         raise Interrupted(2, "sft is saved after step 1 of 3")
 
     with raises(Interrupted, "run.interrupted") as caught:

@@ -63,7 +63,7 @@ def test_what_was_exported_before_the_last_training_is_not_taken_for_the_runs_mo
     with pytest.raises(RunError) as caught:
         find_exported(run, "merged")
     assert (caught.value.code, caught.value.value) == ("run.exported_weights_outdated", "made from stages/sft/weights")
-    show.results(read_results(run))
+    show.results(read_results(run.path))
     told = capsys.readouterr().out
     assert "weights from before the last training (stages/sft/weights)" in told
     assert "vllm serve" not in told

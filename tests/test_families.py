@@ -1,11 +1,11 @@
-"""Other families of models go the whole way: a few layers of Qwen2.5-VL and Qwen3-VL behind their real processors."""
+"""Other model families run from training to export: a few layers of Qwen2.5-VL and Qwen3-VL, with real processors."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.model_families import build
-from tests.helpers.training import small_recipe
+from tests.helpers.training import Tables, small_recipe
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.runfolder import find_run, read_json
@@ -13,11 +13,11 @@ from toolkit.runfolder import find_run, read_json
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_family_trains_and_exports(family: str, shared_data: Path, tmp_path: Path) -> None:
-    tables = {
+    tables: Tables = {
         "model": {"name": str(build(family, shared_data, tmp_path)), "max_tokens": 600},
         "images": {"max_side": 56},
         "sft": {"max_steps": 1, "batch_size": 4, "accumulation": 1},
-        # One pass of two prompts of different length: what is not laid to the same side does not fit together.
+        # One pass of two prompts of different length: rows padded on different sides would not fit together.
         "grpo": {"max_steps": 1, "prompts_per_step": 2, "generations": 2, "micro_batch": 4, "max_completion_tokens": 4},
         "evaluate": {"limit": 2, "max_completion_tokens": 4, "before": False},
         "export": {"to": ["merged"], "verify": 2},

@@ -3,26 +3,27 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.helpers.problems import raises
-from tests.helpers.training import context_of, small_recipe, with_spread
+from tests.helpers.training import context_of, length_reward, small_recipe
 from toolkit.errors import TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, Row
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.training.grpo import train_grpo
-from toolkit.training.image_check import check_images_change_loss, check_images_used
+from toolkit.training.preflight import check_images_change_loss, check_images_used
 from toolkit.training.sft import train_sft
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    folder = tmp_path_factory.mktemp("sight")
-    tables = {"lora": {"dropout": 0.5}, "rewards": with_spread(folder)}
+    folder = tmp_path_factory.mktemp("images")
+    tables = {"lora": {"dropout": 0.5}, "rewards": length_reward(folder)}
     with context_of(small_recipe(folder, tables)) as made:
         yield made
 
@@ -36,8 +37,8 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the pixels of all models that are loaded from now on with zeros."""
     load = HfBackend.load
 
-    def blind(self: HfBackend, *args: object, **options: object) -> Policy:
-        policy = load(self, *args, **options)  # type: ignore[arg-type]
+    def blind(self: HfBackend, *args: Any, **options: Any) -> Policy:
+        policy = load(self, *args, **options)
         whole = policy.model.get_base_model()
         seeing = whole.model.get_image_features
         whole.model.get_image_features = lambda pixels, **rest: seeing(torch.zeros_like(pixels), **rest)
@@ -90,8 +91,8 @@ def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
 
     compute = PolicyTrainer._get_per_token_logps_and_entropies
 
-    def lose(self: PolicyTrainer, *args: object, **fields: torch.Tensor) -> object:
-        return compute(self, *args, **{**fields, "pixel_values": torch.zeros_like(fields["pixel_values"])})  # type: ignore[arg-type]
+    def lose(self: PolicyTrainer, *args: Any, **fields: Any) -> Any:
+        return compute(self, *args, **{**fields, "pixel_values": torch.zeros_like(fields["pixel_values"])})
 
     monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", lose)
     alone = replace(context, recipe=context.recipe.model_copy(update={"sft": None}))
@@ -102,9 +103,9 @@ def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
 
 def test_truncated_and_masked_completions_are_checked_too(tmp_path: Path) -> None:
     cut = {"max_completion_tokens": 2, "mask_truncated": True, "max_steps": 1}
-    recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": with_spread(tmp_path)})
+    recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": length_reward(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
-        assert train_grpo(context)["steps"] == 1
+        assert train_grpo(context).training.steps == 1
 
 
 def test_numerical_noise_alone_does_not_pass_the_check() -> None:
@@ -121,9 +122,9 @@ def test_a_change_in_one_of_two_rows_is_enough() -> None:
 
 
 def test_rows_with_the_same_images_cannot_be_swapped(context: Context, policy: Policy) -> None:
-    class Deaf(HfBackend):
+    class NoLoss(HfBackend):
         def answer_loss(self, policy: Policy, row: Row) -> float:
-            raise AssertionError("no image may be compared")
+            raise AssertionError("no loss must be computed")
 
     same = [context.data.train[0]] * 3
-    assert not check_images_used(Deaf(), policy, Prompts.of(context.recipe, context.images), same)
+    assert not check_images_used(NoLoss(), policy, Prompts.of(context.recipe, context.images), same)

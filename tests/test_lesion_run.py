@@ -7,11 +7,12 @@ import pytest
 
 from tests.helpers.training import small_recipe
 from toolkit.evaluation.predict import predict
+from toolkit.evaluation.results import EvaluationResult
 from toolkit.pipeline import read_results, run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, find_run, read_lines
-from toolkit.training.reward_test import score_file
+from toolkit.training.completions_file import score_file
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,15 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def test_every_score_gets_a_table_beside_its_baseline(lesions: Recipe) -> None:
     run = RunFolder(lesions.run_folder)
-    results = read_results(run)
+    results = read_results(run.path)
     assert list(results.tables) == ["accuracy", "place", "box_iou", "mask_iou"]
     for rows in results.tables.values():
         assert [row.label for row in rows] == ["majority baseline", "before", "after SFT"]
-        assert rows[0].estimate["value"] > 0
-    record = run.record("evaluate-sft")
-    assert set(record["summary"]["overall"]["labels"]["classes"]) >= {"nv", "mel"}
-    assert {"sex", "age_band", "site", "source"} >= set(record["summary"]["by"]) >= {"sex", "age_band"}
+        assert (rows[0].estimate.value or 0) > 0
+    record = run.result("evaluate-sft", EvaluationResult)
+    assert record.summary.overall.labels is not None
+    assert set(record.summary.overall.labels.classes) >= {"nv", "mel"}
+    assert {"sex", "age_band", "site", "source"} >= set(record.summary.by) >= {"sex", "age_band"}
     assert (run.path / "stages/evaluate-sft/confusion.png").is_file()
     assert "balanced sampling: " in run.log_file.read_text()
 

@@ -1,7 +1,7 @@
 """float16 with a gradient scaler: a skipped optimizer step is not divergence, and a scale below 1 ends the run.
 
-accelerate makes a scaler on a GPU alone. Here its trainer gets torch's own for the CPU, and overflows are injected into
-gradients.
+accelerate creates a scaler on a GPU only. Here its trainer gets torch's scaler for the CPU, and overflows are injected
+into gradients.
 """
 
 import math
@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from torch.amp.grad_scaler import GradScaler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tests.helpers.oom import lines_of, recipe_of, run, small_memory
@@ -51,7 +52,7 @@ def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool =
     def scaled(backend: Any, policy: Any, job: Any) -> Any:
         trainer = build(backend, policy, job)
         if scaler:
-            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+            trainer.accelerator.scaler = GradScaler("cpu", init_scale=SCALE)
         trainer.add_callback(overflow)
         next(one for one in policy.model.parameters() if one.requires_grad).register_hook(overflow.hook)
         return trainer
@@ -66,7 +67,7 @@ def test_skipped_steps_are_counted_and_training_continues(tmp_path: Path, monkey
     with float16(monkeypatch, {1, 2}) as overflow:
         record = run(recipe, "sft")
     lines = lines_of(recipe)
-    assert record["skipped_steps"] == 2
+    assert record.training.skipped_steps == 2
     assert [line.get("skipped_steps") for line in lines] == [1, 1, None, None]
     assert [line.get("loss_scale") for line in lines] == [SCALE / 2, SCALE / 4, None, None]
     assert ["grad_norm" in line for line in lines] == [False, False, True, True]
@@ -96,9 +97,9 @@ def test_the_scale_survives_oom_recovery(tmp_path: Path, monkeypatch: pytest.Mon
     recipe = recipe_of("sft", tmp_path, "recovered", sft={"max_steps": 3})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2), float16(monkeypatch, {1, 3}):
         record = run(recipe, "sft")
-    assert record["gpu_memory"]["out_of_memory"] == 1
+    assert record.training.gpu_memory.out_of_memory == 1
     assert [line.get("loss_scale") for line in lines_of(recipe)] == [SCALE / 2, None, SCALE / 4]
-    assert record["skipped_steps"] == 2
+    assert record.training.skipped_steps == 2
 
 
 def test_a_repeated_skipped_step_counts_once() -> None:
@@ -106,7 +107,7 @@ def test_a_repeated_skipped_step_counts_once() -> None:
     reported: list[dict[str, float]] = []
     report = MetricsReporter(lambda step, steps, figures: reported.append(dict(figures)))
     args, control = TrainingArguments(report_to="none", use_cpu=True), TrainerControl()
-    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    scaler = GradScaler("cpu", init_scale=SCALE)
     skipped = SimpleNamespace(step_was_skipped=True, scaler=scaler)
     report.on_optimizer_step(args, TrainerState(global_step=1), control, optimizer=skipped)  # step 2
     report.on_train_begin(args, TrainerState(global_step=1), control)
@@ -122,7 +123,7 @@ def test_a_non_finite_loss_of_a_skipped_step_is_omitted_from_the_log() -> None:
     args, state, control = TrainingArguments(report_to="none", use_cpu=True), TrainerState(), TrainerControl()
     Accelerator(cpu=True)  # its optimizer needs an accelerator
     parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = AcceleratedOptimizer(torch.optim.SGD([parameter]), scaler=torch.amp.GradScaler("cpu", init_scale=SCALE))
+    optimizer = AcceleratedOptimizer(torch.optim.SGD([parameter]), scaler=GradScaler("cpu", init_scale=SCALE))
     for gradient in (math.inf, 1.0):
         optimizer.scaler.scale(parameter.sum()).backward()
         parameter.grad = torch.full((2,), gradient)

@@ -1,7 +1,6 @@
-"""The notebooks: in step with their sources, without outputs, and each runs to its end on a machine without a GPU."""
+"""The notebooks match their sources, have no outputs, and run to the end on a machine without a GPU."""
 
 import ast
-import json
 import os
 import re
 from pathlib import Path
@@ -12,9 +11,15 @@ from nbclient import NotebookClient
 
 from tests.helpers.notebooks import FOLDER, sources, text_of
 from tests.helpers.recipes import load_recipe
+from toolkit.pipeline import read_results
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["ham10000_kaggle", "medgemma_grpo_colab", "medgemma_grpo_kaggle", "tour"]
+
+
+def read_notebook(name: str) -> nbformat.NotebookNode:
+    made: nbformat.NotebookNode = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    return made
 
 
 def code_of(source: Path) -> str:
@@ -33,14 +38,12 @@ def test_every_notebook_has_a_source_and_every_source_a_notebook() -> None:
 @pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
 def test_a_notebook_is_what_its_source_makes(source: Path) -> None:
     """If this fails, run ``python tests/helpers/notebooks.py``."""
-    assert source.with_suffix(".ipynb").read_text(encoding="utf-8") == text_of(source), (
-        "python tests/helpers/notebooks.py"
-    )
+    assert source.with_suffix(".ipynb").read_text(encoding="utf-8") == text_of(source)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_has_no_outputs(name: str) -> None:
-    made = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    made = read_notebook(name)
     code = [cell for cell in made.cells if cell.cell_type == "code"]
     assert code
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
@@ -67,11 +70,11 @@ def test_every_recipe_and_key_that_a_notebook_names_exists(source: Path) -> None
 
 
 def execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything that a notebook printed, run from its first cell to its last in an empty folder."""
+    """Run a notebook from its first cell to its last in an empty folder, and return everything that it printed."""
     monkeypatch.setenv("TOOLKIT_DRY_RUN", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
     monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
-    made = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    made = read_notebook(name)
     NotebookClient(made, timeout=3000, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [out for cell in made.cells if cell.cell_type == "code" for out in cell.outputs]
     assert not [out for out in outputs if out.output_type == "error"]
@@ -106,8 +109,8 @@ def test_the_ham10000_notebook_prepares_data_and_runs_both_dry_runs(
 @pytest.mark.slow
 def test_the_tour_runs_as_it_is_and_the_model_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = execute("tour", tmp_path, monkeypatch)
-    stages = json.loads((tmp_path / "runs" / "tour" / "results.json").read_text())["stages"]
-    learned = stages["evaluate-sft"]["differences"]["before"]["difference"]
-    assert learned["low"] > 0
+    learned = read_results(tmp_path / "runs" / "tour").evaluations["sft"].differences["before"]
+    assert learned.difference.low is not None
+    assert learned.difference.low > 0
     assert "reference: " in printed
     assert "Compute" in printed or "compute" in printed

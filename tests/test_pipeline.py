@@ -12,13 +12,16 @@ import pytest
 
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
+from tests.helpers.results import evaluation_result, grpo_result, sft_result
 from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
 from toolkit.evaluation.context import Context
+from toolkit.evaluation.results import EvaluationResult
 from toolkit.models.llamacpp import formats_of, missing_requirement
-from toolkit.pipeline import Results, Stages, read_results, run_recipe
+from toolkit.pipeline import RunResults, Stages, read_results, run_recipe
 from toolkit.pipeline.rerun import export_again
 from toolkit.recipe import Recipe
-from toolkit.runfolder import RunFolder, check_fingerprints, read_json
+from toolkit.runfolder import RunFolder, check_fingerprints, read_json, write_json
+from toolkit.training.results import GrpoResult, SftResult
 
 TEXT = """
 [run]
@@ -34,10 +37,6 @@ train = "rows.json"
 """
 
 SCORES = {"baseline": 0.25, "before": 0.2, "sft": 0.6, "grpo": 0.75}
-
-
-def estimate(value: float) -> dict[str, Any]:
-    return {"value": value, "n": 100, "low": value - 0.1, "high": value + 0.1}
 
 
 @dataclass
@@ -62,7 +61,7 @@ class FakeStages:
         return "rows", "pictures"
 
     def trainer(self, name: str) -> Any:
-        def train(context: Context) -> dict[str, Any]:
+        def train(context: Context) -> SftResult | GrpoResult:
             self.calls.append((name, relative(context, context.weights)))
             context.report(name, 1, 1, {"loss": 0.5})
             if self.signal_in == name:
@@ -71,24 +70,15 @@ class FakeStages:
             if name in self.fail:
                 raise self.fail[name]
             context.run.weights_folder(name).mkdir(parents=True)
-            return {"steps": 1}
+            return sft_result() if name == "sft" else grpo_result()
 
         return train
 
-    def evaluate(self, context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> Any:
+    def evaluate(self, context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationResult:
         self.calls.append(("evaluate", name, relative(context, weights), *earlier))
         assert (context.data, context.images) == ("rows", "pictures")
-        differences = {
-            other: {"difference": estimate(SCORES[name] - SCORES[other])} for other in ("baseline", *earlier)
-        }
-        return {
-            "split": "test",
-            "score": "accuracy",
-            "value": estimate(SCORES[name]),
-            "baseline": estimate(SCORES["baseline"]),
-            "differences": differences,
-            "also": {},
-        }
+        others = {other: SCORES[other] for other in ("baseline", *earlier)}
+        return evaluation_result(name, SCORES[name], SCORES["baseline"], others)
 
     def export(self, context: Context) -> dict[str, Any]:
         if "export" in self.fail:
@@ -112,9 +102,9 @@ def make_recipe(folder: Path, *settings: str, text: str = TEXT) -> Recipe:
     return load_recipe(file, settings)
 
 
-def differences(results: Results, kind: str) -> list[float | None]:
+def differences(results: RunResults, kind: str) -> list[float | None]:
     found = [getattr(row, kind) for row in results.rows]
-    return [None if one is None else pytest.approx(one["difference"]["value"]) for one in found]
+    return [None if one is None else pytest.approx(one.difference.value) for one in found]
 
 
 def test_all_stages_run_in_order_each_on_the_weights_of_the_one_before(tmp_path: Path) -> None:
@@ -135,15 +125,16 @@ def test_the_table_has_baseline_before_sft_grpo_with_paired_differences(tmp_path
     results = run_recipe(make_recipe(tmp_path), FakeStages().table())
     assert (results.score, results.split) == ("accuracy", "test")
     assert [row.label for row in results.rows] == ["majority baseline", "before", "after SFT", "after GRPO"]
-    assert [row.estimate["value"] for row in results.rows] == [0.25, 0.2, 0.6, 0.75]
+    assert [row.estimate.value for row in results.rows] == [0.25, 0.2, 0.6, 0.75]
     # 0.2 - 0.25, 0.6 - 0.2, 0.75 - 0.6; and each minus the baseline's 0.25.
     assert differences(results, "to_previous") == [None, -0.05, 0.4, 0.15]
     assert differences(results, "to_baseline") == [None, -0.05, 0.35, 0.5]
     written = read_json(results.run.results_file)
-    assert [row["label"] for row in written["table"]] == [row.label for row in results.rows]
+    assert [row["label"] for row in written["rows"]] == [row.label for row in results.rows]
     assert written["fingerprints"] == {"data": "abc"}
-    assert list(written["stages"]) == ["evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export"]
-    assert read_results(results.run) == results
+    assert list(written["evaluations"]) == ["before", "sft", "grpo"]
+    assert "folder" not in written
+    assert read_results(results.folder) == read_results(results.run.results_file) == results
 
 
 def test_a_second_run_skips_everything_says_so_and_reads_no_data(
@@ -153,7 +144,7 @@ def test_a_second_run_skips_everything_says_so_and_reads_no_data(
     first = run_recipe(recipe, FakeStages().table())
     again = FakeStages()
     with caplog.at_level(logging.INFO, "toolkit"):
-        assert run_recipe(recipe, again.table()) == first
+        assert run_recipe(recipe, again.table()).rows == first.rows
     assert again.calls == []
     assert [line for line in caplog.messages if "skipped" in line] == [
         f"{stage}: finished before, skipped"
@@ -291,9 +282,9 @@ def test_a_run_starts_from_the_weights_of_an_earlier_run(tmp_path: Path) -> None
     earlier = run_recipe(make_recipe(tmp_path), FakeStages().table()).run
     seen: list[Path | None] = []
 
-    def train(context: Context) -> dict[str, Any]:
+    def train(context: Context) -> GrpoResult:
         seen.append(context.weights)
-        return {}
+        return grpo_result()
 
     fake = FakeStages()
     stages = Stages(fake.prepare, fake.look, fake.trainer("sft"), train, fake.evaluate, fake.export)
@@ -312,3 +303,23 @@ def test_each_step_goes_to_metrics_and_log(tmp_path: Path) -> None:
     text = run.log_file.read_text()
     assert "sft step 1 of 1: loss 0.5" in text
     assert "sft begins" in text
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "not JSON", "no file"])
+def test_a_damaged_results_json_is_an_error(tmp_path: Path, change: str) -> None:
+    run = run_recipe(make_recipe(tmp_path), FakeStages().table()).run
+    content = read_json(run.results_file)
+    if change == "missing":
+        del content["sft"]["training"]["steps"]
+    elif change == "unknown":
+        content["evaluations"]["sft"]["value"]["mean"] = 0.5
+    write_json(run.results_file, content)
+    if change == "not JSON":
+        run.results_file.write_text("{")
+    elif change == "no file":
+        run.results_file.unlink()
+    with raises(RunError, "run.results_damaged") as caught:
+        read_results(run.path)
+    assert caught.problem.place == str(run.results_file)
+    expected = {"missing": "sft.training.steps: ", "unknown": "evaluations.sft.value.mean: "}
+    assert str(caught.problem.value).startswith(expected.get(change, ""))

@@ -34,6 +34,7 @@ from toolkit.planning.model_files import (
 from toolkit.planning.stages import plan_work
 from toolkit.planning.tokens import image_token_count
 from toolkit.runfolder import TESTED_VERSIONS, untested_versions
+from toolkit.training.results import GrpoResult, SftResult
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,10 +89,10 @@ def test_tokens_are_those_that_the_stage_counts(xrays: Path, tmp_path: Path) -> 
     assert plan.tokens is not None
     assert plan.tokens.exact
     run = run_recipe(recipe.model_copy(update={"grpo": None, "evaluate": None}), STAGES).run
-    lengths = run.record("sft")["lengths"]
+    lengths = run.result("sft", SftResult).lengths
     total = plan.tokens.percentiles("total")
-    assert [total[name] for name in ("median", "p95", "max")] == [lengths[name] for name in ("median", "p95", "max")]
-    assert plan.tokens.percentiles("images")["median"] == lengths["images"]
+    assert [total[name] for name in ("median", "p95", "max")] == [lengths.median, lengths.p95, lengths.max]
+    assert plan.tokens.percentiles("images")["median"] == lengths.images
 
 
 def test_steps_are_those_that_the_trainers_make(xrays: Path, tmp_path: Path) -> None:
@@ -105,8 +106,8 @@ def test_steps_are_those_that_the_trainers_make(xrays: Path, tmp_path: Path) -> 
     )
     work = plan_work(recipe, {"train": 24, "validation": 0, "test": 8})
     run = run_recipe(recipe.model_copy(update={"evaluate": None}), STAGES).run
-    assert work["sft"].steps == run.record("sft")["steps"]
-    assert work["grpo"].steps == run.record("grpo")["steps"] == 4
+    assert work["sft"].steps == run.result("sft", SftResult).training.steps
+    assert work["grpo"].steps == run.result("grpo", GrpoResult).training.steps == 4
     assert (work["grpo"].completions, work["grpo"].answers) == (10, 40)
     assert work["evaluate"].answers == 8 * 3
 

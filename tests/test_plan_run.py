@@ -11,8 +11,8 @@ from tests.helpers.plans import record_of, write_xrays
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import Tables, recipe_on_files
 from toolkit.errors import DataError, PlanError
-from toolkit.pipeline import run_recipe
-from toolkit.pipeline.gpu_peaks import describe_peaks, gpu_peaks
+from toolkit.pipeline import read_results, run_recipe
+from toolkit.pipeline.gpu_peaks import GpuPeak, describe_peaks, gpu_peaks
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.pipeline.plan import plan_run
 from toolkit.pipeline.stages import STAGES
@@ -99,8 +99,8 @@ def test_the_plan_is_stored_and_compared_with_measured_peaks(
     run = run_recipe(recipe, STAGES, plan=plan).run
     assert read_json(run.plan_file) == plan
     expected = plan["memory"]["sft"]["reserved_gb"]
-    peaks = read_json(run.results_file)["gpu_memory"]
-    assert peaks == {"sft": {"estimated_gb": expected, "measured_gb": None}}  # torch reserved none here.
+    peaks = read_results(run.path).gpu_memory
+    assert peaks == {"sft": GpuPeak(estimated_gb=expected, measured_gb=None)}  # torch reserved none here.
     assert describe_peaks(peaks) == "no GPU was used"
     with caplog.at_level(logging.INFO, "toolkit"):
         assert plan_run(recipe, fresh=False) is None
@@ -115,11 +115,11 @@ def test_a_measured_peak_is_reported_with_its_estimate(xrays: Path, tmp_path: Pa
     last["stage"]["used"]["gpu_memory"] = 7_500_000_000
     append_line(run.compute_file, last)
     estimated = read_json(run.plan_file)["memory"]["sft"]["reserved_gb"]
-    assert gpu_peaks(find_run(run.path)) == {"sft": {"estimated_gb": estimated, "measured_gb": 7.5}}
+    assert gpu_peaks(find_run(run.path)) == {"sft": GpuPeak(estimated_gb=estimated, measured_gb=7.5)}
     assert describe_peaks(gpu_peaks(run)) == f"sft 7.5 GB (plan: {estimated:.1f} GB)"
 
 
 def test_without_a_gpu_there_is_no_estimate(xrays: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, xrays).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=record_of(make(recipe, None))).run
-    assert gpu_peaks(run) == {"sft": {"estimated_gb": None, "measured_gb": None}}
+    assert gpu_peaks(run) == {"sft": GpuPeak(estimated_gb=None, measured_gb=None)}

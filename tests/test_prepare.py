@@ -10,14 +10,18 @@ import pytest
 
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
+from tests.helpers.results import evaluation_result, grpo_result, sft_result
+from toolkit.data.result import DataResult
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.evaluation.context import Context
+from toolkit.evaluation.results import EvaluationResult
 from toolkit.pipeline import Stages
 from toolkit.pipeline.prepare_data import inspect_data, prepare
 from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
 from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import no_progress, read_json, start_run
 from toolkit.tasks.mcq.synthetic import write_chest
+from toolkit.training.results import GrpoResult, SftResult
 
 HEAD = '[run]\nname = "one"\nfolder = "{folder}/runs"\n'
 FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.json"\n'
@@ -48,9 +52,9 @@ def test_synthetic_data_is_written_to_the_run_once(tmp_path: Path) -> None:
         assert (len(data.train), len(data.test)) == (8, 4)
         assert images.get(data.test[0].images[0]).mode == "RGB"
         first = read_json(run.run_file)["fingerprints"]
-        record = run.record("data")
-        assert record["rows"] == {"train": 8, "validation": 0, "test": 4}
-        assert (record["pictures"]["checked"], record["pictures"]["bits"]) == (6, {"16": 6})
+        result = run.result("data", DataResult)
+        assert result.rows == {"train": 8, "validation": 0, "test": 4}
+        assert (result.images.checked, result.images.bits) == (6, {16: 6})
         prepare(recipe, run, no_progress)
         assert read_json(run.run_file)["fingerprints"] == first
 
@@ -114,14 +118,14 @@ def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so
             images.get(sample.images[0])
         # Two questions about each X-ray.
         assert (len(data.train), len(data.test)) == (6, 4)
-        (dropped,) = run.record("data")["dropped"]
-    assert (dropped["reason"], dropped["count"]) == ("an image is unusable", 2)
+        (dropped,) = run.result("data", DataResult).dropped
+    assert (dropped.reason, dropped.count) == ("an image is unusable", 2)
     (warned,) = (one for one in warnings_in(caplog) if one.code == "data.image_unusable")
     assert Path(warned.place).name == "train.json"
     xray(chest, 0).unlink()
     with start_run(recipe) as run, raises(RunError, "run.inputs_changed") as caught:
         prepare(recipe, run, no_progress)
-    assert caught.problem.value == "changed: unusable pictures"
+    assert caught.problem.value == "changed: unusable images"
 
 
 def test_a_split_without_a_usable_image_is_an_error(chest: Path, tmp_path: Path) -> None:
@@ -139,8 +143,8 @@ def test_placeholders_keep_their_rows_and_are_recorded(chest: Path, tmp_path: Pa
     with start_run(recipe) as run:
         data, _ = prepare(recipe, run, no_progress)
         assert len(data.train) == 8
-        (unusable,) = run.record("data")["pictures"]["unusable"]
-    assert unusable["path"] == str(xray(chest, 1))
+        (unusable,) = run.result("data", DataResult).images.unusable
+    assert unusable.path == str(xray(chest, 1))
 
 
 def test_inspect_scans_every_split_and_continues_after_unusable_images(chest: Path, tmp_path: Path) -> None:
@@ -157,18 +161,18 @@ Calls = list[tuple[Any, ...]]
 
 
 def fake_stages(calls: Calls) -> Stages:
-    def train(context: Context) -> dict[str, Any]:
-        for stage in ("sft", "grpo"):
-            context.run.weights_folder(stage).mkdir(parents=True, exist_ok=True)
-        return {}
+    def train_sft(context: Context) -> SftResult:
+        context.run.weights_folder("sft").mkdir(parents=True, exist_ok=True)
+        return sft_result()
 
-    def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> Any:
+    def train_grpo(context: Context) -> GrpoResult:
+        context.run.weights_folder("grpo").mkdir(parents=True, exist_ok=True)
+        return grpo_result()
+
+    def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationResult:
         section = context.recipe.evaluate
         calls.append((name, weights and weights.parent.name, tuple(earlier), section and section.limit))
-        estimate = {"value": 0.5, "n": 4, "low": 0.4, "high": 0.6}
-        differences = {other: {"difference": estimate} for other in ("baseline", *earlier)}
-        fields = {"split": "test", "score": "accuracy", "value": estimate, "baseline": estimate}
-        return {**fields, "differences": differences, "also": {}}
+        return evaluation_result(name, 0.5, 0.5, dict.fromkeys(("baseline", *earlier), 0.0))
 
     def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
         assert context.recipe.export is not None
@@ -181,7 +185,7 @@ def fake_stages(calls: Calls) -> Stages:
     def prepare_nothing(recipe: Recipe, run: object, progress: object) -> Any:
         return None, None
 
-    return Stages(prepare_nothing, look_at_nothing, train, train, evaluate, export)
+    return Stages(prepare_nothing, look_at_nothing, train_sft, train_grpo, evaluate, export)
 
 
 def test_an_export_is_evaluated_under_its_own_name(tmp_path: Path) -> None:
@@ -239,7 +243,7 @@ def test_a_repeated_evaluation_has_a_free_name_and_is_compared_if_the_samples_ar
         evaluate_again(path, fake_stages(calls), name="mine")
     assert caught.problem.value == "mine"
     # The run's own table is as it was.
-    assert [row["label"] for row in read_json(path / "results.json")["table"]] == [
+    assert [row["label"] for row in read_json(path / "results.json")["rows"]] == [
         "majority baseline",
         "before",
         "after SFT",

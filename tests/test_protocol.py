@@ -9,21 +9,26 @@ import pytest
 import torch
 
 from tests.helpers.problems import raises
-from tests.helpers.training import context_of, small_recipe, with_spread
+from tests.helpers.training import context_of, length_reward, small_recipe
 from toolkit.errors import ModelError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, Sampling, TrainingJob
 from toolkit.models.prompts import Prompts
-from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
-from toolkit.training.image_check import check_images_used
+from toolkit.training.grpo import build_grpo, make_reward_scorer
+from toolkit.training.preflight import check_images_used
+from toolkit.training.rewards import recipe_rewards
 from toolkit.training.sft import build_sft
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     folder = tmp_path_factory.mktemp("protocol")
-    tables = {"sft": {"max_steps": 2}, "grpo": {"max_steps": 2, "learning_rate": 1e-2}, "rewards": with_spread(folder)}
+    tables = {
+        "sft": {"max_steps": 2},
+        "grpo": {"max_steps": 2, "learning_rate": 1e-2},
+        "rewards": length_reward(folder),
+    }
     with context_of(small_recipe(folder, tables)) as made:
         yield made
 

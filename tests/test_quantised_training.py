@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.helpers.problems import raises, warnings_in
-from tests.helpers.training import context_of, small_recipe, with_spread
+from tests.helpers.training import Tables, context_of, length_reward, small_recipe
 from toolkit.errors import Interrupted, ModelError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, Sampling, TrainingJob
@@ -28,7 +28,8 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import StopRequest
 from toolkit.training import train as training
-from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
+from toolkit.training.grpo import build_grpo, make_reward_scorer
+from toolkit.training.rewards import recipe_rewards
 from toolkit.training.sft import train_sft
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed here")
@@ -42,7 +43,7 @@ def pretend_avx512bf16(patch: pytest.MonkeyPatch, answer: bool) -> None:
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    tables = {"lora": {"vision": True}, "model": {"precision": "4bit"}, "grpo": {"learning_rate": 5e-6}}
+    tables: Tables = {"lora": {"vision": True}, "model": {"precision": "4bit"}, "grpo": {"learning_rate": 5e-6}}
     with context_of(small_recipe(tmp_path_factory.mktemp("quantised"), tables)) as made:
         yield made
 
@@ -57,10 +58,10 @@ def test_a_quantised_run_completes_every_stage_on_a_cpu(
 ) -> None:
     pretend_avx512bf16(monkeypatch, True)
     steps = {"max_steps": 1, "optimizer": "paged_adamw_8bit", "gradient_checkpointing": True}
-    tables = {
+    tables: Tables = {
         "model": {"precision": precision},
         "data": {"synthetic": {"kind": "chest", "train": 8, "test": 2, "size": 64}},
-        "rewards": with_spread(tmp_path),
+        "rewards": length_reward(tmp_path),
         "sft": {**steps, "accumulation": 1},
         "grpo": {**steps, "max_completion_tokens": 8},
         "evaluate": {"max_completion_tokens": 8},
@@ -87,7 +88,10 @@ def test_training_resumes_bit_for_bit_with_and_without_avx512bf16(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A layer repacked for AVX512-BF16 has no backward pass, and rounded scales, so weights would differ."""
-    tables = {"model": {"precision": precision}, "sft": {"max_steps": 2, "accumulation": 1, "optimizer": "adamw_8bit"}}
+    tables: Tables = {
+        "model": {"precision": precision},
+        "sft": {"max_steps": 2, "accumulation": 1, "optimizer": "adamw_8bit"},
+    }
 
     def recipe_of(name: str) -> Recipe:
         return small_recipe(tmp_path, tables, name=name).model_copy(update={"grpo": None, "evaluate": None})
@@ -102,7 +106,7 @@ def test_training_resumes_bit_for_bit_with_and_without_avx512bf16(
         with pytest.raises(Interrupted):
             train_sft(context)
     with context_of(halved) as context:
-        assert train_sft(context)["resumed_from"] == "step-00000001"
+        assert train_sft(context).training.resumed_from == "step-00000001"
     first, second = (load_file(recipe.run_folder / "stages/sft/weights" / ADAPTER) for recipe in (whole, halved))
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -127,10 +131,10 @@ def test_a_saved_4bit_adapter_has_the_same_completions(
     assert policy.bits == 4
     layer = policy.model.base_model.model.model.language_model.layers[0].mlp.up_proj
     assert isinstance(layer.base_layer, bitsandbytes.nn.Linear4bit)
-    asked = [prompts.row(sample) for sample in context.data.test[:2]]
-    before = backend.generate(policy, asked, Sampling(8))
+    rows = [prompts.row(sample) for sample in context.data.test[:2]]
+    before = backend.generate(policy, rows, Sampling(8))
     backend.save(policy, tmp_path / "weights")
-    assert backend.generate(policy_of(context, tmp_path / "weights"), asked, Sampling(8)) == before
+    assert backend.generate(policy_of(context, tmp_path / "weights"), rows, Sampling(8)) == before
 
 
 def test_a_layer_repacked_for_avx512bf16_loses_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

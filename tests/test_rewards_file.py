@@ -10,14 +10,14 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import Recipe
-from toolkit.training.reward_test import score_file
+from toolkit.training.completions_file import score_file
 
 ROW = {
     "question": "What is the main finding?",
     "options": ["A. Normal", "B. Pneumonia"],
     "correct_answer": "B",
     "correct_answer_explanation": "Consolidation in the right lower lobe",
-    "ImagePath": ["film.png"],
+    "ImagePath": ["image.png"],
     "Findings": "Right lower lobe consolidation.",
     "Impression": "Pneumonia.",
 }
@@ -110,7 +110,6 @@ def test_all_invalid_lines_are_listed_with_their_places(tmp_path: Path) -> None:
     assert (values["line 7"], values["line 8"], values["line 9"]) == ("q1", ["question"], 3)
     assert "split test" in found["line 7"].rule
     assert "train, test" in found["line 5"].remedy
-    assert all(f"{place}: " in str(caught.value) for place in found)
 
 
 def test_an_empty_or_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from tests.helpers.stepping import row, task_rows, write_csv
 from tests.helpers.training import context_of
 from toolkit.cli import tables as show
 from toolkit.errors import RecipeError
-from toolkit.evaluation.context import Context, EvaluationRecord
+from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import find_episodes
 from toolkit.evaluation.evaluate import evaluate
+from toolkit.evaluation.results import AgentMemoryResult, EvaluationResult, ModeResult
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.pipeline import read_results, write_results
 from toolkit.runfolder import read_json, read_lines
@@ -45,7 +47,7 @@ def mumbles_at_2(task: str, step: int, memory: dict[str, Any]) -> str:
     return "I would click there." if step == 2 else right(task, step, memory)
 
 
-def run_evaluation(folder: Path, script: Script, evaluate_section: dict[str, Any] | None = None) -> EvaluationRecord:
+def run_evaluation(folder: Path, script: Script, evaluate_section: dict[str, Any] | None = None) -> EvaluationResult:
     with context_of(rolling_recipe(folder, evaluate_section)) as context:
         return evaluate(context, "before", None, [], Scripted(script))
 
@@ -60,9 +62,18 @@ def folder_of(context: Context, name: str = "before") -> Path:
     return context.run.path / "stages" / f"evaluate-{name}"
 
 
-def measured(record: EvaluationRecord, way: str) -> list[float]:
-    """Steps right, whole tasks right, share before the first failure."""
-    return [one["value"] for one in record["agent_memory"]["ways"][way]["measures"].values()]
+def agent_memory_of(result: EvaluationResult) -> AgentMemoryResult:
+    assert result.agent_memory is not None
+    return result.agent_memory
+
+
+def mode_of(result: EvaluationResult, mode: str) -> ModeResult:
+    return agent_memory_of(result).modes[mode]
+
+
+def measured(result: EvaluationResult, mode: str) -> list[float | None]:
+    """Return the fraction of correct steps, of correct episodes, and of an episode before its first failure."""
+    return [one.value for one in mode_of(result, mode).metrics.values()]
 
 
 def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earlier_answers(context: Context) -> None:
@@ -79,13 +90,13 @@ def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earl
 
 def test_scores_of_a_model_that_fails_at_step_3_of_every_second_episode(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(second_tasks_fail_at_3))
-    for way in ("reference", "own", "off"):
+    for mode in ("reference", "own", "off"):
         # 14 of 16 steps, 2 of 4 episodes. Failed episodes have 2 of 4 steps before: (1 + 1/2 + 1 + 1/2) / 4.
-        assert measured(record, way) == [0.875, 0.5, 0.75]
-        chains = record["agent_memory"]["ways"][way]["chains"]
-        assert (chains["failing"], chains["first_failure"]["value"]) == ({3: 2}, 3.0)
-        assert [one["value"] for one in chains["survival"].values()] == [1, 1, 0.5, 0.5]
-    assert record["agent_memory"]["differences"]["own"]["reference"]["step"]["difference"]["value"] == 0
+        assert measured(record, mode) == [0.875, 0.5, 0.75]
+        episodes = mode_of(record, mode).episodes
+        assert (episodes.failing, episodes.first_failure.value) == ({3: 2}, 3.0)
+        assert [one.value for one in episodes.survival.values()] == [1, 1, 0.5, 0.5]
+    assert agent_memory_of(record).differences["own"]["reference"]["step"].difference.value == 0
 
 
 def test_a_lost_agent_memory_entry_lowers_the_scores_of_later_steps(context: Context) -> None:
@@ -96,19 +107,19 @@ def test_a_lost_agent_memory_entry_lowers_the_scores_of_later_steps(context: Con
     assert measured(record, "own") == [0.75, 0.5, 0.75]
     # Without agent memory, every answer is that of step 1: 4 of 16, and 1 of 4 before the first failure.
     assert measured(record, "off") == [0.25, 0, 0.25]
-    differences = record["agent_memory"]["differences"]
-    assert differences["own"]["reference"]["step"]["difference"]["value"] == -0.25
-    assert differences["own"]["off"]["step"]["difference"]["value"] == 0.5
-    assert differences["reference"]["off"]["whole tasks"]["difference"]["value"] == 1
+    differences = agent_memory_of(record).differences
+    assert differences["own"]["reference"]["step"].difference.value == -0.25
+    assert differences["own"]["off"]["step"].difference.value == 0.5
+    assert differences["reference"]["off"]["whole tasks"].difference.value == 1
     # The bootstrap resamples episodes. Two of the four lose 2 of 4 steps.
-    assert differences["own"]["reference"]["step"]["difference"]["groups"] == 4
+    assert differences["own"]["reference"]["step"].difference.groups == 4
 
 
 def test_an_unreadable_answer_keeps_the_agent_memory_and_counts_as_a_failure(context: Context) -> None:
     backend = Scripted(mumbles_at_2)
     record = evaluate(context, "before", None, [], backend)
     assert measured(record, "own") == [0.75, 0, 0.25]
-    assert record["summary"]["overall"]["n"] == 16
+    assert record.summary.overall.n == 16
     assert backend.memories["1", 3][1]["completed_subtasks"] == ["Load volume"]  # written by step 1
     details = [one for one in read_lines(folder_of(context) / "details.jsonl") if one["asked"] == "own"]
     second = details[1]
@@ -159,11 +170,11 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
             *(("1", 1), ("2", 1)),
             *(("1", 2), ("1", 3), ("1", 4)),
         ]
-        assert record["value"]["n"] == 6
-        own = record["agent_memory"]["ways"]["own"]
-        assert (own["chains"]["n"], own["chains"]["incomplete"], own["measures"]["step"]["n"]) == (1, 1, 5)
-        assert record["agent_memory"]["behind"] == 1
-        assert record["also"]["step (own memory)"]["baseline"]["n"] == 5
+        assert record.value.n == 6
+        own = mode_of(record, "own")
+        assert (own.episodes.n, own.episodes.incomplete, own.metrics["step"].n) == (1, 1, 5)
+        assert agent_memory_of(record).after_missing_step == 1
+        assert record.also["step (own memory)"].baseline.n == 5
         with (folder_of(context) / "predictions.csv").open() as stream:
             table = list(csv.DictReader(stream))
     assert [(row["Task_id"], row["step"]) for row in table] == [("1", str(n)) for n in (1, 2, 3, 4)] + [
@@ -174,7 +185,7 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
     assert table[-1]["problem_own_memory"] == "after a missing step"
     warned = {problem.code: problem for problem in warnings_in(caplog)}
     assert warned["evaluate.questions_after_missing_step"].value == 1
-    assert warned["evaluate.chains_incomplete"].value == 1
+    assert warned["evaluate.episodes_incomplete"].value == 1
 
 
 def test_episodes_without_a_first_step_are_not_rolled_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,9 +193,9 @@ def test_episodes_without_a_first_step_are_not_rolled_out(tmp_path: Path, caplog
     write_csv(tmp_path, rows, "test_results.csv")
     record = run_evaluation(tmp_path, right)
     # Step 2 is dropped, because its agent memory is unknown. Steps 3 and 4 have the reference memory.
-    assert record["value"]["n"] == 8
-    assert list(record["agent_memory"]["ways"]) == ["reference"]
-    assert next(iter(record["also"])) == "action (reference memory)"  # there is no whole task
+    assert record.value.n == 8
+    assert list(agent_memory_of(record).modes) == ["reference"]
+    assert next(iter(record.also)) == "action (reference memory)"  # there is no whole task
     assert "evaluate.no_first_steps" in [problem.code for problem in warnings_in(caplog)]
 
 
@@ -213,8 +224,8 @@ def test_the_readable_files_have_reference_prediction_and_verdict(context: Conte
     # The script answers 40, 270, which is 40 % and 270 % of 400 x 300 pixels in the tiny model's convention.
     assert (row["reference_coords"], row["coords_own_memory"]) == ("[40.0, 270.0]", "[160.0, 810.0]")
     figures = read_json(folder_of(context) / "metrics.json")
-    assert figures["agent_memory"]["ways"]["own"]["measures"]["whole tasks"]["value"] == 0.5
-    assert figures["value"] == record["value"]
+    assert figures["agent_memory"]["modes"]["own"]["metrics"]["whole tasks"]["value"] == 0.5
+    assert figures["value"] == asdict(record.value)
     details = read_lines(folder_of(context) / "details.jsonl")
     assert len(details) == 48
     assert {"memory", "completion", "answer", "memory_after", "scores"} <= details[0].keys()
@@ -228,12 +239,14 @@ def test_the_tables_have_both_baselines_and_every_mode(context: Context, capsys:
     rows = results.tables["step (own memory)"]
     assert [row.label for row in rows] == ["majority baseline", "repeat-last baseline", "before", "after SFT"]
     # The majority of four equally frequent steps is right once. No step repeats the previous one.
-    assert [row.estimate["value"] for row in rows] == [0.25, 0, 0.75, 0.75]
-    assert rows[2].to_previous["difference"]["value"] == 0.75  # type: ignore[index]
-    assert rows[3].to_baseline["difference"]["value"] == 0.5  # type: ignore[index]
+    assert [row.estimate.value for row in rows] == [0.25, 0, 0.75, 0.75]
+    to_previous, to_baseline = rows[2].to_previous, rows[3].to_baseline
+    assert to_previous is not None
+    assert to_baseline is not None
+    assert (to_previous.difference.value, to_baseline.difference.value) == (0.75, 0.5)
     whole = results.tables["whole tasks (own memory)"]
-    assert [(row.estimate["value"], row.estimate["n"]) for row in whole] == [(0, 4), (0, 4), (0, 4), (0.5, 4)]
-    assert read_results(context.run) == results
+    assert [(row.estimate.value, row.estimate.n) for row in whole] == [(0, 4), (0, 4), (0, 4), (0.5, 4)]
+    assert read_results(context.run.path) == results
     show.results(results)
     text = " ".join(capsys.readouterr().out.split())
     for words in ("agent-memory modes", "own - reference", "own - off", "mean first failure", "step by action"):
@@ -249,10 +262,10 @@ def test_the_table_of_actions_has_the_majority_baseline(tmp_path: Path) -> None:
     write_csv(tmp_path, [*ends, *(row(13 + n, 1, (("CLICK", f"button {n}", [40, 60]),)) for n in range(3))])
     with context_of(recipe) as context:
         record = evaluate(context, "before", None, [], Scripted(lambda task, step, memory: "no answer"))
-    assert record["baseline"]["value"] == pytest.approx(1 / 3)
-    action = record["also"]["action (reference memory)"]
-    assert action["baseline"]["value"] == pytest.approx(2 / 3)
-    assert action["differences"]["baseline"]["difference"]["value"] == pytest.approx(-2 / 3)
+    assert record.baseline.value == pytest.approx(1 / 3)
+    action = record.also["action (reference memory)"]
+    assert action.baseline.value == pytest.approx(2 / 3)
+    assert action.differences["baseline"].difference.value == pytest.approx(-2 / 3)
 
 
 def test_max_tasks_selects_whole_episodes_by_the_seed(tmp_path: Path) -> None:
@@ -262,7 +275,7 @@ def test_max_tasks_selects_whole_episodes_by_the_seed(tmp_path: Path) -> None:
     asked = [step for batch in backend.asked for step in batch]
     assert len(asked) == 8
     assert len({task for task, _ in asked}) == 2
-    assert record["also"]["whole tasks (reference memory)"]["value"]["n"] == 2
+    assert record.also["whole tasks (reference memory)"].value.n == 2
     with (context.run.path / "stages/evaluate-before/predictions.csv").open() as stream:
         images = {row["image"] for row in csv.DictReader(stream)}
     assert images == {f"{task}_{step}.png" for task, step in asked}
@@ -273,9 +286,9 @@ def test_prompts_without_agent_memory_are_generated_once(tmp_path: Path) -> None
     with context_of(rolling_recipe(tmp_path, ALL, sections=("goal", "image"))) as context:
         record = evaluate(context, "before", None, [], backend)
     assert sum(map(len, backend.asked)) == 16
-    assert record["score"] == "step (no memory in the prompt)"
-    assert record["agent_memory"]["differences"] == {}
-    assert "whole tasks (no memory in the prompt)" in record["also"]
+    assert record.score == "step (no memory in the prompt)"
+    assert agent_memory_of(record).differences == {}
+    assert "whole tasks (no memory in the prompt)" in record.also
 
 
 def test_an_agent_memory_that_exceeds_the_prompt_is_a_counted_failure(
@@ -287,11 +300,11 @@ def test_an_agent_memory_that_exceeds_the_prompt_is_a_counted_failure(
         return json.dumps(output)
 
     record = evaluate(context, "before", None, [], Scripted(swells))
-    own = record["agent_memory"]["ways"]["own"]
+    own = mode_of(record, "own")
     # The first step of each task is asked, the three behind it find no room.
-    assert own["unasked"] == {PROMPT_TOO_LONG: 12}
+    assert own.skipped == {PROMPT_TOO_LONG: 12}
     assert measured(record, "own") == [0.25, 0, 0.25]
-    assert own["measures"]["step"]["n"] == 16
+    assert own.metrics["step"].n == 16
     (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "evaluate.prompts_skipped")
     assert warned.value == 12
     assert PROMPT_TOO_LONG in warned.rule
@@ -306,7 +319,7 @@ def test_an_agent_memory_with_an_end_of_turn_is_a_counted_failure(context: Conte
         return json.dumps(output)
 
     record = evaluate(context, "before", None, [], Scripted(speaks_in_tokens))
-    assert record["agent_memory"]["ways"]["own"]["unasked"] == {HAS_SPECIAL_TOKEN: 12}
+    assert mode_of(record, "own").skipped == {HAS_SPECIAL_TOKEN: 12}
 
 
 def test_an_earlier_evaluation_is_compared_in_the_same_agent_memory_mode(tmp_path: Path) -> None:
@@ -317,8 +330,8 @@ def test_an_earlier_evaluation_is_compared_in_the_same_agent_memory_mode(tmp_pat
             first.recipe.model_copy(update={"evaluate": section}), first.run, first.data, first.images, first.stop
         )
         record = evaluate(second, "sft", None, ["before"], Scripted(right))
-    assert record["differences"]["before"]["difference"]["value"] == 0.25
-    assert set(record["also"]["step (own memory)"]["differences"]) == {"baseline", "repeat-last baseline"}
+    assert record.differences["before"].difference.value == 0.25
+    assert set(record.also["step (own memory)"].differences) == {"baseline", "repeat-last baseline"}
 
 
 @pytest.mark.parametrize(

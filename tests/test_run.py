@@ -288,7 +288,8 @@ def test_a_failure_is_written_into_the_log_with_its_traceback_and_without_tokens
 
 
 def test_the_first_signal_is_recorded_and_the_old_handler_is_restored() -> None:
-    before, noted = signal.getsignal(signal.SIGTERM), []
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
     with StopRequest(noted.append) as stop:
         stop.check("nothing happened")
         os.kill(os.getpid(), signal.SIGTERM)

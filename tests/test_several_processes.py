@@ -110,7 +110,7 @@ def test_two_processes_stop_together_and_resume(tmp_path: Path) -> None:
 
 def test_a_step_that_two_processes_cannot_divide_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from toolkit.errors import TrainingError
-    from toolkit.training.trl_settings import per_process
+    from toolkit.training.distributed import per_process
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert per_process(8, "[sft] accumulation") == 4

@@ -10,7 +10,7 @@ from trl.trainer import sft_trainer
 
 from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.problems import raises
-from tests.helpers.training import context_of, small_recipe
+from tests.helpers.training import Tables, context_of, small_recipe
 from toolkit.errors import TrainingError
 from toolkit.models.backend import TrainingJob
 from toolkit.models.hf import HfBackend
@@ -20,7 +20,7 @@ from toolkit.training.sft import build_sft
 
 TRL = sft_trainer._chunked_cross_entropy_loss
 VOCABULARY, WIDTH, ROWS, LENGTH = 333, 24, 3, 17
-KINDS = {
+KINDS: Mapping[str, Mapping[str, float]] = {
     "plain": {},
     "soft-capped": {"final_logit_softcapping": 2.0},
     "scaled": {"logit_scale": 0.25},
@@ -36,7 +36,7 @@ def several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sft_loss, "SLICE_BYTES", 7 * 8 * VOCABULARY)
 
 
-def inputs(dtype: torch.dtype, *, bias: bool = False, trained: bool = True) -> dict[str, torch.Tensor]:
+def inputs(dtype: torch.dtype, *, bias: bool = False, trained: bool = True) -> dict[str, Any]:
     """Hidden states, a head whose logits have a standard deviation of 2, and its bias."""
     torch.manual_seed(1)
     made = {
@@ -52,13 +52,13 @@ def inputs(dtype: torch.dtype, *, bias: bool = False, trained: bool = True) -> d
 def targets(supervised: str = "some") -> torch.Tensor:
     """Labels: an answer at the end, an answer in the middle followed by padding, and a row without an answer."""
     labels = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
-    hidden = {
+    places: dict[str, list[tuple[int | slice, slice]]] = {
         "some": [(0, slice(0, 9)), (1, slice(0, 3)), (1, slice(12, None)), (2, slice(None))],
         "all": [],
         "none": [(slice(None), slice(None))],
         "first place": [(slice(None), slice(1, None))],  # no supervision, because no hidden state precedes it
-    }[supervised]
-    for row, place in hidden:
+    }
+    for row, place in places[supervised]:
         labels[row, place] = -100
     return labels
 
@@ -148,8 +148,10 @@ def test_losses_of_parts_divided_by_the_steps_positions_sum_to_the_loss_of_the_s
         )
         for rows in (slice(0, 1), slice(1, 3))
     ]
-    assert_close(sum(found[0] for found, _ in parts), whole[0], torch.float32)
-    assert_close(sum(made["lm_head_weight"] for _, made in parts), wanted["lm_head_weight"], torch.float32)
+    (first, first_gradients), (second, second_gradients) = parts
+    assert_close(first[0] + second[0], whole[0], torch.float32)
+    total = first_gradients["lm_head_weight"] + second_gradients["lm_head_weight"]
+    assert_close(total, wanted["lm_head_weight"], torch.float32)
 
 
 def test_a_tied_head_gets_the_gradients_of_both_its_uses() -> None:
@@ -290,7 +292,7 @@ def test_a_trainer_logs_and_learns_the_same_as_with_trls_loss(
     tuning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny model's head is tied to its embeddings: with ``full`` it is trained through both."""
-    tables = {"model": {"tuning": tuning}, "sft": {"max_steps": 2}}
+    tables: Tables = {"model": {"tuning": tuning}, "sft": {"max_steps": 2}}
 
     def train(name: str) -> tuple[list[Mapping[str, float]], dict[str, torch.Tensor]]:
         recipe = small_recipe(tmp_path / name, tables)

@@ -21,9 +21,10 @@ from tests.helpers.recipes import load_recipe, make_recipe
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
-from toolkit.evaluation.context import Context, EvaluationRecord
+from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluate import CONFUSION, PARTIAL, PREDICTIONS, evaluate, judge_predictions
 from toolkit.evaluation.predict import predict
+from toolkit.evaluation.results import EvaluationResult
 from toolkit.exporting import export
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.hf import HfBackend
@@ -97,9 +98,9 @@ def answers_of_plain_transformers(model: Any, processor: Any, context: Context, 
 def test_an_evaluation_has_one_prediction_per_question(context: Context) -> None:
     lines = predictions(context, "sft")
     assert [line["id"] for line in lines] == [sample.id for sample in context.data.test]
-    record = context.run.record("evaluate-sft")
-    assert record["value"]["n"] == record["summary"]["overall"]["n"] == 12
-    assert record["predictions"] == "stages/evaluate-sft/predictions.jsonl"
+    record = context.run.result("evaluate-sft", EvaluationResult)
+    assert record.value.n == record.summary.overall.n == 12
+    assert record.predictions == "stages/evaluate-sft/predictions.jsonl"
     assert not list((context.run.path / "stages/evaluate-sft").glob(PARTIAL.format("*")))
 
 
@@ -137,7 +138,7 @@ def test_an_interrupted_evaluation_resumes_without_repeating_questions(
         moved = replace(again, recipe=again.recipe.model_copy(update={"evaluate": section}), data=other)
         evaluate(moved, "split", again.weights, [])
     assert asked == [6] * 6  # answers of another split are not reused either, although rows without ids have equal ids
-    assert record["value"] == context.run.record("evaluate-sft")["value"]
+    assert record.value == context.run.result("evaluate-sft", EvaluationResult).value
 
 
 def other_run(context: Context) -> Any:
@@ -146,19 +147,19 @@ def other_run(context: Context) -> Any:
 
 
 def test_the_majority_baseline_is_deterministic(context: Context) -> None:
-    before, after = (context.run.record(f"evaluate-{name}") for name in ("before", "sft"))
-    assert before["baseline"] == after["baseline"]
-    assert before["baseline"]["n"] == 12
-    assert set(after["differences"]) == {"baseline", "before"}
+    before, after = (context.run.result(f"evaluate-{name}", EvaluationResult) for name in ("before", "sft"))
+    assert before.baseline == after.baseline
+    assert before.baseline.n == 12
+    assert set(after.differences) == {"baseline", "before"}
 
 
 def test_a_truncated_completion_is_wrong_and_is_counted(context: Context, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         record = evaluate(with_evaluation(context, max_completion_tokens=1), "cut", context.weights, [])
-    overall = record["summary"]["overall"]
-    assert record["value"]["value"] == 0
-    assert record["value"]["n"] == 12
-    assert overall["truncated"]["value"] == overall["unreadable"]["value"] == 1
+    overall = record.summary.overall
+    assert record.value.value == 0
+    assert record.value.n == 12
+    assert overall.truncated.value == overall.unreadable.value == 1
     (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "evaluate.completions_truncated")
     assert (warned.place, warned.value) == ("evaluate-cut", 1.0)
 
@@ -183,9 +184,9 @@ def test_an_unreadable_answer_counts_in_n(context: Context, tmp_path: Path) -> N
 
 
 def test_results_by_question_type_add_up(context: Context) -> None:
-    by = context.run.record("evaluate-sft")["summary"]["by"]["question_type"]
+    by = context.run.result("evaluate-sft", EvaluationResult).summary.by["question_type"]
     kinds = [sample.fields["question_type"] for sample in context.data.test]
-    assert {kind: figures["n"] for kind, figures in by.items()} == {kind: kinds.count(kind) for kind in kinds}
+    assert {kind: figures.n for kind, figures in by.items()} == {kind: kinds.count(kind) for kind in kinds}
 
 
 def test_exported_weights_have_the_same_completions_in_plain_transformers(context: Context) -> None:
@@ -332,9 +333,9 @@ def test_gray_placeholders_are_counted_in_the_records_with_a_warning(
         for sample in context.data.test[:2]:
             sample.images[0].path.write_bytes(b"gone bad after the scan")
         record = evaluate(context, "before", None, [])
-    assert record["pictures"]["placeholders"] >= 1
+    assert record.images.placeholders >= 1
     warned = [problem for problem in warnings_in(caplog) if problem.code == "images.placeholders_used"]
-    assert [problem.value for problem in warned] == [record["pictures"]["placeholders"]]
+    assert [problem.value for problem in warned] == [record.images.placeholders]
 
 
 def test_a_multiple_choice_question_without_options_is_rejected(trained: Recipe, context: Context) -> None:
@@ -487,9 +488,9 @@ def vqa_rad(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Reci
 def test_vqa_rad_trains_and_is_evaluated(vqa_rad: Recipe) -> None:
     run = find_run(vqa_rad.run_folder)
     assert run.finished_stages()[1:] == ["evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export"]
-    record: EvaluationRecord = run.record("evaluate-grpo")  # type: ignore[assignment]
-    assert record["value"]["n"] == 8
-    assert set(record["summary"]["by"]) == {"question_type", "answer_type"}
+    record = run.result("evaluate-grpo", EvaluationResult)
+    assert record.value.n == 8
+    assert set(record.summary.by) == {"question_type", "answer_type"}
     steps = [line for line in run.metrics() if line["stage"] == "grpo" and "reward" in line]
     assert len(steps) == 2
     # A step of two closed questions has no open question for the reward of words.

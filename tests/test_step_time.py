@@ -13,9 +13,10 @@ from toolkit.evaluation.context import Context
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.planning import named_gpu
 from toolkit.runfolder import write_json
-from toolkit.training import step_time
+from toolkit.training import callbacks
+from toolkit.training.callbacks import StepTimes, planned_seconds
+from toolkit.training.results import StepSeconds
 from toolkit.training.sft import train_sft
-from toolkit.training.step_time import StepTimes, planned_seconds
 
 
 def plan_for(context: Context, *, here: bool) -> dict[str, Any]:
@@ -42,10 +43,11 @@ def test_the_record_of_a_stage_has_planned_and_measured_seconds(tmp_path: Path) 
     with context_of(small_recipe(tmp_path)) as context:
         plan = plan_for(context, here=True)
         progress = lambda what, done, total, note="": reports.append((done, total, note))  # noqa: E731
-        record = train_sft(replace(context, progress=progress))["seconds_per_step"]
-    assert record["planned"] == plan["time"]["gpus"]["T4"]["sft"]["seconds_per_step"]
-    assert record["preflight"] is None
-    assert 0 < record["measured"] < 60
+        record = train_sft(replace(context, progress=progress)).training.seconds_per_step
+    assert record.planned == tuple(plan["time"]["gpus"]["T4"]["sft"]["seconds_per_step"])
+    assert record.preflight is None
+    assert record.measured is not None
+    assert 0 < record.measured < 60
     first = next(report for report in reports if "plan" in report[2])
     assert first[:2] == (0, 4)
     assert reports.index(first) < min(n for n, (done, *_) in enumerate(reports) if done == 1)
@@ -53,9 +55,9 @@ def test_the_record_of_a_stage_has_planned_and_measured_seconds(tmp_path: Path) 
 
 def test_without_a_plan_no_remaining_time_is_reported_before_the_first_step(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context:
-        times = StepTimes(replace(context, progress=refuse), "sft")
+        times = StepTimes(replace(context, progress=fail), "sft")
         begin(times, step=0, steps=10)
-    assert times.record() == {"planned": None, "preflight": None, "measured": None}
+    assert times.result() == StepSeconds(planned=None, preflight=None, measured=None)
 
 
 def test_the_preflight_step_replaces_the_plan_until_a_step_is_measured(
@@ -63,7 +65,7 @@ def test_the_preflight_step_replaces_the_plan_until_a_step_is_measured(
 ) -> None:
     notes: list[str] = []
     clock = iter([0.0, 0.0, 50.0, 60.0, 80.0, 580.0, 600.0])
-    monkeypatch.setattr(step_time, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with context_of(small_recipe(tmp_path)) as context:
         times = StepTimes(replace(context, progress=lambda what, done, total, note="": notes.append(note)), "sft")
         times.note_preflight(20.0)
@@ -75,10 +77,10 @@ def test_the_preflight_step_replaces_the_plan_until_a_step_is_measured(
         begin(times, step=4, steps=10)  # another trainer continues
     assert len(notes) == 1
     assert times.measured == 20.0  # of 10, 20 and 500: the first step, which took 50, may have compiled
-    assert times.record() == {"planned": None, "preflight": 20.0, "measured": 20.0}
+    assert times.result() == StepSeconds(planned=None, preflight=20.0, measured=20.0)
 
 
-def refuse(what: str, done: int, total: int, note: str = "") -> None:
+def fail(what: str, done: int, total: int, note: str = "") -> None:
     raise AssertionError(note)
 
 

@@ -11,11 +11,12 @@ from tests.helpers.stepping import task_rows, write_csv
 from tests.helpers.training import small_recipe
 from toolkit.errors import DataError
 from toolkit.evaluation.predict import predict
+from toolkit.evaluation.results import EvaluationResult
 from toolkit.pipeline import read_results, run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, find_run, read_lines
-from toolkit.training.reward_test import score_file
+from toolkit.training.completions_file import score_file
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def test_every_score_gets_a_table_beside_its_baseline(steps: Recipe) -> None:
     run = RunFolder(steps.run_folder)
-    results = read_results(run)
+    results = read_results(run.path)
     # The recipe's answers hold no memory.
     parts = [f"{score} (reference memory)" for score in ("action", "target", "grounding")]
     assert list(results.tables) == [
@@ -63,12 +64,12 @@ def test_every_score_gets_a_table_beside_its_baseline(steps: Recipe) -> None:
         baselines = ["majority baseline", "repeat-last baseline"]
         assert [row.label for row in rows] == [*baselines, "before", "after SFT", "after GRPO"]
     # Four equally frequent steps a task: the most frequent one is right for a quarter of them.
-    assert results.rows[0].estimate["value"] == 0.25
-    summary = run.record("evaluate-grpo")["summary"]
-    assert list(summary["by"]["action"]) == ["CLICK", "COMPLETE", "SCROLL", "TEXT"]
-    assert set(summary["by"]["application"]) <= {"viewer 0", "viewer 1"}
-    assert set(summary["confusion"]["labels"]) == {"CLICK", "COMPLETE", "SCROLL", "TEXT"}
-    assert summary["overall"]["n"] == 12
+    assert results.rows[0].estimate.value == 0.25
+    summary = run.result("evaluate-grpo", EvaluationResult).summary
+    assert list(summary.by["action"]) == ["CLICK", "COMPLETE", "SCROLL", "TEXT"]
+    assert set(summary.by["application"]) <= {"viewer 0", "viewer 1"}
+    assert set(summary.confusion.labels) == {"CLICK", "COMPLETE", "SCROLL", "TEXT"}
+    assert summary.overall.n == 12
 
 
 def test_predictions_name_the_task_and_what_is_right(steps: Recipe) -> None:
@@ -103,4 +104,4 @@ def test_given_answers_are_scored_with_their_reasons(steps: Recipe, tmp_path: Pa
 
 def test_rows_without_an_image_are_trained_and_evaluated(tmp_path: Path) -> None:
     recipe = trained(tmp_path, ("goal", "long_term"), export={"to": ("merged",), "verify": 2})
-    assert read_results(RunFolder(recipe.run_folder)).rows[-1].label == "after GRPO"
+    assert read_results(recipe.run_folder).rows[-1].label == "after GRPO"

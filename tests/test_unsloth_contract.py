@@ -1,6 +1,7 @@
 """The installed Unsloth and TRL accept our calls and rewrite none of our settings. These tests run on a CPU.
 
-One process imports Unsloth, generates its trainers and looks (unsloth_contract.py); the tests read what it found.
+One process imports Unsloth, generates its trainers and checks them (helpers/unsloth_contract.py). The tests read its
+results.
 """
 
 import json
@@ -59,8 +60,8 @@ def test_every_setting_is_a_field_and_none_is_rewritten(found: dict[str, Any]) -
 
 
 def test_rejected_settings_would_be_rewritten(found: dict[str, Any]) -> None:
-    assert ["scale_rewards" in reason for reason in found["refused"]["reasons"]] == [True]
-    assert list(found["refused"]["changed"]) == ["scale_rewards"]
+    assert ["scale_rewards" in reason for reason in found["rejected"]["reasons"]] == [True]
+    assert list(found["rejected"]["changed"]) == ["scale_rewards"]
 
 
 def test_the_generated_trainers_have_and_call_the_overridden_methods(found: dict[str, Any]) -> None:
@@ -95,10 +96,10 @@ def test_the_generated_trainers_train_the_tiny_model(found: dict[str, Any]) -> N
 
 
 def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], tmp_path: Path) -> None:
-    """The same rows, order and adapter, four passes a step.
+    """The same rows, order and adapter, four passes per step.
 
-    Where the model's forward takes no number of tokens, Unsloth has each pass weigh alike, which is told; the losses
-    are then near to those that divide by the step's tokens. To be four times as high would be wrong (trl#5846).
+    If the model's forward accepts no number of tokens, each pass has equal weight in Unsloth, with a warning. Losses
+    are then close to those that divide by the tokens of the step. Four times higher losses would be wrong (trl#5846).
     """
     from tests.helpers.training import FEW_STEPS, context_of, small_recipe
     from toolkit.models.backend import TrainingJob
@@ -126,8 +127,8 @@ def test_the_generated_trainers_make_the_same_step_with_smaller_sizes(found: dic
         plain, small = step["plain"], step["small"]
         assert small["passes"] == 2 * plain["passes"], name
         assert plain["gradient"] > 0, name
-        if plain["alike"]:  # with a warning; the mean then depends on the sizes
-            assert small["alike"]
+        if plain["by pass"]:  # with a warning; the mean then depends on the sizes
+            assert small["by pass"]
             assert small["gradient"] == pytest.approx(plain["gradient"], rel=0.1), name
             continue
         assert small["gradient"] == pytest.approx(plain["gradient"], rel=2e-3), name

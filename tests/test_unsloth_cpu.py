@@ -16,6 +16,7 @@ from tests.unsloth_cpu.process import figures, run_toolkit
 from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import RunFolder
 from toolkit.tasks.mcq.synthetic import write_chest
+from toolkit.training.results import GrpoResult
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,17 +26,20 @@ pytestmark = [
 
 def test_gemma_3_trains_in_bfloat16_stops_at_a_signal_resumes_and_is_merged(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "unsloth", {"grpo": {"max_steps": 3}})
-    first = recipe.run_folder / "stages/grpo/checkpoints/step-00000001"
-    stopped = run_toolkit(recipe, "L4", stop_at=first)
+    checkpoint = recipe.run_folder / "stages/grpo/checkpoints/step-00000001"
+    stopped = run_toolkit(recipe, "L4", stop_at=checkpoint)
     assert stopped.status == 130, stopped.output[-6000:]
     done = run_toolkit(recipe, "L4")
     check_run(recipe, done)
-    assert RunFolder(recipe.run_folder).record("grpo")["resumed_from"] in ("step-00000001", "step-00000002")
+    assert RunFolder(recipe.run_folder).result("grpo", GrpoResult).training.resumed_from in (
+        "step-00000001",
+        "step-00000002",
+    )
     assert (len(figures(recipe, "sft", "loss")), len(figures(recipe, "grpo", "loss"))) == (STEPS, 3)
     # The reference is the adapter after SFT: the first step begins at it. Against the base the KL would not be zero.
-    first, *_, last = figures(recipe, "grpo", "kl")
-    assert first == pytest.approx(0, abs=1e-6)
-    assert last > 1e-6
+    first_kl, *_, last_kl = figures(recipe, "grpo", "kl")
+    assert first_kl == pytest.approx(0, abs=1e-6)
+    assert last_kl > 1e-6
     towers = sum("vision" in name for name in adapted_names(recipe))
     assert 0 < towers < export_of(recipe)["merged"]["compared"]["matrices"]
 

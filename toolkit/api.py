@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from toolkit.data.sample import Answer
     from toolkit.evaluation.predictor import Predictor
     from toolkit.imagegen.results import ImagegenResult
-    from toolkit.pipeline import Results
+    from toolkit.pipeline import RunResults
     from toolkit.pipeline.plan import AnyPlan
     from toolkit.recipe import Recipe
 
 
 def run(
     recipe: Path | str, settings: Sequence[str] = (), *, fresh: bool = False, dry_run: bool = False
-) -> "Results | ImagegenResult":
+) -> "RunResults | ImagegenResult":
     """Run all stages of a recipe, or resume where the run stopped.
 
     Args:
@@ -80,7 +80,7 @@ def plan(recipe: Path | str, settings: Sequence[str] = (), *, gpu: str | float |
 
 def evaluate(
     run_folder: Path | str, settings: Sequence[str] = (), *, name: str | None = None, model: str | None = None
-) -> "Results":
+) -> "RunResults":
     """Evaluate a run's model, or one of its exports, on the held-out split.
 
     Args:
@@ -202,7 +202,7 @@ def load_predictor(
     return load_model_for_inference(model_path, base_model_name, recipe=recipe)
 
 
-def _dry_run(recipe: "Recipe") -> "Results | ImagegenResult":
+def _dry_run(recipe: "Recipe") -> "RunResults | ImagegenResult":
     from toolkit.pipeline.stages import STAGES
 
     if recipe.imagegen is not None:

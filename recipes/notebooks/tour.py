@@ -139,10 +139,11 @@ toolkit("run", RECIPE, *SHORT)
 #   The quickstart itself trains longer and evaluates 1,000 samples.
 
 # %%
-results = json.loads(Path("runs/tour/results.json").read_text())
-for row in results["table"]:
-    score = row["estimate"]
-    print(f"{row['label']:<18} {score['value']:.1%} of {score['n']} [{score['low']:.1%} to {score['high']:.1%}]")
+from toolkit.pipeline import read_results
+
+results = read_results("runs/tour")
+for row in results.rows:
+    print(f"{row.label:<18} {row.estimate}")
 
 # %% [markdown]
 # During GRPO, `reward` is the mean reward of the completions, and `reward_std` its standard deviation among the

@@ -171,7 +171,7 @@ def write_model_apart(model: Path, options: argparse.Namespace) -> None:
 
 def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Namespace) -> "Recipe":
     """The recipe with this stage alone, and a reward under which sampled completions differ."""
-    from tests.helpers.training import with_spread
+    from tests.helpers.training import length_reward
     from toolkit.recipe import Evaluate
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Name
         changes["data"] = recipe.dataset.model_copy(update={"synthetic": rows})
     else:
         changes[stage] = getattr(recipe, stage).model_copy(update={"max_steps": options.steps})
-        changes["rewards"] = recipe.rewards.model_copy(update=with_spread(folder))
+        changes["rewards"] = recipe.rewards.model_copy(update=length_reward(folder))
     return recipe.model_copy(update=changes)
 
 
@@ -212,7 +212,7 @@ def shrink(recipe: "Recipe", options: argparse.Namespace) -> "Recipe":
 
 def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: argparse.Namespace) -> None:
     """Plan a stage and run it; whatever happens is in the file afterwards."""
-    from tests.benchmarks.rival import context_of
+    from tests.helpers.training import context_of
 
     state, started = "failed", time.perf_counter()
     measurement.note(stage, state="running", allocated_before_gib=allocated())
@@ -288,7 +288,7 @@ def train_by_trl(stage: str) -> Callable[["Context"], Any]:
     def run(context: "Context") -> Any:
         from transformers import PrinterCallback
 
-        from tests.benchmarks.rival import TellSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
+        from tests.benchmarks.plain_trl import ReportSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
         from toolkit.training.grpo import grpo_settings
         from toolkit.training.sft import sft_settings
 
@@ -302,7 +302,7 @@ def train_by_trl(stage: str) -> Callable[["Context"], Any]:
         else:
             trainer = plain_grpo(model, reader.processor, job, grpo_settings(reader, job), length)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(TellSteps(stage, context.progress))
+        trainer.add_callback(ReportSteps(stage, context.progress))
         forget_peaks()
         return trainer.train()
 
@@ -482,7 +482,7 @@ def main() -> int:
     options = parse()
     with tempfile.TemporaryDirectory() as compiled:
         if options.trainer == "unsloth":
-            from toolkit.models.unsloth.start import start
+            from toolkit.models.unsloth.preload import start
 
             start(Path(compiled))
         if not (has_cuda() or options.smoke):

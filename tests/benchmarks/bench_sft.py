@@ -1,12 +1,12 @@
-"""SFT samples a second, against a plain TRL script on the same model and rows.
+"""SFT samples per second, compared with a plain TRL script on the same model and rows.
 
     python tests/benchmarks/bench_sft.py [--rounds 7] [--steps 12] [--batch 8]
 
-The rival is SFTTrainer with TRL's own collator; both open the same pictures and train the same adapter of the tiny
-model. They train in turn in one process and are compared by their median step within each round; the first round and
-each first step warm up. Then the loss alone: bytes that are alive at the peak of its forward and backward pass, for a
-head of 65,552 x 640 (a sixteenth of Gemma 3's) and 60 supervised positions. Prints a table, then one JSON object; ends
-with 1 where a limit is missed.
+The script uses SFTTrainer with TRL's own collator. Both open the same images and train the same adapter of the tiny
+model. They alternate in one process and are compared by their median optimizer step within each round. The first round
+and each first step warm up. Then the loss alone is measured: bytes alive at the peak of its forward and backward pass,
+for a head of 65,552 x 640 (a sixteenth of Gemma 3's) and 60 supervised positions. Prints a table and one JSON object.
+The exit status is 1 if a limit is missed.
 """
 
 import argparse
@@ -24,10 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from trl.trainer import sft_trainer
 
-from tests.benchmarks.rival import (
+from tests.benchmarks.plain_trl import (
     StepTimes,
-    context_of,
-    make_recipe,
+    bench_recipe,
     plain_model,
     plain_policy,
     plain_rows,
@@ -35,6 +34,7 @@ from tests.benchmarks.rival import (
     timed,
 )
 from tests.helpers.live_bytes import LiveBytes
+from tests.helpers.training import Tables, context_of
 from toolkit import tiny
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import TrainingJob
@@ -67,16 +67,16 @@ def plain(context: Context) -> StepTimes:
     return timed(plain_sft(model, processor, replace(job, rows=plain_rows(job.rows)), sft_settings(job)))
 
 
-WAYS: dict[str, Callable[[Context], StepTimes]] = {"plain TRL": plain, "toolkit": ours}
+METHODS: dict[str, Callable[[Context], StepTimes]] = {"plain TRL": plain, "toolkit": ours}
 
 
 def measure(context: Context, rounds: int) -> dict[str, list[StepTimes]]:
-    """The steps of each round but the first, of each way."""
-    found: dict[str, list[StepTimes]] = {name: [] for name in WAYS}
+    """Return the steps of each round after the first, by method."""
+    found: dict[str, list[StepTimes]] = {name: [] for name in METHODS}
     for number in range(rounds + 1):
-        order = list(WAYS) if number % 2 else list(reversed(WAYS))  # neither always comes first
+        order = list(METHODS) if number % 2 else list(reversed(METHODS))  # neither always comes first
         for name in order:
-            times = WAYS[name](context)
+            times = METHODS[name](context)
             if number:
                 found[name].append(times)
     return found
@@ -87,12 +87,12 @@ def medians(rounds: list[StepTimes], clock: str) -> list[float]:
 
 
 def compare(steps: dict[str, list[float]]) -> float:
-    """The median over the rounds of plain TRL's step by ours: what disturbs a round disturbs both."""
+    """Return the median over the rounds of plain TRL's step divided by ours. A disturbance of a round affects both."""
     return statistics.median(a / b for a, b in zip(steps["plain TRL"], steps["toolkit"], strict=True))
 
 
 def loss_peak(loss: Callable[..., tuple[torch.Tensor, ...]]) -> float:
-    """Megabytes alive at the peak; the head is in bfloat16, as a 4-bit base has it."""
+    """Return the megabytes alive at the peak. The head is in bfloat16, as in a 4-bit base."""
     generator = torch.Generator().manual_seed(0)
     head = (torch.randn(65_552, 640, generator=generator) / 640**0.5).bfloat16()
     hidden = torch.randn(1, 566, 640, generator=generator).bfloat16().requires_grad_()
@@ -110,18 +110,18 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        tables = {
+        tables: Tables = {
             "data": {"synthetic": {"kind": "chest", "train": options.batch * options.steps, "test": 2, "size": 256}},
             "images": {"max_side": 112, "disk_cache": False},
             "sft": {"batch_size": options.batch, "accumulation": 1, "max_steps": options.steps},
         }
-        with context_of(make_recipe(Path(name), tables)) as context:
+        with context_of(bench_recipe(Path(name), tables)) as context:
             times = measure(context, options.rounds)
     step, cpu = ({name: medians(found, clock) for name, found in times.items()} for clock in ("seconds", "cpu"))
     rate = {name: options.batch / statistics.median(found) for name, found in step.items()}
     ratio, cpu_ratio = compare(step), compare(cpu)
-    print(f"{'way':<12} {'samples/s':>10} {'median step':>12} {'of the CPU':>11}")
-    for name in WAYS:
+    print(f"{'method':<12} {'samples/s':>10} {'median step':>12} {'of the CPU':>11}")
+    for name in METHODS:
         found = (statistics.median(clock[name]) for clock in (step, cpu))
         print("{:<12} {:>10.1f} {:>11.4f}s {:>10.4f}s".format(name, rate[name], *found))
     print(f"ratio {ratio:.3f} (at least {LIMIT}); of the processor's time {cpu_ratio:.3f}")
@@ -129,12 +129,12 @@ def main() -> int:
     memory = peak["plain TRL"] / peak["toolkit"]
     listed = ", ".join(f"{name} {megabytes:.0f} MB" for name, megabytes in peak.items())
     print(f"peak of the loss: {listed}; ratio {memory:.1f} (at least {MEMORY_LIMIT})")
-    good = ratio >= LIMIT and memory >= MEMORY_LIMIT
+    passed = ratio >= LIMIT and memory >= MEMORY_LIMIT
     figures = {"samples_per_second": rate, "ratio": ratio, "cpu_ratio": cpu_ratio, "limit": LIMIT}
     figures |= {"loss_peak_mb": peak, "memory_ratio": memory, "memory_limit": MEMORY_LIMIT}
     settings = {"rounds": options.rounds, "steps": options.steps, "batch": options.batch}
-    print(json.dumps({"benchmark": Path(__file__).stem, **figures, **settings, "good": good}))
-    return 0 if good else 1
+    print(json.dumps({"benchmark": Path(__file__).stem, **figures, **settings, "passed": passed}))
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

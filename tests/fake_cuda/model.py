@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from tests.fake_cuda.log import DEVICE, AllocationLog
 from toolkit.models import lora as adapter
-from toolkit.models.module_names import VISION
+from toolkit.models.model_paths import VISION
 from toolkit.planning.architecture import is_unquantised
 from toolkit.planning.model_files import UNQUANTISED_MODULES
 from toolkit.planning.stages import Setting

@@ -20,7 +20,8 @@ from toolkit.models.hf import HfBackend
 from toolkit.models.loading import precision_of
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Export, Model
-from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards, train_grpo
+from toolkit.training.grpo import build_grpo, make_reward_scorer, train_grpo
+from toolkit.training.rewards import recipe_rewards
 from toolkit.training.sft import train_sft
 
 pytestmark = [

@@ -16,8 +16,8 @@ from toolkit.models.hf import HfBackend
 from toolkit.models.oom import free
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
-from toolkit.runfolder import Record
 from toolkit.training.grpo import train_grpo
+from toolkit.training.results import GrpoResult, SftResult
 from toolkit.training.sft import train_sft
 
 pytestmark = [
@@ -49,25 +49,34 @@ def wide(folder: Path, name: str, batch: int = 64) -> Recipe:
     return only("sft", folder, name, tables)
 
 
-def trained(recipe: Recipe, **options: Any) -> tuple[Record, list[dict[str, Any]]]:
+def trained(recipe: Recipe, **options: Any) -> tuple[SftResult, list[dict[str, Any]]]:
     with context_of(recipe) as context:
         return train_sft(context, **options), [line for line in context.run.metrics() if "loss" in line]
+
+
+def allocated(result: SftResult | GrpoResult) -> int:
+    return result.training.gpu_memory.peak_allocated_bytes or 0
+
+
+def reserved(result: SftResult | GrpoResult) -> int:
+    return result.training.gpu_memory.peak_reserved_bytes or 0
 
 
 def test_sft_under_a_cap_makes_the_same_update(tmp_path: Path) -> None:
     record, wanted = trained(wide(tmp_path, "whole"))
     small, _ = trained(wide(tmp_path, "narrow", 16))
-    preflight = record["gpu_memory"]["preflight"]
-    assert record["gpu_memory"]["out_of_memory"] == 0
-    assert preflight["peak_allocated_bytes"] <= preflight["peak_reserved_bytes"]
+    preflight = record.training.gpu_memory.preflight
+    assert record.training.gpu_memory.out_of_memory == 0
+    assert preflight is not None
+    assert 0 < (preflight.peak_allocated_bytes or 0) <= (preflight.peak_reserved_bytes or 0)
     # More than 16 rows per pass fit, and less than 64: the preflight step has to be made again.
-    cap = (small["gpu_memory"]["peak_reserved_bytes"] + record["gpu_memory"]["peak_allocated_bytes"]) / 2
+    cap = (reserved(small) + allocated(record)) / 2
     with capped(cap):
         capped_record, found = trained(wide(tmp_path, "capped"))
-    memory = capped_record["gpu_memory"]
-    assert memory["recoveries"][0]["during"] == "preflight step"
-    assert memory["micro_batch"] < 64
-    assert memory["micro_batch"] * memory["accumulation"] == 64
+    memory = capped_record.training.gpu_memory
+    assert memory.recoveries[0].during == "preflight step"
+    assert memory.micro_batch < 64
+    assert memory.micro_batch * memory.accumulation == 64
     for one, other in zip(found, wanted, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
@@ -80,10 +89,10 @@ def test_recovery_in_a_step_frees_the_gpu_and_ends_near_an_undisturbed_run(tmp_p
     """Without a preflight step, so that the error comes within the training."""
     record, wanted = trained(wide(tmp_path, "whole"), preflight=False)
     small, _ = trained(wide(tmp_path, "narrow", 16), preflight=False)
-    cap = (small["gpu_memory"]["peak_reserved_bytes"] + record["gpu_memory"]["peak_allocated_bytes"]) / 2
+    cap = (reserved(small) + allocated(record)) / 2
     with capped(cap):
         capped_record, found = trained(wide(tmp_path, "capped"), preflight=False)
-    assert capped_record["gpu_memory"]["recoveries"][0]["during"] == "pass"
+    assert capped_record.training.gpu_memory.recoveries[0].during == "pass"
     assert [line["step"] for line in found] == [1, 2]
     for one, other in zip(found, wanted, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
@@ -111,11 +120,12 @@ def test_a_rollout_under_a_cap_is_generated_in_parts(tmp_path: Path) -> None:
     peaks = []
     for prompts in (1, 8):
         with context_of(recipe(f"whole-{prompts}", prompts)) as context:
-            peaks.append(train_grpo(context, preflight=False)["gpu_memory"]["peak_reserved_bytes"])
+            peaks.append(reserved(train_grpo(context, preflight=False)))
     with capped((peaks[0] + peaks[1]) / 2), context_of(recipe("capped", 8)) as context:
-        memory = train_grpo(context, preflight=False)["gpu_memory"]
-    assert memory["completions_per_generate"] < 128
-    assert {one["during"] for one in memory["recoveries"]} == {"rollout"}
+        memory = train_grpo(context, preflight=False).training.gpu_memory
+    assert memory.completions_per_generate is not None
+    assert memory.completions_per_generate < 128
+    assert {one.during for one in memory.recoveries} == {"rollout"}
 
 
 def test_answers_under_a_cap_are_the_same(tmp_path: Path) -> None:

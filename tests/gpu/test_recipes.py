@@ -49,4 +49,4 @@ def test_a_recipe_trains_within_its_gpus_memory(
     assert losses
     assert all(math.isfinite(loss) for loss in losses)
     assert torch.cuda.max_memory_reserved() <= capped
-    assert {record["backend"] for name, record in records.items() if name != "lines"} == {backend.name}
+    assert {record.backend for name, record in records.items() if name != "lines"} == {backend.name}

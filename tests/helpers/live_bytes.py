@@ -12,13 +12,17 @@ class LiveBytes(TorchDispatchMode):
     """Count the storages that operators create in the block, without those that existed before.
 
     Attributes:
-        peak: largest number of bytes alive at once.
+        peak: The largest number of bytes alive at once.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = self._alive = 0
         self._counted: set[int] = set()
+
+    def __enter__(self) -> "LiveBytes":
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {id(storage) for storage in _storages((args, kwargs))}

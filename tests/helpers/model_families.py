@@ -42,7 +42,7 @@ TOKENS: Mapping[str, Any] = {
 
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     "qwen2_vl": ("qwen2_vl", {"mrope_section": [2, 3, 3]}, {"embed_dim": 32, "mlp_ratio": 2}),
-    # 16 numbers a head: 8 pairs of sine and cosine, shared out to time, height and width.
+    # 16 numbers a head: 8 pairs of sine and cosine, divided between time, height and width.
     "qwen2_5_vl": ("qwen2_vl", {"mrope_section": [2, 3, 3]}, {"fullatt_block_indexes": [2]}),
     "qwen3_vl": (
         "qwen3_vl",
@@ -50,11 +50,11 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
         {"deepstack_visual_indexes": [0]},
     ),
 }
-"""model_type -> its processor, what its rotary positions need, what its vision tower needs."""
+"""model_type -> processor, settings of the rotary positions, and settings of the vision tower."""
 
 
 def build(family: str, shared_data: Path, folder: Path, **more: float) -> Path:
-    """The family's architecture in small with random weights, and its processor, in one folder.
+    """Save a small model of the family with random weights, and its processor, in one folder.
 
     ``more`` goes into the language model's configuration.
     """

@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-import jupytext
+import jupytext  # type: ignore[import-untyped]
 import nbformat
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "notebooks"
 
 
 def sources() -> list[Path]:
-    """The text sources, in the percent format."""
+    """Return the sources of the notebooks, in the percent format."""
     return sorted(FOLDER.glob("*.py"))
 
 
 def notebook(source: Path) -> nbformat.NotebookNode:
-    """The notebook of a source: no outputs, and nothing that differs from one making to the next."""
-    made = jupytext.read(source, fmt="py:percent")
+    """Return the notebook of a source without outputs. The same source always gives the same notebook."""
+    made: nbformat.NotebookNode = jupytext.read(source, fmt="py:percent")
     for number, cell in enumerate(made.cells):
         cell["id"] = f"cell-{number}"
         cell["metadata"] = {}
@@ -28,8 +28,8 @@ def notebook(source: Path) -> nbformat.NotebookNode:
 
 
 def text_of(source: Path) -> str:
-    """The notebook as its file holds it."""
-    return str(nbformat.writes(notebook(source))).rstrip("\n") + "\n"
+    """Return the text of the notebook's file."""
+    return str(nbformat.writes(notebook(source))).rstrip("\n") + "\n"  # type: ignore[no-untyped-call]
 
 
 def main() -> None:

@@ -14,14 +14,15 @@ import torch
 from tests.helpers.training import context_of, only
 from toolkit.models.hf import HfBackend
 from toolkit.recipe import Recipe
-from toolkit.runfolder import Record, read_lines
+from toolkit.runfolder import read_lines
 from toolkit.training.grpo import train_grpo
+from toolkit.training.results import GrpoResult, SftResult
 from toolkit.training.sft import train_sft
 
 BY_UNSLOTH = os.environ.get("TOOLKIT_TEST_BACKEND") == "unsloth"
 
 
-TRAIN: Mapping[str, Callable[..., Record]] = {"sft": train_sft, "grpo": train_grpo}
+TRAIN: Mapping[str, Callable[..., SftResult | GrpoResult]] = {"sft": train_sft, "grpo": train_grpo}
 
 
 @dataclass
@@ -91,7 +92,7 @@ def small_memory(patch: pytest.MonkeyPatch, **how: Any) -> Iterator[SmallMemory]
         yield memory
 
 
-def run(recipe: Recipe, stage: str, **options: Any) -> Record:
+def run(recipe: Recipe, stage: str, **options: Any) -> SftResult | GrpoResult:
     with context_of(recipe) as context:
         return TRAIN[stage](context, **{"preflight": False, **options})
 

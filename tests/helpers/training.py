@@ -1,4 +1,4 @@
-"""Small runs for tests that train: a recipe over a few practice films, and its context as the pipeline makes it."""
+"""Small runs for tests that train: a recipe on a few synthetic X-rays, and its context as the pipeline makes it."""
 
 import os
 import signal
@@ -24,11 +24,11 @@ FEW_STEPS: Tables = {
     "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 4},
     "grpo": {"max_steps": 2, "micro_batch": 4},
 }
-"""What tests/helpers/unsloth_contract.py trains, and TRL alone beside it."""
+"""Settings that tests/helpers/unsloth_contract.py trains, and that TRL alone trains for comparison."""
 
 
 def small_recipe(folder: Path, tables: Tables | None = None, name: str = "small") -> Recipe:
-    """SFT, GRPO and evaluation of a few steps on 24 training and 12 test questions; ``tables`` replaces keys."""
+    """Return a recipe of a few steps on 24 training and 12 test questions. ``tables`` replaces keys."""
     base: dict[str, dict[str, Any]] = {
         "run": {"name": name, "folder": folder / "runs", "checkpoint_steps": 2},
         "model": {"max_tokens": 256},
@@ -62,24 +62,24 @@ def small_recipe(folder: Path, tables: Tables | None = None, name: str = "small"
     return load_recipe(file)
 
 
-def recipe_on_files(folder: Path, films: Path, tables: Tables | None = None, **off: None) -> Recipe:
-    """``small_recipe`` on films that lie in files, train.json and test.json; a section that is None is off."""
-    data = {"task": "mcq", "train": str(films / "train.json"), "test": str(films / "test.json"), "image_root": films}
+def recipe_on_files(folder: Path, images: Path, tables: Tables | None = None, **off: None) -> Recipe:
+    """``small_recipe`` on the rows in train.json and test.json beside their images. A section that is None is off."""
+    data = {"task": "mcq", "train": str(images / "train.json"), "test": str(images / "test.json"), "image_root": images}
     data |= dict((tables or {}).get("data", {}))
     return make_recipe({**small_recipe(folder, tables).model_dump(), "data": data, **off})
 
 
 @contextmanager
 def context_of(recipe: Recipe) -> Iterator[Context]:
-    """The recipe's context, prepared as ``toolkit run`` does; its run folder is made."""
+    """Yield the recipe's context, prepared as ``toolkit run`` does, with its run folder."""
     with start_run(recipe) as run, StopRequest() as stop:
         data, images = prepare(recipe, run, no_progress)
         yield Context(recipe, run, data, images, stop)
 
 
-def with_spread(folder: Path) -> dict[str, Any]:
-    """A [rewards] table under which sampled answers differ, however little the model knows."""
-    file = folder / "spread.py"
+def length_reward(folder: Path) -> dict[str, Any]:
+    """Return a [rewards] table with a custom reward by length, so that sampled answers differ in reward."""
+    file = folder / "length.py"
     file.write_text("def length(sample, answer):\n    return min(len(answer.text), 200) / 200\n", encoding="utf-8")
     return {"custom": (f"{file}:length",)}
 
@@ -108,5 +108,5 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def only(stage: str, folder: Path, name: str = "small", changes: dict[str, Any] | None = None) -> Recipe:
     other = {"sft": "grpo", "grpo": "sft"}[stage]
-    recipe = small_recipe(folder, {"rewards": with_spread(folder), **(changes or {})}, name=name)
+    recipe = small_recipe(folder, {"rewards": length_reward(folder), **(changes or {})}, name=name)
     return recipe.model_copy(update={other: None, "evaluate": None})

@@ -1,7 +1,7 @@
 """Results of our calls with the installed Unsloth and TRL, for tests/test_unsloth_contract.py in a separate process.
 
-Unsloth is imported first, on the pretended GPU of ``unsloth_cpu``: a T4, so that what is trained in float32 stays so.
-Prints one JSON object: what was looked at -> what was found.
+Unsloth is imported first, on the simulated GPU of ``unsloth_cpu``: a T4, so that float32 training stays in float32.
+Prints one JSON object, from the name of a check to its result.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.unsloth_cpu.gpu import GPUS
-from tests.unsloth_cpu.stand_ins import install
+from tests.unsloth_cpu.substitutes import install
 
 install(GPUS["T4"])
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(sys.argv[1]) / "compiled")
@@ -30,20 +30,21 @@ from unsloth.models._utils import apply_accepts_loss_kwargs_fix
 from unsloth.models.loader_utils import get_model_name
 from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 
-from tests.helpers.training import FEW_STEPS, context_of, small_recipe, with_spread
+from tests.helpers.training import FEW_STEPS, context_of, length_reward, small_recipe
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.models import vllm
-from toolkit.models.backend import Policy, TrainerTraits, TrainingJob
-from toolkit.models.batch_sizes import Sizes, recipe_sizes
+from toolkit.models.backend import Policy, Row, TrainerTraits, TrainingJob
 from toolkit.models.hf import HfBackend
+from toolkit.models.oom import Sizes, recipe_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.models.unsloth import options
-from toolkit.models.unsloth.limits import unsupported_reasons
+from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.recipe import Recipe
-from toolkit.training.grpo import build_grpo, grpo_settings, make_reward_scorer, recipe_rewards
+from toolkit.training.grpo import build_grpo, grpo_settings, make_reward_scorer
 from toolkit.training.grpo_trainer import RolloutTrainer
-from toolkit.training.image_check import check_images_used
+from toolkit.training.preflight import check_images_used
+from toolkit.training.rewards import recipe_rewards
 from toolkit.training.sft import build_sft, sft_settings
 
 FOLDER = Path(sys.argv[1])
@@ -68,7 +69,7 @@ def loading() -> dict[str, Any]:
         for loaded in (options.Loading(True), options.Loading(False)):
             keywords = options.load_options(recipe, "a/b", loaded)
             flags = [keywords[f"load_in_{bits}bit"] for bits in (4, 8, 16)]
-            found[f"{precision} {loaded}"] = unbound(FastVisionModel.from_pretrained, **keywords), sum(flags)
+            found[f"{precision} {loaded}"] = unbound(FastVisionModel.from_pretrained, **keywords), sum(map(bool, flags))
     by_vllm = small_recipe(FOLDER, {"model": {"attention": "sdpa"}, "grpo": {"rollouts": "vllm"}}, "vllm")
     keywords = options.load_options(by_vllm, "a/b", options.Loading(True))
     found["vllm"] = unbound(FastVisionModel.from_pretrained, **keywords), 1
@@ -91,7 +92,7 @@ def layers() -> dict[str, Any]:
     import re
 
     from transformers import AutoModelForImageTextToText
-    from unsloth_zoo.peft_utils import get_peft_regex
+    from unsloth_zoo.peft_utils import get_peft_regex  # type: ignore[import-untyped]
 
     from toolkit import tiny
     from toolkit.models import lora as adapter
@@ -112,7 +113,7 @@ def layers() -> dict[str, Any]:
 def settings() -> dict[str, Any]:
     """Return our settings that the configurations do not have, and values that they rewrite."""
     found = {}
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "as it is": {},
         "dapo, nothing masked": {"loss": "dapo", "mask_truncated": False},
         "one by one": {"micro_batch": 1, "prompts_per_step": 2, "generations": 4},
@@ -126,11 +127,15 @@ def settings() -> dict[str, Any]:
         checkpointed = {"gradient_checkpointing": section.get("gradient_checkpointing", False)}
         recipe = small_recipe(FOLDER, {"grpo": section, "sft": checkpointed}, "settings")
         policy = HfBackend().load_without_model(recipe)
-        job = TrainingJob(recipe, lambda index: None, 4, FOLDER)
+        job = TrainingJob(recipe, no_row, 4, FOLDER)
         sft = {**sft_settings(job), **options.sft_changes(policy, recipe)}
         grpo = {**grpo_settings(policy, job), **options.grpo_changes(policy, recipe)}
         found[name] = {"sft": rewritten(trl.SFTConfig, sft), "grpo": rewritten(trl.GRPOConfig, grpo)}
     return found
+
+
+def no_row(number: int) -> Row:
+    raise AssertionError(f"row {number} is not read")
 
 
 def rewritten(config: Any, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -144,10 +149,10 @@ def rewritten(config: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     return {"unknown": sorted(set(wanted) - known), "changed": changed}
 
 
-def refused() -> dict[str, Any]:
+def rejected() -> dict[str, Any]:
     """Return the rejected settings, and the values to which Unsloth would rewrite them."""
-    recipe = small_recipe(FOLDER, {"grpo": {"loss": "dr_grpo"}}, "refused")
-    policy, job = HfBackend().load_without_model(recipe), TrainingJob(recipe, lambda index: None, 4, FOLDER)
+    recipe = small_recipe(FOLDER, {"grpo": {"loss": "dr_grpo"}}, "rejected")
+    policy, job = HfBackend().load_without_model(recipe), TrainingJob(recipe, no_row, 4, FOLDER)
     grpo = {**grpo_settings(policy, job), **options.grpo_changes(policy, recipe)}
     return {"reasons": unsupported_reasons(recipe), **rewritten(trl.GRPOConfig, grpo)}
 
@@ -155,7 +160,7 @@ def refused() -> dict[str, Any]:
 def trainers() -> dict[str, Any]:
     """Check the methods of the generated trainer that ``RolloutTrainer`` overrides and calls."""
     generated = RolloutTrainer.__mro__[1]
-    ask = generated._get_per_token_logps_and_entropies
+    log_probs = generated._get_per_token_logps_and_entropies
     source = inspect.getsource(sys.modules[generated.__module__])
     return {
         "generated": generated.__name__,
@@ -169,7 +174,7 @@ def trainers() -> dict[str, Any]:
             )
             if not hasattr(generated, name)
         ],
-        "log-probabilities": unbound(ask, object(), None, None, None, 1, 1),
+        "log-probabilities": unbound(log_probs, object(), None, None, None, 1, 1),
         "called": [
             call
             for call in ("self._generate_and_score_completions(", "self._get_per_token_logps_and_entropies(")
@@ -209,7 +214,7 @@ def trained(context: Context) -> dict[str, Any]:
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
     grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", scorer=scorer)
-    aligned = watch_token_kinds(policy)
+    aligned = watch_token_types(policy)
     before = {name: value.clone() for name, value in policy.model.named_parameters() if value.requires_grad}
     trainer = build_grpo(GeneratedTrainers(), policy, grpo)
     trainer.train()
@@ -225,7 +230,7 @@ def trained(context: Context) -> dict[str, Any]:
     }
 
 
-def watch_token_kinds(policy: Policy) -> list[bool]:
+def watch_token_types(policy: Policy) -> list[bool]:
     """Record for each rollout whether Gemma's mask of image tokens is aligned with the image tokens."""
     aligned: list[bool] = []
     generate = RolloutTrainer._generate_and_score_completions
@@ -236,12 +241,12 @@ def watch_token_kinds(policy: Policy) -> list[bool]:
         aligned.append(torch.equal((ids == policy.processor.tokenizer.image_token_id).long(), batch["token_type_ids"]))
         return batch
 
-    RolloutTrainer._generate_and_score_completions = look
+    RolloutTrainer._generate_and_score_completions = look  # type: ignore[method-assign]
     return aligned
 
 
 def blind(context: Context) -> str:
-    """A model whose pixels are lost, as in unsloth#11031."""
+    """Return the error for a model whose pixels are lost, as in unsloth#11031."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
     whole = policy.model.get_base_model()
@@ -257,7 +262,7 @@ def blind(context: Context) -> str:
 
 
 def small_sizes() -> dict[str, Any]:
-    """A step of both generated trainers with the recipe's sizes and with those of OOM recovery."""
+    """Make a step of both generated trainers with the recipe's sizes and with those of OOM recovery."""
     found = {}
     for stage, loss in (
         ("sft", "dapo"),
@@ -265,7 +270,7 @@ def small_sizes() -> dict[str, Any]:
         ("grpo", "bnpo"),
     ):  # normalised by the step's tokens, by rows, by the micro-batch's tokens
         section = {"max_steps": 1, "micro_batch": 4, "loss": loss, "scale_rewards": "none"}
-        tables = {**FEW_STEPS, **IN_FLOAT32, "grpo": section, "rewards": with_spread(FOLDER)}
+        tables = {**FEW_STEPS, **IN_FLOAT32, "grpo": section, "rewards": length_reward(FOLDER)}
         with context_of(small_recipe(FOLDER, tables, f"sizes-{stage}-{loss}")) as context:
             sizes = recipe_sizes(context.recipe, stage)
             plain, small = (step_with(context, stage, one) for one in (sizes, sizes.smaller()))
@@ -274,7 +279,7 @@ def small_sizes() -> dict[str, Any]:
 
 
 def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, float]:
-    """Make one step with a new policy. ``alike``: each pass has equal weight, whatever its number of tokens."""
+    """Make one step with a new policy. ``by pass``: each pass has equal weight, whatever its number of tokens."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
     scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
@@ -287,7 +292,7 @@ def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, fl
         "loss": line["loss"],
         "gradient": line["grad_norm"],
         "passes": trainer.args.gradient_accumulation_steps,
-        "alike": stage == "sft" and not trainer.model_accepts_loss_kwargs,
+        "by pass": stage == "sft" and not trainer.model_accepts_loss_kwargs,
     }
 
 
@@ -297,13 +302,13 @@ def main() -> None:
         "adapters": adapters(),
         "layers": layers(),
         "settings": settings(),
-        "refused": refused(),
+        "rejected": rejected(),
         "trainers": trainers(),
         "vllm": sorted(vllm.ARCHITECTURES - set(VLLM_SUPPORTED_VLM)),
         "names": [get_model_name("google/medgemma-4b-it", load_in_4bit=bits) for bits in (True, False)],
     }
     with context_of(
-        small_recipe(FOLDER, {**FEW_STEPS, **IN_FLOAT32, "rewards": with_spread(FOLDER)}, "trained")
+        small_recipe(FOLDER, {**FEW_STEPS, **IN_FLOAT32, "rewards": length_reward(FOLDER)}, "trained")
     ) as context:
         found["trained"] = trained(context)
         found["blind"] = blind(context)

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.training import Tables, small_recipe, with_spread
+from tests.helpers.training import Tables, length_reward, small_recipe
 from tests.unsloth_cpu.process import Done
-from tests.unsloth_cpu.stand_ins import STAND_INS
+from tests.unsloth_cpu.substitutes import SUBSTITUTES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder
 
@@ -14,7 +14,7 @@ STEPS = 2
 
 
 QUESTIONS = 16
-"""That verify an export: a quarter may turn by the rounding of bfloat16. Here one of 16 does, maybe one of 4."""
+"""Questions that verify an export. Up to a quarter may change by the rounding of bfloat16. Here it is one of 16."""
 
 
 def recipe_of(folder: Path, backend: str, tables: Tables) -> Recipe:
@@ -28,7 +28,7 @@ def recipe_of(folder: Path, backend: str, tables: Tables) -> Recipe:
         "grpo": {"max_steps": STEPS, "max_completion_tokens": 8, "beta": 0.04},
         "evaluate": {"batch_size": QUESTIONS, "max_completion_tokens": 4, "before": False},
         "export": {"to": ("adapter", "merged"), "verify": QUESTIONS},
-        "rewards": with_spread(folder),
+        "rewards": length_reward(folder),
     }
     for table, keys in tables.items():
         few.setdefault(table, {}).update(keys)
@@ -40,7 +40,7 @@ def export_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def check_run(recipe: Recipe, done: Done) -> None:
-    """The run finished, every adapted matrix was compared, and the essential stand-ins were used."""
+    """The run finished, every adapted matrix was compared, and the essential substitutes were called."""
     assert done.status == 0, done.output[-6000:]
     run = RunFolder(recipe.run_folder)
     assert {run.record(stage)["backend"] for stage in ("sft", "grpo")} == {"unsloth"}
@@ -49,5 +49,5 @@ def check_run(recipe: Recipe, done: Done) -> None:
     merged = export_of(recipe)["merged"]
     assert merged["compared"]["matrices"] > 0
     assert merged["questions"] == QUESTIONS
-    assert set(done.counts) == {one.name for one in STAND_INS}
-    assert [one.name for one in STAND_INS if one.essential and not done.counts[one.name]] == []
+    assert set(done.counts) == {one.name for one in SUBSTITUTES}
+    assert [one.name for one in SUBSTITUTES if one.essential and not done.counts[one.name]] == []

@@ -1,12 +1,12 @@
 """The tiny recipes as a user runs them, with the figures of the documentation. See tests/long/run."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from toolkit.pipeline import read_results
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PAIRS = {
@@ -23,8 +23,9 @@ def test_a_tiny_recipe_learns(tmp_path: Path, name: str) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     sys.stdout.write(f"\n{done.stdout}\n")  # the tables, shown by pytest -s
-    stages: dict[str, Any] = json.loads((tmp_path / "runs" / name / "results.json").read_text())["stages"]
+    results = read_results(tmp_path / "runs" / name)
     for after, before in PAIRS[name]:
-        difference = stages[f"evaluate-{after}"]["differences"][before]["difference"]
-        assert difference["low"] > 0, (after, before, difference)
-    assert stages["export"]
+        difference = results.evaluations[after].differences[before].difference
+        assert difference.low is not None
+        assert difference.low > 0, (after, before, difference)
+    assert results.export

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.training import small_recipe
+from tests.helpers.training import Tables, small_recipe
 from tests.helpers.unsloth_runs import STEPS, recipe_of
 from tests.unsloth_cpu.process import run_program
 from toolkit.models.hf import HfBackend
@@ -30,11 +30,11 @@ def trained_adapter(folder: Path) -> Path:
 
 
 def both_backends(folder: Path, gpu: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What hf and Unsloth make of one recipe, with the same rows, seed and adapter; see ``unsloth_cpu.agree``."""
+    """Return the results of ``unsloth_cpu.agree`` on hf and on Unsloth, with the same rows, seed and adapter."""
     start = trained_adapter(folder)
     found = {}
     for backend in ("hf", "unsloth"):
-        tables = {
+        tables: Tables = {
             "model": {"precision": "16bit", "adapter": start},
             "grpo": {"beta": 0.0},
             "evaluate": {"before": True},

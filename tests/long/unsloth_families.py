@@ -13,9 +13,11 @@ from tests.helpers.real_processors import unpack_processors
 from tests.helpers.recipes import load_recipe
 from tests.helpers.recipes_on_shapes import CASES, RECIPES, on_synthetic_data_to_export
 from tests.helpers.shapes import write_model
+from tests.helpers.training import Tables
 from tests.helpers.unsloth_runs import check_run, recipe_of
 from tests.unsloth_cpu.process import run_toolkit
 from toolkit.runfolder import RunFolder
+from toolkit.training.results import GrpoResult
 
 
 def qwen3_5(folder: Path, data: Path) -> Path:
@@ -65,9 +67,9 @@ def test_qwen3_5_runs_to_a_verified_merge(tmp_path: Path, shared_data: Path) -> 
 
 
 def test_max_tokens_above_512_runs_with_unsloths_checkpointing(tmp_path: Path) -> None:
-    """From 512 tokens on Unsloth chooses its offloaded checkpointing; without it, it takes torch's."""
+    """From 512 tokens on, Unsloth uses its offloaded checkpointing, below it torch's."""
     checkpointed = {"gradient_checkpointing": True}
-    tables = {"model": {"max_tokens": 600}, "sft": checkpointed, "grpo": checkpointed}
+    tables: Tables = {"model": {"max_tokens": 600}, "sft": checkpointed, "grpo": checkpointed}
     recipe = recipe_of(tmp_path, "unsloth", tables)
     check_run(recipe, run_toolkit(recipe, "L4"))
 
@@ -78,7 +80,7 @@ def test_medgemma_grpo_finishes_after_an_out_of_memory_error_in_its_rollout(tmp_
     recipe = on_synthetic_data_to_export(load_recipe(RECIPES / "medgemma_grpo.toml"), model, tmp_path)
     done = run_toolkit(recipe, "L4", oom="rollout:2")
     assert done.status == 0, done.output[-6000:]
-    assert RunFolder(recipe.run_folder).record("grpo")["gpu_memory"]["out_of_memory"] == 1
+    assert RunFolder(recipe.run_folder).result("grpo", GrpoResult).training.gpu_memory.out_of_memory == 1
 
 
 @pytest.mark.parametrize("gpu", ["L4", "T4"])

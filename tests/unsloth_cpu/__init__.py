@@ -2,9 +2,9 @@
 
     python tests/unsloth_cpu/run.py run recipes/quickstart.toml --set model.backend=unsloth --set model.precision=4bit
 
-The process simulates one CUDA device whose memory is the CPU's. Unsloth's loader, ``get_peft_model``, the
-modules and trainers that it generates, its generation and its merge then run as on a GPU; torch and bitsandbytes
-compute on the CPU. ``stand_ins.STAND_INS`` is the complete table of what answers in place of CUDA, and why. No stand-in
+The process simulates one CUDA device whose memory is the CPU's. Unsloth's loader, ``get_peft_model``, the modules and
+trainers that it generates, its generation and its merge then run as on a GPU. torch and bitsandbytes compute on the
+CPU. ``substitutes.SUBSTITUTES`` is the complete table of substitutes for CUDA functions, with reasons. No substitute
 computes anything of training, and none replaces code of the toolkit, Unsloth, TRL, transformers or peft.
 
 Not shown by this harness:

@@ -43,15 +43,16 @@ def main(file: Path, out: Path) -> None:
         from toolkit.models.backend import TrainingJob
         from toolkit.models.prompts import Prompts
         from toolkit.pipeline.prepare_data import prepare
-        from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
+        from toolkit.training.grpo import build_grpo, make_reward_scorer
+        from toolkit.training.rewards import recipe_rewards
         from toolkit.training.sft import build_sft
 
         data, images = prepare(recipe, run, no_progress)
         context = Context(recipe, run, data, images, stop)
         backend, prompts, samples = choose_backend(recipe.model), Prompts.of(recipe, images), data.train
         rows = [prompts.row(sample, answer=True) for sample in samples[:4]]
-        asked = backend.load(recipe, context.weights, trainable=False)
-        found: dict[str, Any] = {"log_probs": backend.log_probs(asked, rows, [row.answer or "" for row in rows])}
+        policy = backend.load(recipe, context.weights, trainable=False)
+        found: dict[str, Any] = {"log_probs": backend.log_probs(policy, rows, [row.answer or "" for row in rows])}
         for stage in ("sft", "grpo"):
             scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4) if stage == "grpo" else None
             job = TrainingJob(

@@ -11,6 +11,7 @@ Each entry is a place and the number of its call, from 1, that fails once:
 import os
 import sys
 from collections import Counter
+from types import FrameType
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class _Injector:
         self.depth = 0
         self.generating: Any = None
 
-    def meet(self, place: str) -> None:
+    def count(self, place: str) -> None:
         self.seen[place] += 1
         if self.seen[place] in self.wanted.get(place, ()):
             sys.stderr.write(f"injected: out of memory in {place} {self.seen[place]}\n")
@@ -41,34 +42,35 @@ class _Injector:
         if self.depth > 1:
             return
         if torch.is_grad_enabled():
-            self.meet("forward")
+            self.count("forward")
             return
-        generate, training = _look_up()
+        generate, training = _find_generate()
         if generate is not None and generate is not self.generating:
             self.generating = generate
-            self.meet("rollout" if training else "evaluation")
+            self.count("rollout" if training else "evaluation")
 
     def leave(self, module: Any, inputs: Any, output: Any) -> None:
         self.depth -= 1
 
 
-def _look_up() -> tuple[Any, bool]:
-    """The outermost frame of a ``generate`` on the stack, or None, and whether a trainer's step is below it."""
-    frame, generate, training = sys._getframe(2), None, False
+def _find_generate() -> tuple[Any, bool]:
+    """Return the outermost frame of a ``generate`` on the stack, or None, and whether a trainer's step is below it."""
+    frame: FrameType | None = sys._getframe(2)
+    generate, training = None, False
     while frame is not None:
         name = frame.f_code.co_name
         if name == "generate":
             generate = frame
         training = training or name == "training_step"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return generate, training
 
 
 def inject() -> None:
-    """Raise the errors that the environment asks for, for as long as the process lives.
+    """Raise the errors that the environment variable lists, until the process ends.
 
     Raises:
-        ValueError: a place is unknown.
+        ValueError: A place is unknown.
     """
     wanted: dict[str, set[int]] = {}
     for entry in filter(None, os.environ.get(VARIABLE, "").split(",")):
@@ -88,9 +90,9 @@ def inject() -> None:
         finally:
             depth -= 1
         if not depth:
-            injector.meet("backward")
+            injector.count("backward")
 
-    torch.autograd.backward = outermost  # type: ignore[assignment]
+    torch.autograd.backward = outermost
     register_module_forward_pre_hook(injector.enter)
     register_module_forward_hook(injector.leave, always_call=True)
-    register_optimizer_step_post_hook(lambda optimizer, args, options: injector.meet("optimizer"))
+    register_optimizer_step_post_hook(lambda optimizer, args, options: injector.count("optimizer"))

@@ -16,13 +16,13 @@ from toolkit.runfolder import RunFolder
 
 RUN = Path(__file__).with_name("run.py")
 ROOT = RUN.parents[2]
-MOST_SECONDS = 1800
-SECONDS_BETWEEN_LOOKS = 0.1
+MAX_SECONDS = 1800
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a process left: exit status, output, and how often each stand-in answered."""
+    """The result of a process: exit status, output, and the calls of each substitute."""
 
     status: int
     output: str
@@ -33,10 +33,10 @@ def run_toolkit(recipe: Recipe, gpu: str, *, stop_at: Path | None = None, oom: s
     """Run the recipe's stages on the simulated GPU.
 
     Args:
-        recipe: what to run; it is written beside its run folder.
-        gpu: a key of ``gpu.GPUS``.
-        stop_at: the process gets SIGINT once this file or folder exists.
-        oom: errors of GPU memory to inject, as ``oom`` takes them.
+        recipe: The recipe, which is written beside its run folder.
+        gpu: A key of ``gpu.GPUS``.
+        stop_at: The process gets SIGINT when this file or folder exists.
+        oom: Out-of-memory errors to inject. See ``oom``.
     """
     recipe.run.folder.mkdir(parents=True, exist_ok=True)
     file = recipe.run.folder / f"{recipe.run.name}.toml"
@@ -45,7 +45,7 @@ def run_toolkit(recipe: Recipe, gpu: str, *, stop_at: Path | None = None, oom: s
 
 
 def run_program(arguments: list[str], counts: Path, gpu: str, *, stop_at: Path | None = None, oom: str = "") -> Done:
-    """Run ``run.py`` with these arguments; ``counts`` receives the stand-ins' counts. See ``run_toolkit``."""
+    """Run ``run.py`` with these arguments. ``counts`` receives the substitutes' counts. See ``run_toolkit``."""
     environment = {
         **os.environ,
         "UNSLOTH_CPU_GPU": gpu,
@@ -68,15 +68,15 @@ def run_program(arguments: list[str], counts: Path, gpu: str, *, stop_at: Path |
 
 
 def _wait(process: subprocess.Popen[bytes], stop_at: Path | None) -> int:
-    """Return the exit status; SIGINT is sent when ``stop_at`` appears."""
-    end = time.monotonic() + MOST_SECONDS
+    """Return the exit status. Send SIGINT when ``stop_at`` appears."""
+    end = time.monotonic() + MAX_SECONDS
     while (status := process.poll()) is None:
         if time.monotonic() > end:
-            raise subprocess.TimeoutExpired(process.args, MOST_SECONDS)
+            raise subprocess.TimeoutExpired(process.args, MAX_SECONDS)
         if stop_at is not None and stop_at.exists():
             process.send_signal(signal.SIGINT)
             stop_at = None
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_SECONDS)
     return status
 
 

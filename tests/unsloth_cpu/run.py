@@ -16,7 +16,7 @@ sys.path[:] = [str(HERE.parents[1]), *(path for path in sys.path if path != str(
 
 from tests.unsloth_cpu.gpu import chosen_gpu
 from tests.unsloth_cpu.oom import inject
-from tests.unsloth_cpu.stand_ins import install, write_counts
+from tests.unsloth_cpu.substitutes import install, write_counts
 
 install(chosen_gpu())  # here, so that processes which this one spawns (the plan's) have the same GPU
 

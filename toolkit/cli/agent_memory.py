@@ -1,90 +1,87 @@
 """Tables that compare agent-memory modes: scores, first failures, and scores by column."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from rich.table import Table
 
 from toolkit.cli.figures import percent, points
+from toolkit.evaluation.results import AgentMemoryResult
+from toolkit.scoring.statistics import Estimate
 
 OWN = "own"
 """The mode that is compared with the others. If it is missing, the first one is."""
 MAX_POSITIONS = 10
 """Positions in an episode that get a column."""
 
-Records = Mapping[str, Mapping[str, Any]]
-"""Label in the table of results -> ``agent_memory`` of its record."""
+Results = Mapping[str, AgentMemoryResult]
+"""Label in the table of results -> its comparison of modes."""
 
 
-def agent_memory_tables(records: Records) -> Iterator[Table]:
+def agent_memory_tables(results: Results) -> Iterator[Table]:
     """Yield the tables of these evaluations. There are none if the task has no agent memory."""
-    if not records:
+    if not results:
         return
-    yield _modes(records)
-    yield _failures(records)
-    last = list(records)[-1]
-    for column in next(iter(records[last]["ways"].values()))["by"]:
-        yield _by(last, column, records[last])
+    yield _modes(results)
+    yield _failures(results)
+    last = list(results)[-1]
+    for column in next(iter(results[last].modes.values())).by:
+        yield _by(last, column, results[last])
 
 
-def _modes(records: Records) -> Table:
-    """Return one row per measure and one column per mode, with the differences between modes."""
-    names = {mode: found["name"] for record in records.values() for mode, found in record["ways"].items()}
+def _modes(results: Results) -> Table:
+    """Return one row per metric and one column per mode, with the differences between modes."""
+    names = {mode: found.name for result in results.values() for mode, found in result.modes.items()}
     first = OWN if OWN in names else next(iter(names))
-    others = {other: None for record in records.values() for other in record["differences"].get(first, {})}
+    others = {other: None for result in results.values() for other in result.differences.get(first, {})}
     table = Table(title="agent-memory modes, 95 % intervals in brackets")
     table.add_column("", overflow="fold")
     for title in ("n", *names.values(), *(f"{first} - {other}" for other in others)):
         table.add_column(title, justify="right", overflow="fold")
-    for label, record in records.items():
+    for label, result in results.items():
         table.add_row(f"{label}:")
-        for measure in record["measures"]:
-            found = {mode: of["measures"][measure] for mode, of in record["ways"].items()}
+        for metric in result.metrics:
+            found = {mode: one.metrics[metric] for mode, one in result.modes.items()}
             cells = [percent(found[mode]) if mode in found else "" for mode in names]
-            cells += [points(record["differences"].get(first, {}).get(other, {}).get(measure)) for other in others]
-            n = max(estimate["n"] for estimate in found.values())
-            table.add_row(f"  {measure}", f"{n:,}", *(cell.replace(" [", "\n[") for cell in cells))
+            cells += [points(result.differences.get(first, {}).get(other, {}).get(metric)) for other in others]
+            n = max(estimate.n for estimate in found.values())
+            table.add_row(f"  {metric}", f"{n:,}", *(cell.replace(" [", "\n[") for cell in cells))
         table.add_section()
     return table
 
 
-def _failures(records: Records) -> Table:
+def _failures(results: Results) -> Table:
     """Return the fraction of episodes without an error up to each position, and the mean first failure."""
-    survival = {
-        (label, mode): {int(position): of for position, of in found["chains"]["survival"].items()}
-        for label, record in records.items()
-        for mode, found in record["ways"].items()
-    }
-    positions = sorted({position for found in survival.values() for position in found})[:MAX_POSITIONS]
-    episodes = next(iter(records.values()))["measures"][1]
-    table = Table(title=f"{episodes}: % without an error up to GUI step …, of those with that many")
+    found = [one.episodes for result in results.values() for one in result.modes.values()]
+    positions = sorted({position for one in found for position in one.survival})[:MAX_POSITIONS]
+    name = next(iter(results.values())).metrics[1]
+    table = Table(title=f"{name}: % without an error up to GUI step …, of those with that many")
     for title in ("", "mode"):
         table.add_column(title, overflow="fold")
-    for title in (episodes, "mean first failure", *map(str, positions)):
+    for title in (name, "mean first failure", *map(str, positions)):
         table.add_column(title, justify="right")
-    for label, record in records.items():
-        for number, (mode, found) in enumerate(record["ways"].items()):
-            chains, mean = found["chains"], found["chains"]["first_failure"]["value"]
-            fractions = [_whole_percent(survival[label, mode].get(position)) for position in positions]
-            head = (label if number == 0 else "", found["name"], f"{chains['n']:,}")
+    for label, result in results.items():
+        for number, mode in enumerate(result.modes.values()):
+            episodes, mean = mode.episodes, mode.episodes.first_failure.value
+            fractions = [_whole_percent(episodes.survival.get(position)) for position in positions]
+            head = (label if number == 0 else "", mode.name, f"{episodes.n:,}")
             table.add_row(*head, "-" if mean is None else f"{mean:.1f}", *fractions)
         table.add_section()
     return table
 
 
-def _by(label: str, column: str, record: Mapping[str, Any]) -> Table:
-    """Return the first measure for each value of a column, in every mode."""
-    measure, modes = record["measures"][0], record["ways"]
-    table = Table(title=f"{label}: {measure} by {column}, 95 % intervals in brackets")
+def _by(label: str, column: str, result: AgentMemoryResult) -> Table:
+    """Return the first metric for each value of a column, in every mode."""
+    modes = list(result.modes.values())
+    table = Table(title=f"{label}: {result.metrics[0]} by {column}, 95 % intervals in brackets")
     table.add_column(column, overflow="fold")
-    for title in ("n", *(found["name"] for found in modes.values())):
+    for title in ("n", *(mode.name for mode in modes)):
         table.add_column(title, justify="right", overflow="fold")
-    for value in next(iter(modes.values()))["by"][column]:
-        found = [of["by"].get(column, {}).get(value) for of in modes.values()]
-        n = max(estimate["n"] for estimate in found if estimate)
+    for value in modes[0].by[column]:
+        found = [mode.by.get(column, {}).get(value) for mode in modes]
+        n = max(estimate.n for estimate in found if estimate)
         table.add_row(value, f"{n:,}", *(percent(estimate) if estimate else "" for estimate in found))
     return table
 
 
-def _whole_percent(estimate: Mapping[str, Any] | None) -> str:
-    return "" if estimate is None or estimate["value"] is None else f"{100 * estimate['value']:.0f}"
+def _whole_percent(estimate: Estimate | None) -> str:
+    return "" if estimate is None or estimate.value is None else f"{100 * estimate.value:.0f}"

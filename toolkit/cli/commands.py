@@ -356,7 +356,7 @@ def reward_test(
     from toolkit.cli import tables as show
     from toolkit.recipe import for_language_models, load_recipe
     from toolkit.tasks import TASKS
-    from toolkit.training.reward_test import score_file
+    from toolkit.training.completions_file import score_file
 
     loaded = for_language_models(load_recipe(recipe, settings or (), tasks=TASKS), "toolkit reward test")
     show.scored(score_file(loaded, completions))

@@ -13,8 +13,8 @@ from rich.table import Table
 from toolkit.cli.agent_memory import agent_memory_tables
 from toolkit.cli.figures import percent, points
 from toolkit.data.sample import Answer
-from toolkit.pipeline.gpu_peaks import describe_peaks, gpu_peaks
-from toolkit.pipeline.results import ResultRow, Results
+from toolkit.pipeline.gpu_peaks import describe_peaks
+from toolkit.pipeline.results import ResultRow, RunResults
 from toolkit.runfolder import EXPORT, outdated
 from toolkit.runfolder.usage import compute_line
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from toolkit.data.loading import DataSplits
     from toolkit.images import ScanReport
     from toolkit.runfolder import RunFolder
-    from toolkit.training.reward_test import ScoredCompletion
+    from toolkit.training.completions_file import ScoredCompletion
 
 FOLDER = "{folder}"
 """Placeholder for the folder of a format in the commands of an export's record."""
@@ -40,7 +40,7 @@ NARROW = 108
 """A terminal with fewer columns shows intervals on their own lines."""
 
 
-def results(found: Results) -> None:
+def results(found: RunResults) -> None:
     """Print the tables of results, and where the files are."""
     console = _console()
     for score, rows in found.tables.items():
@@ -56,8 +56,8 @@ def results(found: Results) -> None:
     used = compute_line(found.run.compute_file)
     if used is not None:
         console.print(f"compute: {used}. Full report: toolkit report compute {found.run.path}", markup=False)
-    if peaks := gpu_peaks(found.run):
-        console.print(f"peak GPU memory: {describe_peaks(peaks)}", markup=False)
+    if found.gpu_memory:
+        console.print(f"peak GPU memory: {describe_peaks(found.gpu_memory)}", markup=False)
     console.print("all figures: results.json. All completions: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.agent_memory:
         console.print("GUI steps: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
@@ -86,10 +86,9 @@ def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> T
     for name in ("n", score, "to the row above", "to the baseline"):
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
-        estimate = row.estimate
-        cells = [percent(estimate), points(row.to_previous), points(row.to_baseline)]
+        cells = [percent(row.estimate), points(row.to_previous), points(row.to_baseline)]
         gap = "\n" if width < NARROW else " "
-        table.add_row(row.label, f"{estimate['n']:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
+        table.add_row(row.label, f"{row.estimate.n:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
     return table
 
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from toolkit.evaluation.context import Context, EvaluationRecord
+from toolkit.evaluation.context import Context
 from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.generate_answers import PARTIAL, PREDICTIONS, answers_file, generate_missing
 from toolkit.evaluation.output_files import write_outputs
 from toolkit.evaluation.prompts import EvaluationSet, held_out
-from toolkit.evaluation.record import CONFUSION, make_record
+from toolkit.evaluation.record import CONFUSION, make_result
+from toolkit.evaluation.results import EVALUATE, EvaluationResult
 from toolkit.evaluation.scored import Rows, baseline_rows, earlier_rows, judge_predictions, read_mode
 from toolkit.models import Backend
 
@@ -22,8 +23,8 @@ __all__ = ["CONFUSION", "PARTIAL", "PREDICTIONS", "evaluate", "held_out", "judge
 
 def evaluate(
     context: Context, name: str, weights: Path | None, earlier: Sequence[str], backend: Backend | None = None
-) -> EvaluationRecord:
-    """Evaluate weights on the held-out split. See ``context.EvaluateStage``.
+) -> EvaluationResult:
+    """Evaluate weights on the held-out split. Its files are in ``stages/evaluate-NAME``.
 
     An interrupted evaluation resumes after the last saved prediction.
 
@@ -35,7 +36,7 @@ def evaluate(
         backend: loads the model. Default: that of the recipe.
     """
     questions = EvaluationSet.of(context)
-    folder = context.run.stage_folder(f"evaluate-{name}")
+    folder = context.run.stage_folder(EVALUATE + name)
     digest = _identity(context, weights)
     partial = {mode: folder / answers_file(mode, digest) for mode in questions.modes}
     generate_missing(context, name, questions, partial, weights, backend)
@@ -46,10 +47,10 @@ def evaluate(
     for other in folder.glob(PARTIAL.format("*")):
         other.unlink()
     before = {other: earlier_rows(context, questions, other) for other in earlier}
-    record = make_record(context, name, questions, rows, (baseline_rows(context, questions), before))
+    result = make_result(context, name, questions, rows, (baseline_rows(context, questions), before))
     if questions.carried:
-        write_outputs(folder, questions, answers, record)
-    return record
+        write_outputs(folder, questions, answers, result)
+    return result
 
 
 def _identity(context: Context, weights: Path | None) -> str:

@@ -4,13 +4,14 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.episodes import Carried
 from toolkit.data.sample import Answer, Sample
-from toolkit.evaluation.context import EvaluationRecord
 from toolkit.evaluation.prompts import EvaluationSet
+from toolkit.evaluation.results import EvaluationResult
 from toolkit.runfolder import write_json, write_text
 
 TABLE, FIGURES, DETAILS = "predictions.csv", "metrics.json", "details.jsonl"
@@ -23,7 +24,7 @@ def write_outputs(
     folder: Path,
     questions: EvaluationSet,
     answers: Mapping[str, Sequence[tuple[Sample, Answer]]],
-    record: EvaluationRecord,
+    result: EvaluationResult,
 ) -> None:
     """Write the three files, each under a temporary name first. Samples are in the order of their episodes."""
     if questions.carried is None:
@@ -39,7 +40,7 @@ def write_outputs(
     write_text(folder / TABLE, _csv(rows))
     write_text(folder / DETAILS, "".join(_details(questions, questions.carried, samples, found)))
     # The counts of cached images differ after an interruption.
-    write_json(folder / FIGURES, {name: value for name, value in record.items() if name != "pictures"})
+    write_json(folder / FIGURES, {name: value for name, value in asdict(result).items() if name != "images"})
 
 
 def _table_row(

@@ -1,20 +1,27 @@
-"""Build the record of an evaluation: every score with its interval, baselines and differences."""
+"""Build the result of an evaluation: every score with its interval, baselines and differences."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from toolkit.errors import warn
-from toolkit.evaluation.agent_memory_modes import memory_record
-from toolkit.evaluation.context import Context, EvaluationRecord, ScoreRecord
+from toolkit.evaluation.agent_memory_modes import compare_modes
+from toolkit.evaluation.context import Context
 from toolkit.evaluation.generate_answers import PREDICTIONS
 from toolkit.evaluation.prompts import OWN, REFERENCE, EvaluationSet
-from toolkit.evaluation.scored import BASELINE, Baselines, Rows
-from toolkit.runfolder import Record
+from toolkit.evaluation.results import (
+    BASELINE,
+    EVALUATE,
+    AgentMemoryResult,
+    BaselineResult,
+    Difference,
+    EvaluationResult,
+    ScoreResult,
+)
+from toolkit.evaluation.scored import Baselines, Rows
 from toolkit.scoring.statistics import (
     WHOLE,
-    Comparison,
+    Estimate,
     ScoredAnswer,
     Summary,
     compare,
@@ -31,10 +38,10 @@ Others = tuple[Baselines, Mapping[str, Mapping[str, Rows]]]
 """The baselines, and earlier evaluation -> mode -> its rows."""
 
 
-def make_record(
+def make_result(
     context: Context, name: str, questions: EvaluationSet, rows: Mapping[str, Rows], others: Others
-) -> EvaluationRecord:
-    """Return the record of the evaluation ``name`` from the rows of each mode, and draw the confusion matrix."""
+) -> EvaluationResult:
+    """Return the result of the evaluation ``name`` from the rows of each mode, and draw the confusion matrix."""
     recipe = context.recipe
     section, seed, main = recipe.evaluation, recipe.run.seed, rows[REFERENCE]
     summary = summarise(main, recipe.results_by, section.bootstrap, seed, positive=recipe.positive)
@@ -43,41 +50,40 @@ def make_record(
             summary.confusion, context.run.stage_folder(f"evaluate-{name}") / CONFUSION, f"{name}: completions"
         )
     tables = {
-        label: _score_record(context, view)
+        label: _score_result(context, view)
         for label, view in _views(questions, rows, others).items()
         if any(row.scores[view.score] is not None for row in view.rows)
     }
     (primary, first), *also = tables.items()
-    record: EvaluationRecord = {
-        "split": section.split,
-        "score": primary,
-        "value": first["value"],
-        "baseline": first["baseline"],
-        "differences": first["differences"],
-        "also": dict(also),
-        "summary": summary.to_dict(),
-        "pictures": context.count_images(f"evaluate-{name}"),
-        "predictions": f"stages/evaluate-{name}/{PREDICTIONS}",
-    }
     _warn(name, "", summary)
-    if questions.carried:
-        record["baselines"] = first["baselines"]
-        record["agent_memory"] = _memory(context, name, questions, rows, summary)
-    return record
+    stage = f"{EVALUATE}{name}"
+    return EvaluationResult(
+        split=section.split,
+        score=primary,
+        value=first.value,
+        baseline=first.baseline,
+        differences=first.differences,
+        baselines=first.baselines,
+        also=dict(also),
+        summary=summary,
+        images=context.count_images(stage),
+        predictions=f"stages/{stage}/{PREDICTIONS}",
+        agent_memory=_agent_memory(context, name, questions, rows, summary) if questions.carried else None,
+    )
 
 
-def _memory(
+def _agent_memory(
     context: Context, name: str, questions: EvaluationSet, rows: Mapping[str, Rows], reference: Summary
-) -> Record:
-    """Return the record of the agent-memory modes. Warn about failures and skipped samples."""
+) -> AgentMemoryResult:
+    """Return the comparison of the agent-memory modes. Warn about failures and skipped samples."""
     recipe = context.recipe
     by, draws = recipe.results_by, (recipe.evaluation.bootstrap, recipe.run.seed)
     summaries = {mode: summarise(found, by, *draws) for mode, found in rows.items() if mode != REFERENCE}
     for mode, found in summaries.items():
         _warn(name, f" ({questions.names[mode]})", found)
-    record = memory_record(questions, rows, {REFERENCE: reference, **summaries}, draws)
-    _warn_about_skipped(name, questions, record)
-    return record
+    result = compare_modes(questions, rows, {REFERENCE: reference, **summaries}, draws)
+    _warn_about_skipped(name, questions, result)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,42 +139,28 @@ def _of_chains(view: _View, questions: EvaluationSet) -> _View:
     )
 
 
-def _score_record(context: Context, view: _View) -> ScoreRecord:
+def _score_result(context: Context, view: _View) -> ScoreResult:
     draws = (context.recipe.evaluation.bootstrap, context.recipe.run.seed)
 
-    def minus(rows: Rows, other: Rows) -> Record:
-        return _paired(compare(other, rows, view.score, *draws))
+    def minus(rows: Rows, other: Rows) -> Difference:
+        return Difference.of(compare(other, rows, view.score, *draws))
 
     majority = view.baselines[BASELINE]
-    record: ScoreRecord = {
-        "value": asdict(_mean(view.rows, view.score, *draws)),
-        "baseline": asdict(_mean(majority, view.score, *draws)),
-        "differences": {
+    return ScoreResult(
+        value=_mean(view.rows, view.score, *draws),
+        baseline=_mean(majority, view.score, *draws),
+        differences={
             other: minus(view.rows, rows) for other, rows in {**view.baselines, **view.earlier}.items() if rows
         },
-    }
-    further = {label: rows for label, rows in view.baselines.items() if label != BASELINE}
-    if further:
-        record["baselines"] = {
-            label: {
-                "value": asdict(_mean(rows, view.score, *draws)),
-                "differences": {BASELINE: minus(rows, majority)},
-            }
-            for label, rows in further.items()
-        }
-    return record
+        baselines={
+            label: BaselineResult(_mean(rows, view.score, *draws), {BASELINE: minus(rows, majority)})
+            for label, rows in view.baselines.items()
+            if label != BASELINE
+        },
+    )
 
 
-def _paired(found: Comparison) -> Record:
-    return {
-        **asdict(found.paired),
-        "clear": found.paired.clear,
-        "only_before": found.only_before,
-        "only_after": found.only_after,
-    }
-
-
-def _mean(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -> Any:
+def _mean(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -> Estimate:
     judged = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
     return proportion(
         [value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed
@@ -188,29 +180,29 @@ def _warn(name: str, mode: str, summary: Summary) -> None:
             warn(code, rule, place=place, value=round(value, 3))
 
 
-def _warn_about_skipped(name: str, questions: EvaluationSet, record: Record) -> None:
+def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemoryResult) -> None:
     """Warn about incomplete episodes, skipped prompts, and samples that no rollout reaches."""
-    chains = questions.carried.title if questions.carried else ""
-    for mode, found in record["ways"].items():
-        place = f"evaluate-{name} ({questions.names[mode]})"
-        if incomplete := found["chains"]["incomplete"]:
+    episodes = questions.carried.title if questions.carried else ""
+    for mode, found in result.modes.items():
+        place = f"{EVALUATE}{name} ({questions.names[mode]})"
+        if incomplete := found.episodes.incomplete:
             warn(
-                "evaluate.chains_incomplete",
-                f"the number of {chains} with a missing step, which no figure includes, should be 0",
+                "evaluate.episodes_incomplete",
+                f"the number of {episodes} with a missing step, which no figure includes, should be 0",
                 place=place,
                 value=incomplete,
             )
-        for reason, count in found["unasked"].items():
+        for reason, count in found.skipped.items():
             warn(
                 "evaluate.prompts_skipped",
                 f"the number of skipped prompts, which count as wrong, should be 0: {reason}",
                 place=place,
                 value=count,
             )
-    if behind := record["behind"]:
+    if result.after_missing_step:
         warn(
             "evaluate.questions_after_missing_step",
             "the number of questions after a missing step, which are skipped, should be 0",
-            place=f"evaluate-{name}",
-            value=behind,
+            place=f"{EVALUATE}{name}",
+            value=result.after_missing_step,
         )

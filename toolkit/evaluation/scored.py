@@ -11,15 +11,13 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import rollout
 from toolkit.evaluation.generate_answers import answers_file, known_replies
 from toolkit.evaluation.prompts import OWN, REFERENCE, EvaluationSet
+from toolkit.evaluation.results import BASELINE, EVALUATE, EvaluationResult
 from toolkit.models.prompts import Prompts
 from toolkit.runfolder import RunFolder, read_json, write_json
 from toolkit.scoring.statistics import ScoredAnswer
 
 Rows = list[ScoredAnswer]
 Answered = list[tuple[Sample, Answer]]
-
-BASELINE = "baseline"
-"""Name of the majority baseline in records."""
 
 
 def read_mode(questions: EvaluationSet, mode: str, file: Path) -> Answered:
@@ -44,7 +42,7 @@ def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Samp
 
 def earlier_rows(context: Context, questions: EvaluationSet, name: str) -> dict[str, Rows]:
     """Return mode -> the rows of an earlier evaluation, for the common modes."""
-    files = _answers_of(context.run, context.run.record(f"evaluate-{name}"))
+    files = _answers_of(context.run, context.run.result(EVALUATE + name, EvaluationResult))
     return {
         mode: questions.judge(read_mode(questions, mode, files[mode]), context.recipe)
         for mode in questions.modes
@@ -87,11 +85,10 @@ def baseline_rows(context: Context, questions: EvaluationSet) -> Baselines:
     return Baselines(rows, majority)
 
 
-def _answers_of(run: RunFolder, record: Mapping[str, object]) -> dict[str, Path]:
+def _answers_of(run: RunFolder, result: EvaluationResult) -> dict[str, Path]:
     """Return mode -> the predictions file of a finished evaluation."""
-    main = run.path / str(record["predictions"])
-    memory = record.get("agent_memory")
-    modes = memory["ways"] if isinstance(memory, dict) else ()
+    main = run.path / result.predictions
+    modes = result.agent_memory.modes if result.agent_memory else ()
     return {REFERENCE: main, **{mode: main.with_name(answers_file(mode)) for mode in modes if mode != REFERENCE}}
 
 

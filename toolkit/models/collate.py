@@ -1,8 +1,8 @@
-"""SFT batches: prompt and answer tokens with labels on the answer and its turn end only."""
+"""Batches of rows: encoded prompts, and SFT batches with labels on the answer and its end of turn only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -33,7 +33,7 @@ class SftCollator:
 
 def collate(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:
     """Return a batch of opened rows. See ``SftCollator``."""
-    prompts = _encode_prompts(policy, rows)
+    prompts = encode_prompts(policy, rows, "right")
     answers = [torch.tensor(_answer_ids(policy, row)) for row in rows]
     # The processor pads prompts to the longest one. Padding is removed before the answer is appended, because tokens
     # between prompt and answer would change the positions of the answer.
@@ -55,14 +55,15 @@ def collate(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:
     return batch
 
 
-def _encode_prompts(policy: Policy, rows: Sequence[Row]) -> Any:
+def encode_prompts(policy: Policy, rows: Sequence[Row], padding_side: Literal["left", "right"]) -> Any:
+    """Return the tokens of the prompts, padded to the longest one, and the pixels of their images."""
     processor = policy.processor
     texts = [render_prompt(processor, row.messages) for row in rows]
     return processor(
         text=texts,
         images=[row.images for row in rows] if any(row.images for row in rows) else None,
         padding=True,
-        padding_side="right",
+        padding_side=padding_side,
         return_tensors="pt",
         add_special_tokens=adds_bos(processor, texts[0]),
     )

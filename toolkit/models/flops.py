@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolkit.models.lora import VISION
+from toolkit.models.model_paths import VISION
 from toolkit.runfolder.usage import ParameterCount, count, note_unmeasured
 
 MAX_UNCOUNTED = 0.05

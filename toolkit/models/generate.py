@@ -12,8 +12,8 @@ import torch
 
 from toolkit.errors import ModelError, warn
 from toolkit.models.backend import Completion, Policy, Row, Sampling
-from toolkit.models.chat_template import adds_bos, encode_answer, render_prompt
-from toolkit.models.collate import collate
+from toolkit.models.chat_template import encode_answer
+from toolkit.models.collate import collate, encode_prompts
 from toolkit.models.oom import attempt
 from toolkit.runfolder.usage import count as note
 
@@ -59,7 +59,7 @@ def _halve(policy: Policy, completions: int) -> None:
 
 
 def _generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
-    inputs = encode(policy, rows).to(policy.model.device)
+    inputs = encode_prompts(policy, rows, "left").to(policy.model.device)
     was_training = policy.model.training
     policy.model.eval()
     try:
@@ -71,21 +71,6 @@ def _generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[C
     completions = [_read(policy, ids) for ids in answers.tolist()]
     note(answers=len(completions))
     return completions
-
-
-def encode(policy: Policy, rows: Sequence[Row]) -> Any:
-    """Return prompts as left-padded tensors with their pixels, as inputs of ``generate``."""
-    processor = policy.processor
-    texts = [render_prompt(processor, row.messages) for row in rows]
-    images = [row.images for row in rows] if any(row.images for row in rows) else None
-    return processor(
-        text=texts,
-        images=images,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-        add_special_tokens=adds_bos(processor, texts[0]),
-    )
 
 
 def log_probs(policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
@@ -110,7 +95,7 @@ def answer_loss(policy: Policy, row: Row) -> float:
 
 def _log_probs(policy: Policy, row: Row, answer: str) -> list[float]:
     ids = torch.tensor([encode_answer(policy.processor, answer, policy.turn_end)])
-    inputs = dict(encode(policy, [row]))
+    inputs = dict(encode_prompts(policy, [row], "left"))
     masks = [name for name in inputs if name != "input_ids" and inputs[name].shape == inputs["input_ids"].shape]
     for name in masks:  # attention covers the whole answer, and no token of the answer is an image token
         more = torch.ones_like(ids) if name == "attention_mask" else torch.zeros_like(ids)

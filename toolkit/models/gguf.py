@@ -11,7 +11,7 @@ from PIL import Image
 from toolkit.errors import ModelError, warn
 from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import encode_answer, render_prompt
-from toolkit.models.generate import encode
+from toolkit.models.collate import encode_prompts
 from toolkit.models.hf import load_processor, make_policy
 from toolkit.models.llamacpp import Child, find_gguf_pair
 from toolkit.models.llamacpp.session import IMAGE_TOKEN, MARKER
@@ -168,7 +168,7 @@ def _refuse(what: str) -> NoReturn:
 
 def _llama_prompt(policy: Policy, row: Row) -> tuple[str, list[Image.Image], list[int]]:
     """Return the prompt with markers, the images, and the tokens that llama.cpp must read."""
-    inputs = encode(policy, [row])
+    inputs = encode_prompts(policy, [row], "left")
     processor = policy.processor
     # ``image_token_id`` of Gemma 3's processor is the delimiter before an image. Its tokenizer has the image token.
     holder = processor.tokenizer if hasattr(processor, "full_image_sequence") else processor

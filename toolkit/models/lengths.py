@@ -1,6 +1,5 @@
 """Token counts of rows, text and images, before training. Rows that are too long are reported, never truncated."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,9 +18,8 @@ from toolkit.models.chat_template import (
     find_turn_end,
     image_tokens,
     render_prompt,
-    special_ids,
 )
-from toolkit.models.prompts import Prompts
+from toolkit.models.prompts import Prompts, check_no_special_tokens, prompt_texts, special_tokens
 
 SHOWN = 10
 COUNT_ALL = 4000
@@ -30,9 +28,9 @@ SAMPLED = 1000
 
 TOO_LONG = "[model] max_tokens"
 """The place of an error about rows that are too long."""
-# Both texts are stored in the files of evaluations, where they are also keys, so they must not change.
-PROMPT_TOO_LONG = "the prompt with its memory leaves no room for an answer in model.max_tokens"
-HAS_SPECIAL_TOKEN = "the question or its memory holds one of the model's special tokens"
+# Evaluations store both texts and count rows by them, so a new wording is a new reason.
+PROMPT_TOO_LONG = "the prompt with its agent memory and the answer exceed model.max_tokens"
+HAS_SPECIAL_TOKEN = "the question or its agent memory contains a special token of the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,34 +155,6 @@ def prompt_checker(processor: Any, prompts: Prompts, limit: int, answer_tokens: 
         return PROMPT_TOO_LONG if count(sample).total > limit else None
 
     return problem
-
-
-def special_tokens(processor: Any) -> re.Pattern[str]:
-    """Return a pattern that matches the model's special tokens."""
-    names = [processor.tokenizer.convert_ids_to_tokens(token) for token in special_ids(processor)]
-    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
-
-
-def prompt_texts(sample: Sample, prompts: Prompts, *, with_answer: bool) -> list[str]:
-    """Return the texts of a row that the model reads, with the reference answer for SFT."""
-    texts = [prompts.task.question(sample), *(str(sample.fields.get(name, "")) for name in prompts.prompt.context)]
-    return [*texts, prompts.task.target(sample)] if with_answer else texts
-
-
-def check_no_special_tokens(texts: Sequence[str], special: re.Pattern[str], place: str) -> None:
-    """Check that texts contain no special token, which the model would read as a turn or an image.
-
-    Raises:
-        DataError: One of the texts contains a special token.
-    """
-    if found := special.search("\n".join(texts)):
-        raise DataError(
-            "data.special_token_in_text",
-            "text must not contain special tokens of the model, which would read as a turn or an image",
-            place=place,
-            value=found[0],
-            remedy="Remove the token.",
-        )
 
 
 def _counter(processor: Any, prompts: Prompts, answer_tokens: int | None) -> Callable[[Sample], Length]:

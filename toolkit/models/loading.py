@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import ModelError, warn
-from toolkit.models.module_names import IMAGE_BLOCKS
+from toolkit.models.model_paths import IMAGE_BLOCKS
 from toolkit.recipe import Model, Recipe
 
 QUANTISED = ("4bit", "8bit")

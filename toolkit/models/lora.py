@@ -11,7 +11,7 @@ from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 
 from toolkit.errors import ModelError, warn
-from toolkit.models.module_names import VISION as VISION
+from toolkit.models.model_paths import VISION
 from toolkit.recipe import Lora
 
 

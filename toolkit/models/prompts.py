@@ -1,12 +1,18 @@
-"""Prompts: from a Sample to the text and images for the model, which are the same in every stage."""
+"""Prompts: from a Sample to the text and images for the model, which are the same in every stage.
 
-from collections.abc import Sequence
+This module does not import transformers.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
 from toolkit.data.sample import Sample
 from toolkit.data.task import Task
+from toolkit.errors import DataError
 from toolkit.images import ImageStore
 from toolkit.models import chat_template
 from toolkit.models.backend import Row, RowSource
@@ -54,3 +60,51 @@ def set_image_key(image: Image.Image, key: str) -> Image.Image:
     """Store the identity of an image in the image, and return it."""
     image.info[IMAGE_KEY] = key
     return image
+
+
+def render_samples(recipe: Recipe, samples: Sequence[Sample], images: ImageStore) -> Iterator[tuple[str, str]]:
+    """Yield id and text of each row, with the supervised part between ⟦ and ⟧. No model is loaded.
+
+    Raises:
+        ModelError: The processor is not available.
+        DataError: A row contains a special token of the model.
+    """
+    from toolkit.models.collate import collate  # these modules import transformers
+    from toolkit.models.hf import HfBackend
+
+    policy = HfBackend().load_without_model(recipe)  # all backends use this processor
+    prompts = Prompts.of(recipe, images)
+    special = special_tokens(policy.processor)
+    for sample in samples:
+        check_no_special_tokens(prompt_texts(sample, prompts, with_answer=True), special, sample.id)
+        batch = collate(policy, [prompts.row(sample, answer=True)])
+        ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+        yield sample.id, chat_template.show_supervised(policy.processor, ids, labels)
+
+
+def special_tokens(processor: Any) -> re.Pattern[str]:
+    """Return a pattern that matches the model's special tokens."""
+    names = [processor.tokenizer.convert_ids_to_tokens(token) for token in chat_template.special_ids(processor)]
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+
+def prompt_texts(sample: Sample, prompts: Prompts, *, with_answer: bool) -> list[str]:
+    """Return the texts of a row that the model reads, with the reference answer for SFT."""
+    texts = [prompts.task.question(sample), *(str(sample.fields.get(name, "")) for name in prompts.prompt.context)]
+    return [*texts, prompts.task.target(sample)] if with_answer else texts
+
+
+def check_no_special_tokens(texts: Sequence[str], special: re.Pattern[str], place: str) -> None:
+    """Check that texts contain no special token, which the model would read as a turn or an image.
+
+    Raises:
+        DataError: One of the texts contains a special token.
+    """
+    if found := special.search("\n".join(texts)):
+        raise DataError(
+            "data.special_token_in_text",
+            "text must not contain special tokens of the model, which would read as a turn or an image",
+            place=place,
+            value=found[0],
+            remedy="Remove the token.",
+        )

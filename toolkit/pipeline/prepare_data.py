@@ -4,18 +4,19 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from toolkit.data import Dropped
 from toolkit.data.loading import DataSplits, SampleSet, load_data
+from toolkit.data.result import DataResult, ImageScan, UnusableImage
 from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import SPLITS, Recipe
-from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, no_progress, read_json, write_json
+from toolkit.runfolder import Progress, RunFolder, check_fingerprints, no_progress, read_json, write_json
 from toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ EXAMPLES = 5
 
 
 def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSplits, ImageStore]:
-    """Validate the rows and images of a run, and save their record as the stage ``data``.
+    """Validate the rows and images of a run, and save the result as the stage ``data``.
 
     Returns:
         The splits, and the store of their images.
@@ -47,9 +48,9 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     log.info("%s", describe_scan(report))
     if recipe.images.unreadable != "stop":
         bad = sorted(f"{ref.path.name}#{ref.part}" for ref in report.bad_refs)
-        check_fingerprints(run, {"unusable pictures": hashlib.blake2b(repr(bad).encode(), digest_size=16).hexdigest()})
+        check_fingerprints(run, {"unusable images": hashlib.blake2b(repr(bad).encode(), digest_size=16).hexdigest()})
     data = without_unusable_images(recipe, data, report)
-    run.mark_done("data", _record(data, report))
+    run.mark_done("data", _result(data, report))
     return data, images
 
 
@@ -91,7 +92,7 @@ def inspect_data(
 def _render_rows(recipe: Recipe, data: DataSplits, images: ImageStore, count: int) -> list[tuple[str, str]]:
     if not count:
         return []
-    from toolkit.models.rendered_rows import render_samples  # imports torch and transformers
+    from toolkit.models.prompts import render_samples  # imports torch and transformers
 
     return list(render_samples(recipe, data.train[:count], images))
 
@@ -202,22 +203,20 @@ def _scan(
     return report
 
 
-def _record(data: DataSplits, report: ScanReport) -> Record:
-    return {
-        "rows": {name: len(samples) for name, samples in _splits(data).items()},
-        "dropped": [asdict(one) for one in data.dropped],
-        "leaks": [asdict(leak) for leak in data.leaks.leaks],
-        "announcements": data.announcements,
-        "pictures": {
-            "scan": report.mode,
-            "checked": report.checked,
-            "formats": report.formats,
-            "bits": report.bits,
-            "windowed": report.windowed,
-            "clipped": report.clipped,
-            "worst_clipped": report.worst_clipped,
-            "unusable": [
-                {"path": bad.ref.path, "frame": bad.ref.frame, "problem": bad.error.rule} for bad in report.bad
-            ],
-        },
-    }
+def _result(data: DataSplits, report: ScanReport) -> DataResult:
+    return DataResult(
+        rows={name: len(samples) for name, samples in _splits(data).items()},
+        dropped=data.dropped,
+        leaks=data.leaks.leaks,
+        announcements=data.announcements,
+        images=ImageScan(
+            scan=report.mode,
+            checked=report.checked,
+            formats=report.formats,
+            bits=report.bits,
+            windowed=report.windowed,
+            clipped=report.clipped,
+            worst_clipped=report.worst_clipped,
+            unusable=tuple(UnusableImage(str(bad.ref.path), bad.ref.frame, bad.error.rule) for bad in report.bad),
+        ),
+    )

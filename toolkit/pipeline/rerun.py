@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
-from toolkit.evaluation.context import Context, EvaluationRecord
+from toolkit.evaluation.context import Context
+from toolkit.evaluation.results import EVALUATE, EvaluationResult
 from toolkit.models.llamacpp import formats_of, is_gguf
-from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results, write_results
-from toolkit.pipeline.run import DATA, StageCall, Stages, require_export, run_stage, stopping
+from toolkit.pipeline.results import LABELS, RunResults, collect_results, evaluations, write_results
+from toolkit.pipeline.run import DATA, Result, StageCall, Stages, require_export, run_stage, stopping
 from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
 from toolkit.runfolder import (
     EXPORT,
@@ -61,7 +62,7 @@ def evaluate_again(
     name: str | None = None,
     model: str | None = None,
     callbacks: Callbacks = SILENT,
-) -> Results:
+) -> RunResults:
     """Evaluate a run's last weights or one of its exports.
 
     The evaluation is compared with the run's own evaluations if its samples are the same.
@@ -89,13 +90,13 @@ def evaluate_again(
             raise RunError("evaluate.name_taken", rule, place=run.path, value=name, remedy=remedy)
         earlier = evaluations(run) if _same_samples(run.recipe(TASKS), recipe) else []
 
-        def work(context: Context) -> EvaluationRecord:
+        def work(context: Context) -> EvaluationResult:
             return stages.evaluate(context, name, exported.weights if exported else context.weights, earlier)
 
         if exported is not None and is_gguf(exported.weights):
             recipe = _without_backend(recipe)
         _run_one(run, recipe, stages, StageCall(EVALUATE + name, work), callbacks)
-        return read_results(run, [*earlier, name])
+        return collect_results(run, [*earlier, name])
 
 
 def export_again(
@@ -192,9 +193,15 @@ def open_for_inference(path: Path, model: str | None = None) -> tuple[RunFolder,
 
 
 def _run_one(
-    run: RunFolder, recipe: Recipe, stages: Stages, call: StageCall, callbacks: Callbacks, *, in_run: bool = True
-) -> Mapping[str, Any]:
-    """Run one stage. Its record becomes the run's if ``in_run``."""
+    run: RunFolder,
+    recipe: Recipe,
+    stages: Stages,
+    call: StageCall[Result],
+    callbacks: Callbacks,
+    *,
+    in_run: bool = True,
+) -> Result:
+    """Run one stage. Its result becomes the run's if ``in_run``."""
     command, (progress, notify) = call.name.partition("-")[0], callbacks
     with StopRequest(notify) as stop, recording(run, recipe.run, command) as recorder:
         with recorder.stage(DATA):

@@ -1,15 +1,37 @@
-"""Collect the results of a run: baseline, before, after SFT, after GRPO, with intervals and paired differences."""
+"""The results of a run: the tables of scores, and the result of every finished stage, in memory and in results.json."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from toolkit.pipeline.gpu_peaks import gpu_peaks
-from toolkit.runfolder import Record, RunFolder, read_json, write_json
-from toolkit.runfolder.usage import summarise_compute
-
-EVALUATE = "evaluate-"
-"""Prefix of the stage of an evaluation."""
+from toolkit.data.result import DataResult
+from toolkit.errors import RunError
+from toolkit.evaluation.results import (
+    BASELINE,
+    EVALUATE,
+    AgentMemoryResult,
+    BaselineResult,
+    Difference,
+    EvaluationResult,
+    ScoreResult,
+)
+from toolkit.pipeline.gpu_peaks import GpuPeak, gpu_peaks
+from toolkit.runfolder import (
+    EXPORT,
+    SCHEMA_VERSION,
+    Record,
+    RunFolder,
+    find_run,
+    from_json,
+    read_json,
+    read_state,
+    write_json,
+)
+from toolkit.runfolder.files import Value
+from toolkit.runfolder.usage import ComputeSummary, summarise_compute
+from toolkit.scoring.statistics import Estimate
+from toolkit.training.results import GrpoResult, SftResult
 
 LABELS: Mapping[str, str] = {"before": "before", "sft": "after SFT", "grpo": "after GRPO"}
 """Evaluations of `toolkit run` in order -> their label in the table. Other evaluations are labelled by name."""
@@ -17,7 +39,7 @@ LABELS: Mapping[str, str] = {"before": "before", "sft": "after SFT", "grpo": "af
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One row of the table.
+    """One row of a table.
 
     Attributes:
         label: the label of the row.
@@ -27,35 +49,139 @@ class ResultRow:
     """
 
     label: str
-    estimate: Mapping[str, Any]
-    to_previous: Mapping[str, Any] | None = None
-    to_baseline: Mapping[str, Any] | None = None
+    estimate: Estimate
+    to_previous: Difference | None = None
+    to_baseline: Difference | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
+class RunResults:
     """The results of a run so far.
 
     Attributes:
-        run: the run folder.
+        schema_version: ``SCHEMA_VERSION``.
+        name: the name of the run.
+        seed: the seed of the run.
+        fingerprints: input (``data``, ``rewards``) -> digest of its content.
         score: name of the primary score. Empty if nothing is evaluated.
         split: the evaluated split.
-        rows: rows of the primary score.
-        also: further score, agent-memory mode or whole episodes -> rows.
-        agent_memory: label of a row -> its comparison of agent-memory modes, if the task has agent memory.
+        rows: table of the primary score: baselines, before training, after SFT, after GRPO.
+        also: further score, agent-memory mode or whole episodes -> its table.
+        compute: usage of all sessions. None: nothing was recorded.
+        gpu_memory: training stage -> planned and measured peak.
+        data: result of the data stage.
+        evaluations: name -> result of a finished evaluation.
+        sft: result of SFT.
+        grpo: result of GRPO.
+        export: result of the export. Results of stages that have not finished are None.
+        folder: the run folder. It is not in results.json, so that a run can be moved.
     """
 
-    run: RunFolder
+    schema_version: int
+    name: str
+    seed: int
+    fingerprints: Mapping[str, str]
     score: str
     split: str
     rows: tuple[ResultRow, ...]
-    also: Mapping[str, tuple[ResultRow, ...]] = field(default_factory=dict)
-    agent_memory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    also: Mapping[str, tuple[ResultRow, ...]]
+    compute: ComputeSummary | None
+    gpu_memory: Mapping[str, GpuPeak]
+    data: DataResult | None
+    evaluations: Mapping[str, EvaluationResult]
+    sft: SftResult | None
+    grpo: GrpoResult | None
+    export: Record | None
+    folder: Path
+
+    @property
+    def run(self) -> RunFolder:
+        """Return the run folder."""
+        return RunFolder(self.folder)
 
     @property
     def tables(self) -> Mapping[str, tuple[ResultRow, ...]]:
-        """Score -> its rows, with the primary score first. Empty if nothing is evaluated."""
+        """Return score -> its table, with the primary score first. Empty if nothing is evaluated."""
         return {self.score: self.rows, **self.also} if self.rows else {}
+
+    @property
+    def agent_memory(self) -> Mapping[str, AgentMemoryResult]:
+        """Return label of a row -> its comparison of agent-memory modes, for the evaluations in the tables."""
+        labels = {row.label for row in self.rows}
+        return {
+            label: found.agent_memory
+            for name, found in self.evaluations.items()
+            if found.agent_memory is not None and (label := LABELS.get(name, name)) in labels
+        }
+
+
+def read_results(path: Path | str) -> RunResults:
+    """Return the content of results.json.
+
+    Args:
+        path: a run folder, or its results.json.
+
+    Raises:
+        RunError: the folder is not a run or one of another version of the toolkit, or the file is missing or corrupt.
+    """
+    path = Path(path)
+    run = find_run(path.parent if path.name == "results.json" else path)
+    try:
+        return from_json(RunResults, {**read_json(run.results_file), "folder": run.path})
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            "run.results_damaged",
+            "results.json must be complete and of this version of the toolkit",
+            place=run.results_file,
+            value=str(error),
+            remedy="Run the recipe again, which skips finished stages and writes the file.",
+        ) from error
+
+
+def write_results(run: RunFolder) -> RunResults:
+    """Write results.json from the results of the finished stages, and return its content."""
+    results = collect_results(run)
+    content: dict[str, Any] = asdict(results)
+    del content["folder"]
+    write_json(run.results_file, content)
+    return results
+
+
+def collect_results(run: RunFolder, names: Sequence[str] | None = None) -> RunResults:
+    """Return the results of the finished stages.
+
+    Args:
+        run: the run.
+        names: the evaluations in the tables, which have the same samples. Default: those of `toolkit run`.
+
+    Raises:
+        RunError: the result of a stage is damaged.
+    """
+    finished = run.finished_stages()
+    prefixed = [stage for stage in finished if stage.startswith(EVALUATE)]
+    found = {stage.removeprefix(EVALUATE): run.result(stage, EvaluationResult) for stage in prefixed}
+    shown = {name: found[name] for name in (evaluations(run) if names is None else names)}
+    last = list(shown.values())[-1] if shown else None
+    scores = [score for score in last.also if all(score in one.also for one in shown.values())] if last else []
+    state = read_state(run)
+    return RunResults(
+        schema_version=SCHEMA_VERSION,
+        name=run.name,
+        seed=state.seed,
+        fingerprints=state.fingerprints,
+        score=last.score if last else "",
+        split=last.split if last else "",
+        rows=_rows({name: one.scores[one.score] for name, one in shown.items()}),
+        also={score: _rows({name: one.also[score] for name, one in shown.items()}) for score in scores},
+        compute=summarise_compute(run.compute_file),
+        gpu_memory=gpu_peaks(run),
+        data=_result(run, "data", DataResult),
+        evaluations=found,
+        sft=_result(run, "sft", SftResult),
+        grpo=_result(run, "grpo", GrpoResult),
+        export=run.record(EXPORT) if run.is_done(EXPORT) else None,
+        folder=run.path,
+    )
 
 
 def evaluations(run: RunFolder) -> list[str]:
@@ -63,60 +189,21 @@ def evaluations(run: RunFolder) -> list[str]:
     return [name for name in LABELS if run.is_done(EVALUATE + name)]
 
 
-def read_results(run: RunFolder, names: Sequence[str] | None = None) -> Results:
-    """Return the table of finished evaluations on the same samples. Default: those of `toolkit run`."""
-    names = evaluations(run) if names is None else names
-    if not names:
-        return Results(run, "", "", ())
-    records = [run.record(EVALUATE + name) for name in names]
-    last = records[-1]
-    shared = [score for score in last["also"] if all(score in record["also"] for record in records)]
-    also = {score: _rows(names, [record["also"][score] for record in records]) for score in shared}
-    agent_memory = {
-        LABELS.get(name, name): record["agent_memory"]
-        for name, record in zip(names, records, strict=True)
-        if "agent_memory" in record
-    }
-    return Results(run, last["score"], last["split"], _rows(names, records), also, agent_memory)
+def _result(run: RunFolder, stage: str, kind: type[Value]) -> Value | None:
+    return run.result(stage, kind) if run.is_done(stage) else None
 
 
-def write_results(run: RunFolder) -> Results:
-    """Write the table and the records of all finished stages to results.json, and return the table."""
-    results = read_results(run)
-    write_json(
-        run.results_file,
-        {
-            "run": run.name,
-            **{key: value for key, value in read_json(run.run_file).items() if key in ("seed", "fingerprints")},
-            "score": results.score,
-            "split": results.split,
-            "table": [asdict(row) for row in results.rows],
-            "also": {score: [asdict(row) for row in rows] for score, rows in results.also.items()},
-            "compute": summarise_compute(run.compute_file),
-            "gpu_memory": gpu_peaks(run),
-            "stages": {stage: run.record(stage) for stage in run.finished_stages()},
-        },
-    )
-    return results
-
-
-def _rows(names: Sequence[str], records: Sequence[Record]) -> tuple[ResultRow, ...]:
+def _rows(found: Mapping[str, ScoreResult]) -> tuple[ResultRow, ...]:
     """Return the rows of the baselines, then one per evaluation."""
-    last = records[-1]
-    rows = [ResultRow("majority baseline", last["baseline"])]
-    previous = "baseline"
-    for label, record in last.get("baselines", {}).items():
-        rows.append(_row(label, record, previous))
-        previous = label
-    above = [previous, *names]
-    return *rows, *(_row(name, record, before) for name, record, before in zip(names, records, above, strict=False))
-
-
-def _row(name: str, record: Record, previous: str) -> ResultRow:
-    differences = record["differences"]
-    return ResultRow(
-        label=LABELS.get(name, name),
-        estimate=record["value"],
-        to_previous=differences.get(previous),
-        to_baseline=differences.get("baseline"),
-    )
+    if not found:
+        return ()
+    last = list(found.values())[-1]
+    rows = [ResultRow("majority baseline", last.baseline)]
+    previous = BASELINE
+    entries: list[tuple[str, BaselineResult | ScoreResult]] = [*last.baselines.items(), *found.items()]
+    for name, result in entries:
+        differences = result.differences
+        label = LABELS.get(name, name)
+        rows.append(ResultRow(label, result.value, differences.get(previous), differences.get(BASELINE)))
+        previous = name
+    return tuple(rows)

@@ -2,12 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from toolkit.evaluation.context import Context, DataAndImages, EvaluateStage, ExportStage, TrainStage
+from toolkit.evaluation.context import Context, DataAndImages
+from toolkit.evaluation.results import EVALUATE, EvaluationResult
 from toolkit.models.llamacpp import formats_of, require_for
-from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
+from toolkit.pipeline.results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
     EXPORT,
@@ -26,6 +29,10 @@ from toolkit.runfolder import (
     write_json,
 )
 from toolkit.runfolder.usage import Recorder, recording
+from toolkit.training.results import GrpoResult, SftResult
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 log = logging.getLogger(__name__)
 
@@ -36,38 +43,58 @@ Prepare = Callable[[Recipe, RunFolder, Progress], DataAndImages]
 """Validates the rows and images of a recipe. Raises DataError, ImageError, or RunError if they changed."""
 
 
+class EvaluateStage(Protocol):
+    """Evaluates weights on the held-out split."""
+
+    def __call__(self, context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationResult:
+        """Evaluate ``weights`` (None: the base model) as evaluation ``name``, compared with ``earlier`` ones."""
+
+
+class ExportStage(Protocol):
+    """Exports weights and verifies that they give the same completions."""
+
+    def __call__(self, context: Context, *, out: Path | None = None, force: bool = False) -> Record:
+        """Export ``context.weights`` to ``out``, by default the stage's folder. Raises ModelError or RunError.
+
+        ``force``: rename a foreign folder in ``out`` instead of raising an error.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Stages:
     """The functions that do the work. Tests pass others.
 
     Attributes:
-        prepare: validates rows and images, and writes their record.
+        prepare: validates rows and images, and saves the result.
         look: returns the rows and images of a prepared run and writes nothing, for processes that only train.
-        sft: trains with SFT.
-        grpo: trains with GRPO.
+        sft: trains with SFT. Raises Interrupted, ModelError or TrainingError.
+        grpo: trains with GRPO. Raises the same errors.
         evaluate: evaluates weights on the held-out split.
         export: exports and verifies weights.
     """
 
     prepare: Prepare
     look: Callable[[Recipe, RunFolder], DataAndImages]
-    sft: TrainStage
-    grpo: TrainStage
+    sft: Callable[[Context], SftResult]
+    grpo: Callable[[Context], GrpoResult]
     evaluate: EvaluateStage
     export: ExportStage
 
 
+Result = TypeVar("Result", bound="DataclassInstance | Mapping[str, Any]")
+
+
 @dataclass(frozen=True, slots=True)
-class StageCall:
+class StageCall(Generic[Result]):
     """One stage of a run.
 
     Attributes:
         name: the name of the stage and of its folder.
-        work: does the work and returns the record of the stage.
+        work: does the work and returns the result of the stage.
     """
 
     name: str
-    work: Callable[[Context], Mapping[str, object]]
+    work: Callable[[Context], Result]
 
 
 def run_recipe(
@@ -78,7 +105,7 @@ def run_recipe(
     plan: Record | None = None,
     progress: Progress = no_progress,
     notify: Callable[[int], None] = lambda number: None,
-) -> Results:
+) -> RunResults:
     """Run every stage of a recipe that has not finished.
 
     Args:
@@ -120,7 +147,7 @@ def run_recipe(
         return write_results(run)
 
 
-def train_as_worker(recipe: Recipe, stages: Stages) -> Results:
+def train_as_worker(recipe: Recipe, stages: Stages) -> RunResults:
     """Train with the main process of `accelerate launch`, and write nothing.
 
     Raises:
@@ -136,24 +163,25 @@ def train_as_worker(recipe: Recipe, stages: Stages) -> Results:
             for name in unfinished:
                 wait_for_all()  # the main process starts the stage
                 getattr(stages, name)(context)
-                wait_for_all()  # the main process has written the record that the next stage reads
-    return read_results(run)
+                wait_for_all()  # the main process has written the result that the next stage reads
+    return collect_results(run)
 
 
 def wait_for_all() -> None:
     """Wait for the other processes of the run. Imports no model library if there is only one process."""
     if world_size() > 1:
-        from toolkit.models.distributed import wait_for_all as wait
+        from toolkit.training.distributed import wait_for_all as wait
 
         wait()
 
 
-def stage_calls(recipe: Recipe, stages: Stages) -> list[StageCall]:
+def stage_calls(recipe: Recipe, stages: Stages) -> list[StageCall[Any]]:
     """Return the stages of a recipe in order.
 
     The model is evaluated before training and after each training stage, and exported at the end.
     """
-    trained, calls = _training_stages(recipe), []
+    trained = _training_stages(recipe)
+    calls: list[StageCall[Any]] = []
     if recipe.evaluate and (recipe.evaluate.before or not trained):
         calls.append(evaluation_call("before", stages.evaluate))
     for name in trained:
@@ -165,18 +193,18 @@ def stage_calls(recipe: Recipe, stages: Stages) -> list[StageCall]:
     return calls
 
 
-def evaluation_call(name: str, evaluate: EvaluateStage) -> StageCall:
+def evaluation_call(name: str, evaluate: EvaluateStage) -> StageCall[EvaluationResult]:
     """Return the evaluation of the newest weights, compared with the run's earlier evaluations."""
 
-    def work(context: Context) -> Mapping[str, object]:
+    def work(context: Context) -> EvaluationResult:
         earlier = [other for other in evaluations(context.run) if other != name]
         return evaluate(context, name, context.weights, earlier)
 
     return StageCall(EVALUATE + name, work)
 
 
-def run_stage(call: StageCall, context: Context, recorder: Recorder) -> Record:
-    """Run one stage, save its record, and update results.json."""
+def run_stage(call: StageCall[Result], context: Context, recorder: Recorder) -> Result:
+    """Run one stage, save its result, and update results.json."""
     log.info("%s begins", call.name)
     started = time.monotonic()
     trains = call.name in TRAINING_STAGES
@@ -185,13 +213,13 @@ def run_stage(call: StageCall, context: Context, recorder: Recorder) -> Record:
     with recorder.stage(call.name):
         if trains:
             wait_for_all()
-        record = call.work(context)
-        context.run.mark_done(call.name, record)
+        result = call.work(context)
+        context.run.mark_done(call.name, result)
         if trains:
             wait_for_all()
     write_results(context.run)
     log.info("%s is finished (%s)", call.name, format_duration(time.monotonic() - started))
-    return context.run.record(call.name)
+    return result
 
 
 def stopping(stop: StopRequest, progress: Progress) -> Progress:
@@ -218,7 +246,7 @@ def require_export(recipe: Recipe) -> None:
         require_for(section.quant, verify=section.verify > 0)
 
 
-def _is_finished(call: StageCall, run: RunFolder, recipe: Recipe) -> bool:
+def _is_finished(call: StageCall[Any], run: RunFolder, recipe: Recipe) -> bool:
     """Return whether a stage does not have to run again.
 
     `toolkit export` may have exported other formats, earlier weights, or without verification. An export counts if it

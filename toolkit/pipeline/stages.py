@@ -6,10 +6,12 @@ The rows are prepared before the first stage. Unsloth, which must be imported be
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.evaluation.context import Context, DataAndImages, EvaluationRecord
+from toolkit.evaluation.context import Context, DataAndImages
+from toolkit.evaluation.results import EvaluationResult
 from toolkit.pipeline.run import Stages
 from toolkit.recipe import Recipe
 from toolkit.runfolder import Progress, Record, RunFolder
+from toolkit.training.results import GrpoResult, SftResult
 
 
 def _prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> DataAndImages:
@@ -28,19 +30,19 @@ def _look(recipe: Recipe, run: RunFolder) -> DataAndImages:
     return look(recipe, run)
 
 
-def _sft(context: Context) -> Record:
+def _sft(context: Context) -> SftResult:
     from toolkit.training.sft import train_sft
 
     return train_sft(context)
 
 
-def _grpo(context: Context) -> Record:
+def _grpo(context: Context) -> GrpoResult:
     from toolkit.training.grpo import train_grpo
 
     return train_grpo(context)
 
 
-def _evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationRecord:
+def _evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationResult:
     from toolkit.evaluation.evaluate import evaluate
 
     return evaluate(context, name, weights, earlier)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.errors import ModelError
-from toolkit.models.module_names import VISION
+from toolkit.models.model_paths import VISION
 
 FLOAT = 4
 """Bytes of a float32 number."""
@@ -142,11 +142,6 @@ class Architecture:
     def quantised(self) -> int:
         """Return the number of parameters that bitsandbytes quantizes."""
         return sum(one.weights for one in self.linears if one.quantised)
-
-    @property
-    def quantised_vision(self) -> int:
-        """Return the number of quantized parameters in the vision tower."""
-        return sum(one.weights for one in self.linears if one.quantised and one.vision)
 
     @property
     def largest(self) -> int:

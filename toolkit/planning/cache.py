@@ -16,12 +16,12 @@ from typing import TypeVar
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
-from toolkit.models import chat_template, lengths, module_names
+from toolkit.models import chat_template, lengths, model_paths, prompts
 from toolkit.runfolder import write_text
 from toolkit.runfolder.cache import cache_folder
 
 CODE = (
-    *(Path(str(module.__file__)) for module in (chat_template, lengths, module_names)),
+    *(Path(str(module.__file__)) for module in (chat_template, lengths, model_paths, prompts)),
     *(Path(__file__).with_name(name) for name in ("architecture.py", "tokens.py")),
 )
 """Source files that decide the counts."""

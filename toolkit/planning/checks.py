@@ -8,9 +8,8 @@ from pathlib import Path
 from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.models import backend_name
 from toolkit.models.llamacpp import require_for
-from toolkit.models.model_paths import writes_merged
-from toolkit.models.module_names import IMAGE_BLOCKS
-from toolkit.models.unsloth.limits import unsupported_reasons
+from toolkit.models.model_paths import IMAGE_BLOCKS, writes_merged
+from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.disk import Disk, check_disk

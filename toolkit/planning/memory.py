@@ -54,7 +54,6 @@ class Moment:
 class Estimate:
     """Moments of one stage."""
 
-    stage: str
     moments: tuple[Moment, ...]
 
     @property
@@ -78,7 +77,7 @@ def estimate(model: Architecture, setting: Setting, usable: int | None = None) -
     moments = _generating(model, setting, always) if setting.concurrent else []
     if setting.trains:
         moments += _training(model, setting, always, usable)
-    return Estimate(setting.stage, tuple(moments))
+    return Estimate(tuple(moments))
 
 
 def _always(model: Architecture, setting: Setting) -> dict[str, int]:

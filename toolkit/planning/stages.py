@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from toolkit.models.backend import HF, backend_name
 from toolkit.models.chat_template import Length
-from toolkit.models.choose import HF, backend_name
-from toolkit.models.unsloth.limits import unsupported_reasons
+from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.tokens import RowSize, Tokens, row_size
 from toolkit.recipe import Model, Recipe
@@ -93,7 +93,7 @@ def planned_precision(model: Model, *, cuda: bool) -> Precision:
 
 
 def planned_backend(recipe: Recipe, *, here: bool = False) -> Backend:
-    """Return the backend that trains the recipe on a GPU, as ``toolkit.models.choose`` selects it.
+    """Return the backend that trains the recipe on a GPU, as ``toolkit.models.backend`` selects it.
 
     ``here``: on the GPU of this machine, where Unsloth may not be installed. On another GPU it counts as installed.
     """

@@ -3,4 +3,4 @@
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "model"
-"""Checkpoint folder for ``from_pretrained``. ``python -m toolkit.tiny.make`` builds it."""
+"""Checkpoint folder for ``from_pretrained``. ``tests/tiny_training`` in the repository has the code that trained it."""

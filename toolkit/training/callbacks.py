@@ -1,76 +1,21 @@
-"""Callbacks between optimizer steps: metrics, complete checkpoints, and a clean stop on a signal."""
+"""Callbacks between optimizer steps: metrics, seconds per step, and a clean stop on a signal."""
 
 import logging
 import math
-import shutil
+import statistics
+import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import TrainingError
-from toolkit.models import distributed
-from toolkit.runfolder import StopRequest, flush_folder, is_main_process, read_json, write_json
-from toolkit.training.random_state import RandomState
+from toolkit.evaluation.context import Context
+from toolkit.runfolder import RunFolder, StopRequest, format_duration, read_json
+from toolkit.training import distributed
+from toolkit.training.results import StepSeconds
 
 log = logging.getLogger(__name__)
-
-PARTIAL = "partial"
-"""The folder that the trainer writes to. A complete checkpoint is moved out of it by a rename."""
-
-MANIFEST = "manifest.json"
-"""File with the names and sizes of a checkpoint's files."""
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a stage, the oldest first."""
-    return sorted((folder / "checkpoints").glob("step-*"))
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Return whether every file of a checkpoint exists with the size in its manifest."""
-    try:
-        sizes = read_json(checkpoint / MANIFEST)
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-class Checkpoints(TrainerCallback):
-    """Moves each complete checkpoint to ``checkpoints/step-N`` and keeps the newest ``keep``.
-
-    transformers writes into the final folder and resumes from any folder there, even an incomplete one
-    (transformers#35033). Here, a folder under ``checkpoints`` is complete or absent.
-    """
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Set the intervals of this start, because a resumed state has those of the checkpoint."""
-        state.save_steps, state.logging_steps = int(args.save_steps), int(args.logging_steps)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the checkpoint that the trainer has written to ``partial/checkpoint-N``."""
-        distributed.wait_for_all()  # each process has written its own random state
-        if is_main_process():
-            self._keep(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", state.global_step)
-        distributed.wait_for_all()
-
-    def _keep(self, source: Path, step: int) -> None:
-        write_json(source / MANIFEST, {file.name: file.stat().st_size for file in source.iterdir() if file.is_file()})
-        target = self.folder / "checkpoints" / f"step-{step:08d}"
-        # A resumed stage recreates the frozen reference of the KL term from its start weights. If the checkpoint had
-        # the reference adapter too, transformers would not load the trained adapter.
-        shutil.rmtree(source / "ref", ignore_errors=True)
-        flush_folder(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
-        source.rename(target)
-        for old in checkpoints(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
 
 
 class StopBetweenSteps(TrainerCallback):
@@ -88,57 +33,6 @@ class StopBetweenSteps(TrainerCallback):
             control.should_log = True  # logging comes before saving, and raises if the loss is not finite
             control.should_save = True
             control.should_training_stop = True
-
-
-class LastStep(TrainerCallback):
-    """Saves a checkpoint of the last finished optimizer step after an out-of-memory error in the next one.
-
-    A checkpoint needs the random state and the counters of the last finished step, which the trainer does not keep.
-    The constructor adds the object to the trainer's callbacks.
-
-    Attributes:
-        complete: Whether the parameters are those of the last finished step. False inside ``optimizer.step``, which
-            may have updated some parameters.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-        self.complete = True
-        self._remember(trainer.state)
-        trainer.add_callback(self)
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Remember the state that the trainer loaded from a checkpoint."""
-        self._remember(state)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Mark the parameters as incomplete before ``optimizer.step``."""
-        self.complete = False
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Remember the state after ``optimizer.step`` and the scheduler's step."""
-        self._remember(state)
-        self.complete = True
-
-    def save(self) -> None:
-        """Write a checkpoint of the last finished step, as the trainer does within its loop.
-
-        transformers calls ``_save_checkpoint`` there (checked: 5.2 to 5.17). It is private, but the only way to write
-        a checkpoint of the same format. The counts of the unfinished step are subtracted first.
-        """
-        trainer = self._trainer
-        self._random.restore()
-        trainer.state.num_input_tokens_seen = self._tokens
-        trainer.state.total_flos, trainer.current_flos = self._flos, 0
-        trainer._save_checkpoint(trainer.model, trial=None)
-        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
-
-    def _remember(self, state: TrainerState) -> None:
-        self._random = RandomState.now()
-        self._tokens = state.num_input_tokens_seen
-        self._flos = state.total_flos + self._trainer.current_flos
 
 
 class MetricsReporter(TrainerCallback):
@@ -240,3 +134,68 @@ def _check_finite(metrics: Mapping[str, float], step: int) -> None:
                 value=metrics[name],
                 remedy="Lower learning_rate and start again with --fresh.",
             )
+
+
+class StepTimes(TrainerCallback):
+    """Measures optimizer steps, and reports the remaining time until the first step is measured.
+
+    The remaining time comes from the preflight step if there was one, otherwise from the plan. After the first step,
+    the progress bar measures on its own.
+
+    A step is measured from the end of the previous step, not from its announced beginning. The trainer opens the rows
+    before it announces a step, and a GPU may still compute when the trainer announces the end.
+    """
+
+    def __init__(self, context: Context, stage: str) -> None:
+        self.context, self.stage = context, stage
+        self.planned = planned_seconds(context.run, stage)
+        self.preflight: float | None = None
+        self._since = time.monotonic()
+        self._steps: list[float] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Report the remaining time before the first step."""
+        self._since = time.monotonic()
+        left = state.max_steps - state.global_step
+        if self._steps:
+            return  # another trainer continues after an out-of-memory error
+        if self.preflight is not None:
+            note = f"at most {format_duration(left * self.preflight)} left (preflight step)"
+        elif self.planned is not None:
+            low, high = (format_duration(left * seconds) for seconds in self.planned)
+            note = f"{low} to {high} left (plan)"
+        else:
+            return
+        self.context.progress(self.stage, state.global_step, state.max_steps, note)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Measure the finished optimizer step, before a checkpoint is saved."""
+        now = time.monotonic()
+        self._steps.append(now - self._since)
+        self._since = now
+
+    def note_preflight(self, seconds: float) -> None:
+        """Set the duration of the preflight step, which is one optimizer step on the longest rows."""
+        self.preflight = seconds
+
+    @property
+    def measured(self) -> float | None:
+        """Return the median seconds per step of this start. If possible, omit the first step, which may compile."""
+        steps = self._steps[1:] or self._steps
+        return statistics.median(steps) if steps else None
+
+    def result(self) -> StepSeconds:
+        """Return the seconds per step for the stage's result."""
+        measured = None if self.measured is None else float(f"{self.measured:.4g}")
+        return StepSeconds(self.planned, self.preflight, measured)
+
+
+def planned_seconds(run: RunFolder, stage: str) -> tuple[float, float] | None:
+    """Return the range of seconds per step that plan.json has for this machine's GPU, or None."""
+    plan = read_json(run.plan_file) if run.plan_file.is_file() else {}
+    times, gpu = plan.get("time") or {}, plan.get("gpu") or {}
+    found = times.get("gpus", {}).get(times.get("here"), {}).get(stage)
+    if not gpu.get("here") or found is None:
+        return None
+    low, high = found["seconds_per_step"]
+    return float(low), float(high)

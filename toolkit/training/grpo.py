@@ -1,8 +1,11 @@
 """GRPO: several completions per prompt, scored by the task's rewards, and a policy update towards the better ones.
 
-This file reads from top to bottom: the stage, the loss settings, the trainer, the rewards, the rollout. The private
-methods of TRL's trainer that the toolkit overrides are in ``grpo_trainer``. Axes: P prompts of an optimizer step,
-G generations (completions) per prompt.
+This file reads from top to bottom: the stage, the checks before it, the settings of ``trl.GRPOConfig`` with the loss,
+the trainer, the rewards, the rows. The private methods of TRL's trainer that the toolkit overrides are in
+``grpo_trainer``, the loop with OOM recovery and resume is in ``train``.
+
+Axes: P prompts of an optimizer step, G generations (completions) per prompt, N = P x G completions of a step. In arrays
+over N, the G completions of a prompt follow each other.
 """
 
 import logging
@@ -21,37 +24,32 @@ from toolkit.evaluation.answers import read_answer
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Completion, Policy, RewardScorer, Row, RowSource, TrainingJob
-from toolkit.models.batch_sizes import recipe_sizes
 from toolkit.models.flops import register_usage_hooks
-from toolkit.models.lengths import check_lengths
+from toolkit.models.lengths import Lengths
 from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
+from toolkit.models.oom import recipe_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
-from toolkit.runfolder import Record, is_main_process, read_json, write_json
-from toolkit.tasks import TASKS
-from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer, rollout_processor
-from toolkit.training.image_check import check_images_used
-from toolkit.training.measured_flops import count_one_pass
-from toolkit.training.reward_probe import probe
-from toolkit.training.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
-from toolkit.training.train import last_checkpoint, preflight_rows, train, training_rows
-from toolkit.training.trl_settings import (
-    common_settings,
-    finish_trainer,
-    keep_precision,
-    local_optimizer,
-    per_process,
-    use_one_gpu,
-)
+from toolkit.runfolder import from_json, is_main_process, read_json, write_json
+from toolkit.training.checkpoints import last_checkpoint
+from toolkit.training.distributed import per_process
+from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer
+from toolkit.training.image_processor_cache import rollout_processor
+from toolkit.training.preflight import check_rows, preflight_rows
+from toolkit.training.results import GrpoResult, ProbeResult
+from toolkit.training.reward_statistics import group_statistics, probe
+from toolkit.training.rewards import RewardTable, ScoredAnswer, check_rewards_apply, recipe_rewards
+from toolkit.training.train import train, training_rows
+from toolkit.training.trl_trainer import build_trainer, common_settings, finish_trainer, local_optimizer
 
 log = logging.getLogger(__name__)
 STAGE = "grpo"
 
 
-def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
-    """Probe the rewards, train, and save the weights to the run folder. See ``context.TrainStage``.
+def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult:
+    """Probe the rewards, train, and save the weights to the run folder. See ``evaluation.context``.
 
     Args:
         context: The run.
@@ -72,12 +70,8 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
     folder, reference = context.run.stage_folder(STAGE), describe_reference(recipe, context.weights)
     probe_file = folder / "probe.json"
 
-    def prepare(policy: Policy) -> tuple[TrainingJob, Record]:
-        processor, limit = policy.processor, recipe.model.max_tokens
-        lengths = check_lengths(
-            processor, prompts, samples, limit, grpo.max_completion_tokens, on_row=context.no_step_yet
-        )
-        check_images_used(backend, policy, prompts, samples)
+    def prepare(policy: Policy) -> tuple[TrainingJob, Lengths]:
+        lengths = check_rows(context, backend, policy, prompts, samples, grpo.max_completion_tokens)
         log.info("grpo: %s", reference)
         # A resumed stage keeps the probe of its first start, which measured the policy before any update.
         if is_main_process() and grpo.probe_prompts and last_checkpoint(folder) is None:
@@ -90,19 +84,20 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
             scorer=make_reward_scorer(prompts.task, table, samples, grpo.generations),
             longest=preflight_rows(lengths, preflight),
         )
-        return job, {"lengths": lengths.to_dict()}
+        return job, lengths
 
-    record = train(context, STAGE, backend, prepare, build_grpo)
-    return {
-        **record,
-        "backend": backend.name,
-        "optimizer": local_optimizer(grpo),
-        "rows": len(samples),
-        "rows_left_out_each_epoch": len(samples) % grpo.prompts_per_step,
-        "pictures": context.count_images(STAGE),
-        "probe": read_json(probe_file) if probe_file.is_file() else None,
-        "kl_reference": reference,
-    }
+    figures, lengths = train(context, STAGE, backend, prepare, build_grpo)
+    return GrpoResult(
+        training=figures,
+        lengths=lengths,
+        backend=backend.name,
+        optimizer=local_optimizer(grpo),
+        rows=len(samples),
+        images=context.count_images(STAGE),
+        rows_left_out_each_epoch=len(samples) % grpo.prompts_per_step,
+        probe=from_json(ProbeResult, read_json(probe_file)) if probe_file.is_file() else None,
+        kl_reference=reference,
+    )
 
 
 def _check_enough_rows(rows: int, grpo: Grpo) -> None:
@@ -116,10 +111,33 @@ def _check_enough_rows(rows: int, grpo: Grpo) -> None:
         )
 
 
-# The loss settings.
+def check_vllm_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> None:
+    """Check before a model is loaded that vLLM can generate the completions, if the recipe requests it.
+
+    Raises:
+        ModelError: vLLM cannot. The error lists every reason.
+    """
+    if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
+        return
+    architecture = architecture_of(model_source(recipe.model), recipe.model)
+    most_images = max(len(sample.images) for sample in samples)
+    reasons = vllm_unsupported_reasons(recipe, Machine.here(), architecture, most_images)
+    if backend != "unsloth" and recipe.model.backend != "hf":
+        reasons.append(f"it needs Unsloth, but this run's backend is {backend}")
+    if reasons:
+        raise ModelError(
+            "training.vllm_unsupported",
+            f"vLLM cannot generate the completions: {'; '.join(reasons)}",
+            place="[grpo] rollouts",
+            value=recipe.grpo.rollouts,
+            remedy='Set rollouts = "transformers".',
+        )
 
 
-def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, Any]:
+# The settings of trl.GRPOConfig, with the loss.
+
+
+def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, object]:
     """Return the keyword arguments of ``trl.GRPOConfig``.
 
     One optimizer step uses exactly one rollout of P x G completions: TRL's ``generation_batch_size`` equals
@@ -163,6 +181,12 @@ def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, Any]:
     }
 
 
+def _generation_settings(policy: Policy, grpo: Grpo, *, preflight: bool) -> dict[str, object]:
+    """Return the options that TRL passes to ``generate``. Completions of a preflight step run to the token limit."""
+    settings: dict[str, object] = {"suppress_tokens": list(policy.forbidden)} if policy.forbidden else {}
+    return {**settings, "min_new_tokens": grpo.max_completion_tokens} if preflight else settings
+
+
 def describe_reference(recipe: Recipe, start: Path | None) -> str:
     """Return what the KL term is measured against, in words for the log and the record."""
     grpo = recipe.grpo or Grpo()
@@ -191,25 +215,24 @@ def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
     grpo = job.recipe.grpo or Grpo()
     settings = {**grpo_settings(policy, job), **traits.changed_settings}
     if job.preflight and settings.get("use_vllm"):  # completions run to the limit, as in ``_generation_settings``
-        settings["generation_kwargs"] = {**settings["generation_kwargs"], "min_tokens": grpo.max_completion_tokens}
+        of_vllm = traits.changed_settings["generation_kwargs"]
+        settings["generation_kwargs"] = {**of_vllm, "min_tokens": grpo.max_completion_tokens}
     # The data loader prefetches the rows of the next step while the rows of this step are still in use.
     open_rows = 2 * grpo.prompts_per_step
     trainer_class = RolloutTrainer if traits.replaces_trl else PolicyTrainer
-    with keep_precision(policy.model):
-        trainer = trainer_class(
-            model=policy.model,
-            reward_funcs=_RewardColumns(job.scorer, policy).functions(),
-            args=use_one_gpu(GRPOConfig(**settings)),
-            train_dataset=_prompt_dataset(job.rows, job.count, open_rows),
-            processing_class=rollout_processor(policy.processor, open_rows * job.recipe.images.max_per_question),
-            callbacks=list(job.callbacks),
-        )
+    trainer = build_trainer(
+        trainer_class,
+        GRPOConfig(**settings),
+        policy,
+        job,
+        reward_funcs=_RewardFunctions(job.scorer, policy).functions(),
+        train_dataset=_prompt_dataset(job.rows, job.count, open_rows),
+        processing_class=rollout_processor(policy.processor, open_rows * job.recipe.images.max_per_question),
+    )
     if trainer.ref_model is not None:  # full fine-tuning with a KL term; with LoRA, TRL switches adapters instead
         register_usage_hooks(trainer.ref_model)
     trainer.rollout_limit = job.rollout_limit
-    if traits.count_flops and not job.preflight:
-        count_one_pass(trainer, policy)
-    return finish_trainer(trainer, settings, policy)
+    return finish_trainer(trainer, settings, policy, job, count_flops=traits.count_flops)
 
 
 def _check_trl_replaced() -> None:
@@ -227,53 +250,33 @@ def _check_trl_replaced() -> None:
 # The rewards.
 
 
-def recipe_rewards(recipe: Recipe) -> RewardTable:
-    """Return the rewards of a recipe with their weights."""
-    return reward_table(TASKS[recipe.dataset.task], recipe.reward_weights, recipe.rewards.custom, Path())
-
-
-def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample]) -> None:
-    """Check that at least one reward applies to every row. ``format`` applies to all rows.
-
-    Raises:
-        RewardError: No reward applies to some row. The error names the row.
-    """
-    if "format" in table.weights:
-        return
-    for sample in samples:
-        table.score(sample, task.parse(task.target(sample), sample))
-
-
 def make_reward_scorer(task: Task, table: RewardTable, samples: Sequence[Sample], generations: int) -> RewardScorer:
-    """Return a scorer from row numbers and completions to the value of each reward.
-
-    Completions of one prompt follow each other, ``generations`` at a time.
-    """
+    """Return a scorer from the row numbers and completions of a step (N) to the value of each reward."""
 
     def score(
         numbers: Sequence[int], completions: Sequence[Completion]
     ) -> tuple[list[Mapping[str, float | None]], dict[str, float]]:
-        rows = [samples[number] for number in numbers]
-        answers = [read_answer(task, *pair) for pair in zip(rows, completions, strict=True)]
-        scored = [table.score(*pair) for pair in zip(rows, answers, strict=True)]
-        return [one.components for one in scored], _group_metrics(scored, answers, generations)
+        samples_N = [samples[number] for number in numbers]
+        answers_N = [read_answer(task, *pair) for pair in zip(samples_N, completions, strict=True)]
+        scored_N = [table.score(*pair) for pair in zip(samples_N, answers_N, strict=True)]
+        return [scored.components for scored in scored_N], _group_metrics(scored_N, answers_N, generations)
 
     return RewardScorer(table.weights, score)
 
 
-def _group_metrics(scored: Sequence[ScoredAnswer], answers: Sequence[Answer], generations: int) -> dict[str, float]:
+def _group_metrics(scored_N: Sequence[ScoredAnswer], answers_N: Sequence[Answer], generations: int) -> dict[str, float]:
     """Return the metrics that TRL does not log: deviation within groups, zero-variance groups, unreadable answers.
 
     TRL logs the mean of each reward and the fraction of truncated completions.
     """
-    starts = range(0, len(answers), generations)
-    scored_PG = [scored[start : start + generations] for start in starts]
-    answers_PG = [answers[start : start + generations] for start in starts]
+    starts = range(0, len(answers_N), generations)
+    scored_PG = [scored_N[start : start + generations] for start in starts]
+    answers_PG = [answers_N[start : start + generations] for start in starts]
     found = group_statistics(scored_PG, answers_PG)
     return {name: value for name, value in found.to_log().items() if not name.endswith(("/mean", "/truncated"))}
 
 
-class _RewardColumns:
+class _RewardFunctions:
     """The reward functions for TRL, one per reward. The first one that TRL calls scores the completions for all."""
 
     def __init__(self, scorer: RewardScorer, policy: Policy) -> None:
@@ -311,36 +314,7 @@ class _RewardColumns:
         return Completion(text, len(ids), ids[-1] != self.policy.turn_end.id)
 
 
-# The rollout.
-
-
-def check_vllm_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> None:
-    """Check before a model is loaded that vLLM can generate the completions, if the recipe requests it.
-
-    Raises:
-        ModelError: vLLM cannot. The error lists every reason.
-    """
-    if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
-        return
-    architecture = architecture_of(model_source(recipe.model), recipe.model)
-    most_images = max(len(sample.images) for sample in samples)
-    reasons = vllm_unsupported_reasons(recipe, Machine.here(), architecture, most_images)
-    if backend != "unsloth" and recipe.model.backend != "hf":
-        reasons.append(f"it needs Unsloth, but this run's backend is {backend}")
-    if reasons:
-        raise ModelError(
-            "training.vllm_unsupported",
-            f"vLLM cannot generate the completions: {'; '.join(reasons)}",
-            place="[grpo] rollouts",
-            value=recipe.grpo.rollouts,
-            remedy='Set rollouts = "transformers".',
-        )
-
-
-def _generation_settings(policy: Policy, grpo: Grpo, *, preflight: bool) -> dict[str, Any]:
-    """Return the options that TRL passes to ``generate``. Completions of a preflight step run to the token limit."""
-    settings: dict[str, Any] = {"suppress_tokens": list(policy.forbidden)} if policy.forbidden else {}
-    return {**settings, "min_new_tokens": grpo.max_completion_tokens} if preflight else settings
+# The rows.
 
 
 def _prompt_dataset(rows: RowSource, count: int, open_rows: int) -> Any:

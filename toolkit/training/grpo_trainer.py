@@ -15,11 +15,11 @@ each sample had exactly one image.
 
 ``RolloutTrainer`` has the overrides that every library needs. If unsloth is imported first, ``trl.GRPOTrainer`` is
 Unsloth's generated trainer, which slices pixels by sample itself. ``PolicyTrainer`` adds the last method for TRL's own
-trainer. ``rollout_processor`` is not an override but corrects a similar error: TRL tokenizes rendered prompts a second
-time and prepends the tokenizer's BOS, which shifts the mask of image tokens by one position.
+trainer.
+
+Axes: N completions of a rollout, T tokens.
 """
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,11 +32,9 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from toolkit.errors import TrainingError, warn
-from toolkit.models.chat_template import adds_bos, conversation, render_prompt
 from toolkit.models.oom import BatchLimit, attempt
-from toolkit.training.image_check import images_ignored_error
-from toolkit.training.image_processor_cache import with_image_cache
-from toolkit.training.random_state import RandomState
+from toolkit.training.checkpoints import RandomState
+from toolkit.training.preflight import images_ignored_error
 
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
 """Fields from which TRL finds the pixels of a sample itself."""
@@ -46,102 +44,10 @@ _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 """Masks that mark image tokens."""
 _NOT_SEPARABLE = frozenset({"spatial_shapes", "num_tiles", "pixel_values_videos", "video_grid_thw"})
 """Fields whose layout prevents splitting a rollout into parts."""
-
-
-def rollout_processor(processor: Any, capacity: int) -> Any:
-    """Return a copy that caches the last ``capacity`` images and adds no BOS if the chat template has one."""
-    cached = with_image_cache(processor, capacity)
-    if not adds_bos(processor, render_prompt(processor, conversation("", 0))):
-        cached.tokenizer = copy.deepcopy(processor.tokenizer)
-        cached.tokenizer.add_bos_token = False
-    return cached
-
-
-def _check_one_block_per_image(pixels: torch.Tensor, counts: list[int]) -> None:
-    """Raise TrainingError if the processor splits images into tiles."""
-    if len(pixels) != sum(counts):
-        raise TrainingError(
-            "training.processor_tiles_images",
-            "GRPO needs a processor that returns one block of pixels per image",
-            place="grpo, pixel_values",
-            value=f"{len(pixels)} blocks for {sum(counts)} images",
-            remedy="Use a model of the Gemma 3 or Qwen-VL families, or turn off the processor's tiling.",
-        )
-
-
-@contextmanager
-def _without_dropout(model: Any) -> Iterator[None]:
-    """Disable dropout for sampling and log-probabilities, so that they match inference. Only the update has dropout.
-
-    The model itself stays in training mode, because TRL uses the mode to distinguish training from evaluation.
-    """
-    active = [module for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.training]
-    for module in active:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module in active:
-            module.train()
-
-
-def _check_pixels_used(trainer: Any, batch: dict[str, Any]) -> None:
-    """Check that the log-probabilities of the first sample change when its pixels change sign.
-
-    In unsloth#11031, log-probabilities of models without an image grid were silently computed from the text alone.
-
-    Raises:
-        TrainingError: The log-probabilities do not depend on the pixels.
-    """
-    fields = _first_sample(batch)
-    if fields is None:
-        return
-    prompts, completions = batch["prompt_ids"][:1], batch["completion_ids"][:1]
-    ids = torch.cat([prompts, completions], dim=1)
-    # The completion mask of the batch is no use here: with mask_truncated it hides truncated completions.
-    generated = completions != trainer.processing_class.tokenizer.pad_token_id
-    mask = torch.cat([batch["prompt_mask"][:1], generated.to(batch["prompt_mask"].dtype)], dim=1)
-
-    def log_probs(fields: dict[str, Any]) -> torch.Tensor:
-        with torch.no_grad(), _without_dropout(trainer.model):
-            found = trainer._get_per_token_logps_and_entropies(
-                trainer.model, ids, mask, completions.shape[1], 1, **fields
-            )[0]
-        logps: torch.Tensor = found[generated]
-        return logps
-
-    # Sums on a GPU may differ in their last bits from call to call. Only a larger change is an effect of the pixels.
-    first, repeated = log_probs(fields), log_probs(fields)
-    changed = log_probs({**fields, "pixel_values": -fields["pixel_values"]})
-    if (changed - first).abs().max() <= (repeated - first).abs().max():
-        raise images_ignored_error("grpo, the first batch")
-
-
-def _first_sample(batch: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the pixels and token types of the first sample. None: no image, or an unknown pixel layout."""
-    count = (batch.get("num_images") or [0])[0]
-    if not count or "pixel_values" not in batch or {"spatial_shapes", "num_tiles", "pixel_attention_mask"} & set(batch):
-        return None
-    fields: dict[str, Any] = {name: batch[name][:1] for name in _TOKEN_TYPES if name in batch}
-    blocks = count
-    for name in _PER_IMAGE:
-        if name in batch:
-            fields[name] = batch[name][:count]
-    if "image_grid_thw" in batch:
-        # Qwen's pixels have one row per patch. An image has time x height x width patches.
-        blocks = int(fields["image_grid_thw"].prod(-1).sum())
-    return {**fields, "pixel_values": batch["pixel_values"][:blocks], "num_images": [count]}
-
-
-class _EpochSampler(RepeatSampler):  # type: ignore[misc]
-    """A row order for each epoch that depends on the epoch's number alone, so that a resumed run continues it.
-
-    TRL's generator advances with each epoch that it iterates. After a resume, it would start again at epoch 0.
-    """
-
-    def set_epoch(self, epoch: int) -> None:
-        """Seed the order. The trainer's data loader calls this at the start of an epoch. Epoch 0 has TRL's order."""
-        self.generator.manual_seed((self.seed or 0) + epoch)
+_Fields = Mapping[str, Any]
+"""Fields of a batch by name: tensors, or lists of a processor. TRL has no type for them."""
+_Turn = tuple[Any, Any, _Fields]
+"""Token ids, images and processed fields of prompts: the arguments of ``_generate_single_turn``."""
 
 
 class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -212,7 +118,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
             state.restore()
         return found, None  # transformers' generate returns no log-probabilities
 
-    def _check_token_types(self, input_ids: Any, fields: dict[str, Any]) -> None:
+    def _check_token_types(self, input_ids: Any, fields: _Fields) -> None:
         for name in _TOKEN_TYPES:
             types = fields.get(name)
             if types is not None and types.shape != input_ids.shape:
@@ -257,15 +163,95 @@ class PolicyTrainer(RolloutTrainer):
                     **{name: value[part] if torch.is_tensor(value) else value for name, value in rest.items()},
                 )
             )
-        logps, entropies, losses = zip(*parts, strict=True)
-        return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies), losses[0]
+        logps_NT, entropies_NT, losses = zip(*parts, strict=True)
+        return torch.cat(logps_NT), None if entropies_NT[0] is None else torch.cat(entropies_NT), losses[0]
 
 
-_Turn = tuple[Any, Any, dict[str, Any]]
-"""Token ids, images and processed fields of prompts: the arguments of ``_generate_single_turn``."""
+class _EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """A row order for each epoch that depends on the epoch's number alone, so that a resumed run continues it.
+
+    TRL's generator advances with each epoch that it iterates. After a resume, it would start again at epoch 0.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Seed the order. The trainer's data loader calls this at the start of an epoch. Epoch 0 has TRL's order."""
+        self.generator.manual_seed((self.seed or 0) + epoch)
 
 
-def _parts(prompt_ids: Sequence[Any], images: Any, fields: Mapping[str, Any], size: int) -> Iterator[_Turn]:
+def _check_one_block_per_image(pixels: torch.Tensor, counts: list[int]) -> None:
+    """Raise TrainingError if the processor splits images into tiles."""
+    if len(pixels) != sum(counts):
+        raise TrainingError(
+            "training.processor_tiles_images",
+            "GRPO needs a processor that returns one block of pixels per image",
+            place="grpo, pixel_values",
+            value=f"{len(pixels)} blocks for {sum(counts)} images",
+            remedy="Use a model of the Gemma 3 or Qwen-VL families, or turn off the processor's tiling.",
+        )
+
+
+@contextmanager
+def _without_dropout(model: Any) -> Iterator[None]:
+    """Disable dropout for sampling and log-probabilities, so that they match inference. Only the update has dropout.
+
+    The model itself stays in training mode, because TRL uses the mode to distinguish training from evaluation.
+    """
+    active = [module for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.training]
+    for module in active:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in active:
+            module.train()
+
+
+def _check_pixels_used(trainer: Any, batch: _Fields) -> None:
+    """Check that the log-probabilities of the first sample change when its pixels change sign.
+
+    In unsloth#11031, log-probabilities of models without an image grid were silently computed from the text alone.
+
+    Raises:
+        TrainingError: The log-probabilities do not depend on the pixels.
+    """
+    fields = _first_sample(batch)
+    if fields is None:
+        return
+    prompts, completions = batch["prompt_ids"][:1], batch["completion_ids"][:1]
+    ids = torch.cat([prompts, completions], dim=1)
+    # The completion mask of the batch is no use here: with mask_truncated it hides truncated completions.
+    generated = completions != trainer.processing_class.tokenizer.pad_token_id
+    mask = torch.cat([batch["prompt_mask"][:1], generated.to(batch["prompt_mask"].dtype)], dim=1)
+
+    def log_probs_T(fields: _Fields) -> torch.Tensor:
+        with torch.no_grad(), _without_dropout(trainer.model):
+            logps_NT: torch.Tensor = trainer._get_per_token_logps_and_entropies(
+                trainer.model, ids, mask, completions.shape[1], 1, **fields
+            )[0]
+        return logps_NT[generated]
+
+    # Sums on a GPU may differ in their last bits from call to call. Only a larger change is an effect of the pixels.
+    first, repeated = log_probs_T(fields), log_probs_T(fields)
+    changed = log_probs_T({**fields, "pixel_values": -fields["pixel_values"]})
+    if (changed - first).abs().max() <= (repeated - first).abs().max():
+        raise images_ignored_error("grpo, the first batch")
+
+
+def _first_sample(batch: _Fields) -> _Fields | None:
+    """Return the pixels and token types of the first sample. None: no image, or an unknown pixel layout."""
+    count = (batch.get("num_images") or [0])[0]
+    if not count or "pixel_values" not in batch or {"spatial_shapes", "num_tiles", "pixel_attention_mask"} & set(batch):
+        return None
+    token_types = {name: batch[name][:1] for name in _TOKEN_TYPES if name in batch}
+    fields = token_types | {name: batch[name][:count] for name in _PER_IMAGE if name in batch}
+    blocks = count
+    if "image_grid_thw" in batch:
+        # Qwen's pixels have one row per patch. An image has time x height x width patches.
+        blocks = int(fields["image_grid_thw"].prod(-1).sum())
+    return {**fields, "pixel_values": batch["pixel_values"][:blocks], "num_images": [count]}
+
+
+def _parts(prompt_ids: Sequence[Any], images: Any, fields: _Fields, size: int) -> Iterator[_Turn]:
     """Split the rows of a rollout into parts of at most ``size`` rows, each with its own pixels."""
     rows = len(prompt_ids)
     if size >= rows:
@@ -280,7 +266,7 @@ def _parts(prompt_ids: Sequence[Any], images: Any, fields: Mapping[str, Any], si
         yield prompt_ids[part], own if own and any(own) else None, split(part)
 
 
-def _splitter(fields: Mapping[str, Any], first_image: Sequence[int], rows: int) -> Callable[[slice], dict[str, Any]]:
+def _splitter(fields: _Fields, first_image: Sequence[int], rows: int) -> Callable[[slice], _Fields]:
     """Return a function from a slice of rows to their fields. Model families arrange fields by row, image or patch.
 
     Raises:
@@ -294,7 +280,7 @@ def _splitter(fields: Mapping[str, Any], first_image: Sequence[int], rows: int) 
             whole[name] = torch.tensor(np.array(whole[name]))
     first_block = _first_blocks(whole, first_image[-1])
 
-    def split(part: slice) -> dict[str, Any]:
+    def split(part: slice) -> _Fields:
         start, stop, _ = part.indices(rows)
         images = slice(first_image[start], first_image[stop])
         found = {}
@@ -313,7 +299,7 @@ def _splitter(fields: Mapping[str, Any], first_image: Sequence[int], rows: int) 
     return split
 
 
-def _first_blocks(fields: Mapping[str, Any], images: int) -> list[int]:
+def _first_blocks(fields: _Fields, images: int) -> list[int]:
     """Return the first row of pixels of each image. Qwen's patches are concatenated without an axis for images."""
     pixels, grid = fields.get("pixel_values"), fields.get("image_grid_thw")
     blocks = [1] * images if grid is None else grid.prod(-1).tolist()

@@ -1,7 +1,7 @@
-"""An image processor that processes each image once, however many completions share it.
+"""The processor of a GRPO trainer, which processes each image once per optimizer step.
 
 TRL runs the processor on every completion of a group and again for the log-probabilities. With G generations, the same
-image would be resized and normalised 2 G times. This wrapper caches the result by the image's key.
+image would be resized and normalised 2 G times. ``CachedImageProcessor`` caches the result by the image's key.
 """
 
 import copy
@@ -13,16 +13,26 @@ import torch
 from PIL import Image
 from transformers.utils.hub import PushToHubMixin
 
+from toolkit.models.chat_template import adds_bos, conversation, render_prompt
 from toolkit.models.prompts import IMAGE_KEY
 
 MAX_BYTES = 2 * 2**30
-"""Limit of the cache. A processed image of 896 x 896 in float32 has 9.6 MB."""
+"""Limit of the cache, beside its capacity. A processed image of 896 x 896 in float32 has 9.6 MB."""
+_Fields = Mapping[str, Any]
+"""Options or output of an image processor by name. transformers has no type for them."""
 
 
-def with_image_cache(processor: Any, capacity: int) -> Any:
-    """Return a shallow copy of the processor that caches up to ``capacity`` processed images and ``MAX_BYTES``."""
+def rollout_processor(processor: Any, capacity: int) -> Any:
+    """Return a copy that caches the last ``capacity`` images and adds no BOS if the chat template has one.
+
+    TRL tokenizes rendered prompts a second time. The tokenizer would prepend its BOS again, which would shift the mask
+    of image tokens by one position.
+    """
     cached = copy.copy(processor)
     cached.image_processor = CachedImageProcessor(processor.image_processor, capacity)
+    if not adds_bos(processor, render_prompt(processor, conversation("", 0))):
+        cached.tokenizer = copy.deepcopy(processor.tokenizer)
+        cached.tokenizer.add_bos_token = False
     return cached
 
 
@@ -36,21 +46,21 @@ class CachedImageProcessor(PushToHubMixin):
     def __init__(self, inner: Any, capacity: int) -> None:
         self.inner, self.capacity = inner, capacity
         self.processed = self.cache_hits = 0
-        self._cache: OrderedDict[tuple[str, str], Mapping[str, Any]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], _Fields] = OrderedDict()
         self._bytes = 0
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """Return the wrapped processor's output for an image, a list of images, or a list of lists."""
-        flat = _flatten(images)
-        if not all(isinstance(image, Image.Image) and IMAGE_KEY in image.info for image in flat):
-            return self._process(images, len(flat), options)
-        parts = [self._one(image, options) for image in flat]
+        listed = _flatten(images)
+        if not all(isinstance(image, Image.Image) and IMAGE_KEY in image.info for image in listed):
+            return self._process(images, len(listed), options)
+        parts = [self._one(image, options) for image in listed]
         if (_several_per_row(images) and any(_has_row_axis(part) for part in parts)) or not _stackable(parts):
-            return self._process(images, len(flat), options)
+            return self._process(images, len(listed), options)
         joined = {name: _join([part[name] for part in parts]) for name in parts[0]}
         return type(self._last)(joined)
 
-    def _one(self, image: Image.Image, options: dict[str, Any]) -> Mapping[str, Any]:
+    def _one(self, image: Image.Image, options: _Fields) -> _Fields:
         # TRL requests lists before it generates and tensors before it trains. Tensors serve both.
         options = {**options, "return_tensors": "pt"}
         key = (image.info[IMAGE_KEY], repr(sorted(options.items(), key=lambda item: item[0])))
@@ -66,7 +76,7 @@ class CachedImageProcessor(PushToHubMixin):
             self._bytes -= _bytes(evicted)
         return part
 
-    def _process(self, images: Any, count: int, options: dict[str, Any]) -> Any:
+    def _process(self, images: Any, count: int, options: _Fields) -> Any:
         self.processed += count
         return self.inner(images, **options)
 
@@ -83,7 +93,7 @@ class CachedImageProcessor(PushToHubMixin):
         return self
 
 
-def _bytes(part: Mapping[str, Any]) -> int:
+def _bytes(part: _Fields) -> int:
     return sum(value.nbytes for value in part.values() if isinstance(value, torch.Tensor))
 
 
@@ -97,13 +107,13 @@ def _several_per_row(images: Any) -> bool:
     return isinstance(images, list | tuple) and any(isinstance(row, list | tuple) and len(row) > 1 for row in images)
 
 
-def _has_row_axis(part: Mapping[str, Any]) -> bool:
+def _has_row_axis(part: _Fields) -> bool:
     """Return whether pixels have shape (rows, images, channels, height, width), as in Idefics and SmolVLM."""
     pixels = part.get("pixel_values")
     return isinstance(pixels, torch.Tensor) and pixels.ndim == 5
 
 
-def _stackable(parts: list[Mapping[str, Any]]) -> bool:
+def _stackable(parts: list[_Fields]) -> bool:
     """Return whether every field is a tensor or a list that can be concatenated."""
     for name, first in parts[0].items():
         values = [part[name] for part in parts]

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from toolkit.errors import RunError, TrainingError, warn
-from toolkit.models.batch_sizes import Sizes, recipe_sizes
-from toolkit.models.oom import BatchLimit
+from toolkit.models.oom import BatchLimit, Sizes, recipe_sizes
 from toolkit.recipe import Optimisation, Recipe
-from toolkit.runfolder import Record, is_main_process, read_json, write_json
+from toolkit.runfolder import from_json, is_main_process, read_json, write_json
+from toolkit.training.results import GpuMemory, OutOfMemory, PreflightResult
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Recovery:
 
     Attributes:
         sizes: The current sizes.
-        errors: One record per error: step, activity, new sizes, and where training continued.
+        errors: The errors in all sessions.
         logged: The number of errors in metrics.jsonl.
     """
 
@@ -37,7 +37,7 @@ class Recovery:
     def __init__(self, folder: Path, recipe: Recipe, stage: str) -> None:
         self.recipe, self.stage = recipe, stage
         self._file = folder / "sizes.json"
-        self.sizes, self.errors = recipe_sizes(recipe, stage), list[Record]()
+        self.sizes, self.errors = recipe_sizes(recipe, stage), list[OutOfMemory]()
         if self._file.is_file():
             self._read(read_json(self._file))
 
@@ -89,21 +89,32 @@ class Recovery:
         sizes = {name: float(value) for name, value in _to_json(self.sizes).items() if value is not None}
         return {"out_of_memory": float(new), **sizes}
 
-    def to_record(self) -> Record:
-        """Return the number of errors in all starts, each error, and the final sizes, for the stage's record."""
-        return {"out_of_memory": len(self.errors), **_to_json(self.sizes), "recoveries": self.errors}
+    def gpu_memory(self, peaks: Mapping[str, int | None], preflight: PreflightResult | None) -> GpuMemory:
+        """Return the peaks, the number of errors in all sessions, each error, and the final sizes."""
+        return GpuMemory(
+            peak_allocated_bytes=peaks["peak_allocated_bytes"],
+            peak_reserved_bytes=peaks["peak_reserved_bytes"],
+            out_of_memory=len(self.errors),
+            micro_batch=self.sizes.micro_batch,
+            accumulation=self.sizes.accumulation,
+            completions_per_generate=self.sizes.completions,
+            recoveries=tuple(self.errors),
+            preflight=preflight,
+        )
 
     def _halve_rollout(self, completions: int) -> None:
         self._note(replace(self.sizes, completions=completions), None, "rollout", "the same rollout")
 
     def _note(self, sizes: Sizes, step: int | None, during: str, start: str) -> None:
         self.sizes = sizes
-        self.errors.append({"step": step, "during": during, **_to_json(sizes), "continued_from": start})
+        self.errors.append(
+            OutOfMemory(step, during, sizes.micro_batch, sizes.accumulation, sizes.completions, continued_from=start)
+        )
         if is_main_process():
             write_json(self._file, {**_to_json(sizes), "recoveries": self.errors})
 
-    def _read(self, kept: Mapping[str, Any]) -> None:
-        found = Sizes(kept["micro_batch"], kept["accumulation"], kept["completions_per_generate"])
+    def _read(self, stored: Mapping[str, Any]) -> None:
+        found = Sizes(stored["micro_batch"], stored["accumulation"], stored["completions_per_generate"])
         if found.rows != self.sizes.rows:
             raise RunError(
                 "training.kept_sizes_differ",
@@ -112,7 +123,7 @@ class Recovery:
                 value=f"{found.micro_batch} x {found.accumulation}",
                 remedy="Delete the file to start with the recipe's sizes.",
             )
-        self.sizes, self.errors = found, list(kept["recoveries"])
+        self.sizes, self.errors = found, list(from_json(tuple[OutOfMemory, ...], stored["recoveries"]))
         log.info("%s: after an earlier out-of-memory error: %s", self.stage, _describe(found))
 
 
@@ -160,9 +171,9 @@ def _keys(recipe: Recipe, stage: str, section: Optimisation | None) -> Iterator[
 
 
 def _to_json(sizes: Sizes) -> dict[str, int | None]:
-    kept = asdict(sizes)
-    completions = kept.pop("completions")
-    return {**kept, "completions_per_generate": completions}
+    figures = asdict(sizes)
+    completions = figures.pop("completions")
+    return {**figures, "completions_per_generate": completions}
 
 
 def _describe(sizes: Sizes) -> str:

@@ -3,7 +3,6 @@
 The loss itself is in ``sft_loss``, the labels are in ``models.collate``.
 """
 
-import logging
 from typing import Any
 
 import datasets
@@ -13,31 +12,23 @@ from toolkit.errors import warn
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Policy, TrainingJob
-from toolkit.models.batch_sizes import recipe_sizes
 from toolkit.models.collate import SftCollator
-from toolkit.models.lengths import check_lengths
+from toolkit.models.lengths import Lengths
+from toolkit.models.oom import recipe_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Sft
-from toolkit.runfolder import Record
 from toolkit.training import sft_loss
-from toolkit.training.image_check import check_images_used
-from toolkit.training.measured_flops import count_one_pass
-from toolkit.training.train import preflight_rows, train, training_rows
-from toolkit.training.trl_settings import (
-    common_settings,
-    finish_trainer,
-    keep_precision,
-    local_optimizer,
-    per_process,
-    use_one_gpu,
-)
+from toolkit.training.distributed import per_process
+from toolkit.training.preflight import check_rows, preflight_rows
+from toolkit.training.results import SftResult
+from toolkit.training.train import train, training_rows
+from toolkit.training.trl_trainer import build_trainer, common_settings, finish_trainer, local_optimizer
 
-log = logging.getLogger(__name__)
 STAGE = "sft"
 
 
-def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
-    """Train on every training row and save the weights to the run folder. See ``context.TrainStage``.
+def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
+    """Train on every training row and save the weights to the run folder. See ``evaluation.context``.
 
     Args:
         context: The run.
@@ -47,10 +38,8 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
     recipe, samples = context.recipe, training_rows(context, STAGE)
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
 
-    def prepare(policy: Policy) -> tuple[TrainingJob, Record]:
-        lengths = check_lengths(policy.processor, prompts, samples, recipe.model.max_tokens, on_row=context.no_step_yet)
-        log.info("sft: %d rows, median %d and at most %d tokens", lengths.rows, lengths.median, lengths.max)
-        check_images_used(backend, policy, prompts, samples)
+    def prepare(policy: Policy) -> tuple[TrainingJob, Lengths]:
+        lengths = check_rows(context, backend, policy, prompts, samples)
         job = TrainingJob(
             recipe=recipe,
             rows=prompts.rows(samples, answer=True),
@@ -58,19 +47,20 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
             folder=context.run.stage_folder(STAGE),
             longest=preflight_rows(lengths, preflight),
         )
-        return job, {"lengths": lengths.to_dict()}
+        return job, lengths
 
-    record = train(context, STAGE, backend, prepare, build_sft)
-    return {
-        **record,
-        "backend": backend.name,
-        "optimizer": local_optimizer(recipe.sft or Sft()),
-        "rows": len(samples),
-        "pictures": context.count_images(STAGE),
-    }
+    figures, lengths = train(context, STAGE, backend, prepare, build_sft)
+    return SftResult(
+        training=figures,
+        lengths=lengths,
+        backend=backend.name,
+        optimizer=local_optimizer(recipe.sft or Sft()),
+        rows=len(samples),
+        images=context.count_images(STAGE),
+    )
 
 
-def sft_settings(job: TrainingJob) -> dict[str, Any]:
+def sft_settings(job: TrainingJob) -> dict[str, object]:
     """Return the keyword arguments of ``trl.SFTConfig``."""
     sft, sizes = job.recipe.sft or Sft(), job.sizes or recipe_sizes(job.recipe, "sft")
     return {
@@ -96,15 +86,15 @@ def build_sft(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
     """
     traits = backend.prepare_training(policy, job.recipe, "sft")
     settings = {**sft_settings(job), **traits.changed_settings}
-    with keep_precision(policy.model):
-        trainer = SFTTrainer(
-            model=policy.model,
-            args=use_one_gpu(SFTConfig(**settings)),
-            train_dataset=datasets.Dataset.from_dict({"index": list(range(job.count))}),
-            data_collator=SftCollator(policy, job.rows),
-            processing_class=policy.processor,
-            callbacks=list(job.callbacks),
-        )
+    trainer = build_trainer(
+        SFTTrainer,
+        SFTConfig(**settings),
+        policy,
+        job,
+        train_dataset=datasets.Dataset.from_dict({"index": list(range(job.count))}),
+        data_collator=SftCollator(policy, job.rows),
+        processing_class=policy.processor,
+    )
     # TRL's loss divides by the answer tokens of the whole optimizer step if the trainer passes their number. The
     # trainer does so only for models that accept loss arguments. Gemma 3 reports that it does not, so each pass would
     # have equal weight, whatever its number of answer tokens.
@@ -118,6 +108,4 @@ def build_sft(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
         )
     if trainer.args.loss_type == "chunked_nll":
         sft_loss.install(trainer)
-    if traits.count_flops and not job.preflight:
-        count_one_pass(trainer, policy)
-    return finish_trainer(trainer, settings, policy)
+    return finish_trainer(trainer, settings, policy, job, count_flops=traits.count_flops)

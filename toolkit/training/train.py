@@ -1,4 +1,4 @@
-"""The training loop that SFT and GRPO share: preflight step, OOM recovery, resume, and saving of the weights."""
+"""The training loop of SFT and GRPO: preflight step, OOM recovery, resume, and saving of the weights."""
 
 import logging
 import os
@@ -11,31 +11,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from toolkit.data.loading import SampleSet
 from toolkit.data.sample_set import balance
 from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.context import Context
-from toolkit.models import Backend, distributed
+from toolkit.models import Backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.lengths import Lengths
 from toolkit.models.oom import attempt, free
-from toolkit.runfolder import Record, flush_folder, is_main_process, read_json, world_size
+from toolkit.runfolder import is_main_process, read_json, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
-from toolkit.training.callbacks import (
+from toolkit.training import distributed
+from toolkit.training.callbacks import MetricsReporter, StepTimes, StopBetweenSteps
+from toolkit.training.checkpoints import (
     PARTIAL,
     Checkpoints,
     LastStep,
-    MetricsReporter,
-    StopBetweenSteps,
-    checkpoints,
-    is_complete,
+    is_finished,
+    last_checkpoint,
+    save_weights,
+    step_of,
 )
 from toolkit.training.oom_recovery import Recovery
 from toolkit.training.preflight import preflight_job, run_preflight_step
-from toolkit.training.step_time import StepTimes
+from toolkit.training.results import PreflightResult, TokenLengths, TrainingFigures
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +89,16 @@ def _tensorboard_folder(context: Context, stage: str) -> Iterator[None]:
             del os.environ[name]
 
 
-Prepare = Callable[[Policy], tuple[TrainingJob, Record]]
-"""Makes the checks before the first step on a newly loaded policy. Returns the job, and entries for the record."""
+Prepare = Callable[[Policy], tuple[TrainingJob, Lengths]]
+"""Makes the checks before the first step on a newly loaded policy. Returns the job, and the lengths of its rows."""
 Build = Callable[[Backend, Policy, TrainingJob], Any]
 """Builds the trainer of a stage."""
 
 
-def train(context: Context, stage: str, backend: Backend, prepare: Prepare, build: Build) -> Record:
-    """Train to the end, save the weights, and return the stage's record.
+def train(
+    context: Context, stage: str, backend: Backend, prepare: Prepare, build: Build
+) -> tuple[TrainingFigures, TokenLengths]:
+    """Train to the end, save the weights, and return the figures and the lengths of the rows.
 
     Training resumes from the last complete checkpoint. After an out-of-memory error it continues with smaller sizes.
     See ``oom_recovery``.
@@ -110,18 +112,18 @@ def train(context: Context, stage: str, backend: Backend, prepare: Prepare, buil
         shutil.rmtree(folder / PARTIAL)  # an incomplete checkpoint of an interrupted start, which nothing resumes from
     distributed.wait_for_all()
     holder = _PolicyHolder(partial(backend.load, context.recipe, context.weights, trainable=True))
-    job, facts = prepare(holder.policy)
+    job, lengths = prepare(holder.policy)
     start = last_checkpoint(folder)
-    if start and _is_finished(start):
+    if start and is_finished(start):
         # The interruption came after the last step, before the weights were written. A trainer that resumes here would
         # make one step too many.
         backend.restore(holder.policy, start)
-        record = _finished_record(context, stage, start)
+        figures = _finished_figures(context, stage, start)
     else:
         with _tensorboard_folder(context, stage):
-            record = _train(context, stage, backend, holder, job, build)
+            figures = _train(context, stage, backend, holder, job, build)
     save_weights(backend, holder.policy, context.run.weights_folder(stage))
-    return {**record, **facts}
+    return figures, TokenLengths(**lengths.to_dict())
 
 
 class _PolicyHolder:
@@ -158,74 +160,105 @@ class _Outcome:
     complete: bool
 
 
-def _finished_record(context: Context, stage: str, last: Path) -> Record:
-    """Return the record of a stage that was interrupted after its last step, before its weights were written."""
-    unmeasured = dict.fromkeys(gpu_peaks())
-    return {
-        "steps": _step_of(last),
-        "seconds": 0.0,
-        "seconds_per_step": StepTimes(context, stage).record(),
-        "skipped_steps": _logged(context, stage, "skipped_steps"),
-        "resumed_from": last.name,
-        "gpu_memory": {
-            **unmeasured,
-            **Recovery(context.run.stage_folder(stage), context.recipe, stage).to_record(),
-            "preflight": None,
-        },
-    }
+def _finished_figures(context: Context, stage: str, last: Path) -> TrainingFigures:
+    """Return the figures of a stage that was interrupted after its last step, before its weights were written."""
+    recovery = Recovery(context.run.stage_folder(stage), context.recipe, stage)
+    return TrainingFigures(
+        steps=step_of(last),
+        seconds=0.0,
+        seconds_per_step=StepTimes(context, stage).result(),
+        skipped_steps=_logged(context, stage, "skipped_steps"),
+        resumed_from=last.name,
+        gpu_memory=recovery.gpu_memory(dict.fromkeys(gpu_peaks()), None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """What all trainers of a stage have in common."""
+
+    context: Context
+    stage: str
+    backend: Backend
+    holder: _PolicyHolder
+    build: Build
+    job: TrainingJob
+    recovery: Recovery
+
+    @property
+    def folder(self) -> Path:
+        return self.context.run.stage_folder(self.stage)
+
+    @property
+    def sized_job(self) -> TrainingJob:
+        """The job with the current sizes of OOM recovery."""
+        return replace(self.job, sizes=self.recovery.sizes, rollout_limit=self.recovery.rollout_limit())
+
+    def shrink(self, step: int, during: str, start: Path | None) -> None:
+        """Switch to smaller sizes after an out-of-memory error. See ``Recovery.shrink``."""
+        file = self.context.run.plan_file
+        plan = read_json(file) if file.is_file() else None
+        self.recovery.shrink(step, during, start.name if start else None, plan)
 
 
 def _train(
     context: Context, stage: str, backend: Backend, holder: _PolicyHolder, job: TrainingJob, build: Build
-) -> Record:
+) -> TrainingFigures:
     """Make the preflight step, then build one trainer after another until one reaches the end."""
-    folder, recovery = context.run.stage_folder(stage), Recovery(context.run.stage_folder(stage), context.recipe, stage)
-    plan = read_json(context.run.plan_file) if context.run.plan_file.is_file() else None
-    resumed, begun = last_checkpoint(folder), time.monotonic()
-    _remove_later_metrics(context, stage, _step_of(resumed), recovery)
-    times = StepTimes(context, stage)
+    folder = context.run.stage_folder(stage)
+    recovery, times = Recovery(folder, context.recipe, stage), StepTimes(context, stage)
     callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures), times]
-    job = replace(job, callbacks=callbacks)
-
-    def sized() -> TrainingJob:
-        return replace(job, sizes=recovery.sizes, rollout_limit=recovery.rollout_limit())
-
-    measured: Record | None = None
-    while job.longest and measured is None:
-        step = _step_of(resumed) + 1
-        measured = run_preflight_step(build(backend, holder.policy, preflight_job(sized(), stage)))
-        context.stop.check(_saved(stage, resumed))
-        if measured is None:
-            recovery.shrink(step, "preflight step", resumed.name if resumed else None, plan)
-        else:
-            times.note_preflight(measured["seconds"])
-        holder.reload()  # discards the update of the preflight step
+    loop = _Loop(context, stage, backend, holder, build, replace(job, callbacks=callbacks), recovery)
+    resumed, begun = last_checkpoint(folder), time.monotonic()
+    _remove_later_metrics(loop, step_of(resumed))
+    preflight = _preflight(loop, resumed) if job.longest else None
+    if preflight is not None:
+        times.note_preflight(preflight.seconds)
     begin_peak()
-    while True:
-        start = last_checkpoint(folder)
-        if start:
-            log.info("%s: resuming from %s", stage, start.name)
-        outcome = _use_one_trainer(backend, holder.policy, build, sized(), start)
-        if outcome.fits:
-            break
-        start = last_checkpoint(folder)  # the one just written, if the optimizer step was complete
-        during = ("rollout or pass" if stage == "grpo" else "pass") if outcome.complete else "optimizer step"
-        recovery.shrink(max(outcome.step, _step_of(start)) + 1, during, start.name if start else None, plan)
-        _remove_later_metrics(context, stage, _step_of(start), recovery)
-        context.stop.check(_saved(stage, start))
-        holder.reload()
+    outcome = _train_to_end(loop)
     _check_end(context, stage, outcome)
     distributed.wait_for_all()
     if is_main_process():
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    return {
-        "steps": outcome.steps,
-        "seconds": round(time.monotonic() - begun, 1),
-        "seconds_per_step": times.record(),
-        "skipped_steps": _logged(context, stage, "skipped_steps"),
-        "resumed_from": resumed.name if resumed else None,
-        "gpu_memory": {**gpu_peaks(), **recovery.to_record(), "preflight": measured},
-    }
+    return TrainingFigures(
+        steps=outcome.steps,
+        seconds=round(time.monotonic() - begun, 1),
+        seconds_per_step=times.result(),
+        skipped_steps=_logged(context, stage, "skipped_steps"),
+        resumed_from=resumed.name if resumed else None,
+        gpu_memory=recovery.gpu_memory(gpu_peaks(), preflight),
+    )
+
+
+def _preflight(loop: _Loop, resumed: Path | None) -> PreflightResult:
+    """Repeat the preflight step with smaller sizes until it fits."""
+    measured = None
+    while measured is None:
+        trainer = loop.build(loop.backend, loop.holder.policy, preflight_job(loop.sized_job, loop.stage))
+        measured = run_preflight_step(trainer)
+        del trainer  # its reference to the policy would keep two models in GPU memory
+        loop.context.stop.check(_saved(loop.stage, resumed))
+        if measured is None:
+            loop.shrink(step_of(resumed) + 1, "preflight step", resumed)
+        loop.holder.reload()  # discards the update of the preflight step
+    return measured
+
+
+def _train_to_end(loop: _Loop) -> _Outcome:
+    """Train, with smaller sizes after each out-of-memory error, until the end or a signal."""
+    while True:
+        start = last_checkpoint(loop.folder)
+        if start:
+            log.info("%s: resuming from %s", loop.stage, start.name)
+        outcome = _use_one_trainer(loop.backend, loop.holder.policy, loop.build, loop.sized_job, start)
+        if outcome.fits:
+            return outcome
+        start = last_checkpoint(loop.folder)  # the one just written, if the optimizer step was complete
+        during = ("rollout or pass" if loop.stage == "grpo" else "pass") if outcome.complete else "optimizer step"
+        loop.shrink(max(outcome.step, step_of(start)) + 1, during, start)
+        _remove_later_metrics(loop, step_of(start))
+        loop.context.stop.check(_saved(loop.stage, start))
+        loop.holder.reload()
 
 
 def _use_one_trainer(
@@ -260,8 +293,8 @@ def _use_one_trainer(
             )
         trainer.model.zero_grad()  # frees the gradients of the passes before the error
         # An error inside ``optimizer.step`` leaves some parameters updated. Then only the last checkpoint can be used.
-        if last.complete and step > _step_of(start):
-            if _step_of(last_checkpoint(job.folder)) < step:
+        if last.complete and step > step_of(start):
+            if step_of(last_checkpoint(job.folder)) < step:
                 _warn_unlogged(trainer, start)
                 last.save()
             fits = step == trainer.state.max_steps
@@ -277,7 +310,7 @@ def _use_one_trainer(
 def _warn_unlogged(trainer: Any, start: Path | None) -> None:
     """Warn if ``run.log_steps`` is above 1 and the last finished steps are in no line of metrics.jsonl."""
     lines = [int(line["step"]) for line in trainer.state.log_history]
-    logged, step = max([_step_of(start), *lines]), trainer.state.global_step
+    logged, step = max([step_of(start), *lines]), trainer.state.global_step
     if logged < step:
         warn(
             "training.steps_not_logged",
@@ -287,7 +320,7 @@ def _warn_unlogged(trainer: Any, start: Path | None) -> None:
 
 
 def _saved(stage: str, start: Path | None) -> str:
-    return f"{stage} is saved after step {_step_of(start)}" if start else f"no step of {stage} had finished"
+    return f"{stage} is saved after step {step_of(start)}" if start else f"no step of {stage} had finished"
 
 
 def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
@@ -303,62 +336,17 @@ def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
         )
 
 
-def _remove_later_metrics(context: Context, stage: str, step: int, recovery: Recovery) -> None:
+def _remove_later_metrics(loop: _Loop, step: int) -> None:
     """Remove the steps after ``step`` from metrics.jsonl, because training repeats them."""
-    if is_main_process() and (count := context.run.remove_metrics(stage, step)):
+    if is_main_process() and (count := loop.context.run.remove_metrics(loop.stage, step)):
         warn(
             "training.metrics_removed",
             f"{count} lines of metrics.jsonl after step {step} are removed, because these steps are repeated",
-            place=stage,
+            place=loop.stage,
         )
-    recovery.logged = _logged(context, stage, "out_of_memory")
+    loop.recovery.logged = _logged(loop.context, loop.stage, "out_of_memory")
 
 
 def _logged(context: Context, stage: str, name: str) -> int:
     """Return the sum of a count over the stage's lines of metrics.jsonl."""
     return int(sum(line.get(name, 0) for line in context.run.metrics() if line["stage"] == stage))
-
-
-def _is_finished(checkpoint: Path) -> bool:
-    state = read_json(checkpoint / "trainer_state.json")
-    return bool(state["global_step"] >= state["max_steps"])
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
-
-
-def preflight_rows(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
-    """Return the rows of the preflight step, the longest first. None if it is not ``wanted`` (default: on a GPU).
-
-    Several processes skip it, because they cannot change their sizes after an out-of-memory error.
-    """
-    if wanted is None:
-        wanted = torch.cuda.is_available()
-    return lengths.longest if wanted and world_size() == 1 else ()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a stage. Skip incomplete ones with a warning."""
-    for checkpoint in reversed(checkpoints(folder)):
-        if is_complete(checkpoint):
-            return checkpoint
-        warn("training.checkpoint_incomplete", "checkpoint is incomplete or corrupt. Skipping it", place=checkpoint)
-    return None
-
-
-def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
-    """Write the weights under a temporary name, then rename them. The first process writes, and the others wait."""
-    if is_main_process():
-        _write_weights(backend, policy, target)
-    distributed.wait_for_all()
-
-
-def _write_weights(backend: Backend, policy: Policy, target: Path) -> None:
-    partial = target.with_name(f"{target.name}.partial")
-    for old in (partial, target):
-        if old.exists():
-            shutil.rmtree(old)
-    backend.save(policy, partial)
-    flush_folder(partial)
-    partial.replace(target)

@@ -13,7 +13,7 @@ and it might identify a patient."""
 
 def results(facts: CardFacts) -> str:
     """Return the tables of all scores with intervals and baselines, and which row is that of these weights."""
-    rows = facts.results.get("table", [])
+    rows = facts.results.get("rows", [])
     if not rows:
         return "## Results\n\nNone: nothing was evaluated."
     title = f"Held-out split `{facts.results['split']}`, 95 % intervals in brackets."
@@ -96,7 +96,7 @@ def _reading(facts: CardFacts) -> list[str]:
 
 
 def _is_last(facts: CardFacts) -> bool:
-    return facts.evaluation is not None and facts.results["table"][-1]["estimate"] == facts.evaluation["value"]
+    return facts.evaluation is not None and facts.results["rows"][-1]["estimate"] == facts.evaluation["value"]
 
 
 def _columns(facts: CardFacts) -> Mapping[str, Mapping[str, Any]]:

@@ -3,13 +3,16 @@
 tests/test_unsloth_contract.py binds these dictionaries to the signatures of the installed Unsloth.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from toolkit.models.backend import Policy
 from toolkit.recipe import Recipe
+
+Keywords = Mapping[str, object]
+"""Keyword arguments of a library that has no types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Loading:
     """Load this repository or folder, not the one that Unsloth's table of names substitutes."""
 
 
-def load_options(recipe: Recipe, name: str, loading: Loading) -> dict[str, Any]:
+def load_options(recipe: Recipe, name: str, loading: Loading) -> Keywords:
     """Return the keyword arguments of ``FastVisionModel.from_pretrained``.
 
     ``dtype`` None is bfloat16 if the GPU supports it, otherwise float16. For Gemma 3, which overflows in float16,
@@ -29,7 +32,7 @@ def load_options(recipe: Recipe, name: str, loading: Loading) -> dict[str, Any]:
     """
     model = recipe.model
     precision = "4bit" if model.precision == "auto" else model.precision
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "model_name": name,
         "max_seq_length": model.max_tokens,
         "dtype": None,
@@ -50,7 +53,7 @@ def load_options(recipe: Recipe, name: str, loading: Loading) -> dict[str, Any]:
     return options
 
 
-def lora_options(recipe: Recipe, layers: list[str]) -> dict[str, Any]:
+def lora_options(recipe: Recipe, layers: list[str]) -> Keywords:
     """Return the keyword arguments of ``FastVisionModel.get_peft_model``.
 
     Args:
@@ -74,7 +77,7 @@ def lora_options(recipe: Recipe, layers: list[str]) -> dict[str, Any]:
     }
 
 
-def sft_changes(policy: Policy, recipe: Recipe) -> dict[str, Any]:
+def sft_changes(policy: Policy, recipe: Recipe) -> Keywords:
     """Return the SFT settings that Unsloth would rewrite, with its values, so that nothing is rewritten."""
     return {
         **_common_changes(policy, recipe),
@@ -87,11 +90,12 @@ def sft_changes(policy: Policy, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def grpo_changes(policy: Policy, recipe: Recipe) -> dict[str, Any]:
+def grpo_changes(policy: Policy, recipe: Recipe) -> Keywords:
     """Return the GRPO settings that Unsloth would rewrite, with its values, and those of vLLM."""
     changes = _common_changes(policy, recipe)
     if recipe.grpo and uses_vllm(recipe):
-        changes |= {
+        changes = {
+            **changes,
             "use_vllm": True,
             "vllm_mode": "colocate",
             "top_k": recipe.grpo.top_k or -1,  # vLLM's value for no limit
@@ -120,7 +124,7 @@ def uses_vllm(recipe: Recipe) -> bool:
     return recipe.grpo is not None and recipe.grpo.rollouts == "vllm"
 
 
-def _common_changes(policy: Policy, recipe: Recipe) -> dict[str, Any]:
+def _common_changes(policy: Policy, recipe: Recipe) -> Keywords:
     half = half_precision(policy)
     # Unsloth's checkpointing is reentrant, and its trainers set this for every run that uses it (models/rl.py).
     reentrant = {"use_reentrant": True} if uses_checkpointing(recipe) else None

@@ -12,7 +12,7 @@ from toolkit.data.sample import Sample
 from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, RecipeError, warn
 from toolkit.evaluation.context import DataAndImages
 from toolkit.pipeline.dry_run.derive import derive_dry_run
-from toolkit.pipeline.results import Results
+from toolkit.pipeline.results import RunResults
 from toolkit.pipeline.run import Stages, require_export, run_recipe
 from toolkit.recipe import SPLITS, Recipe, absent, changed_keys
 from toolkit.runfolder import Progress, RunFolder, no_progress
@@ -42,7 +42,7 @@ class DryRunResult:
         lacking: what the real run would not find. Empty if it can start.
     """
 
-    results: Results
+    results: RunResults
     seconds: float
     no_rows: tuple[str, ...]
     lacking: tuple[str, ...]
@@ -81,7 +81,7 @@ def dry_run(
     def prepare(derived: Recipe, run: RunFolder, report: Progress) -> DataAndImages:
         _log_changes(recipe, derived, no_rows, lacking)
         data, images = stages.prepare(derived, run, report)
-        from toolkit.models.rendered_rows import render_samples  # imports torch and transformers
+        from toolkit.models.prompts import render_samples  # imports torch and transformers
 
         show(list(render_samples(derived, data.train[:SHOWN_ROWS], images)))
         if derived.grpo:

@@ -159,28 +159,43 @@ HOUR = 3600.0
 UNKNOWN = "not measured"
 
 
-def summarise_compute(file: Path) -> dict[str, Any] | None:
-    """Return the usage for results.json: hours, peaks in GB, kWh and kg.
+@dataclass(frozen=True, slots=True)
+class ComputeSummary:
+    """Usage of all sessions of a run, as in results.json: hours, peaks in GB, kWh and kg. None: not measured."""
 
-    Null: not measured. None: nothing was recorded.
-    """
+    sessions: int
+    wall_hours: float
+    cpu_hours: float
+    gpu_hours: float
+    peak_memory_gb: float | None
+    peak_gpu_memory_gb: float | None
+    energy_kwh: float | None
+    energy_hours: float
+    """Hours of which the energy was measured."""
+    co2_kg: float | None
+    training_flops_formula: float | None
+    damaged_lines: int
+
+
+def summarise_compute(file: Path) -> ComputeSummary | None:
+    """Return the summary of a usage record. None: nothing was recorded."""
     record = read_compute(file)
     if not record.sessions:
         return None
     used = record.used
-    return {
-        "starts": len(record.sessions),
-        "wall_hours": _rounded(used.wall / HOUR),
-        "cpu_hours": _rounded(used.cpu / HOUR),
-        "gpu_hours": _rounded(used.gpu / HOUR),
-        "peak_memory_gb": None if used.memory is None else _rounded(used.memory / 1e9),
-        "peak_gpu_memory_gb": None if used.gpu_memory is None else _rounded(used.gpu_memory / 1e9),
-        "energy_kwh": used.energy,
-        "energy_hours": _rounded(used.energy_wall / HOUR),
-        "co2_kg": used.co2,
-        "training_flops_formula": used.counts.training or None,
-        "damaged_lines": record.damaged,
-    }
+    return ComputeSummary(
+        sessions=len(record.sessions),
+        wall_hours=_rounded(used.wall / HOUR),
+        cpu_hours=_rounded(used.cpu / HOUR),
+        gpu_hours=_rounded(used.gpu / HOUR),
+        peak_memory_gb=None if used.memory is None else _rounded(used.memory / 1e9),
+        peak_gpu_memory_gb=None if used.gpu_memory is None else _rounded(used.gpu_memory / 1e9),
+        energy_kwh=used.energy,
+        energy_hours=_rounded(used.energy_wall / HOUR),
+        co2_kg=used.co2,
+        training_flops_formula=used.counts.training or None,
+        damaged_lines=record.damaged,
+    )
 
 
 def compute_line(file: Path) -> str | None:

@@ -1,16 +1,17 @@
-"""Training curriculum of the shipped tiny model: short questions, each about one part of an answer format."""
+"""The curriculum of the tiny model: short questions about chest X-rays, skin lesions and screens.
+
+Each turn has one part of an answer format. The texts are those that the shipped weights were trained on, so their
+wording does not change.
+"""
 
 from collections.abc import Iterator
 
+from tests.tiny_training import chest, screens, skin
+from tests.tiny_training.turns import ImageDomain
 from toolkit.synthetic.chest import SIDES
 from toolkit.synthetic.radiograph import Rng
 from toolkit.tasks.mcq import prompt as mcq
 from toolkit.tasks.vqa import prompt as vqa
-from toolkit.tiny.curriculum import chest, screens, skin
-from toolkit.tiny.curriculum.base import Example as Example
-from toolkit.tiny.curriculum.base import ImageDomain as ImageDomain
-from toolkit.tiny.curriculum.base import ImageLabels as ImageLabels
-from toolkit.tiny.curriculum.base import QuestionAnswer as QuestionAnswer
 
 FIRST = 1_000_000
 """First image number. Synthetic datasets use lower numbers, so no image of a test split was trained on."""

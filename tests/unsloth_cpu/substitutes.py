@@ -1,4 +1,4 @@
-"""The complete table of what answers in place of CUDA, and its installation."""
+"""The complete table of substitutes for CUDA functions, and their installation."""
 
 import functools
 import importlib
@@ -20,34 +20,34 @@ ENVIRONMENT: Mapping[str, str] = {
     "TORCHDYNAMO_DISABLE": "1",  # compiling for a CPU takes minutes
     "UNSLOTH_ENABLE_FLEX_ATTENTION": "0",  # flex attention needs torch.compile
     "UNSLOTH_DISABLE_VENDORED_FLA": "1",  # kernels in Triton for linear attention (Qwen3.5). transformers has its own
-    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # a mode of torch is in force in one thread, and transformers loads in several
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # a mode of torch is in force in one thread, and transformers uses several
     "TRITON_LIBCUDA_PATH": os.devnull,  # otherwise `import unsloth` calls ldconfig to find libcuda
 }
-"""Settings of libraries that must be there before they are imported."""
+"""Settings of libraries that must be set before they are imported."""
 
 COUNTS = "UNSLOTH_CPU_COUNTS"
-"""Environment variable with the file that receives how often each stand-in answered."""
+"""Environment variable with the file that receives how often each substitute was called."""
 
 counts: Counter[str] = Counter()
-"""Stand-in -> how often it answered."""
+"""Substitute -> number of calls."""
 
 
 @dataclass(frozen=True, slots=True)
-class StandIn:
-    """One replaced attribute: dotted name, reason, answer in words, and the replacement."""
+class Substitute:
+    """One replaced attribute: dotted name, reason, result in words, and the replacement."""
 
     name: str
     why: str
-    answers: str
+    result: str
     make: Callable[[Gpu, Any], Any]
     """(GPU, original) -> replacement."""
     applies: Callable[..., bool] = lambda *args, **options: True
-    """Whether it answers a call with these arguments; otherwise the original does."""
+    """Whether it replaces a call with these arguments. Otherwise the original is called."""
     essential: bool = False
     """Whether every run that trains through Unsloth must use it."""
 
 
-def _asks_cuda(device_type: Any = "cuda", *_: Any, **__: Any) -> bool:
+def _is_cuda_type(device_type: Any = "cuda", *_: Any, **__: Any) -> bool:
     return str(device_type).startswith("cuda")
 
 
@@ -74,7 +74,7 @@ def _properties(gpu: Gpu) -> types.SimpleNamespace:
         L2_cache_size=2**22,
         gcnArchName="",
         is_integrated=False,
-        uuid="stand-in",
+        uuid="substitute",
     )
 
 
@@ -100,25 +100,27 @@ def _no_kernel(name: str) -> Callable[[Gpu, Any], Any]:
     def missing(*args: Any, **options: Any) -> None:
         raise RuntimeError(f"{name} is a CUDA kernel of bitsandbytes, and this harness has none")
 
-    missing.restype = None  # type: ignore[attr-defined]  # by it Unsloth recognises a native function
+    missing.restype = None  # type: ignore[attr-defined]  # Unsloth recognises native functions by it
     return lambda gpu, original: missing
 
 
 QUERIES = (
-    StandIn("torch.cuda.is_available", "decides about every GPU path", "True", _constant(True), essential=True),
-    StandIn("torch.cuda.device_count", "the toolkit and Unsloth look for one GPU", "1", _constant(1), essential=True),
-    StandIn("torch.cuda.current_device", "device maps name it", "0", _constant(0), essential=True),
-    StandIn("torch.cuda.set_device", "accelerate chooses the device", "nothing", _constant(None)),
-    StandIn("torch.cuda.get_device_properties", "size and name of the GPU", "those of Gpu", _of(_properties)),
-    StandIn(
+    Substitute("torch.cuda.is_available", "decides about every GPU path", "True", _constant(True), essential=True),
+    Substitute(
+        "torch.cuda.device_count", "the toolkit and Unsloth look for one GPU", "1", _constant(1), essential=True
+    ),
+    Substitute("torch.cuda.current_device", "device maps name it", "0", _constant(0), essential=True),
+    Substitute("torch.cuda.set_device", "accelerate chooses the device", "nothing", _constant(None)),
+    Substitute("torch.cuda.get_device_properties", "size and name of the GPU", "those of Gpu", _of(_properties)),
+    Substitute(
         "torch.cuda.get_device_capability",
-        "Unsloth tells bfloat16 from it",
+        "Unsloth derives bfloat16 support from it",
         "that of Gpu",
         _of(lambda gpu: gpu.capability),
         essential=True,
     ),
-    StandIn("torch.cuda.get_device_name", "shown by Unsloth's banner", "that of Gpu", _of(lambda gpu: gpu.name)),
-    StandIn(
+    Substitute("torch.cuda.get_device_name", "shown by Unsloth's banner", "that of Gpu", _of(lambda gpu: gpu.name)),
+    Substitute(
         "torch.cuda.is_bf16_supported",
         "chooses bfloat16 or the float32 of a T4",
         "whether the capability is 8.0 or more",
@@ -126,28 +128,28 @@ QUERIES = (
         lambda gpu, original: lambda including_emulation=True: gpu.bfloat16,
         essential=True,
     ),
-    StandIn("torch.cuda.mem_get_info", "free GPU memory, for device maps", "all is free", _of(_memory_info)),
-    StandIn("torch.cuda.memory_stats", "peaks for the record", "none", _of(lambda gpu: {})),
+    Substitute("torch.cuda.mem_get_info", "free GPU memory, for device maps", "all is free", _of(_memory_info)),
+    Substitute("torch.cuda.memory_stats", "peaks for the record", "none", _of(lambda gpu: {})),
     *(
-        StandIn(f"torch.cuda.{name}", "peaks for the record", "0", _constant(0))
+        Substitute(f"torch.cuda.{name}", "peaks for the record", "0", _constant(0))
         for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved")
     ),
     *(
-        StandIn(f"torch.cuda.{name}", "a CPU has nothing to do here", "nothing", _constant(None))
+        Substitute(f"torch.cuda.{name}", "a CPU has nothing to do here", "nothing", _constant(None))
         for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "set_per_process_memory_fraction")
     ),
-    StandIn(
+    Substitute(
         "torch.cuda.is_current_stream_capturing", "torch's optimizers look for CUDA graphs", "False", _constant(False)
     ),
     *(
-        StandIn(f"torch.cuda.{name}", "the GPU's random state is kept in checkpoints", "16 zeros", _random_state)
+        Substitute(f"torch.cuda.{name}", "checkpoints have the GPU's random state", "16 zeros", _random_state)
         for name in ("get_rng_state", "random.get_rng_state")
     ),
     *(
-        StandIn(f"torch.cuda.{name}", "the GPU's random state is put back", "nothing", _constant(None))
+        Substitute(f"torch.cuda.{name}", "the GPU's random state is restored", "nothing", _constant(None))
         for name in ("set_rng_state", "random.set_rng_state")
     ),
-    StandIn(
+    Substitute(
         "ctypes.CDLL.__init__",
         "toolkit plan looks for the GPU's driver before it imports torch",
         "an empty library, for libcuda.so.1 alone",
@@ -156,26 +158,28 @@ QUERIES = (
     ),
 )
 PLACES = (
-    StandIn("torch._C._cuda_getCurrentRawStream", "Unsloth keeps each GPU's stream for its kernels", "0", _constant(0)),
-    StandIn(
+    Substitute(
+        "torch._C._cuda_getCurrentRawStream", "Unsloth keeps each GPU's stream for its kernels", "0", _constant(0)
+    ),
+    Substitute(
         "triton.backends.nvidia.driver.CudaDriver.is_active",
         "Triton would build its driver because CUDA is simulated",
         "False, as on any machine without a GPU",
         _constant(False),
     ),
-    StandIn(
+    Substitute(
         "torch.autocast.__init__",
-        "mixed precision is asked of the GPU, and the tensors are on the CPU",
+        "mixed precision is requested for the GPU, and the tensors are on the CPU",
         "autocast of the CPU in the same dtype",
         _autocast,
-        applies=lambda self, device_type, *args, **options: _asks_cuda(device_type),
+        applies=lambda self, device_type, *args, **options: _is_cuda_type(device_type),
     ),
-    StandIn("torch.is_autocast_enabled", "follows torch.autocast", "the state of the CPU's", _on_cpu, _asks_cuda),
-    StandIn("torch.get_autocast_dtype", "follows torch.autocast", "the dtype of the CPU's", _on_cpu, _asks_cuda),
-    StandIn("torch.get_autocast_gpu_dtype", "follows torch.autocast", "the dtype of the CPU's", _on_cpu),
+    Substitute("torch.is_autocast_enabled", "follows torch.autocast", "the state of the CPU's", _on_cpu, _is_cuda_type),
+    Substitute("torch.get_autocast_dtype", "follows torch.autocast", "the dtype of the CPU's", _on_cpu, _is_cuda_type),
+    Substitute("torch.get_autocast_gpu_dtype", "follows torch.autocast", "the dtype of the CPU's", _on_cpu),
 )
 KERNELS = tuple(
-    StandIn(
+    Substitute(
         f"bitsandbytes.functional.lib.{name}",
         "Unsloth quantises only if bitsandbytes has this CUDA kernel; 4 and 8 bit then use the kernels for CPUs",
         "an error if it is called",
@@ -190,7 +194,7 @@ KERNELS = tuple(
         "cgemm_4bit_inference_naive_bf16",
     )
 )
-DEVICE = StandIn(
+DEVICE = Substitute(
     "device cuda",
     "models and batches are moved to the GPU, host buffers are pinned",
     "the CPU, and memory that is not pinned, in every torch function",
@@ -199,12 +203,12 @@ DEVICE = StandIn(
 )
 """Installed as a mode of torch, not as an attribute."""
 
-STAND_INS: tuple[StandIn, ...] = (*QUERIES, *PLACES, *KERNELS, DEVICE)
+SUBSTITUTES: tuple[Substitute, ...] = (*QUERIES, *PLACES, *KERNELS, DEVICE)
 """All of them."""
 
 
 class _CudaIsCpu(TorchFunctionMode):
-    """``DEVICE``: every torch function that names a CUDA device or pinned memory gets the CPU's instead."""
+    """``DEVICE``: every torch function that names a CUDA device or pinned memory gets the CPU's."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -232,30 +236,30 @@ def _is_cuda(device: Any) -> bool:
 
 
 def install(gpu: Gpu) -> None:
-    """Install every stand-in, for as long as the process lives.
+    """Install every substitute until the process ends.
 
     Raises:
-        AttributeError: a library no longer has what the table replaces.
+        AttributeError: A library no longer has an attribute of the table.
     """
     import bitsandbytes  # noqa: F401  # before CUDA is simulated: it chooses its native library by that
 
     os.environ.update(ENVIRONMENT)
     for one in (*QUERIES, *PLACES, *KERNELS):
         _replace(one, gpu)
-    _CudaIsCpu().__enter__()
+    _CudaIsCpu().__enter__()  # type: ignore[no-untyped-call]
 
 
 def write_counts() -> None:
-    """Write how often each stand-in answered to the file that ``COUNTS`` in the environment names, if it does."""
+    """Write the calls of each substitute to the file in the environment variable ``COUNTS``, if it is set."""
     if file := os.environ.get(COUNTS):
-        found = {one.name: counts[one.name] for one in STAND_INS}
+        found = {one.name: counts[one.name] for one in SUBSTITUTES}
         Path(file).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
-def _replace(one: StandIn, gpu: Gpu) -> None:
+def _replace(one: Substitute, gpu: Gpu) -> None:
     path, _, last = one.name.rpartition(".")
     holder = _find(path)
-    original = None if one in KERNELS else getattr(holder, last)
+    original: Any = None if one in KERNELS else getattr(holder, last)
     replacement = one.make(gpu, original)
 
     @functools.wraps(replacement)
@@ -269,7 +273,7 @@ def _replace(one: StandIn, gpu: Gpu) -> None:
 
 
 def _find(path: str) -> Any:
-    """The module, class or object of a dotted name."""
+    """Return the module, class or object with a dotted name."""
     head, *rest = path.split(".")
     found = importlib.import_module(head)
     for name in rest:

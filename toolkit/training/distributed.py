@@ -1,10 +1,11 @@
-"""Synchronisation of several training processes. With one process, nothing happens."""
+"""Several training processes: synchronisation, and the part of a step for each. With one process, nothing happens."""
 
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 
+from toolkit.errors import TrainingError
 from toolkit.runfolder import world_size
 
 TIMEOUT = timedelta(days=3)
@@ -24,6 +25,23 @@ def max_over_processes(number: int) -> int:
     result = torch.tensor(number, device=_state().device)
     torch.distributed.all_reduce(result, op=torch.distributed.ReduceOp.MAX)
     return int(result)
+
+
+def per_process(count: int, place: str) -> int:
+    """Return the part of a step's ``count`` for each process. An optimizer step is the same with any number of them.
+
+    Raises:
+        TrainingError: ``count`` is not a multiple of the number of processes.
+    """
+    if count % world_size():
+        raise TrainingError(
+            "training.step_not_divisible",
+            f"must be a multiple of the {world_size()} processes",
+            place=place,
+            value=count,
+            remedy=f"Choose a multiple of {world_size()}, or start fewer processes.",
+        )
+    return count // world_size()
 
 
 def _state() -> PartialState:

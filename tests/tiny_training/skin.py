@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import cv2
 
+from tests.tiny_training.turns import Example, ImageLabels, QuestionAnswer, one_of, weighted
 from toolkit.scoring.regions import COORDINATES, Box, Frame, centre, find_regions, format_location, locate_box
 from toolkit.synthetic.lesions import Photo, make_lesion
 from toolkit.synthetic.radiograph import Rng
 from toolkit.tasks.lesion.labels import HAM10000
 from toolkit.tasks.lesion.prompt import WHAT, WHERE
-from toolkit.tiny.curriculum.base import Example, ImageLabels, QuestionAnswer, one_of, weighted
 
 SIZE = (160, 120)
 """Width and height of a drawn image in pixels."""
@@ -64,7 +64,7 @@ def texts(seed: int, number: int, rng: Rng) -> tuple[str, ...]:
 
 
 def _map(skin: Skin, rng: Rng) -> QuestionAnswer:
-    """Ask for the coverage map, an easier target than a box."""
+    """Return a turn about the coverage map, an easier target than a box."""
     return QuestionAnswer("Map:", skin.map)
 
 

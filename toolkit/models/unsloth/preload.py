@@ -1,4 +1,7 @@
-"""Import of Unsloth before other libraries, with its compiled modules in the run folder and one visible GPU."""
+"""Before Unsloth is imported: recipe settings that it does not support, and its import before other libraries.
+
+This module imports no model library.
+"""
 
 import gc
 import logging
@@ -7,6 +10,7 @@ import sys
 from pathlib import Path
 
 from toolkit.errors import ModelError, warn
+from toolkit.recipe import Recipe
 from toolkit.runfolder import world_size
 
 log = logging.getLogger(__name__)
@@ -18,10 +22,26 @@ COMPILED = "unsloth"
 """Folder in the run folder for the modules that Unsloth generates."""
 
 
+def check_supported(recipe: Recipe) -> None:
+    """Raise ModelError with all ``unsupported_reasons``, if there are any."""
+    if reasons := unsupported_reasons(recipe):
+        raise ModelError(
+            "model.unsloth_cannot_train",
+            f"Unsloth cannot train this recipe: {'; '.join(reasons)}",
+            place="[model] backend",
+            remedy='Change the recipe, or set backend = "hf".',
+        )
+
+
+def unsupported_reasons(recipe: Recipe) -> list[str]:
+    """Return the reasons why Unsloth cannot train this recipe as written. Empty if it can."""
+    return [reason for check in (_weights, _checkpointing, _grpo, _export) for reason in check(recipe)]
+
+
 def start(folder: Path) -> None:
     """Import Unsloth with its cache in ``folder``, unless it is imported already.
 
-    By default, Unsloth writes ``unsloth_compiled_cache`` to the working directory, which other runs would share.
+    By default, Unsloth writes ``unsloth_compiled_cache`` to the working directory, where other runs would use it too.
 
     Raises:
         ModelError: One of ``PATCHED`` was imported before, or Unsloth cannot be imported.
@@ -52,6 +72,40 @@ def start(folder: Path) -> None:
         ) from error
     # Unsloth runs the garbage collector nine times per load. Freezing excludes 700,000 objects of these libraries.
     gc.freeze()
+
+
+def _weights(recipe: Recipe) -> list[str]:
+    reasons = []
+    if recipe.model.tuning == "full":
+        reasons.append('model.tuning = "full" is not supported with Unsloth')
+    if recipe.model.precision == "32bit":
+        # models/rl.py: a float32 model is trained under bfloat16 autocast where the GPU has it.
+        reasons.append('model.precision = "32bit" would compute in bfloat16')
+    return reasons
+
+
+def _checkpointing(recipe: Recipe) -> list[str]:
+    """Checkpointing is set once, when the model is loaded. Trainers cannot change it (unsloth#4735)."""
+    if recipe.sft and recipe.grpo and recipe.sft.gradient_checkpointing != recipe.grpo.gradient_checkpointing:
+        return ["[sft] and [grpo] must have the same gradient_checkpointing"]
+    return []
+
+
+def _grpo(recipe: Recipe) -> list[str]:
+    grpo = recipe.grpo
+    if grpo is None:
+        return []
+    reasons = []
+    if grpo.loss == "dr_grpo" and grpo.scale_rewards == "group":
+        reasons.append('loss = "dr_grpo" would disable grpo.scale_rewards: set scale_rewards = "none"')
+    if grpo.temperature >= 10:
+        reasons.append("grpo.temperature must be below 10")
+    return reasons
+
+
+def _export(recipe: Recipe) -> list[str]:
+    requested = recipe.export is not None and recipe.export.allow_dequantised
+    return ["export.allow_dequantised is not supported with Unsloth"] if requested else []
 
 
 def _use_one_gpu() -> None:

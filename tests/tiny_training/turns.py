@@ -1,4 +1,4 @@
-"""Types and helpers of the tiny model's curriculum, shared by all image domains."""
+"""Types of the curriculum, and helpers that every image domain uses."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -37,7 +37,7 @@ class Example(NamedTuple):
 class ImageDomain(NamedTuple):
     """One kind of image.
 
-    ``draw``: seed and number -> Drawing. ``texts``: seed, number and generator -> texts for the tokenizer. ``weight``:
+    ``draw``: seed and number -> Example. ``texts``: seed, number and generator -> texts for the tokenizer. ``weight``:
     its fraction of the images. ``turns``: turns about one image in one conversation, which encodes it only once.
     """
 

@@ -10,9 +10,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Gemma3Processor
 
+from tests.tiny_training.build import SIDE
+from tests.tiny_training.curriculum import DOMAINS, FIRST
+from tests.tiny_training.turns import Example, ImageDomain, ImageLabels, QuestionAnswer
 from toolkit.synthetic.lesion_shapes import Bytes
-from toolkit.tiny.build import SIDE
-from toolkit.tiny.curriculum import DOMAINS, FIRST, Example, ImageDomain, ImageLabels, QuestionAnswer
 
 BATCH = 64
 

@@ -1,6 +1,7 @@
-"""The rewards of a recipe, their weights, and the score of an answer."""
+"""Rewards: the task's and custom ones with their weights, the score of an answer, and the reason for a score."""
 
 import difflib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,14 +10,15 @@ from pathlib import Path
 
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem, RecipeError, RewardError
-from toolkit.recipe.user_code import raised_at
-from toolkit.tasks import Task
-from toolkit.training.rewards.custom import custom_name, load_custom
+from toolkit.recipe import Recipe
+from toolkit.recipe.user_code import UserCode, load_user_code, raised_at
+from toolkit.tasks import TASKS, Task
 
 RESERVED = frozenset({"custom", "total"})
 """Names with another meaning: a recipe key and a log column."""
 
 _ROUNDING = 1e-9
+_SHAPE = "def my_reward(sample, answer): return 0.0 to 1.0, or None if it does not apply"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,16 @@ class RewardTable:
         return ScoredAnswer(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
 
 
+def recipe_rewards(recipe: Recipe, base: Path = Path()) -> RewardTable:
+    """Return the rewards of a recipe. See ``reward_table``.
+
+    Args:
+        recipe: The recipe. Its task has rewards of its own.
+        base: The folder that relative paths of custom rewards start from.
+    """
+    return reward_table(TASKS[recipe.dataset.task], recipe.reward_weights, recipe.rewards.custom, base)
+
+
 def reward_table(task: Task, weights: Mapping[str, float], custom: Sequence[str], base: Path) -> RewardTable:
     """Return the task's rewards and the custom ones, with the weights of the recipe.
 
@@ -103,6 +115,83 @@ def reward_table(task: Task, weights: Mapping[str, float], custom: Sequence[str]
     return RewardTable(task, used, {name: float(given[name]) for name in used})
 
 
+def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample]) -> None:
+    """Check that at least one reward applies to every row. ``format`` applies to all rows.
+
+    Raises:
+        RewardError: No reward applies to some row. The error names the row.
+    """
+    if "format" in table.weights:
+        return
+    for sample in samples:
+        table.score(sample, task.parse(task.target(sample), sample))
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One reward of one answer. ``value`` is in [0, 1] before the weight, or None if the reward does not apply."""
+
+    reward: str
+    weight: float
+    value: float | None
+    why: str
+
+    @property
+    def points(self) -> float:
+        """Return the contribution to the total."""
+        return 0.0 if self.value is None else self.weight * self.value
+
+    def __str__(self) -> str:
+        value = "   -" if self.value is None else f"{self.value:.2f}"
+        return f"{self.reward:<12} {value} x {self.weight:g} = {self.points:.3f}  {self.why}"
+
+
+def explain(sample: Sample, answer: Answer, table: RewardTable) -> list[Explanation]:
+    """Return the rewards in the table's order, each with its reason. Their points sum to the total of ``table.score``.
+
+    Raises:
+        RewardError: As ``RewardTable.score``.
+    """
+    components = table.score(sample, answer).components
+    return [
+        Explanation(name, table.weights[name], value, _why(name, sample, answer, table))
+        for name, value in components.items()
+    ]
+
+
+def _why(name: str, sample: Sample, answer: Answer, table: RewardTable) -> str:
+    known = table.task.why.get(name)
+    if known is not None:
+        return known(sample, answer)
+    doc = inspect.getdoc(table.rewards[name])
+    return doc.splitlines()[0] if doc else "custom reward (the first line of its docstring is shown here)"
+
+
+def _value(name: str, reward: Reward, sample: Sample, answer: Answer) -> float | None:
+    place = f"reward {name}, sample {sample.id}"
+    try:
+        value = reward(sample, answer)
+    except Exception as error:  # a score of 0 instead would train the model on a bug of the reward
+        raise RewardError(
+            "rewards.function_raised",
+            "a reward must not raise an exception",
+            place=place,
+            value=error,
+            remedy=f"Correct {raised_at(error)}.",
+        ) from error
+    return None if value is None else _unit(value, place)
+
+
+def _unit(value: object, place: str) -> float:
+    """Return the value as a float in [0, 1]. A sum of fractions may exceed an end by rounding."""
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not -_ROUNDING <= number <= 1 + _ROUNDING:
+        raise RewardError(
+            "rewards.value_out_of_range", "a reward must return a number from 0 to 1, or None", place=place, value=value
+        )
+    return min(max(number, 0.0), 1.0)
+
+
 def _load_all(
     custom: Sequence[str], base: Path, taken: Mapping[str, Reward], problems: list[Problem]
 ) -> dict[str, Reward]:
@@ -137,26 +226,62 @@ def _weight_problem(name: str, weight: float, known: list[str]) -> Problem | Non
     return None
 
 
-def _value(name: str, reward: Reward, sample: Sample, answer: Answer) -> float | None:
-    place = f"reward {name}, sample {sample.id}"
-    try:
-        value = reward(sample, answer)
-    except Exception as error:  # a score of 0 instead would train the model on a bug of the reward
+# Custom rewards: functions in a Python file next to the recipe.
+
+
+def custom_name(entry: str) -> str:
+    """Return the name of the reward in weights and logs, which is the function's name.
+
+    >>> custom_name("my_rewards.py:mentions_side")
+    'mentions_side'
+    """
+    return entry.rpartition(":")[2]
+
+
+def load_custom(entry: str, base: Path) -> Reward:
+    """Return the function that ``file.py:function`` names.
+
+    Args:
+        entry: ``file.py:function``.
+        base: The recipe's folder, which relative paths start from.
+
+    Raises:
+        RewardError: As ``load_user_code``, or the function does not take two arguments.
+    """
+    return _checked(load_user_code(entry, base, _REWARD), entry_place(entry, base))
+
+
+def entry_place(entry: str, base: Path) -> str:
+    """Return ``file.py:function`` with the absolute path of the file."""
+    file, _, name = entry.rpartition(":")
+    return f"{(base / file).resolve()}:{name}"
+
+
+def _error(problem: Problem) -> RewardError:
+    return RewardError(problem.code, problem.rule, place=problem.place, value=problem.value, remedy=problem.remedy)
+
+
+_REWARD = UserCode("rewards", "function", "a custom reward", "my_rewards.py:my_reward", _error, inspect.isfunction)
+
+
+def _checked(function: object, place: str) -> Reward:
+    if not callable(function):
         raise RewardError(
-            "rewards.function_raised",
-            "a reward must not raise an exception",
+            "rewards.not_a_function",
+            "a reward must be a function",
             place=place,
-            value=error,
-            remedy=f"Correct {raised_at(error)}.",
-        ) from error
-    return None if value is None else _unit(value, place)
-
-
-def _unit(value: object, place: str) -> float:
-    """Return the value as a float in [0, 1]. A sum of fractions may exceed an end by rounding."""
-    number = float(value) if isinstance(value, Real) else math.nan
-    if not -_ROUNDING <= number <= 1 + _ROUNDING:
-        raise RewardError(
-            "rewards.value_out_of_range", "a reward must return a number from 0 to 1, or None", place=place, value=value
+            value=function,
+            remedy=f"Write: {_SHAPE}.",
         )
-    return min(max(number, 0.0), 1.0)
+    signature = inspect.signature(function)
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise RewardError(
+            "rewards.signature_wrong",
+            "a reward must take two positional arguments, sample and answer",
+            place=place,
+            value=str(signature),
+            remedy=f"Write: {_SHAPE}.",
+        ) from error
+    return function

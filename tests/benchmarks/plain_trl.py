@@ -1,9 +1,8 @@
-"""What the training benchmarks share: a recipe over practice films, and the same training as a plain TRL script."""
+"""The training benchmarks' recipe on synthetic data, and the same training as a plain TRL script."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCall
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from toolkit.evaluation.context import Context
+from tests.helpers.recipes import make_recipe
+from tests.helpers.training import Tables
 from toolkit.models.backend import Policy, RowSource, TrainingJob
 from toolkit.models.hf import make_policy
-from toolkit.pipeline.prepare_data import prepare
-from toolkit.recipe import Lora, Recipe, recipe_model
-from toolkit.runfolder import Progress, StopRequest, no_progress, start_run
-from toolkit.tasks import TASKS
+from toolkit.recipe import Lora, Recipe
+from toolkit.runfolder import Progress
 
-transformers_logging.set_verbosity_error()  # a plain script is told of special tokens that were aligned, each time
+transformers_logging.set_verbosity_error()  # transformers warns about aligned special tokens in each plain script
 transformers_logging.disable_progress_bar()
 
-Tables = Mapping[str, Mapping[str, Any]]
 
-
-def make_recipe(folder: Path, tables: Tables) -> Recipe:
-    """SFT and GRPO without a checkpoint between; ``tables`` replaces keys."""
+def bench_recipe(folder: Path, tables: Tables) -> Recipe:
+    """Return a recipe of SFT and GRPO without checkpoints. ``tables`` replaces keys."""
     base: dict[str, dict[str, Any]] = {
         "run": {"name": "bench", "folder": folder / "runs", "checkpoint_steps": 1_000_000},
         "lora": {"r": 16, "alpha": 32},
@@ -39,19 +35,11 @@ def make_recipe(folder: Path, tables: Tables) -> Recipe:
     }
     for table, keys in tables.items():
         base.setdefault(table, {}).update(keys)
-    return recipe_model(TASKS).model_validate(base)
-
-
-@contextmanager
-def context_of(recipe: Recipe) -> Iterator[Context]:
-    """The recipe's context with its practice films written."""
-    with start_run(recipe) as run, StopRequest() as stop:
-        data, images = prepare(recipe, run, no_progress)
-        yield Context(recipe, run, data, images, stop)
+    return make_recipe(base)
 
 
 def plain_model(source: str, lora: Lora, seed: int, **options: Any) -> Any:
-    """The model with LoRA on the language model's layers, as a script would load it."""
+    """Return the model with LoRA on the language model's layers, as a script would load it."""
     model = AutoModelForImageTextToText.from_pretrained(source, **options)
     torch.manual_seed(seed)
     layers = rf".*language_model.*\.({'|'.join(lora.targets)})"
@@ -62,12 +50,12 @@ def plain_model(source: str, lora: Lora, seed: int, **options: Any) -> Any:
 
 
 def plain_policy(source: str) -> Policy:
-    """The processor, with the one repair that no GRPO script can do without: its answers end where a turn ends."""
+    """Return the processor, with the end of turn as EOS, which every GRPO script needs."""
     return make_policy(None, AutoProcessor.from_pretrained(source), None)
 
 
 def plain_sft(model: Any, processor: Any, job: TrainingJob, settings: Mapping[str, Any]) -> SFTTrainer:
-    """TRL's trainer with TRL's own collator over rows whose pictures are opened when a batch asks for them."""
+    """Return TRL's trainer with TRL's own collator over rows whose images are opened when a batch needs them."""
 
     def columns(batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
         rows = [job.rows(index) for index in batch["index"]]
@@ -89,7 +77,7 @@ def plain_sft(model: Any, processor: Any, job: TrainingJob, settings: Mapping[st
 def plain_grpo(
     model: Any, processor: Any, job: TrainingJob, settings: Mapping[str, Any], reward: Callable[..., list[float]]
 ) -> GRPOTrainer:
-    """TRL's trainer with TRL's own processing over the same rows."""
+    """Return TRL's trainer with TRL's own processing over the same rows."""
 
     def columns(batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
         rows = [job.rows(index) for index in batch["index"]]
@@ -106,10 +94,9 @@ def plain_grpo(
 
 
 class StepTimes(TrainerCallback):
-    """Time from the end of one step to the end of the next: loading of the batch included, building excluded.
+    """Measures the time from the end of one optimizer step to the end of the next, with the loading of the batch.
 
-    ``seconds`` is time that passed, ``cpu`` the processor's time of this process, which others on the machine disturb
-    less.
+    ``seconds`` is wall-clock time. ``cpu`` is the CPU time of this process, which other processes disturb less.
     """
 
     def __init__(self) -> None:
@@ -127,7 +114,7 @@ class StepTimes(TrainerCallback):
         self._last = now
 
 
-class TellSteps(TrainerCallback):
+class ReportSteps(TrainerCallback):
     """Calls ``progress`` after each optimizer step of a stage, as the toolkit's own stages do."""
 
     def __init__(self, stage: str, progress: Progress) -> None:
@@ -138,7 +125,7 @@ class TellSteps(TrainerCallback):
 
 
 def timed(trainer: Any) -> StepTimes:
-    """Train and give the times of each step but the first; end the program where there was no second step."""
+    """Train and return the times of each step but the first. Exit if there was no second step."""
     times = StepTimes()
     trainer.add_callback(times)
     trainer.remove_callback(PrinterCallback)
@@ -149,7 +136,7 @@ def timed(trainer: Any) -> StepTimes:
 
 
 def plain_rows(rows: RowSource) -> RowSource:
-    """The same rows without the marks by which our processor knows a picture again."""
+    """Return the rows without the keys by which our processor caches images."""
 
     def row(index: int) -> Any:
         opened = rows(index)

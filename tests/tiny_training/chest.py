@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 
+from tests.tiny_training.turns import Example, ImageLabels, QuestionAnswer, between, one_of, weighted
 from toolkit.synthetic.chest import FINDINGS, LOCATIONS, SIDES, ChestCase, make_case
 from toolkit.synthetic.radiograph import Rng, draw_radiograph
 from toolkit.tasks.mcq.synthetic import LETTERS, QUESTION_KINDS, Choice, possible_kinds
-from toolkit.tiny.curriculum.base import Example, ImageLabels, QuestionAnswer, between, one_of, weighted
 
 SIDE = 256
 """Pixels per side of a drawn radiograph, before it is resized for the model."""
@@ -71,7 +71,7 @@ def _read_options(case: ChestCase, rng: Rng) -> QuestionAnswer:
 
 
 def _tagged(case: ChestCase, rng: Rng) -> QuestionAnswer:
-    """Practise one half of the answer format. SFT teaches the whole."""
+    """Return a turn with one half of the answer format. SFT teaches the whole."""
     if rng.random() < 0.5:
         tags = "<start_working_out>", "<end_working_out>"
         return QuestionAnswer(

@@ -1,4 +1,7 @@
-"""Testing of rewards: scores of given completions, as GRPO would compute them, with the reason for each."""
+"""Scores of the completions in a file, as GRPO would compute them, with the reason for each.
+
+``toolkit reward test`` prints them.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +17,7 @@ from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.tasks import TASKS
-from toolkit.training.rewards import Explanation, RewardTable, explain, reward_table
+from toolkit.training.rewards import Explanation, RewardTable, explain, recipe_rewards
 
 MAX_SHOWN = 20
 """Number of invalid lines that a message lists. The others are counted."""
@@ -79,7 +82,7 @@ def score_file(recipe: Recipe, path: Path, base: Path = Path()) -> list[ScoredCo
         RecipeError: A reward of the recipe does not load.
         RewardError: A reward raised an exception or left [0, 1], or none applies to a sample.
     """
-    table = reward_table(TASKS[recipe.dataset.task], recipe.reward_weights, recipe.rewards.custom, base)
+    table = recipe_rewards(recipe, base)
     lines, problems = _read_lines(path)
     known = _find({str(line.content["id"]) for line in lines if _by_id(line)}, recipe)
     pairs: list[tuple[_Line, Sample]] = []

@@ -1,23 +1,24 @@
-"""What the SFT and GRPO trainers share: TRL settings from the recipe, and checks that no library rewrote one."""
+"""What SFT and GRPO have in common in TRL's trainers: settings, construction, and a check that none was rewritten."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback
 
 from toolkit.errors import TrainingError, warn
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.recipe import Optimisation, Recipe
-from toolkit.runfolder import world_size
-from toolkit.training.callbacks import PARTIAL
+from toolkit.runfolder.usage import count, counts, note_unmeasured
+from toolkit.training.checkpoints import PARTIAL
 
 _NOT_COMPARED = frozenset({"output_dir", "report_to"})
 """Settings that TRL normalises, so their spelling may differ."""
 
 
-def common_settings(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str, Any]:
+def common_settings(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str, object]:
     """Return the keyword arguments that ``trl.SFTConfig`` and ``trl.GRPOConfig`` have in common."""
     run = job.recipe.run
     optimizer = local_optimizer(section)
@@ -71,54 +72,37 @@ def mixed_precision(recipe: Recipe) -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def per_process(count: int, place: str) -> int:
-    """Return the part of a step's ``count`` for each process. An optimizer step is the same with any number of them.
+def build_trainer(trainer_class: Any, args: Any, policy: Policy, job: TrainingJob, **arguments: Any) -> Any:
+    """Return a trainer of the policy on one GPU, with trainable parameters in the dtype that they have.
 
-    Raises:
-        TrainingError: ``count`` is not a multiple of the number of processes.
+    Args:
+        trainer_class: A trainer of TRL, or a subclass.
+        args: The settings, such as ``trl.GRPOConfig``.
+        policy: The policy to train.
+        job: Its callbacks are added.
+        arguments: Further arguments of the trainer.
     """
-    if count % world_size():
-        raise TrainingError(
-            "training.step_not_divisible",
-            f"must be a multiple of the {world_size()} processes",
-            place=place,
-            value=count,
-            remedy=f"Choose a multiple of {world_size()}, or start fewer processes.",
-        )
-    return count // world_size()
+    with _keep_precision(policy.model):
+        return trainer_class(model=policy.model, args=_use_one_gpu(args), callbacks=list(job.callbacks), **arguments)
 
 
-def use_one_gpu(settings: Any) -> Any:
-    """Return the settings limited to one GPU.
-
-    Otherwise transformers multiplies the batch by the number of visible GPUs (two on Kaggle) and wraps the model in
-    ``DataParallel``.
-    """
-    if settings.device.type == "cuda":  # reading ``device`` makes the settings count the GPUs
-        settings._n_gpu = 1
-    return settings
-
-
-@contextmanager
-def keep_precision(model: Any) -> Iterator[None]:
-    """Keep the dtype of the trainable parameters while a trainer is built.
-
-    TRL converts the adapter of a quantised model to bfloat16. Near 0.01, neighbouring bfloat16 values are 6e-5 apart,
-    so most updates at a learning rate of 5e-6 would be rounded away.
-    """
-    before = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
-    yield
-    for parameter, data in before:
-        if parameter.dtype != data.dtype:
-            parameter.data = data.to(parameter.device)
-
-
-def finish_trainer(trainer: Any, settings: Mapping[str, Any], policy: Policy) -> Any:
+def finish_trainer(
+    trainer: Any, settings: Mapping[str, object], policy: Policy, job: TrainingJob, *, count_flops: bool
+) -> Any:
     """Check the settings of a new trainer and return it with left padding and without its own printing.
+
+    Args:
+        trainer: The trainer.
+        settings: The settings that it was built with.
+        policy: The policy that it trains.
+        job: The job that it was built for.
+        count_flops: Whether to count the FLOPs of its first pass. A preflight step is never counted.
 
     Raises:
         TrainingError: The library rewrote a setting.
     """
+    if count_flops and not job.preflight:
+        count_one_pass(trainer, policy)
     check_settings(settings, trainer.args)
     for processor in (policy.processor, trainer.processing_class):
         # Unsloth's trainers set right padding (models/rl.py), which would misalign Gemma's mask of image tokens.
@@ -127,7 +111,7 @@ def finish_trainer(trainer: Any, settings: Mapping[str, Any], policy: Policy) ->
     return trainer
 
 
-def check_settings(wanted: Mapping[str, Any], built: Any) -> None:
+def check_settings(wanted: Mapping[str, object], built: Any) -> None:
     """Compare the recipe's settings with those of the built trainer.
 
     Raises:
@@ -148,3 +132,76 @@ def check_settings(wanted: Mapping[str, Any], built: Any) -> None:
             value=listed,
             remedy="Write the new values into the recipe if you want them.",
         )
+
+
+@contextmanager
+def _keep_precision(model: Any) -> Iterator[None]:
+    """Keep the dtype of the trainable parameters while a trainer is built.
+
+    TRL converts the adapter of a quantised model to bfloat16. Near 0.01, neighbouring bfloat16 values are 6e-5 apart,
+    so most updates at a learning rate of 5e-6 would be rounded away.
+    """
+    before = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+    yield
+    for parameter, data in before:
+        if parameter.dtype != data.dtype:
+            parameter.data = data.to(parameter.device)
+
+
+def _use_one_gpu(settings: Any) -> Any:
+    """Return the settings limited to one GPU.
+
+    Otherwise transformers multiplies the batch by the number of visible GPUs (two on Kaggle) and wraps the model in
+    ``DataParallel``.
+    """
+    if settings.device.type == "cuda":  # reading ``device`` makes the settings count the GPUs
+        settings._n_gpu = 1
+    return settings
+
+
+def count_one_pass(trainer: Any, policy: Policy) -> None:
+    """Count the FLOPs of the trainer's first forward and backward pass. Later passes run without the counter.
+
+    GRPO generates before the pass, so the count covers the update only. It includes attention, the vision tower and the
+    second forward pass of gradient checkpointing. It excludes kernels that torch's counter does not support (8-bit
+    products, the flash-attention package), and the report says so.
+    """
+    _note_uncounted(policy)
+    loss, backward = trainer.compute_loss, trainer.accelerator.backward
+    counter = FlopCounterMode(display=False)
+    before = counts()
+
+    def counted_loss(*args: Any, **options: Any) -> Any:
+        nonlocal before
+        trainer.compute_loss = loss
+        before = counts()
+        counter.__enter__()
+        try:
+            found = loss(*args, **options)
+        except BaseException:
+            counter.__exit__(None, None, None)
+            raise
+        trainer.accelerator.backward = counted_backward
+        return found
+
+    def counted_backward(*args: Any, **options: Any) -> None:
+        trainer.accelerator.backward = backward
+        try:
+            backward(*args, **options)
+        finally:
+            counter.__exit__(None, None, None)
+        done = counts() - before
+        count(
+            counted_tokens=done.trained_tokens,
+            counted_formula=done.training,
+            counted_flops=float(counter.get_total_flops()),
+        )
+
+    trainer.compute_loss = counted_loss
+
+
+def _note_uncounted(policy: Policy) -> None:
+    if policy.bits == 8:
+        note_unmeasured("8-bit products: torch's counter does not support them")
+    if "flash" in str(getattr(policy.model.config, "_attn_implementation", "")):
+        note_unmeasured("the flash-attention package's kernels: torch's counter does not support them")

@@ -1,0 +1,49 @@
+"""The result of reading the rows and scanning the images, as ``stages/data/done.json`` and results.json store it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from toolkit.data import Dropped
+from toolkit.data.splits import Leak
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableImage:
+    """An image that cannot be used: its path, the frame, and why."""
+
+    path: str
+    frame: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScan:
+    """The scan of the images. See ``toolkit.images.ScanReport`` for the counts."""
+
+    scan: str
+    checked: int
+    formats: Mapping[str, int]
+    bits: Mapping[int, int]
+    windowed: int
+    clipped: int
+    worst_clipped: float
+    unusable: tuple[UnusableImage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DataResult:
+    """The data of a run.
+
+    Attributes:
+        rows: split -> number of usable rows.
+        dropped: unusable rows by reason.
+        leaks: groups, images or questions in two splits.
+        announcements: what the log reports about the rows.
+        images: the scan of the images.
+    """
+
+    rows: Mapping[str, int]
+    dropped: tuple[Dropped, ...]
+    leaks: tuple[Leak, ...]
+    announcements: tuple[str, ...]
+    images: ImageScan

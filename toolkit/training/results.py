@@ -1,0 +1,192 @@
+"""The results of SFT and GRPO, as ``stages/sft/done.json``, ``stages/grpo/done.json`` and results.json store them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from toolkit.images import StoreReport
+
+
+@dataclass(frozen=True, slots=True)
+class StepSeconds:
+    """Seconds per optimizer step. None: unknown.
+
+    Attributes:
+        planned: lowest and highest estimate of the plan for this machine's GPU.
+        preflight: the preflight step, an upper bound.
+        measured: median of the last session.
+    """
+
+    planned: tuple[float, float] | None
+    preflight: float | None
+    measured: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightResult:
+    """The preflight step: its seconds, and the peaks of GPU memory in bytes. None: no GPU."""
+
+    seconds: float
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """One out-of-memory error.
+
+    Attributes:
+        step: the optimizer step. None: a rollout, which is repeated with fewer completions per call.
+        during: the activity.
+        micro_batch: the micro-batch after it.
+        accumulation: the passes per optimizer step after it.
+        completions_per_generate: the completions per ``generate`` call after it. None: SFT, or vLLM.
+        continued_from: the checkpoint or rollout from which training continued.
+    """
+
+    step: int | None
+    during: str
+    micro_batch: int
+    accumulation: int
+    completions_per_generate: int | None
+    continued_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """GPU memory of a stage, and its recovery from out-of-memory errors.
+
+    Attributes:
+        peak_allocated_bytes: peak of the last session. None: no GPU, or no step was left to train.
+        peak_reserved_bytes: likewise.
+        out_of_memory: number of out-of-memory errors in all sessions.
+        micro_batch: the final micro-batch.
+        accumulation: the final passes per optimizer step.
+        completions_per_generate: the final completions per ``generate`` call. None: SFT, or vLLM.
+        recoveries: the out-of-memory errors.
+        preflight: the preflight step. None: there was none.
+    """
+
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+    out_of_memory: int
+    micro_batch: int
+    accumulation: int
+    completions_per_generate: int | None
+    recoveries: tuple[OutOfMemory, ...]
+    preflight: PreflightResult | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFigures:
+    """What SFT and GRPO have in common.
+
+    Attributes:
+        steps: optimizer steps of the stage.
+        seconds: duration of the last session.
+        seconds_per_step: planned and measured duration of an optimizer step.
+        skipped_steps: optimizer steps that the gradient scaler skipped.
+        resumed_from: the checkpoint that the last session started from, or None.
+        gpu_memory: GPU memory and out-of-memory errors.
+    """
+
+    steps: int
+    seconds: float
+    seconds_per_step: StepSeconds
+    skipped_steps: int
+    resumed_from: str | None
+    gpu_memory: GpuMemory
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLengths:
+    """Tokens of the training rows, prompt and reference answer together. See ``toolkit.models.lengths.Lengths``."""
+
+    rows: int
+    counted: int
+    median: int
+    p95: int
+    max: int
+    images: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class SftResult:
+    """The result of SFT.
+
+    Attributes:
+        training: steps, time and GPU memory.
+        lengths: tokens of the training rows.
+        backend: hf or unsloth.
+        optimizer: the optimizer that was used on this machine.
+        rows: number of training rows.
+        images: what happened to the images.
+    """
+
+    training: TrainingFigures
+    lengths: TokenLengths
+    backend: str
+    optimizer: str
+    rows: int
+    images: StoreReport
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSummary:
+    """One reward over the prompts of a step. Values are None if the reward applied to no completion."""
+
+    n: int
+    """Number of completions that the reward applied to."""
+    mean: float | None
+    std: float | None
+    """Mean over the groups of the standard deviation within a group (divisor G - 1, as TRL's ``reward_std``)."""
+    zero_variance: float | None
+    """Fraction of the groups whose completions all have the same reward. Their advantages and gradients are 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """The rewards of completions that were sampled before the first step.
+
+    Attributes:
+        total: the weighted sum of the rewards.
+        components: reward -> its summary.
+        unreadable: fraction of the completions from which no answer could be parsed.
+        truncated: fraction of the completions that reached the token limit.
+        problems: reason why no answer could be parsed -> number of completions.
+        failure: why GRPO can learn nothing from these rewards, or None.
+    """
+
+    total: RewardSummary
+    components: Mapping[str, RewardSummary]
+    unreadable: float
+    truncated: float
+    problems: Mapping[str, int]
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoResult:
+    """The result of GRPO.
+
+    Attributes:
+        training: steps, time and GPU memory.
+        lengths: tokens of the training rows.
+        backend: hf or unsloth.
+        optimizer: the optimizer that was used on this machine.
+        rows: number of training rows.
+        images: what happened to the images.
+        rows_left_out_each_epoch: rows that do not fill an optimizer step.
+        probe: the probe before the first step. None: grpo.probe_prompts is 0.
+        kl_reference: what the KL term is measured against.
+    """
+
+    training: TrainingFigures
+    lengths: TokenLengths
+    backend: str
+    optimizer: str
+    rows: int
+    images: StoreReport
+    rows_left_out_each_epoch: int
+    probe: ProbeResult | None
+    kl_reference: str
