@@ -18,6 +18,7 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.imagegen.context import StageContext
 from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
 from toolkit.imagegen.ratings.prepare import prepare_ratings, unweighted
+from toolkit.imagegen.results import ImagegenResult
 from toolkit.imagegen.stages import RunSession
 from toolkit.imagegen.training.sft_stage import SftResult
 from toolkit.pipeline.imagegen import run_imagegen
@@ -25,7 +26,7 @@ from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 from toolkit.pipeline.rerun import evaluate_again, export_again, open_for_inference
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe
-from toolkit.runfolder import RunFolder, StopRequest, find_run, start_run
+from toolkit.runfolder import RunFolder, StopRequest, find_run, from_json, start_run
 
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 
@@ -128,6 +129,11 @@ def test_a_finished_run_is_not_run_again_and_gives_the_same_table(
     _, again = run_imagegen(recipe(whole, base, "whole"))
     assert results(whole, "whole") == before
     assert [row.arm for row in again.rows] == ["base", "control", "sft", "ddpo"]
+
+
+def test_results_json_has_the_returned_results(whole: Path, base: Path) -> None:
+    _, returned = run_imagegen(recipe(whole, base, "whole"))
+    assert from_json(ImagegenResult, results(whole, "whole")) == returned
 
 
 def test_losses_pass_rates_learning_rates_and_scores_arrive_in_tensorboard(whole: Path) -> None:

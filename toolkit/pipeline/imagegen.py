@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
-from toolkit.pipeline.gpu_peaks import gpu_peaks
+from toolkit.pipeline.gpu_peaks import GpuPeak, gpu_peaks
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
     SCHEMA_VERSION,
@@ -23,13 +23,36 @@ from toolkit.runfolder import (
     world_size,
     write_json,
 )
-from toolkit.runfolder.usage import recording, summarise_compute
+from toolkit.runfolder.usage import ComputeSummary, recording, summarise_compute
 
 if TYPE_CHECKING:  # they import torch
     from toolkit.exporting.push import Push
     from toolkit.imagegen.results import ImagegenResult
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ImagegenRunResults:
+    """The content of results.json.
+
+    Attributes:
+        schema_version: ``SCHEMA_VERSION``.
+        name: the name of the run.
+        seed: the seed of the run.
+        fingerprints: input (``ratings``) -> digest of its content.
+        imagegen: the table, and the results of the stages.
+        compute: usage of all sessions. None: nothing was recorded.
+        gpu_memory: stage -> planned and measured peak.
+    """
+
+    schema_version: int
+    name: str
+    seed: int
+    fingerprints: Mapping[str, str]
+    imagegen: "ImagegenResult"
+    compute: ComputeSummary | None
+    gpu_memory: Mapping[str, GpuPeak]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +158,15 @@ def write_imagegen_results(run: RunFolder, recipe: Recipe) -> "ImagegenResult":
     from toolkit.imagegen.results import read_result
     from toolkit.imagegen.settings import bootstrap_of
 
-    result = read_result(run, bootstrap_of(recipe))
-    state = read_state(run)
-    write_json(
-        run.results_file,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "name": run.name,
-            "seed": state.seed,
-            "fingerprints": state.fingerprints,
-            "imagegen": result,
-            "compute": summarise_compute(run.compute_file),
-            "gpu_memory": gpu_peaks(run),
-        },
+    state, result = read_state(run), read_result(run, bootstrap_of(recipe))
+    content = ImagegenRunResults(
+        schema_version=SCHEMA_VERSION,
+        name=run.name,
+        seed=state.seed,
+        fingerprints=state.fingerprints,
+        imagegen=result,
+        compute=summarise_compute(run.compute_file),
+        gpu_memory=gpu_peaks(run),
     )
+    write_json(run.results_file, content)
     return result
