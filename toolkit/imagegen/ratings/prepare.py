@@ -218,6 +218,17 @@ def scan_images(ratings: Ratings, stores: Mapping[str, ImageStore], mode: ScanMo
     return reports
 
 
+def fingerprint(ratings: Ratings) -> str:
+    """Return a digest of all ratings and of the contents of their images."""
+    digest = hashlib.blake2b(digest_size=16)
+    for image in ratings.images:
+        levels = [(rating.level, rating.expert_level, rating.rater) for rating in image.ratings]
+        facts = (image.name, image.modality, image.prompt, image.patient, image.image.part, levels)
+        digest.update(repr(facts).encode("utf-8", "surrogateescape"))
+        digest.update(_content(image.image.path))
+    return digest.hexdigest()
+
+
 def _synthetic_files(context: StageContext) -> tuple[str, ...] | None:
     """Return the file of synthetic ratings, and write it if it does not exist. None: the recipe's own files."""
     settings, seed = context.section.synthetic, context.recipe.run.seed
@@ -232,17 +243,6 @@ def _synthetic_files(context: StageContext) -> tuple[str, ...] | None:
         write_synthetic(folder, context.section, seed, network_scores(seed, settings.degraded))
         write_json(written, wanted)
     return (str(folder / RATINGS_FILE),)
-
-
-def fingerprint(ratings: Ratings) -> str:
-    """Return a digest of all ratings and of the contents of their images."""
-    digest = hashlib.blake2b(digest_size=16)
-    for image in ratings.images:
-        levels = [(rating.level, rating.expert_level, rating.rater) for rating in image.ratings]
-        facts = (image.name, image.modality, image.prompt, image.patient, image.image.part, levels)
-        digest.update(repr(facts).encode("utf-8", "surrogateescape"))
-        digest.update(_content(image.image.path))
-    return digest.hexdigest()
 
 
 def _content(path: Path) -> bytes:
