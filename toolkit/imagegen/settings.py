@@ -106,14 +106,6 @@ def generator_settings(recipe: Recipe, device: torch.device) -> GeneratorSetting
     )
 
 
-def _precision(precision: str, device: torch.device) -> Precision:
-    if precision != "auto":
-        return precision  # type: ignore[return-value]  # the same literals
-    if device.type != "cuda":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-
-
 def sft_settings(recipe: Recipe) -> SftSettings:
     """Return the settings of ``sft`` and of its control. A round ends with a checkpoint."""
     section = imagegen_of(recipe)
@@ -183,3 +175,11 @@ def guard_settings(recipe: Recipe) -> GuardSettings:
         max_clipped=keys.max_clipped,
         bootstrap=bootstrap_of(recipe),
     )
+
+
+def _precision(precision: str, device: torch.device) -> Precision:
+    if precision != "auto":
+        return precision  # type: ignore[return-value]  # the same literals
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

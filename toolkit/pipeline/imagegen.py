@@ -142,17 +142,6 @@ def push_generator(path: Path, push: "Push", method: str | None = None) -> Pushe
     return PushedLora(chosen, "" if licence is None else licence.name, url)
 
 
-def _require_one_process() -> None:
-    if world_size() > 1:
-        raise RunError(
-            "imagegen.several_processes",
-            "the number of processes must be 1 for image generation",
-            place="accelerate launch",
-            value=world_size(),
-            remedy="Start it with toolkit run.",
-        )
-
-
 def write_imagegen_results(run: RunFolder, recipe: Recipe) -> "ImagegenResult":
     """Write results.json from the finished stages, and return the results."""
     from toolkit.imagegen.results import read_result
@@ -170,3 +159,14 @@ def write_imagegen_results(run: RunFolder, recipe: Recipe) -> "ImagegenResult":
     )
     write_json(run.results_file, content)
     return result
+
+
+def _require_one_process() -> None:
+    if world_size() > 1:
+        raise RunError(
+            "imagegen.several_processes",
+            "the number of processes must be 1 for image generation",
+            place="accelerate launch",
+            value=world_size(),
+            remedy="Start it with toolkit run.",
+        )

@@ -153,17 +153,6 @@ def collect_ratings(files: Sequence[Path], key: SheetKey, out: Path) -> int:
     return len(rows)
 
 
-def _items(
-    finished: FinishedRun, generator: Generator, method: str, wanted: Sequence[tuple[str, str]], seed: int
-) -> list[SheetItem]:
-    """Return images of one method. Noise differs between methods, so that no two images of a sheet are alike."""
-    keys = finished.section.generator
-    schedule = make_schedule(generator.scheduler, keys.steps)
-    own = derive_seed(seed, "sheet", method)
-    pixels = to_pixels(generate(generator, schedule, [prompt for prompt, _ in wanted], own, keys.batch_size))
-    return [SheetItem(image, *texts, method) for image, texts in zip(pixels, wanted, strict=True)]
-
-
 def collect_run_sheet(finished: FinishedRun, files: Sequence[Path], sheet: Path, out: Path | None = None) -> Collected:
     """Join the files that experts returned, and compare the experts with themselves and the sources with each other.
 
@@ -190,6 +179,17 @@ def collect_run_sheet(finished: FinishedRun, files: Sequence[Path], sheet: Path,
     by_source = {source: _of_source(own) for source, own in sources.items() if own.count}
     missing = len(key.images) - len(ratings.images)
     return Collected(out, count, len(ratings.images), missing, intra_rater_agreement(ratings), by_source)
+
+
+def _items(
+    finished: FinishedRun, generator: Generator, method: str, wanted: Sequence[tuple[str, str]], seed: int
+) -> list[SheetItem]:
+    """Return images of one method. Noise differs between methods, so that no two images of a sheet are alike."""
+    keys = finished.section.generator
+    schedule = make_schedule(generator.scheduler, keys.steps)
+    own = derive_seed(seed, "sheet", method)
+    pixels = to_pixels(generate(generator, schedule, [prompt for prompt, _ in wanted], own, keys.batch_size))
+    return [SheetItem(image, *texts, method) for image, texts in zip(pixels, wanted, strict=True)]
 
 
 def _find_key(run: RunFolder, sheet: Path) -> SheetKey:

@@ -247,6 +247,51 @@ def stored_bytes(scorers: Mapping[str, Scorer], shared: Collection[str]) -> int:
     return _together(list(scorers.items()), shared)
 
 
+def scoring_bytes(scorers: Mapping[str, Scorer], side: int) -> int:
+    """Return the bytes of the largest scoring pass: pixels, all hidden states, and one layer at work."""
+    most = 0
+    for one in scorers.values():
+        if one.encoder is None:
+            continue
+        vit = one.encoder.vision
+        states = (vit.layers + 1) * vit.width + 2 * vit.inner + 4 * vit.width
+        pixels = 3 * (vit.size**2 + side**2)
+        most = max(most, scoring_batch(vit.size) * FLOAT * (vit.tokens * states + pixels))
+    return most
+
+
+def check_encoder(scorer: Scorer) -> Iterator[Finding]:
+    """Yield the reasons that an encoder cannot be loaded: pickles only, or a machine that is offline and lacks it."""
+    from huggingface_hub import constants
+
+    if scorer.name in (*TINY_ENCODERS, BIOMEDCLIP):
+        return
+    place, folder = f"[imagegen] {scorer.key}", Path(scorer.name)
+    if folder.is_dir():
+        if not any(folder.glob("*.safetensors")):
+            rule = "the encoder must be stored as safetensors, because a pickle can run code"
+            remedy = "Choose a revision with safetensors, or convert it with save_pretrained."
+            yield Finding(Problem("imagegen.encoder_pickled", rule, place, str(folder), remedy))
+    elif constants.HF_HUB_OFFLINE and cached(scorer.name, "config.json", scorer.revision) is None:
+        rule, remedy = "the encoder must be in the Hub's cache while HF_HUB_OFFLINE=1", DOWNLOAD
+        yield Finding(Problem("imagegen.encoder_not_cached", rule, place, scorer.name, remedy))
+
+
+def read_encoder(fields: Mapping[str, Any]) -> Encoder | None:
+    """Return the shapes of a config.json. None: it is of an architecture that is not known here."""
+    text = fields.get("text_config") if isinstance(fields.get("vision_config"), Mapping) else None
+    vision = fields.get("vision_config", fields)
+    try:
+        width = int(vision["hidden_size"])
+        inner = int(vision.get("intermediate_size") or width * vision.get("mlp_ratio", 4))
+        vit = Vit(width, inner, int(vision["num_hidden_layers"]), int(vision["patch_size"]), int(vision["image_size"]))
+        if text is None:
+            return Encoder(vit)
+        return Encoder(vit, text_encoder_of(text))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _encoder_folder(name: str, revision: str | None) -> Path | None:
     """Return the folder of an encoder with its tokenizer. None: it is not on this machine."""
     if Path(name).is_dir():
@@ -366,36 +411,6 @@ def _together(scorers: Sequence[tuple[str, Scorer]], shared: Collection[str]) ->
     return total + sum(towers.values())
 
 
-def scoring_bytes(scorers: Mapping[str, Scorer], side: int) -> int:
-    """Return the bytes of the largest scoring pass: pixels, all hidden states, and one layer at work."""
-    most = 0
-    for one in scorers.values():
-        if one.encoder is None:
-            continue
-        vit = one.encoder.vision
-        states = (vit.layers + 1) * vit.width + 2 * vit.inner + 4 * vit.width
-        pixels = 3 * (vit.size**2 + side**2)
-        most = max(most, scoring_batch(vit.size) * FLOAT * (vit.tokens * states + pixels))
-    return most
-
-
-def check_encoder(scorer: Scorer) -> Iterator[Finding]:
-    """Yield the reasons that an encoder cannot be loaded: pickles only, or a machine that is offline and lacks it."""
-    from huggingface_hub import constants
-
-    if scorer.name in (*TINY_ENCODERS, BIOMEDCLIP):
-        return
-    place, folder = f"[imagegen] {scorer.key}", Path(scorer.name)
-    if folder.is_dir():
-        if not any(folder.glob("*.safetensors")):
-            rule = "the encoder must be stored as safetensors, because a pickle can run code"
-            remedy = "Choose a revision with safetensors, or convert it with save_pretrained."
-            yield Finding(Problem("imagegen.encoder_pickled", rule, place, str(folder), remedy))
-    elif constants.HF_HUB_OFFLINE and cached(scorer.name, "config.json", scorer.revision) is None:
-        rule, remedy = "the encoder must be in the Hub's cache while HF_HUB_OFFLINE=1", DOWNLOAD
-        yield Finding(Problem("imagegen.encoder_not_cached", rule, place, scorer.name, remedy))
-
-
 def _scorer(key: str, name: str, revision: str | None) -> Scorer:
     if name in TINY_ENCODERS:
         return Scorer(key, name, None)
@@ -407,21 +422,6 @@ def _scorer(key: str, name: str, revision: str | None) -> Scorer:
 def _has_crops(section: Imagegen, scorer: Scorer) -> bool:
     """Return whether images are larger than the encoder's input, as ``build_tower`` requires for crops."""
     return scorer.encoder is not None and section.size > scorer.encoder.vision.size
-
-
-def read_encoder(fields: Mapping[str, Any]) -> Encoder | None:
-    """Return the shapes of a config.json. None: it is of an architecture that is not known here."""
-    text = fields.get("text_config") if isinstance(fields.get("vision_config"), Mapping) else None
-    vision = fields.get("vision_config", fields)
-    try:
-        width = int(vision["hidden_size"])
-        inner = int(vision.get("intermediate_size") or width * vision.get("mlp_ratio", 4))
-        vit = Vit(width, inner, int(vision["num_hidden_layers"]), int(vision["patch_size"]), int(vision["image_size"]))
-        if text is None:
-            return Encoder(vit)
-        return Encoder(vit, text_encoder_of(text))
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _local_fields(name: str, revision: str | None) -> Mapping[str, Any] | None:
