@@ -19,15 +19,29 @@ from typing import Any
 import pytest
 
 from tests.helpers.recipes import load_recipe
-from toolkit.diagnostics import LIBRARIES, STATES, Finding
-from toolkit.diagnostics.examine import TINY, check_recipes
+from toolkit.diagnostics import LIBRARIES, STATES, TINY, Finding, check_recipes
 from toolkit.diagnostics.finding import merge_findings
-from toolkit.diagnostics.gpu import Driver, check_driver, check_gpus, query_driver
 from toolkit.diagnostics.hub import check_hub, token_location
-from toolkit.diagnostics.libraries import check_extras, check_libraries, check_load, find_cause
-from toolkit.diagnostics.machine import check_folder, check_folders, hub_cache, notebook
+from toolkit.diagnostics.libraries import (
+    TORCHVISION_OF,
+    allowed,
+    check_extras,
+    check_libraries,
+    check_load,
+    check_version,
+    find_cause,
+)
+from toolkit.diagnostics.machine import (
+    Driver,
+    check_driver,
+    check_folder,
+    check_folders,
+    check_gpus,
+    hub_cache,
+    notebook,
+    query_driver,
+)
 from toolkit.diagnostics.probes import Outcome, run_probes
-from toolkit.diagnostics.versions import TORCHVISION_OF, allowed, check_version
 from toolkit.errors import CODE
 from toolkit.runfolder import TESTED_VERSIONS
 from toolkit.runfolder.cache import cache_folder
@@ -312,12 +326,12 @@ def test_at_most_two_probes_run_at_once(site: Path, tmp_path: Path) -> None:
     )
     names = ("accelerate", "datasets", "trl", "peft", "triton")
     write_site(site, **dict.fromkeys(names, source))
-    told: list[tuple[int, int]] = []
-    outcomes = run_probes(names, progress=lambda what, done, total, note="": told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    outcomes = run_probes(names, progress=lambda what, done, total, note="": reported.append((done, total)))
     assert {one.end for one in outcomes.values()} == {"loaded"}
     running = [sum(map(int, log.read_text().split()[: n + 1])) for n in range(2 * len(names))]
     assert max(running) == 2
-    assert told == [(done, 5) for done in range(1, 6)]
+    assert reported == [(done, 5) for done in range(1, 6)]
 
 
 def test_a_probe_imports_nothing_from_the_working_directory(
@@ -379,7 +393,7 @@ def test_xformers_for_another_torch_is_a_warning_that_names_the_alternative(site
 
 def test_bitsandbytes_without_its_cuda_library_matters_only_with_a_gpu(site: Path) -> None:
     source = (
-        "class _Stand:\n    compiled_with_cuda = False\nlib = _Stand()\n"
+        "class _Stub:\n    compiled_with_cuda = False\nlib = _Stub()\n"
         "lib.error_msg = 'libcudart.so.12: cannot open shared object file'"
     )
     write_site(site, **{"bitsandbytes.cextension": source})
@@ -411,7 +425,7 @@ def test_merged_findings_have_the_worse_state() -> None:
 
 
 def test_a_finding_without_a_remedy_must_be_good() -> None:
-    with pytest.raises(ValueError, match="remedy"):
+    with pytest.raises(ValueError):
         Finding("doctor.a", "a", "warning", "x")
 
 
@@ -500,7 +514,7 @@ def test_the_driver_is_queried(
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("toolkit.diagnostics.gpu._kernel_module", lambda: None)
+    monkeypatch.setattr("toolkit.diagnostics.machine._kernel_module", lambda: None)
     driver = query_driver()
     assert (driver.version, problem in driver.problem) == (version, True)
     assert len(driver.gpus) == (2 if version else 0)
@@ -526,10 +540,10 @@ def test_a_token_is_found_where_huggingface_hub_looks(tmp_path: Path) -> None:
     ids=lambda environment: next(iter(environment), "none"),
 )
 def test_the_hub_cache_is_that_of_huggingface_hub(environment: dict[str, str]) -> None:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_", "HUGGINGFACE"))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_", "HUGGINGFACE"))}
     code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**kept, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env={**inherited, **environment}, capture_output=True, text=True, check=True
     )
     assert str(hub_cache(environment)) == done.stdout.strip()
 
@@ -570,7 +584,7 @@ def hub(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     server.server_close()
 
 
-def ask(model: str) -> Finding:
+def check_model(model: str) -> Finding:
     outcome = run_probes(["hub"], model=model)["hub"]
     loaded = load_recipe(ROOT / "recipes" / "medgemma_grpo.toml", [f"model.name={model}"])
     return {one.name: one for one in check_hub(loaded, outcome, os.environ)}["model"]
@@ -587,7 +601,7 @@ def ask(model: str) -> Finding:
 def test_the_access_to_a_model_is_checked_with_the_token(
     hub: list[str | None], model: str, state: str, code: str, remedy: str
 ) -> None:
-    found = ask(model)
+    found = check_model(model)
     assert (found.state, found.code, remedy in found.remedy) == (state, code, True)
     assert model in found.found
     assert hub == [f"Bearer {TOKEN}"]
@@ -596,28 +610,28 @@ def test_the_access_to_a_model_is_checked_with_the_token(
 
 def test_an_unreachable_hub_is_reported(hub: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    found = ask("some/open")
+    found = check_model("some/open")
     assert (found.state, found.code) == ("problem", "doctor.hub_unreachable")
 
 
 def test_offline_no_request_is_made(hub: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = ask("some/open")
+    found = check_model("some/open")
     assert (found.state, found.code, hub) == ("problem", "doctor.model_not_cached", [])
 
 
 def test_a_model_is_cached_if_all_its_weights_are(hub: list[str | None], tmp_path: Path) -> None:
-    kept = tmp_path / "hf" / "hub" / "models--some--open"
-    files = kept / "snapshots" / ("0" * 40)
+    cache = tmp_path / "hf" / "hub" / "models--some--open"
+    files = cache / "snapshots" / ("0" * 40)
     files.mkdir(parents=True)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text("0" * 40)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
     (files / "config.json").write_text("{}")
     (files / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}')
     (files / "1.safetensors").write_text("")
-    assert ask("some/open").code == "doctor.model_reachable"
+    assert check_model("some/open").code == "doctor.model_reachable"
     (files / "2.safetensors").write_text("")
-    assert ask("some/open").code == "doctor.model_cached"
+    assert check_model("some/open").code == "doctor.model_cached"
 
 
 # Folders, notebooks and recipes
@@ -779,15 +793,15 @@ def test_a_version_that_is_not_allowed_is_found(site: Path, tmp_path: Path) -> N
     assert "pip install 'peft==0.21.2'" in peft["remedy"]
 
 
-@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
 def test_a_token_is_never_printed(
-    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     write_site(
         site, cv2=f"raise ImportError('with {TOKEN}')", trl="import os\nraise ImportError(str(dict(os.environ)))"
     )
-    done = call(tmp_path, *form)
+    done = call(tmp_path, *options)
     assert done.returncode == 1
     assert re.search(r"^good +Hub token .*HF_TOKEN$", done.stdout, re.MULTILINE) or '"doctor.token"' in done.stdout
     assert "with [hidden]" in done.stdout

@@ -127,6 +127,7 @@ def test_items_import_from_the_unpacked_wheels(tmp_path: Path) -> None:
     assert found["import"]["tail"] == [f"in the zip {ROOT / 'toolkit/__init__.py'}"]
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(context: object) -> None:
         raise torch.OutOfMemoryError("injected")
@@ -178,10 +179,10 @@ def test_a_library_that_unsloth_rewrites_is_packed_unless_it_is_there_in_the_tes
 
 
 def test_a_packed_wheel_keeps_its_metadata_and_loses_other_cudas() -> None:
-    kept = [
+    needed = [
         "bitsandbytes/libbitsandbytes_cuda130.so",
         "bitsandbytes/libbitsandbytes_cpu.so",
         "trl-1.dist-info/METADATA",
     ]
     left_out = ["bitsandbytes/libbitsandbytes_cuda128.so", "studio/a.js", "trl/"]
-    assert [name for name in [*kept, *left_out] if pack_wheels.is_needed(name, "130")] == kept
+    assert [name for name in [*needed, *left_out] if pack_wheels.is_needed(name, "130")] == needed

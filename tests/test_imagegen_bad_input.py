@@ -13,10 +13,10 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.cli import main
 from toolkit.errors import DataError
-from toolkit.imagegen.rating_stage import prepare_ratings
-from toolkit.imagegen.stage_context import StageContext
-from toolkit.imagegen.synthetic import write_synthetic
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.context import StageContext
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
+from toolkit.imagegen.ratings.prepare import prepare_ratings
+from toolkit.imagegen.ratings.synthetic import write_synthetic
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import Recipe
 from toolkit.runfolder import StopRequest, find_run, start_run
@@ -179,7 +179,7 @@ def test_a_model_folder_with_pickles_only_ends_the_command(tmp_path: Path, capsy
 def test_a_selector_that_passes_nothing_ends_the_command_and_keeps_what_was_trained(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from toolkit.imagegen import sft_stage
+    from toolkit.imagegen.training import sft_stage
 
     # A threshold passes some validation ratings, which are in the pool, so that no recipe makes this happen.
     monkeypatch.setattr(sft_stage, "passes", lambda scored, threshold: torch.zeros(len(scored.scores_N)).bool())

@@ -8,11 +8,10 @@ from tests.helpers.problems import raises
 from tests.helpers.rated import write_csv
 from tests.helpers.sheets import make_sheet, sheet_items, sheet_section
 from toolkit.errors import DataError
-from toolkit.imagegen.collect import COLUMNS, collect_ratings
-from toolkit.imagegen.ratings import load_ratings
-from toolkit.imagegen.repeats import intra_rater_agreement
-from toolkit.imagegen.sheet import Sheet
-from toolkit.imagegen.sheet_order import SheetOptions
+from toolkit.imagegen.ratings.experts import intra_rater_agreement
+from toolkit.imagegen.ratings.load import load_ratings
+from toolkit.imagegen.ratings.next_round import COLUMNS, collect_ratings
+from toolkit.imagegen.ratings.sheet import Sheet, SheetOptions
 
 
 def page_rows(sheet: Sheet, page: int, rater: str, rating: int = 2) -> list[list[object]]:

@@ -19,10 +19,10 @@ from tests.helpers.imagegen_runs import RECIPE, SMALL
 from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import ToolkitError
-from toolkit.imagegen.collect import COLUMNS
-from toolkit.imagegen.finished import load_selector, open_finished
-from toolkit.imagegen.sheet import read_key
-from toolkit.imagegen.synthetic_images import PROMPTS
+from toolkit.imagegen.generate import NOTICE, load_selector, open_finished
+from toolkit.imagegen.ratings.next_round import COLUMNS
+from toolkit.imagegen.ratings.sheet import read_key
+from toolkit.imagegen.ratings.synthetic_images import PROMPTS
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json
@@ -96,7 +96,8 @@ def test_generate_writes_the_images_of_every_prompt_with_their_scores(run: Path,
     scores = load_selector(open_finished(run, "test")).score(batch).scores_N
     assert [float(row["selector_score"]) for row in rows] == pytest.approx(scores.tolist(), abs=1e-5)
     assert "6 images" in shown
-    assert "ynthetic" in Image.open(out / rows[0]["image_path"]).text["Comment"]
+    with Image.open(out / rows[0]["image_path"]) as image:
+        assert image.info["Comment"] == NOTICE
 
 
 def test_the_same_seed_gives_the_same_files_and_methods_differ(run: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from tests.helpers.problems import raises
 from toolkit.errors import ModelError
-from toolkit.imagegen.ddim import (
+from toolkit.imagegen.generators.ddim import (
     DdimSchedule,
     kl_divergence,
     log_probability,
@@ -28,7 +28,7 @@ SD15 = {
 
 SD21 = SD15 | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False}
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[dict[str, object], bool]] = {
     "sd15": (SD15, False),
     "sd15 clipped": (SD15, True),
     "sd21": (SD21, False),

@@ -11,9 +11,14 @@ from torch import Tensor
 from tests.helpers.imagegen_models import CONFIG, CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, RewardError, TrainingError
-from toolkit.imagegen import ddpo
-from toolkit.imagegen.ddim import make_schedule
-from toolkit.imagegen.ddpo import (
+from toolkit.imagegen.checkpoints import load_tensors, save_tensors
+from toolkit.imagegen.generators.ddim import make_schedule
+from toolkit.imagegen.generators.generator import Generator, GeneratorSettings, load_generator
+from toolkit.imagegen.generators.lora import copy_lora, lora_parameters
+from toolkit.imagegen.generators.sampling import generate
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
+from toolkit.imagegen.training import ddpo
+from toolkit.imagegen.training.ddpo import (
     DdpoRound,
     DdpoSettings,
     Rollout,
@@ -23,11 +28,14 @@ from toolkit.imagegen.ddpo import (
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
-from toolkit.imagegen.lora import copy_lora, lora_parameters
-from toolkit.imagegen.optimization import UpdateState, dump_state, restore_state, start_update
-from toolkit.imagegen.sampling import generate
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.training.update import (
+    SavedUpdate,
+    StepOutcome,
+    UpdateState,
+    dump_state,
+    restore_state,
+    start_update,
+)
 
 SETTINGS = DdpoSettings(
     prompts_per_round=4,
@@ -120,10 +128,10 @@ def gradients(generator: Generator, settings: DdpoSettings, monkeypatch: pytest.
     state = start(generator)
     caught: dict[str, Tensor] = {}
 
-    def catch(state: UpdateState, max_norm: float) -> ddpo.StepOutcome:
+    def catch(state: UpdateState, max_norm: float) -> StepOutcome:
         parameters = lora_parameters(state.generator.network)
         caught.update({name: value.grad.clone() for name, value in parameters.items() if value.grad is not None})
-        return ddpo.StepOutcome(0.0, skipped=False)
+        return StepOutcome(0.0, skipped=False)
 
     monkeypatch.setattr(ddpo, "optimizer_step", catch)
     ddpo_round(state, settings, PROMPTS, brightness)
@@ -140,7 +148,7 @@ def test_checkpointing_with_a_kl_penalty_leaves_every_gradient(
     )
     plain = gradients(tiny_generator(tiny, precision=precision), settings, monkeypatch)
     generator = tiny_generator(tiny, precision=precision, gradient_checkpointing=True)
-    assert generator.network.is_gradient_checkpointing  # type: ignore[truthy-function]
+    assert generator.network.is_gradient_checkpointing
     recomputed = gradients(generator, settings, monkeypatch)
     for name, gradient in plain.items():
         assert float(gradient.abs().max()) > 0, name
@@ -196,8 +204,8 @@ def test_kl_to_the_base_equals_that_of_torchs_normals(tmp_path: Path) -> None:
 def test_advantages_are_normalised_within_the_images_of_a_prompt() -> None:
     rewards = torch.tensor([0.1, 0.7, 0.4, 0.9, 0.9, 0.3])
     prompts = ["a", "a", "b", "c", "c", "b"]
-    advantages, flat, groups = group_advantages(rewards, prompts, 5.0)
-    assert (flat, groups) == (1, 3)
+    advantages, zero_variance, groups = group_advantages(rewards, prompts, 5.0)
+    assert (zero_variance, groups) == (1, 3)
     for prompt in "abc":
         rows = [row for row, own in enumerate(prompts) if own == prompt]
         group = rewards[rows].numpy()
@@ -294,10 +302,10 @@ def test_stopped_and_resumed_rounds_equal_undisturbed_ones_to_the_bit(dit: Path,
 
     first = start(dit_generator(dit))
     table = [ddpo_round(first, SETTINGS, PROMPTS, brightness) for _ in range(2)]
-    torch.save(dump_state(first), tmp_path / "state.pt")
+    save_tensors(tmp_path / "state.pt", dump_state(first))
     torch.randn(3)
     second = start(dit_generator(dit, seed=5))
-    restore_state(second, torch.load(tmp_path / "state.pt", weights_only=True))
+    restore_state(second, load_tensors(tmp_path / "state.pt", SavedUpdate, ""))
     table += [ddpo_round(second, SETTINGS, PROMPTS, brightness) for _ in range(2)]
 
     assert table == undisturbed

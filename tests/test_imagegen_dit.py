@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, ModelError
-from toolkit.imagegen.dit import Dit, DitConfig, encode_words, load_dit, save_dit
+from toolkit.imagegen.generators.dit import Dit, DitConfig, encode_words, load_dit, save_dit
 
 WORDS = ("oct", "chest", "ct", "normal", "lungs", "nodule")
 SMALL = DitConfig(WORDS, image_size=8, patch_size=4, width=16, layers=1, heads=2, prompt_words=4)
@@ -67,7 +67,7 @@ def test_patches_return_to_their_positions() -> None:
         model.position[:] = 0
         model.position[0, 3, 0] = 1
         for block in model.blocks:
-            block.to_out[0].weight.zero_()
+            block.get_submodule("to_out.0").get_parameter("weight").zero_()
     output = model(image, torch.tensor([5, 5]), ids)[0, 0]
     assert torch.allclose(output[:4, :4], output[4:, :4], atol=1e-6)
     assert torch.allclose(output[:4, :4], output[:4, 4:], atol=1e-6)

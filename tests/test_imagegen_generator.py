@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ import torch
 from tests.helpers.imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, ImageError, ModelError
-from toolkit.imagegen.ddim import make_schedule
-from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
-from toolkit.imagegen.lora import (
+from toolkit.imagegen.generators.ddim import make_schedule
+from toolkit.imagegen.generators.generator import Generator, GeneratorSettings, load_generator
+from toolkit.imagegen.generators.lora import (
     LORA_FILE,
     LoraSettings,
     copy_lora,
@@ -21,9 +22,12 @@ from toolkit.imagegen.lora import (
     reset_lora,
     restore_lora,
 )
-from toolkit.imagegen.sampling import generate, sample
-from toolkit.imagegen.stable_diffusion import WITHOUT_SAFETY_CHECKER, StableDiffusionGenerator
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.generators.sampling import generate, sample
+from toolkit.imagegen.generators.stable_diffusion import (
+    WITHOUT_SAFETY_CHECKER,
+    StableDiffusionGenerator,
+    save_tiny_pipeline,
+)
 
 
 @pytest.fixture(scope="module")
@@ -261,12 +265,13 @@ def test_prediction_and_slicing_are_settings_of_stable_diffusion(tiny: Path) -> 
 
 
 def test_settings_that_a_dit_cannot_have_are_errors(dit: Path) -> None:
-    for code, changes in {
+    cases: dict[str, dict[str, Any]] = {
         "image_size_not_bases": {"image_size": 16},
         "prediction_not_bases": {"prediction": "epsilon"},
         "dit_gradient_checkpointing": {"gradient_checkpointing": True},
         "lora_target_unknown": {"lora": LoraSettings(targets=("to_z",))},
-    }.items():
+    }
+    for code, changes in cases.items():
         with raises(ModelError, f"imagegen.{code}"):
             dit_generator(dit, **changes)
 

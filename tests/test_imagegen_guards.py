@@ -2,15 +2,15 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.helpers.problems import raises
 from toolkit.errors import TrainingError
-from toolkit.imagegen.figure import Bootstrap
-from toolkit.imagegen.guards import Evaluation, GuardSettings, Verdict, best_evaluation, check_guards
-from toolkit.imagegen.paired_comparison import ImageKey
+from toolkit.imagegen.evaluation.statistics import Bootstrap, ImageKey
+from toolkit.imagegen.training.guards import Action, Evaluation, GuardSettings, Verdict, best_evaluation, check_guards
 
 SETTINGS = GuardSettings(bootstrap=Bootstrap(resamples=300))
 KEYS = [ImageKey(f"prompt {index % 16}", index // 16) for index in range(384)]
@@ -115,9 +115,10 @@ def test_a_guard_fires_beyond_its_limit(name: str, measured: dict[str, float], s
 
 @pytest.mark.parametrize("action", ["stop", "log"])
 @pytest.mark.parametrize("name", ["judge", "diversity", "kl", "copies", "advantage_clip"])
-def test_a_guard_that_only_logs_does_not_stop(name: str, action: str) -> None:
+def test_a_guard_that_only_logs_does_not_stop(name: str, action: Action) -> None:
     last = evaluation(3, 0.0, diversity=0.1, real_diversity=1.0, kl=9.0, below_floor=0.5, clipped_advantages=0.9)
-    settings = replace(SETTINGS, **{name: action})
+    changes: dict[str, Any] = {name: action}
+    settings = replace(SETTINGS, **changes)
     found = verdict(name, [*history(0.0, 0.3, 0.1), last], settings)
     assert (found.status, found.action, found.stops) == ("fired", action, action == "stop")
 
@@ -150,5 +151,5 @@ def test_an_unguarded_run_that_over_optimises_is_stopped_before_its_end() -> Non
 
 def test_rounds_must_increase() -> None:
     for rounds in ([], [1, 1], [1, 0]):
-        with pytest.raises(ValueError, match="order"):
+        with pytest.raises(ValueError):
             check_guards([evaluation(number, 0.0) for number in rounds], SETTINGS)

@@ -7,8 +7,8 @@ from tests.helpers.problems import raises
 from tests.helpers.rated import rated, ratings_of, write_images
 from toolkit import recipe
 from toolkit.errors import ImageError
-from toolkit.imagegen.images import image_policies, image_stores, scan_images
-from toolkit.imagegen.ratings import Ratings
+from toolkit.imagegen.ratings.load import Ratings
+from toolkit.imagegen.ratings.prepare import image_policies, image_stores, scan_images
 from toolkit.images.policy import FIXED_WINDOWS
 from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen
@@ -24,12 +24,12 @@ def test_each_modality_has_its_window_and_all_have_the_same_square() -> None:
     policies = image_policies(section, recipe.Images(resample="lanczos"))
     assert set(policies) == set(section.modalities)
     assert (policies["CT"].centre, policies["CT"].width) == FIXED_WINDOWS["ct_lung"]
-    assert policies["MRI"].fixed_window == (50, 550)
+    assert policies["MRI"].fixed_window == (50.0, 550.0)
     assert policies["OCT"].window == "auto"
     assert {(one.max_side, one.square, one.resample) for one in policies.values()} == {(64, "pad", "lanczos")}
 
 
-def test_modalities_with_one_policy_share_a_store() -> None:
+def test_modalities_with_one_policy_have_one_store() -> None:
     stores = image_stores(Imagegen(ratings=("a.csv",)), recipe.Images(disk_cache=False))
     assert len({id(store) for store in stores.values()}) == 1
 

@@ -12,6 +12,8 @@ from toolkit.imagegen.results import ImagegenResult
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.scoring.statistics import Paired
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     "imagegen.synthetic.images=500",
     "imagegen.selector.epochs=10",
@@ -74,5 +76,5 @@ def test_the_scorers_agree_with_held_out_ratings_and_the_ratios_begin_at_one(res
 
 def test_the_shipped_files_are_small() -> None:
     folder = Path(__file__).resolve().parents[1] / "toolkit" / "imagegen"
-    files = [folder / "oracle.safetensors", *(folder / "tiny_base").iterdir()]
+    files = [folder / "ratings" / "oracle.safetensors", *(folder / "tiny_base").iterdir()]
     assert sum(file.stat().st_size for file in files) < 5e6

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.helpers.problems import raises
 from tests.helpers.rated import rated, ratings_of
 from toolkit.errors import DataError
-from toolkit.imagegen.partition import partition, require_all_levels
-from toolkit.imagegen.ratings import Ratings
+from toolkit.imagegen.ratings.load import Ratings
+from toolkit.imagegen.ratings.splits import partition, require_all_levels
 
 FRACTIONS = {"selector": 0.4, "judge": 0.4, "test": 0.2}
 MODALITIES = ("OCT", "CT", "MRI")
@@ -89,7 +89,7 @@ def test_the_order_of_the_rows_does_not_matter_and_the_seed_does() -> None:
 def test_the_split_does_not_depend_on_the_hash_seed_of_python() -> None:
     code = (
         "from test_imagegen_partition import FRACTIONS, many\n"
-        "from toolkit.imagegen.partition import partition\n"
+        "from toolkit.imagegen.ratings.splits import partition\n"
         "print([[image.name for image in part.images] for part in partition(many(60), FRACTIONS, 5).values()])"
     )
     outputs = set()
@@ -101,7 +101,7 @@ def test_the_split_does_not_depend_on_the_hash_seed_of_python() -> None:
     assert len(outputs) == 1
 
 
-def test_a_rare_level_is_spread_over_the_training_splits_first() -> None:
+def test_a_rare_level_is_divided_among_the_training_splits_first() -> None:
     images = [rated(f"{n}", [2]) for n in range(97)] + [rated(f"low{n}", [0]) for n in range(3)]
     splits = partition(ratings_of([*images, *(rated(f"mid{n}", [1]) for n in range(30))]), FRACTIONS, 0)
     assert splits["selector"].level_counts()[0] >= 1

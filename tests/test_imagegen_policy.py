@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import (
     BertConfig,
     BertModel,
-    BertTokenizerFast,
+    BertTokenizer,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -24,12 +24,13 @@ from transformers import (
 from tests.helpers.problems import raises
 from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.errors import DataError, ModelError, TrainingError
-from toolkit.imagegen import mismatches, text_towers
-from toolkit.imagegen.fitting import FitSettings, trained_state
-from toolkit.imagegen.mismatches import MismatchPool, plain_text
-from toolkit.imagegen.policy import Policy, PolicySettings, start_policy_fitting
-from toolkit.imagegen.text_towers import TextSettings, build_text_tower, vocabulary_of
-from toolkit.imagegen.towers import TowerSettings
+from toolkit.imagegen.checkpoints import ScorerCheckpoint, load_tensors, save_tensors
+from toolkit.imagegen.scorers import policy as policy_module
+from toolkit.imagegen.scorers import text_tower
+from toolkit.imagegen.scorers.fitting import FitSettings, trained_state
+from toolkit.imagegen.scorers.policy import MismatchPool, Policy, PolicySettings, plain_text, start_policy_fitting
+from toolkit.imagegen.scorers.text_tower import TextSettings, build_text_tower, vocabulary_of
+from toolkit.imagegen.scorers.vision_tower import TowerSettings
 
 torch.set_num_threads(1)
 
@@ -95,7 +96,7 @@ def test_prompts_that_differ_in_case_and_spaces_are_one_text() -> None:
     assert pool.distinct == ("CT: nodule", "CT: normal")
 
 
-@pytest.mark.parametrize("module", [mismatches, text_towers])
+@pytest.mark.parametrize("module", [policy_module, text_tower])
 def test_worked_examples_hold(module: object) -> None:
     result = doctest.testmod(sys.modules[module.__name__])  # type: ignore[attr-defined]
     assert (result.attempted > 0, result.failed) == (True, 0)
@@ -105,13 +106,12 @@ def test_worked_examples_hold(module: object) -> None:
 # Text towers
 
 
-def test_word_embeddings_are_averaged_and_unknown_words_are_named() -> None:
+def test_word_embeddings_are_averaged() -> None:
     tower = build_text_tower(TextSettings(width=8), vocabulary_of(PROMPTS), seed=0)
     reader = tower.reader
-    assert isinstance(reader, text_towers.WordReader)
+    assert isinstance(reader, text_tower.WordReader)
     first, second, both = tower(["oct", "normal", "OCT: normal"])
     torch.testing.assert_close(both, (first + second) / 2)
-    assert reader.unknown_words(["CT: normal effusion", "x"]) == ("effusion", "x")
     assert torch.equal(*tower(["effusion", "pneumothorax"]))
     assert torch.equal(tower(["--"]), torch.zeros(1, 8))
 
@@ -121,7 +121,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "oct", "ct", ":", "normal", "drusen", "nodule"]
     vocabulary = {word: code for code, word in enumerate(words)}
-    BertTokenizerFast(vocab=vocabulary, model_max_length=10).save_pretrained(folder)
+    BertTokenizer(vocab=vocabulary, model_max_length=10).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=16,
@@ -199,7 +199,7 @@ def fitted() -> Policy:
     return policy
 
 
-def test_a_policy_tells_matched_from_mismatched_prompts_of_the_same_modality(fitted: Policy) -> None:
+def test_a_policy_distinguishes_matched_from_mismatched_prompts_of_the_same_modality(fitted: Policy) -> None:
     test = rated(120, 3)
     swap = {"normal": "nodule", "nodule": "normal"}
     wrong = [f"{prompt.split(': ')[0]}: {swap[prompt.split(': ')[1]]}" for prompt in test.prompts]
@@ -236,9 +236,11 @@ def test_a_resumed_policy_ends_with_the_same_parameters(tmp_path: Path) -> None:
     records = start_policy_fitting(policies[0], train, validation, 3).run()
     first = start_policy_fitting(policies[1], train, validation, 3)
     first.run_epoch()
-    torch.save(first.state_dict(), tmp_path / "policy_checkpoint.pt")
+    save_tensors(tmp_path / "policy_checkpoint.pt", ScorerCheckpoint(1, 1, trained_state(first.module), first.state()))
     second = start_policy_fitting(policies[2], train, validation, 3)
-    second.load_state_dict(torch.load(tmp_path / "policy_checkpoint.pt", weights_only=True))
+    saved = load_tensors(tmp_path / "policy_checkpoint.pt", ScorerCheckpoint, "")
+    assert saved.fitting is not None
+    second.restore(saved.model, saved.fitting)
     assert second.run() == records
     for name, value in trained_state(policies[0]).items():
         assert torch.equal(value, trained_state(policies[2])[name]), name

@@ -1,4 +1,4 @@
-"""A Stable Diffusion run from its licence to the Hub: card and licence beside the LoRA. The Hub's side is a fake."""
+"""A Stable Diffusion run from its licence to a fake Hub: model card and licence beside the LoRA."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
 from toolkit.exporting import push as push_module
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
 from toolkit.imagegen.licence import OPEN_RAIL
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.planning.imagegen import make_imagegen_plan
 from toolkit.recipe import Recipe

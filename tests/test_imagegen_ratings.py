@@ -1,6 +1,7 @@
 """Ratings: every row that can be used survives, every other one is counted under its reason."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from tests.helpers.problems import raises
 from tests.helpers.rated import COLUMNS, rated, ratings_of, write_csv, write_images
 from toolkit.errors import DataError
-from toolkit.imagegen.ratings import Ratings, load_ratings
-from toolkit.imagegen.weights import ROUNDING_VARIANCE, expert_variances, expert_weights
+from toolkit.imagegen.ratings.experts import ROUNDING_VARIANCE, expert_variances, expert_weights
+from toolkit.imagegen.ratings.load import RatedImage, Ratings, load_ratings
 from toolkit.recipe.imagegen import Imagegen
 
 SEED_SAMPLE = [
@@ -30,7 +31,9 @@ def section(*files: str, **keys: object) -> Imagegen:
     return Imagegen(ratings=files, **{"max_dropped": 1.0, **keys})
 
 
-def load(folder: Path, rows: list[tuple[object, ...]], columns: tuple[str, ...] = COLUMNS, **keys: object) -> Ratings:
+def load(
+    folder: Path, rows: Sequence[tuple[object, ...]], columns: tuple[str, ...] = COLUMNS, **keys: object
+) -> Ratings:
     return load_ratings(section(write_csv(folder / "ratings.csv", rows, columns), **keys))
 
 
@@ -88,38 +91,37 @@ def test_images_inside_a_parquet_file_are_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "code"),
     [
-        ({"rating": 4}, "rating"),
-        ({"rating": 0}, "rating"),
-        ({"rating": 2.5}, "rating"),
-        ({"rating": ""}, "rating"),
-        ({"rating": "good"}, "rating"),
-        ({"rating": "nan"}, "rating"),
-        ({"rating": " 2"}, "rating"),
-        ({"modality": "PET"}, "modality"),
-        ({"modality": "ct"}, "modality"),
-        ({"modality": ""}, "modality"),
-        ({"expert_level": 4}, "expert_level"),
-        ({"expert_level": "senior"}, "expert_level"),
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": "   "}, "prompt"),
-        ({"prompt": " CT: clear lungs"}, "prompt"),
-        ({"image_path": "missing.png"}, "image"),
-        ({"image_path": ""}, "image_path"),
-        ({"image_path": "../outside.png"}, "image_path"),
-        ({"image_path": "/etc/hostname"}, "image_path"),
+        ({"rating": 4}, "rating_unknown"),
+        ({"rating": 0}, "rating_unknown"),
+        ({"rating": 2.5}, "rating_unknown"),
+        ({"rating": ""}, "rating_unknown"),
+        ({"rating": "good"}, "rating_unknown"),
+        ({"rating": "nan"}, "rating_unknown"),
+        ({"rating": " 2"}, "rating_unknown"),
+        ({"modality": "PET"}, "modality_unknown"),
+        ({"modality": "ct"}, "modality_unknown"),
+        ({"modality": ""}, "cell_empty"),
+        ({"expert_level": 4}, "expert_level_unknown"),
+        ({"expert_level": "senior"}, "expert_level_unknown"),
+        ({"prompt": ""}, "cell_empty"),
+        ({"prompt": "   "}, "cell_empty"),
+        ({"prompt": " CT: clear lungs"}, "cell_not_plain_text"),
+        ({"image_path": "missing.png"}, "image_missing"),
+        ({"image_path": ""}, "cell_empty"),
+        ({"image_path": "../outside.png"}, "image_outside_root"),
+        ({"image_path": "/etc/hostname"}, "image_outside_root"),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_counted_with_place_and_value(
-    tmp_path: Path, change: dict[str, object], word: str
+    tmp_path: Path, change: dict[str, object], code: str
 ) -> None:
     write_images(tmp_path, ["a.png", "good.png"])
     ratings = load(tmp_path, [row(image_path="good.png"), row(**change)])
     assert [image.name for image in ratings.images] == ["good.png"]
     (dropped,) = ratings.dropped
-    assert (dropped.count, ratings.rows) == (1, 2)
-    assert dropped.reason.startswith(word) or f"the {word}" in dropped.reason
+    assert (dropped.code, dropped.count, ratings.rows) == (f"imagegen.{code}", 1, 2)
     (example,) = dropped.examples
     assert example.startswith("ratings.csv, row 2")
     assert repr(str(next(iter(change.values())))) in example
@@ -279,7 +281,7 @@ def test_experts_who_always_agree_get_the_rounding_variance() -> None:
     ],
     ids=["no ratings", "one rating an image", "only pairs of two levels", "too few images"],
 )
-def test_precision_that_cannot_be_estimated_is_an_error_that_names_linear(images: list) -> None:
+def test_precision_that_cannot_be_estimated_is_an_error_that_names_linear(images: list[RatedImage]) -> None:
     with raises(DataError, "imagegen.expert_ratings_too_few"):
         expert_weights(section("a", expert_weight="precision"), ratings_of(images))
 

@@ -1,4 +1,4 @@
-"""The section [imagegen]: defaults that stand, rules that hold, descriptions for every key."""
+"""The section [imagegen]: defaults, rules, descriptions for every key."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import RecipeError
-from toolkit.imagegen.ddpo import group_advantages
-from toolkit.imagegen.guards import Evaluation, GuardSettings, check_guards
-from toolkit.imagegen.paired_comparison import ImageKey
+from toolkit.imagegen.evaluation.statistics import ImageKey
 from toolkit.imagegen.settings import guard_settings
+from toolkit.imagegen.training.ddpo import group_advantages
+from toolkit.imagegen.training.guards import Evaluation, GuardSettings, check_guards
 from toolkit.recipe import Recipe, changed_keys, dump_recipe, for_language_models
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS, Imagegen
 from toolkit.recipe.imagegen_checks import independent_judge, only_imagegen_stages
@@ -59,7 +59,7 @@ def test_every_key_has_a_description() -> None:
 
 def test_a_ratings_file_is_enough_and_defaults_follow_the_description() -> None:
     imagegen = section()
-    assert imagegen.rating_range == (1, 2, 3)
+    assert imagegen.rating_range == (1.0, 2.0, 3.0)
     assert imagegen.expert_weight == "linear"
     assert imagegen.judge.fractions.by_split == {"selector": 0.4, "judge": 0.4, "test": 0.2}
     assert imagegen.selector.heads == 3
@@ -305,16 +305,15 @@ def test_no_group_has_more_advantages_beyond_the_clip_than_the_bound(group: int,
     assert (bound == 0) == (clip >= math.sqrt(group - 1))
 
 
-def test_the_verdict_of_a_guard_that_cannot_fire_names_the_reason() -> None:
-    scores = {ImageKey("a", 0): 0.5}
-
-    def text(clip: float, group: int) -> str:
-        last = Evaluation(0, scores, clipped_advantages=0.0, most_clipped=most_clipped(clip, group))
+def test_the_verdict_of_a_guard_that_cannot_fire_has_an_addition() -> None:
+    def text(most: float | None) -> str:
+        last = Evaluation(0, {ImageKey("a", 0): 0.5}, clipped_advantages=0.0, most_clipped=most)
         return next(one.text for one in check_guards([last], GuardSettings()) if one.guard == "advantage_clip")
 
-    assert "cannot fire" in text(5.0, 8)
-    assert "cannot fire" in text(5.0, 256)
-    assert "cannot fire" not in text(2.0, 8)
+    plain = text(None)
+    assert text(most_clipped(5.0, 8)).startswith(f"{plain}. ")
+    assert text(most_clipped(5.0, 256)).startswith(f"{plain}. ")
+    assert text(most_clipped(2.0, 8)) == plain
 
 
 def test_the_shipped_recipes_load() -> None:

@@ -6,12 +6,12 @@ import torch
 from tests.helpers.problems import raises
 from tests.helpers.rated_images import SIDE, rated
 from toolkit.errors import DataError
-from toolkit.imagegen.figure import Bootstrap, Figure, undefined
-from toolkit.imagegen.fitting import FitSettings, load_trained_state, trained_state
-from toolkit.imagegen.rating_metrics import ScoredRatings, rating_figures
-from toolkit.imagegen.refresh import RefreshSettings, decide, joined, with_anchors
-from toolkit.imagegen.selector import Selector, SelectorSettings, start_fitting
-from toolkit.imagegen.towers import TowerSettings
+from toolkit.imagegen.evaluation.statistics import Bootstrap, Figure, undefined
+from toolkit.imagegen.scorers.fitting import FitSettings, load_trained_state, trained_state
+from toolkit.imagegen.scorers.metrics import ScoredRatings, rating_figures
+from toolkit.imagegen.scorers.selector import Selector, SelectorSettings, start_fitting
+from toolkit.imagegen.scorers.vision_tower import TowerSettings
+from toolkit.imagegen.training.refresh import RefreshSettings, decide, joined, with_anchors
 from toolkit.scoring.statistics import Estimate
 
 torch.set_num_threads(1)

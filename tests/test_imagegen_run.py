@@ -15,17 +15,18 @@ from tests.helpers.imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, RecipeError
-from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
-from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.stage_context import StageContext, load_result
+from toolkit.imagegen.context import StageContext
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
+from toolkit.imagegen.ratings.prepare import prepare_ratings, unweighted
+from toolkit.imagegen.results import ImagegenResult
 from toolkit.imagegen.stages import RunSession
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.training.sft_stage import SftResult
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 from toolkit.pipeline.rerun import evaluate_again, export_again, open_for_inference
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe
-from toolkit.runfolder import StopRequest, find_run, start_run
+from toolkit.runfolder import RunFolder, StopRequest, find_run, from_json, start_run
 
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 
@@ -73,7 +74,8 @@ def _run(wanted: Recipe, dies: tuple[str, int] | None) -> None:
 
 def _arm(name: str, calls: int) -> None:
     """Kill this process when the saving function ``name`` returns for the last of ``calls`` times."""
-    from toolkit.imagegen import arm_context, scorer_stage, stages
+    from toolkit.imagegen.scorers import train
+    from toolkit.imagegen.training import arm
 
     left = [calls]
 
@@ -87,7 +89,7 @@ def _arm(name: str, calls: int) -> None:
 
         return call
 
-    for module in (arm_context, scorer_stage, stages):
+    for module in (arm, train, RunFolder):
         if hasattr(module, name):
             setattr(module, name, lethal(getattr(module, name)))
 
@@ -97,7 +99,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_table_of_an_undisturbed_one(
 ) -> None:
     killed = recipe(tmp_path, base, "killed")
     # Epoch 1 of stage 1; the judge; the end of stage 1; the base; then the first round of each arm, and the last one.
-    deaths = [("save_epoch", 1), ("save_tensors", 1), ("save_result", 1), ("save_result", 1), *[("save_epoch", 1)] * 3]
+    deaths = [("save_epoch", 1), ("save_tensors", 1), ("mark_done", 1), ("mark_done", 1), *[("save_epoch", 1)] * 3]
     for dies in deaths:
         assert run_until_death(killed, dies) == -signal.SIGKILL
     assert run_until_death(killed, ("save_epoch", 2)) in (-signal.SIGKILL, 0)
@@ -129,8 +131,13 @@ def test_a_finished_run_is_not_run_again_and_gives_the_same_table(
     assert [row.arm for row in again.rows] == ["base", "control", "sft", "ddpo"]
 
 
+def test_results_json_has_the_returned_results(whole: Path, base: Path) -> None:
+    _, returned = run_imagegen(recipe(whole, base, "whole"))
+    assert from_json(ImagegenResult, results(whole, "whole")) == returned
+
+
 def test_losses_pass_rates_learning_rates_and_scores_arrive_in_tensorboard(whole: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     run = find_run(whole / "runs" / "whole")
     (file,) = (run.path / "tensorboard").iterdir()
@@ -199,7 +206,7 @@ def test_no_method_trains_on_an_image_that_an_evaluation_knows(tmp_path: Path, b
         assert set(reference.features.groups) <= others
         assert reference.training.groups == tuple(image.group for image in own)
         assert not others & set(reference.training.groups)
-        assert load_result(run, "sft", SftResult).pool == load_result(run, "control", SftResult).pool == len(own)
+        assert run.result("sft", SftResult).pool == run.result("control", SftResult).pool == len(own)
 
 
 def test_a_kept_refresh_chooses_the_threshold_again(tmp_path: Path, base: Path) -> None:

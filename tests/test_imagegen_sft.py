@@ -11,13 +11,21 @@ from torch import Tensor
 from tests.helpers.imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, TrainingError
-from toolkit.imagegen.ddim import make_schedule
-from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
-from toolkit.imagegen.lora import copy_lora, lora_parameters
-from toolkit.imagegen.optimization import dump_state, restore_state, start_update
-from toolkit.imagegen.sampling import generate
-from toolkit.imagegen.sft import SftImages, SftSettings, batch_rows, encode_training_images, random_control, sft_round
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.checkpoints import load_tensors, save_tensors
+from toolkit.imagegen.generators.ddim import make_schedule
+from toolkit.imagegen.generators.generator import Generator, GeneratorSettings, load_generator
+from toolkit.imagegen.generators.lora import copy_lora, lora_parameters
+from toolkit.imagegen.generators.sampling import generate
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
+from toolkit.imagegen.training.sft import (
+    SftImages,
+    SftSettings,
+    batch_rows,
+    encode_training_images,
+    random_control,
+    sft_round,
+)
+from toolkit.imagegen.training.update import SavedUpdate, dump_state, restore_state, start_update
 
 SETTINGS = SftSettings(steps_per_round=20, batch_size=16, micro_batch=16, learning_rate=1e-2)
 
@@ -159,10 +167,10 @@ def test_stopped_and_resumed_rounds_equal_undisturbed_ones_to_the_bit(dit: Path,
     first, table = begin()
     state = start_update(first, settings.learning_rate)
     table += [sft_round(state, settings, encoded) for _ in range(2)]
-    torch.save(dump_state(state), tmp_path / "state.pt")
+    save_tensors(tmp_path / "state.pt", dump_state(state))
     second, _ = begin()
     state = start_update(second, settings.learning_rate)
-    restore_state(state, torch.load(tmp_path / "state.pt", weights_only=True))
+    restore_state(state, load_tensors(tmp_path / "state.pt", SavedUpdate, ""))
     table += [sft_round(state, settings, encoded) for _ in range(2)]
     assert table == undisturbed
     ours, theirs = copy_lora(second.network), copy_lora(whole.network)

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,26 +15,35 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from sklearn.metrics import cohen_kappa_score
 
+from tests.helpers.optional import defined
 from tests.helpers.problems import raises
 from tests.helpers.rated import rated, ratings_of, write_csv
 from tests.helpers.sheets import PROMPTS, SIZE, SOURCES, make_sheet, sheet_items, sheet_section
 from toolkit import recipe
 from toolkit.errors import DataError, ImageError
-from toolkit.imagegen.images import image_stores
-from toolkit.imagegen.ratings import RatedImage, Rating, load_ratings
-from toolkit.imagegen.repeats import intra_rater_agreement, quadratic_weighted_kappa
-from toolkit.imagegen.sheet import SheetItem, ratings_by_source, read_key, write_sheet
-from toolkit.imagegen.sheet_order import SheetOptions, page_orders
+from toolkit.imagegen.ratings.experts import intra_rater_agreement, quadratic_weighted_kappa
+from toolkit.imagegen.ratings.load import RatedImage, Rating, load_ratings
+from toolkit.imagegen.ratings.prepare import image_stores
+from toolkit.imagegen.ratings.sheet import (
+    SheetItem,
+    SheetOptions,
+    page_orders,
+    ratings_by_source,
+    read_key,
+    write_sheet,
+)
 from toolkit.images.ref import ImageRef
 
 STORES = image_stores(sheet_section(), recipe.Images(disk_cache=False))
 COLUMNS = ("image_path", "rating", "modality", "expert_level", "prompt", "rater_id")
 
 
-def page_data(page: Path) -> dict:
+def page_data(page: Path) -> Any:
     """The data of a page, as a browser finds them: up to the first end of the script element."""
     text = page.read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script type="application/json" id="sheet">(.*?)</script', text, re.DOTALL)[1])
+    return json.loads(
+        defined(re.search(r'<script type="application/json" id="sheet">(.*?)</script', text, re.DOTALL))[1]
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -69,7 +79,7 @@ def test_the_order_is_random_and_the_same_for_a_seed() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("repeated", 0.6), ("repeated", -0.1), ("per_page", 1), ("per_page", 101)])
-def test_options_out_of_range_are_rejected(name: str, value: float) -> None:
+def test_options_out_of_range_are_rejected(name: str, value: Any) -> None:
     what = {"repeated": "repeated_fraction", "per_page": "page_size"}[name]
     with raises(DataError, f"imagegen.{what}_out_of_range") as caught:
         SheetOptions(**{name: value})
@@ -149,7 +159,7 @@ def test_files_go_through_the_image_policy_and_lose_their_metadata(tmp_path: Pat
         ({"image": ImageRef(Path("/nowhere/a.png"))}, "images.missing"),
     ],
 )
-def test_an_item_that_breaks_a_rule_writes_nothing(tmp_path: Path, changes: dict[str, object], code: str) -> None:
+def test_an_item_that_breaks_a_rule_writes_nothing(tmp_path: Path, changes: dict[str, Any], code: str) -> None:
     items = [*sheet_items(2), replace(sheet_items(1)[0], **changes)]
     with raises(ImageError if code.startswith("images.") else DataError, code):
         write_sheet(items, sheet_section(), STORES, tmp_path / "sheet", tmp_path / "key.json")
@@ -252,7 +262,7 @@ def test_intra_rater_agreement_pairs_first_and_second_ratings_of_a_rater() -> No
     assert (found.n, found.images, found.equal) == (4, 3, 0.5)
     expected = cohen_kappa_score([0, 2, 1, 2], [0, 1, 1, 1], weights="quadratic", labels=[0, 1, 2])
     assert found.kappa == pytest.approx(expected)
-    assert found.low <= found.kappa <= found.high
+    assert defined(found.low) <= defined(found.kappa) <= defined(found.high)
     assert {rater: one.n for rater, one in found.by_rater.items()} == {"x": 3, "y": 1}
     assert found.by_rater["y"].equal == 0
 

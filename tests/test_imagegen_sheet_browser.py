@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.sheets import PROMPTS, make_sheet, sheet_items, sheet_section
-from toolkit.imagegen.collect import collect_ratings
-from toolkit.imagegen.ratings import Ratings, load_ratings
-from toolkit.imagegen.repeats import intra_rater_agreement
-from toolkit.imagegen.sheet import Sheet
-from toolkit.imagegen.sheet_order import SheetOptions
+from toolkit.imagegen.ratings.experts import intra_rater_agreement
+from toolkit.imagegen.ratings.load import Ratings, load_ratings
+from toolkit.imagegen.ratings.next_round import collect_ratings
+from toolkit.imagegen.ratings.sheet import Sheet, SheetOptions
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -82,7 +81,7 @@ class Tab:
 
 @dataclass
 class Desk:
-    """A browser profile whose tabs share their storage. What tabs log and request is recorded."""
+    """A browser profile whose tabs have one storage. What tabs log and request is recorded."""
 
     open: Callable[[Path], Tab]
     logged: list[str]
@@ -228,7 +227,7 @@ def test_buttons_rate_and_undo(tmp_path: Path, desk: Desk) -> None:
     assert [levels[entry.item] for entry in sheet.key.images] == [(2,), (1,)]
 
 
-def test_pages_of_a_sheet_share_the_rater_and_nothing_else(tmp_path: Path, desk: Desk) -> None:
+def test_pages_of_a_sheet_have_only_the_rater_in_common(tmp_path: Path, desk: Desk) -> None:
     sheet = make_sheet(tmp_path, 6, SheetOptions(repeated=0, per_page=3))
     (tmp_path / "other").mkdir()
     other = make_sheet(tmp_path / "other", 3, PLAIN)

@@ -13,7 +13,7 @@ from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import MissingExtraError
-from toolkit.imagegen.trackers import tracking
+from toolkit.imagegen.context import tracking
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.runfolder import RunFolder, start_run
 
@@ -58,7 +58,7 @@ def test_wandb_without_a_login_is_an_error_with_a_remedy(tmp_path: Path) -> None
     pytest.importorskip("wandb")
     # In a process of its own, because wandb reads its environment once.
     program = """
-from toolkit.imagegen.trackers import tracking
+from toolkit.imagegen.context import tracking
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import start_run
 import sys

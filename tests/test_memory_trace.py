@@ -17,7 +17,7 @@ from tests.fake_cuda.log import Allocation
 from tests.fake_cuda.trace import Spec, trace
 from toolkit.planning.architecture import build_architecture
 from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.prequantised import KEPT
+from toolkit.planning.model_files import UNQUANTISED_MODULES
 from toolkit.planning.stages import Setting
 from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora
@@ -30,13 +30,13 @@ def log(*lines: tuple[int, float]) -> list[Event]:
     return [Event(block, int(size * MIB)) for block, size in lines]
 
 
-def test_small_requests_share_a_segment_of_two_mebibytes_in_units_of_512_bytes() -> None:
+def test_small_requests_use_one_segment_of_two_mebibytes_in_units_of_512_bytes() -> None:
     events = [Event(number, 1) for number in range(4096)]
     assert replay(events) == Usage(reserved=2 * MIB, allocated=4096 * 512)
     assert replay([*events, Event(4096, 1)]).reserved == 4 * MIB
 
 
-def test_requests_of_less_than_ten_mebibytes_share_segments_of_twenty() -> None:
+def test_requests_of_less_than_ten_mebibytes_use_segments_of_twenty() -> None:
     assert replay(log((1, 9), (2, 9))) == Usage(20 * MIB, 18 * MIB)
     assert replay(log((1, 9), (2, 9), (3, 9))).reserved == 40 * MIB
     assert replay(log((1, 0.5), (2, 9))).reserved == 22 * MIB  # Small blocks have their own pool.
@@ -61,7 +61,7 @@ def test_a_remainder_of_at_most_one_mebibyte_is_not_split_off_a_large_block() ->
 
 
 def test_released_neighbours_merge() -> None:
-    """Three blocks of 6 MiB share a segment of 20. Two adjacent free blocks fit 12 MiB, two separated ones do not."""
+    """Three blocks of 6 MiB are in one segment. Two adjacent free blocks fit 12 MiB, two separated ones do not."""
     three = ((1, 6), (2, 6), (3, 6))
     assert replay(log(*three, (1, 0), (2, 0), (4, 9.5))).reserved == 20 * MIB
     assert replay(log(*three, (1, 0), (3, 0), (4, 9.5))).reserved == 40 * MIB
@@ -127,7 +127,7 @@ def decoding(steps: int, *, odd: bool = False) -> list[tuple[bool, Allocation]]:
     return logged
 
 
-def test_decode_steps_that_were_not_traced_lie_between_those_that_were() -> None:
+def test_decode_steps_that_were_not_traced_are_between_those_that_were() -> None:
     steps = grown(decoding(20), 20)
     assert [[event.size for event in step if event.size] for step in steps] == [
         [100, 1010 + 10 * n] for n in range(3, 20)
@@ -160,11 +160,15 @@ def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
     assert not fused(0, torch.float32, 8, 10240, 2560)
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="the pretended device is compiled by gcc")
-@pytest.mark.parametrize(("backend", "kept"), [("hf", ()), ("unsloth", KEPT)])
-def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(backend: Any, kept: tuple[str, ...]) -> None:
-    """Two layers of each stack at their real widths, with a vision tower in 4 bits on hf and in 16 on unsloth;
-    tests/benchmarks/bench_memory.py has the shipped recipes.
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc compiles the simulated device")
+@pytest.mark.parametrize(("backend", "unquantised"), [("hf", ()), ("unsloth", UNQUANTISED_MODULES)])
+def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(
+    backend: Any, unquantised: tuple[str, ...]
+) -> None:
+    """Two layers of each stack have their real widths. The vision tower is in 4 bits on hf, and in 16 bits on unsloth.
+
+    tests/benchmarks/bench_memory.py compares the shipped recipes.
     """
     fields = json.loads((SHAPES / "medgemma_4b.json").read_text(encoding="utf-8"))
     fields["text_config"] |= {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
@@ -183,7 +187,7 @@ def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(backend:
     )
     usable = usable_bytes(16)
     traced = trace(Spec(fields, setting, usable))
-    model = build_architecture(fields, kept)
+    model = build_architecture(fields, unquantised)
     assert compare(model, setting, usable, traced).broken == ()
     fewer = dataclasses.replace(setting, concurrent=4)
     assert compare(model, fewer, usable, traced).broken != ()

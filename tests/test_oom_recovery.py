@@ -360,21 +360,27 @@ PLAN: dict[str, Any] = {
     "memory": {
         "sft": {
             "fits": {
-                "8": {"fits": False, "knobs": ["images.max_side = 224"]},
-                "12": {"fits": False, "knobs": ["sft.batch_size = 1 (and 4 times sft.accumulation)", "lora.r = 8"]},
-                "16": {"fits": True, "knobs": []},
-                "24": {"fits": True, "knobs": []},
+                "8": {"fits": False, "changes": ["images.max_side = 224"]},
+                "12": {"fits": False, "changes": ["sft.batch_size = 1 (and 4 times sft.accumulation)", "lora.r = 8"]},
+                "16": {"fits": True, "changes": []},
+                "24": {"fits": True, "changes": []},
             }
         }
     },
 }
-PLAN["memory"]["sft"]["fits"]["12"]["knobs"].append("images.max_side = 448")
+PLAN["memory"]["sft"]["fits"]["12"]["changes"].append("images.max_side = 448")
 
 
 def test_advice_needs_no_plan_and_no_gpu(tmp_path: Path) -> None:
     recipe = recipe_of("grpo", tmp_path, "advice")
     assert advice(recipe, "sft", PLAN) != advice(recipe, "sft", None)
-    for plan in (None, {}, PLAN, {"memory": None, "gpu": None}, {"memory": {"grpo": {"fits": {"8": {"knobs": None}}}}}):
+    for plan in (
+        None,
+        {},
+        PLAN,
+        {"memory": None, "gpu": None},
+        {"memory": {"grpo": {"fits": {"8": {"changes": None}}}}},
+    ):
         found = advice(recipe, "grpo", plan)  # the plan has no GRPO
         assert "grpo.max_completion_tokens below 8" in found
         assert "micro_batch" not in found

@@ -7,10 +7,19 @@ import pytest
 
 from tests.helpers.footprint import shape_fields
 from toolkit.planning.architecture import Architecture, build_architecture
-from toolkit.planning.duration import Arithmetic, Speed, arithmetic_of, grpo_step, sft_step, speeds, stage_time
+from toolkit.planning.duration import (
+    Arithmetic,
+    Cost,
+    Passes,
+    Speed,
+    arithmetic_of,
+    grpo_step,
+    sft_step,
+    speeds,
+    stage_time,
+)
 from toolkit.planning.gpu import COMMON, GPUS, figures_of, gpus_of
-from toolkit.planning.passes import Load, Passes
-from toolkit.planning.prequantised import KEPT
+from toolkit.planning.model_files import UNQUANTISED_MODULES
 from toolkit.planning.stages import Setting, Work
 from toolkit.planning.tokens import RowSize
 
@@ -22,7 +31,7 @@ OLD_BITSANDBYTES = 1
 
 @pytest.fixture(scope="module")
 def models() -> Mapping[str, Architecture]:
-    return {name: build_architecture(shape_fields(name), KEPT) for name in MODELS}
+    return {name: build_architecture(shape_fields(name), UNQUANTISED_MODULES) for name in MODELS}
 
 
 def setting_of(stage: str, row: RowSize, **changes: object) -> Setting:
@@ -176,8 +185,8 @@ def test_the_upper_end_is_at_most_three_times_the_lower_on_every_gpu(
 
 def test_a_pass_takes_the_longer_of_the_work_of_gpu_and_host() -> None:
     speed = Speed(flops=1e12, moved=1e9, launch=1e-5, pixel=0.0)
-    assert speed.seconds(Load(2e12, 3e9, 1e5)) == pytest.approx(5.0)
-    assert speed.seconds(Load(2e12, 3e9, 1e6)) == pytest.approx(10.0)
+    assert speed.seconds(Cost(2e12, 3e9, 1e5)) == pytest.approx(5.0)
+    assert speed.seconds(Cost(2e12, 3e9, 1e6)) == pytest.approx(10.0)
 
 
 def test_a_gpu_without_bfloat16_uses_float32_if_float16_overflows() -> None:
@@ -211,7 +220,7 @@ def test_settings_that_add_work_take_longer(models: Mapping[str, Architecture]) 
         {"row": row_of(1250, 256, 0, 4096)},
         {"precision": "32bit"},
     ):
-        assert low(replace(plain, **more)) > low(plain), more  # type: ignore[arg-type]
+        assert low(replace(plain, **more)) > low(plain), more
 
 
 @pytest.mark.parametrize(

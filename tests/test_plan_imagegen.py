@@ -1,29 +1,30 @@
 """The plan of image generation in numbers: parameters, GPU memory against the traced table, FLOPs, and hours."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
 
 from tests.helpers.recipes import load_recipe
-from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
 from toolkit.planning.duration import Range
 from toolkit.planning.gpu import GIB, figures_of, usable_bytes
-from toolkit.planning.imagegen.encoders import KNOWN, Scorer, read_encoder, scorers_of, scoring_bytes
-from toolkit.planning.imagegen.hours import Hours
+from toolkit.planning.imagegen.duration import Hours, ImagegenLoads
 from toolkit.planning.imagegen.layout import STABLE_DIFFUSION_1, STABLE_DIFFUSION_2, Layout, read_layout
-from toolkit.planning.imagegen.load import ImagegenLoads
 from toolkit.planning.imagegen.make import imagegen_memory
-from toolkit.planning.imagegen.memory import ImagegenMemory, ImagegenSetting
-from toolkit.planning.memory.estimate import CONTEXT, Moment
+from toolkit.planning.imagegen.models import KNOWN_ENCODERS, Scorer, read_encoder, scorers_of, scoring_bytes
+from toolkit.planning.imagegen.resources import ImagegenMemory, ImagegenSetting
+from toolkit.planning.memory import CONTEXT, Moment
 from toolkit.recipe.imagegen import Imagegen
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 0.15
 
-TRACED = {
+TRACED: dict[str, tuple[str, int, dict[str, Any], float, float]] = {
     # work, images, changed settings: peak and reserved GiB without CUDA's context. Stable Diffusion 1.5, 512 pixels.
     "sft 1": ("sft", 1, {}, 3.13, 3.20),
     "sft 1, checkpointing": ("sft", 1, {"checkpointing": True}, 2.69, 2.75),
@@ -46,10 +47,10 @@ TRACED = {
 """An allocation trace of diffusers 0.42 with torch 2.10 and a replay of torch's allocator."""
 
 
-def moment_of(work: str, images: int, changes: dict[str, object]) -> Moment:
-    setting = replace(ImagegenSetting(micro_batch=images), **changes)  # type: ignore[arg-type]
+def moment_of(work: str, images: int, changes: dict[str, Any]) -> Moment:
+    setting = replace(ImagegenSetting(micro_batch=images), **changes)
     memory = ImagegenMemory(STABLE_DIFFUSION_1, setting)
-    find = {
+    find: dict[str, Callable[[], Moment]] = {
         "sft": memory.sft,
         "ddpo": memory.ddpo,
         "rollout": lambda: memory.rollout(images),
@@ -76,7 +77,7 @@ def test_parameters_equal_the_published_counts() -> None:
     assert STABLE_DIFFUSION_1.unet.lora_parameters(16) == 3_188_736
     assert STABLE_DIFFUSION_2.unet.parameters == 865_910_724
     assert STABLE_DIFFUSION_2.text.parameters == 340_387_840
-    assert KNOWN["openai/clip-vit-large-patch14"].vision.parameters == 303_179_776
+    assert KNOWN_ENCODERS["openai/clip-vit-large-patch14"].vision.parameters == 303_179_776
 
 
 def test_the_layout_of_a_folder_counts_the_parameters_of_its_files(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_a_larger_batch_size_rank_and_side_take_more_and_checkpointing_takes_les
     assert moment_of("ddpo", 2, {"guided": False}).total < base
 
 
-COUNTED = {
+COUNTED: dict[str, tuple[int, bool, dict[str, Any], float, float, float, float]] = {
     # images, guided, changed settings: TFLOP of a forward and of a backward pass, GB moved by each (the same trace).
     "sft 1": (1, False, {}, 0.808, 0.980, 7.53, 9.30),
     "sft 4": (4, False, {}, 3.231, 3.919, 24.88, 33.18),
@@ -123,7 +124,7 @@ COUNTED = {
 @pytest.mark.parametrize("name", COUNTED)
 def test_flops_and_bytes_are_within_10_percent_of_the_trace(name: str) -> None:
     images, guided, changes, forward, backward, read, written = COUNTED[name]
-    setting = replace(ImagegenSetting(), **changes)  # type: ignore[arg-type]
+    setting = replace(ImagegenSetting(), **changes)
     loads = ImagegenLoads(STABLE_DIFFUSION_1, setting)
     first, both = loads.denoise(images, guided=guided), loads.update(images, guided=guided)
     assert first.flops / 1e12 == pytest.approx(forward, rel=0.1)
@@ -138,11 +139,11 @@ def test_the_vae_takes_the_traced_flops() -> None:
     assert loads.encode(4).flops / 1e12 == pytest.approx(4.467, rel=0.05)
 
 
-def hours_of(gpu: str, steps: int = 20, **changes: object) -> Hours:
+def hours_of(gpu: str, steps: int = 20, **changes: Any) -> Hours:
     figures = figures_of(gpu)
     assert figures is not None
     section = Imagegen(ratings=("ratings.csv",), generator={"steps": steps}, update={"methods": ("sft", "ddpo")})
-    setting = replace(ImagegenSetting(), **changes)  # type: ignore[arg-type]
+    setting = replace(ImagegenSetting(), **changes)
     unscored = {name: replace(one, encoder=None) for name, one in scorers_of(section).items()}
     return Hours(section, ImagegenLoads(STABLE_DIFFUSION_1, setting), unscored, figures)
 
@@ -189,12 +190,12 @@ def test_sft_alone_fits_a_gpu_of_8_gb_with_a_micro_batch_of_1_and_ddpo_of_4_fits
     assert moment_of("ddpo", 4, {}).total < usable_bytes(16) < moment_of("ddpo", 6, {}).total
 
 
-def test_selector_and_policy_share_a_frozen_encoder_and_count_while_they_score() -> None:
-    clip = KNOWN["openai/clip-vit-large-patch14"].vision.parameters
+def test_selector_and_policy_use_one_frozen_encoder_and_count_while_they_score() -> None:
+    clip = KNOWN_ENCODERS["openai/clip-vit-large-patch14"].vision.parameters
     text = STABLE_DIFFUSION_1.text.parameters
 
     def resident(**changes: object) -> int:
-        section = Imagegen(ratings=("ratings.csv",), **changes)  # type: ignore[arg-type]
+        section = Imagegen(ratings=("ratings.csv",), **changes)
         memory = imagegen_memory(section, Layout(), scorers_of(section))
         assert memory.score().parts["scorers"] == memory.setting.scorers
         assert all("scorers" not in one.parts for one in (memory.ddpo(), memory.sft(), memory.rollout()))
@@ -207,7 +208,7 @@ def test_selector_and_policy_share_a_frozen_encoder_and_count_while_they_score()
 
 def test_a_scoring_pass_takes_less_than_1_gib_whatever_the_encoder() -> None:
     section = Imagegen(ratings=("ratings.csv",))
-    for name, encoder in KNOWN.items():
+    for name, encoder in KNOWN_ENCODERS.items():
         scorers = {"judge": Scorer("judge.encoder", name, encoder)}
         found = scoring_bytes(scorers, section.size)
         assert 0.1 * GIB < found < GIB, name
@@ -234,5 +235,5 @@ def test_an_encoder_is_read_from_its_config() -> None:
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
     text = {"hidden_size": 768, "intermediate_size": 3072}
     found = read_encoder({"vision_config": {**vision, "image_size": 224}, "text_config": text})
-    assert found == KNOWN["openai/clip-vit-large-patch14"]
+    assert found == KNOWN_ENCODERS["openai/clip-vit-large-patch14"]
     assert read_encoder(json.loads('{"model_type": "resnet"}')) is None

@@ -12,13 +12,10 @@ from typer.testing import CliRunner
 from tests.helpers.rated import COLUMNS, write_csv, write_images
 from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
-from toolkit.imagegen.ratings import load_ratings
-from toolkit.imagegen.settings import imagegen_of, seed_of
-from toolkit.imagegen.stages import stage_names
-from toolkit.imagegen.tiny_pipeline import SIDE, save_tiny_pipeline
+from toolkit.imagegen.generators.stable_diffusion import SIDE, save_tiny_pipeline
+from toolkit.imagegen.seeds import imagegen_of
 from toolkit.planning import Gpu, described_gpu, named_gpu
 from toolkit.planning.imagegen import ImagegenPlan, make_imagegen_plan
-from toolkit.planning.imagegen.ratings import divide
 from toolkit.recipe import Recipe
 
 IMAGES = 60
@@ -73,7 +70,7 @@ def test_a_recipe_that_can_work_has_rows_splits_steps_and_images(write: Write) -
     recipe = write()
     plan = make_imagegen_plan(recipe, None)
     assert plan.problems == []
-    assert plan.stages == stage_names(imagegen_of(recipe))
+    assert plan.stages == imagegen_of(recipe).stages
     assert plan.ratings is not None
     assert (plan.ratings.rows, plan.ratings.images, plan.ratings.modalities) == (IMAGES, IMAGES, 2)
     assert sum(split.images for split in plan.ratings.splits.values()) == IMAGES
@@ -85,21 +82,6 @@ def test_a_recipe_that_can_work_has_rows_splits_steps_and_images(write: Write) -
     assert plan.generator.state == "folder"
     assert plan.memory is not None
     assert "images" in plan.unknown
-
-
-def test_the_splits_are_those_of_the_stage(write: Write) -> None:
-    recipe = write()
-    section = imagegen_of(recipe)
-    ratings = load_ratings(section)
-    from toolkit.imagegen.partition import partition
-
-    parts = partition(ratings, section.judge.fractions.by_split, recipe.run.seed)
-    held = {"train": 1 - section.selector.validation, "validation": section.selector.validation}
-    judge = partition(parts["judge"], held, seed_of(recipe, "judge"))
-    divided = divide(recipe, section, ratings)
-    assert divided["test"] == parts["test"]
-    assert divided["judge_train"] == judge["train"]
-    assert divided["judge_validation"] == judge["validation"]
 
 
 def test_a_training_split_without_a_rating_level_is_a_certain_problem(write: Write) -> None:

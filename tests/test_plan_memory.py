@@ -17,11 +17,11 @@ from tests.helpers.footprint import SHAPES, Allocated, base_model, one_row, shap
 from toolkit import tiny
 from toolkit.models import lora as adapter
 from toolkit.models.loading import precision_of
-from toolkit.planning.architecture import Architecture, build_architecture
+from toolkit.planning import activations, weights
+from toolkit.planning.architecture import Architecture, Linear, build_architecture
 from toolkit.planning.gpu import GIB, usable_bytes
-from toolkit.planning.memory import estimate, first_fit, generation, training, weights
-from toolkit.planning.memory.estimate import _completions, _image_sizes
-from toolkit.planning.prequantised import KEPT
+from toolkit.planning.memory import _completions, _image_sizes, estimate, first_fit
+from toolkit.planning.model_files import UNQUANTISED_MODULES
 from toolkit.planning.stages import Setting, planned_precision
 from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora, Model
@@ -40,7 +40,7 @@ def architecture(name: str) -> Architecture:
 
 def by_unsloths_rule(name: str) -> Architecture:
     """The vision tower has 16 bits."""
-    return build_architecture(shape_fields(name), KEPT)
+    return build_architecture(shape_fields(name), UNQUANTISED_MODULES)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_quantized_layers_are_those_that_transformers_passes_to_bitsandbytes(nam
     fields = shape_fields(name)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[fields["model_type"]].from_dict(fields))
-    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    replace_with_bnb_linear(model, kept, BitsAndBytesConfig(load_in_4bit=True))
+    skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    replace_with_bnb_linear(model, skipped, BitsAndBytesConfig(load_in_4bit=True))
     sizes = [module.in_features * module.out_features for module in model.modules() if isinstance(module, Linear4bit)]
     assert architecture(name).quantised == sum(sizes)
     assert architecture(name).largest == max(sizes)
@@ -103,7 +103,8 @@ def test_a_matrix_in_nf4_has_as_many_bytes_as_in_bitsandbytes(shape: tuple[int, 
 
     packed, state = quantize_4bit(torch.randn(shape), compress_statistics=True, quant_type="nf4")
     parts = (packed, state.absmax, state.code, state.state2.absmax, state.state2.code, state.offset)
-    assert weights.nf4_bytes(shape[0] * shape[1]) == sum(part.nbytes for part in parts)
+    linear = Linear("q_proj", shape[1], shape[0], count=1, vision=False, quantised=True)
+    assert linear.nf4_bytes == sum(part.nbytes for part in parts)
 
 
 def test_a_model_in_four_bits_has_as_many_bytes_as_transformers_loads(tmp_path: Path) -> None:
@@ -125,12 +126,12 @@ def test_a_quantised_tower_with_layer_norms_computes_in_float32_under_autocast(
     name: str, unsloth: int, quantised: int
 ) -> None:
     """A layer in 16 bits casts the output of LayerNorm. The norms of Qwen2.5-VL keep the type."""
-    kept, packed = by_unsloths_rule(name), architecture(name)
-    assert (weights.quantises_tower(kept, SFT), weights.quantises_tower(packed, SFT)) == (False, True)
-    assert weights.tower_value(kept, SFT, autocast=True) == unsloth
+    unquantised, packed = by_unsloths_rule(name), architecture(name)
+    assert (weights.quantises_tower(unquantised, SFT), weights.quantises_tower(packed, SFT)) == (False, True)
+    assert weights.tower_value(unquantised, SFT, autocast=True) == unsloth
     assert weights.tower_value(packed, SFT, autocast=True) == quantised
-    assert {weights.tower_value(model, SFT, autocast=False) for model in (kept, packed)} == {2}
-    assert weights.weight_bytes(kept, SFT)[1] == 2 * kept.vision_parameters
+    assert {weights.tower_value(model, SFT, autocast=False) for model in (unquantised, packed)} == {2}
+    assert weights.weight_bytes(unquantised, SFT)[1] == 2 * unquantised.vision_parameters
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -154,15 +155,15 @@ def test_activations_and_layer_bytes_are_those_that_a_training_pass_allocates(
     with Allocated() as allocated:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "16bit"):
             hidden = model.get_base_model().model(**inputs)[0]
-        kept = allocated.now
+        saved = allocated.now
         hidden.float().sum().backward()
     known = build_architecture(fields)
-    estimated = training.kept_bytes(known, setting)
+    estimated = activations.saved_bytes(known, setting)
     if not checkpointing:
         copies = weights.adapter_bytes(known, setting) - 4 * known.adapter_parameters(16, TARGETS, False)
-        assert estimated + copies == pytest.approx(kept, rel=0.15)
+        assert estimated + copies == pytest.approx(saved, rel=0.15)
         return
-    layer, gradients = training.layer_bytes(known, setting), weights.gradient_bytes(known, setting)
+    layer, gradients = activations.layer_bytes(known, setting), weights.gradient_bytes(known, setting)
     assert estimated + layer + gradients == pytest.approx(allocated.peak, rel=0.25)
     assert estimated + layer + gradients > 0.95 * allocated.peak
 
@@ -171,14 +172,14 @@ def test_only_unsloths_checkpointing_keeps_a_frozen_vision_tower() -> None:
     """A hook of transformers makes the embeddings require gradients. The hf backend does not use the hook."""
     model = by_unsloths_rule("medgemma_4b")
     blind = replace(SFT, row=replace(ROW, patches=0))
-    assert training.kept_bytes(model, SFT) == training.kept_bytes(model, blind)
+    assert activations.saved_bytes(model, SFT) == activations.saved_bytes(model, blind)
     by_unsloth = replace(SFT, backend="unsloth")
     on, off = (replace(by_unsloth, checkpointing=flag) for flag in (True, False))
-    kept = training.kept_bytes(model, on) - training.kept_bytes(model, replace(on, row=blind.row))
-    assert kept == 4096 * (1152 * (27 * 2 + 12) + 8 * 72) + 256 * (4 * 1152 + 2 * 2560)
-    assert training.kept_bytes(model, off) == training.kept_bytes(model, replace(off, row=blind.row))
+    saved = activations.saved_bytes(model, on) - activations.saved_bytes(model, replace(on, row=blind.row))
+    assert saved == 4096 * (1152 * (27 * 2 + 12) + 8 * 72) + 256 * (4 * 1152 + 2 * 2560)
+    assert activations.saved_bytes(model, off) == activations.saved_bytes(model, replace(off, row=blind.row))
     adapted = replace(SFT, lora_vision=True)
-    assert training.kept_bytes(model, adapted) > training.kept_bytes(model, SFT)
+    assert activations.saved_bytes(model, adapted) > activations.saved_bytes(model, SFT)
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 512), (4, 64), (8, 128)])
@@ -197,24 +198,24 @@ def test_grpo_logits_have_as_many_bytes_as_trl_allocates(rows: int, tokens: int)
         torch.exp(logps - logps.detach()).mean().backward()
     known = replace(architecture("medgemma_4b"), vocabulary=vocabulary)
     setting = replace(GRPO, rows=rows, answer_tokens=tokens)
-    assert training.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
+    assert activations.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
 
 
 def test_the_sft_loss_needs_a_slice_of_the_logits() -> None:
     """The trained positions are those of the answer. A vocabulary of 262,208 leaves 63 positions a slice of 128 MiB."""
     model = architecture("medgemma_4b")
-    assert (training.SLICE, training.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
+    assert (activations.SLICE, activations.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
     states = 2 * 2 * 2560
-    assert training.sft_logits_bytes(model, SFT) == 8 * 60 * 262208 + 60 * states
+    assert activations.sft_logits_bytes(model, SFT) == 8 * 60 * 262208 + 60 * states
     longer = replace(SFT, row=replace(ROW, answer=500))
-    assert training.sft_logits_bytes(model, longer) == 128 * 2**20 + 500 * states
+    assert activations.sft_logits_bytes(model, longer) == 128 * 2**20 + 500 * states
 
 
 def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
     """566 positions with 16 bytes per logit are 2.2 GiB: one slice in 4 GiB, four in 2 GiB, eight in 0.5 GiB."""
     model, by_unsloth = by_unsloths_rule("medgemma_4b"), replace(SFT, backend="unsloth")
     gradient, copies = 2 * 566 * 2560, weights.autocast_copies(model, by_unsloth)
-    sizes = [training.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
+    sizes = [activations.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
     assert sizes == [14 * rows * 262208 for rows in (566, 142, 71)]
 
 
@@ -227,19 +228,19 @@ def test_the_kv_cache_has_as_many_bytes_as_in_transformers(name: str, tmp_path: 
         **inputs, max_new_tokens=12, min_new_tokens=12, do_sample=False, return_dict_in_generate=True
     )
     layers = output.past_key_values.layers
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    allocated = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     # The last generated token never passes through the model.
     setting = replace(GRPO, row=RowSize(90, images, 0, 1, patches), concurrent=1, answer_tokens=11)
-    assert generation.kv_cache_bytes(build_architecture(fields), setting) == held
+    assert activations.kv_cache_bytes(build_architecture(fields), setting) == allocated
 
 
 def test_gemmas_sliding_layers_cache_only_their_window() -> None:
     """29 of 34 layers (4 heads of 256 numbers) see 1024 tokens. 2 tensors of 2 bytes, 8 rows of 2000 tokens."""
     model, a_place = architecture("medgemma_4b"), 2 * 2 * 1024 * 8
     long_answer = replace(GRPO, row=RowSize(244, 256, 0, 1, 4096), answer_tokens=1500)
-    assert generation.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
+    assert activations.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
     long_prompt = replace(GRPO, row=RowSize(1744, 256, 0, 1, 4096), answer_tokens=10)
-    assert generation.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
+    assert activations.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
     cached = {moment.name: moment.parts.get("kv_cache", 0) for moment in estimate(model, long_prompt).moments}
     assert (cached["vision tower"], cached["prefill"]) == (0, a_place * 34 * 2000)
     assert cached["decoding"] == a_place * (5 * 2010 + 29 * 1023)
@@ -268,8 +269,8 @@ def test_prefill_has_as_many_bytes_as_are_allocated(name: str, precision: Any, t
     row = RowSize(300, images, 0, 1, patches)
     setting = replace(GRPO, row=row, precision=precision, concurrent=answers, answer_tokens=0)
     known = build_architecture(fields)
-    layers = generation.prompt_cache_bytes(known, setting) + generation.prefill_bytes(known, setting)
-    estimated = max(layers, generation.tower_bytes(known, setting, answers * patches, autocast=False))
+    layers = activations.prompt_cache_bytes(known, setting) + activations.prefill_bytes(known, setting)
+    estimated = max(layers, activations.tower_bytes(known, setting, answers * patches, autocast=False))
     assert 0.95 * allocated.peak < estimated < 1.15 * allocated.peak
 
 
@@ -384,10 +385,10 @@ def test_image_size_is_not_suggested_above_the_size_of_the_images() -> None:
     model = architecture("qwen2_vl_2b")
     row = RowSize(text=100, images=21 * 16, answer=60, image_count=1, patches=21 * 16 * 4, sizes=((600, 450),))
     heavy = replace(SFT, row=row, rows=1, checkpointing=True)
-    knobs = dict(_image_sizes(model, heavy, 896))
-    assert list(knobs) == ["images.max_side = 448", "images.max_side = 280", "images.max_side = 224"]
-    assert knobs["images.max_side = 448"].row.images == 16 * 12  # 448 x 336 pixels
-    assert knobs["images.max_side = 224"].row.images == (256 // 28) ** 2  # 8 x 6 would be below the minimum.
+    changes = dict(_image_sizes(model, heavy, 896))
+    assert list(changes) == ["images.max_side = 448", "images.max_side = 280", "images.max_side = 224"]
+    assert changes["images.max_side = 448"].row.images == 16 * 12  # 448 x 336 pixels
+    assert changes["images.max_side = 224"].row.images == (256 // 28) ** 2  # 8 x 6 would be below the minimum.
     assert not dict(_image_sizes(model, replace(heavy, row=replace(row, sizes=())), 896))
 
 

@@ -1,4 +1,4 @@
-"""The code of tests/gpu/test_recipes.py on a CPU: every recipe of a real model, on its architecture of a few layers."""
+"""Every recipe of a real model trains on a CPU, on a few layers of its architecture (see tests/gpu/test_recipes.py)."""
 
 import math
 from pathlib import Path

@@ -1,15 +1,15 @@
 """Time and GPU memory of a shipped recipe's stages on a model of the real size, beside what the plan says.
 
-    python tests/benchmarks/bench_gpu.py recipes/medgemma_sft_grpo.toml --way unsloth --gigabytes 16
+    python tests/benchmarks/bench_gpu.py recipes/medgemma_sft_grpo.toml --trainer unsloth --gigabytes 16
 
 Nothing is downloaded. A configuration of toolkit/planning/shapes gets random parameters, which take the time and memory
 of trained ones. Their completions never end, so each has max_completion_tokens. The recipe's data set is replaced by
 synthetic data of the same layout, and a reward for length gives the groups a variance. Everything else is the recipe's.
 
-``--way`` is unsloth, hf, or trl: a plain script with 4-bit transformers, peft, TRL's trainers and TRL's own collator.
-Each way needs a process of its own, because Unsloth rewrites TRL. ``--gigabytes`` caps what torch may reserve to what a
-GPU of that size offers. ``--layers`` keeps the first layers of the language model. The plan's figures are then those of
-the smaller model too.
+``--trainer`` is unsloth, hf, or trl. The last is a plain script with 4-bit transformers, peft, TRL's trainers and TRL's
+own collator. Each trainer needs a process of its own, because Unsloth rewrites TRL. ``--gigabytes`` limits what torch
+may reserve to the memory of a GPU of that size. ``--layers`` keeps the first layers of the language model. The plan's
+figures are then those of the smaller model too.
 
 Each stage trains ``--steps`` optimizer steps. It stops earlier, but not before the second step, when ``--seconds`` of
 this process have passed except for the time of later stages. The file records such a stage as "stopped". A stage that
@@ -30,7 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.errors import ToolkitError
 from toolkit.runfolder import write_json
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from toolkit.models.backend import TrainingJob
     from toolkit.recipe import Recipe
 
-WAYS = ("unsloth", "hf", "trl")
+TRAINERS = ("unsloth", "hf", "trl")
 STAGES = ("grpo", "sft", "evaluate")
 RECIPE = ROOT / "recipes/medgemma_sft_grpo.toml"
 QUESTIONS, ANSWER_TOKENS = 16, 32
@@ -53,9 +53,18 @@ RESERVE = 15
 """Seconds that a stage leaves to each of those after it."""
 BEGUN = time.perf_counter()
 """When this process began, as far as it can be known here."""
-FAILURES = (ToolkitError, ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError)
-FAILURES += (ValueError,)
-"""What a stage may raise: recorded with its traceback, since the next stage's figures do not depend on it."""
+FAILURES = (
+    ToolkitError,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Errors of a stage that are recorded with their traceback. The figures of the next stage do not depend on it."""
 
 
 class Enough(Exception):
@@ -123,7 +132,7 @@ def measure(options: argparse.Namespace) -> Measurement:
 
     recipe = load_recipe(options.recipe, tasks=TASKS)
     shape = options.shape or SHAPE_OF[recipe.model.name]
-    facts = {"way": options.way, "recipe": options.recipe.name, "shape": shape, "smoke": options.smoke}
+    facts = {"trainer": options.trainer, "recipe": options.recipe.name, "shape": shape, "smoke": options.smoke}
     measurement = Measurement(options.out, facts | machine(options))
     measurement.write()
     with tempfile.TemporaryDirectory() as place:
@@ -136,7 +145,7 @@ def measure(options: argparse.Namespace) -> Measurement:
         measurement.facts["layers"] = layers_of(model)
         measurement.write()
         for stage in options.stages:
-            chosen = on_synthetic_data(recipe, model, folder / stage, small=False, backend=backend_of(options.way))
+            chosen = on_synthetic_data(recipe, model, folder / stage, small=False, backend=backend_of(options.trainer))
             run_stage(stage, shrink(one_stage(chosen, stage, folder / stage, options), options), measurement, options)
             release()
     return measurement
@@ -169,8 +178,8 @@ def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Name
     changes: dict[str, Any] = {name: None for name in ("sft", "grpo") if name != stage}
     if stage == "evaluate":
         changes["evaluate"] = Evaluate(limit=QUESTIONS, batch_size=QUESTIONS // 2, max_completion_tokens=ANSWER_TOKENS)
-        rows = recipe.data.synthetic.model_copy(update={"test": QUESTIONS}) if recipe.data.synthetic else None
-        changes["data"] = recipe.data.model_copy(update={"synthetic": rows})
+        rows = recipe.dataset.synthetic.model_copy(update={"test": QUESTIONS}) if recipe.dataset.synthetic else None
+        changes["data"] = recipe.dataset.model_copy(update={"synthetic": rows})
     else:
         changes[stage] = getattr(recipe, stage).model_copy(update={"max_steps": options.steps})
         changes["rewards"] = recipe.rewards.model_copy(update=length_reward(folder))
@@ -181,13 +190,13 @@ def shrink(recipe: "Recipe", options: argparse.Namespace) -> "Recipe":
     """For ``--smoke``: small images, short completions, few rows. In 32 bits if there is no GPU."""
     if not options.smoke:
         return recipe
-    from tests.helpers.recipes_on_shapes import SMALLER
+    from tests.helpers.recipes_on_shapes import SMALL
     from toolkit.recipe import SyntheticData
 
     changes: dict[str, Any] = {"images": recipe.images.model_copy(update={"max_side": 112})}
-    if recipe.data.synthetic is not None:
-        rows = SyntheticData(kind=recipe.data.synthetic.kind, **{**SMALLER, "test": recipe.data.synthetic.test})
-        changes["data"] = recipe.data.model_copy(update={"synthetic": rows})
+    if recipe.dataset.synthetic is not None:
+        rows = SyntheticData(kind=recipe.dataset.synthetic.kind, **{**SMALL, "test": recipe.dataset.synthetic.test})
+        changes["data"] = recipe.dataset.model_copy(update={"synthetic": rows})
     cheap: dict[str, Any] = {} if has_cuda() else {"optimizer": "adamw_torch"}
     if recipe.sft is not None:
         changes["sft"] = recipe.sft.model_copy(update={**cheap, "accumulation": 2})
@@ -216,8 +225,8 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
             forget_peaks()
             later = len(options.stages) - options.stages.index(stage) - 1
             steps = Steps(stage, measurement, BEGUN + options.seconds - RESERVE * later)
-            result = RUN[stage, options.way == "trl"](replace(context, progress=steps))
-        if options.way != "trl" and stage != "evaluate":
+            result = RUN[stage, options.trainer == "trl"](replace(context, progress=steps))
+        if options.trainer != "trl" and stage != "evaluate":
             measurement.note(stage, record={name: result.get(name) for name in ("backend", "gpu_memory")})
         state = "done"
     except Enough:
@@ -229,32 +238,32 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
 
 
 def planned(recipe: "Recipe", stage: str, gigabytes: float) -> dict[str, Any]:
-    """Return what plan.json says of a stage on this GPU, if it had so many gigabytes.
+    """Return the plan of a stage on this GPU, if it had ``gigabytes`` GB.
 
-    The moment of the peak, GiB allocated and reserved by torch, and the two ends of the seconds that a step takes (of
-    an evaluation: a batch of questions). The plan is made in a process of its own, as by ``toolkit run``: it imports
-    the model's module of transformers, and Unsloth then no longer rewrites it.
+    It has the moment of the peak, GiB allocated and reserved by torch, and both ends of the seconds of a step (of a
+    batch of questions in an evaluation). The plan is made in another process, as in ``toolkit run``, because it imports
+    the model's module of transformers, which Unsloth then no longer rewrites.
     """
     from toolkit.pipeline.plan import plan_language_model as make
     from toolkit.planning import described_gpu, find_gpu
+    from toolkit.planning.stages import Stage
 
     size, here = described_gpu(gigabytes), find_gpu()
     gpu = size if here is None else replace(here, memory=min(here.memory, size.memory))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-        plan = apart.submit(make, recipe, gpu).result().to_json()
-    if not plan["memory"]:
-        return {"unknown": plan["unknown"]}
-    memory = plan["memory"][stage]
-    fragmentation = memory["moments"][memory["moment"]].get("fragmentation", 0)
-    found = {
-        "moment": memory["moment"],
-        "allocated_gib": round((memory["reserved_gb"] * 1e9 - fragmentation) / GIB, 3),
-        "reserved_gib": round(memory["reserved_gb"] * 1e9 / GIB, 3),
+        plan = apart.submit(make, recipe, gpu).result()
+    if not plan.memory:
+        return {"unknown": dict(plan.unknown)}
+    name = cast(Stage, stage)
+    peak = plan.memory[name].estimate.peak
+    found: dict[str, Any] = {
+        "moment": peak.name,
+        "allocated_gib": round(peak.allocated / GIB, 3),
+        "reserved_gib": round(peak.reserved / GIB, 3),
     }
-    time_ = plan.get("time") or {}
-    if stage_time := time_.get("gpus", {}).get(time_.get("here"), {}).get(stage):
+    if plan.time and len(gpu.figures) == 1 and (time_ := plan.time[gpu.figures[0].name].get(name)):
         batches = QUESTIONS // recipe.evaluation.batch_size if stage == "evaluate" else 1
-        found["seconds"] = [seconds / batches for seconds in stage_time["seconds_per_step"]]
+        found["seconds"] = [seconds / batches for seconds in time_.step.seconds]
     return found
 
 
@@ -318,7 +327,9 @@ def plain_job(context: "Context", stage: str) -> "TrainingJob":
     return job if stage == "sft" else replace(job, scorer=RewardScorer({"length": 1.0}, score))
 
 
-def score(numbers: Sequence[int], completions: Sequence[Any]) -> tuple[list[dict[str, float]], dict[str, float]]:
+def score(
+    numbers: Sequence[int], completions: Sequence[Any]
+) -> tuple[list[Mapping[str, float | None]], dict[str, float]]:
     """Never called: the plain trainer has ``length``. The settings take the weights from the scorer that this is in."""
     raise NotImplementedError
 
@@ -374,7 +385,7 @@ def cap(gigabytes: float) -> int:
     import torch
 
     from toolkit.planning import described_gpu
-    from toolkit.planning.memory.estimate import CONTEXT
+    from toolkit.planning.memory import CONTEXT
 
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     most = min(total, described_gpu(gigabytes).memory - CONTEXT)
@@ -395,8 +406,8 @@ def layers_of(model: Path) -> int:
     return int(read_json(model / "config.json")["text_config"]["num_hidden_layers"])
 
 
-def backend_of(way: str) -> str:
-    return "unsloth" if way == "unsloth" else "hf"
+def backend_of(trainer: str) -> str:
+    return "unsloth" if trainer == "unsloth" else "hf"
 
 
 def describe(error: BaseException) -> str:
@@ -413,7 +424,7 @@ def peaks() -> dict[str, float | None]:
 
 
 def allocated() -> float | None:
-    """Return the GiB of GPU memory that tensors hold now: of a stage that has not begun, what the last one kept."""
+    """Return the GiB of GPU memory that tensors use now. Before a stage, this is what the previous stage still uses."""
     import torch
 
     return round(torch.cuda.memory_allocated() / GIB, 3) if has_cuda() else None
@@ -449,7 +460,7 @@ def show(measurement: Measurement) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE)
-    parser.add_argument("--way", choices=WAYS, default="hf")
+    parser.add_argument("--trainer", choices=TRAINERS, default="hf")
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=["grpo", "sft"], help="none: write the model")
     parser.add_argument("--shape", help="a name in toolkit/planning/shapes; default: that of the recipe's model")
     parser.add_argument("--layers", type=int, help="of the language model; default: all")
@@ -462,7 +473,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="two layers and small images, on any device: does it run?")
     options = parser.parse_args(arguments)
     options.data = options.data or Path(os.environ.get("TOOLKIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
-    if options.way == "trl" and "evaluate" in options.stages:
+    if options.trainer == "trl" and "evaluate" in options.stages:
         parser.error("plain TRL has no evaluation")
     return options
 
@@ -470,7 +481,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse()
     with tempfile.TemporaryDirectory() as compiled:
-        if options.way == "unsloth":
+        if options.trainer == "unsloth":
             from toolkit.models.unsloth.preload import start
 
             start(Path(compiled))

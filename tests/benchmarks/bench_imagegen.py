@@ -22,15 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import toolkit.imagegen
-from toolkit.imagegen.arm_context import ArmFigures
-from toolkit.imagegen.ddpo_stage import DdpoResult
-from toolkit.imagegen.paired_comparison import ImageKey
-from toolkit.imagegen.results import ArmRow, ImagegenResult
-from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.stage_context import load_result
+from toolkit.imagegen.evaluation.statistics import ImageKey
+from toolkit.imagegen.results import ArmRow, ImagegenResult, arm_figures
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
-from toolkit.runfolder import RunFolder
 from toolkit.scoring.statistics import Paired, paired_difference
 from toolkit.tasks import TASKS
 
@@ -68,13 +63,8 @@ def run_seed(number: int, folder: Path, settings: Sequence[str]) -> Seed:
     """Run the recipe with one seed, or read the run that has finished before."""
     own = [f"run.seed={number}", f"imagegen.judge.seed={JUDGE_SEEDS + number}", f"run.name=seed{number}"]
     run, result = run_imagegen(load_recipe(RECIPE, [*own, f'run.folder="{folder}"', *settings], tasks=TASKS))
-    return Seed(number, result, {row.arm: _figures(run, row.arm).metrics.judge_by_key for row in result.rows})
-
-
-def _figures(run: RunFolder, arm: str) -> ArmFigures:
-    if arm == "base":
-        return load_result(run, arm, ArmFigures)
-    return load_result(run, arm, DdpoResult if arm == "ddpo" else SftResult).figures
+    scores = {arm: figures.metrics.judge_by_key for arm, figures in arm_figures(run).items()}
+    return Seed(number, result, scores)
 
 
 def digest(settings: Sequence[str]) -> str:

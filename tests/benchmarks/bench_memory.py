@@ -1,11 +1,11 @@
-"""The plan's GPU memory against an allocation trace, for every shipped recipe that is for a GPU.
+"""Compare the plan's GPU memory with an allocation trace, for every shipped recipe for a GPU.
 
     python tests/benchmarks/bench_memory.py [--recipe medgemma_grpo] [--stage grpo] [--dtype bfloat16]
         [--backend unsloth] [--json OUT] [--again OUT ...] [--counts] [--top 10]
 
 Each stage is traced at the recipe's own sizes in a process of its own (``tests/fake_cuda``), without a GPU: one to four
 minutes and up to 2 GB each, on one core. Stages with equal settings are traced once. Needs gcc. Prints the parts, a
-table of the peaks, and the table of the documentation. Ends with 1 if the plan breaks a limit, a stage could not be
+table of the peaks, and the table of the documentation. The exit code is 1 if the plan breaks a limit, a stage cannot be
 traced, or a recipe leaves less than 5 % of its GPU.
 """
 
@@ -26,9 +26,8 @@ from tests.fake_cuda.trace import Spec, Traced, trace
 from tests.helpers.recipes_on_shapes import GIGABYTES, RECIPES, SHAPE_OF
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.memory import estimate
-from toolkit.planning.memory.estimate import CONTEXT
-from toolkit.planning.prequantised import KEPT
+from toolkit.planning.memory import CONTEXT, estimate
+from toolkit.planning.model_files import UNQUANTISED_MODULES
 from toolkit.planning.stages import Setting, memory_settings, planned_backend
 from toolkit.planning.tokens import longest_possible_row
 from toolkit.recipe import load_recipe
@@ -63,8 +62,8 @@ def cases(chosen: argparse.Namespace) -> Iterator[Case]:
             continue
         shape = SHAPE_OF[recipe.model.name]
         fields = json.loads((SHAPES / f"{shape}.json").read_text(encoding="utf-8"))
-        for backend, kept in (("hf", ()), ("unsloth", KEPT)):
-            model = build_architecture(fields, kept)
+        for backend, unquantised in (("hf", ()), ("unsloth", UNQUANTISED_MODULES)):
+            model = build_architecture(fields, unquantised)
             tokens = longest_possible_row(recipe, model)
             evaluated = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
             for dtype in DTYPES:
@@ -91,7 +90,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe")
     parser.add_argument("--stage", choices=("sft", "grpo"))
     parser.add_argument("--dtype", choices=DTYPES)

@@ -1,9 +1,9 @@
-"""How long `toolkit plan` takes for 100,000 rows: the first time, with the rows indexed, and again.
+"""Time `toolkit plan` for 100,000 rows: the first time, with the rows indexed, and again.
 
     python tests/benchmarks/bench_plan.py [--rows 100000] [--rounds 3]
 
-Beside it, in the same run, the import of transformers' AutoProcessor, which nobody who counts tokens can do without.
-Prints a table, then one JSON object; ends with 1 where a limit is missed.
+The import of transformers' AutoProcessor, without which tokens cannot be counted, is timed in the same run.
+Prints a table, then one JSON object. The exit code is 1 if a limit is missed.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from pathlib import Path
 from PIL import Image
 
 SECONDS_LIMIT = 5.0
-"""Of a plan that was made before, with another batch size."""
+"""Limit for a plan that was made before, with another batch size."""
 RATIO_LIMIT = 1.5
-"""Of a plan of indexed rows whose tokens were never counted, against the import alone."""
-PICTURES = 200
+"""Limit for a plan of indexed rows whose tokens were never counted, relative to the import."""
+IMAGES = 200
 RECIPE = """[run]
 name = "planned"
 [data]
@@ -41,12 +41,12 @@ IMPORT = [sys.executable, "-c", "from transformers import AutoProcessor"]
 
 
 def write_data(folder: Path, rows: int) -> None:
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         Image.new("L", (128, 96), number).save(folder / f"{number}.png")
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for number in range(rows):
             options = {"A": "mass", "B": "nodule", "C": "effusion", "D": "nothing", "answer": "ABCD"[number % 4]}
-            row = {"question": f"What does film {number} show?", **options, "image": f"{number % PICTURES}.png"}
+            row = {"question": f"What does X-ray {number} show?", **options, "image": f"{number % IMAGES}.png"}
             file.write(json.dumps(row) + "\n")
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
 
@@ -82,14 +82,14 @@ def main() -> int:
         write_data(Path(folder), given.rows)
         taken = measure(Path(folder), given.rounds)
     medians = {name: statistics.median(values) for name, values in taken.items()}
-    told = {
+    labels = {
         "import": "from transformers import AutoProcessor",
         "first": f"toolkit plan, {given.rows:,} rows never read",
         "indexed": "the rows indexed, tokens and weights never counted",
         "again": "again, with another batch size",
     }
     for name, median in medians.items():
-        print(f"{told[name]:<52} {median:>7.2f} s")
+        print(f"{labels[name]:<52} {median:>7.2f} s")
     ratio = medians["indexed"] / medians["import"]
     good = medians["again"] < SECONDS_LIMIT and ratio < RATIO_LIMIT
     print(f"again under {SECONDS_LIMIT} s; indexed / import {ratio:.2f} (at most {RATIO_LIMIT})")

@@ -1,9 +1,9 @@
-"""How long `toolkit --help` takes, against `trl --help`.
+"""Time `toolkit --help` and `trl --help`.
 
     python tests/benchmarks/bench_startup.py [--rounds 15]
 
-Both are started in turn, round by round, and compared by their medians. Prints a table, then one JSON object; ends with
-1 where a limit is missed.
+Both are started in turn, round by round, and compared by their medians. Prints a table, then one JSON object. The exit
+code is 1 if a limit is missed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ BASES = ("trl", "toolkit")
 
 
 def find(name: str) -> list[str]:
-    """The console script of this interpreter's environment, or the module where the package is not installed."""
+    """Return the console script of this interpreter's environment, or the module if the package is not installed."""
     script = shutil.which(name, path=sysconfig.get_path("scripts"))
     return [script, "--help"] if script else [sys.executable, "-m", name, "--help"]
 

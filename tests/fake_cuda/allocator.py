@@ -1,10 +1,10 @@
 """torch's caching allocator, replayed on a log of allocations and releases.
 
-The rules are those of ``c10/cuda/CUDACachingAllocator.cpp`` of torch 2.10 with default settings: sizes are rounded up
-to 512 bytes; requests of at most 1 MiB share a pool of 2 MiB segments; larger ones take the best fit of the large pool,
-or a new segment of 20 MiB, or, from 10 MiB on, of their own size rounded up to 2 MiB. A block is split if enough of it
-is left, and released blocks merge with their neighbours. With ``expandable_segments`` each pool is one segment that
-grows by pages.
+The rules are those of ``c10/cuda/CUDACachingAllocator.cpp`` of torch 2.10 with default settings. Sizes are rounded up
+to 512 bytes. Requests of at most 1 MiB use the small pool, which has segments of 2 MiB. Larger requests take the best
+fit of the large pool, or a new segment of 20 MiB. From 10 MiB on, the new segment has the size of the request, rounded
+up to 2 MiB. A block is split if enough of it is left, and released blocks merge with their neighbours. With
+``expandable_segments`` each pool is one segment that grows by pages.
 """
 
 from bisect import bisect_left, insort

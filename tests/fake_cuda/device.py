@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
 COUNT, DRIVER = "libsimulated_count.so", "libcuda.so.1"
@@ -67,19 +68,19 @@ def patch_torch(*, bf16: bool) -> None:
 
     from transformers import masking_utils
 
-    masking_utils.is_tracing = lambda *_, **__: False  # masks are made as in a plain run
+    vars(masking_utils)["is_tracing"] = lambda *_, **__: False  # masks are made as in a plain run
     make = torch.tensor
 
-    def tensor(data: object, dtype: object = None, device: object = None, requires_grad: bool = False) -> torch.Tensor:
+    def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> torch.Tensor:
         """Return ``torch.tensor`` of Python numbers on the fake device, which has no memory for their values."""
         from tests.fake_cuda.log import known_tensor
 
-        if device is None or torch.device(device).type != "cuda":  # type: ignore[arg-type]
-            return make(data, dtype=dtype, device=device, requires_grad=requires_grad)  # type: ignore[arg-type]
+        if device is None or torch.device(device).type != "cuda":
+            return make(data, dtype=dtype, device=device, requires_grad=requires_grad)
         if isinstance(data, list | tuple):
             data = [int(one) if isinstance(one, torch.Tensor) else one for one in data]
         with unset_fake_temporarily(), torch._C._DisableTorchDispatch():
-            value = make(data, dtype=dtype)  # type: ignore[arg-type]
+            value = make(data, dtype=dtype)
         return known_tensor(value)
 
     torch.tensor = tensor  # type: ignore[assignment]

@@ -69,7 +69,7 @@ def _parts(logged: Logged) -> Iterator[tuple[Logged, bool]]:
 def grown(logged: Logged, steps: int) -> list[list[Event]]:
     """Return the events of the decode steps of one rollout from ``len(NEAR)`` to ``steps - 1``.
 
-    Sizes lie on the line between those of the last near step and of the last far one.
+    Sizes are interpolated linearly between those of the last near step and of the last far step.
 
     Raises:
         ValueError: the two steps do not allocate in the same order.
@@ -97,7 +97,7 @@ def grown(logged: Logged, steps: int) -> list[list[Event]]:
 
 
 def _template(logged: Logged, previous: str, phase: str) -> list[Line]:
-    """What a step allocates and releases, of its own blocks and of those of the step before it.
+    """Return what a step allocates and releases, of its own blocks and of those of the step before it.
 
     Releases belong to a step if they happen after its first allocation and before the next phase's.
     """

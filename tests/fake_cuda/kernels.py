@@ -80,14 +80,19 @@ def scaled_dot_product_attention(
         query, key, value = (torch.nn.functional.pad(one, (0, 8 - width % 8)) for one in (query, key, value))
     aten = torch.ops.aten
     if flash:
-        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0][
-            ..., :width
-        ]
+        found = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)
+        return _first(found, width)
     if attn_mask is not None:
         attn_mask = _aligned(attn_mask, query, key.shape[2])
-    return aten._scaled_dot_product_efficient_attention(
+    found = aten._scaled_dot_product_efficient_attention(
         query, key, value, attn_mask, needs_grad, dropout_p, is_causal, scale=scale
-    )[0][..., :width]
+    )
+    return _first(found, width)
+
+
+def _first(found: tuple[torch.Tensor, ...], width: int) -> torch.Tensor:
+    """Return the output of a kernel without padding. The other tensors are for the backward pass."""
+    return found[0][..., :width]
 
 
 def _aligned(mask: torch.Tensor, query: torch.Tensor, length: int) -> torch.Tensor:

@@ -67,7 +67,7 @@ def tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-class AllocationLog(TorchDispatchMode):  # type: ignore[misc]
+class AllocationLog(TorchDispatchMode):
     """The log. ``events`` holds allocations (True) and releases (False) in their order.
 
     Use it inside a ``FakeTensorMode``. ``phase`` names what is being traced.
@@ -137,7 +137,7 @@ class AllocationLog(TorchDispatchMode):  # type: ignore[misc]
         self._number += 1
         shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
         one = Allocation(self._number, size, name, shape, dtype, self.phase)
-        self._alive[key] = (weakref.ref(storage, lambda _, key=key: self._gone(key)), one)
+        self._alive[key] = (weakref.ref(storage, lambda _: self._gone(key)), one)
         self.events.append((True, one))
 
     def _gone(self, key: int) -> None:
@@ -268,10 +268,10 @@ def _bytes(tree: Any) -> int:
 
 def _flops(function: Any, name: str, args: Any, kwargs: Mapping[str, Any], output: Any) -> int:
     if name == "aten.convolution.default":
-        return 2 * int(output.numel()) * math.prod(args[1].shape[1:])
+        return int(2 * output.numel() * math.prod(args[1].shape[1:]))
     if "scaled_dot_product" in name:  # torch's formula knows no grouped queries; backward recomputes the scores
         backward = "backward" in name
         query, key = args[int(backward)], args[int(backward) + 1]
-        return (10 if backward else 4) * math.prod(query.shape) * int(key.shape[2])
+        return int((10 if backward else 4) * math.prod(query.shape) * key.shape[2])
     formula = flop_registry.get(function.overloadpacket)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=output))

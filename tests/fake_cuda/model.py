@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import bitsandbytes
 import bitsandbytes.functional as quantising
@@ -14,8 +15,8 @@ from transformers.quantizers.base import HfQuantizer
 from tests.fake_cuda.log import DEVICE, AllocationLog
 from toolkit.models import lora as adapter
 from toolkit.models.model_paths import VISION
-from toolkit.planning.architecture import is_kept
-from toolkit.planning.prequantised import KEPT
+from toolkit.planning.architecture import is_unquantised
+from toolkit.planning.model_files import UNQUANTISED_MODULES
 from toolkit.planning.stages import Setting
 from toolkit.recipe import Lora
 
@@ -47,7 +48,7 @@ def build(fields: Mapping[str, Any], setting: Setting, log: AllocationLog) -> An
         model = AutoModelForImageTextToText.from_config(config, dtype=kind)
     model.tie_weights()
     if setting.precision == "4bit":
-        _quantise(model, kind, KEPT if setting.backend == "unsloth" else ())
+        _quantise(model, kind, UNQUANTISED_MODULES if setting.backend == "unsloth" else ())
     elif setting.precision == "8bit":
         raise NotImplementedError("8-bit products have no fake kernel in bitsandbytes")
     model.requires_grad_(False)
@@ -59,12 +60,11 @@ def build(fields: Mapping[str, Any], setting: Setting, log: AllocationLog) -> An
         targets=list(setting.targets),
         vision=setting.lora_vision,
     )
-    BaseTunerLayer._move_adapter_to_device_of_base_layer = lambda *_, **__: None
-    apply, torch.nn.Module._apply = torch.nn.Module._apply, lambda self, fn, recurse=True: self
-    with torch.device(DEVICE):
-        model = adapter.attach(model, lora, 0)
-    torch.nn.Module._apply = apply
-    return model
+    # All tensors are created on the device, so nothing has to be moved.
+    unmoved = patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", lambda *_, **__: None)
+    unchanged = patch.object(torch.nn.Module, "_apply", lambda self, fn, recurse=True: self)
+    with unmoved, unchanged, torch.device(DEVICE):
+        return adapter.attach(model, lora, 0)
 
 
 def tower_bytes(model: Any) -> int:
@@ -85,7 +85,7 @@ def tower_bytes(model: Any) -> int:
 def _quantise(model: Any, kind: torch.dtype, skipped: Sequence[str]) -> None:
     """Quantise the linear layers that transformers hands to bitsandbytes, except ``skipped`` modules."""
     kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    kept += [name for name, _ in model.named_modules() if is_kept(name, skipped)]
+    kept += [name for name, _ in model.named_modules() if is_unquantised(name, skipped)]
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
     )

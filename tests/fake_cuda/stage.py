@@ -85,7 +85,7 @@ class Stage:
             with self.autocast():
                 return self.model(**inputs)
 
-        return convert_outputs_to_fp32(forward) if self.setting.mixed else forward  # type: ignore[no-any-return]
+        return convert_outputs_to_fp32(forward) if self.setting.mixed else forward
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> None:
@@ -114,7 +114,8 @@ class Stage:
                     token = self._decode(batch, cache, token, first + offset)
         with self.log.during(END):
             torch.empty(1, device=DEVICE)
-        self.cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        layers: Any = cache.layers
+        self.cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 
     def _sample(self) -> None:
         """Ready for a rollout: without checkpointing (TRL's ``unwrap_model_for_generation``) and dropout."""

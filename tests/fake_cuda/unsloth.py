@@ -1,6 +1,6 @@
 """Unsloth's own losses on the simulated device: what a recipe runs on a GPU.
 
-Its modules are imported as on a machine without a GPU, and told of the simulated one where they ask for free memory.
+Its modules are imported as on a machine without a GPU. A patch reports the free memory of the simulated GPU to them.
 They run without torch.compile, which needs Triton. Their figures are therefore upper bounds.
 """
 
@@ -78,7 +78,7 @@ def _free_memory(stage: Stage) -> Iterator[None]:
 
     before: Any = torch.cuda.is_available, torch.cuda.mem_get_info, tiled_mlp.DEVICE_TYPE
     torch.cuda.is_available = lambda: True
-    torch.cuda.mem_get_info = lambda *_: (stage.usable - stage.log.alive(), stage.usable)  # type: ignore[assignment]
+    torch.cuda.mem_get_info = lambda *_: (stage.usable - stage.log.alive(), stage.usable)
     tiled_mlp.DEVICE_TYPE = "cuda"
     try:
         yield

@@ -71,7 +71,7 @@ def missing(roots: Sequence[str], there: Mapping[str, str], tested: Mapping[str,
 
 def versions(lines: Iterator[str]) -> dict[str, str]:
     """Canonical name -> version, from lines such as ``name==1.0`` or ``name``; comments are left out."""
-    found = {}
+    found: dict[str, str] = {}
     for line in lines:
         name, _, version = line.partition("#")[0].strip().partition("==")
         if name:
@@ -100,8 +100,8 @@ def pack(folder: Path, out: Path, cuda: str) -> None:
 def is_needed(name: str, cuda: str) -> bool:
     """Whether a wheel's file is of use on the GPU machine."""
     library = re.search(r"libbitsandbytes_(\w+)\.so", name)
-    kept = library is None or library[1] in (f"cuda{cuda}", "cpu")
-    return kept and not name.startswith(DEAD_WEIGHT) and not name.endswith("/")
+    wanted = library is None or library[1] in (f"cuda{cuda}", "cpu")
+    return wanted and not name.startswith(DEAD_WEIGHT) and not name.endswith("/")
 
 
 def main() -> int:

@@ -33,9 +33,9 @@ LIMIT = 240
 SPARE = 5
 """Seconds of a session that no item gets: for ending processes and for the table."""
 SLOWER = 6
-"""How many times the seconds of an item it may take on a pretended GPU."""
-ROOM = 24e9
-"""Free bytes in memory above which the models are written there, not to the disk."""
+"""Factor of an item's seconds on a simulated GPU."""
+MODEL_BYTES = 24e9
+"""Free bytes of shared memory above which the models are written there, not to the disk."""
 TAIL = 12
 """Lines of an item's output that session.json keeps."""
 
@@ -55,12 +55,12 @@ PIPELINE = f"""-m toolkit run recipes/quickstart.toml --fresh --set run.folder={
 SHORTER = """--set data.synthetic.train=40 --set data.synthetic.test=8 --set evaluate.limit=8 --set export.verify=4
     --set sft.max_steps=2 --set sft.batch_size=4
     --set grpo.max_steps=2 --set grpo.prompts_per_step=2 --set grpo.micro_batch=8"""
-"""What makes that run short enough for a pretended GPU."""
+"""Settings that make that run short enough for a simulated GPU."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One process: what it runs after ``python``, and how long it may take."""
+    """One process: the arguments of ``python``, and its time limit in seconds."""
 
     name: str
     seconds: int
@@ -68,7 +68,7 @@ class Item:
 
     @property
     def measures(self) -> bool:
-        """Whether it is bench_gpu.py, which writes a file of its own."""
+        """Return whether the item is bench_gpu.py, which writes a file of its own."""
         return self.command[0] == BENCH
 
 
@@ -79,23 +79,23 @@ def bench(name: str, seconds: int, options: str) -> Item:
 PARTS: Mapping[str, tuple[Item, ...]] = {
     "1": (
         bench("write-medgemma", 40, f"{MEDGEMMA} --stages"),
-        bench("unsloth-16gb", 125, f"{MEDGEMMA} --way unsloth --stages grpo sft evaluate"),
-        bench("hf-16gb", 70, f"{MEDGEMMA} --way hf --stages grpo sft evaluate"),
+        bench("unsloth-16gb", 125, f"{MEDGEMMA} --trainer unsloth --stages grpo sft evaluate"),
+        bench("hf-16gb", 70, f"{MEDGEMMA} --trainer hf --stages grpo sft evaluate"),
     ),
     "2": (
         bench("write-medgemma", 35, f"{MEDGEMMA} --stages"),
-        bench("trl-16gb", 50, f"{MEDGEMMA} --way trl --stages grpo sft --steps 2"),
+        bench("trl-16gb", 50, f"{MEDGEMMA} --trainer trl --stages grpo sft --steps 2"),
         Item("pipeline", 70, tuple(PIPELINE.split())),
         bench("write-qwen3", 20, f"{QWEN} --stages"),
-        bench("unsloth-24gb", 45, f"{QWEN} --way unsloth --stages grpo --gigabytes 24 --steps 2"),
+        bench("unsloth-24gb", 45, f"{QWEN} --trainer unsloth --stages grpo --gigabytes 24 --steps 2"),
         Item("tests", 15, ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu and not slow", "tests/gpu")),
     ),
 }
-"""The items of each session, the ones of most worth first."""
+"""Items of each session. The most important ones are first."""
 
 
 def run(items: Sequence[Item], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Run the items in their order; item -> state, seconds, exit code and last lines.
+    """Run the items in their order, and return item -> state, seconds, exit code and last lines.
 
     An item's deadline is the sum of the seconds up to and including its own, counted from the start.
     """
@@ -120,11 +120,11 @@ def run(items: Sequence[Item], options: argparse.Namespace) -> dict[str, dict[st
 
 
 def one(words: Sequence[str], variables: Mapping[str, str], log: IO[bytes], seconds: float) -> dict[str, Any]:
-    """Run one item, at most so many seconds, with everything that it starts."""
+    """Run one item for at most ``seconds``, with all processes that it starts."""
     begun = time.monotonic()
     log.write(f"\n== {' '.join(words)}\n".encode())
     log.flush()
-    start = log.tell()
+    start = Path(log.name).stat().st_size
     child = subprocess.Popen(
         words, cwd=ROOT, env=dict(variables), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -142,7 +142,7 @@ def one(words: Sequence[str], variables: Mapping[str, str], log: IO[bytes], seco
 
 
 def command(item: Item, seconds: float, folder: Path, options: argparse.Namespace) -> list[str]:
-    """The whole command line of an item that has so many seconds."""
+    """Return the whole command line of an item that may take ``seconds``."""
     words = [word.replace(SCRATCH, str(folder)) for word in item.command]
     if item.measures:
         out = (options.out / f"{item.name}.json").absolute()
@@ -161,14 +161,14 @@ def command(item: Item, seconds: float, folder: Path, options: argparse.Namespac
 
 
 def in_harness(words: Sequence[str]) -> list[str]:
-    """The same command for the harness that pretends to have a GPU."""
+    """Return the same command for the harness that simulates a GPU."""
     if words[:2] == ["-m", "toolkit"]:
         return [*words[2:], *SHORTER.split()]
     return ["-m", words[0].removeprefix("tests/").removesuffix(".py").replace("/", "."), *words[1:]]
 
 
 def model_of(item: Item, folder: Path, options: argparse.Namespace) -> Path:
-    """The folder of an item's model. Items of the same recipe and layers share it."""
+    """Return the folder of an item's model. Items of the same recipe and layers use the same model."""
     words = item.command
     layers = words[words.index("--layers") + 1] if "--layers" in words else "all"
     return (folder if options.smoke else options.models) / f"{Path(words[1]).stem}-{layers}-layers"
@@ -176,7 +176,7 @@ def model_of(item: Item, folder: Path, options: argparse.Namespace) -> Path:
 
 @contextmanager
 def scratch(options: argparse.Namespace) -> Iterator[Path]:
-    """A folder for this session's runs, caches and unpacked wheels."""
+    """Yield a folder for this session's runs, caches and unpacked wheels."""
     with tempfile.TemporaryDirectory(prefix="toolkit-gpu-") as place:
         if options.wheels is not None:
             with zipfile.ZipFile(options.wheels) as archive:
@@ -185,17 +185,17 @@ def scratch(options: argparse.Namespace) -> Iterator[Path]:
 
 
 def environment(folder: Path, options: argparse.Namespace) -> dict[str, str]:
-    """The items' environment: they import from this checkout, then from the wheels, then what is installed."""
+    """Return the environment of the items, which import this checkout, then the wheels, then installed packages."""
     paths = [str(ROOT), *([str(folder / "site")] if options.wheels else [])]
     paths += [known] if (known := os.environ.get("PYTHONPATH")) else []
     places = {"TMPDIR": str(folder), "TOOLKIT_CACHE": str(folder / "cache")}
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **places}
 
 
-def roomy_folder() -> Path:
-    """Memory if there is enough of it, otherwise the disk."""
+def models_folder() -> Path:
+    """Return a folder in shared memory if it is large enough, otherwise on the disk."""
     shared = Path("/dev/shm")
-    memory = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > ROOM
+    memory = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > MODEL_BYTES
     return (shared if memory else Path(tempfile.gettempdir())) / "toolkit-gpu-models"
 
 
@@ -207,7 +207,7 @@ def write(file: Path, value: Any) -> None:
 
 
 def table(out: Path, items: Sequence[Item]) -> str:
-    """Measured beside planned, from the files of the items."""
+    """Return a table of measured and planned figures, from the files of the items."""
     head = ("item", "stage", "state", "s a step", "plan", "allocated", "plan", "reserved", "plan")
     rows = [head]
     for item in items:
@@ -230,7 +230,7 @@ def figure(value: Any) -> str:
 
 
 def chosen(names: Sequence[str]) -> list[Item]:
-    """The items of a session, or the named ones of any."""
+    """Return the items of a session, or the named items of any session."""
     known = {item.name: item for items in PARTS.values() for item in items}
     wrong = [name for name in names if name not in (*PARTS, *known)]
     if wrong:
@@ -246,10 +246,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--out", type=Path, default=Path(os.environ.get("OUT", "gpu-session")), help="the output folder"
     )
     parser.add_argument("--wheels", type=Path, help="a zip of pack_wheels.py")
-    parser.add_argument("--models", type=Path, help="where models are written; default: in memory if there is room")
-    parser.add_argument("--smoke", action="store_true", help="two layers on a pretended GPU: does everything run?")
+    parser.add_argument(
+        "--models", type=Path, help="folder of the models. Default: shared memory if it is large enough"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="run two layers on a simulated GPU, which only checks the code"
+    )
     options = parser.parse_args(arguments)
-    options.models = options.models or roomy_folder()
+    options.models = options.models or models_folder()
     return options
 
 
@@ -262,9 +266,9 @@ def main() -> int:
     if not options.smoke:
         options.models.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running item ends too
-    items = chosen(options.parts)
-    found = run(items, options)
-    print(table(options.out, items))
+    selected = chosen(options.parts)
+    found = run(selected, options)
+    print(table(options.out, selected))
     print(f"The figures are in {options.out}.")
     if not options.smoke:
         print(f"The models are in {options.models}. Delete them after the last session.")

@@ -35,11 +35,11 @@ BITS = {"4bit": 4, "8bit": 8, "16bit": 16, "32bit": 32}
 
 @contextmanager
 def context_with(folder: Path, model: Mapping[str, Any], **tables: Mapping[str, Any]) -> Iterator[Context]:
-    """Two steps of SFT and GRPO as the recipes for real models have them: checkpointed, with paged 8-bit AdamW."""
+    """Yield a context with two steps of SFT and GRPO as in recipes for real models: checkpointed, paged 8-bit AdamW."""
     training = {"max_steps": 2, "gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"}
-    spread = folder / "spread.py"
-    spread.write_text("def length(sample, answer):\n    return min(len(answer.text), 200) / 200\n", encoding="utf-8")
-    changed = {"model": model, "sft": training, "grpo": training, "rewards": {"custom": (f"{spread}:length",)}}
+    reward = folder / "reward.py"  # which differs within a group
+    reward.write_text("def length(sample, answer):\n    return min(len(answer.text), 200) / 200\n", encoding="utf-8")
+    changed = {"model": model, "sft": training, "grpo": training, "rewards": {"custom": (f"{reward}:length",)}}
     with context_of(small_recipe(folder, {**changed, **tables})) as context:
         yield context
 

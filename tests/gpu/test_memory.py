@@ -28,7 +28,7 @@ pytestmark = [
 
 @contextmanager
 def capped(size: float) -> Iterator[None]:
-    """torch may take at most so many bytes of the GPU."""
+    """Limit the GPU memory that torch may use to ``size`` bytes."""
     free()
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     torch.cuda.set_per_process_memory_fraction(min(size / total, 1.0))

@@ -3,6 +3,7 @@
 import json
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,12 @@ class Allocated(TorchDispatchMode):
             storage = tensor.untyped_storage()
             key = id(storage)
             if key not in given and key not in self._alive:
-                gone = weakref.ref(storage, lambda _, key=key: self._forget(key))
-                self._alive[key] = (gone, storage.nbytes())
+                self._alive[key] = (weakref.ref(storage, partial(self._forget, key)), storage.nbytes())
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
         return output
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: int, _: object) -> None:
         self.now -= self._alive.pop(key)[1]
 
 

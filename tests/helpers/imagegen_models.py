@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from toolkit.imagegen.dit import Dit, DitConfig, save_dit, split_words
-from toolkit.imagegen.dit_generator import DitGenerator, load_dit_generator
-from toolkit.imagegen.generator import GeneratorSettings
-from toolkit.imagegen.lora import LoraSettings, lora_parameters
-from toolkit.imagegen.synthetic_images import PROMPTS as SYNTHETIC_PROMPTS
+from toolkit.imagegen.evaluation.evaluate import ImageMetrics
+from toolkit.imagegen.generators.dit import Dit, DitConfig, DitGenerator, load_dit_generator, save_dit, split_words
+from toolkit.imagegen.generators.generator import GeneratorSettings
+from toolkit.imagegen.generators.lora import LoraSettings, lora_parameters
+from toolkit.imagegen.ratings.synthetic_images import PROMPTS as SYNTHETIC_PROMPTS
+from toolkit.imagegen.training.guards import Evaluation
 
 CPU = torch.device("cpu")
 PROMPTS = ("oct normal", "oct fluid", "chest ct normal", "chest ct nodule")
@@ -46,3 +47,18 @@ def randomise_lora(network: torch.nn.Module, scale: float = 0.1) -> None:
     generator = torch.Generator().manual_seed(7)
     for parameter in lora_parameters(network).values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+
+
+def evaluation_of(
+    metrics: ImageMetrics, round_number: int, kl: float | None, clipped_advantages: float | None
+) -> Evaluation:
+    """Return the measurements of a round that the guards check."""
+    return Evaluation(
+        round=round_number,
+        judge_scores=metrics.judge_by_key,
+        diversity=metrics.diversity.distance.value,
+        real_diversity=metrics.real_diversity.distance.value,
+        kl=kl,
+        below_floor=metrics.copies.below_floor.value,
+        clipped_advantages=clipped_advantages,
+    )

@@ -36,7 +36,7 @@ SMALL = (
 
 
 LICENCE = "imagegen.generator.licence=creativeml-openrail-m"
-"""Setting of a folder with a Stable Diffusion pipeline, whose licence no name tells."""
+"""Setting of a folder with a Stable Diffusion pipeline, whose licence does not follow from its name."""
 
 
 def changes(settings: Sequence[str]) -> list[str]:

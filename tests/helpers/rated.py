@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from toolkit.imagegen.ratings import RatedImage, Rating, Ratings
+from toolkit.imagegen.ratings.load import RatedImage, Rating, Ratings
 from toolkit.images.ref import ImageRef
 
 COLUMNS = ("image_path", "rating", "modality", "expert_level", "prompt")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from toolkit.imagegen.rated import RatedImages
+from toolkit.imagegen.scorers.fitting import RatedImages
 
 SIDE = 32
 MODALITIES = ("OCT", "CT")

@@ -1,7 +1,7 @@
-"""A shipped recipe for a few steps of each training stage, on its model's architecture with random weights.
+"""Train a shipped recipe for a few steps of each stage, on its model's architecture with random parameters.
 
-Its dataset is replaced by synthetic data with the same columns. All other settings are those of the recipe: precision,
-adapter, image size, batch size, completions, optimizer, and checkpointing.
+Its dataset is replaced by synthetic data of the same layout. Precision, adapter, image size, batch size, completions,
+optimizer and checkpointing are those of the recipe.
 """
 
 import json
@@ -39,10 +39,10 @@ GIGABYTES: Mapping[str, int] = {
 
 STEPS = 3
 
-TRUE: Mapping[str, int] = {"train": 48, "test": 8, "size": 1024}
+FULL: Mapping[str, int] = {"train": 48, "test": 8, "size": 1024}
 VERIFIED = 16
-"""Samples that verify an export. Rounding to bfloat16 may change a quarter of the completions."""
-SMALLER: Mapping[str, int] = {"train": 12, "test": VERIFIED, "size": 128}
+"""Questions that verify an export. The rounding of bfloat16 may change a quarter of their completions."""
+SMALL: Mapping[str, int] = {"train": 12, "test": VERIFIED, "size": 128}
 """Synthetic rows, and the width of their images in pixels."""
 
 CASES = [
@@ -51,16 +51,16 @@ CASES = [
         for file in sorted(RECIPES.glob("*.toml"))
         if (name := load_recipe(file).model.name) in SHAPE_OF
     ),
-    (RECIPES / "ham10000_sft.toml", "qwen2_5_vl_7b"),  # no recipe names the 7B, so it replaces the 3B
+    (RECIPES / "ham10000_sft.toml", "qwen2_5_vl_7b"),  # No recipe names the 7B model. It replaces the 3B model.
     (RECIPES / "ham10000_grpo.toml", "qwen2_5_vl_7b"),
 ]
 """Each recipe of a real model with its configuration."""
 
 
 def run_some_steps(file: Path, shape: str, folder: Path, data: Path, *, small: bool, backend: str) -> dict[str, Any]:
-    """Write the model, train ``STEPS`` steps of each stage of the recipe, and return the results of the stages by name.
+    """Write the model, train ``STEPS`` steps of each stage of the recipe, and return stage -> record.
 
-    ``small``: a few layers, small images and short completions, in 32 bits, to test that the code runs.
+    ``small``: a few layers, small images and short completions in 32 bits, which only checks that the code runs.
     """
     model = folder / shape
     write_model(shape, model, data, small=small)
@@ -80,12 +80,15 @@ def on_synthetic_data(recipe: Recipe, model: Path, folder: Path, *, small: bool,
     changes: dict[str, dict[str, Any]] = {
         "run": {"folder": folder / "runs", "checkpoint_steps": STEPS},
         "model": {"name": str(model), "adapter": None, "backend": backend},
-        "data": _synthetic_rows(recipe, folder, SMALLER if small else TRUE) | _coordinates(recipe),
+        "data": _synthetic_data(recipe, folder, SMALL if small else FULL) | _coordinates(recipe),
         "images": {"disk_cache": False},
     }
     stage = {"max_steps": STEPS, "warmup_steps": 0}
     changes["sft"] = dict(stage)
-    changes["grpo"] = {**stage, "probe_prompts": 0}  # completions of random weights never end, which the probe rejects
+    changes["grpo"] = {
+        **stage,
+        "probe_prompts": 0,
+    }  # Completions of random parameters never end, which the probe rejects.
     if small:
         changes["model"] |= {"precision": "32bit"}
         changes["images"] |= {"max_side": 112}
@@ -107,7 +110,7 @@ def on_synthetic_data(recipe: Recipe, model: Path, folder: Path, *, small: bool,
 
 
 def on_synthetic_data_to_export(recipe: Recipe, model: Path, folder: Path) -> Recipe:
-    """Return the small recipe on Unsloth in its own precision, with evaluations and verified exports."""
+    """Return the recipe as ``small`` makes it, on Unsloth in its own precision, with evaluation and exports."""
     small = on_synthetic_data(recipe, model, folder, small=True, backend="unsloth")
     few = {"max_tasks": 4} if recipe.dataset.task == "steps" else {"limit": VERIFIED}
     answers = {"max_completion_tokens": 4, "batch_size": VERIFIED, "before": False, "bootstrap": 100}
@@ -120,9 +123,9 @@ def on_synthetic_data_to_export(recipe: Recipe, model: Path, folder: Path) -> Re
 
 
 def _coordinates(recipe: Recipe) -> dict[str, Any]:
-    """Return the coordinate convention of the recipe's model, which the name of the folder does not show."""
+    """Return the coordinates of the recipe's model, which cannot be derived from the name of another folder."""
     chosen = choose_coordinates("auto", recipe.model.name).name
-    sections = {name: getattr(recipe.data, name) for name in ("lesion", "steps")}
+    sections = {name: getattr(recipe.dataset, name) for name in ("lesion", "steps")}
     return {
         name: section.model_copy(update={"coordinates": chosen})
         for name, section in sections.items()
@@ -130,7 +133,7 @@ def _coordinates(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _synthetic_rows(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
+def _synthetic_data(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
     none = dict.fromkeys(("train", "validation", "test", "image_root", "group"))
     if recipe.dataset.task == "vqa":
         return {**none, **_questions(folder / "vqa", rows)}
@@ -139,7 +142,7 @@ def _synthetic_rows(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> di
 
 
 def _questions(folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
-    """Write synthetic X-rays with their questions in the columns of VQA-RAD."""
+    """Write synthetic X-rays with their questions in VQA-RAD's columns."""
     written = write_chest(folder, SyntheticData(kind="chest", **rows), 0)
     for split, file in written.items():
         records = json.loads(file.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""Models of the real architectures and sizes with random weights, in the file layout of the Hub.
+"""Write models of the real architectures and sizes with random parameters to a folder, in the Hub's layout.
 
-Time and GPU memory are those of trained models, but completions never end. Configurations are those of
-toolkit/planning/shapes. Gemma has the tokenizer of the tiny model. Qwen2-VL, Qwen2.5-VL (with the tokens and image
-processing of Qwen2-VL) and Qwen3-VL have theirs in processors.tar.gz of the real data.
+Their time and GPU memory are those of trained models. Their completions never end. Configurations are those in
+toolkit/planning/shapes. Gemma's tokenizer is that of the tiny model. The tokenizers of Qwen2-VL, Qwen2.5-VL (which has
+the same tokens and image processing as Qwen2-VL) and Qwen3-VL are in processors.tar.gz of the real data.
 """
 
 import gc
@@ -44,8 +44,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
         "image_size": 112,
     },
 }
-"""Part of a configuration -> values of a small model. Fields that the configuration lacks are ignored."""
-
+"""Part of a configuration -> values that make it small, for the fields that it has."""
 
 MERGES = 4000
 """Number of merges in a small model's byte-level tokenizer."""
@@ -55,13 +54,18 @@ QWEN_TOKENS: Mapping[str, str] = {
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
 }
-"""Field of a Qwen configuration -> its token."""
+"""Field of a Qwen configuration -> token of the number in it."""
 
 
 def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int | None = None) -> None:
-    """Write the model ``name`` of ``SHAPES`` with weights of 16 bits (``small``: of a few layers), and its processor.
+    """Write the model ``name`` of ``SHAPES`` in 16 bits, and its processor.
 
-    ``data`` has processors.tar.gz, for Qwen models. ``layers`` keeps only the first layers of the language model.
+    Args:
+        name: file in ``SHAPES``, without its suffix.
+        folder: of the model.
+        data: folder of processors.tar.gz, for Qwen models.
+        small: only a few narrow layers.
+        layers: number of layers of the language model. None: all.
     """
     fields = json.loads((SHAPES / f"{name}.json").read_text(encoding="utf-8"))
     if layers is not None:
@@ -70,11 +74,11 @@ def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int
         _shrink(fields)
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
     processor = _processor(fields["model_type"], folder.parent, config, data, small=small)
-    if fields["model_type"] == "gemma3":  # the tiny model's tokenizer has other ids for the image tokens
+    if fields["model_type"] == "gemma3":  # The tiny model's tokenizer has other numbers for image tokens.
         for token in ("boi", "eoi", "image"):
             setattr(config, f"{token}_token_index", getattr(processor.tokenizer, f"{token}_token_id"))
         config.eos_token_id = processor.tokenizer.eos_token_id
-        if small:  # most parameters would be embeddings of tokens that this tokenizer lacks
+        if small:  # Otherwise most parameters would be for tokens that this tokenizer lacks.
             config.text_config.vocab_size = len(processor.tokenizer)
     elif small:
         _renumber(config, processor.tokenizer)
@@ -82,7 +86,9 @@ def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     for name, weight in model.named_parameters():
-        if name.endswith("mm_input_projection_weight"):  # zeros in a new Gemma 3, which ignores images then
+        if name.endswith(
+            "mm_input_projection_weight"
+        ):  # Gemma 3 initialises them with zeros, and images would have no effect.
             torch.nn.init.normal_(weight, std=0.02)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -91,7 +97,7 @@ def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int
 
 
 def release() -> None:
-    """Free unused memory, including the CUDA cache."""
+    """Return unused memory to the GPU."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -101,7 +107,7 @@ def _shrink(fields: dict[str, Any]) -> None:
     for part, smaller in SMALL.items():
         target = fields[part] if part else fields
         target |= {key: value for key, value in smaller.items() if key in target}
-    if "embed_dim" in fields["vision_config"]:  # Qwen2-VL: hidden_size is the language model's
+    if "embed_dim" in fields["vision_config"]:  # In Qwen2-VL, hidden_size is that of the language model.
         fields["vision_config"]["hidden_size"] = WIDTH
 
 
@@ -117,29 +123,30 @@ def _processor(model_type: str, folder: Path, config: Any, data: Path, *, small:
             image_seq_length=config.mm_tokens_per_image,
         )
     unpack_processors(data, folder)
-    family = model_type if model_type == "qwen3_vl" else "qwen2_vl"
+    files = model_type if model_type == "qwen3_vl" else "qwen2_vl"
     if small:
-        _shorten(folder / "processors" / family / "tokenizer.json")
-    return AutoProcessor.from_pretrained(folder / "processors" / family)
+        _shorten(folder / "processors" / files / "tokenizer.json")
+    return AutoProcessor.from_pretrained(folder / "processors" / files)
 
 
 def _shorten(file: Path) -> None:
-    """Keep the first merges of a byte-level tokenizer, and renumber its special tokens after the other tokens.
+    """Keep the first merges of a byte-level tokenizer, and number its special tokens after the remaining ones.
 
-    With 152,000 tokens, the output head would take nearly all parameters and CPU time of a small model.
+    Otherwise, the output head for 152,000 tokens would have most parameters of a small model, and take most of its time
+    on a CPU.
     """
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     model = tokenizer["model"]
     model["merges"] = model["merges"][:MERGES]
-    kept = {*ByteLevel.alphabet(), *(first + second for first, second in model["merges"])}
-    model["vocab"] = {token: number for number, token in enumerate(sorted(kept, key=model["vocab"].__getitem__))}
-    for number, token in enumerate(tokenizer["added_tokens"], start=len(kept)):
+    tokens = {*ByteLevel.alphabet(), *(first + second for first, second in model["merges"])}
+    model["vocab"] = {token: number for number, token in enumerate(sorted(tokens, key=model["vocab"].__getitem__))}
+    for number, token in enumerate(tokenizer["added_tokens"], start=len(tokens)):
         token["id"] = number
     file.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def _renumber(config: Any, tokenizer: Any) -> None:
-    """Set the ids of the special tokens in a Qwen configuration to those of the tokenizer."""
+    """Set the special tokens of a Qwen configuration to the tokenizer's numbers."""
     for field, token in QWEN_TOKENS.items():
         setattr(config, field, tokenizer.convert_tokens_to_ids(token))
     text = config.text_config

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from toolkit import recipe
-from toolkit.imagegen.images import image_stores
-from toolkit.imagegen.sheet import Sheet, SheetItem, write_sheet
-from toolkit.imagegen.sheet_order import SheetOptions
+from toolkit.imagegen.ratings.prepare import image_stores
+from toolkit.imagegen.ratings.sheet import Sheet, SheetItem, SheetOptions, write_sheet
 from toolkit.recipe.imagegen import Imagegen
 
 SIZE = 32

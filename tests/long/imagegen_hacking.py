@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.imagegen_models import evaluation_of
 from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.recipes import load_recipe
-from toolkit.imagegen.arm_context import ROUNDS, ArmContext
-from toolkit.imagegen.ddim import make_schedule
-from toolkit.imagegen.figure import Bootstrap
-from toolkit.imagegen.guards import Evaluation, Verdict, best_evaluation, check_guards, is_best
-from toolkit.imagegen.image_evaluation import to_guards
-from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
-from toolkit.imagegen.optimization import start_update
-from toolkit.imagegen.paired_comparison import compare_arms
-from toolkit.imagegen.sampling import derive_seed, generate
+from toolkit.imagegen.context import StageContext
+from toolkit.imagegen.evaluation.statistics import Bootstrap, compare_arms
+from toolkit.imagegen.generators.ddim import make_schedule
+from toolkit.imagegen.generators.lora import copy_lora, reset_lora, restore_lora
+from toolkit.imagegen.generators.sampling import generate
+from toolkit.imagegen.seeds import derive_seed
 from toolkit.imagegen.settings import guard_settings
-from toolkit.imagegen.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
-from toolkit.imagegen.stage_context import StageContext
 from toolkit.imagegen.stages import RunSession, run_stage
+from toolkit.imagegen.training.arm import ROUNDS, ArmContext
+from toolkit.imagegen.training.guards import Evaluation, Verdict, best_evaluation, check_guards, is_best
+from toolkit.imagegen.training.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
+from toolkit.imagegen.training.update import start_update
 from toolkit.runfolder import StopRequest, start_run
 
 WEAK = (
@@ -100,20 +100,20 @@ def update(arm_context: ArmContext, action: str) -> Course:
     reset_lora(arm_context.generator.network, 1)
     state, oracle = start_update(arm_context.generator, SETTINGS.learning_rate), oracle_score(arm_context)
     metrics = arm_context.evaluate(ROUNDS)
-    history, selector = [to_guards(metrics, 0, None, None)], [metrics.selector.value or 0.0]
+    history, selector = [evaluation_of(metrics, 0, None, None)], [metrics.selector.value or 0.0]
     verdicts: list[tuple[Verdict, ...]] = [()]
     best = copy_lora(arm_context.generator.network)
     while state.round < TOTAL and not any(verdict.stops for verdict in verdicts[-1]):
         sft_round(state, SETTINGS, weighted_images(arm_context, state.round))
         metrics = arm_context.evaluate(ROUNDS)
-        history.append(to_guards(metrics, state.round, None, None))
+        history.append(evaluation_of(metrics, state.round, None, None))
         selector.append(metrics.selector.value or 0.0)
         verdicts.append(check_guards(history, guards))
         if is_best(history, verdicts[-1]):
             best = copy_lora(arm_context.generator.network)
     oracles = (oracle, oracle_score(arm_context))
     restore_lora(arm_context.generator.network, best)
-    restored = to_guards(arm_context.evaluate(ROUNDS), state.round, None, None)
+    restored = evaluation_of(arm_context.evaluate(ROUNDS), state.round, None, None)
     return Course(tuple(history), tuple(selector), tuple(verdicts), oracles, restored)
 
 

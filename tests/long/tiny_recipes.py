@@ -14,7 +14,7 @@ PAIRS = {
     "lesions_tiny": (("sft", "baseline"), ("grpo", "sft")),
     "steps_tiny": (("sft", "baseline"),),
 }
-"""Recipe -> evaluations whose paired difference must lie above 0 (after, before)."""
+"""Recipe -> evaluations whose paired difference must be above 0 (after, before)."""
 
 
 @pytest.mark.parametrize("name", PAIRS)

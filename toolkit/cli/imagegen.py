@@ -9,7 +9,7 @@ from rich.table import Table
 from toolkit.runfolder.usage import compute_line
 
 if TYPE_CHECKING:
-    from toolkit.imagegen.figure import Figure
+    from toolkit.imagegen.evaluation.statistics import Figure
     from toolkit.imagegen.results import ArmRow, ImagegenResult
     from toolkit.recipe import Recipe
     from toolkit.runfolder import RunFolder

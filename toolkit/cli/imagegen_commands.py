@@ -13,10 +13,10 @@ from rich.table import Table
 from toolkit.errors import warn
 
 if TYPE_CHECKING:
-    from toolkit.imagegen.generated_files import GeneratedFile
-    from toolkit.imagegen.next_round import Collected
-    from toolkit.imagegen.repeats import IntraRater
-    from toolkit.imagegen.sheet import Sheet
+    from toolkit.imagegen.generate import GeneratedFile
+    from toolkit.imagegen.ratings.experts import IntraRater
+    from toolkit.imagegen.ratings.next_round import Collected
+    from toolkit.imagegen.ratings.sheet import Sheet
 
 imagegen_app = typer.Typer(
     help="Image generation: images and rating sheets of a finished run, and the ratings that experts return.",
@@ -65,8 +65,7 @@ def generate(
     from toolkit.runfolder import StopRequest
 
     with show_progress() as (progress, notify), StopRequest(notify) as stop:
-        from toolkit.imagegen.finished import open_finished
-        from toolkit.imagegen.generated_files import ImageRequest, find_prompts, write_images
+        from toolkit.imagegen.generate import ImageRequest, find_prompts, open_finished, write_images
 
         finished = open_finished(run_folder, "toolkit imagegen generate")
         chosen = str(method) if method else finished.best_method()
@@ -96,9 +95,9 @@ def sheet(
     from toolkit.cli.progress import show_progress
 
     with show_progress() as (progress, _):
-        from toolkit.imagegen.finished import open_finished
-        from toolkit.imagegen.next_round import write_run_sheet
-        from toolkit.imagegen.sheet_order import SheetOptions
+        from toolkit.imagegen.generate import open_finished
+        from toolkit.imagegen.ratings.next_round import write_run_sheet
+        from toolkit.imagegen.ratings.sheet import SheetOptions
 
         finished = open_finished(run_folder, "toolkit imagegen sheet")
         options = SheetOptions(seed, repeated, per_page)
@@ -126,8 +125,8 @@ def collect(
     from toolkit.cli.progress import show_progress
 
     with show_progress():
-        from toolkit.imagegen.finished import open_finished
-        from toolkit.imagegen.next_round import collect_run_sheet
+        from toolkit.imagegen.generate import open_finished
+        from toolkit.imagegen.ratings.next_round import collect_run_sheet
 
         finished = open_finished(run_folder, "toolkit imagegen collect")
         collected = collect_run_sheet(finished, files, sheet_folder, out)
@@ -140,7 +139,7 @@ def push_lora(run_folder: Path, repo: str, method: str | None, *, public: bool, 
 
     with show_progress():
         from toolkit.exporting.push import Push
-        from toolkit.pipeline.imagegen_push import push_generator
+        from toolkit.pipeline.imagegen import push_generator
 
         pushed = push_generator(run_folder, Push(repo, public, force), method)
     print(f"LoRA of {pushed.method}, licence {pushed.licence}\npushed: {pushed.url}")
@@ -161,8 +160,8 @@ def _show_files(files: "tuple[GeneratedFile, ...]", out: Path) -> None:
     console = _console()
     console.print(table)
     mean = sum(file.selector_score for file in files) / len(files)
-    kept = f", each the best of {files[0].candidates}" if files[0].candidates > 1 else ""
-    console.print(f"{len(files):,} images{kept}, mean selector score {mean:.3f}: {out / 'images.csv'}", markup=False)
+    best = f", each the best of {files[0].candidates}" if files[0].candidates > 1 else ""
+    console.print(f"{len(files):,} images{best}, mean selector score {mean:.3f}: {out / 'images.csv'}", markup=False)
 
 
 def _show_sheet(sheet: "Sheet", key_file: Path, run_folder: Path, out: Path) -> None:

@@ -1,18 +1,27 @@
-"""A plan of a recipe with [imagegen] as lines of text: in full for `toolkit plan`, in short for `toolkit run`."""
+"""The plan of an image generator as text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.cli.planned import GIB, span, titled
+from toolkit.cli.plan import (
+    GIB,
+    MEMORY_TITLE,
+    TIME_TITLE,
+    PlanText,
+    describe_bytes,
+    describe_durations,
+    describe_gpu,
+    describe_parts,
+    disk_lines,
+)
 
 if TYPE_CHECKING:
-    from toolkit.planning.duration import Range
     from toolkit.planning.imagegen import ImagegenPlan
-    from toolkit.planning.imagegen.record import ImagegenStageMemory
-    from toolkit.planning.imagegen.work import StageWork
-    from toolkit.planning.memory.estimate import Moment
+    from toolkit.planning.imagegen.duration import StageWork
+    from toolkit.planning.imagegen.plan import ImagegenStageMemory
+    from toolkit.planning.memory import Moment
 
-NAMES = {
+LABELS = {
     "unet": "UNet",
     "vae": "VAE",
     "text_encoder": "text encoder",
@@ -30,40 +39,26 @@ NAMES = {
     "context": "CUDA context (assumed)",
 }
 """Part of a moment's GPU memory -> its label."""
-LEAST = 0.005 * GIB
-"""Bytes from which a part is shown."""
 
 
-def lines(plan: "ImagegenPlan") -> Iterator[str]:
-    """Yield the whole plan."""
-    yield f"plan of {plan.run}: {', '.join(plan.stages)}"
-    yield from titled("ratings", _ratings(plan))
-    yield from titled("work", _work(plan))
-    yield from titled("generator", _generator(plan))
-    yield from titled("memory on a GPU: formulas checked against an allocation trace, not a GPU", _memory(plan))
-    yield from titled("RAM, at most about", _ram(plan))
-    yield from titled("time: an estimate from FLOPs, bytes and kernel launches", _time(plan))
-    yield from titled("disk", _disk(plan))
-    yield from titled("not tried or not estimated", [f"{what}: {why}" for what, why in plan.unknown.items()])
-    yield from titled("warnings", [f"{one} [{one.code}]" for one in plan.warnings])
-    yield from titled("problems", [f"{one} [{one.code}]" for one in plan.problems])
-    yield "the run cannot work as it is" if plan.problems else "no problem found"
-
-
-def short_lines(plan: "ImagegenPlan") -> Iterator[str]:
-    """Yield the lines with which `toolkit run` starts."""
-    steps = [f"{name} {one.steps:,} steps" for name, one in plan.work.items() if one.steps]
+def describe_imagegen_plan(plan: "ImagegenPlan") -> PlanText:
+    """Return the text of a plan."""
+    steps = [f"{stage} {one.steps:,} steps" for stage, one in plan.work.items() if one.steps]
     images = sum(one.generated for one in plan.work.values())
-    yield f"plan: {', '.join(plan.stages)}: {', '.join(steps)}, {images:,} generated images"
-    if plan.gpu is None:
-        return
-    if plan.memory is not None:
-        peaks = [f"{name} {one.peak.total / GIB:.1f}" for name, one in plan.memory.items()]
-        yield f"plan: estimated peaks in GiB: {', '.join(peaks)}. {plan.gpu.name} has {plan.gpu.memory / GIB:.1f}"
-    if plan.time and len(plan.gpu.figures) == 1:
-        found = plan.time[plan.gpu.figures[0].name]
-        parts = [f"{name} {span(one.low, one.high)}" for name, one in found.items()]
-        yield f"plan: estimated time on {plan.gpu.figures[0].name}: {', '.join(parts)}, {_total(found)} in all"
+    return PlanText(
+        sections={
+            "ratings": _ratings(plan),
+            "work": _work(plan),
+            "generator": _generator(plan),
+            MEMORY_TITLE: _memory(plan),
+            "RAM, at most about": _ram(plan),
+            TIME_TITLE: _time(plan),
+            "disk": disk_lines(plan.disk),
+        },
+        work=", ".join((*steps, f"{images:,} generated images")),
+        peaks={stage: one.peak for stage, one in (plan.memory or {}).items()},
+        durations=plan.time or {},
+    )
 
 
 def _ratings(plan: "ImagegenPlan") -> Iterator[str]:
@@ -127,11 +122,9 @@ def _memory(plan: "ImagegenPlan") -> Iterator[str]:
                 listed.append(name)
     for moment in sorted(moments.values(), key=lambda one: -one.total):
         yield f"{moment.name} ({', '.join(stages[moment.name])}): about {moment.total / GIB:.1f} GiB"
-        shown = sorted(((size, part) for part, size in moment.parts.items() if size >= LEAST), reverse=True)
-        yield "  " + ", ".join(f"{NAMES[part]} {size / GIB:.2f}" for size, part in shown)
+        yield f"  {describe_parts(moment, LABELS)}"
     yield from (f"{name}: {_fits(one)}" for name, one in plan.memory.items())
-    gpu = plan.gpu
-    yield f"this plan's GPU: {gpu.name}, {gpu.memory / GIB:.1f} GiB" if gpu else "this machine has no CUDA device"
+    yield describe_gpu(plan.gpu)
     for key, most in plan.largest.items():
         yield f"largest {key} that fits: {most or 'none'}"
 
@@ -142,33 +135,15 @@ def _fits(one: "ImagegenStageMemory") -> str:
 
 
 def _ram(plan: "ImagegenPlan") -> Iterator[str]:
-    shown = [f"{part} {_size(size)}" for part, size in plan.ram.items() if size]
+    shown = [f"{part} {describe_bytes(size)}" for part, size in plan.ram.items() if size]
     if shown:
         yield ", ".join(shown)
 
 
 def _time(plan: "ImagegenPlan") -> Iterator[str]:
-    from toolkit.planning.imagegen.hours import ASSUMPTIONS
+    from toolkit.planning.imagegen.duration import ASSUMPTIONS
 
     for gpu, found in (plan.time or {}).items():
-        parts = [f"{name} {span(one.low, one.high)}" for name, one in found.items()]
-        yield f"{gpu}: {', '.join(parts)}, {_total(found)} in all"
+        yield f"{gpu}: {describe_durations(found)}"
     if plan.time:
         yield from (f"  {text}" for text in ASSUMPTIONS)
-
-
-def _total(found: "Mapping[str, Range]") -> str:
-    return span(sum(one.low for one in found.values()), sum(one.high for one in found.values()))
-
-
-def _disk(plan: "ImagegenPlan") -> Iterator[str]:
-    if plan.disk is None:
-        return
-    yield ", ".join(f"{part} {_size(size)}" for part, size in plan.disk.parts.items())
-    yield f"{_size(plan.disk.needed)} at most, {plan.disk.free / 1e9:.1f} GB free"
-    for name, size in plan.disk.downloads.items():
-        yield f"download of {name}: {size / 1e9:.1f} GB into {plan.disk.cache}"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,6 +1,7 @@
 """`toolkit data prepare`: turn a download into rows."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,10 +82,20 @@ def show(prepared: "PrepareResult") -> None:
     for note in prepared.notes:
         print(f"{note.count:,} {note.reason} (for example {'; '.join(note.examples)})")
     print(f"contact sheet: {prepared.out.absolute() / 'sheet.png'}, {prepared.out.absolute() / 'sheet.html'}")
-    print(f"\nfor a recipe:\n\n[data]\ntask = {_quoted(prepared.task)}")
+    print(f"\nfor a recipe:\n\n[data]\ntask = {_quoted(_task_of(prepared.columns))}")
     for split, file in prepared.splits.items():
         print(f"{split} = {_quoted(file.absolute())}")
     print(f"image_root = {_quoted(prepared.image_root)}\ngroup = {_quoted(prepared.group)}")
+
+
+def _task_of(columns: Sequence[str]) -> str:
+    """Return the task that reads most of the columns."""
+    from toolkit.tasks import TASKS
+
+    def known(name: str) -> int:
+        return sum(any(column in names for column in columns) for names in TASKS[name].columns.values())
+
+    return max(TASKS, key=known)
 
 
 def _quoted(value: object) -> str:

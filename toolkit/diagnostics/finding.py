@@ -25,18 +25,8 @@ class Finding:
             raise ValueError(f"{self.name}: a {self.state} needs a remedy")
 
 
-def worse(one: State, other: State) -> State:
-    """Return the worse of two states."""
-    return max(one, other, key=STATES.index)
-
-
 def merge_findings(first: Finding, second: Finding) -> Finding:
     """Return two findings as one, with the name of the first, the code of the worse, and both remedies."""
-    code = first.code if worse(first.state, second.state) == first.state else second.code
-    return Finding(
-        code,
-        first.name,
-        worse(first.state, second.state),
-        "; ".join(filter(None, (first.found, second.found))),
-        " ".join(filter(None, (first.remedy, second.remedy))),
-    )
+    worse = max(first, second, key=lambda finding: STATES.index(finding.state))
+    found = "; ".join(filter(None, (first.found, second.found)))
+    return Finding(worse.code, first.name, worse.state, found, " ".join(filter(None, (first.remedy, second.remedy))))

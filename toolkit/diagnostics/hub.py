@@ -7,7 +7,7 @@ from pathlib import Path
 from toolkit import tiny
 from toolkit.diagnostics.finding import Finding, State
 from toolkit.diagnostics.machine import hub_home, notebook
-from toolkit.diagnostics.probes import Outcome
+from toolkit.diagnostics.probes import HubFacts, Outcome
 from toolkit.recipe import Recipe
 from toolkit.recipe.checks import is_folder_name
 
@@ -79,37 +79,37 @@ def _reachable(name: str, outcome: Outcome, token: bool, otherwise: State) -> Fi
         remedy = "Install it again: pip install --force-reinstall -c constraints.txt huggingface_hub."
         text = f"{name}: huggingface_hub cannot be used ({outcome.end}: {outcome.cause})"
         return Finding("doctor.hub_not_queried", "model", otherwise, text, remedy)
-    facts = outcome.facts
-    if facts["cached"]:
+    facts = outcome.report.hub
+    if facts.cached:
         return Finding("doctor.model_cached", "model", "good", f"{name}, with all its weights in the Hub cache")
-    if facts["offline"]:
+    if facts.offline:
         text = f"{name}: incomplete or missing in the Hub cache, and HF_HUB_OFFLINE forbids a download"
         remedy = f"Unset HF_HUB_OFFLINE and run hf download {name} once."
         return Finding("doctor.model_not_cached", "model", otherwise, text, remedy)
-    if "error" not in facts:
+    if not facts.kinds:
         text = f"{name}: the Hub grants access to its files, which are not downloaded yet"
         return Finding("doctor.model_reachable", "model", "good", text)
-    return _access_denied(name, facts["kinds"], str(facts["error"]), token, otherwise)
+    return _access_denied(name, facts, token, otherwise)
 
 
-def _access_denied(name: str, kinds: list[str], error: str, token: bool, otherwise: State) -> Finding:
+def _access_denied(name: str, facts: HubFacts, token: bool, otherwise: State) -> Finding:
     """Return the finding for the class of huggingface_hub's error."""
     page = f"https://huggingface.co/{name}"
     log_in = "" if token else "run hf auth login with a token of that account, and "
-    if "GatedRepoError" in kinds:
+    if "GatedRepoError" in facts.kinds:
         who = "this token's account" if token else "this machine, which has no token"
         text = f"{name}: gated, and the Hub denies access to {who}"
         return Finding(
             "doctor.model_gated", "model", otherwise, text, f"Accept its terms at {page}, {log_in}try again."
         )
-    if "RepositoryNotFoundError" in kinds:
+    if "RepositoryNotFoundError" in facts.kinds:
         text = f"{name}: the model does not exist or is private"
         return Finding("doctor.model_not_found", "model", otherwise, text, "Check model.name, or log in.")
-    if "EntryNotFoundError" in kinds:
+    if "EntryNotFoundError" in facts.kinds:
         text = f"{name}: it has no config.json, so transformers cannot load it"
         remedy = "Check model.name. GGUF files cannot be trained."
         return Finding("doctor.model_not_transformers", "model", otherwise, text, remedy)
-    first = " ".join(error.split())[:200] or kinds[0]
+    first = " ".join(facts.error.split())[:200] or facts.kinds[0]
     remedy = "Check network and proxy. On Kaggle, switch the internet on. Or download the model elsewhere and name its "
     remedy += "folder."
     return Finding("doctor.hub_unreachable", "model", otherwise, f"{name}: the Hub is unreachable ({first})", remedy)

@@ -1,21 +1,43 @@
-"""Libraries: version, import, causes of failed imports, and optional programs (vLLM, llama.cpp)."""
+"""Libraries: versions (tested, allowed or neither), imports, causes of failed imports, and optional programs.
+
+Versions are compared without importing the libraries.
+"""
 
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from toolkit.diagnostics.finding import Finding, State, merge_findings
-from toolkit.diagnostics.gpu import GIB
-from toolkit.diagnostics.probe_script import LOADS
-from toolkit.diagnostics.probes import Outcome
-from toolkit.diagnostics.versions import allowed, check_version, installed, pair_problem, pair_remedy
+from toolkit.diagnostics.probe_script import MODULES
+from toolkit.diagnostics.probes import GIB, Outcome
 from toolkit.runfolder import TESTED_VERSIONS
 
+OWN = "toolkit"
+TOGETHER = "pip install . -c constraints.txt"
+BUILT_TOGETHER = frozenset({"torch", "torchvision", "xformers", "triton", "unsloth", "unsloth_zoo"})
+"""Distributions whose versions depend on each other."""
+
+TORCHVISION_OF: Mapping[str, str] = {
+    "2.6": "0.21",
+    "2.7": "0.22",
+    "2.8": "0.23",
+    "2.9": "0.24",
+    "2.10": "0.25",
+    "2.11": "0.26",
+    "2.12": "0.27",
+    "2.13": "0.28",
+    "2.14": "0.29",
+}
+"""torch -> matching torchvision, for the torch versions that the package allows."""
 INSTALL_HEADLESS = (
     "If no windows are needed: pip uninstall -y opencv-python opencv-contrib-python && pip install "
     "--force-reinstall opencv-python-headless; or, as root, apt-get install -y libgl1 libglib2.0-0."
@@ -51,7 +73,7 @@ CAUSES: tuple[Cause, ...] = (
         "doctor.built_for_other_library",
         r"undefined symbol",
         "it was built for another version of a library that it uses, usually torch",
-        "Install the tested versions together: pip install -e . -c constraints.txt.",
+        "Install the tested versions together: pip install . -c constraints.txt.",
     ),
     Cause(
         "doctor.cuda_library_missing",
@@ -63,7 +85,7 @@ CAUSES: tuple[Cause, ...] = (
         "doctor.built_for_other_numpy",
         r"numpy\.dtype size changed|_ARRAY_API not found|compiled using NumPy 1|numpy\.core\.multiarray failed",
         "it was built for another NumPy",
-        "Install it again, after NumPy: pip install -e . -c constraints.txt --force-reinstall.",
+        "Install it again, after NumPy: pip install . -c constraints.txt --force-reinstall.",
     ),
     Cause(
         "doctor.system_too_old",
@@ -75,13 +97,13 @@ CAUSES: tuple[Cause, ...] = (
         "doctor.versions_do_not_fit",
         r"cannot import name|has no attribute|unexpected keyword argument",
         "its version is incompatible with another library",
-        "Install the tested versions together: pip install -e . -c constraints.txt; in a notebook, restart the kernel.",
+        "Install the tested versions together: pip install . -c constraints.txt; in a notebook, restart the kernel.",
     ),
     Cause(
         "doctor.dependency_missing",
         r"No module named|PackageNotFoundError",
         "a package that it needs is not installed",
-        "Install it, or everything anew: pip install -e . -c constraints.txt.",
+        "Install it, or everything anew: pip install . -c constraints.txt.",
     ),
     Cause(
         "doctor.load_disk_full",
@@ -113,7 +135,7 @@ def find_cause(error: str, package: str) -> Cause:
 PROBE_OF: Mapping[str, str | None] = {"unsloth_zoo": None, "opencv-python": "opencv"}
 """Distribution -> its probe, if their names differ. None: the probe of another distribution imports it."""
 
-LIBRARIES = tuple(name for name in TESTED_VERSIONS if PROBE_OF.get(name, name) in (None, *LOADS))
+LIBRARIES = tuple(name for name in TESTED_VERSIONS if PROBE_OF.get(name, name) in (None, *MODULES))
 """Tested distributions that are imported, by their own probe or by another, in the order of their findings."""
 
 FOR_A_GPU = frozenset({"bitsandbytes", "unsloth", "unsloth_zoo", "xformers", "triton"})
@@ -146,11 +168,11 @@ def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Find
             "allowed versions",
             "warning",
             "the package toolkit is not installed, so the versions that it allows are unknown",
-            "Install it: pip install -e . -c constraints.txt.",
+            "Install it: pip install . -c constraints.txt.",
         )
     for package in LIBRARIES:
         probe = PROBE_OF.get(package, package)
-        finding = _version(package, ranges, gpu)
+        finding = _check_installed(package, ranges, gpu)
         absent = installed(package) is None and probe is not None and outcomes[probe].end == "missing"
         if probe is None or absent:
             yield finding
@@ -174,7 +196,7 @@ def check_load(package: str, outcome: Outcome, gpu: bool) -> Finding:
     return _broken(package, outcome, gpu)
 
 
-def _version(package: str, ranges: Mapping[str, SpecifierSet] | None, gpu: bool) -> Finding:
+def _check_installed(package: str, ranges: Mapping[str, SpecifierSet] | None, gpu: bool) -> Finding:
     found = installed(package)
     if found is None and package == "opencv-python":
         return _other_opencv()
@@ -252,13 +274,13 @@ def _unsloth_without_gpu(gpu: bool) -> Finding:
 
 
 def _xformers(outcome: Outcome, gpu: bool) -> Finding:
-    error = outcome.facts.get("error")
+    error = outcome.report.extension.error
     if error:
-        first = " ".join(str(error).split())[:300]
+        first = " ".join(error.split())[:300]
         text = f"its compiled extension cannot be used ({first}). {SDPA}"
         remedy = "Install the one for your torch (unsloth install-kernels xformers), or pip uninstall -y xformers."
         return Finding("doctor.xformers_extension_unusable", "xformers", "warning", text, remedy)
-    if outcome.facts.get("ran"):
+    if outcome.report.extension.cuda:
         text = f"{_import_time(outcome)}, and its attention runs on the GPU. Unsloth uses it"
         return Finding("doctor.loads", "xformers", "good", text)
     text = f"{_import_time(outcome)} with its compiled extension" + ("" if gpu else ". Nothing uses it without a GPU")
@@ -266,8 +288,7 @@ def _xformers(outcome: Outcome, gpu: bool) -> Finding:
 
 
 def _bitsandbytes(outcome: Outcome, gpu: bool) -> Finding:
-    error = str(outcome.facts.get("error") or "")
-    if outcome.facts.get("cuda"):
+    if outcome.report.extension.cuda:
         text = f"{_import_time(outcome)} with its CUDA library: 4 and 8 bits work"
         return Finding("doctor.loads", "bitsandbytes", "good", text)
     if not gpu:
@@ -275,6 +296,7 @@ def _bitsandbytes(outcome: Outcome, gpu: bool) -> Finding:
             f"{_import_time(outcome)} with its CPU library, because no GPU is available. 4 and 8 bits work, but slowly"
         )
         return Finding("doctor.bitsandbytes_on_cpu", "bitsandbytes", "good", text)
+    error = outcome.report.extension.error
     cause = find_cause(error, "bitsandbytes")
     text = f"loads without its CUDA library ({' '.join(error.split())[:300] or 'no reason given'}): no 4 or 8 bits"
     remedy = f"Read the output of python -m bitsandbytes. {cause.remedy} Meanwhile: {WORKAROUNDS['bitsandbytes']}."
@@ -305,8 +327,8 @@ def _vllm(outcome: Outcome, torch: Outcome) -> Finding:
         return Finding("doctor.vllm_not_loaded", "vLLM", "warning", text, remedy)
     able = [
         device
-        for device in torch.facts.get("devices", ())
-        if device["total"] >= VLLM_MEMORY * GIB and tuple(device["capability"]) >= VLLM_CAPABILITY
+        for device in torch.report.torch.devices
+        if device.total >= VLLM_MEMORY * GIB and device.capability >= VLLM_CAPABILITY
     ]
     text = f"{found}, loads in {outcome.seconds:.1f} s"
     if able:
@@ -327,3 +349,73 @@ def _llama(environment: Mapping[str, str]) -> Finding:
     parts = packages + programs + built
     text = ", ".join(parts) or "not installed, only needed for GGUF files"
     return Finding("doctor.llama", "llama.cpp", "good", text)
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a distribution. None: it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def allowed() -> dict[str, SpecifierSet] | None:
+    """Return distribution (canonical name) -> range that the package requires on this machine, without extras.
+
+    None: the package is not installed, so the ranges are unknown.
+    """
+    try:
+        lines = requires(OWN) or []
+    except PackageNotFoundError:
+        return None
+    wanted = [Requirement(line) for line in lines]
+    return {
+        canonicalize_name(one.name): one.specifier
+        for one in wanted
+        if one.marker is None or one.marker.evaluate({"extra": ""})
+    }
+
+
+def check_version(package: str, found: str, ranges: Mapping[str, SpecifierSet] | None) -> Finding:
+    """Check whether an installed version is tested, allowed, or neither."""
+    tested = TESTED_VERSIONS[package]
+    one = f"Install the tested one: pip install '{package}=={tested}'."
+    remedy = f"Install the tested set: {TOGETHER}." if package in BUILT_TOGETHER else one
+    try:
+        given = Version(found)
+    except InvalidVersion:
+        text = f"{found}, which cannot be compared with the tested version"
+        return Finding("doctor.version_unreadable", package, "warning", text, remedy)
+    wanted = (ranges or {}).get(canonicalize_name(package), SpecifierSet())
+    if not wanted.contains(given, prereleases=True):
+        text = f"{found}, which is not allowed ({wanted}, tested: {tested})"
+        return Finding("doctor.version_not_allowed", package, "problem", text, remedy)
+    if given.public != tested:
+        text = f"{found}, not tested (tested: {tested})"
+        return Finding("doctor.version_not_tested", package, "warning", text, remedy)
+    return Finding("doctor.version_tested", package, "good", f"{found}, tested")
+
+
+def pair_problem() -> str:
+    """Return why the versions of torch and torchvision do not match. Empty: they match, or one is not installed."""
+    torch, vision = installed("torch"), installed("torchvision")
+    if torch is None or vision is None:
+        return ""
+    for line in requires("torchvision") or []:
+        wanted = Requirement(line)
+        if wanted.name == "torch" and not wanted.specifier.contains(torch, prereleases=True):
+            return f"torchvision {vision} was built for torch {wanted.specifier}, and torch {torch} is installed"
+    return ""
+
+
+def pair_remedy() -> str:
+    """Return how to install a matching torch and torchvision, for the installed torch if it is known."""
+    known = ".".join((installed("torch") or "").split(".")[:2])
+    pairs = list(TORCHVISION_OF.items())
+    (low, lowest), (high, highest) = pairs[0], pairs[-1]
+    line = f"pip install 'torchvision=={TORCHVISION_OF[known]}.*'" if known in TORCHVISION_OF else TOGETHER
+    return (
+        f"Install a matching pair: {line} (torch {low} to {high} match torchvision {lowest} to {highest}, in this "
+        "order). If the versions match, one is a CPU build and the other a CUDA build: install both from one index, "
+        "with --force-reinstall."
+    )

@@ -1,8 +1,7 @@
 """Script of a probe: imports one library in its own process and writes what it finds.
 
 The script is run by its path and imports nothing of this package, so a library that crashes or hangs affects only this
-process. ``probe_script.py RESULT NAME SECONDS [MODEL]`` writes RESULT, a JSON object. ``step`` is "import" (the import
-has not finished), "look" (it has) or "done". ``facts`` has the results. ``error`` and ``where`` describe an exception.
+process. ``probe_script.py RESULT NAME SECONDS [MODEL]`` writes RESULT, a JSON object that ``probes.Report`` describes.
 Output of the library goes to the output of this process.
 """
 
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-LOADS: Mapping[str, tuple[str, ...]] = {
+MODULES: Mapping[str, tuple[str, ...]] = {
     "torch": ("torch",),
     "torchvision": ("torchvision",),
     "transformers": ("transformers:AutoModelForImageTextToText", "transformers:AutoProcessor"),
@@ -42,11 +41,12 @@ REQUEST_SECONDS = 5.0
 
 def main(result: str, name: str, seconds: str, model: str = "") -> None:
     """Import, inspect, and exit at once, because the library's own shutdown is not checked."""
-    report: dict[str, Any] = {"step": "import"}
+    report: dict[str, object] = {"state": "importing"}
 
     def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        root = list(_chain(error))[-1]
-        report["error"] = "\n".join(f"{type(one).__name__}: {one}" for one in _chain(error))
+        causes = list(_causes(error))
+        root = causes[-1]
+        report["error"] = "\n".join(f"{type(one).__name__}: {one}" for one in causes)
         report["missing"] = root.name if isinstance(root, ModuleNotFoundError) else None
         report["where"] = _last_line(root.__traceback__)
         _write(result, report)
@@ -56,20 +56,24 @@ def main(result: str, name: str, seconds: str, model: str = "") -> None:
     # Dump before the time limit ends the process.
     faulthandler.dump_traceback_later(max(float(seconds) - 5, float(seconds) / 2))
     _write(result, report)
-    for wanted in LOADS[name]:
+    for wanted in MODULES[name]:
         module, _, attribute = wanted.partition(":")
         loaded = importlib.import_module(module)
         if attribute:
             getattr(loaded, attribute)
-    report["step"] = "look"
+    report["state"] = "inspecting"
     _write(result, report)
-    report["facts"] = inspect_hub(model) if name == "hub" else INSPECTIONS.get(name, dict)()
-    report["step"] = "done"
+    if name == "hub":
+        report["hub"] = inspect_hub(model)
+    elif name in INSPECTIONS:
+        field, inspect = INSPECTIONS[name]
+        report[field] = inspect()
+    report["state"] = "done"
     _write(result, report)
     os._exit(0)
 
 
-def inspect_torch() -> dict[str, Any]:
+def inspect_torch() -> dict[str, object]:
     """Return the build of torch, and name, capability, bytes of memory, bfloat16 and a kernel test for each CUDA
     device."""
     torch = sys.modules["torch"]
@@ -79,15 +83,18 @@ def inspect_torch() -> dict[str, Any]:
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda,
-        "hip": getattr(torch.version, "hip", None),
         "warnings": [str(one.message) for one in caught],
         "devices": [_device(torch, index) for index in range(count)],
     }
 
 
-def _device(torch: Any, index: int) -> dict[str, Any]:
+def _device(torch: Any, index: int) -> dict[str, object]:
     known = torch.cuda.get_device_properties(index)
-    found = {"name": known.name, "capability": [known.major, known.minor], "total": known.total_memory}
+    found: dict[str, object] = {
+        "name": known.name,
+        "capability": [known.major, known.minor],
+        "total": known.total_memory,
+    }
     try:
         with torch.cuda.device(index):
             found["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -98,7 +105,7 @@ def _device(torch: Any, index: int) -> dict[str, Any]:
     return found
 
 
-def inspect_xformers() -> dict[str, Any]:
+def inspect_xformers() -> dict[str, object]:
     """Return whether the compiled extension is loaded, and, with a GPU, whether attention runs."""
     problem = sys.modules["xformers._cpp_lib"]._cpp_library_load_exception
     if problem is not None:
@@ -111,20 +118,21 @@ def inspect_xformers() -> dict[str, Any]:
         sys.modules["xformers.ops"].memory_efficient_attention(one, one, one).sum().item()
     except (RuntimeError, ValueError) as error:  # NotImplementedError: there is no kernel for this GPU.
         return {"error": str(error)}
-    return {"ran": True}
+    return {"cuda": True}
 
 
-def inspect_bitsandbytes() -> dict[str, Any]:
+def inspect_bitsandbytes() -> dict[str, object]:
     """Return which native library is loaded. A stub keeps the error of a library that failed to load."""
     native = sys.modules["bitsandbytes.cextension"].lib
-    return {"cuda": bool(native.compiled_with_cuda), "error": vars(native).get("error_msg")}
+    return {"cuda": bool(native.compiled_with_cuda), "error": str(vars(native).get("error_msg") or "")}
 
 
-def inspect_hub(model: str) -> dict[str, Any]:
+def inspect_hub(model: str) -> dict[str, object]:
     """Return whether ``model`` is cached with all weights, and, unless offline, whether its files are accessible."""
     hub = sys.modules["huggingface_hub"]
-    found: dict[str, Any] = {"offline": hub.constants.HF_HUB_OFFLINE, "cached": model and _is_cached(hub, model)}
-    if model and not found["offline"]:
+    offline = bool(hub.constants.HF_HUB_OFFLINE)
+    found: dict[str, object] = {"offline": offline, "cached": bool(model) and _is_cached(hub, model)}
+    if model and not offline:
         import httpx
 
         try:
@@ -150,14 +158,15 @@ def _is_cached(hub: Any, model: str) -> bool:
     return all(cached(part) is not None for part in parts)
 
 
-INSPECTIONS: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "torch": inspect_torch,
-    "xformers": inspect_xformers,
-    "bitsandbytes": inspect_bitsandbytes,
+INSPECTIONS: Mapping[str, tuple[str, Callable[[], dict[str, object]]]] = {
+    "torch": ("torch", inspect_torch),
+    "xformers": ("extension", inspect_xformers),
+    "bitsandbytes": ("extension", inspect_bitsandbytes),
 }
+"""Probe -> field of the report, and the function that fills it."""
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield the error and its causes. The root cause is last."""
     seen: set[int] = set()
     one: BaseException | None = error

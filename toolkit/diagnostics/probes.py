@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from toolkit.diagnostics import probe_script
 from toolkit.runfolder import Progress, hide_secrets, no_progress
@@ -30,6 +32,74 @@ MOST_OUTPUT = 20_000
 End = Literal["loaded", "missing", "failed", "died", "hung", "untried"]
 
 
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A CUDA device, as torch describes it. ``error``: why it cannot compute. Empty: it computes."""
+
+    name: str
+    capability: tuple[int, int]
+    total: int
+    """Bytes."""
+    free: int = 0
+    """Bytes."""
+    bf16: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFacts:
+    """The build of torch, its CUDA devices, and the warnings while it searched for them."""
+
+    version: str = ""
+    cuda: str | None = None
+    warnings: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionFacts:
+    """The compiled extension of a library: whether it works on a GPU, and why it cannot be used."""
+
+    cuda: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFacts:
+    """The access to a model on the Hub. ``kinds`` has the name of the error's class, and those of its base classes."""
+
+    offline: bool = False
+    cached: bool = False
+    error: str = ""
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """JSON object that the script of a probe writes.
+
+    Attributes:
+        state: done. importing, inspecting: the process ended before. Empty: the process ended before it could write.
+        error: exception and its causes, one per line. The root cause is last. None: there was no exception.
+        missing: module that could not be found.
+        where: file and line of the error.
+        torch: of the probe "torch".
+        extension: of the probes "xformers" and "bitsandbytes".
+        hub: of the probe "hub".
+    """
+
+    state: Literal["", "importing", "inspecting", "done"] = ""
+    error: str | None = None
+    missing: str | None = None
+    where: str = ""
+    torch: TorchFacts = TorchFacts()
+    extension: ExtensionFacts = ExtensionFacts()
+    hub: HubFacts = HubFacts()
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Result of one probe.
@@ -37,11 +107,11 @@ class Outcome:
     Attributes:
         name: of the probe.
         end: loaded. missing: not installed. failed: the import raised. died: the process died. hung: the time limit was
-        exceeded. untried: the time for all libraries was used up.
+            exceeded. untried: the time for all libraries was used up.
         seconds: duration.
         error: exception with the root cause in the last line, or how the process died.
         where: file and line of the error, if known.
-        facts: results of the probe.
+        report: what the script found.
     """
 
     name: str
@@ -49,7 +119,7 @@ class Outcome:
     seconds: float = 0.0
     error: str = ""
     where: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    report: Report = Report()
 
     @property
     def cause(self) -> str:
@@ -69,7 +139,7 @@ def run_probes(
     """Return the outcome of each probe. After ``total`` seconds, running probes are stopped and others are not started.
 
     Args:
-        names: probes, which are keys of ``probe_script.LOADS``, in the order of their start.
+        names: probes, which are keys of ``probe_script.MODULES``, in the order of their start.
         model: for the probe "hub".
         limit: seconds for one probe.
         total: seconds for all probes.
@@ -138,22 +208,20 @@ class _Process:
         seconds = time.monotonic() - self._begun
         report = _read(self._result)
         end, error = self._end(report)
-        where = report.get("where") or _deepest(self._text() if end in ("died", "hung") else "")
-        return Outcome(
-            self.name, end, seconds, hide_secrets(error), hide_secrets(where), _hidden(report.get("facts", {}))
-        )
+        where = report.where or _deepest(self._text() if end in ("died", "hung") else "")
+        return Outcome(self.name, end, seconds, hide_secrets(error), hide_secrets(where), report)
 
-    def _end(self, report: Mapping[str, Any]) -> tuple[End, str]:
-        if report.get("step") == "done":
+    def _end(self, report: Report) -> tuple[End, str]:
+        if report.state == "done":
             return "loaded", ""
         if self._hung:
             return "hung", f"no result within {self._limit:.0f} s"
-        if "error" in report:
-            own = {wanted.partition(":")[0].partition(".")[0] for wanted in probe_script.LOADS[self.name]}
-            return "missing" if report.get("missing") in own else "failed", str(report["error"])
+        if report.error is not None:
+            own = {wanted.partition(":")[0].partition(".")[0] for wanted in probe_script.MODULES[self.name]}
+            return "missing" if report.missing in own else "failed", report.error
         code = self._child.returncode
         how = f"ended by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
-        return "died", f"{how} while {'being inspected' if report.get('step') == 'look' else 'being imported'}"
+        return "died", f"{how} while {'being inspected' if report.state == 'inspecting' else 'being imported'}"
 
     def _text(self) -> str:
         with self._output.open("rb") as output:
@@ -173,22 +241,22 @@ def _stop_all(running: list[_Process]) -> Iterator[None]:
 
 def _environment(name: str, folder: Path) -> dict[str, str]:
     """Return the environment of a probe: without tokens and Hub access, except for the probe of the Hub."""
-    kept = {key: value for key, value in os.environ.items() if name == "hub" or key not in SECRET_VARIABLES}
+    inherited = {key: value for key, value in os.environ.items() if name == "hub" or key not in SECRET_VARIABLES}
     quiet = {
         "UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth"),  # The default is the working directory.
         "UNSLOTH_AUTO_INSTALL": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",
     }
-    return kept | quiet | ({} if name == "hub" else {"HF_HUB_OFFLINE": "1"})
+    return inherited | quiet | ({} if name == "hub" else {"HF_HUB_OFFLINE": "1"})
 
 
-def _read(result: Path) -> dict[str, Any]:
+def _read(result: Path) -> Report:
     try:
-        report = json.loads(result.read_text(encoding="utf-8"))
+        report = _hidden(json.loads(result.read_text(encoding="utf-8")))
+        return TypeAdapter(Report).validate_python(report)
     except (OSError, ValueError):  # The process died before it could write.
-        return {}
-    return report if isinstance(report, dict) else {}
+        return Report()
 
 
 def _deepest(output: str) -> str:
@@ -204,7 +272,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _hidden(value: Any) -> Any:
+def _hidden(value: object) -> object:
+    """Return a JSON value without secrets."""
     if isinstance(value, dict):
         return {key: _hidden(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,5 +1,7 @@
 """Checkpoints: ``checkpoints/<run timestamp>/epoch_<n>/``, each complete or absent. Only the newest ones are kept.
 
+A file of tensors holds one dataclass, as plain values that ``torch.load(weights_only=True)`` accepts.
+
 An epoch has ``{selector,policy,synthetic}_checkpoint.pt``, and its number counts through all stages. In stage 1
 ``synthetic`` only names the generator's base. In stage 2 it has the update of one method, and selector and policy are
 those of that round. Frozen encoders and the base are never stored.
@@ -9,17 +11,27 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
+from torch import Tensor
 
 from toolkit.errors import RunError
+from toolkit.imagegen.generators.generator import BaseModel
+from toolkit.imagegen.scorers.fitting import FittingState
+from toolkit.imagegen.training.update import SavedUpdate
 from toolkit.runfolder import RunFolder
 from toolkit.runfolder.files import flush_folder
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Content = TypeVar("Content")
 
 SYNTHETIC = "synthetic_checkpoint.pt"
 """The generator's update: LoRA, optimizer, random states and round."""
@@ -29,6 +41,37 @@ PARTS = (SELECTOR, POLICY, SYNTHETIC)
 FOLDER = "checkpoints"
 
 _EPOCH = re.compile(r"epoch_(\d+)")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScorerCheckpoint:
+    """The selector or the policy in an epoch. ``fitting`` is the state of its training in stage 1."""
+
+    epoch: int
+    stage: Literal[1, 2]
+    model: dict[str, Tensor]
+    fitting: FittingState | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GeneratorCheckpoint:
+    """The generator in an epoch. In stage 1 it is the base, without an update.
+
+    Attributes:
+        epoch: number of the epoch.
+        stage: 1 or 2.
+        base: the base.
+        arm: control, sft or ddpo.
+        update: LoRA, optimizer and random states of the arm.
+        progress: the arm's own dataclass of its rounds, as plain values.
+    """
+
+    epoch: int
+    stage: Literal[1, 2]
+    base: BaseModel
+    arm: str | None = None
+    update: SavedUpdate | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +105,6 @@ def last_epoch(checkpoints: Checkpoints) -> int:
     return newest_epoch(checkpoints, PARTS) or 0
 
 
-def stage_one_part(epoch: int, base: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the ``synthetic`` part of stage 1, in which the generator is its base."""
-    return {SYNTHETIC: {"epoch": epoch, "stage": 1, "base": dict(base)}}
-
-
 def open_checkpoints(root: Path, keep_last: int, now: datetime) -> Checkpoints:
     """Return the run's checkpoints: those that exist below ``root``, or a new folder named by ``now``.
 
@@ -94,7 +132,7 @@ def open_checkpoints(root: Path, keep_last: int, now: datetime) -> Checkpoints:
 def save_epoch(
     checkpoints: Checkpoints,
     epoch: int,
-    parts: Mapping[str, Mapping[str, Any]],
+    parts: "Mapping[str, DataclassInstance]",
     write_files: Callable[[Path], None] | None = None,
 ) -> Path:
     """Save an epoch as a whole, then delete epochs beyond the newest ``keep_last``.
@@ -102,7 +140,7 @@ def save_epoch(
     Args:
         checkpoints: of the run.
         epoch: its number. An epoch that exists is replaced.
-        parts: file name to plain objects, as ``torch.load(weights_only=True)`` accepts them.
+        parts: file name to its content.
         write_files: writes further files into the folder that it gets, such as a generator's ``save_lora``.
 
     Returns:
@@ -116,7 +154,7 @@ def save_epoch(
     _remove((temporary, old))
     temporary.mkdir(parents=True)
     for name, content in parts.items():
-        torch.save(dict(content), temporary / name)
+        torch.save(to_plain(content), temporary / name)
         _check_loadable(temporary / name)
     if write_files is not None:
         write_files(temporary)
@@ -129,24 +167,14 @@ def save_epoch(
     return final
 
 
-def load_part(checkpoints: Checkpoints, epoch: int, name: str) -> dict[str, Any]:
-    """Return a part of an epoch, with its tensors on the CPU. Nothing but plain objects is loaded.
+def load_part(checkpoints: Checkpoints, epoch: int, name: str, kind: type[Content]) -> Content:
+    """Return a part of an epoch, with its tensors on the CPU.
 
     Raises:
         RunError: the file is missing or damaged.
     """
     path = checkpoints.path(epoch) / name
-    try:
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
-        raise RunError(
-            "imagegen.checkpoint_unreadable",
-            "a checkpoint must be complete",
-            place=path,
-            value=str(error).partition("\n")[0],
-            remedy=f"Delete {path.parent.name}. The run then resumes from the epoch before.",
-        ) from error
-    return loaded
+    return load_tensors(path, kind, f"Delete {path.parent.name}. The run then resumes from the epoch before.")
 
 
 def newest_epoch(checkpoints: Checkpoints, names: Iterable[str]) -> int | None:
@@ -156,6 +184,58 @@ def newest_epoch(checkpoints: Checkpoints, names: Iterable[str]) -> int | None:
         epoch for epoch in checkpoints.epochs() if all((checkpoints.path(epoch) / name).is_file() for name in wanted)
     ]
     return complete[-1] if complete else None
+
+
+def save_tensors(path: Path, content: "DataclassInstance") -> None:
+    """Save tensors and plain values so that a crash leaves the old file, the new one, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        torch.save(to_plain(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_tensors(path: Path, kind: type[Content], remedy: str) -> Content:
+    """Return the dataclass that a file of tensors holds, on the CPU. Nothing but plain values is loaded.
+
+    Raises:
+        RunError: the file is missing, damaged or of another version.
+    """
+    try:
+        return from_plain(kind, torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        raise RunError(
+            "imagegen.checkpoint_unreadable",
+            "a checkpoint must be complete, and of this version of the toolkit",
+            place=path,
+            value=str(error).partition("\n")[0],
+            remedy=remedy,
+        ) from error
+
+
+def to_plain(value: Any) -> Any:
+    """Return dataclasses as dictionaries, at any depth. Tensors are not copied."""
+    if is_dataclass(value):
+        return {one.name: to_plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_plain(inner) for inner in value)
+    return value
+
+
+def from_plain(kind: type[Content], value: object) -> Content:
+    """Return what ``to_plain`` gave as a dataclass.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type.
+    """
+    # pydantic applies the configuration of the tuple to the dataclasses in it, which have none of their own.
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    (found,) = TypeAdapter(tuple[kind], config=config).validate_python((value,))  # type: ignore[valid-type]
+    return found
 
 
 def _recover(checkpoints: Checkpoints) -> None:

@@ -3,24 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from toolkit.imagegen.arm_context import ArmFigures
-from toolkit.imagegen.copies import CopyFigures
-from toolkit.imagegen.ddpo_stage import DdpoResult
-from toolkit.imagegen.distribution import DistributionFigures
-from toolkit.imagegen.diversity import DiversityFigures
-from toolkit.imagegen.figure import Bootstrap
-from toolkit.imagegen.paired_comparison import MIN_PAIRS, compare_arms
-from toolkit.imagegen.rating_stage import RatingsResult
-from toolkit.imagegen.scorer_stage import ScorersResult
-from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.stage_context import load_result
+from toolkit.imagegen.evaluation.image_metrics import CopyFigures, DistributionFigures, DiversityFigures
+from toolkit.imagegen.evaluation.statistics import MIN_PAIRS, Bootstrap, compare_arms
+from toolkit.imagegen.ratings.prepare import RatingsResult
+from toolkit.imagegen.scorers.train import ScorersResult
+from toolkit.imagegen.training.arm import ArmFigures
+from toolkit.imagegen.training.ddpo_stage import DdpoResult
+from toolkit.imagegen.training.sft_stage import SftResult
 from toolkit.runfolder import RunFolder
 from toolkit.scoring.statistics import Estimate, Paired
 
-SCHEMA_VERSION = 1
 BASE = "base"
 LABELS: Mapping[str, str] = {BASE: "base", "control": "control (random images)", "sft": "sft", "ddpo": "ddpo"}
-"""The arms in their order, and what the table calls them."""
+"""Arm -> its label in the table, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +24,7 @@ class ArmRow:
 
     Attributes:
         arm: base, control, sft or ddpo.
-        label: what the table calls it.
+        label: its label in the table.
         judge: mean judge score.
         to_base: paired difference of judge scores to the base.
         to_control: the same to the control. None without one.
@@ -66,7 +61,7 @@ class ImagegenResult:
         ratings: the ratings and their splits.
         scorers: agreement of selector, judge and policy with held-out ratings.
         ddpo: rounds of ddpo.
-        notes: what a reader of the table must know.
+        notes: limits of the figures in the table.
     """
 
     rows: tuple[ArmRow, ...]
@@ -82,15 +77,15 @@ class ImagegenResult:
 
 
 def read_result(run: RunFolder, bootstrap: Bootstrap) -> ImagegenResult:
-    """Return what the finished stages of a run found."""
+    """Return the results of the finished stages of a run."""
     figures = arm_figures(run)
-    ratings = load_result(run, "ratings", RatingsResult) if run.is_done("ratings") else None
+    ratings = run.result("ratings", RatingsResult) if run.is_done("ratings") else None
     return ImagegenResult(
         rows=tuple(arm_row(arm, figures, bootstrap) for arm in figures),
         real_diversity=next((one.metrics.real_diversity for one in figures.values()), None),
         ratings=ratings,
-        scorers=load_result(run, "scorers", ScorersResult) if run.is_done("scorers") else None,
-        ddpo=load_result(run, "ddpo", DdpoResult) if run.is_done("ddpo") else None,
+        scorers=run.result("scorers", ScorersResult) if run.is_done("scorers") else None,
+        ddpo=run.result("ddpo", DdpoResult) if run.is_done("ddpo") else None,
         notes=tuple(_notes(figures, ratings)),
     )
 
@@ -98,10 +93,10 @@ def read_result(run: RunFolder, bootstrap: Bootstrap) -> ImagegenResult:
 def arm_figures(run: RunFolder) -> dict[str, ArmFigures]:
     """Return the figures of each finished arm, in the order of the table."""
     kinds: dict[str, type[SftResult | DdpoResult]] = {"control": SftResult, "sft": SftResult, "ddpo": DdpoResult}
-    found: dict[str, ArmFigures] = {BASE: load_result(run, BASE, ArmFigures)} if run.is_done(BASE) else {}
+    found: dict[str, ArmFigures] = {BASE: run.result(BASE, ArmFigures)} if run.is_done(BASE) else {}
     for arm, kind in kinds.items():
         if run.is_done(arm):
-            found[arm] = load_result(run, arm, kind).figures
+            found[arm] = run.result(arm, kind).figures
     return found
 
 

@@ -1,27 +1,25 @@
 """From the keys of [imagegen] to the settings of each part, with a seed of its own for each."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from toolkit.imagegen.ddpo import DdpoSettings
-from toolkit.imagegen.extractor import ExtractorSettings
-from toolkit.imagegen.figure import Bootstrap
-from toolkit.imagegen.fitting import FitSettings
-from toolkit.imagegen.generator import GeneratorSettings, Precision
-from toolkit.imagegen.guards import GuardSettings
-from toolkit.imagegen.heads import HeadSettings
-from toolkit.imagegen.image_evaluation import ImageEvaluationSettings
-from toolkit.imagegen.lora import LoraSettings
-from toolkit.imagegen.policy import PolicySettings
-from toolkit.imagegen.sampling import derive_seed
-from toolkit.imagegen.selector import SelectorSettings
-from toolkit.imagegen.sft import SftSettings
-from toolkit.imagegen.text_towers import WORDS, TextSettings
-from toolkit.imagegen.towers import CNN, FROM_SCRATCH, OPEN_CLIP, TINY_CLIP, TowerSettings
+from toolkit.imagegen.evaluation.evaluate import ImageEvaluationSettings
+from toolkit.imagegen.evaluation.statistics import Bootstrap
+from toolkit.imagegen.generators.generator import GeneratorSettings, Precision
+from toolkit.imagegen.generators.lora import LoraSettings
+from toolkit.imagegen.scorers.extractor import ExtractorSettings
+from toolkit.imagegen.scorers.fitting import FitSettings
+from toolkit.imagegen.scorers.heads import HeadSettings
+from toolkit.imagegen.scorers.policy import PolicySettings
+from toolkit.imagegen.scorers.selector import SelectorSettings
+from toolkit.imagegen.scorers.text_tower import WORDS, TextSettings
+from toolkit.imagegen.scorers.vision_tower import CNN, FROM_SCRATCH, OPEN_CLIP, TINY_CLIP, TowerSettings
+from toolkit.imagegen.seeds import imagegen_of, seed_of
+from toolkit.imagegen.training.ddpo import DdpoSettings
+from toolkit.imagegen.training.guards import GuardSettings
+from toolkit.imagegen.training.sft import SftSettings
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_GENERATOR, Tuning
 
 BASE_FOLDER = Path(__file__).parent / "tiny_base"
@@ -29,23 +27,6 @@ BASE_FOLDER = Path(__file__).parent / "tiny_base"
 
 BIOMEDCLIP_NAME = f"{OPEN_CLIP}hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 _WIDE = 24
-_SEED_RANGE = 2**31
-
-Part = Literal["selector", "policy", "judge", "extractor", "generator", "sft", "ddpo", "evaluation"]
-
-
-def seed_of(recipe: Recipe, part: Part) -> int:
-    """Return the seed of a part. The judge has its own key, so that it shares nothing with the selector."""
-    section = imagegen_of(recipe)
-    seed = section.judge.seed if part == "judge" else recipe.run.seed
-    return derive_seed(seed, part) % _SEED_RANGE
-
-
-def imagegen_of(recipe: Recipe) -> Imagegen:
-    """Return the section of a recipe that has one."""
-    if recipe.imagegen is None:
-        raise ValueError("the recipe must have the section [imagegen]")
-    return recipe.imagegen
 
 
 def tower_settings(encoder: str, revision: str | None, tuning: Tuning, layers: int, crop_grid: int) -> TowerSettings:
@@ -125,14 +106,6 @@ def generator_settings(recipe: Recipe, device: torch.device) -> GeneratorSetting
     )
 
 
-def _precision(precision: str, device: torch.device) -> Precision:
-    if precision != "auto":
-        return precision  # type: ignore[return-value]  # the same literals
-    if device.type != "cuda":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-
-
 def sft_settings(recipe: Recipe) -> SftSettings:
     """Return the settings of ``sft`` and of its control. A round ends with a checkpoint."""
     section = imagegen_of(recipe)
@@ -202,3 +175,11 @@ def guard_settings(recipe: Recipe) -> GuardSettings:
         max_clipped=keys.max_clipped,
         bootstrap=bootstrap_of(recipe),
     )
+
+
+def _precision(precision: str, device: torch.device) -> Precision:
+    if precision != "auto":
+        return precision  # type: ignore[return-value]  # the same literals
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

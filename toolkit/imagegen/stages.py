@@ -1,19 +1,19 @@
 """The stages of [imagegen] in order, with resume: ratings, scorers, base, control, sft, ddpo."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Literal
 
 from toolkit.errors import warn
-from toolkit.imagegen.arm_context import ArmContext, ArmFigures, reference_of
 from toolkit.imagegen.checkpoints import Checkpoints, open_run_checkpoints
-from toolkit.imagegen.ddpo_stage import DdpoResult, train_ddpo
-from toolkit.imagegen.generator import Generator, load_generator
-from toolkit.imagegen.lora import reset_lora
+from toolkit.imagegen.context import StageContext
+from toolkit.imagegen.generators.generator import Generator, load_generator
+from toolkit.imagegen.generators.lora import reset_lora
 from toolkit.imagegen.lora_card import describe_lora
-from toolkit.imagegen.rating_stage import PreparedRatings, RatingsResult, prepare_ratings
-from toolkit.imagegen.scorer_stage import (
+from toolkit.imagegen.ratings.prepare import PreparedRatings, RatingsResult, prepare_ratings
+from toolkit.imagegen.scorers.text_tower import TextReader
+from toolkit.imagegen.scorers.train import (
     STAGE,
     ScorersResult,
     ScoringModels,
@@ -22,19 +22,15 @@ from toolkit.imagegen.scorer_stage import (
     load_models,
     train_scorers,
 )
-from toolkit.imagegen.settings import generator_settings, seed_of
-from toolkit.imagegen.sft_stage import SftResult, train_sft
-from toolkit.imagegen.stage_context import StageContext, load_result, save_result
-from toolkit.imagegen.text_towers import TextReader
-from toolkit.recipe.imagegen import Imagegen
+from toolkit.imagegen.seeds import seed_of
+from toolkit.imagegen.settings import generator_settings
+from toolkit.imagegen.training.arm import ArmContext, ArmFigures, reference_of
+from toolkit.imagegen.training.ddpo_stage import DdpoResult, train_ddpo
+from toolkit.imagegen.training.sft_stage import SftResult, train_sft
 
 RATINGS, BASE = "ratings", "base"
 
-
-def stage_names(section: Imagegen) -> tuple[str, ...]:
-    """Return the stages of a recipe in their order."""
-    control = ("control",) if section.update.control else ()
-    return (RATINGS, STAGE, BASE, *control, *(name for name in ("sft", "ddpo") if name in section.update.methods))
+StageResult = RatingsResult | ScorersResult | ArmFigures | SftResult | DdpoResult
 
 
 @dataclass(eq=False)
@@ -42,13 +38,16 @@ class RunSession:
     """One start of a run. Objects that several stages need are created once, when the first stage needs them."""
 
     context: StageContext
-    result: RatingsResult | None = field(default=None, init=False)
 
     @cached_property
+    def ratings(self) -> tuple[PreparedRatings, RatingsResult]:
+        """The ratings, and the result of their stage."""
+        return prepare_ratings(self.context)
+
+    @property
     def prepared(self) -> PreparedRatings:
         """The ratings."""
-        prepared, self.result = prepare_ratings(self.context)
-        return prepared
+        return self.ratings[0]
 
     @cached_property
     def generator(self) -> Generator:
@@ -69,7 +68,7 @@ class RunSession:
     def arm_context(self) -> ArmContext:
         """The generator with the models that score its images."""
         load_models(self.context, self.models)
-        result = load_result(self.context.run, STAGE, ScorersResult)
+        result = self.context.run.result(STAGE, ScorersResult)
         reference = reference_of(self.context, self.prepared, self.models)
         scorers = self.models.scorers(result)
         return ArmContext(
@@ -78,7 +77,7 @@ class RunSession:
 
 
 def check_inputs(session: RunSession) -> None:
-    """Check before any training what every stage will need: ratings, base, scorers, and the length of prompts.
+    """Check the inputs of all stages before any training: ratings, base, scorers, and the length of prompts.
 
     Raises:
         DataError: ratings cannot be used, or a prompt is too long for the generator.
@@ -96,21 +95,21 @@ def run_stage(session: RunSession, name: str) -> None:
     """Run one stage and save its result.
 
     Raises:
-        ToolkitError: what the stage raises. Finished epochs and rounds are saved.
+        ToolkitError: the stage failed. Finished epochs and rounds are saved.
     """
     result = _WORK[name](session)
     if isinstance(result, SftResult | DdpoResult):
         describe_lora(session.context, session.generator.base, name, result.figures)
     _report_figures(session.context, name, result)
-    save_result(session.context.run, name, result)
+    session.context.run.mark_done(name, result)
 
 
-def _report_figures(context: StageContext, name: str, result: object) -> None:
+def _report_figures(context: StageContext, name: str, result: StageResult) -> None:
     """Report an arm's figures of the table, to the log and to trackers."""
     figures = result.figures if isinstance(result, SftResult | DdpoResult) else result
     if not isinstance(figures, ArmFigures):
         return
-    arms = stage_names(context.section)[2:]
+    arms = context.section.arms
     metrics = figures.metrics
     shown = {
         f"{name}_judge": metrics.judge.value,
@@ -123,37 +122,34 @@ def _report_figures(context: StageContext, name: str, result: object) -> None:
     context.report("table", arms.index(name) + 1, len(arms), values)
 
 
-def _ratings(session: RunSession) -> object:
+def _ratings(session: RunSession) -> RatingsResult:
     check_inputs(session)
-    result = session.result
-    dropped = [one.notice("left out") for one in result.dropped] if result else []
-    for notice in (*session.prepared.notices, *dropped):
+    prepared, result = session.ratings
+    for notice in (*prepared.notices, *(one.notice("left out") for one in result.dropped)):
         warn(notice.code, notice.rule, place=notice.place, value=notice.value, remedy=notice.remedy)
     return result
 
 
-def _scorers(session: RunSession) -> object:
+def _scorers(session: RunSession) -> ScorersResult:
     check_inputs(session)
-    base = session.generator.base
-    named: Mapping[str, Any] = {"name": base.name, "revision": base.revision, "sha256": base.sha256}
-    return train_scorers(session.context, session.prepared, session.models, session.checkpoints, named)
+    return train_scorers(session.context, session.prepared, session.models, session.checkpoints, session.generator.base)
 
 
-def _base(session: RunSession) -> object:
+def _base(session: RunSession) -> ArmFigures:
     arm_context = session.arm_context
     reset_lora(arm_context.generator.network, seed_of(session.context.recipe, "generator"))
     return arm_context.figures()
 
 
-def _sft(session: RunSession, arm: Any) -> object:
+def _sft(session: RunSession, arm: Literal["sft", "control"]) -> SftResult:
     return train_sft(session.arm_context, arm)
 
 
-def _ddpo(session: RunSession) -> object:
+def _ddpo(session: RunSession) -> DdpoResult:
     return train_ddpo(session.arm_context)
 
 
-_WORK: Mapping[str, Callable[[RunSession], object]] = {
+_WORK: Mapping[str, Callable[[RunSession], StageResult]] = {
     RATINGS: _ratings,
     STAGE: _scorers,
     BASE: _base,

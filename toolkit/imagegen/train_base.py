@@ -20,15 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.imagegen.ddim import make_schedule, make_scheduler
-from toolkit.imagegen.dit import Dit, DitConfig, encode_words, save_dit, split_words
-from toolkit.imagegen.dit_generator import load_dit_generator
-from toolkit.imagegen.generator import GeneratorSettings
-from toolkit.imagegen.sampling import generate
+from toolkit.imagegen.generators.ddim import make_schedule, make_scheduler
+from toolkit.imagegen.generators.dit import Dit, DitConfig, encode_words, load_dit_generator, save_dit, split_words
+from toolkit.imagegen.generators.generator import GeneratorSettings
+from toolkit.imagegen.generators.sampling import generate
 
 LOG = logging.getLogger("toolkit")
 
-DRAW = "toolkit.imagegen.synthetic_images:synthetic_image"
+DRAW = "toolkit.imagegen.ratings.synthetic_images:synthetic_image"
 
 
 class Drawn(Protocol):
@@ -157,9 +156,9 @@ def _fit(model: Dit, pixels: Tensor, words: Tensor, settings: BaseSettings) -> T
         rows = torch.randint(len(pixels), (settings.batch_size,), generator=random)
         noise = torch.randn(pixels[rows].shape, generator=random)
         times = torch.randint(scheduler.config.num_train_timesteps, (settings.batch_size,), generator=random)
-        kept = torch.rand(settings.batch_size, 1, generator=random) >= settings.prompt_dropout
+        with_prompt = torch.rand(settings.batch_size, 1, generator=random) >= settings.prompt_dropout
         target = scheduler.get_velocity(pixels[rows], noise, times) if velocity else noise
-        output = model(scheduler.add_noise(pixels[rows], noise, times), times, words[rows] * kept)
+        output = model(scheduler.add_noise(pixels[rows], noise, times), times, words[rows] * with_prompt)
         loss = ((output - target) ** 2).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from toolkit.imagegen.oracle import FINDINGS, ORACLE_FILE, SIDE, OracleNetwork
-from toolkit.imagegen.synthetic_images import PROMPTS, SyntheticImage, synthetic_image
+from toolkit.imagegen.ratings.oracle import FINDINGS, ORACLE_FILE, SIDE, OracleNetwork
+from toolkit.imagegen.ratings.synthetic_images import PROMPTS, SyntheticImage, synthetic_image
 
 LOG = logging.getLogger("toolkit")
 SERIES = 9_000_000_019

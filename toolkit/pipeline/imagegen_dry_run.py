@@ -37,7 +37,7 @@ def dry_run_imagegen(
     """Run the dry run of a recipe from its beginning, in a folder of its own that the next dry run replaces.
 
     Raises:
-        ToolkitError: what would end a run.
+        ToolkitError: a stage failed, as it would in a run.
     """
     lacking = [
         problem
@@ -58,7 +58,7 @@ def tiny_pipeline() -> Path:
     """Return the folder of a tiny random pipeline, which is written into the cache first."""
     folder = cache_folder() / "imagegen" / f"tiny-pipeline-{PROMPT_BYTES}"
     if not folder.is_dir():
-        from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+        from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
 
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -120,7 +120,7 @@ def _smaller(section: Imagegen, pipeline: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _licence(section: Imagegen) -> str:
-    """Return the licence of the recipe's base, which the card of the dry run names."""
+    """Return the licence of the recipe's base, which the model card of the dry run names."""
     from toolkit.imagegen.licence import OPEN_RAIL
     from toolkit.imagegen.lora_card import required_licence
 

@@ -137,7 +137,7 @@ def summarise_plan(recipe: Recipe, describe: Describe) -> PlanSummary:
     from toolkit.planning import find_gpu
 
     found = plan_recipe(recipe, find_gpu())
-    certain = [one for one in found.problems if one.certain]
+    certain = found.certain
     return PlanSummary(
         lines=tuple(describe(found)),
         warnings=tuple(one.details for one in found.findings if one not in certain),
@@ -172,7 +172,7 @@ def _read_rows(recipe: Recipe, folder: Path) -> "Rows":
     few = synthetic.model_copy(update={name: min(count, MAX_SYNTHETIC_ROWS) for name, count in counts.items()})
     small = recipe.model_copy(update={"data": recipe.dataset.model_copy(update={"synthetic": few})})
     data = read_rows(small, folder)
-    return Rows(data, image_store(small, data), counts, practice=True)
+    return Rows(data, image_store(small, data), counts, synthetic=True)
 
 
 @contextmanager

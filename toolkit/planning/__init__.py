@@ -2,7 +2,7 @@
 
 from toolkit.planning.findings import Finding
 from toolkit.planning.gpu import Gpu, described_gpu, find_gpu, named_gpu
-from toolkit.planning.make import Rows, make_plan
-from toolkit.planning.plan import Plan
+from toolkit.planning.plan import Plan, make_plan
+from toolkit.planning.tokens import Rows
 
 __all__ = ["Finding", "Gpu", "Plan", "Rows", "described_gpu", "find_gpu", "make_plan", "named_gpu"]

@@ -12,6 +12,13 @@ from typing import Any
 from toolkit.errors import ModelError
 from toolkit.models.model_paths import VISION
 
+FLOAT = 4
+"""Bytes of a float32 number."""
+BLOCK, OUTER_BLOCK = 64, 256
+"""Block sizes of bitsandbytes: parameters with one scale, and scales with one second-level scale."""
+TABLES = 16 * 4 + 256 * 4 + 4
+"""Further bytes of a quantized matrix: both code tables in float32, and the mean of its scales."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -94,6 +101,25 @@ class Linear:
         """Return the parameters of all layers, without biases."""
         return self.inputs * self.outputs * self.count
 
+    @property
+    def nf4_bytes(self) -> int:
+        """Return the bytes of all matrices in nf4 with double quantization.
+
+        There are 4 bits for each parameter, 8 bits for a block of 64 parameters, a float32 for 256 blocks, and the code
+        tables (Dettmers et al. 2023, arXiv 2305.14314, 3, with the block sizes of bitsandbytes).
+        """
+        parameters = self.inputs * self.outputs
+        blocks = -(-parameters // BLOCK)
+        return self.count * (-(-parameters // 2) + blocks + FLOAT * -(-blocks // OUTER_BLOCK) + TABLES)
+
+    @property
+    def int8_bytes(self) -> int:
+        """Return the bytes of all matrices in LLM.int8: one for each parameter and a float32 for each row.
+
+        Source: Dettmers et al. 2022, arXiv 2208.07339.
+        """
+        return self.count * (self.inputs * self.outputs + FLOAT * self.outputs)
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -116,11 +142,6 @@ class Architecture:
     def quantised(self) -> int:
         """Return the number of parameters that bitsandbytes quantizes."""
         return sum(one.weights for one in self.linears if one.quantised)
-
-    @property
-    def quantised_vision(self) -> int:
-        """Return the number of quantized parameters in the vision tower."""
-        return sum(one.weights for one in self.linears if one.quantised and one.vision)
 
     @property
     def largest(self) -> int:
@@ -172,12 +193,13 @@ so transformers repeats keys and values for every head."""
 Shape = tuple[str, int, int, bool, bool]
 
 
-def build_architecture(fields: Mapping[str, Any], kept: Sequence[str] = ()) -> Architecture:
+def build_architecture(fields: Mapping[str, Any], unquantised: Sequence[str] = ()) -> Architecture:
     """Return the architecture that a configuration describes.
 
     Args:
         fields: fields of config.json.
-        kept: modules that are not quantized, in addition to those that transformers leaves out. See ``is_kept``.
+        unquantised: modules that are not quantized, in addition to those that transformers leaves out. See
+            ``is_unquantised``.
 
     Raises:
         ModelError: transformers does not know the model, or the configuration lacks fields that the formulas need.
@@ -185,7 +207,7 @@ def build_architecture(fields: Mapping[str, Any], kept: Sequence[str] = ()) -> A
     try:
         config, model = _meta_model(fields)
         text, vision = config.get_text_config(), getattr(config, "vision_config", None)
-        linears = _linears(model, kept)
+        linears = _linears(model, unquantised)
         return Architecture(
             model_type=str(config.model_type),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -224,24 +246,28 @@ def _meta_model(fields: Mapping[str, Any]) -> tuple[Any, Any]:
     return config, model
 
 
-def _linears(model: Any, skipped: Sequence[str]) -> tuple[Linear, ...]:
+def _linears(model: Any, unquantised: Sequence[str]) -> tuple[Linear, ...]:
     """Return all linear layers, grouped by shape.
 
-    transformers decides which layers bitsandbytes quantizes. The modules in ``skipped`` are left out after that.
+    transformers decides which layers bitsandbytes quantizes. The modules in ``unquantised`` are left out after that.
     """
     import torch
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    kept = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
+    skipped = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
     found: Counter[Shape] = Counter()
     biases: Counter[Shape] = Counter()
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
-        taken = type(module) is torch.nn.Linear and should_convert_module(name, kept) and not is_kept(name, skipped)
+        converted = (
+            type(module) is torch.nn.Linear
+            and should_convert_module(name, skipped)
+            and not is_unquantised(name, unquantised)
+        )
         vision = VISION.search(name) is not None
-        shape = (name.rpartition(".")[2], module.in_features, module.out_features, vision, taken)
+        shape = (name.rpartition(".")[2], module.in_features, module.out_features, vision, converted)
         found[shape] += 1
         biases[shape] += 0 if module.bias is None else module.bias.numel()
     return tuple(
@@ -315,7 +341,7 @@ def _tower(config: Any, vision: Any, model: Any) -> Tower:
     )
 
 
-def is_kept(name: str, kept: Iterable[str]) -> bool:
+def is_unquantised(name: str, listed: Iterable[str]) -> bool:
     """Return whether a module stays in 16 bits because a list names it, as Unsloth reads the list.
 
     A listed name matches the module itself, all modules below it, and any path that contains it. Names of older module
@@ -323,7 +349,7 @@ def is_kept(name: str, kept: Iterable[str]) -> bool:
     none.
     """
     path = f".{_present(name)}."
-    return any(f".{_present(one)}." in path for one in kept)
+    return any(f".{_present(one)}." in path for one in listed)
 
 
 def _present(name: str) -> str:

@@ -1,6 +1,6 @@
-"""Checks of a plan's facts: problems that prevent the run, and warnings. Thread numbers are those of GitHub."""
+"""Checks of a plan: problems that prevent the run, and warnings. Numbers of issues are those of GitHub."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,56 +12,118 @@ from toolkit.models.model_paths import IMAGE_BLOCKS, writes_merged
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
 from toolkit.planning.architecture import Architecture
+from toolkit.planning.disk import Disk, check_disk
 from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.planning.gpu import GIB, Gpu
-from toolkit.planning.model_files import Configuration
-from toolkit.planning.plan import StageMemory
-from toolkit.planning.tokens import Tokens
+from toolkit.planning.memory import StageMemory
+from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
+from toolkit.planning.stages import Backend, Stage
+from toolkit.planning.tokens import Rows, Tokens
 from toolkit.recipe import Model, Recipe, absent
 from toolkit.recipe.checks import is_folder_name
 from toolkit.tasks import TASKS
 
 MOST_SHOWN = 5
+"""Rows that a problem names."""
 
 
-def check_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Facts of a planned run. None: unknown.
+
+    Attributes:
+        recipe: without optional export formats that its base model does not allow.
+        rows: the rows, or the error that prevents reading them.
+        gpu: the GPU to plan for. None: no GPU.
+        backend: that trains.
+        config: of the model.
+        repository: that Unsloth loads in place of the model. None: the model itself is loaded.
+        architecture: of the model.
+        tokens: of the training rows. If nothing is trained, those of the evaluation rows.
+        evaluated: tokens of the evaluation rows.
+        base: location of the model's weights.
+        examined: findings about the rows that were counted.
+        dropped: findings about the dropped export formats.
+    """
+
+    recipe: Recipe
+    rows: Rows | ToolkitError
+    gpu: Gpu | None
+    backend: Backend
+    config: Configuration | None
+    repository: Repository | None
+    architecture: Architecture | None
+    tokens: Tokens | None
+    evaluated: Tokens | None
+    base: BaseWeights
+    examined: Sequence[Finding] = ()
+    dropped: Sequence[Finding] = ()
+
+    @property
+    def row_counts(self) -> Mapping[str, int] | None:
+        """Return the number of rows in each split."""
+        return self.rows.counts if isinstance(self.rows, Rows) else None
+
+
+Check = Callable[[Facts], Iterator[Finding]]
+
+
+def find_findings(facts: Facts, memory: Mapping[Stage, StageMemory], disk: Disk | None) -> list[Finding]:
+    """Return all problems and warnings."""
+    return [
+        *(finding for check in _PROBLEMS for finding in check(facts)),
+        *check_base(facts.recipe, facts.base, facts.config),
+        *_check_export(facts),
+        *facts.dropped,
+        *(check_disk(facts.recipe, disk) if disk else ()),
+        *_check_gpu_memory(memory, facts.gpu),
+        *(finding for check in _WARNINGS for finding in check(facts)),
+    ]
+
+
+def _check_rows(facts: Facts) -> Iterator[Finding]:
     """Yield findings if the rows cannot be read or are too few for an optimizer step."""
-    if isinstance(rows, ToolkitError):
-        yield from_error(rows, "[data]")
-    elif recipe.grpo is not None and rows["train"] < recipe.grpo.prompts_per_step:
-        rule, value = f"must be at most the number of training rows ({rows['train']})", recipe.grpo.prompts_per_step
+    grpo = facts.recipe.grpo
+    if isinstance(facts.rows, ToolkitError):
+        yield from_error(facts.rows, "[data]")
+    elif grpo is not None and (train := facts.rows.counts["train"]) < grpo.prompts_per_step:
+        rule, value = f"must be at most the number of training rows ({train})", grpo.prompts_per_step
         remedy = "Lower it, or add training rows."
         yield Finding(Problem("training.too_few_prompts", rule, "[grpo] prompts_per_step", value, remedy))
 
 
-def check_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
+def _check_examined_rows(facts: Facts) -> Iterator[Finding]:
+    yield from facts.examined
+
+
+def _check_files(facts: Facts) -> Iterator[Finding]:
     """Yield findings for missing files and packages that the recipe names.
 
-    ``data``: the rows were read. Otherwise, ``check_rows`` reports their files, as ``check_base`` reports the model
-    folder.
+    If the rows cannot be read, ``_check_rows`` reports their files. ``check_base`` reports the model folder.
     """
-    for problem in absent(recipe):
+    for problem in absent(facts.recipe):
         section, _, name = problem.place.partition(".")
-        if problem.place != "model.name" and (data or section != "data"):
+        if problem.place != "model.name" and (isinstance(facts.rows, Rows) or section != "data"):
             yield Finding(replace(problem, place=f"[{section}] {name}"))
 
 
-def check_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
+def _check_tokens(facts: Facts) -> Iterator[Finding]:
     """Yield findings for rows that exceed model.max_tokens: with their answer in SFT, with the completion in GRPO."""
-    if not tokens.rows:
+    recipe, tokens = facts.recipe, facts.tokens
+    if tokens is None or not tokens.rows:
         return
     place, remedy = "[model] max_tokens", "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
-    looked = f"of {len(tokens.lengths)} rows checked"
+    checked = f"of {len(tokens.lengths)} rows checked"
     over = sum(one.total > tokens.limit for one in tokens.lengths)
     if recipe.sft is not None and over:
         named = f" ({'; '.join(tokens.too_long[:MOST_SHOWN])})" if tokens.too_long else ""
-        rule = f"must hold every row, and {over} {looked} are longer{named}"
+        rule = f"must hold every row, and {over} {checked} are longer{named}"
         yield Finding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
     if recipe.grpo is not None:
         available = tokens.limit - recipe.grpo.max_completion_tokens
         over = sum(one.text + one.images > available for one in tokens.lengths)
         if over:
-            rule = f"must hold the prompt and grpo.max_completion_tokens, and {over} {looked} have longer prompts"
+            rule = f"must hold the prompt and grpo.max_completion_tokens, and {over} {checked} have longer prompts"
             found = Problem("plan.training_prompt_too_long", rule, place, tokens.limit, remedy)
             yield Finding(found, certain=tokens.exact)
     if not tokens.exact:
@@ -69,8 +131,11 @@ def check_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
         yield warning(Problem("plan.tokens_estimated", rule, "tokens", remedy="Download the model to count them."))
 
 
-def check_evaluation_prompts(recipe: Recipe, evaluated: Tokens) -> Iterator[Finding]:
+def _check_evaluation_prompts(facts: Facts) -> Iterator[Finding]:
     """Yield a finding for evaluation prompts that leave too few tokens for a completion."""
+    recipe, evaluated = facts.recipe, facts.evaluated
+    if evaluated is None:
+        return
     available = evaluated.limit - recipe.evaluation.max_completion_tokens
     if over := sum(one.text + one.images > available for one in evaluated.lengths):
         rule = "must hold the prompt and evaluate.max_completion_tokens, and "
@@ -81,9 +146,10 @@ def check_evaluation_prompts(recipe: Recipe, evaluated: Tokens) -> Iterator[Find
         yield Finding(found, certain=certain)
 
 
-def check_bitsandbytes(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
+def _check_bitsandbytes(facts: Facts) -> Iterator[Finding]:
     """Yield findings for settings that need bitsandbytes, which is slow on a CPU and may not be installed."""
-    if gpu is not None:
+    recipe = facts.recipe
+    if facts.gpu is not None:
         return
     wanted: dict[str, str] = {}
     if recipe.model.precision in ("4bit", "8bit"):
@@ -105,9 +171,9 @@ def check_bitsandbytes(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
             yield warning(Problem("model.quantised_on_cpu", rule, place, value, remedy))
 
 
-def check_export(recipe: Recipe) -> Iterator[Finding]:
+def _check_export(facts: Facts) -> Iterator[Finding]:
     """Yield a finding if a package for exporting or verifying GGUF files is missing."""
-    section = recipe.export
+    section = facts.recipe.export
     if section is None or "gguf" not in section.to:
         return
     try:
@@ -116,57 +182,57 @@ def check_export(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(replace(error.problem, place="[export] to"))
 
 
-def check_gpu_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:
+def _check_gpu_memory(memory: Mapping[Stage, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:
     """Yield a finding for each stage whose estimate exceeds the GPU memory, with settings that make it fit."""
     for name, one in memory.items():
         if gpu is None or one.estimate.peak.total <= gpu.memory:
             continue
         peak = one.estimate.peak
         rule = f"the estimated peak in GiB ({peak.name}) must fit the {gpu.memory / GIB:.1f} GiB of {gpu.name}"
-        place, value, remedy = f"memory of {name}", round(peak.total / GIB, 1), describe_knobs(one.here)
+        place, value, remedy = f"memory of {name}", round(peak.total / GIB, 1), _describe_changes(one.changes_here)
         yield Finding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
 
 
-def describe_knobs(knobs: tuple[str, ...] | None) -> str:
-    """Return the settings that make a stage fit, as a sentence."""
-    if knobs is None:
+def _describe_changes(changes: tuple[str, ...] | None) -> str:
+    """Return the changes that make a stage fit, as a sentence."""
+    if changes is None:
         return "Use a smaller model or a larger GPU: no known setting makes the stage fit."
-    return f"Set {', '.join(knobs)} to make it fit."
+    return f"Set {', '.join(changes)} to make it fit."
 
 
-def check_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, images: int) -> Iterator[Finding]:
-    """Yield findings for settings that Unsloth or vLLM would reject after the run has started.
+def _check_backend(facts: Facts) -> Iterator[Finding]:
+    """Yield findings for settings that Unsloth would reject after the run has started."""
+    recipe = facts.recipe
+    if recipe.model.backend != "unsloth":
+        return
+    if facts.gpu is None or facts.gpu.here:
+        try:
+            backend_name(recipe.model)
+        except ModelError as error:
+            yield from_error(error, "[model] backend")
+    for reason in unsupported_reasons(recipe):
+        rule = f"Unsloth cannot train this recipe: {reason}"
+        remedy = 'Change the recipe, or set backend = "hf".'
+        yield Finding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
 
-    Args:
-        recipe: the run.
-        gpu: the GPU to plan for.
-        model_type: of the model's configuration. None: unknown, so it is not checked.
-        images: the most images of a training prompt.
-    """
-    here = gpu is None or gpu.here
-    if recipe.model.backend == "unsloth":
-        if here:
-            yield from _not_here(recipe)
-        for reason in unsupported_reasons(recipe):
-            rule = f"Unsloth cannot train this recipe: {reason}"
-            remedy = 'Change the recipe, or set backend = "hf".'
-            yield Finding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
+
+def _check_vllm(facts: Facts) -> Iterator[Finding]:
+    """Yield a finding for settings that vLLM would reject after the run has started."""
+    recipe, gpu = facts.recipe, facts.gpu
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return
+    model_type = facts.config.model_type if facts.config else ""
+    images = 1  # unknown
+    if isinstance(facts.rows, Rows):
+        images = max((len(sample.images) for sample in facts.rows.data.train), default=1)
     reasons = vllm_unsupported_reasons(recipe, _machine(gpu), model_type or min(ARCHITECTURES), images)
+    here = gpu is None or gpu.here
     if here and recipe.model.backend == "auto" and backend_name(recipe.model) != "unsloth":
         reasons.append("it goes through Unsloth, and the backend here is hf")
     if reasons:
         rule = f"vLLM cannot generate the completions: {'; '.join(reasons)}"
         remedy = 'Set rollouts = "transformers".'
         yield Finding(Problem("training.vllm_unsupported", rule, "[grpo] rollouts", remedy=remedy))
-
-
-def _not_here(recipe: Recipe) -> Iterator[Finding]:
-    try:
-        backend_name(recipe.model)
-    except ModelError as error:
-        yield from_error(error, "[model] backend")
 
 
 def _machine(gpu: Gpu | None) -> Machine:
@@ -182,10 +248,9 @@ def _machine(gpu: Gpu | None) -> Machine:
     return Machine(gpu.memory / 1e9, (8, 0) if gpu.bf16 else (7, 5), installed)
 
 
-def check_model(
-    recipe: Recipe, config: Configuration | None, model: Architecture | None, tokens: Tokens | None
-) -> Iterator[Finding]:
+def _check_model(facts: Facts) -> Iterator[Finding]:
     """Yield findings if a model folder is incomplete, or the model lacks layers or attention of the recipe."""
+    recipe, config, model, tokens = facts.recipe, facts.config, facts.architecture, facts.tokens
     place = "[model] name"
     folder = Path(recipe.model.name) if is_folder_name(recipe.model.name) else None
     if folder is not None and folder.is_dir():
@@ -242,42 +307,27 @@ def _check_attention(model: Model, architecture: Architecture) -> Iterator[Findi
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """Facts of a run. None: unknown."""
-
-    recipe: Recipe
-    architecture: Architecture | None
-    tokens: Tokens | None
-    gpu: Gpu | None
-
-
-def find_warnings(known: RunFacts) -> list[Finding]:
-    """Return all warnings that apply."""
-    return [finding for check in _CHECKS for finding in check(known)]
-
-
-def _no_bfloat16(known: RunFacts) -> Iterator[Finding]:
-    """unsloth#2040, #2818: Gemma 3 overflows in float16."""
-    if known.gpu is None or known.gpu.bf16 or known.recipe.model.precision == "32bit":
+def _no_bfloat16(facts: Facts) -> Iterator[Finding]:
+    """Yield a warning for a GPU on which Gemma 3 overflows in float16 (unsloth#2040, #2818)."""
+    if facts.gpu is None or facts.gpu.bf16 or facts.recipe.model.precision == "32bit":
         return
     rule = "the GPU does not support bfloat16, so unquantized weights are float32, which is slower and doubles their "
     rule += "memory (included in the estimate). MedGemma and Gemma 3 overflow in float16"
     remedy = "Use a smaller model, or a GPU of the Ampere generation or later."
-    yield warning(Problem("plan.no_bfloat16", rule, known.gpu.name, remedy=remedy))
+    yield warning(Problem("plan.no_bfloat16", rule, facts.gpu.name, remedy=remedy))
 
 
-def _several_gpus(known: RunFacts) -> Iterator[Finding]:
-    """unsloth#431, #2467."""
-    if known.gpu is not None and known.gpu.count > 1:
+def _several_gpus(facts: Facts) -> Iterator[Finding]:
+    """Yield a warning if some GPUs are not used (unsloth#431, #2467)."""
+    if facts.gpu is not None and facts.gpu.count > 1:
         rule = "the run uses only one of the available GPUs"
         remedy = "Run `accelerate launch --num_processes 2 -m toolkit run RECIPE` to use two."
-        yield warning(Problem("model.one_gpu_used", rule, "GPU", known.gpu.count, remedy))
+        yield warning(Problem("model.one_gpu_used", rule, "GPU", facts.gpu.count, remedy))
 
 
-def _vision_adapter(known: RunFacts) -> Iterator[Finding]:
-    """vllm#21500, #41754."""
-    recipe = known.recipe
+def _vision_adapter(facts: Facts) -> Iterator[Finding]:
+    """Yield a warning for adapters that vLLM does not serve (vllm#21500, #41754)."""
+    recipe = facts.recipe
     exports_adapter_alone = recipe.export is not None and not writes_merged(recipe)
     if recipe.lora.vision and recipe.model.tuning == "lora" and recipe.model.name != "tiny" and exports_adapter_alone:
         rule = "vLLM does not load an adapter with vision-tower layers, or silently ignores them"
@@ -285,21 +335,18 @@ def _vision_adapter(known: RunFacts) -> Iterator[Finding]:
         yield warning(Problem("plan.vision_adapter_not_servable", rule, "[lora] vision", remedy=remedy))
 
 
-def _kl_reference(known: RunFacts) -> Iterator[Finding]:
-    recipe = known.recipe
-    if (
-        recipe.grpo is not None
-        and recipe.grpo.beta > 0
-        and (recipe.sft is not None or recipe.model.adapter is not None)
-    ):
+def _kl_reference(facts: Facts) -> Iterator[Finding]:
+    recipe = facts.recipe
+    trained_before = recipe.sft is not None or recipe.model.adapter is not None
+    if recipe.grpo is not None and recipe.grpo.beta > 0 and trained_before:
         rule = "the KL term uses the adapter that GRPO starts from as its reference, not the base model. "
         rule += "A second copy of the adapter is kept, and every optimizer step needs one more forward pass"
         yield warning(Problem("plan.kl_reference_is_adapter", rule, "[grpo] beta"))
 
 
-def _zero_variance_rewards(known: RunFacts) -> Iterator[Finding]:
-    """trl#3857, #3452: a group with equal rewards has no gradient."""
-    recipe = known.recipe
+def _zero_variance_rewards(facts: Facts) -> Iterator[Finding]:
+    """Yield a warning if groups with equal rewards, which have no gradient, are probable (trl#3857, #3452)."""
+    recipe = facts.recipe
     if recipe.grpo is None:
         return
     counted = {name for name, weight in recipe.reward_weights.items() if weight > 0}
@@ -309,12 +356,12 @@ def _zero_variance_rewards(known: RunFacts) -> Iterator[Finding]:
         yield warning(Problem("plan.rewards_all_or_nothing", rule, "[rewards]", sorted(counted), remedy))
 
 
-def _truncated_completions(known: RunFacts) -> Iterator[Finding]:
-    """trl#5697, ms-swift#4950: truncated completions get no reward."""
-    if known.tokens is None:
+def _truncated_completions(facts: Facts) -> Iterator[Finding]:
+    """Yield warnings for truncated completions, which get no reward (trl#5697, ms-swift#4950)."""
+    if facts.tokens is None:
         return
-    usual = known.tokens.percentiles("answer")["p95"]
-    for name, section in (("grpo", known.recipe.grpo), ("evaluate", known.recipe.evaluate)):
+    usual = facts.tokens.percentiles("answer")["p95"]
+    for name, section in (("grpo", facts.recipe.grpo), ("evaluate", facts.recipe.evaluate)):
         if section is not None and section.max_completion_tokens < usual:
             rule = f"should be at least {usual}, the 95th percentile of the tokens of the reference answers"
             place, value = f"[{name}] max_completion_tokens", section.max_completion_tokens
@@ -322,31 +369,42 @@ def _truncated_completions(known: RunFacts) -> Iterator[Finding]:
             yield warning(Problem("plan.answers_cut_off", rule, place, value, remedy))
 
 
-def _no_gradient_checkpointing(known: RunFacts) -> Iterator[Finding]:
-    recipe = known.recipe
+def _no_gradient_checkpointing(facts: Facts) -> Iterator[Finding]:
+    recipe = facts.recipe
     for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
-        on_gpu = known.gpu is not None and recipe.model.name != "tiny"
+        on_gpu = facts.gpu is not None and recipe.model.name != "tiny"
         if section is not None and not section.gradient_checkpointing and on_gpu:
             rule, place = "every layer keeps its activations", f"[{name}] gradient_checkpointing"
             remedy = "Set it to true to free most of their memory for about a third more time."
             yield warning(Problem("plan.no_gradient_checkpointing", rule, place, False, remedy))
 
 
-def _rounded_updates(known: RunFacts) -> Iterator[Finding]:
-    model = known.recipe.model
+def _rounded_updates(facts: Facts) -> Iterator[Finding]:
+    model = facts.recipe.model
     if model.tuning == "full" and model.precision == "16bit":
         rule = "full fine-tuning in 16 bits loses updates that are smaller than the rounding of the weights"
         remedy = 'Set precision = "32bit", or tuning = "lora".'
         yield warning(Problem("plan.small_updates_lost", rule, "[model] precision", model.precision, remedy))
 
 
-def _remote_code(known: RunFacts) -> Iterator[Finding]:
-    if known.recipe.model.trust_remote_code:
+def _remote_code(facts: Facts) -> Iterator[Finding]:
+    if facts.recipe.model.trust_remote_code:
         rule = "Python code of the model's authors runs with your permissions"
         yield warning(Problem("plan.remote_code", rule, "[model] trust_remote_code"))
 
 
-_CHECKS: tuple[Callable[[RunFacts], Iterator[Finding]], ...] = (
+_PROBLEMS: tuple[Check, ...] = (
+    _check_rows,
+    _check_examined_rows,
+    _check_tokens,
+    _check_evaluation_prompts,
+    _check_files,
+    _check_bitsandbytes,
+    _check_backend,
+    _check_vllm,
+    _check_model,
+)
+_WARNINGS: tuple[Check, ...] = (
     _no_bfloat16,
     _several_gpus,
     _vision_adapter,

@@ -9,12 +9,11 @@ from pathlib import Path
 from toolkit.errors import Problem
 from toolkit.models.llamacpp import formats_of, max_bytes
 from toolkit.models.model_paths import model_source, writes_merged
-from toolkit.planning.architecture import Architecture
+from toolkit.planning.architecture import FLOAT, Architecture
 from toolkit.planning.findings import Finding
-from toolkit.planning.memory.weights import FLOAT, optimizer_bytes, trained_parameters, weight_bytes
-from toolkit.planning.model_files import State
-from toolkit.planning.prequantised import Repository
+from toolkit.planning.model_files import Repository, State
 from toolkit.planning.stages import Setting, Stage
+from toolkit.planning.weights import optimizer_bytes, trained_parameters, weight_bytes
 from toolkit.recipe import Export, Recipe
 
 SPARE = 10**9
@@ -83,12 +82,12 @@ def plan_disk(
             parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1) * (each + processor)
             parts[f"{name} weights"] = weights + processor
     section, trained = recipe.export or Export(to=()), settings.get("sft") or settings.get("grpo")
-    forms = formats_of(section)
-    if "adapter" in forms and trained is not None and trained.tuning == "lora":
+    formats = formats_of(section)
+    if "adapter" in formats and trained is not None and trained.tuning == "lora":
         parts["export adapter"] = _trained_bytes(model, trained) + processor
     if writes_merged(recipe):
         parts["export merged"] = 2 * model.parameters + processor
-    if "gguf" in forms:
+    if "gguf" in formats:
         parts["export gguf"] = max_bytes(model.parameters, section.quant)
     from huggingface_hub import constants
 

@@ -1,5 +1,6 @@
 """Findings of a plan: problems that prevent a run from working, and warnings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from toolkit.errors import Problem, ToolkitError
@@ -35,6 +36,39 @@ class Finding:
     def to_json(self) -> dict[str, object]:
         """Return code, place, value, rule and remedy, and for a problem whether it is certain."""
         return {**self.details.to_json(), **({"certain": self.certain} if self.problem else {})}
+
+
+class WithFindings:
+    """Part that both kinds of plans have in common: their findings, by severity.
+
+    A subclass is a dataclass that has the field ``findings``.
+    """
+
+    __slots__ = ()
+    findings: Sequence[Finding]
+
+    @property
+    def problems(self) -> list[Finding]:
+        """Return the findings that prevent the run."""
+        return [finding for finding in self.findings if finding.problem]
+
+    @property
+    def certain(self) -> list[Finding]:
+        """Return the problems that are not estimates. `toolkit run` aborts on them."""
+        return [finding for finding in self.problems if finding.certain]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """Return the findings that do not prevent the run."""
+        return [finding for finding in self.findings if not finding.problem]
+
+    def findings_json(self) -> dict[str, object]:
+        """Return the entries ``ok``, ``problems`` and ``warnings`` of plan.json."""
+        return {
+            "ok": not self.problems,
+            "problems": [finding.to_json() for finding in self.problems],
+            "warnings": [finding.to_json() for finding in self.warnings],
+        }
 
 
 def warning(details: Problem) -> Finding:

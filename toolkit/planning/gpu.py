@@ -11,6 +11,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+GIB = 2**30
+USABLE = 0.92
+"""Fraction of the nominal GPU memory that a program can use: 14.7 GiB of the 16 GB of a T4."""
+AMD = Path("/dev/kfd")
+"""Device file of AMD's driver, whose GPUs torch lists as CUDA devices."""
+
 
 @dataclass(frozen=True, slots=True)
 class GpuFigures:
@@ -77,46 +83,6 @@ _NEAR = 0.15
 """Relative difference up to which two sizes of GPU memory count as the same, such as 24 GB and 22.5 GB."""
 
 
-def figures_of(name: str, memory: float | None = None) -> GpuFigures | None:
-    """Return the figures of a GPU by its name, as a user or the driver spells it, such as ``NVIDIA A100-SXM4-40GB``.
-
-    Args:
-        name: of the GPU, in any case.
-        memory: GB that choose between variants of one GPU, if the name does not. None: the first variant.
-
-    Returns:
-        None if the table does not have the GPU, or if the name is that of a slice of a GPU (MIG).
-    """
-    given = _words(name)
-    matching = [one for one in GPUS if _words(one.model) <= given]
-    longest = max((len(_words(one.model)) for one in matching), default=0)
-    found = [one for one in matching if len(_words(one.model)) == longest]
-    if not found or "mig" in given or given & _VARIANTS - _words(found[0].model):
-        return None
-    size = next(
-        (float(word) for word in given if word.isdigit() and word in {str(one.memory) for one in found}), memory
-    )
-    return found[0] if size is None else min(found, key=lambda one: abs(one.memory - size))
-
-
-def gpus_of(memory: float) -> tuple[GpuFigures, ...]:
-    """Return the GPUs with approximately ``memory`` GB."""
-    return tuple(one for one in GPUS if abs(one.memory - memory) <= _NEAR * memory)
-
-
-def _words(name: str) -> frozenset[str]:
-    """Return the words of a name: ``NVIDIA GeForce RTX 4060Ti`` and ``rtx 4060 ti`` have the same words."""
-    apart = re.sub(r"(?<=\d)(?=ti\b|gb\b|super\b)", " ", name.lower())
-    return frozenset(re.findall(r"[a-z0-9]+", apart)) - _FILLER
-
-
-GIB = 2**30
-USABLE = 0.92
-"""Fraction of the nominal GPU memory that a program can use: 14.7 GiB of the 16 GB of a T4."""
-AMD = Path("/dev/kfd")
-"""Device file of AMD's driver, whose GPUs torch lists as CUDA devices."""
-
-
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One CUDA device. ``memory`` is the number of bytes that a program can use."""
@@ -179,3 +145,36 @@ def has_driver() -> bool:
     except OSError:
         return AMD.exists()
     return True
+
+
+def figures_of(name: str, memory: float | None = None) -> GpuFigures | None:
+    """Return the figures of a GPU by its name, as a user or the driver spells it, such as ``NVIDIA A100-SXM4-40GB``.
+
+    Args:
+        name: of the GPU, in any case.
+        memory: GB that choose between variants of one GPU, if the name does not. None: the first variant.
+
+    Returns:
+        None if the table does not have the GPU, or if the name is that of a slice of a GPU (MIG).
+    """
+    words = _words(name)
+    matching = [one for one in GPUS if _words(one.model) <= words]
+    longest = max((len(_words(one.model)) for one in matching), default=0)
+    found = [one for one in matching if len(_words(one.model)) == longest]
+    if not found or "mig" in words or words & _VARIANTS - _words(found[0].model):
+        return None
+    size = next(
+        (float(word) for word in words if word.isdigit() and word in {str(one.memory) for one in found}), memory
+    )
+    return found[0] if size is None else min(found, key=lambda one: abs(one.memory - size))
+
+
+def gpus_of(memory: float) -> tuple[GpuFigures, ...]:
+    """Return the GPUs with approximately ``memory`` GB."""
+    return tuple(one for one in GPUS if abs(one.memory - memory) <= _NEAR * memory)
+
+
+def _words(name: str) -> frozenset[str]:
+    """Return the words of a name: ``NVIDIA GeForce RTX 4060Ti`` and ``rtx 4060 ti`` have the same words."""
+    apart = re.sub(r"(?<=\d)(?=ti\b|gb\b|super\b)", " ", name.lower())
+    return frozenset(re.findall(r"[a-z0-9]+", apart)) - _FILLER

@@ -1,18 +1,18 @@
-"""The plan of a run, as `toolkit plan --json` prints it and plan.json stores it.
+"""The plan of a run: build it, and write it as `toolkit plan --json` prints it and plan.json stores it.
 
-Keys are stable between versions. ``format`` is increased if a key changes its meaning. Unknown values are null, and
-``unknown`` has the reasons.
+Keys are stable between versions. ``schema_version`` is increased if a key changes its name or meaning. Unknown values
+are null, and ``unknown`` has the reasons.
 
 ::
 
-    format          2
+    schema_version  3
     run             run.name
     stages          the stages in their order
     ok              whether there are no problems
     problems        code, place, value, rule, remedy, certain (false: by an estimate)
     warnings        code, place, value, rule, remedy
     unknown         fact -> reason that it is unknown
-    data            rows by split, dropped, leaks, announcements, practice (true: synthetic rows)
+    data            rows by split, dropped, leaks, announcements, synthetic (true: synthetic rows)
     tokens          rows, counted, exact, limit, too_long, and median, p95, max of total, text, images, answer
     work            stage -> steps, samples, completions, answers, answer_tokens, evaluations
     model           name, configuration (folder, cache, shipped), type, parameters, vision_parameters,
@@ -20,7 +20,7 @@ Keys are stable between versions. ``format`` is increased if a key changes its m
                     Unsloth loads in place of the model. Null: the model itself)
     gpu             name, memory_gb, bf16, count, here. Null: no GPU
     memory          stage -> peak_gb, reserved_gb, precision, moment, peak_gb_without_bf16,
-                    moments (moment -> part -> bytes), fits (nominal GB of a GPU -> fits, knobs)
+                    moments (moment -> part -> bytes), fits (nominal GB of a GPU -> fits, changes to the recipe)
     time            null, or assumptions, gpus (GPU -> stage -> seconds_per_step, steps, hours: both ends of a range. A
                     step of evaluate is one evaluation), here (the GPU of the plan. Null: none or several)
     disk            parts (bytes), needed_gb, free_gb, downloads (repository -> bytes), downloads_free_gb
@@ -30,103 +30,95 @@ GB are 10^9 bytes, except for nominal sizes of GPUs. ``reserved_gb`` is the peak
 include the CUDA context.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TypeVar
 
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.disk import Disk
-from toolkit.planning.duration import ASSUMPTIONS, StageTime
-from toolkit.planning.findings import Finding
-from toolkit.planning.gpu import Gpu
-from toolkit.planning.memory import Estimate
-from toolkit.planning.model_files import BaseWeights
-from toolkit.planning.prequantised import Repository
-from toolkit.planning.stages import Work
-from toolkit.planning.tokens import Tokens
+from toolkit.data.loading import SampleSet
+from toolkit.data.unusable_rows import Dropped
+from toolkit.errors import ToolkitError
+from toolkit.planning.architecture import Architecture, build_architecture
+from toolkit.planning.cache import cached_count
+from toolkit.planning.checks import Facts, find_findings
+from toolkit.planning.disk import Disk, Downloads, plan_disk
+from toolkit.planning.duration import ASSUMPTIONS, StageTime, mean_setting, stage_times
+from toolkit.planning.findings import Finding, WithFindings
+from toolkit.planning.gpu import COMMON, Gpu, figures_of
+from toolkit.planning.memory import StageMemory, stage_memory
+from toolkit.planning.model_files import (
+    UNQUANTISED_MODULES,
+    BaseWeights,
+    Configuration,
+    Query,
+    QueryRepository,
+    Repository,
+    drop_optional_formats,
+    find_base,
+    find_configuration,
+    find_repository,
+    leave_unquantised,
+    unquantised_fraction,
+)
+from toolkit.planning.stages import (
+    Setting,
+    Stage,
+    Work,
+    memory_settings,
+    plan_work,
+    planned_backend,
+    planned_precision,
+    stages,
+)
+from toolkit.planning.tokens import Rows, Tokens, evaluation_rows, examine_rows, longest_possible_row, training_rows
+from toolkit.planning.weights import trained_parameters
+from toolkit.recipe import Recipe
+from toolkit.runfolder import untested_versions
 
-FORMAT = 2
-GB = 1e9
+SCHEMA_VERSION = 3
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class StageMemory:
-    """Memory estimate of a stage, and the settings that make it fit. Empty: it fits. None: no known setting is enough.
+class PlannedData:
+    """The data of a plan: rows of each split, unusable rows by reason, leaks between splits, and announcements."""
 
-    ``knobs`` has the settings for each GPU size in GB, and ``here`` for the GPU of the plan. ``without_bf16`` is the
-    estimate for a GPU without bfloat16 (T4, V100), on which unquantized parameters are float32.
-    """
+    rows: Mapping[str, int]
+    dropped: tuple[Dropped, ...]
+    leaks: tuple[str, ...]
+    announcements: tuple[str, ...]
+    synthetic: bool
 
-    estimate: Estimate
-    without_bf16: Estimate
-    knobs: Mapping[int, tuple[str, ...] | None]
+    def to_json(self) -> dict[str, object]:
+        """Return the entry ``data`` of plan.json."""
+        return {
+            "rows": dict(self.rows),
+            "dropped": [asdict(one) for one in self.dropped],
+            "leaks": list(self.leaks),
+            "announcements": list(self.announcements),
+            "synthetic": self.synthetic,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """The model of a plan. None: unknown."""
+
+    name: str
     precision: str
-    """Precision on a GPU. ``auto`` may be another precision on this machine."""
-    here: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The plan of a recipe, as the module describes it. None: unknown."""
-
-    run: str
-    stages: Sequence[str]
-    findings: Sequence[Finding] = ()
-    unknown: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, Any] | None = None
-    tokens: Tokens | None = None
-    work: Mapping[str, Work] | None = None
-    model_name: str = ""
-    configuration: str | None = None
+    config: Configuration | None = None
     architecture: Architecture | None = None
     trained_parameters: int | None = None
-    precision: str = ""
     base: BaseWeights | None = None
     repository: Repository | None = None
     """Repository that Unsloth loads in place of the model."""
-    gpu: Gpu | None = None
-    memory: Mapping[str, StageMemory] | None = None
-    time: Mapping[str, Mapping[str, StageTime]] | None = None
-    """GPU -> stage -> duration, for the plan's GPU, for all GPUs of a described size, or for common GPUs."""
-    disk: Disk | None = None
-    versions: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def problems(self) -> list[Finding]:
-        """Return the findings that prevent the run."""
-        return [finding for finding in self.findings if finding.problem]
-
-    @property
-    def warnings(self) -> list[Finding]:
-        """Return the findings that do not prevent the run."""
-        return [finding for finding in self.findings if not finding.problem]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object that the module describes."""
-        return {
-            "format": FORMAT,
-            "run": self.run,
-            "stages": list(self.stages),
-            "ok": not self.problems,
-            "problems": [one.to_json() for one in self.problems],
-            "warnings": [one.to_json() for one in self.warnings],
-            "unknown": dict(self.unknown),
-            "data": self.data,
-            "tokens": None if self.tokens is None else _tokens(self.tokens),
-            "work": None if self.work is None else {name: asdict(work) for name, work in self.work.items()},
-            "model": self._model(),
-            "gpu": None if self.gpu is None else self.gpu.to_json(),
-            "memory": None if self.memory is None else {name: _memory(one) for name, one in self.memory.items()},
-            "time": None if self.time is None else self._time(),
-            "disk": None if self.disk is None else self.disk.to_json(),
-            "versions": dict(self.versions),
-        }
-
-    def _model(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """Return the entry ``model`` of plan.json."""
         known = self.architecture
         return {
-            "name": self.model_name,
-            "configuration": self.configuration,
+            "name": self.name,
+            "configuration": None if self.config is None else self.config.origin,
             "type": None if known is None else known.model_type,
             "parameters": None if known is None else known.parameters,
             "vision_parameters": None if known is None else known.vision_parameters,
@@ -136,35 +128,261 @@ class Plan:
             "loaded": None if self.repository is None else self.repository.name,
         }
 
-    def _time(self) -> dict[str, Any]:
-        figures = () if self.gpu is None else self.gpu.figures
-        gpus = {
-            name: {stage: one.to_json() for stage, one in found.items()} for name, found in (self.time or {}).items()
+
+@dataclass(frozen=True, slots=True)
+class Plan(WithFindings):
+    """The plan of a recipe, as the module describes it. None: unknown."""
+
+    run: str
+    stages: Sequence[str]
+    model: PlannedModel
+    findings: Sequence[Finding] = ()
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    data: PlannedData | None = None
+    tokens: Tokens | None = None
+    work: Mapping[Stage, Work] | None = None
+    gpu: Gpu | None = None
+    memory: Mapping[Stage, StageMemory] | None = None
+    time: Mapping[str, Mapping[Stage, StageTime]] | None = None
+    """GPU -> stage -> duration, for the plan's GPU, for all GPUs of a described size, or for common GPUs."""
+    disk: Disk | None = None
+    versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON object that the module describes."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run": self.run,
+            "stages": list(self.stages),
+            **self.findings_json(),
+            "unknown": dict(self.unknown),
+            "data": None if self.data is None else self.data.to_json(),
+            "tokens": None if self.tokens is None else self.tokens.to_json(),
+            "work": None if self.work is None else {stage: asdict(work) for stage, work in self.work.items()},
+            "model": self.model.to_json(),
+            "gpu": None if self.gpu is None else self.gpu.to_json(),
+            "memory": None if self.memory is None else {stage: one.to_json() for stage, one in self.memory.items()},
+            "time": None if self.time is None else self._time_json(self.time),
+            "disk": None if self.disk is None else self.disk.to_json(),
+            "versions": {package: dict(versions) for package, versions in self.versions.items()},
         }
+
+    def _time_json(self, time: Mapping[str, Mapping[Stage, StageTime]]) -> dict[str, object]:
+        figures = () if self.gpu is None else self.gpu.figures
         return {
             "assumptions": list(ASSUMPTIONS),
             "here": figures[0].name if len(figures) == 1 else None,
-            "gpus": gpus,
+            "gpus": {gpu: {stage: one.to_json() for stage, one in found.items()} for gpu, found in time.items()},
         }
 
 
-def _tokens(tokens: Tokens) -> dict[str, Any]:
-    percentiles = {part: tokens.percentiles(part) for part in ("total", "text", "images", "answer")}
-    facts = {"rows": tokens.rows, "counted": len(tokens.lengths), "exact": tokens.exact, "limit": tokens.limit}
-    return {**facts, "too_long": list(tokens.too_long), **percentiles}
+def make_plan(
+    recipe: Recipe,
+    rows: Rows | ToolkitError,
+    gpu: Gpu | None,
+    query: Query | None = None,
+    query_repository: QueryRepository | None = None,
+) -> Plan:
+    """Return the plan of a recipe.
+
+    Args:
+        recipe: a valid recipe.
+        rows: its rows, or the error that prevents reading them.
+        gpu: the GPU to plan for. None: no GPU.
+        query: queries the Hub for the model (default: one request). It is not called with ``HF_HUB_OFFLINE=1``.
+        query_repository: queries the Hub for the repository that Unsloth loads (default: two requests).
+    """
+    unknown: dict[str, str] = {}
+    facts = _collect_facts(recipe, rows, gpu, query, query_repository, unknown)
+    settings = _memory_settings(facts)
+    memory = _stage_memory(facts, settings)
+    disk = _disk(facts, settings)
+    work = None if facts.row_counts is None else plan_work(facts.recipe, facts.row_counts)
+    return Plan(
+        run=recipe.run.name,
+        stages=stages(facts.recipe),
+        model=_planned_model(facts, settings),
+        findings=find_findings(facts, memory, disk),
+        time=_stage_times(facts, settings, work, unknown),
+        unknown=unknown,
+        data=_planned_data(rows) if isinstance(rows, Rows) else None,
+        tokens=facts.tokens,
+        work=work,
+        gpu=gpu,
+        memory=memory or None,
+        disk=disk,
+        versions=untested_versions(),
+    )
 
 
-def _memory(one: StageMemory) -> dict[str, Any]:
-    peak = one.estimate.peak
-    return {
-        "peak_gb": round(peak.total / GB, 3),
-        "reserved_gb": round(peak.reserved / GB, 3),
-        "precision": one.precision,
-        "moment": peak.name,
-        "peak_gb_without_bf16": round(one.without_bf16.peak.total / GB, 3),
-        "moments": {moment.name: dict(moment.parts) for moment in one.estimate.moments},
-        "fits": {
-            str(size): {"fits": knobs == (), "knobs": None if knobs is None else list(knobs)}
-            for size, knobs in one.knobs.items()
-        },
+def _collect_facts(
+    recipe: Recipe,
+    rows: Rows | ToolkitError,
+    gpu: Gpu | None,
+    query: Query | None,
+    query_repository: QueryRepository | None,
+    unknown: dict[str, str],
+) -> Facts:
+    """Return what is known about model and rows. Reasons for what is unknown are added to ``unknown``."""
+    config, repository = find_configuration(recipe.model), None
+    backend = planned_backend(recipe, here=gpu is not None and gpu.here)
+    if config is not None and backend == "unsloth":
+        repository = find_repository(recipe.model, query_repository)
+    architecture = _find_architecture(recipe, config, repository, unsloth=backend == "unsloth", unknown=unknown)
+    counted = _count_tokens(recipe, rows, architecture, unknown)
+    recipe, dropped = drop_optional_formats(recipe, config)
+    return Facts(
+        recipe=recipe,
+        rows=rows,
+        gpu=gpu,
+        backend=backend,
+        config=config,
+        repository=repository,
+        architecture=architecture,
+        tokens=counted.trained,
+        evaluated=counted.evaluated,
+        base=find_base(recipe.model, query),
+        examined=counted.findings,
+        dropped=dropped,
+    )
+
+
+def _find_architecture(
+    recipe: Recipe,
+    config: Configuration | None,
+    repository: Repository | None,
+    *,
+    unsloth: bool,
+    unknown: dict[str, str],
+) -> Architecture | None:
+    """Return the architecture with the layers that the backend quantizes."""
+    if config is None:
+        where = "not in a folder, not in the Hub's cache, and not shipped with this package"
+        unknown["model"] = f"config.json of {recipe.model.name} is {where}"
+        return None
+    listed = None if repository is None else repository.unquantised
+    modules = list(listed if listed is not None else UNQUANTISED_MODULES if unsloth else ())
+
+    def build() -> Architecture:
+        return build_architecture(config.fields, modules)
+
+    model = _attempt("model", lambda: cached_count(Architecture, [config.fields, modules], build), unknown)
+    if model is None or repository is None or listed is not None:
+        return model
+    fraction = unquantised_fraction(model, repository.size)
+    unknown[repository.name] = (
+        "its config.json, which lists the layers in 16 bits, is not in the Hub's cache. The vision tower and "
+        f"{fraction:.0%} of the language model are counted in 16 bits"
+        + (", which follows from the size of the repository" if repository.size else "")
+    )
+    return leave_unquantised(model, fraction)
+
+
+@dataclass
+class _CountedTokens:
+    trained: Tokens | None = None
+    evaluated: Tokens | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+def _count_tokens(
+    recipe: Recipe, rows: Rows | ToolkitError, model: Architecture | None, unknown: dict[str, str]
+) -> _CountedTokens:
+    """Return the tokens of training and evaluation rows, or those of the longest possible row."""
+    counted = _CountedTokens()
+    if not isinstance(rows, Rows):
+        unknown["data"] = "the rows cannot be read: rows, tokens, steps"
+        if model is not None:
+            counted.trained = _attempt("tokens", lambda: longest_possible_row(recipe, model), unknown)
+        return counted
+
+    def count(samples: SampleSet | None) -> Tokens | None:
+        if not samples:
+            return None
+        found = examine_rows(recipe, samples, rows.images, model)
+        counted.findings.extend(found.findings)
+        if found.tokens is None:
+            unknown.setdefault("tokens", found.unknown)
+        return found.tokens
+
+    counted.evaluated = count(evaluation_rows(recipe, rows.data))
+    trained = training_rows(recipe, rows.data)
+    counted.trained = counted.evaluated if trained is None else count(trained)
+    return counted
+
+
+def _attempt(what: str, find: Callable[[], Found], unknown: dict[str, str]) -> Found | None:
+    """Return the result of ``find``. If it raises a ToolkitError, note the reason and return None."""
+    try:
+        return find()
+    except ToolkitError as error:
+        unknown[what] = str(error)
+        return None
+
+
+def _memory_settings(facts: Facts) -> Mapping[Stage, Setting]:
+    if facts.architecture is None:
+        return {}
+    return memory_settings(
+        facts.recipe,
+        facts.architecture,
+        facts.tokens,
+        bf16=facts.gpu is None or facts.gpu.bf16,
+        evaluated=facts.evaluated,
+        backend=facts.backend,
+    )
+
+
+def _stage_memory(facts: Facts, settings: Mapping[Stage, Setting]) -> dict[Stage, StageMemory]:
+    model, side = facts.architecture, facts.recipe.images.max_side
+    if model is None or facts.tokens is None:
+        return {}
+    return {stage: stage_memory(model, setting, facts.gpu, side) for stage, setting in settings.items()}
+
+
+def _disk(facts: Facts, settings: Mapping[Stage, Setting]) -> Disk | None:
+    if facts.architecture is None:
+        return None
+    return plan_disk(facts.recipe, facts.architecture, settings, Downloads(facts.base.state, facts.repository))
+
+
+def _planned_data(rows: Rows) -> PlannedData:
+    data = rows.data
+    leaks = tuple(str(leak) for leak in data.leaks.leaks)
+    return PlannedData(rows.counts, tuple(data.dropped), leaks, tuple(data.announcements), rows.synthetic)
+
+
+def _planned_model(facts: Facts, settings: Mapping[Stage, Setting]) -> PlannedModel:
+    model, trains = facts.architecture, [setting for setting in settings.values() if setting.trains]
+    return PlannedModel(
+        name=facts.recipe.model.name,
+        precision=planned_precision(facts.recipe.model, cuda=facts.gpu is not None),
+        config=facts.config,
+        architecture=model,
+        trained_parameters=trained_parameters(model, trains[0]) if model is not None and trains else None,
+        base=facts.base,
+        repository=facts.repository,
+    )
+
+
+def _stage_times(
+    facts: Facts, settings: Mapping[Stage, Setting], work: Mapping[Stage, Work] | None, unknown: dict[str, str]
+) -> Mapping[str, Mapping[Stage, StageTime]] | None:
+    """Return GPU -> stage -> duration. Reasons for missing estimates are added to ``unknown``."""
+    model, trained, evaluated = facts.architecture, facts.tokens, facts.evaluated or facts.tokens
+    if model is None or trained is None or evaluated is None or work is None:
+        unknown["time"] = "it depends on the model's configuration and the rows"
+        return None
+    gpu = facts.gpu
+    gpus = [figures for name in COMMON if (figures := figures_of(name))] if gpu is None else gpu.figures
+    if not gpus:
+        unknown["time"] = f"data-sheet figures of {'common GPUs' if gpu is None else gpu.name} are unknown"
+        return None
+    mean = {
+        stage: mean_setting(setting, model, evaluated if stage == "evaluate" else trained)
+        for stage, setting in settings.items()
     }
+    if facts.recipe.grpo is not None and facts.recipe.grpo.rollouts == "vllm":
+        unknown["time of grpo"] = "rollouts with vLLM are not estimated"
+        mean.pop("grpo", None)
+    return stage_times(model, mean, work, gpus)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal
 
 from toolkit.models.backend import HF, backend_name
 from toolkit.models.chat_template import Length
@@ -13,6 +13,7 @@ from toolkit.planning.tokens import RowSize, Tokens, row_size
 from toolkit.recipe import Model, Recipe
 
 Stage = Literal["sft", "grpo", "evaluate"]
+Backend = Literal["hf", "unsloth"]
 Precision = Literal["4bit", "8bit", "16bit", "32bit"]
 
 QUANTISED = ("4bit", "8bit")
@@ -42,7 +43,7 @@ class Setting:
     """Most tokens of a completion."""
     eager: bool = False
     """Eager attention, which stores its scores."""
-    backend: Literal["hf", "unsloth"] = "hf"
+    backend: Backend = "hf"
     reference: Literal["none", "adapter", "model"] = "none"
     """Reference of a KL term, if it needs GPU memory of its own."""
 
@@ -67,7 +68,7 @@ class Setting:
         return 2 if self.mixed else 4
 
     @property
-    def held(self) -> int:
+    def parameter(self) -> int:
         """Return the bytes of an unquantized parameter.
 
         Unsloth stores float16 even if it computes in float32 (``patch_model_and_tokenizer`` of unsloth_zoo 2026.10.7).
@@ -91,7 +92,7 @@ def planned_precision(model: Model, *, cuda: bool) -> Precision:
     return "4bit" if cuda and model.tuning == "lora" else "32bit"
 
 
-def planned_backend(recipe: Recipe, *, here: bool = False) -> Literal["hf", "unsloth"]:
+def planned_backend(recipe: Recipe, *, here: bool = False) -> Backend:
     """Return the backend that trains the recipe on a GPU, as ``toolkit.models.backend`` selects it.
 
     ``here``: on the GPU of this machine, where Unsloth may not be installed. On another GPU it counts as installed.
@@ -121,14 +122,14 @@ def memory_settings(
     *,
     bf16: bool,
     evaluated: Tokens | None = None,
-    backend: Literal["hf", "unsloth"] | None = None,
+    backend: Backend | None = None,
 ) -> dict[Stage, Setting]:
     """Return stage -> memory setting on a CUDA device, with the longest of the counted rows.
 
     Args:
         recipe: the run.
         model: its architecture.
-        tokens: of the training rows. If None, those in ``evaluated`` are used, and the other way round. Without both,
+        tokens: of the training rows. If None, those in ``evaluated`` are used, and vice versa. Without both,
         a row has no tokens, and only parameters are counted.
         bf16: the GPU supports bfloat16.
         evaluated: tokens of the evaluation rows.
@@ -136,32 +137,26 @@ def memory_settings(
     """
     tokens, evaluated = tokens or evaluated, evaluated or tokens
     tower = model.vision
-    row = prompt = asked_prompt = row_size(Length(0, 0, 0), tower)
+    row = prompt = evaluated_prompt = row_size(Length(0, 0, 0), tower)
     if tokens is not None:
         row = row_size(tokens.longest, tower, tokens.longest_sizes)
         prompt = row_size(tokens.longest_prompt, tower, tokens.longest_prompt_sizes)
     if evaluated is not None:
-        asked_prompt = row_size(evaluated.longest_prompt, tower, evaluated.longest_prompt_sizes)
+        evaluated_prompt = row_size(evaluated.longest_prompt, tower, evaluated.longest_prompt_sizes)
     found: dict[Stage, Setting] = {}
     if recipe.sft is not None:
-        found["sft"] = _setting(recipe, "sft", row, bf16=bf16, rows=recipe.sft.batch_size)
+        found["sft"] = replace(_setting(recipe, "sft", row, bf16=bf16), rows=recipe.sft.batch_size)
     if recipe.grpo is not None:
-        found["grpo"] = _setting(
-            recipe,
-            "grpo",
-            prompt,
-            bf16=bf16,
+        found["grpo"] = replace(
+            _setting(recipe, "grpo", prompt, bf16=bf16),
             rows=recipe.grpo.micro_batch,
             concurrent=recipe.grpo.completions_per_step,
             answer_tokens=recipe.grpo.max_completion_tokens,
             reference=_reference(recipe),
         )
     if recipe.evaluate is not None:
-        found["evaluate"] = _setting(
-            recipe,
-            "evaluate",
-            asked_prompt,
-            bf16=bf16,
+        found["evaluate"] = replace(
+            _setting(recipe, "evaluate", evaluated_prompt, bf16=bf16),
             concurrent=recipe.evaluate.batch_size,
             answer_tokens=recipe.evaluate.max_completion_tokens,
         )
@@ -169,26 +164,27 @@ def memory_settings(
     return {stage: on_gpu(replace(one, backend=chosen), model, bf16=bf16) for stage, one in found.items()}
 
 
-def _setting(recipe: Recipe, stage: Stage, longest: RowSize, **more: object) -> Setting:
-    section = {"sft": recipe.sft, "grpo": recipe.grpo}.get(stage)
-    optimisation: Mapping[str, object] = (
-        {} if section is None else {"optimizer": section.optimizer, "checkpointing": section.gradient_checkpointing}
-    )
-    return Setting(
+def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setting:
+    """Return the setting of a stage without its numbers of rows and completions."""
+    setting = Setting(
         stage=stage,
-        row=longest,
+        row=row,
         precision=planned_precision(recipe.model, cuda=True),
+        bf16=bf16,
         tuning=recipe.model.tuning,
         r=recipe.lora.r,
         dropout=recipe.lora.dropout,
         targets=recipe.lora.targets,
         lora_vision=recipe.lora.vision,
         eager=recipe.model.attention == "eager",
-        **cast(Mapping[str, object], {**optimisation, **more}),  # type: ignore[arg-type]
     )
+    section = {"sft": recipe.sft, "grpo": recipe.grpo}.get(stage)
+    if section is None:
+        return setting
+    return replace(setting, optimizer=section.optimizer, checkpointing=section.gradient_checkpointing)
 
 
-def _reference(recipe: Recipe) -> str:
+def _reference(recipe: Recipe) -> Literal["none", "adapter", "model"]:
     """Return the reference of the KL term that needs GPU memory.
 
     TRL copies the adapter that GRPO starts from, or the whole model. A new adapter is disabled instead.
@@ -217,13 +213,13 @@ class Work:
     """Number of evaluations of the held-out split. ``answers`` is the number for all of them."""
 
 
-def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Work]:
+def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
     """Return stage (``sft``, ``grpo``, ``evaluate``) -> work, for the number of rows in each split.
 
     Optimizer steps are counted as the trainer of transformers does for SFT (the last batch of an epoch may be smaller),
     and as TRL's sampler does for GRPO (an epoch drops rows that do not fill a step).
     """
-    found = {}
+    found: dict[Stage, Work] = {}
     if recipe.sft is not None:
         passes = math.ceil(rows["train"] / recipe.sft.batch_size)
         steps = recipe.sft.max_steps or math.ceil(recipe.sft.epochs * math.ceil(passes / recipe.sft.accumulation))
@@ -235,7 +231,7 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Work]:
         found["grpo"] = Work(steps, grpo.prompts_per_step, completions, steps * completions, grpo.max_completion_tokens)
     if recipe.evaluate is not None:
         found["evaluate"] = Work(
-            answers=_questions(recipe, rows) * evaluations(recipe),
+            answers=_evaluated_samples(recipe, rows) * evaluations(recipe),
             answer_tokens=recipe.evaluate.max_completion_tokens,
             evaluations=evaluations(recipe),
         )
@@ -258,7 +254,7 @@ def stages(recipe: Recipe) -> list[str]:
     return [*found, *(["export"] if recipe.export else [])]
 
 
-def _questions(recipe: Recipe, rows: Mapping[str, int]) -> int:
+def _evaluated_samples(recipe: Recipe, rows: Mapping[str, int]) -> int:
     section = recipe.evaluation
-    ways = len(section.memory) if recipe.task.has_agent_memory else 1
-    return ways * min(rows[section.split], section.limit or rows[section.split])
+    modes = len(section.memory) if recipe.task.has_agent_memory else 1
+    return modes * min(rows[section.split], section.limit or rows[section.split])

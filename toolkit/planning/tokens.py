@@ -1,6 +1,6 @@
 """Tokens of a recipe's rows, counted with the model's processor, or estimated without one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,21 @@ TEMPLATE = 30
 """Approximate tokens that a chat template adds to a prompt."""
 LEAST_PIXELS = {"qwen2_vl": 56 * 56, "qwen2_5_vl": 56 * 56, "qwen3_vl": 256 * 256}
 """Images with fewer pixels are enlarged by these processors (their default ``min_pixels``)."""
-
-
 SMALLEST_SIDE = 256
 """Processors enlarge images with fewer pixels than a square with this side, or with a smaller one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows that a plan examines: those of the recipe, or synthetic rows.
+
+    ``counts`` is the number of rows in each split.
+    """
+
+    data: DataSplits
+    images: ImageStore
+    counts: Mapping[str, int]
+    synthetic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +123,15 @@ class Tokens:
             "max": int(max(values)),
         }
 
+    def to_json(self) -> dict[str, object]:
+        """Return the entry ``tokens`` of plan.json."""
+        facts = {"rows": self.rows, "counted": len(self.lengths), "exact": self.exact, "limit": self.limit}
+        percentiles = {part: self.percentiles(part) for part in ("total", "text", "images", "answer")}
+        return {**facts, "too_long": list(self.too_long), **percentiles}
+
 
 def find_processor(model: Model) -> Any | None:
-    """The model's processor from its folder or the Hub's cache, without a request; None: it is not here."""
+    """Return the model's processor from its folder or the Hub's cache, without a request. None: it is in neither."""
     source = model_source(model)
     if processor_folder(model) is None:
         return None
@@ -129,7 +146,7 @@ def find_processor(model: Model) -> Any | None:
 
 
 def processor_folder(model: Model) -> Path | None:
-    """Where the processor's files are: the model's folder, or the Hub's cache; None: in neither."""
+    """Return the folder of the processor's files: the model's folder, or the Hub's cache. None: they are in neither."""
     folder = Path(model_source(model))
     if folder.is_dir():
         return folder
@@ -156,10 +173,10 @@ def count_rows(
 
     if folder is None or recipe.model.trust_remote_code:  # Custom code cannot be part of the key.
         return count()
-    shown = [_shown(sample, prompts) for sample in chosen]
+    inputs = [_token_inputs(sample, prompts) for sample in chosen]
     side, limit = recipe.images.max_side, recipe.model.max_tokens
     return cached_count(
-        Tokens, [hash_processor_files(folder), limit, side, len(samples), shown], count, lambda found: found.exact
+        Tokens, [hash_processor_files(folder), limit, side, len(samples), inputs], count, lambda found: found.exact
     )
 
 
@@ -175,7 +192,7 @@ def _count(
     return Tokens(rows, counted.lengths, limit, exact=True, too_long=too_long)
 
 
-def _shown(sample: Sample, prompts: Prompts) -> list[Any]:
+def _token_inputs(sample: Sample, prompts: Prompts) -> list[Any]:
     """Return everything that a row's tokens depend on, and its name, by which rows that are too long are reported."""
     sizes = [processor_input_size(ref, prompts.images) for ref in sample.images]
     return [sample.id, prompts.messages(sample), prompts.task.target(sample), sizes]
@@ -267,21 +284,14 @@ def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: 
     dropped: tuple[Finding, ...] = ()
     try:
         if recipe.images.unreadable == "skip":
-            shown = [sample for sample in chosen if _can_be_shown(sample, images)]
-            dropped = tuple(_describe_left_out(place, len(chosen) - len(shown), len(chosen)))
-            chosen = shown
+            usable = [sample for sample in chosen if _has_usable_images(sample, images)]
+            dropped = tuple(_check_skipped(place, len(chosen) - len(usable), len(chosen)))
+            chosen = usable
         tokens = count_rows(recipe, chosen, images, model) if chosen else None
-    except (
-        DataError,
-        ImageError,
-        MissingExtraError,
-    ) as error:  # The run checks every row and reports all bad ones, so this finding is not certain.
+    except (DataError, ImageError, MissingExtraError) as error:
+        # The run checks every row and reports all bad ones, so this finding is not certain.
         return ExaminedRows(findings=(from_error(error, place, certain=False),), unknown=str(error))
-    except (
-        ToolkitError,
-        StrictDataclassError,
-        ArithmeticError,
-    ) as error:  # A corrupt config.json raises the last two.
+    except (ToolkitError, StrictDataclassError, ArithmeticError) as error:  # A corrupt config.json raises the last two.
         return ExaminedRows(findings=dropped, unknown=str(error))
     if tokens is None:
         return ExaminedRows(findings=dropped, unknown="none of the rows checked can be used")
@@ -293,7 +303,7 @@ def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: 
     return ExaminedRows(known, dropped)
 
 
-def _can_be_shown(sample: Sample, images: ImageStore) -> bool:
+def _has_usable_images(sample: Sample, images: ImageStore) -> bool:
     try:
         for ref in sample.images:
             processor_input_size(ref, images)
@@ -302,10 +312,10 @@ def _can_be_shown(sample: Sample, images: ImageStore) -> bool:
     return True
 
 
-def _describe_left_out(place: str, count: int, looked: int) -> Iterator[Finding]:
-    if count == looked:
-        rule = f"at least one of the {looked} rows checked must have usable images"
+def _check_skipped(place: str, count: int, checked: int) -> Iterator[Finding]:
+    if count == checked:
+        rule = f"at least one of the {checked} rows checked must have usable images"
         yield Finding(Problem("plan.no_usable_rows", rule, place, 0), certain=False)
     elif count:
-        rule = f"{count} of {looked} rows checked have an unusable image and will be skipped"
+        rule = f"{count} of {checked} rows checked have an unusable image and will be skipped"
         yield warning(Problem("plan.rows_skipped", rule, place))

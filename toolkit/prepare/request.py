@@ -54,7 +54,7 @@ class PrepareResult:
     """Files and counts of a finished preparation.
 
     Attributes:
-        task: The task that reads the rows.
+        columns: Columns of the rows.
         out: Output folder.
         image_root: Absolute folder that image paths in the rows are relative to.
         group: Group column. No value of it is in two splits.
@@ -64,7 +64,7 @@ class PrepareResult:
         notes: Rows and files that were left out, incomplete or changed, with counts.
     """
 
-    task: str
+    columns: tuple[str, ...]
     out: Path
     image_root: Path
     group: str

@@ -85,6 +85,17 @@ class Imagegen(ImagegenSection):
     guards: Guards = Guards()
     """Limits that an update must keep."""
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the recipe's stages in their order."""
+        return ("ratings", "scorers", *self.arms)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The stages that are compared: the base, the control, and the methods."""
+        control = ("control",) if self.update.control else ()
+        return ("base", *control, *(method for method in ("sft", "ddpo") if method in self.update.methods))
+
     @model_validator(mode="after")
     def _all_rules_hold(self) -> "Imagegen":
         broken = [

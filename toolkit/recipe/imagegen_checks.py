@@ -32,11 +32,11 @@ def independent_judge(imagegen: Imagegen, run_seed: int) -> Iterator[Problem]:
     judge, selector = imagegen.judge, imagegen.selector
     if judge.seed == run_seed:
         rule, remedy = "must differ from run.seed, which the selector uses", "Change one of them."
-        yield Problem("recipe.judge_shares_seed", rule, "imagegen.judge.seed", judge.seed, remedy)
+        yield Problem("recipe.judge_seed_reused", rule, "imagegen.judge.seed", judge.seed, remedy)
     if (judge.encoder, judge.revision) == (selector.encoder, selector.revision):
-        rule = "must differ from imagegen.selector.encoder, because a judge that shares it shares its errors"
+        rule = "must differ from imagegen.selector.encoder, because the same encoder makes the same errors"
         remedy = "Choose another encoder or revision."
-        yield Problem("recipe.judge_shares_encoder", rule, "imagegen.judge.encoder", judge.encoder, remedy)
+        yield Problem("recipe.judge_encoder_reused", rule, "imagegen.judge.encoder", judge.encoder, remedy)
 
 
 def _judge_differs(recipe: Recipe) -> Iterator[Problem]:

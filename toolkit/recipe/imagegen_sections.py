@@ -27,9 +27,14 @@ TINY_ENCODERS = ("tiny", "tiny-wide", "tiny-vit")
 TINY_GENERATOR = "tiny"
 """The generator that ships with the package."""
 
+MOST_IMAGES = 64
+MOST_PIXELS = 2**20
+"""Pixels of a pass. DINOv2 base at 518 pixels then takes 3 images, CLIP large at 224 pixels 20, and each of them needs
+less than 1 GiB for hidden states. Tokens per pass, which decide how busy a GPU is, are about the same for both."""
+
 
 class ImagegenSection(Section):
-    """A table of [imagegen], whose keys carry their docstrings as descriptions."""
+    """A table of [imagegen], whose keys have their docstrings as descriptions."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -167,7 +172,7 @@ class Refresh(ImagegenSection):
     enabled: bool = False
     """Retrain after each round. It is rolled back if held-out agreement drops."""
     anchors_fraction: float = Field(0.5, gt=0, lt=1)
-    """Fraction of low-rated images from the ratings in each batch. Without them, a selector forgets what is bad."""
+    """Fraction of low-rated images from the ratings in each batch. Without them, a selector forgets bad images."""
     epochs: int = Field(1, ge=1)
     """Passes over the passed images of a round."""
     learning_rate: float = Field(1e-4, gt=0)
@@ -290,7 +295,8 @@ class Judge(ImagegenSection):
     fractions: Fractions = Fractions()
     """How the ratings are divided."""
     images: int = Field(384, ge=2)
-    """Generated images of an evaluation. All methods share prompts and noise. 384 resolve a difference of 0.02."""
+    """Generated images of an evaluation, with the same prompts and noise for all methods. 384 resolve a difference of
+    0.02."""
     features: int = Field(64, ge=1, le=64)
     """Features of the extractor for FID and KID. FID needs at least four images for each of them."""
     bootstrap: int = Field(2000, ge=100)
@@ -332,3 +338,15 @@ def most_clipped(clip: float, group: int) -> float:
     if clip >= math.sqrt(group - 1):
         return 0.0
     return min(group, math.floor(group / clip**2)) / group
+
+
+def scoring_batch(side: int) -> int:
+    """Return the number of images that an encoder takes in one pass.
+
+    Args:
+        side: of the images that the encoder takes, in pixels.
+
+    >>> scoring_batch(32), scoring_batch(224), scoring_batch(518), scoring_batch(2048)
+    (64, 20, 3, 1)
+    """
+    return max(1, min(MOST_IMAGES, MOST_PIXELS // side**2))

@@ -144,8 +144,7 @@ def _computed(stage: str, plan: Mapping[str, Any] | None) -> list[str]:
     for size in sizes:
         if gpu is not None and size > gpu * 1.05:  # a GPU of nominal 24 GB has between 23.6 and 25.8 GB
             continue
-        changes = memory["fits"][str(size)].get("knobs") or []
-        # Recovery has halved the batch sizes already.
+        changes = memory["fits"][str(size)].get("changes") or []
         left = [change for change in changes if not change.startswith(("sft.batch_size", "grpo.micro_batch"))]
         if left:
             return left

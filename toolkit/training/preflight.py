@@ -127,7 +127,7 @@ def _different_images(samples: Sequence[Sample]) -> tuple[Sample, Sample] | None
 
 
 def preflight_rows(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
-    """Return the rows of the preflight step, the longest first. None if it is not ``wanted`` (default: on a GPU).
+    """Return the rows of the preflight step, the longest first. Empty if it is not ``wanted`` (default: on a GPU).
 
     Several processes skip it, because they cannot change their sizes after an out-of-memory error.
     """

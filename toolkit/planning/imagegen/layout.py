@@ -50,7 +50,7 @@ class Unet:
     Attributes:
         channels: of each level, from the finest.
         attends: whether each level has transformer blocks.
-        layers: residual blocks of a level on the way down. The way up has one more.
+        layers: residual blocks of a level in the down blocks. The up blocks have one more.
         text: width of the text encoder's states.
         latent: channels of a latent.
     """
@@ -68,7 +68,7 @@ class Unet:
 
     @cached_property
     def skips(self) -> tuple[tuple[int, int], ...]:
-        """Channels and level of each output that the way up joins again, in the order of the way down."""
+        """Channels and level of each output of the down blocks that the up blocks join again, in order."""
         found = [(self.channels[0], 0)]
         for level, width in enumerate(self.channels):
             found += [(width, level)] * self.layers
@@ -251,6 +251,18 @@ def read_layout(folder: Path) -> Layout:
         raise ModelError("imagegen.layout_unsupported", rule, place=folder, value=repr(error)) from error
 
 
+def text_encoder_of(fields: Mapping[str, Any]) -> TextEncoder:
+    """Return the shape of a CLIP text model, whose config.json can leave CLIP's defaults out."""
+    standard = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "vocab_size": 49_408,
+        "max_position_embeddings": 77,
+    }
+    return TextEncoder(*(int(fields.get(name, value)) for name, value in standard.items()))
+
+
 def _unet(fields: Mapping[str, Any]) -> Unet:
     kinds: Mapping[str, bool] = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
     channels, text = tuple(map(int, fields["block_out_channels"])), int(fields["cross_attention_dim"])
@@ -263,18 +275,6 @@ def _unet(fields: Mapping[str, Any]) -> Unet:
 def _vae(fields: Mapping[str, Any]) -> Vae:
     channels = tuple(map(int, fields["block_out_channels"]))
     return Vae(channels, int(fields.get("layers_per_block", 1)), int(fields["latent_channels"]))
-
-
-def text_encoder_of(fields: Mapping[str, Any]) -> TextEncoder:
-    """Return the shape of a CLIP text model, whose config.json can leave CLIP's defaults out."""
-    standard = {
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "vocab_size": 49_408,
-        "max_position_embeddings": 77,
-    }
-    return TextEncoder(*(int(fields.get(name, value)) for name, value in standard.items()))
 
 
 def _fields(file: Path) -> Mapping[str, Any]:

@@ -9,25 +9,24 @@ from toolkit.imagegen.licence import KEY, licence_of
 from toolkit.planning.duration import Range
 from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.planning.gpu import COMMON, GIB, Gpu, figures_of, usable_bytes
-from toolkit.planning.imagegen.disk import check_imagegen_disk, plan_imagegen_disk
-from toolkit.planning.imagegen.encoders import (
+from toolkit.planning.imagegen.duration import Hours, ImagegenLoads, StageWork, plan_work
+from toolkit.planning.imagegen.layout import Layout
+from toolkit.planning.imagegen.models import (
     FLOAT,
+    Base,
     Scorer,
     check_encoder,
+    check_prompts,
+    find_pipeline,
     resident_bytes,
     scorers_of,
     scoring_bytes,
     stored_bytes,
 )
-from toolkit.planning.imagegen.hours import Hours
-from toolkit.planning.imagegen.layout import Layout
-from toolkit.planning.imagegen.load import ImagegenLoads
-from toolkit.planning.imagegen.memory import ImagegenMemory, ImagegenSetting
-from toolkit.planning.imagegen.pipeline import Base, check_prompts, find_pipeline
+from toolkit.planning.imagegen.plan import GeneratorFacts, ImagegenPlan, ImagegenStageMemory
 from toolkit.planning.imagegen.ratings import RatingsFacts, inspect_ratings
-from toolkit.planning.imagegen.record import GeneratorFacts, ImagegenPlan, ImagegenStageMemory
-from toolkit.planning.imagegen.work import StageWork, imagegen_stages, plan_work
-from toolkit.planning.memory.estimate import Moment
+from toolkit.planning.imagegen.resources import ImagegenMemory, ImagegenSetting, check_imagegen_disk, plan_imagegen_disk
+from toolkit.planning.memory import Moment
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import TINY_ENCODERS, most_clipped
@@ -73,7 +72,7 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
     ]
     return ImagegenPlan(
         run=recipe.run.name,
-        stages=imagegen_stages(section),
+        stages=section.stages,
         generator=_generator(section, base, gpu),
         work=work,
         findings=tuple(findings),
@@ -125,7 +124,7 @@ def _stage_moments(section: Imagegen, memory: ImagegenMemory) -> dict[str, Image
     return {
         name: ImagegenStageMemory(tuple(own), {size: _fits(own, usable_bytes(size)) for size in SIZES})
         for name, own in moments.items()
-        if name in imagegen_stages(section)
+        if name in section.stages
     }
 
 
@@ -228,7 +227,7 @@ def _check_memory(
 
 
 def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
-    """Return what makes a moment fit: for an update a smaller micro-batch, then gradient checkpointing beside it."""
+    """Return the change that makes a moment fit: for an update a smaller micro-batch, then gradient checkpointing."""
     if moment == "rollout" or moment == "encoding":
         most = _most(lambda images: [memory.rollout(images), memory.encode(images)], usable)
         return f"Set generator.batch_size to {most}." if most else SMALLER

@@ -1,22 +1,19 @@
 """The expert ratings of a plan: usable rows, splits, rating levels, and the prompts."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from toolkit.data import Dropped
 from toolkit.errors import DataError, ToolkitError
-from toolkit.imagegen.partition import partition, require_all_levels
-from toolkit.imagegen.ratings import Ratings, load_ratings
-from toolkit.imagegen.weights import expert_weights
+from toolkit.imagegen.ratings.experts import expert_weights
+from toolkit.imagegen.ratings.load import Ratings, load_ratings
+from toolkit.imagegen.ratings.splits import TRAINING, require_all_levels, split_ratings
 from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import SYNTHETIC_MODALITIES
 
-TRAINING = ("train", "judge_train")
 PLACE = "[imagegen] ratings"
-SEED_RANGE = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class RatingsFacts:
 
 
 def inspect_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | None, list[Finding]]:
-    """Return the facts, and what is wrong with the ratings. None: they cannot be read."""
+    """Return the facts and the findings about the ratings. None: they cannot be read."""
     if section.synthetic is not None:
         return _synthetic(section), []
     try:
@@ -69,7 +66,7 @@ def inspect_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | N
         return None, [from_error(error, PLACE)]
     findings = [*_dropped(ratings)]
     try:
-        splits = divide(recipe, section, ratings)
+        splits = split_ratings(recipe, section, ratings)
     except DataError as error:
         return None, [*findings, from_error(error, PLACE)]
     for check in (_levels, _weights):
@@ -82,31 +79,6 @@ def inspect_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | N
     modalities = len({image.modality for image in ratings.images})
     facts = {name: _facts(split) for name, split in splits.items()}
     return RatingsFacts(ratings.rows, len(ratings.images), ratings.dropped, facts, prompts, modalities), findings
-
-
-def divide(recipe: Recipe, section: Imagegen, ratings: Ratings) -> Mapping[str, Ratings]:
-    """Return the splits that the stage ``ratings`` makes (``imagegen.rating_stage``), without importing torch.
-
-    Raises:
-        DataError: there are fewer groups than splits.
-    """
-    parts = partition(ratings, section.judge.fractions.by_split, recipe.run.seed)
-    held = {"train": 1 - section.selector.validation, "validation": section.selector.validation}
-    own = partition(parts["selector"], held, recipe.run.seed)
-    judge = partition(parts["judge"], held, _judge_seed(section))
-    return {
-        "train": own["train"],
-        "validation": own["validation"],
-        "judge_train": judge["train"],
-        "judge_validation": judge["validation"],
-        "test": parts["test"],
-    }
-
-
-def _judge_seed(section: Imagegen) -> int:
-    """Return the judge's seed as ``imagegen.settings.seed_of`` derives it."""
-    digest = hashlib.sha256(f"{section.judge.seed}/judge".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 1) % SEED_RANGE
 
 
 def _levels(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:

@@ -1,0 +1,1 @@
+"""Expert ratings of images: reading, splits, expert weights, rating sheets, and synthetic ratings."""

@@ -1,0 +1,1 @@
+"""Updates of a generator: SFT and DDPO with guards and checkpoints."""
