@@ -18,6 +18,7 @@ from tests.helpers.exports import export_of, make_gguf, merged_of, verified
 from tests.helpers.recipes import load_recipe
 from tests.helpers.training import small_recipe
 from toolkit import tiny
+from toolkit.data.result import DataResult
 from toolkit.evaluation.results import EvaluationResult
 from toolkit.exporting.licence import licence_of
 from toolkit.exporting.model_card import CardFacts, model_card, read_facts
@@ -171,12 +172,12 @@ def test_the_cards_own_code_loads_the_adapter_and_the_merged_weights_alike(
 
 def test_dropped_rows_and_leaks_are_counted(planted: Planted) -> None:
     card = planted.card()
-    record = planted.run.record("data")
-    assert f"| train | {record['rows']['train']} |" in card
-    assert [one["count"] for one in record["dropped"]] == [1]
-    assert f"1 rows were dropped: {record['dropped'][0]['reason']}" in card
+    result = planted.run.result("data", DataResult)
+    assert f"| train | {result.rows['train']} |" in card
+    assert [one.count for one in result.dropped] == [1]
+    assert f"1 rows were dropped: {result.dropped[0].reason}" in card
     assert "**Leak:** 1 groups (patients, lesions or images) of test are in train too" in card
-    assert planted.run.record("data")["leaks"][0]["kind"] == "group"
+    assert result.leaks[0].kind == "group"
     fingerprints = read_json(planted.run.run_file)["fingerprints"]
     assert all(f"`{digest}`" in card for digest in fingerprints.values())
 

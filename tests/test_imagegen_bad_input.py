@@ -11,6 +11,7 @@ from tests.helpers.imagegen_models import prompts_dit_folder
 from tests.helpers.imagegen_runs import LICENCE, RECIPE, SMALL, changes
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
+from tests.helpers.results import sft_result
 from toolkit.cli import main
 from toolkit.errors import DataError
 from toolkit.imagegen.context import StageContext
@@ -199,7 +200,7 @@ def test_a_finished_stage_binds_the_run_to_its_recipe(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with start_run(load_recipe(RECIPE, settings(tmp_path, base))) as run:
-        run.mark_done("ratings", {})
+        run.mark_done("ratings", sft_result())
     error = error_of(capsys, RECIPE, settings(tmp_path, base, ["imagegen.selector.target_precision=0.2"]))
     assert "imagegen.selector.target_precision: 0.1 -> 0.2" in error
     assert "--fresh" in error

@@ -30,6 +30,7 @@ from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import StopRequest
 from toolkit.training import train as training
 from toolkit.training.grpo import build_grpo, make_reward_scorer
+from toolkit.training.results import GrpoResult, SftResult
 from toolkit.training.rewards import recipe_rewards
 from toolkit.training.sft import train_sft
 
@@ -76,8 +77,7 @@ def test_a_quantised_run_completes_every_stage_on_a_cpu(
     losses = [line["loss"] for line in run.metrics() if "loss" in line]
     assert len(losses) == 2
     assert all(torch.isfinite(torch.tensor(losses)))
-    for stage in ("sft", "grpo"):
-        assert run.record(stage)["optimizer"] == "adamw_8bit"
+    assert run.result("sft", SftResult).optimizer == run.result("grpo", GrpoResult).optimizer == "adamw_8bit"
     exported = export_of(run)
     assert (adapter_of(exported).bits, verified(adapter_of(exported)).differing) == (int(precision[0]), 0)
     assert merged_of(exported).bits == 16

@@ -10,6 +10,7 @@ from tests.unsloth_cpu.process import Done
 from tests.unsloth_cpu.substitutes import SUBSTITUTES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder
+from toolkit.training.results import GrpoResult, SftResult
 
 STEPS = 2
 
@@ -40,7 +41,7 @@ def check_run(recipe: Recipe, done: Done) -> None:
     """The run finished, every adapted matrix was compared, and the essential substitutes were called."""
     assert done.status == 0, done.output[-6000:]
     run = RunFolder(recipe.run_folder)
-    assert {run.record(stage)["backend"] for stage in ("sft", "grpo")} == {"unsloth"}
+    assert (run.result("sft", SftResult).backend, run.result("grpo", GrpoResult).backend) == ("unsloth", "unsloth")
     adapter = json.loads((run.path / "stages/export/adapter/adapter_config.json").read_text())
     assert adapter["r"] == recipe.lora.r
     merged = merged_of(export_of(run))

@@ -104,7 +104,7 @@ def _views(questions: EvaluationSet, rows: Mapping[str, Rows], others: Others) -
     """Return title -> table, with the primary score first.
 
     With agent memory there are also tables of the mode own and of whole episodes. The other modes are only in the
-    record of the agent memory.
+    comparison of the agent-memory modes.
     """
     task, (baselines, before) = questions.task, others
     shown = [mode for mode in (REFERENCE, OWN) if mode in rows]

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -82,7 +82,7 @@ class Stages:
     export: ExportStage
 
 
-Result = TypeVar("Result", bound="DataclassInstance | Mapping[str, Any]")
+Result = TypeVar("Result", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ EXPORT = "export"
 _RESTORE = "Restore the files, or start over with --fresh (the old folder is kept under another name)."
 
 Record = dict[str, Any]
-"""Result of a stage as JSON. Paths are relative to the run folder."""
+"""A JSON object of a file whose keys depend on the task, the recipe or the libraries, such as metrics.jsonl."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class RunFolder:
         metrics.jsonl          one line for each logged optimizer step: stage, step, time, figures
         compute.jsonl          usage of each session: time, memory, energy, tokens
         plan.json              plan of the run, as `toolkit plan --json` prints it
-        results.json           records of all finished stages, and the table of results
+        results.json           tables of scores, and results of all finished stages
         synthetic/             synthetic dataset, if the recipe generates one
         stages/<name>/         files of a stage: checkpoints, weights, predictions
         stages/<name>/sizes.json   batch sizes of a training stage after an out-of-memory error
-        stages/<name>/done.json    record of a finished stage, written last
+        stages/<name>/done.json    result of a finished stage, written last
 
     The process that uses the folder holds the lock ``.<name>.lock`` beside it.
     """
@@ -122,7 +122,7 @@ class RunFolder:
         """Return whether the stage has finished."""
         return (self.path / "stages" / stage / "done.json").is_file()
 
-    def mark_done(self, stage: str, result: "DataclassInstance | Mapping[str, object]") -> None:
+    def mark_done(self, stage: str, result: "DataclassInstance") -> None:
         """Write the result of a stage, which marks the stage as finished."""
         write_json(self._done_file(stage), {"stage": stage, "finished": now(), "result": result})
 
@@ -141,14 +141,6 @@ class RunFolder:
             return from_json(kind, result)
         except ValueError as error:
             raise self._damaged(stage, str(error)) from error
-
-    def record(self, stage: str) -> Record:
-        """Return the result of a finished stage as JSON.
-
-        Raises:
-            RunError: the stage has not finished.
-        """
-        return self._read_done(stage).result
 
     def _done_file(self, stage: str) -> Path:
         return self.stage_folder(stage) / "done.json"
