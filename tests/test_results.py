@@ -15,8 +15,7 @@ from toolkit.pipeline.gpu_peaks import GpuPeak
 from toolkit.runfolder import RunFolder, RunSession, RunState
 from toolkit.runfolder.usage import ComputeSummary
 from toolkit.scoring.statistics import EpisodeMetrics
-from toolkit.training.results import OutOfMemory, PreflightResult, ProbeResult
-from toolkit.training.reward_statistics import RewardSummary
+from toolkit.training.results import OutOfMemory, PreflightResult, ProbeResult, RewardSummary
 
 
 def evaluation() -> EvaluationResult:
