@@ -40,6 +40,15 @@ MAX_STEPS = 40
 NARROW = 108
 """A terminal with fewer columns shows intervals on their own lines."""
 
+OWN = "own"
+"""The mode that is compared with the others. If it is missing, the first one is."""
+
+MAX_POSITIONS = 10
+"""Positions in an episode that get a column."""
+
+Results = Mapping[str, AgentMemoryResult]
+"""Label in the table of results -> its comparison of modes."""
+
 
 def results(found: RunResults) -> None:
     """Print the tables of results, and where the files are."""
@@ -61,34 +70,6 @@ def results(found: RunResults) -> None:
     console.print("all figures: results.json. All completions: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.agent_memory:
         console.print("GUI steps: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
-
-
-def _weights(found: RunResults) -> Iterator[str]:
-    """Yield where the weights are, and the commands that serve the exported ones."""
-    run = found.run
-    weights = run.trained_weights()
-    if weights is not None:
-        yield f"weights: {weights}"
-    if older := outdated(run):
-        yield f"the exports are weights from before the last training ({older}). Update them with toolkit export"
-        return
-    merged = run.path / "stages" / EXPORT / "merged"
-    if merged.is_dir():
-        yield f"merged weights: {merged}"
-    for export in found.export.formats.values() if found.export else ():
-        yield from _serving(export, run.path / export.folder)
-
-
-def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> Table:
-    table = Table(title=f"{score} on the {split} split, 95 % intervals in brackets")
-    table.add_column("", overflow="fold")
-    for name in ("n", score, "to the row above", "to the baseline"):
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows:
-        cells = [percent(row.estimate), points(row.to_previous), points(row.to_baseline)]
-        gap = "\n" if width < NARROW else " "
-        table.add_row(row.label, f"{row.estimate.n:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
-    return table
 
 
 def exported(result: ExportResult, run: Path) -> None:
@@ -139,20 +120,6 @@ def describe_verification(found: Verification | None) -> str:
         return "not verified"
     split = "held-out" if found.held_out else "training"
     return f"{found.samples - found.differing} of {found.samples} {split} completions unchanged"
-
-
-def _agreement(found: Verification | None) -> tuple[str, str, str]:
-    if found is None:
-        return "", "", ""
-    score = found.score.value
-    same = 1 - found.differing / found.samples
-    return f"{same:.1%}", f"{found.gap:.2g}", "" if score is None else f"{score:.1%}"
-
-
-def _serving(export: FormatExport, folder: Path) -> Iterator[str]:
-    """Yield the commands that serve a format, one per line."""
-    for command in export.commands:
-        yield f"  serve it: {command.replace(FOLDER, shlex.quote(str(folder)))}"
 
 
 def answer(found: Answer) -> None:
@@ -234,10 +201,6 @@ def scored(completions: "Sequence[ScoredCompletion]") -> None:
         print(f"  {name:<12} {sum(found) / len(found):.3f} (applies to {len(found):,})")
 
 
-def _console() -> Console:
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-
-
 def percent(estimate: Estimate) -> str:
     """Return an estimate in percent with its interval, or "-" if it has no value."""
     if estimate.value is None:
@@ -252,21 +215,6 @@ def points(found: Difference | None) -> str:
     return f"{100 * found.difference.value:+.1f}{_interval(found.difference, '+.1f')}"
 
 
-def _interval(estimate: Estimate, spec: str) -> str:
-    if estimate.low is None or estimate.high is None:
-        return " [no interval]"
-    return f" [{100 * estimate.low:{spec}} to {100 * estimate.high:{spec}}]"
-
-
-OWN = "own"
-"""The mode that is compared with the others. If it is missing, the first one is."""
-MAX_POSITIONS = 10
-"""Positions in an episode that get a column."""
-
-Results = Mapping[str, AgentMemoryResult]
-"""Label in the table of results -> its comparison of modes."""
-
-
 def agent_memory_tables(results: Results) -> Iterator[Table]:
     """Yield the tables of these evaluations. There are none if the task has no agent memory."""
     if not results:
@@ -276,6 +224,58 @@ def agent_memory_tables(results: Results) -> Iterator[Table]:
     last = list(results)[-1]
     for column in next(iter(results[last].modes.values())).by:
         yield _by(last, column, results[last])
+
+
+def _weights(found: RunResults) -> Iterator[str]:
+    """Yield where the weights are, and the commands that serve the exported ones."""
+    run = found.run
+    weights = run.trained_weights()
+    if weights is not None:
+        yield f"weights: {weights}"
+    if older := outdated(run):
+        yield f"the exports are weights from before the last training ({older}). Update them with toolkit export"
+        return
+    merged = run.path / "stages" / EXPORT / "merged"
+    if merged.is_dir():
+        yield f"merged weights: {merged}"
+    for export in found.export.formats.values() if found.export else ():
+        yield from _serving(export, run.path / export.folder)
+
+
+def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> Table:
+    table = Table(title=f"{score} on the {split} split, 95 % intervals in brackets")
+    table.add_column("", overflow="fold")
+    for name in ("n", score, "to the row above", "to the baseline"):
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        cells = [percent(row.estimate), points(row.to_previous), points(row.to_baseline)]
+        gap = "\n" if width < NARROW else " "
+        table.add_row(row.label, f"{row.estimate.n:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
+    return table
+
+
+def _agreement(found: Verification | None) -> tuple[str, str, str]:
+    if found is None:
+        return "", "", ""
+    score = found.score.value
+    same = 1 - found.differing / found.samples
+    return f"{same:.1%}", f"{found.gap:.2g}", "" if score is None else f"{score:.1%}"
+
+
+def _serving(export: FormatExport, folder: Path) -> Iterator[str]:
+    """Yield the commands that serve a format, one per line."""
+    for command in export.commands:
+        yield f"  serve it: {command.replace(FOLDER, shlex.quote(str(folder)))}"
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+
+def _interval(estimate: Estimate, spec: str) -> str:
+    if estimate.low is None or estimate.high is None:
+        return " [no interval]"
+    return f" [{100 * estimate.low:{spec}} to {100 * estimate.high:{spec}}]"
 
 
 def _modes(results: Results) -> Table:

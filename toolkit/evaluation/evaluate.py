@@ -35,6 +35,9 @@ from toolkit.models import Backend
 from toolkit.runfolder import write_json, write_text
 
 __all__ = ["CONFUSION", "PARTIAL", "PREDICTIONS", "evaluate", "held_out", "judge_predictions"]
+TABLE, FIGURES, DETAILS = "predictions.csv", "metrics.json", "details.jsonl"
+Answers = Mapping[str, Mapping[str, tuple[Sample, Answer]]]
+"""Mode -> sample id -> the sample with the agent memory of its prompt, and its answer."""
 
 
 def evaluate(
@@ -65,26 +68,11 @@ def evaluate(
     before = {other: earlier_rows(context, questions, other) for other in earlier}
     result = make_result(context, name, questions, rows, (baseline_rows(context, questions), before))
     if questions.carried:
-        write_outputs(folder, questions, answers, result)
+        _write_outputs(folder, questions, answers, result)
     return result
 
 
-def _identity(context: Context, weights: Path | None) -> str:
-    """Return a digest of the weights' files, the rows, the prompt, the image policy and the generation settings."""
-    recipe = context.recipe
-    section = recipe.evaluation
-    how = (recipe.model.name, recipe.model.precision, section.max_completion_tokens, recipe.prompt.model_dump_json())
-    samples = (context.data.fingerprint, section.split, section.max_tasks, context.images.policy.key)
-    return blake2b(repr((weights_identity(weights), how, samples)).encode(), digest_size=6).hexdigest()
-
-
-TABLE, FIGURES, DETAILS = "predictions.csv", "metrics.json", "details.jsonl"
-
-Answers = Mapping[str, Mapping[str, tuple[Sample, Answer]]]
-"""Mode -> sample id -> the sample with the agent memory of its prompt, and its answer."""
-
-
-def write_outputs(
+def _write_outputs(
     folder: Path,
     questions: EvaluationSet,
     answers: Mapping[str, Sequence[tuple[Sample, Answer]]],
@@ -105,6 +93,15 @@ def write_outputs(
     write_text(folder / DETAILS, "".join(_details(questions, questions.carried, samples, found)))
     # The counts of cached images differ after an interruption.
     write_json(folder / FIGURES, {name: value for name, value in asdict(result).items() if name != "images"})
+
+
+def _identity(context: Context, weights: Path | None) -> str:
+    """Return a digest of the weights' files, the rows, the prompt, the image policy and the generation settings."""
+    recipe = context.recipe
+    section = recipe.evaluation
+    how = (recipe.model.name, recipe.model.precision, section.max_completion_tokens, recipe.prompt.model_dump_json())
+    samples = (context.data.fingerprint, section.split, section.max_tasks, context.images.policy.key)
+    return blake2b(repr((weights_identity(weights), how, samples)).encode(), digest_size=6).hexdigest()
 
 
 def _table_row(

@@ -72,87 +72,6 @@ def predict(
         return _generate(recipe, sample, weights, current_weights(run, recipe))
 
 
-def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) -> Answer:
-    # A prediction on the gray placeholder of an unreadable image would be meaningless.
-    prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images.model_copy(update={"unreadable": "stop"})))
-    weights, stored = chosen or own, chosen is not None and (chosen / "config.json").is_file()
-    backend = choose_backend(recipe.model, weights)
-    policy = backend.load(recipe, weights, trainable=False, mergeable=stored)
-    limit = recipe.evaluation.max_completion_tokens
-    check_lengths(policy.processor, prompts, [sample], recipe.model.max_tokens, answer_tokens=limit)
-    completion = backend.generate(policy, [prompts.row(sample)], Sampling(limit))[0][0]
-    return read_answer(prompts.task, sample, completion)
-
-
-def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:
-    """Return the question as a sample of the task, so that its prompt is the same as in training."""
-    task = TASKS[recipe.dataset.task]
-    _check_options(task, options)
-    settings = task.settings(recipe, "predict")
-    row = {
-        "question": question,
-        "options": list(options),
-        "image": [str(path.absolute()) for path in images],
-        # A task reads only rows with a reference. This one is removed below.
-        **task.placeholders(settings),
-    }
-    source = RowOrigin(Path("--question"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
-    try:
-        sample = task.read("question", row, source)
-    except RowProblem as problem:
-        raise _invalid_question(problem, "--question") from problem
-    return replace(sample, fields={**sample.fields, "question": question}, reference={})
-
-
-def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) -> Sample:
-    _check_context(recipe, context, "--context")
-    for name in recipe.prompt.context:
-        if name not in context:
-            warn(
-                "predict.context_missing",
-                "the prompt had this context in training, but this question has none",
-                place="--context",
-                value=name,
-                remedy=f"Add --context {name}=...",
-            )
-    return replace(sample, fields={**sample.fields, **context})
-
-
-def _check_context(recipe: Recipe, context: Mapping[str, str], place: str) -> None:
-    names = recipe.prompt.context
-    if unknown := sorted(set(context) - set(names)):
-        raise DataError(
-            "predict.context_unknown",
-            "context must have names from the recipe's prompt.context",
-            place=place,
-            value=unknown,
-            remedy=f"Choose from: {', '.join(names)}." if names else "Leave the context out.",
-        )
-
-
-def _invalid_question(problem: RowProblem, place: str) -> DataError:
-    rule = f"the question must be valid: {problem.reason}"
-    return DataError("predict.question_invalid", rule, place=place, value=problem.problem.value)
-
-
-def _check_options(task: Task, options: Sequence[str]) -> None:
-    if task.takes_options and len(options) < 2:
-        raise DataError(
-            "predict.too_few_options",
-            "a multiple-choice question must have at least two options",
-            place="--option",
-            value=list(options),
-            remedy='Give each with --option "A. text".',
-        )
-    if not task.takes_options and options:
-        raise DataError(
-            "predict.options_not_allowed",
-            "only a multiple-choice question may have options",
-            place="--option",
-            value=list(options),
-        )
-
-
 ANSWER_TOKENS = 512
 """Maximum length of a completion in tokens without a recipe: enough for both agent memories."""
 
@@ -303,6 +222,87 @@ def load_model_for_inference(
     images = chosen.images.model_copy(update={"unreadable": "stop", "memory_cache_mb": 0})
     prompts = Prompts.of(chosen, ImageStore.from_recipe(images))
     return Predictor(chosen, Generator.load(loaded, prompts, weights, backend))
+
+
+def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) -> Answer:
+    # A prediction on the gray placeholder of an unreadable image would be meaningless.
+    prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images.model_copy(update={"unreadable": "stop"})))
+    weights, stored = chosen or own, chosen is not None and (chosen / "config.json").is_file()
+    backend = choose_backend(recipe.model, weights)
+    policy = backend.load(recipe, weights, trainable=False, mergeable=stored)
+    limit = recipe.evaluation.max_completion_tokens
+    check_lengths(policy.processor, prompts, [sample], recipe.model.max_tokens, answer_tokens=limit)
+    completion = backend.generate(policy, [prompts.row(sample)], Sampling(limit))[0][0]
+    return read_answer(prompts.task, sample, completion)
+
+
+def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:
+    """Return the question as a sample of the task, so that its prompt is the same as in training."""
+    task = TASKS[recipe.dataset.task]
+    _check_options(task, options)
+    settings = task.settings(recipe, "predict")
+    row = {
+        "question": question,
+        "options": list(options),
+        "image": [str(path.absolute()) for path in images],
+        # A task reads only rows with a reference. This one is removed below.
+        **task.placeholders(settings),
+    }
+    source = RowOrigin(Path("--question"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
+    try:
+        sample = task.read("question", row, source)
+    except RowProblem as problem:
+        raise _invalid_question(problem, "--question") from problem
+    return replace(sample, fields={**sample.fields, "question": question}, reference={})
+
+
+def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) -> Sample:
+    _check_context(recipe, context, "--context")
+    for name in recipe.prompt.context:
+        if name not in context:
+            warn(
+                "predict.context_missing",
+                "the prompt had this context in training, but this question has none",
+                place="--context",
+                value=name,
+                remedy=f"Add --context {name}=...",
+            )
+    return replace(sample, fields={**sample.fields, **context})
+
+
+def _check_context(recipe: Recipe, context: Mapping[str, str], place: str) -> None:
+    names = recipe.prompt.context
+    if unknown := sorted(set(context) - set(names)):
+        raise DataError(
+            "predict.context_unknown",
+            "context must have names from the recipe's prompt.context",
+            place=place,
+            value=unknown,
+            remedy=f"Choose from: {', '.join(names)}." if names else "Leave the context out.",
+        )
+
+
+def _invalid_question(problem: RowProblem, place: str) -> DataError:
+    rule = f"the question must be valid: {problem.reason}"
+    return DataError("predict.question_invalid", rule, place=place, value=problem.problem.value)
+
+
+def _check_options(task: Task, options: Sequence[str]) -> None:
+    if task.takes_options and len(options) < 2:
+        raise DataError(
+            "predict.too_few_options",
+            "a multiple-choice question must have at least two options",
+            place="--option",
+            value=list(options),
+            remedy='Give each with --option "A. text".',
+        )
+    if not task.takes_options and options:
+        raise DataError(
+            "predict.options_not_allowed",
+            "only a multiple-choice question may have options",
+            place="--option",
+            value=list(options),
+        )
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -37,6 +37,9 @@ from toolkit.runfolder.usage import recording
 from toolkit.scoring.statistics import EpisodePosition
 from toolkit.tasks import TASKS
 
+_BEGINS = b'{"id": '
+"""First bytes of a line of ``_line``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Files:
@@ -115,6 +118,51 @@ def predict_episodes(
     return _in_order(out, rows)
 
 
+def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) -> UnlabelledRows:
+    """Read the rows of ``file`` (.csv, .jsonl, .json or .parquet) as samples of the recipe's task.
+
+    Args:
+        recipe: defines the task, column names, prompt and settings.
+        file: the rows. References in it are ignored.
+        image_root: the folder of relative screenshot paths. Default: that of the file.
+
+    Raises:
+        DataError: the task has no agent memory, a column is missing, or no row is usable.
+    """
+    task, carried = task_with_memory(recipe)
+    index = open_index(str(file), id_column=recipe.dataset.columns.get("id"))
+    origin = _origin(recipe, task, carried, index, image_root)
+    links = task.link(index, origin) if task.link else None
+    tally, samples = Tally(), []
+    for number, (name, row) in enumerate(index):
+        link = Link()
+        if links is not None:
+            state = REPEATED if links.previous[number] == REPEATED else FIRST
+            link = Link(None, state, int(links.places[number]), int(links.lengths[number]))
+        try:
+            sample = carried.open_row(name, {**row, LINK: link}, origin)
+            for ref in sample.images:
+                read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
+            samples.append(sample)
+        except RowProblem as problem:
+            tally.add(problem.reason, name, problem.code)
+        except ImageError as error:
+            tally.add("the screenshot cannot be opened", str(error), "predict.screenshot_not_readable")
+    notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
+    dropped = tally.of(str(file))
+    notes += [Problem("predict.rows_left_out", _left_out(one), one.source, one.count) for one in dropped]
+    if not samples:
+        raise DataError(
+            "predict.no_usable_row",
+            "at least one row must be usable",
+            place=file,
+            value="; ".join(map(_left_out, dropped)),
+        )
+    episodes, unreachable = find_episodes([carried.position(sample) for sample in samples])
+    notes += _unreachable(carried, [samples[number] for number in unreachable], str(file))
+    return UnlabelledRows(tuple(samples), tuple(episodes), tuple(notes), index.fingerprint)
+
+
 @dataclass(frozen=True, slots=True)
 class _Output:
     """The file of predictions: how turns are written to it, and their total number."""
@@ -182,10 +230,6 @@ def _is_cut(lines: Sequence[Record], torn: bytes) -> bool:
     return bool(lines)
 
 
-_BEGINS = b'{"id": '
-"""First bytes of a line of ``_line``."""
-
-
 def _line(carried: Carried, turn: Turn, digest: str) -> Record:
     question, answer = turn.question, turn.answer
     return {
@@ -216,51 +260,6 @@ def _in_order(out: Path, rows: UnlabelledRows) -> list[Record]:
 
 def _text(lines: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-
-
-def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) -> UnlabelledRows:
-    """Read the rows of ``file`` (.csv, .jsonl, .json or .parquet) as samples of the recipe's task.
-
-    Args:
-        recipe: defines the task, column names, prompt and settings.
-        file: the rows. References in it are ignored.
-        image_root: the folder of relative screenshot paths. Default: that of the file.
-
-    Raises:
-        DataError: the task has no agent memory, a column is missing, or no row is usable.
-    """
-    task, carried = task_with_memory(recipe)
-    index = open_index(str(file), id_column=recipe.dataset.columns.get("id"))
-    origin = _origin(recipe, task, carried, index, image_root)
-    links = task.link(index, origin) if task.link else None
-    tally, samples = Tally(), []
-    for number, (name, row) in enumerate(index):
-        link = Link()
-        if links is not None:
-            state = REPEATED if links.previous[number] == REPEATED else FIRST
-            link = Link(None, state, int(links.places[number]), int(links.lengths[number]))
-        try:
-            sample = carried.open_row(name, {**row, LINK: link}, origin)
-            for ref in sample.images:
-                read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
-            samples.append(sample)
-        except RowProblem as problem:
-            tally.add(problem.reason, name, problem.code)
-        except ImageError as error:
-            tally.add("the screenshot cannot be opened", str(error), "predict.screenshot_not_readable")
-    notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
-    dropped = tally.of(str(file))
-    notes += [Problem("predict.rows_left_out", _left_out(one), one.source, one.count) for one in dropped]
-    if not samples:
-        raise DataError(
-            "predict.no_usable_row",
-            "at least one row must be usable",
-            place=file,
-            value="; ".join(map(_left_out, dropped)),
-        )
-    episodes, unreachable = find_episodes([carried.position(sample) for sample in samples])
-    notes += _unreachable(carried, [samples[number] for number in unreachable], str(file))
-    return UnlabelledRows(tuple(samples), tuple(episodes), tuple(notes), index.fingerprint)
 
 
 def _left_out(dropped: Dropped) -> str:

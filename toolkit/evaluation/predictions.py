@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
 PARTIAL = "predictions.{}.partial.jsonl"
 """Name of an incomplete file. Its digest identifies the model, prompt and settings."""
+Rows = list[ScoredAnswer]
+Answered = list[tuple[Sample, Answer]]
 
 
 def answers_file(mode: str, digest: str | None = None) -> str:
@@ -83,92 +85,9 @@ def generate_missing(
             _generate_each(job, samples)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    context: Context
-    name: str
-    mode: str
-    questions: EvaluationSet
-    generator: Generator
-    file: Path
-
-    def save(self, sample: Sample, answer: Answer, skipped: str | None = None) -> None:
-        line = {"split": self.context.recipe.evaluation.split, **_prediction(sample, answer)}
-        append_line(self.file, line | _carried_part(self.questions, sample, skipped))
-
-    def report(self, done: int, total: int) -> None:
-        """Report the progress, and raise Interrupted after a signal unless all is done."""
-        memory = self.questions.names[self.mode]
-        stage = f"evaluate-{self.name}" + (f" ({memory})" if memory else "")
-        self.context.progress(stage, done, total, "")
-        if done < total:
-            self.context.stop.check(f"{stage} is saved after {done} of {total} samples")
-
-
-def _generate_each(job: _Job, samples: list[Sample]) -> None:
-    size, task = job.context.recipe.evaluation.batch_size, job.questions.task
-    for start in range(0, len(samples), size):
-        batch = samples[start : start + size]
-        for sample, completion in zip(batch, job.generator.complete(batch), strict=True):
-            job.save(sample, read_answer(task, sample, completion))
-        job.report(start + len(batch), len(samples))
-
-
-def _roll_out(job: _Job) -> None:
-    questions = job.questions
-    total, done = sum(len(episode.numbers) for episode in questions.episodes), 0
-    known, size = known_replies(job.file), job.context.recipe.evaluation.batch_size
-    for turns in rollout(questions.task, questions.samples, questions.episodes, known, job.generator.reply, size):
-        for turn in turns:
-            if turn.new:
-                job.save(turn.question, turn.answer, turn.skipped)
-        done += len(turns)
-        if any(turn.new for turn in turns):
-            job.report(done, total)
-
-
 def known_replies(file: Path) -> dict[str, Reply]:
     """Return sample id -> the reply in a file of predictions."""
     return {line["id"]: reply_of(line) for line in read_lines(file)}
-
-
-def _prediction(sample: Sample, answer: Answer) -> Record:
-    return {
-        "id": sample.id,
-        "group": sample.group,
-        "question": sample.fields.get("question"),
-        "reference": dict(sample.reference),
-        "completion": answer.text,
-        "answer": {key: value for key, value in answer.values.items() if _is_plain(value)},
-        "problem": answer.problem,
-        "truncated": answer.truncated,
-    }
-
-
-def _carried_part(questions: EvaluationSet, sample: Sample, skipped: str | None) -> Record:
-    """Return what a replay of a rollout needs: the position in the episode, and the agent memory of the prompt."""
-    carried = questions.carried
-    if carried is None:
-        return {}
-    position, memory = carried.position(sample), carried.plain(carried.held(sample))
-    return {
-        "episode": position.chain,
-        "position": position.place,
-        "agent_memory": memory,
-        "skipped": skipped,
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
-
-
-Rows = list[ScoredAnswer]
-Answered = list[tuple[Sample, Answer]]
 
 
 def read_mode(questions: EvaluationSet, mode: str, file: Path) -> Answered:
@@ -234,6 +153,85 @@ def baseline_rows(context: Context, questions: EvaluationSet) -> Baselines:
     for label, complete in (questions.carried.baselines if questions.carried else {}).items():
         rows[label] = judged(map(complete, samples))
     return Baselines(rows, majority)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    context: Context
+    name: str
+    mode: str
+    questions: EvaluationSet
+    generator: Generator
+    file: Path
+
+    def save(self, sample: Sample, answer: Answer, skipped: str | None = None) -> None:
+        line = {"split": self.context.recipe.evaluation.split, **_prediction(sample, answer)}
+        append_line(self.file, line | _carried_part(self.questions, sample, skipped))
+
+    def report(self, done: int, total: int) -> None:
+        """Report the progress, and raise Interrupted after a signal unless all is done."""
+        memory = self.questions.names[self.mode]
+        stage = f"evaluate-{self.name}" + (f" ({memory})" if memory else "")
+        self.context.progress(stage, done, total, "")
+        if done < total:
+            self.context.stop.check(f"{stage} is saved after {done} of {total} samples")
+
+
+def _generate_each(job: _Job, samples: list[Sample]) -> None:
+    size, task = job.context.recipe.evaluation.batch_size, job.questions.task
+    for start in range(0, len(samples), size):
+        batch = samples[start : start + size]
+        for sample, completion in zip(batch, job.generator.complete(batch), strict=True):
+            job.save(sample, read_answer(task, sample, completion))
+        job.report(start + len(batch), len(samples))
+
+
+def _roll_out(job: _Job) -> None:
+    questions = job.questions
+    total, done = sum(len(episode.numbers) for episode in questions.episodes), 0
+    known, size = known_replies(job.file), job.context.recipe.evaluation.batch_size
+    for turns in rollout(questions.task, questions.samples, questions.episodes, known, job.generator.reply, size):
+        for turn in turns:
+            if turn.new:
+                job.save(turn.question, turn.answer, turn.skipped)
+        done += len(turns)
+        if any(turn.new for turn in turns):
+            job.report(done, total)
+
+
+def _prediction(sample: Sample, answer: Answer) -> Record:
+    return {
+        "id": sample.id,
+        "group": sample.group,
+        "question": sample.fields.get("question"),
+        "reference": dict(sample.reference),
+        "completion": answer.text,
+        "answer": {key: value for key, value in answer.values.items() if _is_plain(value)},
+        "problem": answer.problem,
+        "truncated": answer.truncated,
+    }
+
+
+def _carried_part(questions: EvaluationSet, sample: Sample, skipped: str | None) -> Record:
+    """Return what a replay of a rollout needs: the position in the episode, and the agent memory of the prompt."""
+    carried = questions.carried
+    if carried is None:
+        return {}
+    position, memory = carried.position(sample), carried.plain(carried.held(sample))
+    return {
+        "episode": position.chain,
+        "position": position.place,
+        "agent_memory": memory,
+        "skipped": skipped,
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _answers_of(run: RunFolder, result: EvaluationResult) -> dict[str, Path]:

@@ -40,6 +40,15 @@ CONFUSION = "confusion.png"
 
 Others = tuple[Baselines, Mapping[str, Mapping[str, Rows]]]
 """The baselines, and earlier evaluation -> mode -> its rows."""
+BEFORE = "fraction before the first failure"
+COMPARED = (OWN, REFERENCE, OFF)
+"""A mode is compared with the later ones. Own minus reference is the cost of errors, own minus off the benefit."""
+
+Draws = tuple[int, int]
+"""Resamples and seed of the bootstrap."""
+
+Measured = Mapping[str, Mapping[str, tuple[str, list[ScoredAnswer]]]]
+"""Mode -> metric -> score and rows."""
 
 
 def make_result(
@@ -73,6 +82,32 @@ def make_result(
         images=context.count_images(stage),
         predictions=f"stages/{stage}/{PREDICTIONS}",
         agent_memory=_agent_memory(context, name, questions, rows, summary) if questions.carried else None,
+    )
+
+
+def compare_modes(
+    questions: EvaluationSet, rows: Mapping[str, Sequence[ScoredAnswer]], summaries: Mapping[str, Summary], draws: Draws
+) -> AgentMemoryResult:
+    """Return the result of all modes, and their differences on common samples."""
+    task, positions, episodes = questions.task, questions.positions, _name_of_whole(questions)
+    measured = {
+        mode: {
+            task.primary: (task.primary, list(found)),
+            episodes: (
+                WHOLE,
+                whole := [one.scored_answer() for one in find_scored_episodes(found, positions, task.primary)[0]],
+            ),
+            BEFORE: (BEFORE_FAILURE, whole),
+        }
+        for mode, found in rows.items()
+    }
+    return AgentMemoryResult(
+        metrics=(task.primary, episodes, BEFORE),
+        modes={mode: _mode_result(questions, mode, found, summaries[mode], draws) for mode, found in rows.items()},
+        differences={
+            mode: _differences(mode, measured, draws) for mode in COMPARED[:-1] if mode in rows and len(measured) > 1
+        },
+        after_missing_step=len(questions.unreachable),
     )
 
 
@@ -210,44 +245,6 @@ def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemory
             place=f"{EVALUATE}{name}",
             value=result.after_missing_step,
         )
-
-
-BEFORE = "fraction before the first failure"
-
-COMPARED = (OWN, REFERENCE, OFF)
-"""A mode is compared with the later ones. Own minus reference is the cost of errors, own minus off the benefit."""
-
-Draws = tuple[int, int]
-"""Resamples and seed of the bootstrap."""
-
-Measured = Mapping[str, Mapping[str, tuple[str, list[ScoredAnswer]]]]
-"""Mode -> metric -> score and rows."""
-
-
-def compare_modes(
-    questions: EvaluationSet, rows: Mapping[str, Sequence[ScoredAnswer]], summaries: Mapping[str, Summary], draws: Draws
-) -> AgentMemoryResult:
-    """Return the result of all modes, and their differences on common samples."""
-    task, positions, episodes = questions.task, questions.positions, _name_of_whole(questions)
-    measured = {
-        mode: {
-            task.primary: (task.primary, list(found)),
-            episodes: (
-                WHOLE,
-                whole := [one.scored_answer() for one in find_scored_episodes(found, positions, task.primary)[0]],
-            ),
-            BEFORE: (BEFORE_FAILURE, whole),
-        }
-        for mode, found in rows.items()
-    }
-    return AgentMemoryResult(
-        metrics=(task.primary, episodes, BEFORE),
-        modes={mode: _mode_result(questions, mode, found, summaries[mode], draws) for mode, found in rows.items()},
-        differences={
-            mode: _differences(mode, measured, draws) for mode in COMPARED[:-1] if mode in rows and len(measured) > 1
-        },
-        after_missing_step=len(questions.unreachable),
-    )
 
 
 def _name_of_whole(questions: EvaluationSet) -> str:

@@ -43,6 +43,34 @@ REQUIRED_KEYS = frozenset({"rewards.custom"})
 Rendered = Sequence[tuple[str, str]]
 """Pairs of id and text."""
 
+ROWS: Mapping[str, int] = {"train": 16, "validation": 8, "test": 8}
+"""Split -> maximum number of rows."""
+
+MAX_TASKS = 2
+"""Tasks that are evaluated if rows are GUI steps."""
+
+STEPS = 3
+"""Optimizer steps of each training stage."""
+
+COMPLETION_TOKENS = 64
+"""Maximum length of completions in GRPO and evaluation. It determines how long they take."""
+
+TOKENS = (2048, 8192)
+"""Lower and upper bound of model.max_tokens."""
+
+TINY_TOKENS_PER_TOKEN = 4
+"""Factor of model.max_tokens. The tiny tokenizer has a thousand tokens and needs two to three times as many as a real
+one for a text."""
+
+LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+"""Linear layers of the tiny language model."""
+
+Changes = dict[str, Any]
+"""Dotted key -> new value."""
+
+SIZE = 224
+"""Image width in pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class DryRunResult:
@@ -133,6 +161,67 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
     )
 
 
+def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantised: bool = True) -> Recipe:
+    """Return the recipe of the dry run of ``recipe``. ``changed_keys`` lists the differences.
+
+    Args:
+        recipe: the recipe of the real run.
+        own_rows: use some of its own rows. False: use synthetic data of its task.
+        gguf: whether this machine can write GGUF. False: GGUF is left out.
+        quantised: whether bitsandbytes is installed. False: 32 bits, and an optimizer without 8-bit state.
+
+    Raises:
+        RecipeError: coordinates follow the model family, and the family of the model is unknown.
+    """
+    task = TASKS[recipe.dataset.task]
+    rows = _rows(recipe) if own_rows else synthetic_data_changes(recipe, task, ROWS)
+    changed = task.dry_run(recipe, not own_rows)
+    changes = {
+        **_run(recipe),
+        **_model(recipe, quantised=quantised),
+        **rows,
+        **{f"data.{task.name}.{key}": value for key, value in changed.items()},
+        **_training(recipe, quantised=quantised),
+        **_answers(recipe, gguf=gguf),
+    }
+    settings = [(tuple(key.split(".")), value) for key, value in changes.items()]
+    return type(recipe).model_validate(merge(recipe.model_dump(), settings))
+
+
+def synthetic_data_changes(recipe: Recipe, task: Task, rows: Mapping[str, int]) -> dict[str, Any]:
+    """Return dotted key -> value that replaces a recipe's own rows by synthetic data of its task.
+
+    Columns that synthetic rows lack are removed. The evaluated split and those with files have rows.
+
+    Args:
+        recipe: the recipe of the real run.
+        task: the task of the recipe.
+        rows: split -> number of rows.
+
+    Raises:
+        RecipeError: the task has no synthetic data.
+    """
+    data = recipe.dataset
+    if task.synthetic is None:
+        rule = f"must have rows for a dry run, because the task {task.name} has no synthetic data"
+        remedy = "Provide the files that the recipe names, or add synthetic data to the task."
+        raise RecipeError([Problem("recipe.dry_run_without_rows", rule, "data.task", data.task, remedy)])
+    columns = task.synthetic.columns
+    wanted = data.validation or data.split.validation or (recipe.evaluate and recipe.evaluate.split == "validation")
+    counts = {**rows, "validation": rows["validation"] if wanted else 0}
+    changes: dict[str, Any] = {
+        "data.synthetic": {"kind": task.synthetic.kind, "size": SIZE, **counts},
+        **dict.fromkeys(("data.train", "data.validation", "data.test", "data.image_root")),
+        "data.columns": {},
+        "data.group": data.group if data.group in columns else None,
+        "prompt.context": tuple(name for name in recipe.prompt.context if name in columns),
+    }
+    if recipe.evaluate and recipe.evaluate.by is not None:
+        known = columns | task.columns.keys()
+        changes["evaluate.by"] = tuple(name for name in recipe.evaluate.by if name in known)
+    return changes
+
+
 def _find_missing(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return why the recipe has no rows of its own, and everything that the real run would not find."""
     found = absent(recipe)
@@ -203,53 +292,6 @@ def _with_tiny_remedy(error: DataError) -> DataError:
         remedy="Shorten the rows, or use other rows in the dry run, such as --set data.limit_train=100. These are "
         "tokens of the tiny model, whose tokenizer needs two to three times as many as a real one.",
     )
-
-
-ROWS: Mapping[str, int] = {"train": 16, "validation": 8, "test": 8}
-"""Split -> maximum number of rows."""
-MAX_TASKS = 2
-"""Tasks that are evaluated if rows are GUI steps."""
-STEPS = 3
-"""Optimizer steps of each training stage."""
-COMPLETION_TOKENS = 64
-"""Maximum length of completions in GRPO and evaluation. It determines how long they take."""
-TOKENS = (2048, 8192)
-"""Lower and upper bound of model.max_tokens."""
-TINY_TOKENS_PER_TOKEN = 4
-"""Factor of model.max_tokens. The tiny tokenizer has a thousand tokens and needs two to three times as many as a real
-one for a text."""
-LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
-"""Linear layers of the tiny language model."""
-
-Changes = dict[str, Any]
-"""Dotted key -> new value."""
-
-
-def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantised: bool = True) -> Recipe:
-    """Return the recipe of the dry run of ``recipe``. ``changed_keys`` lists the differences.
-
-    Args:
-        recipe: the recipe of the real run.
-        own_rows: use some of its own rows. False: use synthetic data of its task.
-        gguf: whether this machine can write GGUF. False: GGUF is left out.
-        quantised: whether bitsandbytes is installed. False: 32 bits, and an optimizer without 8-bit state.
-
-    Raises:
-        RecipeError: coordinates follow the model family, and the family of the model is unknown.
-    """
-    task = TASKS[recipe.dataset.task]
-    rows = _rows(recipe) if own_rows else synthetic_data_changes(recipe, task, ROWS)
-    changed = task.dry_run(recipe, not own_rows)
-    changes = {
-        **_run(recipe),
-        **_model(recipe, quantised=quantised),
-        **rows,
-        **{f"data.{task.name}.{key}": value for key, value in changed.items()},
-        **_training(recipe, quantised=quantised),
-        **_answers(recipe, gguf=gguf),
-    }
-    settings = [(tuple(key.split(".")), value) for key, value in changes.items()]
-    return type(recipe).model_validate(merge(recipe.model_dump(), settings))
 
 
 def _run(recipe: Recipe) -> Changes:
@@ -356,41 +398,3 @@ def _export(section: Export, *, gguf: bool) -> Changes:
 
 def _least(own: int | None, most: int) -> int:
     return most if own is None else min(own, most)
-
-
-SIZE = 224
-"""Image width in pixels."""
-
-
-def synthetic_data_changes(recipe: Recipe, task: Task, rows: Mapping[str, int]) -> dict[str, Any]:
-    """Return dotted key -> value that replaces a recipe's own rows by synthetic data of its task.
-
-    Columns that synthetic rows lack are removed. The evaluated split and those with files have rows.
-
-    Args:
-        recipe: the recipe of the real run.
-        task: the task of the recipe.
-        rows: split -> number of rows.
-
-    Raises:
-        RecipeError: the task has no synthetic data.
-    """
-    data = recipe.dataset
-    if task.synthetic is None:
-        rule = f"must have rows for a dry run, because the task {task.name} has no synthetic data"
-        remedy = "Provide the files that the recipe names, or add synthetic data to the task."
-        raise RecipeError([Problem("recipe.dry_run_without_rows", rule, "data.task", data.task, remedy)])
-    columns = task.synthetic.columns
-    wanted = data.validation or data.split.validation or (recipe.evaluate and recipe.evaluate.split == "validation")
-    counts = {**rows, "validation": rows["validation"] if wanted else 0}
-    changes: dict[str, Any] = {
-        "data.synthetic": {"kind": task.synthetic.kind, "size": SIZE, **counts},
-        **dict.fromkeys(("data.train", "data.validation", "data.test", "data.image_root")),
-        "data.columns": {},
-        "data.group": data.group if data.group in columns else None,
-        "prompt.context": tuple(name for name in recipe.prompt.context if name in columns),
-    }
-    if recipe.evaluate and recipe.evaluate.by is not None:
-        known = columns | task.columns.keys()
-        changes["evaluate.by"] = tuple(name for name in recipe.evaluate.by if name in known)
-    return changes
