@@ -79,10 +79,10 @@ def load_data(recipe: Recipe, task: Task, folder: Path | None = None) -> DataSpl
         DataError: A source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
     """
     loaded = _read_sources(_sources(recipe, folder), recipe, task, folder)
-    parts, split_off = split_parts(loaded, recipe, task)
-    parts, leaks, removed = handle_leaks(parts, recipe.dataset.on_leak)
+    parts, split_off = _split_parts(loaded, recipe, task)
+    parts, leaks, removed = _handle_leaks(parts, recipe.dataset.on_leak)
     sets = {name: _limited(name, part, recipe) for name, part in parts.items()}
-    notices = [Problem("data.splits_leak", describe_leak(leak, parts), "[data]") for leak in leaks.leaks]
+    notices = [Problem("data.splits_leak", _describe_leak(leak, parts), "[data]") for leak in leaks.leaks]
     notices += [notice for source in loaded.values() for notice in source.notices]
     notices += [*(one.notice("left out") for one in removed), *split_off]
     for name, part in parts.items():
@@ -129,7 +129,7 @@ def _read_sources(
     return loaded
 
 
-def split_parts(loaded: Mapping[str, UsableRows], recipe: Recipe, task: Task) -> tuple[dict[str, Part], list[Problem]]:
+def _split_parts(loaded: Mapping[str, UsableRows], recipe: Recipe, task: Task) -> tuple[dict[str, Part], list[Problem]]:
     """Return the rows of each split, and a notice for each split that was split off from train by group."""
     train = loaded["train"]
     everything = {name: Part(source, np.arange(len(source.samples))) for name, source in loaded.items()}
@@ -153,7 +153,7 @@ def _split_off(name: str, part: Part, group: str) -> Problem:
     return Problem("data.split_by_group", rule, name)
 
 
-def handle_leaks(
+def _handle_leaks(
     parts: Mapping[str, Part], on_leak: Literal["stop", "report", "drop"]
 ) -> tuple[dict[str, Part], LeakReport, tuple[Dropped, ...]]:
     """Return the parts, the remaining leaks, and the removed rows.
@@ -187,7 +187,7 @@ def handle_leaks(
 
 
 def _stop(parts: Mapping[str, Part], report: LeakReport) -> DataError:
-    lines = (f"\n  {describe_leak(leak, parts)}" for leak in report.leaks)
+    lines = (f"\n  {_describe_leak(leak, parts)}" for leak in report.leaks)
     return DataError(
         "data.splits_leak",
         f"no group, image or question must be in two splits:{''.join(lines)}\n",
@@ -197,7 +197,7 @@ def _stop(parts: Mapping[str, Part], report: LeakReport) -> DataError:
     )
 
 
-def describe_leak(leak: Leak, parts: Mapping[str, Part]) -> str:
+def _describe_leak(leak: Leak, parts: Mapping[str, Part]) -> str:
     """Return a sentence with the extent of a leak, the affected rows of the earlier split, and examples by id."""
     pairs = (f"{parts[leak.first].id(one)} and {parts[leak.second].id(other)}" for one, other in leak.examples)
     return f"{leak}, in {leak.rows[0]:,} rows of {leak.first} (for example {', '.join(pairs)})"

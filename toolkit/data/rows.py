@@ -104,11 +104,11 @@ def _open(
     root = index.image_root if index.metadata.has_embedded_images else image_root or index.image_root
     origin = _origin(task, requested, (source, root), index.columns)
     file = row_scan_file(task, origin, index)
-    row_scan = load_row_scan(file)
+    row_scan = _load_row_scan(file)
     if row_scan is None:
-        row_scan = first_pass.done(origin, source) or scan_rows(task, origin, index)
+        row_scan = first_pass.done(origin, source) or _scan_rows(task, origin, index)
         if row_scan.cacheable:
-            save_row_scan(row_scan, file)
+            _save_row_scan(row_scan, file)
     return index, origin, row_scan
 
 
@@ -237,7 +237,7 @@ class _FirstPass:
         self._first.clear()
 
 
-def scan_rows(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
+def _scan_rows(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
     """Return a scan of the rows of an existing index."""
     scanner = RowScanner(task, source)
     links = task.link(index, source) if task.link else None
@@ -266,7 +266,7 @@ def _code_of(task: Task) -> list[Path]:
     return list(Path(inspect.getfile(task.read)).parent.rglob("*.py"))
 
 
-def save_row_scan(row_scan: RowScan, file: Path) -> None:
+def _save_row_scan(row_scan: RowScan, file: Path) -> None:
     """Write a scan atomically."""
     links = row_scan.links
     notes = {
@@ -283,7 +283,7 @@ def save_row_scan(row_scan: RowScan, file: Path) -> None:
     temporary.replace(file)
 
 
-def load_row_scan(file: Path) -> RowScan | None:
+def _load_row_scan(file: Path) -> RowScan | None:
     """Return a stored scan, or None if it is missing or corrupt."""
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:

@@ -21,7 +21,6 @@ from toolkit.images.window import Array, Pixels
 SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 """File suffixes of DICOM. Old files can lack the DICM marker and are recognised by their suffix."""
 
-UNDEFINED_LENGTH = 0xFFFFFFFF
 GROUPS = ("FrameVOILUTSequence", "PixelValueTransformationSequence")
 
 MALFORMED = (

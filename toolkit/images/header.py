@@ -97,7 +97,7 @@ def _tiff_header(stream: BinaryIO, ref: ImageRef) -> Header:
 
 
 def _pillow_header(stream: BinaryIO, ref: ImageRef, max_pixels: int, png_bits: int) -> Header:
-    allow_pixels(max_pixels)
+    _allow_pixels(max_pixels)
     try:
         with Image.open(stream) as image:
             orientation = _orientation(image)
@@ -115,7 +115,7 @@ def _pillow_header(stream: BinaryIO, ref: ImageRef, max_pixels: int, png_bits: i
     return Header(name, size, bits, "opencv" if fast and not ref.frame else "pillow", orientation)
 
 
-def allow_pixels(max_pixels: int) -> None:
+def _allow_pixels(max_pixels: int) -> None:
     """Raise Pillow's process-wide pixel limit to ``max_pixels``, and never lower it."""
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit import recipe
@@ -154,14 +152,6 @@ class ImageRecord:
         """(x, y) factors from the upright original to the result, or to its ``content``."""
         x1, y1, x2, y2 = self.content or (0, 0, *self.size)
         return (x2 - x1) / self.source_size[0], (y2 - y1) / self.source_size[1]
-
-    def content_mask(self) -> NDArray[np.bool_]:
-        """Return a (height, width) mask: True in the image, False in the margins of ``square = "pad"``."""
-        width, height = self.size
-        x1, y1, x2, y2 = self.content or (0, 0, width, height)
-        mask = np.zeros((height, width), dtype=np.bool_)
-        mask[y1:y2, x1:x2] = True
-        return mask
 
     @property
     def clipped(self) -> float:

@@ -152,7 +152,7 @@ class ImageStore:
 
     def _opened(self, ref: ImageRef) -> Reduced:
         stat_image(ref.path, self._real_roots)
-        return self._reduced(*read(ref, self.policy), ref)
+        return self._reduced(*_read(ref, self.policy), ref)
 
     def _opened_or_cached(self, ref: ImageRef, cache: DiskCache) -> Reduced:
         facts = stat_image(ref.path, self._real_roots)
@@ -160,7 +160,7 @@ class ImageStore:
         if known is not None and (image := cache.get(known, ref.part)) is not None:
             self._count(disk_hits=1)
             return image
-        data, header = read(ref, self.policy)
+        data, header = _read(ref, self.policy)
         key = content_key(data)
         if key != known:
             self._store(lambda: cache.remember(ref.path, facts, key))
@@ -172,7 +172,7 @@ class ImageStore:
         return image
 
     def _reduced(self, data: bytes, header: Header, ref: ImageRef) -> Reduced:
-        image = reduce(data, header, ref, self.policy)
+        image = _reduce(data, header, ref, self.policy)
         self._count(opened=1)
         return image
 
@@ -208,7 +208,7 @@ def load(ref: ImageRef, policy: ImagePolicy) -> LoadedImage:
         MissingExtraError: The file is DICOM and the extra ``dicom`` is not installed.
     """
     stat_image(ref.path)
-    return reduce(*read(ref, policy), ref, policy).load()
+    return _reduce(*_read(ref, policy), ref, policy).load()
 
 
 def read_image_header(ref: ImageRef, policy: ImagePolicy, roots: Sequence[str] = ()) -> Header:
@@ -236,7 +236,7 @@ def reduced_size(ref: ImageRef, policy: ImagePolicy) -> tuple[int, int]:
     return policy.output_size(crop_size(ref.crop) if ref.crop else size)
 
 
-def read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
+def _read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
     """Return the file's bytes and header. A file with a rejected header is not read any further.
 
     Raises:
@@ -249,8 +249,8 @@ def read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
         return stream.read(), header
 
 
-def reduce(data: bytes, header: Header, ref: ImageRef, policy: ImagePolicy) -> Reduced:
-    """Return the 8-bit image of the bytes and header from ``read``.
+def _reduce(data: bytes, header: Header, ref: ImageRef, policy: ImagePolicy) -> Reduced:
+    """Return the 8-bit image of the bytes and header from ``_read``.
 
     Raises:
         ImageError: The file is corrupt, or the policy does not apply to the image.

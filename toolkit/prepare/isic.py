@@ -119,7 +119,7 @@ def prepare_isic(source: Path, stage: Stage, request: PrepareRequest) -> Prepare
         raise DataError("data.output_is_source", rule, place="--out", value=str(request.out), remedy=remedy)
     tally = Tally()
     found = list_files([source], without=[request.out])
-    archive = read_archive(found.tables, tally)
+    archive = _read_archive(found.tables, tally)
     _require_isic(source, found, archive)
     image_files = _match(found, archive, tally)
     measured = measure_images(image_files, request, tally)
@@ -150,7 +150,7 @@ def _require_isic(source: Path, found: DownloadedFiles, archive: Archive) -> Non
         "the folder must have images and a table or masks of the ISIC archive",
         place=source,
         value=f"{files}{more}",
-        remedy=f"Looked for: {expected_columns()}; masks NAME_segmentation.png."
+        remedy=f"Looked for: {_expected_columns()}; masks NAME_segmentation.png."
         + (f" Tables of unknown kind: {columns}." if columns else "")
         + (f" The tables name {len(archive.records):,} images, and none of them exists." if archive.records else ""),
     )
@@ -197,7 +197,7 @@ def _facts(
     """Return all known facts about an image. Unknown facts have no key."""
     facts: dict[str, Cell] = {
         "image_name": name,
-        "diagnosis": diagnosis_of(record),
+        "diagnosis": _diagnosis_of(record),
         "size": _spell_size(record, found),
         "age": _number("age", name, record, tally),
         "confidence": _number("confidence", name, record, tally),
@@ -260,7 +260,7 @@ def _join(from_table: list[str] | None, from_masks: list[str] | None) -> list[st
     )
 
 
-def read_archive(files: Iterable[Path], tally: Tally) -> Archive:
+def _read_archive(files: Iterable[Path], tally: Tally) -> Archive:
     """Return the tables among these files, joined by image name.
 
     Raises:
@@ -280,7 +280,7 @@ def read_archive(files: Iterable[Path], tally: Tally) -> Archive:
     return archive
 
 
-def expected_columns() -> str:
+def _expected_columns() -> str:
     """Return a sentence with all columns by which a table is recognised."""
     fields = ", ".join(name for names in FIELDS.values() for name in names)
     classes = ", ".join([*CLASSES_2017, *CLASSES])
@@ -290,7 +290,7 @@ def expected_columns() -> str:
     )
 
 
-def diagnosis_of(record: Mapping[str, str]) -> str | None:
+def _diagnosis_of(record: Mapping[str, str]) -> str | None:
     """Return the most specific known diagnosis: by name, archive level, class, or as benign or malignant."""
     levels = [f"diagnosis_{level}" for level in range(5, 0, -1)]
     for key in ("diagnosis", *levels, "class", "benign_malignant"):

@@ -38,14 +38,14 @@ def write_sheet(folder: Path, images: Sequence[PreparedImage]) -> list[str]:
     """Write ``sheet.png`` and ``sheet.html``, and return the names of images that cannot be decoded."""
     store = ImageStore(ImagePolicy(max_side=SIDE), "placeholder", memory_mb=0)
     loaded = [store.load(ImageRef(one.files.image)) for one in images]
-    tiles = [draw_regions(shown.image, one.found) for shown, one in zip(loaded, images, strict=True)]
+    tiles = [_draw_regions(shown.image, one.found) for shown, one in zip(loaded, images, strict=True)]
     captions = [_caption(one) for one in images]
     _grid(tiles, captions).save(folder / "sheet.png")
     (folder / "sheet.html").write_text(_page(tiles, captions), encoding="utf-8", newline="\n")
     return [one.name for shown, one in zip(loaded, images, strict=True) if shown.record.placeholder]
 
 
-def draw_regions(image: Image.Image, found: MaskMeasurements) -> Image.Image:
+def _draw_regions(image: Image.Image, found: MaskMeasurements) -> Image.Image:
     """Return a copy of the image, at any size, with the boxes and outlines of its mask."""
     drawn = image.copy()
     pen = ImageDraw.Draw(drawn)

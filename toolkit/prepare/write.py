@@ -1,6 +1,6 @@
 """Last stage of every preparation: measure the images, split the rows by group and write the files.
 
-Files are staged in a hidden folder and replace the old ones at the end.
+Files are _staged in a hidden folder and replace the old ones at the end.
 """
 
 import csv
@@ -141,7 +141,7 @@ def split_and_write(
     if not images:
         raise DataError("data.no_rows_left", "at least one row must be usable", value=_describe(tally))
     groups, classes = [one.group for one in images], [one.diagnosis for one in images]
-    for first in mixed_groups(groups, classes):
+    for first in _mixed_groups(groups, classes):
         name = images[first].name
         tally.add(
             "groups with several diagnoses, which are stratified by the rarest",
@@ -149,7 +149,7 @@ def split_and_write(
             "data.group_of_several_classes",
         )
     splits = split_rows(groups, classes, request.fractions, request.seed)
-    with staged(request.out) as staging:
+    with _staged(request.out) as staging:
         write_rows(staging, names.file, [{**one.columns, "split": at} for one, at in zip(images, splits, strict=True)])
         for name in write_sheet(staging, choose_images(images, request.seed)):
             tally.add("images that cannot be decoded, which are grey on the sheet", name, "data.image_not_decodable")
@@ -198,7 +198,7 @@ def split_rows(groups: Sequence[str], classes: Sequence[str], fractions: Mapping
     >>> split_rows(["a", "a", "b", "c", "d"], ["nv", "nv", "nv", "mel", "mel"], {"train": 0.5, "test": 0.5}, seed=1)
     ['test', 'test', 'train', 'test', 'train']
     """
-    class_of = group_classes(groups, classes)
+    class_of = _group_classes(groups, classes)
     requested = {name: part for name, part in sorted(fractions.items(), key=lambda item: item[1]) if part > 0}
     groups_in = Counter(class_of.values())
     strata: defaultdict[str, list[int]] = defaultdict(list)
@@ -215,7 +215,7 @@ def split_rows(groups: Sequence[str], classes: Sequence[str], fractions: Mapping
     return result
 
 
-def group_classes(groups: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+def _group_classes(groups: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     """Return the class of each group: its rarest one. Ties go to the first by name."""
     sizes = Counter(classes)
     result: dict[str, str] = {}
@@ -225,7 +225,7 @@ def group_classes(groups: Sequence[str], classes: Sequence[str]) -> dict[str, st
     return result
 
 
-def mixed_groups(groups: Sequence[str], classes: Sequence[str]) -> list[int]:
+def _mixed_groups(groups: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Return the first row of each group with more than one class."""
     first = {group: row for row, group in reversed(list(enumerate(groups)))}
     mixed = {group for group, name in zip(groups, classes, strict=True) if classes[first[group]] != name}
@@ -252,7 +252,7 @@ def join_names(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def _staged(folder: Path) -> Iterator[Path]:
     """Open a hidden folder whose files move to ``folder`` if the block succeeds, and are removed otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{STAGING_PREFIX}*"):  # left by a killed process
