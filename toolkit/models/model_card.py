@@ -17,7 +17,7 @@ def render_card(template: Path, header: ModelCardData, **values: object) -> Mode
 
     ``ModelCard.from_template`` prints a missing value as nothing and escapes no value. Here a missing value is an
     error, and a printed value is escaped with ``escape`` unless it is ``Markup``. Templates may use the filters
-    ``code``, ``fenced``, ``count`` and ``markdown`` (text that is Markdown already) and the function ``table``.
+    ``code``, ``fenced`` and ``count``, and the function ``table``.
 
     Args:
         template: the Jinja template of the body.
@@ -32,7 +32,7 @@ def render_card(template: Path, header: ModelCardData, **values: object) -> Mode
     environment = Environment(
         autoescape=True, finalize=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"code": code, "fenced": fenced, "count": count, "markdown": Markup}
+    environment.filters |= {"code": code, "fenced": fenced, "count": count}
     environment.globals["table"] = table
     body = environment.from_string(template.read_text(encoding="utf-8")).render(values)
     return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{body.strip()}\n")
