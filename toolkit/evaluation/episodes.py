@@ -58,11 +58,11 @@ def find_episodes(positions: Sequence[EpisodePosition]) -> tuple[list[Episode], 
     """
     parts: dict[str, list[int]] = {}
     for number, stand in enumerate(positions):
-        parts.setdefault(stand.chain, []).append(number)
+        parts.setdefault(stand.episode, []).append(number)
     episodes, behind = [], []
     for name, numbers in parts.items():
-        numbers.sort(key=lambda number: positions[number].place)
-        reached = [number for place, number in enumerate(numbers, start=1) if positions[number].place == place]
+        numbers.sort(key=lambda number: positions[number].position)
+        reached = [number for place, number in enumerate(numbers, start=1) if positions[number].position == place]
         episodes.append(Episode(name, tuple(reached)))
         behind += numbers[len(reached) :]
     return [episode for episode in episodes if episode.numbers], sorted(behind)

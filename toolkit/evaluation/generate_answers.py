@@ -145,7 +145,7 @@ def _carried_part(questions: EvaluationSet, sample: Sample, skipped: str | None)
         return {}
     stand = carried.position(sample)
     memory = carried.plain(carried.held(sample))
-    return {"chain": stand.chain, "place": stand.place, "memory": memory, "unasked": skipped}
+    return {"chain": stand.episode, "place": stand.position, "memory": memory, "unasked": skipped}
 
 
 def _is_plain(value: Any) -> bool:

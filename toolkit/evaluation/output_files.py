@@ -31,9 +31,9 @@ def write_outputs(
         return
     found: Answers = {mode: {sample.id: (sample, answer) for sample, answer in of} for mode, of in answers.items()}
     positions = questions.positions
-    first = {stand.chain: number for number, stand in reversed(list(enumerate(positions.values())))}
+    first = {stand.episode: number for number, stand in reversed(list(enumerate(positions.values())))}
     samples = sorted(
-        questions.samples, key=lambda sample: (first[positions[sample.id].chain], positions[sample.id].place)
+        questions.samples, key=lambda sample: (first[positions[sample.id].episode], positions[sample.id].position)
     )
     root = questions.samples.source.image_root
     rows = [_table_row(questions, questions.carried, sample, found, root) for sample in samples]
@@ -77,8 +77,8 @@ def _details(questions: EvaluationSet, carried: Carried, samples: Sequence[Sampl
             held, stand = carried.held(asked), carried.position(asked)
             line = {
                 "id": asked.id,
-                "chain": stand.chain,
-                "place": stand.place,
+                "chain": stand.episode,
+                "place": stand.position,
                 "length": stand.length,
                 "asked": mode,
                 "question": asked.fields.get("question"),

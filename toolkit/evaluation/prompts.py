@@ -130,10 +130,10 @@ def _whole_episodes(
 ) -> tuple[SampleSet, dict[str, EpisodePosition]]:
     """Return all rows of at most evaluate.max_tasks episodes, drawn with the seed, and their positions."""
     positions = {sample.id: carried.position(sample) for sample in samples}
-    names, most = list(dict.fromkeys(stand.chain for stand in positions.values())), recipe.evaluation.max_tasks
+    names, most = list(dict.fromkeys(stand.episode for stand in positions.values())), recipe.evaluation.max_tasks
     if most is None or most >= len(names):
         return samples, positions
     drawn = set(Random(f"{recipe.run.seed}/evaluate tasks").sample(names, most))
-    kept = [stand.chain in drawn for stand in positions.values()]
-    left = {name: stand for name, stand in positions.items() if stand.chain in drawn}
+    kept = [stand.episode in drawn for stand in positions.values()]
+    left = {name: stand for name, stand in positions.items() if stand.episode in drawn}
     return samples.take(samples.rows[np.array(kept)]), left

@@ -1,4 +1,8 @@
-"""Estimates with n and interval: Wilson's for independent yes/no answers, otherwise the bootstrap by group."""
+"""Estimates with n and interval: Wilson's for independent yes/no answers, otherwise the bootstrap by group.
+
+Wilson's formula is exact enough at small n and near 0 and 1, where a bootstrap is too narrow, but it needs independent
+answers. ``proportion`` chooses between the two.
+"""
 
 import math
 from collections.abc import Sequence
