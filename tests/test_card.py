@@ -62,9 +62,9 @@ def write_wards(folder: Path) -> dict[str, Path]:
     """Practice films whose patients have numbers, one of them in both splits, and one row that cannot be used."""
     files = write_chest(folder, SyntheticData(kind="chest", train=24, test=40, size=64), 1)
     for picture in (folder / "images").iterdir():
-        picture.rename(picture.with_name(picture.name.replace("film", PATIENT)))
+        picture.rename(picture.with_name(picture.name.replace("radiograph", PATIENT)))
     for file in files.values():
-        text = file.read_text(encoding="utf-8").replace("film", PATIENT)
+        text = file.read_text(encoding="utf-8").replace("radiograph", PATIENT)
         rows = json.loads(text)
         for row in rows.values():
             row["Case"] = row["PatientID"]

@@ -12,8 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from tests.helpers.recipes import load_data
 from tests.helpers.training import small_recipe
 from toolkit.recipe import SyntheticData
-from toolkit.synthetic.chest import FINDINGS, make_case
-from toolkit.synthetic.radiograph import draw_radiograph
+from toolkit.synthetic.chest import FINDINGS, draw_radiograph, make_case
 from toolkit.tasks.mcq.synthetic import LETTERS, QUESTION_KINDS, make_questions, write_chest
 from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
@@ -122,7 +121,7 @@ def test_short_answers_match_their_case_and_both_tasks_draw_the_same_images(tmp_
     rows = json.loads(written["train"].read_text(encoding="utf-8"))
     assert (len(rows), len(json.loads(written["test"].read_text(encoding="utf-8")))) == (40, 7)
     for row in rows.values():
-        case, _ = make_case(5, int(row["PatientID"].removeprefix("film")))
+        case, _ = make_case(5, int(row["PatientID"].removeprefix("radiograph")))
         right = {
             "Is the heart enlarged?": "yes" if case.finding.name == "Cardiomegaly" else "no",
             "Are both lungs clear?": "yes"
@@ -136,4 +135,6 @@ def test_short_answers_match_their_case_and_both_tasks_draw_the_same_images(tmp_
     assert len({row["question"] for row in rows.values()}) == 4
     chest = tmp_path / "chest"
     write_chest(chest, SyntheticData(kind="chest", train=40, test=7, size=96), seed=5)
-    assert (chest / "images" / "film000003.png").read_bytes() == (tmp_path / "images" / "film000003.png").read_bytes()
+    assert (chest / "images" / "radiograph000003.png").read_bytes() == (
+        tmp_path / "images" / "radiograph000003.png"
+    ).read_bytes()

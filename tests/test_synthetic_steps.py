@@ -16,10 +16,8 @@ from PIL import Image
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.recipe import SyntheticData
-from toolkit.synthetic.gui_icons import ICONS
-from toolkit.synthetic.gui_layouts import APPLICATIONS, make_layout
-from toolkit.synthetic.gui_viewer import LEAST_SIDE, draw_screen
-from toolkit.synthetic.gui_widgets import WIDGETS
+from toolkit.synthetic.gui_viewer import APPLICATIONS, LEAST_SIDE, draw_screen, make_layout
+from toolkit.synthetic.gui_widgets import ICONS, WIDGETS
 from toolkit.tasks import TASKS
 from toolkit.tasks.steps.synthetic import (
     WORDS,

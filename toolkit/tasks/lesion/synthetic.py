@@ -1,7 +1,5 @@
 """Synthetic lesions: as downloads of HAM10000 and of ISIC's archive, and as the rows that are prepared from one."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -11,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-from numpy.typing import NDArray
 
 from toolkit.data.task import Synthetic
 from toolkit.errors import DataError
 from toolkit.prepare.ham10000 import prepare_ham10000
 from toolkit.prepare.request import PrepareRequest
 from toolkit.recipe import SyntheticData
-from toolkit.synthetic.lesion_shapes import Size
+from toolkit.synthetic.dermoscopy import Size
+from toolkit.synthetic.files import write_csv, write_file, write_image
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos, name_of
 
 SIZE: Size = (300, 225)
 LEAST_SIDE = 64
-MARKER = "practice.json"
-"""File with the arguments of the last call, which tells a later call which files to keep."""
+MARKER = "synthetic.json"
+"""File with the arguments of the last call, from which a later call knows which files are still valid."""
 DRAWING = 1
 """Version of the drawing code. A new version redraws existing images."""
 QUALITY = 95
@@ -135,7 +133,7 @@ def isic_row(photo: Photo) -> dict[str, object]:
     diagnosis = DIAGNOSES[lesion.dx]
     return {
         "isic_id": photo.name,
-        "attribution": "Generated for practice",
+        "attribution": "Synthetic image",
         "copyright_license": "CC-0",
         "age_approx": patient.age,
         "anatom_site_general": ANATOM_SITES[lesion.site] if lesion.site else None,
@@ -233,14 +231,13 @@ def _write(folder: Path, layout: _Layout, photos: list[Photo], arguments: Argume
         if image_file.is_file() and mask_file.is_file():
             return
         image = photo.draw((size[0], size[1]))
-        # OpenCV expects BGR.
-        _encode(image_file, image.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-        _encode(mask_file, image.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        write_image(image_file, image.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        write_image(mask_file, image.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(draw, photos):
             pass
-    _replace(paths["metadata"], _table([layout.row(photo) for photo in photos]).encode())
+    write_csv(paths["metadata"], [layout.row(photo) for photo in photos])
     return paths
 
 
@@ -258,7 +255,7 @@ def _begin(folder: Path, layout: _Layout, arguments: Arguments) -> None:
     elif found := [place for place in layout.places.values() if place != "." and (folder / place).exists()]:
         raise _other_data(folder, f"{found[0]}, but no {MARKER}")
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(marker, json.dumps(arguments, indent=1).encode())
+    write_file(marker, json.dumps(arguments, indent=1).encode())
 
 
 def _read(marker: Path, layout: _Layout) -> Arguments:
@@ -274,28 +271,6 @@ def _read(marker: Path, layout: _Layout) -> Arguments:
 def _other_data(folder: Path, found: str) -> DataError:
     rule = "the folder must be empty or have synthetic data of this layout"
     return DataError("synthetic.folder_of_other_data", rule, place=folder, value=found, remedy="Name another folder.")
-
-
-def _table(rows: list[dict[str, object]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _encode(path: Path, pixels: NDArray[Any], settings: list[int]) -> None:
-    done, encoded = cv2.imencode(path.suffix, pixels, settings)
-    if not done:
-        raise DataError("synthetic.image_not_encoded", f"OpenCV must be able to write {path.suffix}", place=path)
-    _replace(path, encoded.tobytes())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 LESIONS = Synthetic(
