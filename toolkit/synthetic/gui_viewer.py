@@ -20,7 +20,7 @@ WIDE_HEIGHT = 0.14
 Pixels = tuple[int, int, int, int]
 """Left, top, right, bottom. The last two are exclusive."""
 
-LEAST_SIDE = 112
+MIN_SIDE = 112
 """Minimum side in pixels. Names and icons do not fit below it."""
 
 LETTER_HEIGHT = 0.052
@@ -85,10 +85,10 @@ def draw_screen(layout: Layout, size: int, rng: Rng) -> Bytes:
     No element reveals the progress of the task: the text field is always empty, and the slider's position is random.
 
     Raises:
-        DataError: The side is below ``LEAST_SIDE``.
+        DataError: The side is below ``MIN_SIDE``.
     """
-    if size < LEAST_SIDE:
-        rule = f"sides must be at least {LEAST_SIDE} pixels"
+    if size < MIN_SIDE:
+        rule = f"sides must be at least {MIN_SIDE} pixels"
         raise DataError("synthetic.size_too_small", rule, place="size", value=size, remedy="Raise it.")
     image = Image.new("RGB", (size, size), (layout.shade,) * 3)
     draw = ImageDraw.Draw(image)

@@ -20,7 +20,7 @@ from toolkit.synthetic.files import write_csv, write_file, write_image
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos, name_of
 
 SIZE: Size = (300, 225)
-LEAST_SIDE = 64
+MIN_SIDE = 64
 MARKER = "synthetic.json"
 """File with the arguments of the last call, from which a later call knows which files are still valid."""
 DRAWING = 1
@@ -206,8 +206,8 @@ Arguments = dict[str, Any]
 
 
 def _arguments(images: int, seed: int, size: Size, frequencies: Mapping[str, float]) -> Arguments:
-    if min(size) < LEAST_SIDE:
-        rule = f"sides must be at least {LEAST_SIDE} pixels"
+    if min(size) < MIN_SIDE:
+        rule = f"sides must be at least {MIN_SIDE} pixels"
         raise DataError("synthetic.size_too_small", rule, place="size", value=size, remedy="Raise it.")
     return {
         "images": images,

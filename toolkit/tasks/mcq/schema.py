@@ -31,7 +31,7 @@ _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 _NOT_AN_OPTION = ("tasks.mcq.answer_not_an_option", "the answer must be one of the options")
 _LETTER_REPEATED = ("tasks.mcq.option_letter_repeated", "each option must have a letter of its own")
 
-MOST_COLUMNS = 8
+MAX_COLUMNS = 8
 """Maximum number of options in separate columns: option_a to option_h."""
 
 
@@ -42,7 +42,7 @@ def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
     ``reference``: letter, text, explanation and report (Findings and Impression). The last two may be None.
 
     Raises:
-        RowProblem: The row is unusable. Its ``reason`` is one of a few constants.
+        RowProblem: The row is unusable.
     """
     problem = _Problems(source, name)
     question = text_of(cell(row, source, "question"))
@@ -51,7 +51,7 @@ def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
     options = read_options(row, source, problem)
     letter = read_letter(row, source, options, problem)
     explanation = text_of(cell(row, source, "explanation"))
-    if _holds_tag("\n".join((explanation, *options.values()))):
+    if _has_tag("\n".join((explanation, *options.values()))):
         rule = "options and explanation must not have a tag of the answer's format"
         raise problem("tasks.mcq.tag_in_text", rule)
     images = read_images(name, row, source)
@@ -77,8 +77,8 @@ def read_options(row: Mapping[str, Any], source: RowOrigin, problem: "_Problems"
     """
     value = decoded(cell(row, source, "options"))
     if value is None:
-        found = {letter: cell(row, source, f"option_{letter.lower()}") for letter in LETTERS[:MOST_COLUMNS]}
-        if any(fold(column) == f"option {LETTERS[MOST_COLUMNS].lower()}" for column in row):
+        found = {letter: cell(row, source, f"option_{letter.lower()}") for letter in LETTERS[:MAX_COLUMNS]}
+        if any(fold(column) == f"option {LETTERS[MAX_COLUMNS].lower()}" for column in row):
             rule, remedy = "options in separate columns must be a to h", "Put all options into one column, options."
             raise problem("tasks.mcq.too_many_option_columns", rule, remedy=remedy)
         value = {letter: text for letter, text in found.items() if text_of(text)}
@@ -126,9 +126,9 @@ def fold(text: str) -> str:
 
 def letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
     """Return the letter of the only option with this text, first exactly, then without case and punctuation."""
-    for form in (str, fold):
-        expected = form(text)
-        found = [letter for letter, option in options.items() if form(option) == expected]
+    for normalised in (str, fold):
+        expected = normalised(text)
+        found = [letter for letter, option in options.items() if normalised(option) == expected]
         if expected and found:
             return found[0] if len(found) == 1 else None
     return None
@@ -195,7 +195,7 @@ def _at_index(index: str, options: Mapping[str, str], problem: _Problems) -> str
     raise problem(*_NOT_AN_OPTION, index)
 
 
-def _holds_tag(text: str) -> bool:
+def _has_tag(text: str) -> bool:
     return "<" in text and any(tag.lower() in text.lower() for tag in TAGS)
 
 

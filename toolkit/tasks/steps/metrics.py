@@ -9,7 +9,7 @@ from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.text import label_text
 from toolkit.tasks.steps import rewards
 from toolkit.tasks.steps.agent_memory import compact
-from toolkit.tasks.steps.form import PARTS
+from toolkit.tasks.steps.json_format import PARTS
 
 RESULTS_BY = ("action", "application")
 """Columns with a separate result for each value."""

@@ -16,7 +16,7 @@ from toolkit.data.task import Synthetic
 from toolkit.recipe import SyntheticData
 from toolkit.synthetic import Bytes
 from toolkit.synthetic.files import write_csv, write_file
-from toolkit.synthetic.gui_viewer import LEAST_SIDE, Layout, draw_screen, make_layout
+from toolkit.synthetic.gui_viewer import MIN_SIDE, Layout, draw_screen, make_layout
 from toolkit.synthetic.gui_widgets import WIDGETS
 
 COMPLETE = "COMPLETE"
@@ -266,6 +266,6 @@ STEP_ROWS = Synthetic(
     description="tasks in an image viewer, step by step",
     write=write_steps,
     columns=frozenset({"Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application"}),
-    min_size=LEAST_SIDE,
+    min_size=MIN_SIDE,
     content="screens",
 )
