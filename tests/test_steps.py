@@ -22,9 +22,10 @@ from toolkit.models.chat_template import render_prompt
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.tasks import TASKS
-from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
+from toolkit.tasks.steps import EMPTY, Memory, advance, replay
 from toolkit.tasks.steps.agent_memory import MAX_ITEMS, MAX_KEYS, MAX_TEXT, compact, thin
 from toolkit.tasks.steps.json_format import parse_point_or_box
+from toolkit.tasks.steps.metrics import repeat_last
 from toolkit.tasks.steps.parse import MAX_CHARACTERS, NO_ACTION, NO_JSON, REPAIRED, SEVERAL, TOO_LONG, UNKNOWN_ACTION
 
 STEPS = TASKS["steps"]

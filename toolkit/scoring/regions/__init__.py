@@ -16,7 +16,6 @@ from toolkit.scoring.regions.locations import (
 from toolkit.scoring.regions.masks import (
     Mask,
     Polygon,
-    Region,
     dice,
     draw_boxes,
     draw_polygons,
@@ -36,7 +35,6 @@ __all__ = [
     "Location",
     "Mask",
     "Polygon",
-    "Region",
     "Size",
     "box_giou",
     "box_iou",

@@ -2,7 +2,6 @@
 
 from toolkit.scoring.statistics.classification import (
     ClassificationMetrics,
-    OneVsRest,
     classification_metrics,
     macro_f1,
     macro_f1_estimate,
@@ -26,9 +25,7 @@ from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, propo
 from toolkit.scoring.statistics.paired import Paired, mcnemar_exact, paired_difference
 from toolkit.scoring.statistics.summary import (
     AGE_EDGES,
-    NOT_GIVEN,
     Comparison,
-    Failure,
     Metrics,
     ScoredAnswer,
     Summary,
@@ -40,7 +37,6 @@ from toolkit.scoring.statistics.summary import (
 __all__ = [
     "AGE_EDGES",
     "BEFORE_FAILURE",
-    "NOT_GIVEN",
     "WHOLE",
     "ClassificationMetrics",
     "Comparison",
@@ -48,10 +44,8 @@ __all__ = [
     "EpisodeMetrics",
     "EpisodePosition",
     "Estimate",
-    "Failure",
     "Majority",
     "Metrics",
-    "OneVsRest",
     "Paired",
     "ScoredAnswer",
     "Summary",

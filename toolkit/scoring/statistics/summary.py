@@ -171,7 +171,20 @@ def bin_label(value: object, edges: Sequence[float]) -> str:
         number = float(text or "nan")
     except ValueError:
         return text
-    return NOT_GIVEN if math.isnan(number) else _name(bisect_right(edges, number), edges)
+    return NOT_GIVEN if math.isnan(number) else _bin_name(bisect_right(edges, number), edges)
+
+
+def _bin_name(index: int, edges: Sequence[float]) -> str:
+    """Return the label of the bin below edge ``index``."""
+    if index == 0:
+        return f"<{edges[0]:g}"
+    low = edges[index - 1]
+    if index == len(edges):
+        return f"{low:g}+"
+    high = edges[index]
+    if not all(float(edge).is_integer() for edge in edges):
+        return f"{low:g} to <{high:g}"
+    return f"{low:g}" if high == low + 1 else f"{low:g}-{high - 1:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,16 +254,3 @@ def _values(rows: Sequence[ScoredAnswer], score: str) -> dict[str, float]:
             "evaluate.question_repeated", "a question must occur once in an evaluation", place=score, value=twice
         )
     return {row.id: value for row in rows if (value := row.scores.get(score)) is not None}
-
-
-def _name(index: int, edges: Sequence[float]) -> str:
-    """Return the label of the bin below edge ``index``."""
-    if index == 0:
-        return f"<{edges[0]:g}"
-    low = edges[index - 1]
-    if index == len(edges):
-        return f"{low:g}+"
-    high = edges[index]
-    if not all(float(edge).is_integer() for edge in edges):
-        return f"{low:g} to <{high:g}"
-    return f"{low:g}" if high == low + 1 else f"{low:g}-{high - 1:g}"

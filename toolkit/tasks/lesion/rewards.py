@@ -109,8 +109,8 @@ def giou(sample: Sample, answer: Answer) -> float | None:
 def mask_iou(sample: Sample, answer: Answer) -> float | None:
     """Return the IoU between the mask of all lesions and all shapes in the answer (polygons, otherwise boxes).
 
-    Missing and extra lesions therefore cost their area. Without a mask and polygons in the row, the box is the
-    reference.
+    Lesions are not matched here, because masks of touching lesions have no boundary between them. Missing and extra
+    lesions cost their area. Without a mask and polygons in the row, the box is the reference.
 
     >>> round(mask_iou(EXAMPLE, _answer(box=[10, 10, 40, 25])), 2)
     0.5
@@ -134,7 +134,8 @@ def format(sample: Sample, answer: Answer) -> float:
     >>> format(EXAMPLE, _answer(diagnosis="nv"))
     0.0
     """
-    lesions, needed = _lesions(answer), [_FOUND_AS[part] for part in sample.fields["requested"] if part in _FOUND_AS]
+    lesions = _lesions(answer)
+    needed = [_VALUE_OF_PART[part] for part in sample.fields["requested"] if part in _VALUE_OF_PART]
     whole = lesions and all(lesion[name] is not None for lesion in lesions for name in needed)
     return float(bool(whole) and not answer.values["unread"])
 
@@ -209,7 +210,7 @@ WHY = {
 }
 """Reward -> explanation of its value."""
 
-_FOUND_AS = {"diagnosis": "diagnosis", "location": "place", "bbox": "box", "polygon": "polygon"}
+_VALUE_OF_PART = {"diagnosis": "diagnosis", "location": "place", "bbox": "box", "polygon": "polygon"}
 
 
 def _unread(answer: Answer) -> str:

@@ -67,7 +67,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "source": ("dataset",),
 }
 
-BY = ("sex", "site", "source")
+GROUP_BY = ("sex", "site", "source")
 """Group-by columns with a fixed name."""
 
 
@@ -192,7 +192,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "size": _area(row, origin, cropped=crop is not None),
         "features": _features(row, origin),
     }
-    requested = tuple(part for part in settings.answer if reference[_KNOWN_BY[part]])
+    requested = tuple(part for part in settings.answer if reference[_REFERENCE_OF_PART[part]])
     if not requested:
         rule = "the row must have at least one part of data.lesion.answer"
         raise RowProblem("tasks.lesion.answer_parts_missing", rule, place=place)
@@ -205,14 +205,14 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "settings": settings,
     }
     fields["frame"] = settings.frame(size)
-    fields |= {by: text for by in BY if (text := text_of(cell(row, origin, by)))}
+    fields |= {by: text for by in GROUP_BY if (text := text_of(cell(row, origin, by)))}
     if text_of(age := cell(row, origin, "age_band")):
         fields["age_band"] = bin_label(age, AGE_EDGES)
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
     return Sample(name, "lesion", _group(row, origin, image), (image,), fields, reference)
 
 
-_KNOWN_BY = {
+_REFERENCE_OF_PART = {
     "diagnosis": "diagnosis",
     "location": "places",
     "size": "size",
@@ -220,7 +220,7 @@ _KNOWN_BY = {
     "bbox": "boxes",
     "polygon": "polygons",
 }
-"""Part of an answer -> the part of the reference it is written from."""
+"""Part of an answer -> the part of the reference that its text is generated from."""
 
 
 def choose_crop(
@@ -229,7 +229,7 @@ def choose_crop(
     """Return a crop that contains every box, drawn by the seed and the row's name, or None for the whole image.
 
     Both sides have the same fraction of the image's sides, drawn from ``settings.crop`` to 1, or more if the boxes need
-    it.
+    it. Photographers centre lesions, so without crops a model could learn the location without looking.
     """
     if settings.crop >= 1:
         return None
@@ -265,7 +265,7 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
 def _boxes(row: Mapping[str, Any], origin: RowOrigin, size: Size, place: str) -> list[Box]:
     """Return all boxes inside the image."""
     many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
-    listed = many if _given(many) else [one] if _given(one) else []
+    listed = many if _has_value(many) else [one] if _has_value(one) else []
     if not isinstance(listed, list):
         rule = "boxes must be a list of [x1, y1, x2, y2]"
         raise RowProblem("tasks.lesion.boxes_not_list", rule, place=place, value=listed)
@@ -285,7 +285,7 @@ def _box(values: Any, size: Size, place: str) -> Box:
 
 def _polygons(row: Mapping[str, Any], origin: RowOrigin, place: str) -> list[Polygon]:
     value = decoded(cell(row, origin, "polygons"))
-    if not _given(value):
+    if not _has_value(value):
         return []
     polygons = [_polygon(points) for points in value] if isinstance(value, list) else [None]
     if None in polygons:
@@ -309,7 +309,7 @@ def _numbers(values: Any) -> list[float] | None:
     return list(values) if all(abs(value) < 1e9 for value in values) else None
 
 
-def _given(value: Any) -> bool:
+def _has_value(value: Any) -> bool:
     return value is not None and value == value and value not in ("", [])
 
 

@@ -8,7 +8,6 @@ from toolkit.tasks.steps.metrics import (
     action_baseline,
     baseline,
     labels,
-    repeat_last,
     scores,
     target_baseline,
 )
@@ -18,7 +17,7 @@ from toolkit.tasks.steps.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS,
 from toolkit.tasks.steps.schema import COLUMNS, Steps, check_settings, dry_run_settings, read, step_settings
 from toolkit.tasks.steps.synthetic import STEP_ROWS
 
-__all__ = ["EMPTY", "STEPS", "Memory", "advance", "repeat_last", "replay"]
+__all__ = ["EMPTY", "STEPS", "Memory", "advance", "replay"]
 
 STEPS = Task(
     name="steps",
