@@ -197,7 +197,7 @@ def why_mask(sample: Sample, answer: Answer) -> str:
 def why_format(sample: Sample, answer: Answer) -> str:
     """Return the missing or unparsed parts."""
     requested = ", ".join(sample.fields["requested"])
-    return f"{len(_lesions(answer))} lesions, {requested} requested; unreadable: {_unread(answer)}"
+    return f"{len(_lesions(answer))} lesions, {requested} requested. Unparsed: {_unread(answer)}"
 
 
 WHY = {
