@@ -69,9 +69,9 @@ class Layout:
 
 def make_layout(rng: Rng) -> Layout:
     """Return a random application with its buttons in random order."""
-    names = list(_APPLICATIONS)
+    names = list(APPLICATIONS)
     application = names[rng.integers(len(names))]
-    slots, middle = _APPLICATIONS[application](rng)
+    slots, middle = APPLICATIONS[application](rng)
     boxes = {name: slots[i].inner(GAP) for name, i in zip(BUTTONS, rng.permutation(len(slots)).tolist(), strict=False)}
     bars, pane = _bars(middle, rng)
     boxes |= {name: bars[i].inner(GAP) for name, i in zip(WIDE, rng.permutation(len(WIDE)).tolist(), strict=True)}
@@ -135,7 +135,7 @@ def _ends(rng: Rng) -> Panels:
     return [slot for row in rows for slot in _grid(row, 4, 1)], Box(0, height, 1, 1 - height)
 
 
-_APPLICATIONS: Mapping[str, Callable[[Rng], Panels]] = {
+APPLICATIONS: Mapping[str, Callable[[Rng], Panels]] = {
     "SliceView": _left,
     "RadDesk": _right,
     "ScanPad": _top,
@@ -143,8 +143,6 @@ _APPLICATIONS: Mapping[str, Callable[[Rng], Panels]] = {
     "VoxelBox": _sides,
     "PaneWorks": _ends,
 }
-
-APPLICATIONS = tuple(_APPLICATIONS)
 
 
 def _grid(box: Box, columns: int, rows: int) -> Iterator[Box]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from toolkit.errors import Problem, RecipeError
-from toolkit.scoring.regions.boxes import Box, Size
+from toolkit.scoring.regions.boxes import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,6 @@ class Frame:
     def read(self, numbers: Iterable[float]) -> list[float]:
         """Return x, y, x, y, … from the model's convention to pixels of the original. Nothing is rounded or clipped."""
         return [value / factor for value, factor in zip(numbers, self._factors(), strict=False)]
-
-    def read_box(self, numbers: Box) -> Box:
-        """Return a box from the model's convention in pixels of the original."""
-        x1, y1, x2, y2 = self.read(numbers)
-        return x1, y1, x2, y2
 
     def _factors(self) -> Iterable[float]:
         factors = [span / side for span, side in zip(self.span, self.original, strict=True)]
