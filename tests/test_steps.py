@@ -22,7 +22,7 @@ from toolkit.models.chat_template import render_prompt
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.tasks import TASKS
-from toolkit.tasks.steps import EMPTY, Memory, advance, replay
+from toolkit.tasks.steps import EMPTY, AgentMemory, advance, replay
 from toolkit.tasks.steps.agent_memory import MAX_ITEMS, MAX_KEYS, MAX_TEXT, compact, thin
 from toolkit.tasks.steps.json_format import parse_point_or_box
 from toolkit.tasks.steps.metrics import repeat_last
@@ -721,7 +721,7 @@ def test_a_memory_keeps_omitted_keys_and_stays_within_its_limits(answers: list[A
     for answer in answers:
         after = advance(memory, answer)
         if answer.problem is not None:
-            assert after == Memory(memory.short_term, memory.long_term, memory.failures + 1, memory.cut)
+            assert after == AgentMemory(memory.short_term, memory.long_term, memory.failures + 1, memory.cut)
         for part in ("short_term", "long_term"):
             old, new, said = getattr(memory, part), getattr(after, part), answer.values.get(part) or {}
             assert set(old) <= set(new)
@@ -775,7 +775,7 @@ def test_the_answer_has_the_memory_for_the_next_step(step: Sample) -> None:
 
 
 def test_a_thinned_memory_has_fewer_entries_and_no_new_ones() -> None:
-    memory = Memory({"a": "1", "b": "2"}, {"done": ["x", "y", "z"]})
+    memory = AgentMemory({"a": "1", "b": "2"}, {"done": ["x", "y", "z"]})
     for seed in range(50):
         thinned = thin(memory, Random(seed))
         assert thinned != memory

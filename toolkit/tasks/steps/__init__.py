@@ -1,7 +1,7 @@
 """GUI steps in medical software: ordered rows, agent memory, and actions with coordinates."""
 
 from toolkit.data.task import Task
-from toolkit.tasks.steps.agent_memory import EMPTY, Memory, advance, replay
+from toolkit.tasks.steps.agent_memory import EMPTY, AgentMemory, advance, replay
 from toolkit.tasks.steps.episodes import AGENT_MEMORY, REFERENCE_FIELDS, link
 from toolkit.tasks.steps.metrics import (
     RESULTS_BY,
@@ -17,7 +17,7 @@ from toolkit.tasks.steps.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS,
 from toolkit.tasks.steps.schema import COLUMNS, Steps, check_settings, dry_run_settings, read, step_settings
 from toolkit.tasks.steps.synthetic import STEP_ROWS
 
-__all__ = ["EMPTY", "STEPS", "Memory", "advance", "replay"]
+__all__ = ["EMPTY", "STEPS", "AgentMemory", "advance", "replay"]
 
 STEPS = Task(
     name="steps",

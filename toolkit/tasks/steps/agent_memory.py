@@ -35,7 +35,7 @@ _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class AgentMemory:
     """Agent memory before a GUI step, with counts of unparsed answers (``failures``) and cut values (``cut``)."""
 
     short_term: Mapping[str, Any] = field(default_factory=dict)
@@ -44,27 +44,27 @@ class Memory:
     cut: int = 0
 
 
-EMPTY = Memory()
+EMPTY = AgentMemory()
 """The memory before the first GUI step."""
 
 
-def advance(memory: Memory, answer: Answer) -> Memory:
+def advance(memory: AgentMemory, answer: Answer) -> AgentMemory:
     """Return the memory before the next step. ``answer.values`` has short_term and long_term, each a mapping or None.
 
     >>> known = advance(EMPTY, Answer("…", {"long_term": {"completed_subtasks": ["load"], "progress": "begun"}}))
     >>> advance(known, Answer("…", {"long_term": {"progress": "half"}})).long_term
     {'completed_subtasks': ['load'], 'progress': 'half'}
-    >>> advance(known, Answer("?", {}, "no JSON")) == Memory(known.short_term, known.long_term, failures=1)
+    >>> advance(known, Answer("?", {}, "no JSON")) == AgentMemory(known.short_term, known.long_term, failures=1)
     True
     """
     if answer.problem is not None:
         return replace(memory, failures=memory.failures + 1)
     short, cut_short = _merged(memory.short_term, answer.values.get("short_term"))
     long, cut_long = _merged(memory.long_term, answer.values.get("long_term"))
-    return Memory(short, long, memory.failures, memory.cut + cut_short + cut_long)
+    return AgentMemory(short, long, memory.failures, memory.cut + cut_short + cut_long)
 
 
-def replay(lines: Iterable[Mapping[str, Any]], start: Memory = EMPTY) -> list[Memory]:
+def replay(lines: Iterable[Mapping[str, Any]], start: AgentMemory = EMPTY) -> list[AgentMemory]:
     """Return the memory after each line of an episode's predictions (``completion``, ``answer``, ``problem``)."""
     memories = []
     for line in lines:
@@ -91,7 +91,7 @@ def storable(value: Any) -> Any:
     return value
 
 
-def thin(memory: Memory, random: Random) -> Memory:
+def thin(memory: AgentMemory, random: Random) -> AgentMemory:
     """Return the memory after removing each key and each list item with probability ``FORGET_PROBABILITY``.
 
     At least one entry is removed if there is any.

@@ -14,7 +14,7 @@ from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError
 from toolkit.scoring.statistics import EpisodePosition
-from toolkit.tasks.steps.agent_memory import EMPTY, Memory, advance
+from toolkit.tasks.steps.agent_memory import EMPTY, AgentMemory, advance
 from toolkit.tasks.steps.metrics import repeat_last
 from toolkit.tasks.steps.schema import StepSettings, read
 
@@ -99,7 +99,7 @@ def episode_position(sample: Sample) -> EpisodePosition:
     return EpisodePosition(sample.fields["task"], sample.fields["place"], sample.fields["length"])
 
 
-def with_agent_memory(sample: Sample, memory: Memory) -> Sample:
+def with_agent_memory(sample: Sample, memory: AgentMemory) -> Sample:
     """Return the sample with this agent memory in its prompt."""
     return replace(sample, fields={**sample.fields, "memory": memory})
 
@@ -133,7 +133,7 @@ AGENT_MEMORY = Carried(
     held=lambda sample: sample.fields["memory"],
     start=lambda sample: EMPTY,
     put=with_agent_memory,
-    memory_of=Memory,
+    memory_of=AgentMemory,
     advance=advance,
     plain=asdict,
     place_columns=place_columns,

@@ -9,7 +9,7 @@ from toolkit.data.cells import cell, parse_or_repair_json, text_of
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.scoring.regions import Frame, Size, order_box
-from toolkit.tasks.steps.agent_memory import Memory, compact
+from toolkit.tasks.steps.agent_memory import AgentMemory, compact
 from toolkit.tasks.steps.json_format import (
     StepParts,
     known_fields,
@@ -97,7 +97,7 @@ def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where:
     return Reference(action, target, place, box, output, parts, tuple(notes))
 
 
-def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
+def agent_memory_after(row: Mapping[str, Any], origin: RowOrigin) -> AgentMemory | None:
     """Return the memory that a row passes to the next step, or None if it is missing or unreadable."""
     try:
         _, output, _ = _output(row, origin, "")
@@ -105,7 +105,7 @@ def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
         return None
     if not {"short_term", "long_term"} & output.model_fields_set:
         return None
-    return Memory(output.short_term or {}, output.long_term or {})
+    return AgentMemory(output.short_term or {}, output.long_term or {})
 
 
 def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapping[str, Any], StepParts, list[Note]]:

@@ -36,8 +36,8 @@ from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import COORDINATES, Coordinates, choose_coordinates
-from toolkit.tasks.steps.agent_memory import EMPTY, Memory, thin
-from toolkit.tasks.steps.reference import Note, memory_after, read_reference
+from toolkit.tasks.steps.agent_memory import EMPTY, AgentMemory, thin
+from toolkit.tasks.steps.reference import Note, agent_memory_after, read_reference
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "task": ("Task_id", "task_id", "task", "episode_id"),
@@ -196,7 +196,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
     ``fields``: question (the goal), task, place and length (position among the steps of its task, from 1), memory
-    (Memory before the step), size (of the screenshot), frame, settings, application, notes. ``reference``: action,
+    (AgentMemory before the step), size (of the screenshot), frame, settings, application, notes. ``reference``: action,
     target, place (a point or box in pixels, or None), box, short_term, long_term, reason, parts, and previous (action,
     target and place of the previous step, or None).
 
@@ -215,7 +215,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     image = find_screenshot(cell(row, origin, "image"), origin, where)
     size = image_size(row, origin, image, where)
     known = read_reference(row, origin, size, where)
-    memory, notes = _memory(link, origin, where)
+    memory, notes = _agent_memory(link, origin, where)
     fields: dict[str, Any] = {
         "question": goal,
         "task": task,
@@ -283,7 +283,7 @@ def _group(row: Mapping[str, Any], origin: RowOrigin, task: str) -> str:
     return task if origin.group is None else read_group(row, origin, ())
 
 
-def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[Note, ...]]:
+def _agent_memory(link: Link, origin: RowOrigin, where: str) -> tuple[AgentMemory, tuple[Note, ...]]:
     """Return the memory from the previous step. It is empty for the first step.
 
     Raises:
@@ -292,7 +292,7 @@ def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[No
     settings: StepSettings = origin.settings
     if link.previous is None and link.state != GAP:
         return EMPTY, ()
-    memory = None if link.previous is None else memory_after(link.previous, origin)
+    memory = None if link.previous is None else agent_memory_after(link.previous, origin)
     if memory is not None or not settings.shows_memory:
         return memory or EMPTY, ()
     if settings.on_gap == "drop":
@@ -301,11 +301,13 @@ def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[No
     return EMPTY, (("tasks.steps.memory_shown_empty", "the agent memory is unknown, so the prompt has an empty one"),)
 
 
-def _corrupted(memory: Memory, settings: StepSettings, name: str) -> Memory:
-    """Return the memory for training: sometimes empty or with gaps, drawn by the seed and the row's name."""
+def _corrupted(memory: AgentMemory, settings: StepSettings, name: str) -> AgentMemory:
+    """Return the memory for training: sometimes empty or with gaps, drawn by the seed and the row's name.
+
+    A model that only sees the memories of correct runs fails after its own first mistake.
+    """
     if memory == EMPTY or not (settings.drop_memory or settings.corrupt_memory):
         return memory
-    # Without this, the prompt always has the memory of a correct run, and a model fails after its own first mistake.
     random = Random(f"{settings.seed}/{name}/memory")
     drawn = random.random()
     if drawn < settings.drop_memory:
