@@ -22,6 +22,7 @@ TAG_UNPAIRED = "{tag} has no counterpart (was the completion cut off?)"
 TOO_MANY_LESIONS = f"more than {MAX_LESIONS} lesions are named"
 """Problems of a completion or of a part of it. An evaluation counts answers by problem."""
 
+# A part with its closing tag. An answer that was cut off has an opening tag without it, which _OPEN then finds.
 _TAG = re.compile(rf"<({'|'.join(PARTS)})>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(rf"</?({'|'.join(PARTS)})>", re.IGNORECASE)
 _FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)

@@ -88,22 +88,29 @@ def has_format(completion: str) -> bool:
 
 
 _FORMAT = re.compile(r"\s*<start_working_out>.*<end_working_out>\s*<SOLUTION>(.*)</SOLUTION>\s*", re.DOTALL)
+# A completion that was cut off has no end of its reasoning.
 _REASONING = re.compile(r"<start_working_out>(.*?)(?:<end_working_out>|<solution>|\Z)", re.DOTALL | re.IGNORECASE)
 _OPEN, _CLOSE, _START, _END = (
     re.compile(tag, re.IGNORECASE) for tag in ("<solution>", "</solution>", "<start_working_out>", "<end_working_out>")
 )
+# "[B]", "[B] - text".
 _BRACKETED = re.compile(r"^\[([A-Za-z])\](?=$|[\s.,:;-])")
+# "B", "(B)", "b."
 _ALONE = re.compile(r"\(?([A-Za-z])\)?[.:]?")
-# A hyphen needs a blank on one side: "C-spine" and "B-lines" are words.
+# "B. text", "(B) text", "B - text". A hyphen needs a blank on one side: "C-spine" and "B-lines" are words.
 _LABELLED = re.compile(r"\(?([A-Za-z])(?:\)[.:]?|[.:](?=\s)|\s*[-–—](?=\s)|\s+[-–—])\s*[-–—]?\s*(.+)")
 _JOINT = r"(?:\s*[,;/&]\s*(?:or\s+|and\s+)?|\s+or\s+|\s+and\s+|\s+)"
+# "A, B", "(A) or (B)", "A B".
 _SEVERAL = re.compile(rf"\(?[A-Z]\)?(?:{_JOINT}\(?[A-Z]\)?)+\.?")
+# A second letter after the text of the first option: "B - Mass, or C."
 _ALSO = re.compile(r"(?:[,;/&]|\bor\b|\band\b)\s*(?:option\s+)?\(?([A-Z])(?=$|[.,;:)/]|\s+[-–—]|\s+(?:or|and)\b)")
+# "The answer is", "So my final answer:", "Option".
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)*"
     r"(?:answer|option|choice|solution)\b(?:\s+is\b)?\s*[:=]?\s*(?:option\s+)?",
     re.IGNORECASE,
 )
+# "… The answer is B because …". A lower-case letter counts only before punctuation, because "a" is an article.
 _NAMED = re.compile(
     r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice|[Cc]hoose)\b(?:\s+is\b)?\s*[:=]?\s*\W{0,2}"
     r"(?:([A-Z])(?=\W*$|[.,;:)*]|\s+[-–—]|\s+(?:because|since|as|which|is\s+(?:correct|right))\b)|([a-z])(?=\W*$|[.,;:)*]))"

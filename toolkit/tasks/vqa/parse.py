@@ -15,12 +15,16 @@ _FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _REASONING = re.compile(r"<start_working_out>.*?<end_working_out>", re.DOTALL | re.IGNORECASE)
 _SOLUTION = re.compile(r"<solution>(.*?)</solution>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"</?solution>|<(?:start|end)_working_out>", re.IGNORECASE)
+# "Answer: yes", "The final answer is: yes", at the beginning of a line.
 _PREFIX = re.compile(
     r"(?:^|\n)[ \t]*(?:the\s+)?(?:(?:final|correct)\s+)?answer(?:\s+is)?[ \t]*[:=][ \t]*", re.IGNORECASE
 )
+# "The answer is yes", without a colon.
 _IS = re.compile(r"the\s+(?:(?:final|correct)\s+)?answer\s+is\s+", re.IGNORECASE)
+# "non-contrast" and "no-one" have no "no".
 _YES_NO = re.compile(r"(?<![\w'-])(yes|no)(?![\w'-])", re.IGNORECASE)
 _YES_AND_NO = re.compile(r"\b(?:yes\s*(?:and|or|/|and/or)\s*no|no\s*(?:and|or|/|and/or)\s*yes)\b", re.IGNORECASE)
+# "No. 5 rib" is a number, not a "no".
 _NUMBERED = re.compile(r"\bno\.\s*\d", re.IGNORECASE)
 
 
