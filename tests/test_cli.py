@@ -198,7 +198,7 @@ def test_inspect_lists_missing_images_and_does_not_stop(tmp_path: Path, capsys: 
     assert call(["data", "inspect", path, "-s", f"data.test={tmp_path}/test.json"]) == 0
     text = capsys.readouterr().out
     assert "6 checked, 1 unusable" in text
-    assert "film000000.png" in text
+    assert "radiograph000000.png" in text
 
 
 def test_synthetic_data_of_a_recipe_is_inspected_without_leaving_files(
