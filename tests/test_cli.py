@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import toolkit
 from tests.helpers.cli import call
-from tests.helpers.results import difference, estimate
+from tests.helpers.recipes import load_recipe
+from tests.helpers.results import difference, estimate, sft_result
 from toolkit.cli import main
 from toolkit.cli import tables as show
 from toolkit.cli.progress import PlainLines, show_progress
 from toolkit.errors import Interrupted, RunError
 from toolkit.pipeline import ResultRow, RunResults
 from toolkit.recipe.renamed import RENAMED
-from toolkit.runfolder import SCHEMA_VERSION
+from toolkit.runfolder import SCHEMA_VERSION, read_json, start_run, write_json
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "filelock")
 
@@ -375,3 +377,43 @@ def test_any_other_error_of_the_machine_keeps_its_traceback(tmp_path: Path, monk
     monkeypatch.setattr("toolkit.pipeline.run_recipe", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         call(["run", write_recipe(tmp_path, "[grpo]\n")])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "RECIPE"],
+        ["evaluate", "RUN"],
+        ["export", "RUN"],
+        ["predict", "RUN", "--question", "Which?", "--image", "IMAGE", "--option", "A. a", "--option", "B. b"],
+        ["report", "compute", "RUN"],
+        ["imagegen", "generate", "RUN", "--out", "OUT"],
+        ["imagegen", "sheet", "RUN", "--out", "OUT"],
+    ],
+)
+def test_a_run_of_an_earlier_version_is_rejected_with_the_command_that_reuses_its_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    recipe_file = write_recipe(tmp_path, "[sft]\n")
+    Image.new("L", (32, 32)).save(tmp_path / "image.png")
+    recipe = load_recipe(recipe_file)
+    with start_run(recipe) as run:
+        run.mark_done("sft", sft_result())
+    weights = run.weights_folder("sft")
+    weights.mkdir()
+    (weights / "adapter_config.json").write_text("{}")
+    state = read_json(run.run_file)
+    del state["schema_version"]
+    write_json(run.run_file, state)
+    words = {
+        "RECIPE": recipe_file,
+        "RUN": str(run.path),
+        "IMAGE": str(tmp_path / "image.png"),
+        "OUT": str(tmp_path / "out"),
+    }
+    assert call([words.get(word, word) for word in command]) == 1
+    text = capsys.readouterr().err
+    assert text.strip().endswith("[run.schema_version]")
+    assert f"{run.path}: " in text
+    assert "missing" in text
+    assert f"toolkit run RECIPE --set run.name=NEW --set model.adapter={weights}" in text

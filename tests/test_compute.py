@@ -566,12 +566,12 @@ def test_the_ledger_adds_up_by_purpose(four: Path) -> None:
     }
     assert found["total"]["wall_hours"] == 20
     assert found["total"]["cpu_hours"] == 18 + 2 + 4 + 3 + 2 + 1
-    assert found["purposes"]["training"]["shares"] == {
+    assert found["purposes"]["training"]["fractions"] == {
         "wall": 0.5,
         "cpu": pytest.approx(20 / 30),
         "gpu": pytest.approx(10 / 15),
     }
-    assert sum(part["shares"]["wall"] for part in found["purposes"].values()) == pytest.approx(1)
+    assert sum(part["fractions"]["wall"] for part in found["purposes"].values()) == pytest.approx(1)
     assert found["runs_without_record"] == ["older"]
 
 
@@ -625,8 +625,21 @@ def test_a_copy_of_a_run_is_reported(four: Path) -> None:
     assert "more than once" not in as_markdown(read_ledger([four]))
     shutil.copytree(four / "sweep", four / "backup")
     ledger = read_ledger([four])
-    assert ledger.copies == as_json(ledger)["runs_that_share_starts"] == ["backup", "sweep"]
-    assert "**Counted more than once:** backup, sweep share sessions" in as_markdown(ledger)
+    assert ledger.copies == as_json(ledger)["runs_with_copied_sessions"] == ["backup", "sweep"]
+    assert "**Counted more than once:** backup, sweep have common sessions" in as_markdown(ledger)
+
+
+def test_a_run_of_another_version_is_counted_and_named_in_a_folder_and_rejected_alone(four: Path) -> None:
+    before = read_ledger([four])
+    state = read_json(four / "sweep" / "run.json")
+    write_json(four / "sweep" / "run.json", {**state, "schema_version": 0})
+    ledger = read_ledger([four])
+    assert ledger.used == before.used
+    assert ledger.other_versions == as_json(ledger)["runs_of_other_versions"] == ["sweep"]
+    assert "**Of another version of the toolkit:** 1 run(s)" in as_markdown(ledger)
+    with raises(RunError, "run.schema_version") as caught:
+        read_ledger([four / "sweep"])
+    assert (caught.problem.place, caught.problem.value) == (str(four / "sweep"), 0)
 
 
 def test_a_path_without_runs_is_rejected(tmp_path: Path) -> None:
@@ -689,7 +702,7 @@ def test_corrupt_lines_are_reported(tmp_path: Path) -> None:
 
 def test_results_have_a_short_compute_section(finished: RunFolder) -> None:
     part = read_json(finished.results_file)["compute"]
-    assert part["starts"] == 1
+    assert part["sessions"] == 1
     assert part["wall_hours"] > 0
     assert part["energy_kwh"] is None
     assert part["damaged_lines"] == 0

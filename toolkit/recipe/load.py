@@ -123,6 +123,19 @@ def restore_recipe(tasks: Mapping[str, RecipeTask], task: str | None, table: Tab
     return recipe_model(tasks, task).model_validate(table)
 
 
+def merge(table: Table, settings: Sequence[Setting]) -> Table:
+    """Return ``table`` with ``settings``. Missing tables are added, and the last of two equal keys wins."""
+    merged = {key: merge(value, ()) if isinstance(value, dict) else value for key, value in table.items()}
+    for keys, value in settings:
+        inner = merged
+        for key in keys[:-1]:
+            if not isinstance(inner.get(key), dict):
+                inner[key] = {}
+            inner = inner[key]
+        inner[keys[-1]] = value
+    return merged
+
+
 def _parse_settings(overrides: Sequence[str]) -> tuple[list[Setting], list[Problem]]:
     """Return key paths with values, and a problem for each override that cannot be parsed.
 
@@ -139,17 +152,36 @@ def _parse_settings(overrides: Sequence[str]) -> tuple[list[Setting], list[Probl
     return settings, problems
 
 
-def merge(table: Table, settings: Sequence[Setting]) -> Table:
-    """Return ``table`` with ``settings``. Missing tables are added, and the last of two equal keys wins."""
-    merged = {key: merge(value, ()) if isinstance(value, dict) else value for key, value in table.items()}
-    for keys, value in settings:
-        inner = merged
-        for key in keys[:-1]:
-            if not isinstance(inner.get(key), dict):
-                inner[key] = {}
-            inner = inner[key]
-        inner[keys[-1]] = value
-    return merged
+def _parse(text: str) -> Setting | Problem:
+    name, equals, value = text.partition("=")
+    keys = _parse_key(name)
+    if not equals or keys is None:
+        remedy = "Write it as grpo.learning_rate=1e-6."
+        return Problem("recipe.set_malformed", "must be key=value", f"--set {text}", remedy=remedy)
+    if "\n" in value:
+        return keys, value
+    try:
+        return keys, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if value.lstrip().startswith(("[", "{", '"', "'")):
+            rule = f"must be a TOML value: {error}"
+            return Problem("recipe.set_value_not_toml", rule, f"--set {name}", value, "Correct the syntax.")
+        return keys, value
+
+
+def _parse_key(name: str) -> tuple[str, ...] | None:
+    try:
+        table: Any = tomllib.loads(f"{name} = 0")
+    except tomllib.TOMLDecodeError:
+        return None
+    keys: list[str] = []
+    while isinstance(table, dict):
+        if len(table) != 1:
+            return None
+        (key,) = table
+        keys.append(key)
+        table = table[key]
+    return tuple(keys)
 
 
 def _read(path: Path) -> Table:
@@ -321,35 +353,3 @@ def _subclass(base: type[Kind], **fields: Any) -> type[Kind]:
         for name, (annotation, default) in fields.items()
     }
     return create_model(base.__name__, __base__=base, __module__=base.__module__, __doc__=base.__doc__, **described)
-
-
-def _parse(text: str) -> Setting | Problem:
-    name, equals, value = text.partition("=")
-    keys = _parse_key(name)
-    if not equals or keys is None:
-        remedy = "Write it as grpo.learning_rate=1e-6."
-        return Problem("recipe.set_malformed", "must be key=value", f"--set {text}", remedy=remedy)
-    if "\n" in value:
-        return keys, value
-    try:
-        return keys, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        if value.lstrip().startswith(("[", "{", '"', "'")):
-            rule = f"must be a TOML value: {error}"
-            return Problem("recipe.set_value_not_toml", rule, f"--set {name}", value, "Correct the syntax.")
-        return keys, value
-
-
-def _parse_key(name: str) -> tuple[str, ...] | None:
-    try:
-        table: Any = tomllib.loads(f"{name} = 0")
-    except tomllib.TOMLDecodeError:
-        return None
-    keys: list[str] = []
-    while isinstance(table, dict):
-        if len(table) != 1:
-            return None
-        (key,) = table
-        keys.append(key)
-        table = table[key]
-    return tuple(keys)

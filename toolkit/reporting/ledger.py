@@ -1,13 +1,14 @@
-"""Usage of several runs, grouped by purpose, as the compute checklists of conferences ask."""
+"""Usage of several runs, grouped by purpose, as the compute checklists of conferences require."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.data.result import DataResult
 from toolkit.errors import RecipeError, RunError
 from toolkit.recipe import Recipe
-from toolkit.runfolder import RunFolder, find_run
+from toolkit.runfolder import RunFolder, check_schema, find_run, is_run
 from toolkit.runfolder.usage import ComputeRecord, Session, Usage, read_compute, total
 from toolkit.tasks import TASKS
 
@@ -21,12 +22,21 @@ BEFORE = "evaluate-before"
 
 @dataclass(frozen=True, slots=True)
 class RunUse:
-    """Usage record of one run, and its recipe. None: this version cannot read the recipe."""
+    """Usage of one run.
+
+    Attributes:
+        name: the name of the run.
+        recipe: its recipe. None: this version cannot read it.
+        record: its usage record.
+        rows: split -> number of rows. Empty: not known.
+        readable: whether the run is of this version. Otherwise only its usage is known.
+    """
 
     name: str
     recipe: Recipe | None
     record: ComputeRecord
     rows: Mapping[str, int]
+    readable: bool = True
 
     @property
     def finished(self) -> bool:
@@ -80,8 +90,13 @@ class Ledger:
         return [run.name for run in self.runs if not run.record.sessions]
 
     @property
+    def other_versions(self) -> list[str]:
+        """Return the runs of another version of the toolkit, of which only the usage is known."""
+        return [run.name for run in self.runs if not run.readable]
+
+    @property
     def copies(self) -> list[str]:
-        """Return the runs that share a session with another run, because one folder is a copy. Sums count it twice."""
+        """Return the runs that have a session of another run, because one folder is a copy. Sums count it twice."""
         having = Counter(name for run in self.runs for name in {session.id for session in run.record.sessions})
         return [run.name for run in self.runs if any(having[session.id] > 1 for session in run.record.sessions)]
 
@@ -98,7 +113,7 @@ def read_ledger(paths: Sequence[Path]) -> Ledger:
     """Return the usage of run folders, and of the runs in folders. A run that is given twice counts once.
 
     Raises:
-        RunError: a path is neither a run nor a folder that contains runs.
+        RunError: a path is neither a run of this version nor a folder that contains runs.
     """
     folders: dict[Path, RunFolder] = {}
     for path in paths:
@@ -108,9 +123,9 @@ def read_ledger(paths: Sequence[Path]) -> Ledger:
 
 
 def _runs_in(path: Path) -> list[RunFolder]:
-    if _is_run(path) or not path.is_dir():
+    if is_run(path) or not path.is_dir():
         return [find_run(path)]
-    inside = sorted(child for child in path.iterdir() if _is_run(child))
+    inside = sorted(child for child in path.iterdir() if is_run(child))
     if not inside:
         raise RunError(
             "run.none_in_folder",
@@ -118,24 +133,26 @@ def _runs_in(path: Path) -> list[RunFolder]:
             place=path,
             remedy="Name run folders, or the folder that contains them, such as runs.",
         )
-    return [find_run(child) for child in inside]
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "run.json").is_file() and (path / "recipe.toml").is_file()
+    # A run of another version counts too: leaving it out would understate the usage.
+    return [RunFolder(child.absolute()) for child in inside]
 
 
 def _read(run: RunFolder) -> RunUse:
+    record = read_compute(run.compute_file)
+    try:
+        check_schema(run)
+    except RunError:
+        return RunUse(run.name, None, record, {}, readable=False)
     try:
         recipe = run.recipe(TASKS)
-    except RecipeError:  # The usage of a run with a recipe of another version still counts.
+    except RecipeError:  # such as a custom task whose file is missing
         recipe = None
-    return RunUse(run.name, recipe, read_compute(run.compute_file), _rows(run))
+    return RunUse(run.name, recipe, record, _rows(run))
 
 
 def _rows(run: RunFolder) -> dict[str, int]:
-    """Return split -> number of rows. Empty: the data stage has not finished, or its record is corrupt."""
+    """Return split -> number of rows. Empty: the data stage has not finished, or its result is damaged."""
     try:
-        return {str(split): int(number) for split, number in run.record("data")["rows"].items()}
-    except (RunError, ValueError, KeyError, TypeError, AttributeError):
+        return dict(run.result("data", DataResult).rows)
+    except RunError:
         return {}

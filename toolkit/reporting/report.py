@@ -89,7 +89,7 @@ def as_json(ledger: Ledger) -> dict[str, Any]:
     return {
         "total": {"runs": len(ledger.runs), **figures(whole)},
         "purposes": {
-            purpose: {"runs": runs, **figures(used), "shares": fractions(used, whole)}
+            purpose: {"runs": runs, **figures(used), "fractions": fractions(used, whole)}
             for purpose, (runs, used) in ledger.by_purpose().items()
         },
         "runs": [_run_figures(run) for run in ledger.runs],
@@ -98,7 +98,8 @@ def as_json(ledger: Ledger) -> dict[str, Any]:
         "versions": versions_of(ledger.sessions),
         "damaged_lines": ledger.damaged,
         "runs_without_record": ledger.unrecorded,
-        "runs_that_share_starts": ledger.copies,
+        "runs_with_copied_sessions": ledger.copies,
+        "runs_of_other_versions": ledger.other_versions,
         "notes": list(NOTES),
     }
 
@@ -108,7 +109,7 @@ def _run_figures(run: RunUse) -> dict[str, Any]:
         "name": run.name,
         "purpose": run.purpose,
         "finished": run.finished,
-        "starts": [session.outcome for session in run.record.sessions],
+        "sessions": [session.outcome for session in run.record.sessions],
         "task": task_name(run.recipe) if run.recipe else None,
         "rows": dict(run.rows) or None,
         "model": model_name(run.recipe),
@@ -126,7 +127,13 @@ def _warnings(ledger: Ledger) -> list[str]:
         lines.append(f"**Not counted:** {', '.join(ledger.unrecorded)}: no usage record.")
     if ledger.copies:
         lines.append(
-            f"**Counted more than once:** {', '.join(ledger.copies)} share sessions, because one is a copy of another."
+            f"**Counted more than once:** {', '.join(ledger.copies)} have common sessions, because one is a copy of "
+            "another."
+        )
+    if names := ledger.other_versions:
+        lines.append(
+            f"**Of another version of the toolkit:** {len(names)} run(s), of which only the usage is known: "
+            f"{', '.join(names)}."
         )
     if ledger.damaged:
         runs = ", ".join(f"{run.name} ({run.record.damaged})" for run in ledger.runs if run.record.damaged)
