@@ -155,8 +155,8 @@ def test_errors_are_shown_without_tokens_and_interruptions_exit_like_a_signal(
         monkeypatch.setattr("toolkit.cli.app", app)
         return call([])
 
-    assert fail_with(RunError("run.hub_refused", "the Hub refused hf_abcdefGHIJKLmnopQRST")) == 1
-    assert capsys.readouterr().err == "toolkit: the Hub refused [hidden] [run.hub_refused]\n"
+    assert fail_with(RunError("run.hub_refused", "the Hub rejected hf_abcdefGHIJKLmnopQRST")) == 1
+    assert capsys.readouterr().err == "toolkit: the Hub rejected [hidden] [run.hub_refused]\n"
     assert fail_with(Interrupted(2, "step 3 is saved")) == 130
     error = capsys.readouterr().err
     assert "signal 2" in error
@@ -198,7 +198,7 @@ def test_inspect_lists_missing_images_and_does_not_stop(tmp_path: Path, capsys: 
     assert call(["data", "inspect", path, "-s", f"data.test={tmp_path}/test.json"]) == 0
     text = capsys.readouterr().out
     assert "6 checked, 1 unusable" in text
-    assert "film000000.png" in text
+    assert "radiograph000000.png" in text
 
 
 def test_synthetic_data_of_a_recipe_is_inspected_without_leaving_files(
@@ -325,7 +325,7 @@ def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.
     monkeypatch.setenv("COLUMNS", "100")
     stream = Terminal()
     with show_progress(stream) as (progress, _):
-        progress("sft", 16, 40, "loss 0.5")  # a run that goes on
+        progress("sft", 16, 40, "loss 0.5")  # a run that continues
         logging.getLogger("toolkit").info("a line above the bar")
         progress("sft", 40, 40)
         progress("sft", 40, 40)

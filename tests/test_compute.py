@@ -416,11 +416,11 @@ def test_energy_is_measured_without_output_files_or_network(
 ) -> None:
     energy = pytest.importorskip("codecarbon") and EnergyMeter
 
-    def refuse(*args: object, **options: object) -> None:
+    def reject(*args: object, **options: object) -> None:
         raise AssertionError("codecarbon must not use the network")
 
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("socket.socket.connect", reject)
+    monkeypatch.setattr("socket.getaddrinfo", reject)
     monkeypatch.setenv("CODECARBON_ELECTRICITYMAPS_API_TOKEN", "a-token")
     monkeypatch.setenv("CODECARBON_EMISSIONS_ENDPOINT", "http://localhost:1/")
     monkeypatch.setenv("CODECARBON_OUTPUT_METHODS", "csv,api")
@@ -473,10 +473,10 @@ def test_a_codecarbon_that_cannot_start_is_reported_once_and_does_not_stop_the_r
 ) -> None:
     codecarbon = pytest.importorskip("codecarbon")
 
-    def refuse(**options: object) -> None:
+    def reject(**options: object) -> None:
         raise RuntimeError("Driver/library version mismatch")
 
-    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", refuse)
+    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", reject)
     monkeypatch.setattr(recorder_module, "ENERGY_AFTER", 0.0)
     run = folder_of(tmp_path)
     with recording(run, Run(name="one"), "run", beat=0.1):
@@ -689,10 +689,10 @@ def test_markdown_is_written_to_a_file_and_another_suffix_is_rejected(finished: 
     file = tmp_path / "report.md"
     done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
     assert file.read_text() == done.stdout
-    refused = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(tmp_path / "report.pdf")])
-    assert isinstance(refused.exception, RunError)
-    assert refused.exception.code == "run.report_format_unknown"
-    assert refused.exception.value == str(tmp_path / "report.pdf")
+    rejected = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(tmp_path / "report.pdf")])
+    assert isinstance(rejected.exception, RunError)
+    assert rejected.exception.code == "run.report_format_unknown"
+    assert rejected.exception.value == str(tmp_path / "report.pdf")
 
 
 def test_corrupt_lines_are_reported(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def toolkit(*arguments: str) -> None:
     assert left.value.code == 0
 
 
+@pytest.mark.slow
 def test_a_task_in_a_file_goes_through_every_stage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(block("my_task.py").splitlines()) <= 80
     toolkit("plan", "my.toml")

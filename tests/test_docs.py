@@ -6,6 +6,7 @@ import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import typer
 from tests.helpers.recipes import load_data, load_recipe
 from toolkit.cli import tables as show
 from toolkit.cli.commands import app
+from toolkit.data.sample import Answer
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe, recipe_model
 from toolkit.recipe.problems import tables_of
@@ -231,6 +233,16 @@ def test_reward_weights_are_those_of_the_code() -> None:
     for task, name, weight in rows:
         found.setdefault(task or list(found)[-1], {})[name] = float(weight)
     assert found == {name: task.reward_weights for name, task in TASKS.items()}
+
+
+def test_the_scores_of_each_task_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| *(\w*) *\| `([\w.]+)` \|", page("reference/metrics.md"), re.MULTILINE)
+    found: dict[str, list[str]] = {}
+    for task, score in rows:
+        found.setdefault(task or list(found)[-1], []).append(score)
+    examples = {name: import_module(f"toolkit.tasks.{name}.rewards").EXAMPLE for name in TASKS}
+    assert found == {name: list(task.scores(examples[name], Answer(""))) for name, task in TASKS.items()}
+    assert all(scores[0] == TASKS[name].primary for name, scores in found.items())
 
 
 def test_the_worked_example_of_a_reward_prints_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

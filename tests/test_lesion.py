@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isic_challenge_scoring.confusion import create_binary_confusion_matrix
-from isic_challenge_scoring.metrics import binary_dice, binary_jaccard, binary_threshold_jaccard
+from isic_challenge_scoring.confusion import create_binary_confusion_matrix  # type: ignore[import-untyped]
+from isic_challenge_scoring.metrics import (  # type: ignore[import-untyped]
+    binary_dice,
+    binary_jaccard,
+    binary_threshold_jaccard,
+)
 from PIL import Image
 
 from tests.helpers.problems import raises
@@ -24,9 +28,10 @@ from toolkit.images import ImagePolicy, load
 from toolkit.recipe import Recipe
 from toolkit.scoring.regions import GRIDS, mask_iou, read_mask
 from toolkit.tasks import TASKS, RowOrigin
-from toolkit.tasks.lesion.labels import HAM10000, load_labels
+from toolkit.tasks.lesion.diagnoses import HAM10000, NEGATED, SEVERAL, UNKNOWN, Label, load_labels
+from toolkit.tasks.lesion.parse import BOX_MALFORMED, LOCATION_UNKNOWN, NO_PARTS, POLYGON_MALFORMED, TAG_UNPAIRED
 from toolkit.tasks.lesion.rewards import WHY, _reference_mask
-from toolkit.tasks.lesion.settings import lesion_settings
+from toolkit.tasks.lesion.schema import lesion_settings
 
 LESION = TASKS["lesion"]
 ROOT = Path("/data")
@@ -58,6 +63,12 @@ def read(row: dict[str, Any], root: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-
     columns, _ = resolve_columns(LESION, RowSettings({}), list(row))
     made = lesion_settings(recipe(model=model, **lesion), "train")
     return LESION.read("r1", row, RowOrigin(root / "rows.json", root, columns, settings=made))
+
+
+def value(score: float | None) -> float:
+    """Return a score that applies."""
+    assert score is not None
+    return score
 
 
 def rewards(sample: Sample, completion: str) -> dict[str, float | None]:
@@ -94,7 +105,7 @@ def test_each_model_family_gets_its_own_coordinates(model: str, box: str, span: 
     sample = read(ROW, model=model)
     assert f"<bbox>{box}</bbox>" in LESION.target(sample)
     assert f"x from 0 to {span}" in LESION.instruction(sample)
-    assert rewards(sample, LESION.target(sample))["box_iou"] > 0.97
+    assert value(rewards(sample, LESION.target(sample))["box_iou"]) > 0.97
 
 
 def test_only_parts_that_a_row_has_are_requested() -> None:
@@ -122,7 +133,7 @@ def test_only_parts_that_a_row_has_are_requested() -> None:
     assert read({**stage1, "patient_id": "P", "lesion_id": "L"}, answer=parts).group == "P"
 
 
-def test_the_layout_of_stage_2_is_read_as_it_was() -> None:
+def test_the_layout_of_stage_2_is_read() -> None:
     row = {"image_name": "m.jpg", "diagnosis": "mel", "bbox": "[150, 200, 300, 350]", "confidence": 0.9}
     sample = read({**row, "width": 600, "height": 450})
     assert sample.reference["boxes"] == [[150, 200, 300, 350]]
@@ -148,12 +159,12 @@ def test_the_layout_of_stage_2_is_read_as_it_was() -> None:
         ({"dx": "", "boxes": None, "bbox": None, "polygons": None}, "tasks.lesion.answer_parts_missing"),
     ],
 )
-def test_rows_that_cannot_be_used_say_why(change: dict[str, Any], code: str) -> None:
+def test_unusable_rows_are_rejected_with_their_reason(change: dict[str, Any], code: str) -> None:
     with raises(RowProblem, code):
         read({**ROW, **change})
 
 
-def test_swapped_corners_and_edges_outside_are_put_right() -> None:
+def test_swapped_corners_and_edges_outside_are_corrected() -> None:
     assert read({**ROW, "boxes": [[240, 180, 60, 45]]}).reference["boxes"] == [[60, 45, 240, 180]]
     assert read({**ROW, "boxes": [[-5, 45, 240, 500]]}).reference["boxes"] == [[0, 45, 240, 450]]
 
@@ -163,12 +174,13 @@ def test_several_lesions_have_one_line_each() -> None:
     first, second = LESION.target(sample).split("\n")
     assert "<location>upper-left</location> <bbox>[100, 100, 400, 400]</bbox>" in first
     assert "<location>lower-right</location> <bbox>[667, 667, 833, 889]</bbox>" in second
-    assert rewards(sample, LESION.target(sample))["box_iou"] > 0.97
-    # One of two lesions found, and nothing else: half. The same with one that is not there besides: a third.
+    assert value(rewards(sample, LESION.target(sample))["box_iou"]) > 0.97
+    # One of two lesions found: half. Two found and one invented: two thirds.
     assert rewards(sample, first)["box_iou"] == 0.5
     assert rewards(sample, first)["place"] == 0.5
     extra = f"{LESION.target(sample)}\n<bbox>[0, 0, 50, 50]</bbox>"
-    assert rewards(sample, extra)["box_iou"] == pytest.approx(rewards(sample, LESION.target(sample))["box_iou"] * 2 / 3)
+    both = value(rewards(sample, LESION.target(sample))["box_iou"])
+    assert rewards(sample, extra)["box_iou"] == pytest.approx(both * 2 / 3)
 
 
 @pytest.mark.parametrize("parts", [ALL, ("diagnosis",), ("bbox",), ("polygon", "location")])
@@ -203,7 +215,7 @@ BOX = [60.0, 45.0, 240.0, 180.0]
         "<bbox>[1e2, 100, 4e2, 400]</bbox>",
     ],
 )
-def test_boxes_are_read_in_every_usual_form(text: str) -> None:
+def test_boxes_are_parsed_in_every_usual_format(text: str) -> None:
     (lesion,) = LESION.parse(text, read(ROW)).values["lesions"]
     assert lesion["box"] == pytest.approx(BOX)
 
@@ -211,36 +223,36 @@ def test_boxes_are_read_in_every_usual_form(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "no tag"),
-        ("a melanoma", "no tag"),
-        ("<bbox>[100, 100, 400]</bbox>", "the box is not four numbers"),
-        ("<bbox>[100, 100, 400, 400, 500]</bbox>", "the box is not four numbers"),
-        ("<bbox>[100, 100, 100, 400]</bbox>", "the box is not four numbers"),
-        ("<bbox>__import__('os')</bbox>", "the box is not four numbers"),
-        ("<bbox>[100*2, 100, 400, 400]</bbox>", "the box is not four numbers"),
-        ("<bbox>[nan, 1, 2, 3]</bbox>", "the box is not four numbers"),
-        ("<bbox>[1e999, 1, 2, 3]</bbox>", "the box is not four numbers"),
-        ("<bbox>[100, 100, 400, 4", "has no counterpart"),
-        ("<polygon>[[1, 2], [3, 4]]</polygon>", "the polygon is not"),
-        ("<location>on the back</location>", "names no location"),
-        ("<diagnosis>a rash</diagnosis>", "no known diagnosis"),
-        ("<diagnosis>melanoma or nevus</diagnosis>", "several diagnoses"),
-        ("<diagnosis>no melanoma</diagnosis>", "negation"),
-        ('{"bbox": ', "no tag"),
-        ("[" * 5000, "no tag"),
+        ("", NO_PARTS),
+        ("a melanoma", NO_PARTS),
+        ("<bbox>[100, 100, 400]</bbox>", BOX_MALFORMED),
+        ("<bbox>[100, 100, 400, 400, 500]</bbox>", BOX_MALFORMED),
+        ("<bbox>[100, 100, 100, 400]</bbox>", BOX_MALFORMED),
+        ("<bbox>__import__('os')</bbox>", BOX_MALFORMED),
+        ("<bbox>[100*2, 100, 400, 400]</bbox>", BOX_MALFORMED),
+        ("<bbox>[nan, 1, 2, 3]</bbox>", BOX_MALFORMED),
+        ("<bbox>[1e999, 1, 2, 3]</bbox>", BOX_MALFORMED),
+        ("<bbox>[100, 100, 400, 4", TAG_UNPAIRED.format(tag="<bbox>")),
+        ("<polygon>[[1, 2], [3, 4]]</polygon>", POLYGON_MALFORMED),
+        ("<location>on the back</location>", LOCATION_UNKNOWN),
+        ("<diagnosis>a rash</diagnosis>", UNKNOWN),
+        ("<diagnosis>melanoma or nevus</diagnosis>", SEVERAL),
+        ("<diagnosis>no melanoma</diagnosis>", NEGATED),
+        ('{"bbox": ', NO_PARTS),
+        ("[" * 5000, NO_PARTS),
     ],
 )
-def test_what_cannot_be_read_says_why_and_earns_nothing(text: str, problem: str) -> None:
+def test_an_unparsed_answer_has_a_problem_and_no_reward(text: str, problem: str) -> None:
     answer = LESION.parse(text, read(ROW))
-    assert problem in answer.problem
-    assert all(value == 0 for value in rewards(read(ROW), text).values() if value is not None)
+    assert answer.problem == problem
+    assert set(rewards(read(ROW), text).values()) == {0.0}
 
 
-def test_a_part_that_cannot_be_read_leaves_the_others() -> None:
+def test_an_unparsed_part_leaves_the_others() -> None:
     sample = read(ROW)
     answer = LESION.parse("<diagnosis>nevus</diagnosis> <location>somewhere</location>", sample)
     assert (answer.problem, answer.values["diagnosis"]) == (None, "nv")
-    assert answer.values["unread"] == ["the text names no location"]
+    assert answer.values["unread"] == [LOCATION_UNKNOWN]
     assert LESION.rewards["format"](sample, answer) == 0
     json.dumps(answer.values)
 
@@ -255,23 +267,23 @@ def test_a_list_of_every_class_is_no_diagnosis() -> None:
 
 
 @pytest.mark.parametrize("label", HAM10000.labels, ids=lambda label: label.code)
-def test_every_synonym_counts(label: Any) -> None:
+def test_every_synonym_counts(label: Label) -> None:
     for name in (label.code, label.name, *label.synonyms, label.name.upper(), f"It is a {label.name}."):
         assert HAM10000.read(name) == (label.code, None)
 
 
-def test_the_diagnoses_of_a_long_text_are_not_mixed_up() -> None:
+def test_the_longest_name_in_a_text_decides() -> None:
     assert HAM10000.read("benign keratosis-like lesion, such as a seborrheic keratosis") == ("bkl", None)
     assert HAM10000.read("actinic keratosis") == ("akiec", None)
     assert HAM10000.read("keratosis")[0] is None
 
 
-def test_a_table_(tmp_path: Path) -> None:
+def test_a_table_of_labels_replaces_that_of_ham10000_and_is_checked(tmp_path: Path) -> None:
     file = tmp_path / "labels.toml"
     file.write_text('[[label]]\ncode = "scc"\nname = "squamous cell carcinoma"\nsynonyms = ["SCC in situ"]\n')
     sample = read({**ROW, "dx": "Squamous cell carcinoma"}, labels=str(file))
     assert rewards(sample, "<diagnosis>SCC in situ</diagnosis>")["diagnosis"] == 1
-    for text, code, place, value in (
+    for text, code, place, expected in (
         ("x = [", "labels_not_readable", "", None),
         ("", "labels_empty", "", NOTHING),
         ('[[label]]\ncode = "a"\n', "label_incomplete", ", label 1", {"code": "a"}),
@@ -286,18 +298,18 @@ def test_a_table_(tmp_path: Path) -> None:
         with raises(DataError, f"tasks.lesion.{code}") as caught:
             load_labels(file)
         assert caught.problem.place == f"{file}{place}"
-        assert value is None or caught.problem.value == value
+        assert expected is None or caught.problem.value == expected
 
 
 @given(st.text(max_size=80) | st.text("<>/bboxdiagnosisplygn[]{}(),:\"'0123456789.-e \n", max_size=120))
 @settings(max_examples=300, deadline=None)
-def test_the_parser_reads_or_says_why_for_any_text(text: str) -> None:
+def test_the_parser_returns_lesions_or_a_problem_for_any_text(text: str) -> None:
     sample = read(ROW)
     answer = LESION.parse(text, sample)
     assert (answer.problem is None) == bool(answer.values)
     for name, reward in LESION.rewards.items():
-        value = reward(sample, answer)
-        assert value is None or 0 <= value <= 1, name
+        found = reward(sample, answer)
+        assert found is None or 0 <= found <= 1, name
     json.dumps(answer.values, allow_nan=False)
 
 
@@ -329,11 +341,13 @@ def test_mask_iou_jaccard_and_dice_are_those_of_the_isic_challenge(tmp_path: Pat
     assert found["thresholded_jaccard"] == pytest.approx(binary_threshold_jaccard(oracle, 0.65))
 
 
-def test_a_mask_of_another_size_is_scaled_and_of_other_proportions_rejected(tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_scaled_and_of_another_aspect_ratio_rejected(tmp_path: Path) -> None:
     row = written(tmp_path)
     sample = read({**row, "width": 240, "height": 180, "boxes": None}, tmp_path, answer=("diagnosis", "bbox"))
     half = cv2.resize(read_mask(tmp_path / "m.png").astype(np.uint8), (240, 180), interpolation=cv2.INTER_NEAREST)
-    assert np.array_equal(_reference_mask(sample), half.astype(bool))
+    mask = _reference_mask(sample)
+    assert mask is not None
+    assert np.array_equal(mask, half.astype(bool))
     odd = read({**row, "width": 90, "boxes": None}, tmp_path)
     with raises(DataError, "rewards.mask_aspect_ratio_differs") as caught:
         _reference_mask(odd)
@@ -360,10 +374,12 @@ def test_a_crop_moves_image_mask_box_and_outline_together(tmp_path: Path, name: 
     (box,) = sample.reference["boxes"]
     shown = np.asarray(load(sample.images[0], ImagePolicy()).image)[..., 0] > 128
     ys, xs = np.nonzero(shown)
-    # Nearest neighbours nowhere: the image is not reduced, so the white square is where the moved box says.
+    # The image is not reduced, so the white square is exactly at the moved box.
     assert [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1] == box
-    assert np.array_equal(_reference_mask(sample), shown)
-    assert rewards(sample, LESION.target(sample))["mask_iou"] > 0.95
+    moved = _reference_mask(sample)
+    assert moved is not None
+    assert np.array_equal(moved, shown)
+    assert value(rewards(sample, LESION.target(sample))["mask_iou"]) > 0.95
     assert sample == LESION.read(name, row, RowOrigin(tmp_path / "rows.json", tmp_path, columns, settings=made))
 
 
@@ -377,7 +393,7 @@ def test_crops_put_centred_lesions_anywhere() -> None:
     assert {tuple(read(row).reference["places"][0])} == {(1, 1)}
 
 
-def test_a_crop_keeps_to_its_splits_and_an_area_in_percent_is_not_one_of_it() -> None:
+def test_only_the_chosen_splits_are_cropped_and_a_crop_has_no_area_in_percent() -> None:
     train, test = (lesion_settings(recipe(crop=0.5), split) for split in ("train", "test"))
     assert (train.crop, test.crop) == (0.5, 1.0)
     both = recipe(crop=0.5, crop_splits=("train", "test"))
@@ -415,7 +431,7 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
     (folder / "train.json").write_text(json.dumps(rows))
 
 
-def test_a_file_of_rows_splits_by_lesion_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
+def test_a_file_of_rows_is_split_by_lesion_and_unusable_rows_are_counted(tmp_path: Path) -> None:
     rows = [
         {**ROW, "lesion_id": f"L{n // 3}", "image": f"{n}.jpg", "dx": "lupus" if n == 5 else "nv"} for n in range(60)
     ]
@@ -427,7 +443,7 @@ def test_a_file_of_rows_splits_by_lesion_and_counts_what_it_leaves_out(tmp_path:
     assert (data.dropped[0].code, data.dropped[0].count) == ("tasks.lesion.diagnosis_unknown", 1)
 
 
-def test_held_out_rows_are_read_with_their_own_splits_settings(tmp_path: Path) -> None:
+def test_held_out_rows_are_read_with_the_settings_of_their_split(tmp_path: Path) -> None:
     write_rows(tmp_path, [{**ROW, "lesion_id": f"L{n}", "image": f"{n}.jpg"} for n in range(20)])
     data = load_data(recipe(tmp_path, data={"split": {"test": 0.3}}, crop=0.5))
     assert all(sample.images[0].crop is not None for sample in data.train)
@@ -442,14 +458,16 @@ def test_balanced_sampling_draws_classes_and_lesions_evenly(tmp_path: Path) -> N
     rows = [{**ROW, "dx": dx, "lesion_id": lesion, "image": f"{n}.jpg"} for n, (dx, lesion) in enumerate(names)]
     write_rows(tmp_path, rows)
     data = load_data(recipe(tmp_path, data={"split": {"test": 0.0}}).model_copy(update={"evaluate": None}))
-    balanced, counts = balance(data.train, LESION.stratum, seed=1)
+    stratum = LESION.stratum
+    assert stratum is not None
+    balanced, counts = balance(data.train, stratum, seed=1)
     assert counts == {"nv": (90, 34), "mel": (8, 33), "vasc": (2, 33)}
     drawn = [(sample.reference["diagnosis"], sample.group) for sample in balanced]
     assert len(drawn) == 100
     assert sorted(drawn.count(("mel", lesion)) for lesion in "ab") == [16, 17]
     assert {drawn.count(("nv", f"n{n}")) for n in range(30)} == {1, 2}
-    assert [sample.id for sample in balance(data.train, LESION.stratum, seed=1)[0]] == [s.id for s in balanced]
-    assert [sample.id for sample in balance(data.train, LESION.stratum, seed=2)[0]] != [s.id for s in balanced]
+    assert [sample.id for sample in balance(data.train, stratum, seed=1)[0]] == [s.id for s in balanced]
+    assert [sample.id for sample in balance(data.train, stratum, seed=2)[0]] != [s.id for s in balanced]
 
 
 def test_mask_iou_agrees_with_a_mask_drawn_from_polygons() -> None:

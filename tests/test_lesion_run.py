@@ -17,7 +17,7 @@ from toolkit.training.completions_file import score_file
 
 @pytest.fixture(scope="module")
 def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Return a recipe whose run trained two steps on synthetic lesions, of which parts are shown."""
+    """Return a recipe whose run trained two steps on crops of synthetic lesions."""
     folder = tmp_path_factory.mktemp("lesions")
     tables: Tables = {
         "data": {
@@ -78,7 +78,7 @@ def test_given_answers_are_scored_with_their_reasons(lesions: Recipe, tmp_path: 
     file = tmp_path / "given.jsonl"
     file.write_text(json.dumps({"sample": row, "completion": text}) + "\n")
     (scored,) = score_file(lesions, file)
-    found = {one.reward: one.value for one in scored.explanations}
+    found = {one.reward: one.value or 0.0 for one in scored.explanations}
     assert found["diagnosis"] == 1
     assert (found["mask_iou"] or 0) > 0.4
     predictions = lesions.run_folder / "stages/evaluate-sft/predictions.jsonl"

@@ -42,7 +42,7 @@ def make_recipe(folder: Path, text: str, *settings: str) -> Recipe:
 
 
 def xray(chest: Path, number: int) -> Path:
-    return chest / "images" / f"film{number:06d}.png"
+    return chest / "images" / f"radiograph{number:06d}.png"
 
 
 def test_synthetic_data_is_written_to_the_run_once(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_unusable_images_of_used_rows_stop_a_run_together(chest: Path, tmp_path:
         prepare(recipe, run, no_progress)
     # X-ray 4 belongs to the test rows, which this recipe does not use.
     assert "2 of 4" in caught.problem.rule
-    assert "film000000.png" in caught.problem.rule
-    assert "film000002.png" in caught.problem.rule
+    assert "radiograph000000.png" in caught.problem.rule
+    assert "radiograph000002.png" in caught.problem.rule
 
 
 def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as coco
+from numpy.typing import NDArray
+from pycocotools import mask as coco  # type: ignore[import-untyped]
 from scipy.ndimage import binary_fill_holes
 from torchvision.ops import box_iou as torch_iou
 from torchvision.ops import generalized_box_iou
@@ -20,7 +21,10 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.scoring.regions import (
     COORDINATES,
     GRIDS,
+    Box,
     Frame,
+    Location,
+    Size,
     box_giou,
     box_iou,
     choose_coordinates,
@@ -45,7 +49,7 @@ BOX = st.tuples(EDGE, EDGE, EDGE, EDGE).map(lambda box: order_box(*box)).filter(
 
 @given(BOX, BOX)
 @settings(max_examples=200, deadline=None)
-def test_iou_and_giou_are_torchvisions(a, b) -> None:
+def test_iou_and_giou_are_those_of_torchvision(a: Box, b: Box) -> None:
     first, second = torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)
     assert box_iou(a, b) == pytest.approx(torch_iou(first, second).item())
     assert box_giou(a, b) == pytest.approx(generalized_box_iou(first, second).item())
@@ -58,10 +62,10 @@ def test_boxes_without_area_overlap_with_nothing() -> None:
     assert clip_box((50, 50, 80, 90), (40, 40)) == (40, 40, 40, 40)
 
 
-def blob(seed: int, size: tuple[int, int] = (120, 90)) -> np.ndarray:
+def blob(seed: int, size: tuple[int, int] = (120, 90)) -> NDArray[np.bool_]:
     """Return a smooth random region, sometimes in several parts."""
     noise = np.random.default_rng(seed).normal(size=size[::-1]).astype(np.float32)
-    return cv2.GaussianBlur(noise, (0, 0), 9) > 0.02
+    return np.asarray(cv2.GaussianBlur(noise, (0, 0), 9) > 0.02)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -120,7 +124,7 @@ def test_masks_of_any_two_values_are_read(tmp_path: Path, values: tuple[int, int
 def test_a_mask_that_is_empty_missing_or_no_image(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((4, 4), np.uint8))
     assert not read_mask(tmp_path / "empty.png").any()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "nothing.png").touch()
     for name, code in {
         "text.png": "data.mask_not_image",
@@ -132,9 +136,10 @@ def test_a_mask_that_is_empty_missing_or_no_image(tmp_path: Path) -> None:
         assert caught.problem.place == str(tmp_path / name)
 
 
-def test_boxes_and_polygons_are_drawn_where_they_are() -> None:
+def test_boxes_and_polygons_are_drawn_at_their_pixels() -> None:
     box = draw_boxes([(2, 3, 6, 5)], (10, 8))
-    assert (box.sum(), box[3:5, 2:6].all()) == (8, True)
+    assert box.sum() == 8
+    assert box[3:5, 2:6].all()
     # The centre of pixel 2 is 2.5: an edge at 2.4 takes it in, one at 2.6 does not.
     assert draw_boxes([(2.4, 0, 4, 1)], (10, 8))[0].tolist() == [False, False, True, True, *[False] * 6]
     assert draw_boxes([(2.6, 0, 4, 1)], (10, 8))[0].tolist() == [False, False, False, True, *[False] * 6]
@@ -155,19 +160,23 @@ OFFICIAL = {
 
 
 @pytest.mark.parametrize(("name", "box"), OFFICIAL.items())
-def test_boxes_of_official_masks(shared_data: Path, name: str, box: tuple[int, int, int, int]) -> None:
+def test_boxes_of_official_masks(shared_data: Path, name: str, box: Box) -> None:
     file = shared_data / "skin/ham10000/masks_600x450" / f"{name}_segmentation.png"
     if not file.is_file():
-        pytest.skip(f"{file.name} is not there")
+        pytest.skip(f"{file.name} is missing")
     mask = read_mask(file)
     regions, _ = find_regions(mask)
     assert regions[0].box == box
     assert mask_iou(draw_polygons([region.polygon for region in regions], (600, 450)), mask) > 0.99
 
 
+def cells(grid: int) -> list[Location]:
+    return [(row, column) for row in range(grid) for column in range(grid)]
+
+
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_place_is_read_as_it_is_spelled(grid: int) -> None:
-    for place in itertools.product(range(grid), repeat=2):
+def test_every_place_is_parsed_as_it_is_formatted(grid: int) -> None:
+    for place in cells(grid):
         assert parse_location(format_location(place, grid), grid) == place
 
 
@@ -177,7 +186,7 @@ def test_every_place_is_read_as_it_is_spelled(grid: int) -> None:
         ("Upper left quadrant", 3, (0, 0)),
         ("lesion located in center-center region", 3, (1, 1)),
         ("bottom right", 3, (2, 2)),
-        ("the middle of the picture", 3, (1, 1)),
+        ("the middle of the image", 3, (1, 1)),
         ("top", 3, (0, 1)),
         ("right", 3, (1, 2)),
         ("center-left", 3, (1, 0)),
@@ -193,7 +202,7 @@ def test_places_in_other_words(text: str, grid: int, place: tuple[int, int] | No
     assert parse_location(text, grid) == place
 
 
-def test_the_place_is_that_of_the_middle() -> None:
+def test_the_place_is_that_of_the_centre() -> None:
     assert locate_box((0, 0, 600, 450), (600, 450)) == (1, 1)
     assert locate_box((500, 400, 600, 450), (600, 450)) == (2, 2)
     assert locate_box((590, 440, 600, 450), (600, 450), 5) == (4, 4)
@@ -201,9 +210,8 @@ def test_the_place_is_that_of_the_middle() -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_a_place_scores_by_its_steps(grid: int) -> None:
-    cells = list(itertools.product(range(grid), repeat=2))
-    scores = {(a, b): location_score(a, b, grid) for a in cells for b in cells}
+def test_a_place_scores_by_its_distance(grid: int) -> None:
+    scores = {(a, b): location_score(a, b, grid) for a in cells(grid) for b in cells(grid)}
     assert all((score == 1) == (a == b) and 0 <= score <= 1 for (a, b), score in scores.items())
     assert scores[(0, 0), (grid - 1, grid - 1)] == 0
 
@@ -223,7 +231,7 @@ def test_matching_is_the_best_of_all_assignments(references: list[int], answers:
     assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs)
 
 
-def test_a_missing_and_an_extra_answer_cost_alike() -> None:
+def test_a_missing_and_an_extra_answer_cost_the_same() -> None:
     same = lambda a, b: float(a == b)  # noqa: E731
     assert match([1, 2], [1], same) == ([(0, 0)], 0.5)
     assert match([1], [1, 2], same) == ([(0, 0)], 0.5)
@@ -250,21 +258,18 @@ def test_an_unknown_family_needs_its_coordinates() -> None:
     with raises(RecipeError, "recipe.coordinates_unknown") as caught:
         choose_coordinates("auto", "acme/vision", "data.lesion.coordinates")
     assert (caught.problem.place, caught.problem.value) == ("data.lesion.coordinates", "auto")
-    assert "acme/vision" in caught.problem.rule
-    assert "thousand" in caught.problem.rule
 
 
 @pytest.mark.parametrize("name", COORDINATES)
 @given(st.tuples(st.integers(20, 3000), st.integers(20, 3000)), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
-def test_coordinates_come_back_within_half_a_step(name: str, size: tuple[int, int], x: float, y: float) -> None:
-    longest = max(size)
-    reduced = tuple(max(1, round(side * min(1, 896 / longest))) for side in size)
-    frame = Frame(size, reduced, COORDINATES[name])
+def test_coordinates_round_trip_within_half_a_unit(name: str, size: Size, x: float, y: float) -> None:
+    width, height = (max(1, round(side * min(1, 896 / max(size)))) for side in size)
+    frame = Frame(size, (width, height), COORDINATES[name])
     point = (x * size[0], y * size[1])
-    step = 10.0**-frame.coordinates.digits
+    unit = 10.0**-frame.coordinates.digits
     for back, value, side, span in zip(frame.read(frame.write(point)), point, size, frame.span, strict=True):
-        assert abs(back - value) <= 0.5001 * step * side / span
+        assert abs(back - value) <= 0.5001 * unit * side / span
 
 
 @pytest.mark.parametrize("size", [(600, 450), (1022, 767), (896, 672), (300, 224), (57, 1000)])

@@ -54,7 +54,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def test_every_score_gets_a_table_beside_its_baseline(steps: Recipe) -> None:
     run = RunFolder(steps.run_folder)
     results = read_results(run.path)
-    # The recipe's answers hold no memory.
+    # The recipe's answers have no memory.
     parts = [f"{score} (reference memory)" for score in ("action", "target", "grounding")]
     assert list(results.tables) == [
         *("step (reference memory)", "step (own memory)", "whole tasks (own memory)"),
@@ -72,7 +72,7 @@ def test_every_score_gets_a_table_beside_its_baseline(steps: Recipe) -> None:
     assert summary.overall.n == 12
 
 
-def test_predictions_name_the_task_and_what_is_right(steps: Recipe) -> None:
+def test_predictions_have_the_task_and_the_reference(steps: Recipe) -> None:
     lines = read_lines(steps.run_folder / "stages/evaluate-sft/predictions.jsonl")
     assert {line["group"] for line in lines} <= {str(task) for task in range(1, 11)}
     assert all(line["reference"]["action"] and line["question"].startswith("Load scan") for line in lines)

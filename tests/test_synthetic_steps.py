@@ -16,10 +16,8 @@ from PIL import Image
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.recipe import SyntheticData
-from toolkit.synthetic.gui_icons import ICONS
-from toolkit.synthetic.gui_layouts import APPLICATIONS, make_layout
-from toolkit.synthetic.gui_viewer import LEAST_SIDE, draw_screen
-from toolkit.synthetic.gui_widgets import WIDGETS
+from toolkit.synthetic.gui_viewer import APPLICATIONS, MIN_SIDE, draw_screen, make_layout
+from toolkit.synthetic.gui_widgets import ICONS, WIDGETS
 from toolkit.tasks import TASKS
 from toolkit.tasks.steps.synthetic import (
     WORDS,
@@ -121,9 +119,9 @@ def test_a_task_is_complete_ordered_and_ends_once(folder: Path) -> None:
 def test_splits_have_whole_tasks_and_at_least_the_requested_rows(folder: Path) -> None:
     names = {split: {row["Task_id"] for row in table(folder, split)} for split in SPLITS}
     assert sum(map(len, names.values())) == len(set().union(*names.values()))
-    for split, asked in REQUESTED.items():
+    for split, requested in REQUESTED.items():
         # A task has 8 steps at most, and the last one is begun because a row is missing.
-        assert asked <= len(table(folder, split)) <= asked + 7
+        assert requested <= len(table(folder, split)) <= requested + 7
 
 
 def test_every_row_has_its_own_screen(folder: Path) -> None:
@@ -178,7 +176,7 @@ def nexts(tasks: list[GuiTask], known: Any) -> dict[str, set[tuple[str, str]]]:
 def test_goal_and_agent_memory_determine_the_next_step(tasks: list[GuiTask]) -> None:
     both = nexts(tasks, lambda task, step: [task.goal, agent_memory_before(task, step)])
     assert all(len(right) == 1 for right in both.values())
-    # Even without the plan that the memory carries: what is done is enough beside the goal.
+    # The list of completed subtasks is enough beside the goal.
     done = nexts(
         tasks, lambda task, step: [task.goal, agent_memory_before(task, step)["Long Term"].get("completed_subtasks")]
     )
@@ -209,7 +207,7 @@ def test_no_action_dominates(tasks: list[GuiTask]) -> None:
     assert min(counts.values()) / counts.total() > 0.08
 
 
-def test_workflows_share_subtasks_and_each_goal_has_one_workflow() -> None:
+def test_workflows_have_common_subtasks_and_each_goal_has_one_workflow() -> None:
     goals = [goal for workflow in WORKFLOWS for goal in workflow.goals]
     assert len(goals) == len(set(goals)) == 3 * len(WORKFLOWS)
     assert all("{word}" in goal for goal in goals)
@@ -230,7 +228,7 @@ def test_texts_are_short(tasks: list[GuiTask]) -> None:
     assert all(len(task.goal) <= 40 for task in tasks)
 
 
-@given(seed=st.integers(0, 2**31), size=st.integers(LEAST_SIDE, 512))
+@given(seed=st.integers(0, 2**31), size=st.integers(MIN_SIDE, 512))
 def test_widgets_are_large_disjoint_and_on_the_screen(seed: int, size: int) -> None:
     layout = make_layout(np.random.default_rng(seed))
     assert layout.boxes.keys() == WIDGETS.keys()
@@ -318,7 +316,7 @@ def test_the_screen_shows_nothing_of_the_progress(tasks: list[GuiTask], folder: 
         assert not np.array_equal(screens[0], screens[1])
 
 
-@given(seed=st.integers(0, 2**31), size=st.integers(LEAST_SIDE, 400))
+@given(seed=st.integers(0, 2**31), size=st.integers(MIN_SIDE, 400))
 def test_screens_of_any_valid_size_are_drawn(seed: int, size: int) -> None:
     rng = np.random.default_rng(seed)
     screen = draw_screen(make_layout(rng), size, rng)
@@ -327,7 +325,9 @@ def test_screens_of_any_valid_size_are_drawn(seed: int, size: int) -> None:
 
 
 def test_too_small_screens_are_rejected(tmp_path: Path) -> None:
-    assert TASKS["steps"].synthetic.min_size == LEAST_SIDE
+    synthetic = TASKS["steps"].synthetic
+    assert synthetic is not None
+    assert synthetic.min_size == MIN_SIDE
     with raises(DataError, "synthetic.size_too_small") as caught:
         write_steps(tmp_path, SyntheticData(kind="steps", train=4, test=4, size=111), seed=1)
     assert (caught.problem.place, caught.problem.value) == ("size", 111)

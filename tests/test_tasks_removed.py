@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 REMOVED = {"lesion": "LESION", "steps": "STEPS"}
 
@@ -26,6 +28,7 @@ def without_tasks(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_quickstart_works_without_the_folders_of_other_tasks(tmp_path: Path) -> None:
     copy = without_tasks(tmp_path / "copy")
 

@@ -22,7 +22,7 @@ from tests.tiny_training.turns import Example, QuestionAnswer
 from toolkit import tiny
 from toolkit.scoring.regions import box_iou, find_regions
 from toolkit.synthetic.lesions import Photo, make_lesion
-from toolkit.tasks.lesion.labels import HAM10000
+from toolkit.tasks.lesion.diagnoses import HAM10000
 from toolkit.tasks.steps.synthetic import make_gui_task
 
 NUMBERS = range(FIRST, FIRST + 30)

@@ -14,6 +14,7 @@ from tests.helpers.problems import raises
 from toolkit.data.sample import Sample
 from toolkit.errors import RowProblem
 from toolkit.tasks import TASKS, RowOrigin
+from toolkit.tasks.vqa.parse import BOTH, NO_ANSWER, SEVERAL_SOLUTIONS, TAG_UNPAIRED
 
 VQA = TASKS["vqa"]
 ROOT = Path("/data")
@@ -73,7 +74,7 @@ def test_a_row_of_vqa_rad_becomes_a_sample() -> None:
         ("yes", "open", ("yes", False)),
     ],
 )
-def test_numbers_and_truth_values_are_answers_and_closed_is_known_or_seen(
+def test_numbers_and_booleans_are_answers_and_the_type_is_stated_or_inferred(
     answer: object, stated: object, expected: tuple[str, bool]
 ) -> None:
     reference = read({**ROW, "answer": answer, "answer_type": stated}).reference
@@ -90,7 +91,7 @@ def test_numbers_and_truth_values_are_answers_and_closed_is_known_or_seen(
         ({"image_name": "../x.jpg"}, "data.image_outside_root"),
     ],
 )
-def test_a_row_that_cannot_be_used_says_why(change: dict[str, Any], code: str) -> None:
+def test_an_unusable_row_is_rejected_with_its_reason(change: dict[str, Any], code: str) -> None:
     with raises(RowProblem, code):
         read({**ROW, **change})
 
@@ -116,7 +117,7 @@ def test_a_row_that_cannot_be_used_says_why(change: dict[str, Any], code: str) -
         ("non-contrast", "non-contrast"),
     ],
 )
-def test_a_closed_answer_is_its_clear_yes_or_no_else_its_text(completion: str, text: str) -> None:
+def test_a_closed_answer_is_its_clear_yes_or_no_otherwise_its_text(completion: str, text: str) -> None:
     answer = VQA.parse(completion, CLOSED)
     assert (answer.values["text"], answer.problem) == (text, None)
 
@@ -149,27 +150,27 @@ def test_an_open_answer_is_its_text_without_tags_and_quotes(completion: str, tex
 @pytest.mark.parametrize(
     ("completion", "problem"),
     [
-        ("", "no answer"),
-        (" \n", "no answer"),
-        (".", "no answer"),
-        ("Answer:", "no answer"),
-        ("yes and no", "both"),
-        ("no or yes", "both"),
-        ("It may be no, it may be yes", "both"),
-        ("<SOLUTION>yes", "<SOLUTION> has no counterpart"),
-        ("<start_working_out>The heart", "<start_working_out> has no counterpart"),
-        ("<SOLUTION>yes</SOLUTION><SOLUTION>no</SOLUTION>", "more than one"),
+        ("", NO_ANSWER),
+        (" \n", NO_ANSWER),
+        (".", NO_ANSWER),
+        ("Answer:", NO_ANSWER),
+        ("yes and no", BOTH),
+        ("no or yes", BOTH),
+        ("It may be no, it may be yes", BOTH),
+        ("<SOLUTION>yes", TAG_UNPAIRED.format(tag="<SOLUTION>")),
+        ("<start_working_out>The heart", TAG_UNPAIRED.format(tag="<start_working_out>")),
+        ("<SOLUTION>yes</SOLUTION><SOLUTION>no</SOLUTION>", SEVERAL_SOLUTIONS),
     ],
 )
-def test_what_cannot_be_read_says_why_and_scores_nothing(completion: str, problem: str) -> None:
+def test_an_unparsed_answer_has_a_problem_and_scores_0(completion: str, problem: str) -> None:
     answer = VQA.parse(completion, CLOSED)
-    assert problem in (answer.problem or "")
+    assert answer.problem == problem
     assert VQA.scores(CLOSED, answer)["score"] == 0
     assert VQA.labels(CLOSED, answer) == ("yes", None)
 
 
 @given(text=st.text(max_size=40) | st.text("yesno .<>/SOLUTIN`:answer\n", max_size=30), closed=st.booleans())
-def test_the_parser_reads_or_says_why_for_any_text(text: str, closed: bool) -> None:
+def test_the_parser_returns_a_text_or_a_problem_for_any_text(text: str, closed: bool) -> None:
     answer = VQA.parse(text, CLOSED if closed else OPEN)
     assert (answer.problem is None) == bool(answer.values.get("text"))
 
@@ -178,7 +179,7 @@ def test_closed_questions_are_scored_by_exact_match_and_open_ones_by_token_f1() 
     right = VQA.scores(CLOSED, VQA.parse("yes.", CLOSED))
     assert right == {"score": 1.0, "closed_accuracy": 1.0, "open_token_f1": None, "format": 1.0}
     partly = VQA.scores(OPEN, VQA.parse("the lower lobe", OPEN))
-    # "lower lobe" shares 2 words of 2 and 3: 2 * 2 / 5.
+    # "lower lobe" has 2 of 2 words in common with the 3 of the reference: 2 * 2 / 5.
     assert partly == {"score": 0.8, "closed_accuracy": None, "open_token_f1": 0.8, "format": 1.0}
 
 
@@ -195,9 +196,9 @@ def test_the_baseline_is_the_most_frequent_answer_of_the_kind_of_question() -> N
     train += [sample(answer, False, "ORGAN") for answer in ("lung", "lung", "brain")]
     train += [sample("axial", False, "PLANE")]
     baseline = VQA.baseline(train)
-    asked = [(True, "PRES"), (False, "ORGAN"), (False, "PLANE"), (False, "COLOR"), (True, "")]
+    kinds = [(True, "PRES"), (False, "ORGAN"), (False, "PLANE"), (False, "COLOR"), (True, "")]
     # A type that training never saw gets the most frequent answer of all open or closed questions.
-    assert [baseline(sample("?", closed, kind)) for closed, kind in asked] == ["No", "lung", "axial", "lung", "No"]
+    assert [baseline(sample("?", closed, kind)) for closed, kind in kinds] == ["No", "lung", "axial", "lung", "No"]
 
 
 def load_all(file: Path, columns: Mapping[str, str]) -> tuple[list[Sample], Counter[str]]:

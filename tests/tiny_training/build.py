@@ -15,7 +15,7 @@ from transformers import (
 from transformers.tokenization_utils_sentencepiece import SentencePieceExtractor
 
 from tests.tiny_training.curriculum import corpus
-from toolkit.synthetic.radiograph import Rng
+from toolkit.synthetic import Rng
 
 SIDE = 112
 IMAGE_TOKENS = 16

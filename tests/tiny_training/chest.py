@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 
 from tests.tiny_training.turns import Example, ImageLabels, QuestionAnswer, between, one_of, weighted
-from toolkit.synthetic.chest import FINDINGS, LOCATIONS, SIDES, ChestCase, make_case
-from toolkit.synthetic.radiograph import Rng, draw_radiograph
+from toolkit.synthetic import Rng
+from toolkit.synthetic.chest import FINDINGS, LOCATIONS, SIDES, ChestCase, draw_radiograph, make_case
 from toolkit.tasks.mcq.synthetic import LETTERS, QUESTION_KINDS, Choice, possible_kinds
 
 SIDE = 256

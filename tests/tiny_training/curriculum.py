@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from tests.tiny_training import chest, screens, skin
 from tests.tiny_training.turns import ImageDomain
+from toolkit.synthetic import Rng
 from toolkit.synthetic.chest import SIDES
-from toolkit.synthetic.radiograph import Rng
 from toolkit.tasks.mcq import prompt as mcq
 from toolkit.tasks.vqa import prompt as vqa
 

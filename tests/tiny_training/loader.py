@@ -13,7 +13,7 @@ from transformers import Gemma3Processor
 from tests.tiny_training.build import SIDE
 from tests.tiny_training.curriculum import DOMAINS, FIRST
 from tests.tiny_training.turns import Example, ImageDomain, ImageLabels, QuestionAnswer
-from toolkit.synthetic.lesion_shapes import Bytes
+from toolkit.synthetic import Bytes
 
 BATCH = 64
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from tests.tiny_training.turns import Example, ImageLabels, QuestionAnswer, one_of, weighted
+from toolkit.synthetic import Rng
 from toolkit.synthetic.gui_viewer import draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
-from toolkit.synthetic.radiograph import Rng
 from toolkit.tasks.steps.synthetic import GuiStep, GuiTask, agent_memory_before, make_gui_task, reference_answer
 
 SIDE = 224

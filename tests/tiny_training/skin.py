@@ -11,9 +11,9 @@ import cv2
 
 from tests.tiny_training.turns import Example, ImageLabels, QuestionAnswer, one_of, weighted
 from toolkit.scoring.regions import COORDINATES, Box, Frame, centre, find_regions, format_location, locate_box
+from toolkit.synthetic import Rng
 from toolkit.synthetic.lesions import Photo, make_lesion
-from toolkit.synthetic.radiograph import Rng
-from toolkit.tasks.lesion.labels import HAM10000
+from toolkit.tasks.lesion.diagnoses import HAM10000
 from toolkit.tasks.lesion.prompt import WHAT, WHERE
 
 SIZE = (160, 120)

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from toolkit.synthetic.lesion_shapes import Bytes
-from toolkit.synthetic.radiograph import Rng
+from toolkit.synthetic import Bytes, Rng
 
 Kind = TypeVar("Kind")
 

@@ -61,11 +61,11 @@ def find_episodes(positions: Sequence[EpisodePosition]) -> tuple[list[Episode], 
     """
     parts: dict[str, list[int]] = {}
     for number, position in enumerate(positions):
-        parts.setdefault(position.chain, []).append(number)
+        parts.setdefault(position.episode, []).append(number)
     episodes, unreachable = [], []
     for name, numbers in parts.items():
-        numbers.sort(key=lambda number: positions[number].place)
-        reached = [number for place, number in enumerate(numbers, start=1) if positions[number].place == place]
+        numbers.sort(key=lambda number: positions[number].position)
+        reached = [number for place, number in enumerate(numbers, start=1) if positions[number].position == place]
         episodes.append(Episode(name, tuple(reached)))
         unreachable += numbers[len(reached) :]
     return [episode for episode in episodes if episode.numbers], sorted(unreachable)

@@ -83,9 +83,9 @@ def _write_outputs(
         return
     found: Answers = {mode: {sample.id: (sample, answer) for sample, answer in of} for mode, of in answers.items()}
     positions = questions.positions
-    first = {position.chain: number for number, position in reversed(list(enumerate(positions.values())))}
+    first = {position.episode: number for number, position in reversed(list(enumerate(positions.values())))}
     samples = sorted(
-        questions.samples, key=lambda sample: (first[positions[sample.id].chain], positions[sample.id].place)
+        questions.samples, key=lambda sample: (first[positions[sample.id].episode], positions[sample.id].position)
     )
     root = questions.samples.source.image_root
     rows = [_table_row(questions, questions.carried, sample, found, root) for sample in samples]
@@ -138,8 +138,8 @@ def _details(questions: EvaluationSet, carried: Carried, samples: Sequence[Sampl
             held, position = carried.held(prompted), carried.position(prompted)
             line = {
                 "id": prompted.id,
-                "episode": position.chain,
-                "position": position.place,
+                "episode": position.episode,
+                "position": position.position,
                 "length": position.length,
                 "mode": mode,
                 "question": prompted.fields.get("question"),

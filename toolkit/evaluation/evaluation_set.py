@@ -130,9 +130,9 @@ def _whole_episodes(
 ) -> tuple[SampleSet, dict[str, EpisodePosition]]:
     """Return all rows of at most evaluate.max_tasks episodes, drawn with the seed, and their positions."""
     positions = {sample.id: carried.position(sample) for sample in samples}
-    names, most = list(dict.fromkeys(position.chain for position in positions.values())), recipe.evaluation.max_tasks
+    names, most = list(dict.fromkeys(position.episode for position in positions.values())), recipe.evaluation.max_tasks
     if most is None or most >= len(names):
         return samples, positions
     drawn = set(Random(f"{recipe.run.seed}/evaluate tasks").sample(names, most))
-    chosen = {name: position for name, position in positions.items() if position.chain in drawn}
+    chosen = {name: position for name, position in positions.items() if position.episode in drawn}
     return samples.take(samples.rows[np.array([name in chosen for name in positions])]), chosen

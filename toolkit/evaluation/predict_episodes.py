@@ -287,6 +287,6 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
 def _unreachable(carried: Carried, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
     positions: list[EpisodePosition] = [carried.position(sample) for sample in samples]
     if positions:
-        example = f"{positions[0].chain}, step {positions[0].place}"
+        example = f"{positions[0].episode}, step {positions[0].position}"
         rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"
         yield Problem("predict.rows_after_missing_step", rule, file, len(positions))

@@ -219,8 +219,8 @@ def _carried_part(questions: EvaluationSet, sample: Sample, skipped: str | None)
         return {}
     position, memory = carried.position(sample), carried.plain(carried.held(sample))
     return {
-        "episode": position.chain,
-        "position": position.place,
+        "episode": position.episode,
+        "position": position.position,
         "agent_memory": memory,
         "skipped": skipped,
     }

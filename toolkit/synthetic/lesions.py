@@ -7,8 +7,8 @@ from itertools import count, islice
 import numpy as np
 
 from toolkit.errors import DataError
-from toolkit.synthetic.dermoscopy import LesionImage, draw_skin
-from toolkit.synthetic.lesion_shapes import STYLES, Rng, Size, Spot
+from toolkit.synthetic import Rng
+from toolkit.synthetic.dermoscopy import STYLES, LesionImage, Size, Spot, draw_skin
 
 FREQUENCIES: Mapping[str, float] = {
     "nv": 0.34, "mel": 0.17, "bkl": 0.16, "bcc": 0.12, "akiec": 0.09, "vasc": 0.06, "df": 0.06,
@@ -52,7 +52,7 @@ class Patient:
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """Properties shared by all photographs of a lesion. ``spots`` has one lesion, or two beside each other."""
+    """Properties of a lesion, equal in all of its photographs. ``spots`` has one lesion, or two beside each other."""
 
     number: int
     patient: Patient

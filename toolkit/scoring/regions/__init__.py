@@ -3,7 +3,7 @@
 Everything is in pixels of the upright original image: x to the right, y down, x2 and y2 exclusive.
 """
 
-from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, order_box
+from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, match, order_box
 from toolkit.scoring.regions.coordinates import COORDINATES, Coordinates, Frame, choose_coordinates
 from toolkit.scoring.regions.locations import (
     GRIDS,
@@ -16,7 +16,6 @@ from toolkit.scoring.regions.locations import (
 from toolkit.scoring.regions.masks import (
     Mask,
     Polygon,
-    Region,
     dice,
     draw_boxes,
     draw_polygons,
@@ -26,7 +25,6 @@ from toolkit.scoring.regions.masks import (
     read_mask,
     shorten,
 )
-from toolkit.scoring.regions.matching import match
 
 __all__ = [
     "COORDINATES",
@@ -37,7 +35,6 @@ __all__ = [
     "Location",
     "Mask",
     "Polygon",
-    "Region",
     "Size",
     "box_giou",
     "box_iou",

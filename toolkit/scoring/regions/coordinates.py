@@ -1,5 +1,8 @@
 """Coordinate conventions of model families, and conversion to and from pixels of the original image.
 
+A model can only name coordinates well in the convention that it was pretrained on. Rows, scores and results therefore
+use pixels of the original image, and only prompts, targets and completions use the convention of the model.
+
 Qwen2-VL and Qwen3-VL were trained on integers from 0 to 1000 over the image. Qwen2.5-VL was trained on pixels of the
 image after its processor, with sides of multiples of 28 (Qwen2.5-VL technical report, arXiv 2502.13923, section 2.1).
 The Gemma family uses 0 to 1000. The tiny model uses 0 to 100.
@@ -10,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from toolkit.errors import Problem, RecipeError
-from toolkit.scoring.regions.boxes import Box, Size
+from toolkit.scoring.regions.boxes import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Frame:
         if self.coordinates.top is not None:
             return self.coordinates.top, self.coordinates.top
         multiple = self.coordinates.multiple
+        # Qwen2.5-VL counts pixels after this rounding, so x and y have slightly different factors.
         width, height = (max(multiple, round(side / multiple) * multiple) for side in self.reduced)
         return width, height
 
@@ -82,16 +86,12 @@ class Frame:
         """Return x, y, x, y, … from pixels of the original to the model's convention, rounded to its digits."""
         digits = self.coordinates.digits
         scaled = [value * factor for value, factor in zip(numbers, self._factors(), strict=False)]
+        # round() would take halves to the even neighbour, so equal distances could get different integers.
         return [round(value, digits) if digits else int(value + 0.5) for value in scaled]
 
     def read(self, numbers: Iterable[float]) -> list[float]:
         """Return x, y, x, y, … from the model's convention to pixels of the original. Nothing is rounded or clipped."""
         return [value / factor for value, factor in zip(numbers, self._factors(), strict=False)]
-
-    def read_box(self, numbers: Box) -> Box:
-        """Return a box from the model's convention in pixels of the original."""
-        x1, y1, x2, y2 = self.read(numbers)
-        return x1, y1, x2, y2
 
     def _factors(self) -> Iterable[float]:
         factors = [span / side for span, side in zip(self.span, self.original, strict=True)]

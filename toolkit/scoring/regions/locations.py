@@ -14,7 +14,7 @@ GRIDS: Mapping[int, tuple[Sequence[str], Sequence[str]]] = {
 }
 """Cells per side -> names of the rows and of the columns."""
 
-_SAME = {
+_SYNONYMS = {
     "top": "upper",
     "bottom": "lower",
     "middle": "center",
@@ -60,11 +60,11 @@ def parse_location(text: str, grid: int = 3) -> Location | None:
     True
     """
     rows, columns = GRIDS[grid]
-    words = [_SAME.get(word, word) for word in _WORD.findall(text.lower())]
+    words = [_SYNONYMS.get(word, word) for word in _WORD.findall(text.lower())]
     found_rows, found_columns, center = set(), set(), False
     for before, word in zip(["", *words], words, strict=False):
         name = f"far {word}" if before == "far" and grid > 3 else word
-        if word == "center":
+        if word == "center":  # the name of the middle row and of the middle column
             center = True
         elif name in rows:
             found_rows.add(rows.index(name))
@@ -79,8 +79,11 @@ def parse_location(text: str, grid: int = 3) -> Location | None:
 def location_score(named: Location, true: Location, grid: int = 3) -> float:
     """Return 1 for the right cell, decreasing with the Manhattan distance to 0 for opposite corners.
 
+    GRPO learns nothing from a group of completions with equal rewards. The neighbour of the right cell therefore scores
+    more than a distant cell.
+
     >>> location_score((0, 0), (0, 0)), location_score((1, 1), (0, 0)), location_score((2, 2), (0, 0))
     (1.0, 0.5, 0.0)
     """
-    steps = abs(named[0] - true[0]) + abs(named[1] - true[1])
-    return 1 - steps / (2 * (grid - 1))
+    distance = abs(named[0] - true[0]) + abs(named[1] - true[1])
+    return 1 - distance / (2 * (grid - 1))

@@ -15,7 +15,11 @@ Mask = NDArray[np.bool_]
 """Shape (height, width), True inside the region."""
 
 Polygon = tuple[tuple[float, float], ...]
-"""Vertices (x, y). They are pixels of the region itself, not of its surroundings."""
+"""Vertices (x, y). They are pixels of the region itself, not of its surroundings.
+
+A box has exclusive edges and a polygon inclusive vertices: the square of the pixels 0 to 9 has the box (0, 0, 10, 10)
+and the polygon (0, 0), (9, 0), (9, 9), (0, 9). OpenCV finds and fills polygons in this convention.
+"""
 
 SPECK = 0.01
 """A region below this fraction of the largest region's area counts as an annotation artefact."""
@@ -78,8 +82,8 @@ def find_regions(mask: Mask) -> tuple[list[Region], int]:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
     order = sorted(range(1, count), key=lambda label: (-areas[label - 1], label))
-    kept = [label for label in order if areas[label - 1] >= SPECK * areas.max()]
-    return [_region(labels, stats[label], label) for label in kept], len(order) - len(kept)
+    large = [label for label in order if areas[label - 1] >= SPECK * areas.max()]
+    return [_region(labels, stats[label], label) for label in large], len(order) - len(large)
 
 
 def _region(labels: NDArray[np.int32], stats: NDArray[np.int32], label: int) -> Region:
@@ -95,6 +99,7 @@ def shorten(polygon: Polygon, maximum: int) -> Polygon:
     """Return the polygon with at most ``maximum`` vertices (at least 3), simplified by Douglas-Peucker."""
     points = np.asarray(polygon, np.float32).reshape(-1, 1, 2)
     tolerance = TOLERANCE
+    # The number of vertices has no closed form in the tolerance, so the tolerance grows until they are few enough.
     while len(points) > maximum:
         points = cv2.approxPolyDP(np.asarray(polygon, np.float32).reshape(-1, 1, 2), tolerance, closed=True)
         tolerance *= 1.25

@@ -1,15 +1,18 @@
 """Statistics over answers. Every figure has its n and an interval."""
 
-from toolkit.scoring.statistics.bins import AGE_EDGES, NOT_GIVEN, bin_label
 from toolkit.scoring.statistics.classification import (
     ClassificationMetrics,
-    OneVsRest,
     classification_metrics,
     macro_f1,
     macro_f1_estimate,
 )
-from toolkit.scoring.statistics.confusion_matrix import ConfusionMatrix, Majority, confusion_matrix, majority
-from toolkit.scoring.statistics.confusion_matrix_plot import plot_confusion_matrix
+from toolkit.scoring.statistics.confusion_matrix import (
+    ConfusionMatrix,
+    Majority,
+    confusion_matrix,
+    majority,
+    plot_confusion_matrix,
+)
 from toolkit.scoring.statistics.episodes import (
     BEFORE_FAILURE,
     WHOLE,
@@ -20,12 +23,20 @@ from toolkit.scoring.statistics.episodes import (
 )
 from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion, wilson
 from toolkit.scoring.statistics.paired import Paired, mcnemar_exact, paired_difference
-from toolkit.scoring.statistics.summary import Comparison, Failure, Metrics, ScoredAnswer, Summary, compare, summarise
+from toolkit.scoring.statistics.summary import (
+    AGE_EDGES,
+    Comparison,
+    Metrics,
+    ScoredAnswer,
+    Summary,
+    bin_label,
+    compare,
+    summarise,
+)
 
 __all__ = [
     "AGE_EDGES",
     "BEFORE_FAILURE",
-    "NOT_GIVEN",
     "WHOLE",
     "ClassificationMetrics",
     "Comparison",
@@ -33,10 +44,8 @@ __all__ = [
     "EpisodeMetrics",
     "EpisodePosition",
     "Estimate",
-    "Failure",
     "Majority",
     "Metrics",
-    "OneVsRest",
     "Paired",
     "ScoredAnswer",
     "Summary",

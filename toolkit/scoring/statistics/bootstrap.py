@@ -1,4 +1,8 @@
-"""Cluster bootstrap: sums over resamples of whole groups, drawn with replacement."""
+"""Cluster bootstrap: sums over resamples of whole groups, drawn with replacement.
+
+Answers about one patient, lesion or image are correlated. Resampling single answers would treat them as independent
+evidence, and its intervals would be too narrow. Resampling whole groups keeps the correlation.
+"""
 
 from collections.abc import Sequence
 
@@ -60,5 +64,6 @@ def percentile_interval(statistics: np.ndarray, confidence: float) -> tuple[floa
 
 def _times_drawn(rng: np.random.Generator, samples: int, n_groups: int) -> np.ndarray:
     """Return how often each group was drawn per resample, shape (resamples, groups)."""
+    # Each resample gets its own range of numbers, so that one bincount over all draws counts per resample.
     drawn = rng.integers(0, n_groups, size=(samples, n_groups)) + np.arange(samples)[:, None] * n_groups
     return np.bincount(drawn.ravel(), minlength=samples * n_groups).reshape(samples, n_groups).astype(float)

@@ -15,10 +15,10 @@ BEFORE_FAILURE = "before_failure"
 
 @dataclass(frozen=True, slots=True)
 class EpisodePosition:
-    """Position of an answer in its episode ``chain``: ``position`` of ``length``, counted from 1."""
+    """Position of an answer in its episode: ``position`` of ``length``, counted from 1."""
 
-    chain: str
-    place: int
+    episode: str
+    position: int
     length: int
 
 
@@ -87,12 +87,12 @@ def find_scored_episodes(
     """
     parts: dict[str, list[ScoredAnswer]] = {}
     for row in rows:
-        parts.setdefault(positions[row.id].chain, []).append(row)
+        parts.setdefault(positions[row.id].episode, []).append(row)
     episodes = []
     for name, part in parts.items():
-        part.sort(key=lambda row: positions[row.id].place)
+        part.sort(key=lambda row: positions[row.id].position)
         length = positions[part[0].id].length
-        if [positions[row.id].place for row in part] == list(range(1, length + 1)):
+        if [positions[row.id].position for row in part] == list(range(1, length + 1)):
             episodes.append(_scored_episode(name, part, score))
     return episodes, len(parts) - len(episodes)
 
@@ -104,7 +104,7 @@ def episode_metrics(
     episodes, incomplete = find_scored_episodes(rows, positions, score)
     groups = [episode.group for episode in episodes]
     failed = [episode for episode in episodes if episode.failed_at is not None]
-    steps = range(1, max((episode.length for episode in episodes), default=0) + 1)
+    all_positions = range(1, max((episode.length for episode in episodes), default=0) + 1)
     counted = Counter(episode.failed_at for episode in failed if episode.failed_at is not None)
     return EpisodeMetrics(
         n=len(episodes),
@@ -117,8 +117,8 @@ def episode_metrics(
             resamples,
             seed,
         ),
-        failing={position: counted[position] for position in steps if counted[position]},
-        survival={position: _surviving(episodes, position, resamples, seed) for position in steps},
+        failing={position: counted[position] for position in all_positions if counted[position]},
+        survival={position: _surviving(episodes, position, resamples, seed) for position in all_positions},
         by=_by(episodes, resamples, seed),
     )
 
@@ -126,8 +126,8 @@ def episode_metrics(
 def _scored_episode(name: str, part: Sequence[ScoredAnswer], score: str) -> ScoredEpisode:
     wrong = [position for position, row in enumerate(part, start=1) if row.scores.get(score) != 1]
     first = part[0]
-    shared = {column: value for column, value in first.by.items() if all(row.by.get(column) == value for row in part)}
-    return ScoredEpisode(name, first.group, len(part), wrong[0] if wrong else None, shared)
+    by = {column: value for column, value in first.by.items() if all(row.by.get(column) == value for row in part)}
+    return ScoredEpisode(name, first.group, len(part), wrong[0] if wrong else None, by)
 
 
 def _whole(episodes: Sequence[ScoredEpisode], resamples: int, seed: int) -> Estimate:
@@ -140,9 +140,9 @@ def _whole(episodes: Sequence[ScoredEpisode], resamples: int, seed: int) -> Esti
 
 
 def _surviving(episodes: Sequence[ScoredEpisode], position: int, resamples: int, seed: int) -> Estimate:
-    having = [episode for episode in episodes if episode.length >= position]
-    right = [float(episode.failed_at is None or episode.failed_at > position) for episode in having]
-    return proportion(right, [episode.group for episode in having], resamples, seed)
+    reaching = [episode for episode in episodes if episode.length >= position]
+    surviving = [float(episode.failed_at is None or episode.failed_at > position) for episode in reaching]
+    return proportion(surviving, [episode.group for episode in reaching], resamples, seed)
 
 
 def _by(episodes: Sequence[ScoredEpisode], resamples: int, seed: int) -> dict[str, dict[str, Estimate]]:

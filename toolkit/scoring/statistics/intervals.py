@@ -1,4 +1,8 @@
-"""Estimates with n and interval: Wilson's for independent yes/no answers, otherwise the bootstrap by group."""
+"""Estimates with n and interval: Wilson's for independent yes/no answers, otherwise the bootstrap by group.
+
+Wilson's formula is exact enough at small n and near 0 and 1, where a bootstrap is too narrow, but it needs independent
+answers. ``proportion`` chooses between the two.
+"""
 
 import math
 from collections.abc import Sequence
@@ -58,7 +62,7 @@ def bootstrap_mean(
 ) -> Estimate:
     """Return the mean of the values with the percentile interval of a bootstrap over whole groups.
 
-    Questions about one image are answered alike, so images are drawn with replacement instead of questions. The mean of
+    Answers about one image are correlated, so images are drawn with replacement instead of questions. The mean of
     a bootstrap sample is its sum divided by its number of values (Efron and Tibshirani 1993, chapter 13. Field and
     Welsh 2007). With fewer than about 20 groups such intervals are too narrow.
 

@@ -1,17 +1,30 @@
 """Summary of an evaluation: metrics overall and by column, parse failures, and comparisons."""
 
+import math
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from toolkit.errors import DataError
-from toolkit.scoring.statistics.bins import NOT_GIVEN
-from toolkit.scoring.statistics.class_counts import F1, class_mean, count_classes
-from toolkit.scoring.statistics.classification import ClassificationMetrics, metrics_from_counts
+from toolkit.scoring.statistics.classification import (
+    F1,
+    ClassificationMetrics,
+    class_mean,
+    count_classes,
+    metrics_from_counts,
+)
 from toolkit.scoring.statistics.confusion_matrix import ConfusionMatrix, Majority, confusion_matrix, majority
 from toolkit.scoring.statistics.intervals import Estimate, proportion
 from toolkit.scoring.statistics.paired import Paired, paired_difference
+
+NOT_GIVEN = "(not given)"
+"""The label of samples without a value in a column."""
+
+AGE_EDGES = (0, 30, 45, 60, 75)
+"""Age bins in years, as common in skin registries: 0-29, 30-44, 45-59, 60-74, 75+."""
 
 _EXAMPLES = 3
 
@@ -119,20 +132,59 @@ def compare(
     """Return the paired difference of one score between two evaluations, matched by sample id.
 
     Raises:
-        DataError: An id occurs twice in one evaluation, or the evaluations share no question.
+        DataError: An id occurs twice in one evaluation, or no question is in both.
     """
     old, new = _values(before, score), _values(after, score)
-    shared = [row for row in after if row.id in old and row.id in new]
-    if not shared:
-        raise DataError("evaluate.no_shared_questions", "two evaluations must share at least one question", place=score)
+    both = [row for row in after if row.id in old and row.id in new]
+    if not both:
+        rule = "two evaluations must have at least one question in common"
+        raise DataError("evaluate.no_common_questions", rule, place=score)
     paired = paired_difference(
-        [old[row.id] for row in shared],
-        [new[row.id] for row in shared],
-        [row.group for row in shared],
+        [old[row.id] for row in both],
+        [new[row.id] for row in both],
+        [row.group for row in both],
         resamples,
         seed,
     )
-    return Comparison(score, paired, len(old) - len(shared), len(new) - len(shared))
+    return Comparison(score, paired, len(old) - len(both), len(new) - len(both))
+
+
+def bin_label(value: object, edges: Sequence[float]) -> str:
+    """Return the label of the bin of a value. Each edge is the first value of its bin.
+
+    >>> [bin_label(age, AGE_EDGES) for age in (0, 29.5, "30", 75.0, -1, None, "unknown")]
+    ['0-29', '0-29', '30-44', '75+', '<0', '(not given)', 'unknown']
+    >>> [bin_label(fraction, (0, 0.01, 0.1)) for fraction in (0.009, 0.1)]
+    ['0 to <0.01', '0.1+']
+
+    Args:
+        value: A number or its text. None, blank text and NaN are "(not given)". Other text is returned unchanged.
+        edges: Increasing numbers.
+
+    Raises:
+        ValueError: ``edges`` is empty or not increasing.
+    """
+    if not edges or any(low >= high for low, high in pairwise(edges)):
+        raise ValueError(f"edges must rise, got {list(edges)}")
+    text = "" if value is None else str(value).strip()
+    try:
+        number = float(text or "nan")
+    except ValueError:
+        return text
+    return NOT_GIVEN if math.isnan(number) else _bin_name(bisect_right(edges, number), edges)
+
+
+def _bin_name(index: int, edges: Sequence[float]) -> str:
+    """Return the label of the bin below edge ``index``."""
+    if index == 0:
+        return f"<{edges[0]:g}"
+    low = edges[index - 1]
+    if index == len(edges):
+        return f"{low:g}+"
+    high = edges[index]
+    if not all(float(edge).is_integer() for edge in edges):
+        return f"{low:g} to <{high:g}"
+    return f"{low:g}" if high == low + 1 else f"{low:g}-{high - 1:g}"
 
 
 @dataclass(frozen=True, slots=True)

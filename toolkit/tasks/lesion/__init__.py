@@ -5,8 +5,15 @@ from toolkit.tasks.lesion.metrics import POSITIVE, RESULTS_BY, baseline, labels,
 from toolkit.tasks.lesion.parse import parse
 from toolkit.tasks.lesion.prompt import instruction, question, target
 from toolkit.tasks.lesion.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
-from toolkit.tasks.lesion.schema import COLUMNS, placeholders, read
-from toolkit.tasks.lesion.settings import Lesion, check_settings, dry_run_settings, lesion_settings
+from toolkit.tasks.lesion.schema import (
+    COLUMNS,
+    Lesion,
+    check_settings,
+    dry_run_settings,
+    lesion_settings,
+    placeholders,
+    read,
+)
 from toolkit.tasks.lesion.synthetic import LESIONS
 
 __all__ = ["LESION"]

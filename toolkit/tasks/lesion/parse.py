@@ -8,18 +8,27 @@ from typing import Any
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.regions import Frame, order_box, parse_location
-from toolkit.tasks.lesion.settings import LesionSettings
+from toolkit.tasks.lesion.schema import LesionSettings
 
 PARTS = ("diagnosis", "location", "size", "features", "bbox", "polygon")
-MOST_LESIONS = 32
+MAX_LESIONS = 32
 """Maximum number of lesions per answer. Matching more would dominate the time of an optimizer step."""
 
+BOX_MALFORMED = "the box is not four numbers with an area between them"
+LOCATION_UNKNOWN = "the text names no location"
+NO_PARTS = "no tag and no JSON with parts of an answer"
+POLYGON_MALFORMED = "the polygon is not a list of three or more [x, y]"
+TAG_UNPAIRED = "{tag} has no counterpart (was the completion cut off?)"
+TOO_MANY_LESIONS = f"more than {MAX_LESIONS} lesions are named"
+"""Problems of a completion or of a part of it. An evaluation counts answers by problem."""
+
+# A part with its closing tag. An answer that was cut off has an opening tag without it, which _OPEN then finds.
 _TAG = re.compile(rf"<({'|'.join(PARTS)})>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(rf"</?({'|'.join(PARTS)})>", re.IGNORECASE)
 _FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _POINT = re.compile(r"[\[(]\s*([^\[\]()]*?)\s*[\])]")
-_SAME = {
+_PART_OF_KEY = {
     "label": "diagnosis",
     "disease": "diagnosis",
     "class": "diagnosis",
@@ -47,12 +56,12 @@ def parse(completion: str, sample: Sample) -> Answer:
     raw = list(_tagged(text)) or list(_from_json(text))
     unread: list[str] = []
     if rest := _OPEN.search(_TAG.sub("", text)):
-        unread.append(f"{rest[0]} has no counterpart (was the completion cut off?)")
-    if len(raw) > MOST_LESIONS:
-        unread.append(f"more than {MOST_LESIONS} lesions are named")
-    lesions = [_lesion(parts, settings, frame, unread) for parts in raw[:MOST_LESIONS]]
+        unread.append(TAG_UNPAIRED.format(tag=rest[0]))
+    if len(raw) > MAX_LESIONS:
+        unread.append(TOO_MANY_LESIONS)
+    lesions = [_lesion(parts, settings, frame, unread) for parts in raw[:MAX_LESIONS]]
     if not any(value is not None for lesion in lesions for value in lesion.values()):
-        return Answer(completion, {}, unread[0] if unread else "no tag and no JSON with parts of an answer")
+        return Answer(completion, {}, unread[0] if unread else NO_PARTS)
     named = {lesion["diagnosis"] for lesion in lesions} - {None}
     values = {"diagnosis": named.pop() if len(named) == 1 else None, "lesions": lesions, "unread": unread}
     return Answer(completion, values)
@@ -87,13 +96,13 @@ def _objects(value: Any) -> Iterator[Mapping[str, str]]:
     listed = value if isinstance(value, list) else value.get("lesions", [value]) if isinstance(value, dict) else []
     for one in listed if isinstance(listed, list) else []:
         if isinstance(one, dict):
-            parts = {_SAME.get(str(key).lower(), str(key).lower()): content for key, content in one.items()}
-            known = {part: _words(parts[part]) for part in PARTS if part in parts}
+            parts = {_PART_OF_KEY.get(str(key).lower(), str(key).lower()): content for key, content in one.items()}
+            known = {part: _as_text(parts[part]) for part in PARTS if part in parts}
             if known:
                 yield known
 
 
-def _words(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -107,15 +116,15 @@ def _lesion(parts: Mapping[str, str], settings: LesionSettings, frame: Frame, un
         place = parse_location(parts["location"], settings.grid)
         found["place"] = None if place is None else list(place)
         if place is None:
-            unread.append("the text names no location")
+            unread.append(LOCATION_UNKNOWN)
     if "bbox" in parts:
         found["box"] = _box(parts["bbox"], frame)
         if found["box"] is None:
-            unread.append("the box is not four numbers with an area between them")
+            unread.append(BOX_MALFORMED)
     if "polygon" in parts:
         found["polygon"] = _polygon(parts["polygon"], frame)
         if found["polygon"] is None:
-            unread.append("the polygon is not a list of three or more [x, y]")
+            unread.append(POLYGON_MALFORMED)
     return found
 
 

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.data.sample import Sample
 from toolkit.scoring.regions import GRIDS, Frame, format_location, shorten
-from toolkit.tasks.lesion.settings import LesionSettings
+
+if TYPE_CHECKING:
+    from toolkit.tasks.lesion.schema import LesionSettings
 
 WHAT = (
     "What does this picture of the skin show?",
@@ -24,7 +26,7 @@ WHERE = (
 """Wordings of one question. The seed chooses one per row."""
 
 PLACED = frozenset({"location", "bbox", "polygon"})
-MOST_VERTICES = 16
+MAX_VERTICES = 16
 """Vertices of a polygon in an answer. A lesion's outline keeps an IoU of about 0.97 with 16."""
 
 _EXAMPLES = {
@@ -90,9 +92,9 @@ def write_box(frame: Frame, box: Sequence[float]) -> str:
     return json.dumps(frame.write(box))
 
 
-def _polygon(reference: Any, number: int, settings: LesionSettings, frame: Frame) -> str:
+def _polygon(reference: Any, number: int, settings: "LesionSettings", frame: Frame) -> str:
     polygons = reference["polygons"]
-    short = shorten(polygons[min(number, len(polygons) - 1)], MOST_VERTICES)
+    short = shorten(polygons[min(number, len(polygons) - 1)], MAX_VERTICES)
     return json.dumps([frame.write(point) for point in short])
 
 

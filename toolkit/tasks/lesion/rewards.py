@@ -50,7 +50,7 @@ EXAMPLE = Sample(
 """The sample of the worked examples in this file."""
 
 
-def _given(**lesion: Any) -> Answer:
+def _answer(**lesion: Any) -> Answer:
     """Return a parsed answer with one lesion, for the examples."""
     whole = {"diagnosis": None, "place": None, "box": None, "polygon": None, **lesion}
     return Answer("…", {"diagnosis": whole["diagnosis"], "lesions": [whole], "unread": []})
@@ -59,7 +59,7 @@ def _given(**lesion: Any) -> Answer:
 def diagnosis(sample: Sample, answer: Answer) -> float | None:
     """Return 1 for the correct diagnosis, or None if it is unknown or not requested. Several diagnoses score 0.
 
-    >>> diagnosis(EXAMPLE, _given(diagnosis="mel")), diagnosis(EXAMPLE, _given(diagnosis="nv"))
+    >>> diagnosis(EXAMPLE, _answer(diagnosis="mel")), diagnosis(EXAMPLE, _answer(diagnosis="nv"))
     (1.0, 0.0)
     """
     if "diagnosis" not in sample.fields["requested"]:
@@ -73,7 +73,7 @@ def place(sample: Sample, answer: Answer) -> float | None:
     The location is the one that the answer names, or that of its box if the recipe does not request a location. None if
     the lesion's location is unknown.
 
-    >>> place(EXAMPLE, _given(place=[0, 0])), place(EXAMPLE, _given(place=[1, 1])), place(EXAMPLE, _given())
+    >>> place(EXAMPLE, _answer(place=[0, 0])), place(EXAMPLE, _answer(place=[1, 1])), place(EXAMPLE, _answer())
     (1.0, 0.5, 0.0)
     """
     if not sample.reference["places"] or not {"location", "bbox", "polygon"} & set(sample.fields["requested"]):
@@ -85,7 +85,7 @@ def place(sample: Sample, answer: Answer) -> float | None:
 def box_overlap(sample: Sample, answer: Answer) -> float | None:
     """Return the mean box IoU over matched lesions. Missing and extra boxes count 0. None without a reference box.
 
-    >>> round(box_overlap(EXAMPLE, _given(box=[10, 10, 40, 25])), 2)
+    >>> round(box_overlap(EXAMPLE, _answer(box=[10, 10, 40, 25])), 2)
     0.5
     """
     if not _has_boxes(sample):
@@ -98,7 +98,7 @@ def giou(sample: Sample, answer: Answer) -> float | None:
 
     Unlike IoU, it distinguishes near and distant boxes without an overlap.
 
-    >>> giou(EXAMPLE, _given(box=[10, 10, 40, 40])), giou(EXAMPLE, _given(box=[10, 10, 40, 25]))
+    >>> giou(EXAMPLE, _answer(box=[10, 10, 40, 40])), giou(EXAMPLE, _answer(box=[10, 10, 40, 25]))
     (1.0, 0.75)
     """
     if not _has_boxes(sample):
@@ -109,10 +109,10 @@ def giou(sample: Sample, answer: Answer) -> float | None:
 def mask_iou(sample: Sample, answer: Answer) -> float | None:
     """Return the IoU between the mask of all lesions and all shapes in the answer (polygons, otherwise boxes).
 
-    Missing and extra lesions therefore cost their area. Without a mask and polygons in the row, the box is the
-    reference.
+    Lesions are not matched here, because masks of touching lesions have no boundary between them. Missing and extra
+    lesions cost their area. Without a mask and polygons in the row, the box is the reference.
 
-    >>> round(mask_iou(EXAMPLE, _given(box=[10, 10, 40, 25])), 2)
+    >>> round(mask_iou(EXAMPLE, _answer(box=[10, 10, 40, 25])), 2)
     0.5
     """
     mask = _reference_mask(sample)
@@ -129,10 +129,13 @@ def mask_iou(sample: Sample, answer: Answer) -> float | None:
 def format(sample: Sample, answer: Answer) -> float:
     """Return 1 if every requested part was parsed for every lesion, and nothing was left unparsed.
 
-    >>> format(EXAMPLE, _given(diagnosis="nv", place=[0, 0], box=[1, 1, 2, 2])), format(EXAMPLE, _given(diagnosis="nv"))
-    (1.0, 0.0)
+    >>> format(EXAMPLE, _answer(diagnosis="nv", place=[0, 0], box=[1, 1, 2, 2]))
+    1.0
+    >>> format(EXAMPLE, _answer(diagnosis="nv"))
+    0.0
     """
-    lesions, needed = _lesions(answer), [_FOUND_AS[part] for part in sample.fields["requested"] if part in _FOUND_AS]
+    lesions = _lesions(answer)
+    needed = [_VALUE_OF_PART[part] for part in sample.fields["requested"] if part in _VALUE_OF_PART]
     whole = lesions and all(lesion[name] is not None for lesion in lesions for name in needed)
     return float(bool(whole) and not answer.values["unread"])
 
@@ -194,7 +197,7 @@ def why_mask(sample: Sample, answer: Answer) -> str:
 def why_format(sample: Sample, answer: Answer) -> str:
     """Return the missing or unparsed parts."""
     requested = ", ".join(sample.fields["requested"])
-    return f"{len(_lesions(answer))} lesions, {requested} requested; unreadable: {_unread(answer)}"
+    return f"{len(_lesions(answer))} lesions, {requested} requested. Unparsed: {_unread(answer)}"
 
 
 WHY = {
@@ -207,7 +210,7 @@ WHY = {
 }
 """Reward -> explanation of its value."""
 
-_FOUND_AS = {"diagnosis": "diagnosis", "location": "place", "bbox": "box", "polygon": "polygon"}
+_VALUE_OF_PART = {"diagnosis": "diagnosis", "location": "place", "bbox": "box", "polygon": "polygon"}
 
 
 def _unread(answer: Answer) -> str:

@@ -1,20 +1,50 @@
-"""Rows of lesions to samples: the output of `toolkit data prepare`, and the layouts of earlier skin-lesion scripts."""
+"""Rows and settings of the task ``lesion``.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+Rows are the output of ``toolkit data prepare``, or have the layouts of earlier skin-lesion scripts.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
-from toolkit.data.cells import cell, decoded, extra_fields, image_size, name_of, read_group, read_images, text_of
+from pydantic import Field
+
+from toolkit.data.cells import (
+    cell,
+    coordinate_frame,
+    decoded,
+    extra_fields,
+    image_size,
+    name_of,
+    read_group,
+    read_images,
+    text_of,
+)
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingImage, RowProblem
+from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
-from toolkit.scoring.regions import Box, Location, Polygon, Size, clip_box, locate_box, order_box, parse_location
+from toolkit.recipe import Recipe, Section
+from toolkit.recipe.checks import empty_or_repeated
+from toolkit.scoring.regions import (
+    Box,
+    Coordinates,
+    Frame,
+    Location,
+    Polygon,
+    Size,
+    choose_coordinates,
+    clip_box,
+    locate_box,
+    order_box,
+    parse_location,
+)
 from toolkit.scoring.statistics import AGE_EDGES, bin_label
+from toolkit.tasks.lesion.diagnoses import HAM10000, LabelTable, load_labels
 from toolkit.tasks.lesion.prompt import choose_question
-from toolkit.tasks.lesion.settings import LesionSettings
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "image_name", "img_name", "ImagePath"),
@@ -36,8 +66,85 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "site": ("localization", "site", "anatom_site_general"),
     "source": ("dataset",),
 }
-BY = ("sex", "site", "source")
+
+GROUP_BY = ("sex", "site", "source")
 """Group-by columns with a fixed name."""
+
+
+class Lesion(Section):
+    """Settings of the task ``lesion``: parts of the answer, labels and coordinates."""
+
+    answer: tuple[Literal["diagnosis", "location", "size", "features", "bbox", "polygon"], ...] = (
+        "diagnosis",
+        "location",
+        "bbox",
+    )
+    """Parts of an answer, in this order. A row without a value for a part leaves it out."""
+    labels: Path | None = None
+    """TOML file of diagnoses (``[[label]] code, name, synonyms``) that replaces the seven of HAM10000."""
+    grid: Literal[3, 5] = 3
+    """Rows and columns of the grid whose cells name a location in the image."""
+    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
+    """Convention for coordinates in completions. ``auto`` is that of the model family."""
+    crop: float = Field(1.0, gt=0, le=1)
+    """Smallest side of a random crop around the lesions, as a fraction of the image side. 1 disables cropping."""
+    crop_splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
+    """Splits whose images are cropped."""
+
+
+def check_settings(recipe: Recipe) -> Iterator[Problem]:
+    """Check that an answer has content."""
+    listed = list(recipe.settings.answer)
+    if not {"diagnosis", "location", "bbox", "polygon"} & set(listed):
+        rule = "must have at least one of diagnosis, location, bbox and polygon"
+        yield Problem("recipe.lesion_answer_incomplete", rule, "data.lesion.answer", listed, "Add one of them.")
+    else:
+        yield from empty_or_repeated("data.lesion.answer", listed)
+
+
+def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
+    """Return the changes for a dry run: the model family's convention, and no labels that synthetic rows lack."""
+    coordinates = choose_coordinates(recipe.settings.coordinates, recipe.model.name, "data.lesion.coordinates").name
+    return {"coordinates": coordinates, **({"labels": None} if synthetic else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class LesionSettings:
+    """Settings of ``Lesion``, ready to use.
+
+    ``crop`` is the smallest fraction of each side that is shown. 1 means whole images.
+    """
+
+    answer: tuple[str, ...]
+    grid: int
+    labels: LabelTable
+    coordinates: Coordinates
+    max_side: int
+    seed: int
+    crop: float
+
+    def frame(self, size: Size) -> Frame:
+        """Return the coordinate frame of an image or of its shown crop."""
+        return coordinate_frame(size, self.max_side, self.coordinates)
+
+
+def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
+    """Return the settings for the rows of one split.
+
+    Raises:
+        RecipeError: The coordinate convention of the model family is unknown.
+        DataError: The recipe's label table is invalid.
+    """
+    lesion: Lesion = recipe.settings
+    return LesionSettings(
+        answer=lesion.answer,
+        grid=lesion.grid,
+        labels=HAM10000 if lesion.labels is None else load_labels(lesion.labels),
+        coordinates=choose_coordinates(lesion.coordinates, recipe.model.name, "data.lesion.coordinates"),
+        max_side=recipe.images.max_side,
+        seed=recipe.run.seed,
+        crop=lesion.crop if split in lesion.crop_splits else 1.0,
+    )
 
 
 def placeholders(settings: LesionSettings) -> dict[str, Any]:
@@ -85,7 +192,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "size": _area(row, origin, cropped=crop is not None),
         "features": _features(row, origin),
     }
-    requested = tuple(part for part in settings.answer if reference[_KNOWN_BY[part]])
+    requested = tuple(part for part in settings.answer if reference[_REFERENCE_OF_PART[part]])
     if not requested:
         rule = "the row must have at least one part of data.lesion.answer"
         raise RowProblem("tasks.lesion.answer_parts_missing", rule, place=place)
@@ -98,14 +205,14 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "settings": settings,
     }
     fields["frame"] = settings.frame(size)
-    fields |= {by: text for by in BY if (text := text_of(cell(row, origin, by)))}
+    fields |= {by: text for by in GROUP_BY if (text := text_of(cell(row, origin, by)))}
     if text_of(age := cell(row, origin, "age_band")):
         fields["age_band"] = bin_label(age, AGE_EDGES)
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
     return Sample(name, "lesion", _group(row, origin, image), (image,), fields, reference)
 
 
-_KNOWN_BY = {
+_REFERENCE_OF_PART = {
     "diagnosis": "diagnosis",
     "location": "places",
     "size": "size",
@@ -113,7 +220,7 @@ _KNOWN_BY = {
     "bbox": "boxes",
     "polygon": "polygons",
 }
-"""Part of an answer -> the part of the reference it is written from."""
+"""Part of an answer -> the part of the reference that its text is generated from."""
 
 
 def choose_crop(
@@ -122,7 +229,7 @@ def choose_crop(
     """Return a crop that contains every box, drawn by the seed and the row's name, or None for the whole image.
 
     Both sides have the same fraction of the image's sides, drawn from ``settings.crop`` to 1, or more if the boxes need
-    it.
+    it. Photographers centre lesions, so without crops a model could learn the location without looking.
     """
     if settings.crop >= 1:
         return None
@@ -158,7 +265,7 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
 def _boxes(row: Mapping[str, Any], origin: RowOrigin, size: Size, place: str) -> list[Box]:
     """Return all boxes inside the image."""
     many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
-    listed = many if _given(many) else [one] if _given(one) else []
+    listed = many if _has_value(many) else [one] if _has_value(one) else []
     if not isinstance(listed, list):
         rule = "boxes must be a list of [x1, y1, x2, y2]"
         raise RowProblem("tasks.lesion.boxes_not_list", rule, place=place, value=listed)
@@ -178,7 +285,7 @@ def _box(values: Any, size: Size, place: str) -> Box:
 
 def _polygons(row: Mapping[str, Any], origin: RowOrigin, place: str) -> list[Polygon]:
     value = decoded(cell(row, origin, "polygons"))
-    if not _given(value):
+    if not _has_value(value):
         return []
     polygons = [_polygon(points) for points in value] if isinstance(value, list) else [None]
     if None in polygons:
@@ -202,7 +309,7 @@ def _numbers(values: Any) -> list[float] | None:
     return list(values) if all(abs(value) < 1e9 for value in values) else None
 
 
-def _given(value: Any) -> bool:
+def _has_value(value: Any) -> bool:
     return value is not None and value == value and value not in ("", [])
 
 

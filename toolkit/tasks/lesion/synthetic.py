@@ -1,33 +1,53 @@
-"""Synthetic lesions: as downloads of HAM10000 and of ISIC's archive, and as the rows that are prepared from one."""
+"""Synthetic lesions: as a download of HAM10000, and as the rows that are prepared from it."""
 
-import csv
-import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
-from numpy.typing import NDArray
 
 from toolkit.data.task import Synthetic
 from toolkit.errors import DataError
 from toolkit.prepare.ham10000 import prepare_ham10000
 from toolkit.prepare.request import PrepareRequest
 from toolkit.recipe import SyntheticData
-from toolkit.synthetic.lesion_shapes import Size
+from toolkit.synthetic.dermoscopy import Size
+from toolkit.synthetic.files import write_csv, write_file, write_image
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos, name_of
 
 SIZE: Size = (300, 225)
-LEAST_SIDE = 64
-MARKER = "practice.json"
-"""File with the arguments of the last call, which tells a later call which files to keep."""
+MIN_SIDE = 64
+MARKER = "synthetic.json"
+"""File with the arguments of the last call, from which a later call knows which files are still valid."""
 DRAWING = 1
 """Version of the drawing code. A new version redraws existing images."""
-QUALITY = 95
+JPEG_QUALITY = 95
+
+PLACES: Mapping[str, str] = {
+    "images_part_1": "HAM10000_images_part_1",
+    "images_part_2": "HAM10000_images_part_2",
+    "masks": "HAM10000_segmentations_lesion",
+    "metadata": "HAM10000_metadata.csv",
+}
+"""Name in the result of ``write_ham10000`` -> folder or file below the output folder."""
+
+
+def write_lesions(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
+    """Write images, masks and rows, and return the JSON file of each split that has rows.
+
+    The split is by lesion, so split sizes only approximate the requested numbers of images. Images are
+    ``synthetic.size`` pixels wide and three quarters as high.
+    """
+    total = synthetic.train + synthetic.validation + synthetic.test
+    written = write_ham10000(folder, total, seed, (synthetic.size, synthetic.size * 3 // 4))
+    request = PrepareRequest(folder, seed, synthetic.validation / total, synthetic.test / total, workers=1)
+    prepare_ham10000(
+        [written["images_part_1"], written["images_part_2"]], written["masks"], written["metadata"], request
+    )
+    files = {split: folder / f"{split}.json" for split in ("train", "validation", "test")}
+    return {split: file for split, file in files.items() if file.is_file()}
 
 
 def write_ham10000(
@@ -53,65 +73,20 @@ def write_ham10000(
     Raises:
         DataError: An argument is out of range, or the folder has other data of this layout.
     """
-    return _write(
-        folder, _HAM10000, make_photos(images, seed, frequencies), _arguments(images, seed, size, frequencies)
-    )
-
-
-def write_isic(
-    folder: Path, images: int, seed: int, size: Size = SIZE, frequencies: Mapping[str, float] = FREQUENCIES
-) -> dict[str, Path]:
-    """Write the same synthetic images in the layout of the ISIC archive, with masks as in its 2018 challenge.
-
-    ``folder`` gets ``{isic_id}.jpg``, ``ISIC2018_Task1_Training_GroundTruth/{isic_id}_segmentation.png`` (0 or 255)
-    and, last, ``metadata.csv``. The arguments are those of ``write_ham10000``.
-
-    Returns:
-        ``images`` and ``masks`` (folders) and ``metadata`` (the CSV).
-
-    Raises:
-        DataError: As for ``write_ham10000``.
-    """
-    return _write(folder, _ISIC, make_photos(images, seed, frequencies), _arguments(images, seed, size, frequencies))
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """A class in the terms of the ISIC archive, from general to specific."""
-
-    benign_malignant: str
-    levels: tuple[str, str, str]
-
-
-DIAGNOSES: Mapping[str, Diagnosis] = {
-    "akiec": Diagnosis(
-        "indeterminate", ("Indeterminate", "Indeterminate epidermal proliferations", "Solar or actinic keratosis")
-    ),
-    "bcc": Diagnosis(
-        "malignant",
-        ("Malignant", "Malignant adnexal epithelial proliferations - Follicular", "Basal cell carcinoma"),
-    ),
-    "bkl": Diagnosis("benign", ("Benign", "Benign epidermal proliferations", "Seborrheic keratosis")),
-    "df": Diagnosis("benign", ("Benign", "Benign soft tissue proliferations - Fibro-histiocytic", "Dermatofibroma")),
-    "mel": Diagnosis(
-        "malignant", ("Malignant", "Malignant melanocytic proliferations (Melanoma)", "Melanoma Invasive")
-    ),
-    "nv": Diagnosis("benign", ("Benign", "Benign melanocytic proliferations", "Nevus")),
-    "vasc": Diagnosis("benign", ("Benign", "Benign soft tissue proliferations - Vascular", "Hemangioma")),
-}
-
-ANATOM_SITES: Mapping[str, str] = {
-    "abdomen": "anterior torso",
-    "back": "posterior torso",
-    "chest": "anterior torso",
-    "face": "head/neck",
-    "foot": "palms/soles",
-    "lower extremity": "lower extremity",
-    "neck": "head/neck",
-    "trunk": "anterior torso",
-    "upper extremity": "upper extremity",
-}
-"""HAM10000's localization -> the archive's anatom_site_general."""
+    photos = make_photos(images, seed, frequencies)
+    if min(size) < MIN_SIDE:
+        rule = f"sides must be at least {MIN_SIDE} pixels"
+        raise DataError("synthetic.size_too_small", rule, place="size", value=size, remedy="Raise it.")
+    drawn = {"seed": seed, "size": list(size), "frequencies": dict(sorted(frequencies.items())), "drawing": DRAWING}
+    _remove_outdated(folder, images, drawn)
+    paths = {name: folder / place for name, place in PLACES.items()}
+    for path in (paths["images_part_1"], paths["images_part_2"], paths["masks"]):
+        path.mkdir(parents=True, exist_ok=True)
+    write_file(folder / MARKER, json.dumps({"images": images, **drawn}, indent=1).encode())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda photo: _write_photo(folder, photo, size), photos))
+    write_csv(paths["metadata"], [ham10000_row(photo) for photo in photos])
+    return paths
 
 
 def ham10000_row(photo: Photo) -> dict[str, object]:
@@ -129,146 +104,30 @@ def ham10000_row(photo: Photo) -> dict[str, object]:
     }
 
 
-def isic_row(photo: Photo) -> dict[str, object]:
-    """Return the row of the archive's metadata.csv. Unknown values are None, which is written as blank."""
-    lesion, patient = photo.lesion, photo.lesion.patient
-    diagnosis = DIAGNOSES[lesion.dx]
-    return {
-        "isic_id": photo.name,
-        "attribution": "Generated for practice",
-        "copyright_license": "CC-0",
-        "age_approx": patient.age,
-        "anatom_site_general": ANATOM_SITES[lesion.site] if lesion.site else None,
-        "benign_malignant": diagnosis.benign_malignant,
-        **{f"diagnosis_{number}": text for number, text in enumerate(diagnosis.levels, start=1)},
-        "image_type": "dermoscopic",
-        "sex": patient.sex,
-        "patient_id": f"IP_{patient.number:07d}",
-        "lesion_id": f"IL_{lesion.number:07d}",
-    }
+def _remove_outdated(folder: Path, images: int, drawn: Mapping[str, object]) -> None:
+    """Remove the files of an earlier call that a call for ``images`` images with these arguments would not write."""
+    if not (folder / MARKER).is_file():
+        if found := [place for place in PLACES.values() if (folder / place).exists()]:
+            raise _other_data(folder, f"{found[0]}, but no {MARKER}")
+        return
+    stored_images, stored = _read_marker(folder)
+    if stored == drawn and stored_images == images:
+        return
+    (folder / PLACES["metadata"]).unlink(missing_ok=True)
+    for number in range(images if stored == drawn else 0, stored_images):
+        for file in _files(folder, number):
+            file.unlink(missing_ok=True)
 
 
-def write_lesions(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
-    """Write images, masks and rows, and return the JSON file of each split that has rows.
-
-    The split is by lesion, so split sizes only approximate the requested numbers of images. Images are
-    ``synthetic.size`` pixels wide and three quarters as high.
-    """
-    total = synthetic.train + synthetic.validation + synthetic.test
-    written = write_ham10000(folder, total, seed, (synthetic.size, synthetic.size * 3 // 4))
-    fractions = {"validation": synthetic.validation / total, "test": synthetic.test / total}
-    request = PrepareRequest(folder, seed, fractions["validation"], fractions["test"], workers=1)
-    prepare_ham10000(
-        [written["images_part_1"], written["images_part_2"]], written["masks"], written["metadata"], request
-    )
-    files = {split: folder / f"{split}.json" for split in ("train", "validation", "test")}
-    return {split: file for split, file in files.items() if file.is_file()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """The file layout and metadata row of a dataset."""
-
-    name: str
-    places: Mapping[str, str]
-    """Name in the result -> folder or file below the output folder."""
-    image: Callable[[int], str]
-    """Image number -> its folder."""
-    row: Callable[[Photo], dict[str, object]]
-
-    def files(self, folder: Path, number: int) -> tuple[Path, Path]:
-        """Return the files of image and mask."""
-        name = name_of(number)
-        return (
-            folder / self.image(number) / f"{name}.jpg",
-            folder / self.places["masks"] / f"{name}_segmentation.png",
-        )
-
-
-_HAM10000 = _Layout(
-    "ham10000",
-    {
-        "images_part_1": "HAM10000_images_part_1",
-        "images_part_2": "HAM10000_images_part_2",
-        "masks": "HAM10000_segmentations_lesion",
-        "metadata": "HAM10000_metadata.csv",
-    },
-    # Alternate, so that an image's folder does not depend on the number of images.
-    lambda number: f"HAM10000_images_part_{1 + number % 2}",
-    ham10000_row,
-)
-_ISIC = _Layout(
-    "isic",
-    {"images": ".", "masks": "ISIC2018_Task1_Training_GroundTruth", "metadata": "metadata.csv"},
-    lambda number: ".",
-    isic_row,
-)
-
-Arguments = dict[str, Any]
-
-
-def _arguments(images: int, seed: int, size: Size, frequencies: Mapping[str, float]) -> Arguments:
-    if min(size) < LEAST_SIDE:
-        rule = f"sides must be at least {LEAST_SIDE} pixels"
-        raise DataError("synthetic.size_too_small", rule, place="size", value=size, remedy="Raise it.")
-    return {
-        "images": images,
-        "seed": seed,
-        "size": list(size),
-        "frequencies": dict(sorted(frequencies.items())),
-        "drawing": DRAWING,
-    }
-
-
-def _write(folder: Path, layout: _Layout, photos: list[Photo], arguments: Arguments) -> dict[str, Path]:
-    paths = {name: folder / place for name, place in layout.places.items()}
-    _begin(folder, layout, {"layout": layout.name, **arguments})
-    for name, path in paths.items():
-        if name != "metadata":
-            path.mkdir(parents=True, exist_ok=True)
-    size = arguments["size"]
-
-    def draw(photo: Photo) -> None:
-        image_file, mask_file = layout.files(folder, photo.number)
-        if image_file.is_file() and mask_file.is_file():
-            return
-        image = photo.draw((size[0], size[1]))
-        # OpenCV expects BGR.
-        _encode(image_file, image.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-        _encode(mask_file, image.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(draw, photos):
-            pass
-    _replace(paths["metadata"], _table([layout.row(photo) for photo in photos]).encode())
-    return paths
-
-
-def _begin(folder: Path, layout: _Layout, arguments: Arguments) -> None:
-    """Write the marker, after removing files of earlier calls that this call would not write."""
-    marker, metadata = folder / MARKER, folder / layout.places["metadata"]
-    if marker.is_file():
-        stored = _read(marker, layout)
-        same = {**stored, "images": None} == {**arguments, "images": None}
-        if stored != arguments:
-            metadata.unlink(missing_ok=True)
-        for number in range(arguments["images"] if same else 0, stored["images"]):
-            for file in layout.files(folder, number):
-                file.unlink(missing_ok=True)
-    elif found := [place for place in layout.places.values() if place != "." and (folder / place).exists()]:
-        raise _other_data(folder, f"{found[0]}, but no {MARKER}")
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(marker, json.dumps(arguments, indent=1).encode())
-
-
-def _read(marker: Path, layout: _Layout) -> Arguments:
+def _read_marker(folder: Path) -> tuple[int, dict[str, object]]:
+    """Return the number of images, and the arguments that decide how they look."""
     try:
-        stored = json.loads(marker.read_bytes())
+        stored = json.loads((folder / MARKER).read_bytes())
     except ValueError as error:
-        raise _other_data(marker.parent, f"a {MARKER} that is no JSON") from error
-    if not isinstance(stored, dict) or stored.get("layout") != layout.name or not isinstance(stored.get("images"), int):
-        raise _other_data(marker.parent, f"a {MARKER} of something else than {layout.name}")
-    return stored
+        raise _other_data(folder, f"a {MARKER} that is not JSON") from error
+    if not isinstance(stored, dict) or not isinstance(stored.get("images"), int):
+        raise _other_data(folder, f"a {MARKER} without a number of images")
+    return stored.pop("images"), stored
 
 
 def _other_data(folder: Path, found: str) -> DataError:
@@ -276,26 +135,22 @@ def _other_data(folder: Path, found: str) -> DataError:
     return DataError("synthetic.folder_of_other_data", rule, place=folder, value=found, remedy="Name another folder.")
 
 
-def _table(rows: list[dict[str, object]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _write_photo(folder: Path, photo: Photo, size: Size) -> None:
+    image_file, mask_file = _files(folder, photo.number)
+    if image_file.is_file() and mask_file.is_file():
+        return
+    image = photo.draw(size)
+    write_image(image_file, image.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    write_image(mask_file, image.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
-def _encode(path: Path, pixels: NDArray[Any], settings: list[int]) -> None:
-    done, encoded = cv2.imencode(path.suffix, pixels, settings)
-    if not done:
-        raise DataError("synthetic.image_not_encoded", f"OpenCV must be able to write {path.suffix}", place=path)
-    _replace(path, encoded.tobytes())
+def _files(folder: Path, number: int) -> tuple[Path, Path]:
+    """Return the files of image and mask.
 
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    The two folders of images alternate, so that the folder of an image does not depend on the number of images.
+    """
+    name, part = name_of(number), PLACES[f"images_part_{1 + number % 2}"]
+    return folder / part / f"{name}.jpg", folder / PLACES["masks"] / f"{name}_segmentation.png"
 
 
 LESIONS = Synthetic(

@@ -2,13 +2,13 @@
 
 from toolkit.data.task import Task
 from toolkit.tasks.mcq.metrics import RESULTS_BY, baseline, labels, scores
-from toolkit.tasks.mcq.parse import choose, parse
+from toolkit.tasks.mcq.parse import parse
 from toolkit.tasks.mcq.prompt import instruction, question, target
 from toolkit.tasks.mcq.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
 from toolkit.tasks.mcq.schema import COLUMNS, read
 from toolkit.tasks.mcq.synthetic import CHEST
 
-__all__ = ["MCQ", "choose"]
+__all__ = ["MCQ"]
 
 MCQ = Task(
     name="mcq",

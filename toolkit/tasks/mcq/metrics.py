@@ -49,15 +49,15 @@ def majority(samples: Sequence[Sample]) -> Callable[[Sample], str]:
         letters[sample.reference["letter"]] += 1
         texts[fold(sample.reference["text"])] += 1
     by_letter = _rank(letters)
-    right_letter = right_text = 0
+    correct_by_letter = correct_by_text = 0
     for sample in samples:
-        right = sample.reference["letter"]
+        correct = sample.reference["letter"]
         own = fold(sample.reference["text"])
         texts[own] -= 1
-        right_letter += _most_frequent_letter(sample, by_letter) == right
-        right_text += _most_frequent_text(sample, texts, by_letter) == right
+        correct_by_letter += _most_frequent_letter(sample, by_letter) == correct
+        correct_by_text += _most_frequent_text(sample, texts, by_letter) == correct
         texts[own] += 1
-    if right_text > right_letter:
+    if correct_by_text > correct_by_letter:
         return lambda sample: _most_frequent_text(sample, texts, by_letter)
     return lambda sample: _most_frequent_letter(sample, by_letter)
 

@@ -1,11 +1,25 @@
-"""Parse the letter in a completion, or say why there is none."""
+"""Parse the letter in a completion, or return why there is none."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.tasks.mcq.schema import TAGS, fold, letter_of_text
+
+EMPTY_COMPLETION = "the completion is empty"
+EMPTY_SOLUTION = "the solution is empty"
+NO_ANSWER = "there is no answer after the reasoning"
+NO_OPTION = "no option's letter or text was found"
+OTHER_TEXT = "the letter {letter} has the text of {other}"
+REASONING_NOT_CLOSED = "the reasoning is not closed (was the completion cut off?)"
+SEVERAL_OPTIONS = "several options are named: {letters}"
+SEVERAL_SOLUTIONS = "there is more than one solution"
+SOLUTION_NOT_CLOSED = "the solution is not closed (was the completion cut off?)"
+SOLUTION_NOT_OPENED = "the solution is closed but not opened"
+TAGS_REVERSED = "the solution's tags are reversed"
+UNKNOWN_OPTION = "{letter} is not one of the options {options}"
+"""Problems of a completion. An evaluation counts answers by problem."""
 
 
 class Choice(NamedTuple):
@@ -14,6 +28,8 @@ class Choice(NamedTuple):
     letter: str = ""
     text: str = ""
     problem: str | None = None
+    ambiguous: bool = False
+    """Whether the problem is that several options are named."""
 
 
 def parse(completion: str, sample: Sample) -> Answer:
@@ -25,7 +41,7 @@ def parse(completion: str, sample: Sample) -> Answer:
     values: dict[str, object] = {"explanation": _explanation(completion), "has_format": has_format(completion)}
     body, problem = _solution(completion)
     if problem is None:
-        letter, text, problem = choose(body, sample.fields["options"])
+        letter, text, problem, _ = choose(body, sample.fields["options"])
         values |= {"letter": letter, "text": text} if problem is None else {}
     return Answer(completion, values, problem)
 
@@ -37,7 +53,7 @@ def choose(body: str, options: Mapping[str, str]) -> Choice:
     case and punctuation. An article is not a letter: "a nodule" and "A nodule" name no option by themselves.
 
     >>> choose("(b)", {"A": "Normal", "B": "Mass"}), choose("A mass.", {"A": "Normal", "B": "A mass"}).letter
-    (Choice(letter='B', text='', problem=None), 'B')
+    (Choice(letter='B', text='', problem=None, ambiguous=False), 'B')
     """
     if (choice := _choose(body, options)).problem is None:
         return choice
@@ -49,7 +65,7 @@ def choose(body: str, options: Mapping[str, str]) -> Choice:
 
 def _names_no_other(text: str, letter: str, options: Mapping[str, str]) -> bool:
     other = _choose(text, options)
-    return (other.problem is not None and not other.problem.startswith("several")) or other.letter == letter
+    return (other.problem is not None and not other.ambiguous) or other.letter == letter
 
 
 def _choose(body: str, options: Mapping[str, str]) -> Choice:
@@ -58,11 +74,11 @@ def _choose(body: str, options: Mapping[str, str]) -> Choice:
         return exact
     text = _BRACKETED.sub(r"\1", text.replace("**", "").strip("*_`\"' "))
     if not text:
-        return Choice(problem="the solution is empty")
+        return Choice(problem=EMPTY_SOLUTION)
     choice = _read(text, options)
     if choice is None and (start := _LEAD_IN.match(text)):
         choice = _read(text[start.end() :].strip("*_`\"' "), options)
-    return choice or _in_sentence(text, options) or Choice(problem="no option's letter or text was found")
+    return choice or _in_sentence(text, options) or Choice(problem=NO_OPTION)
 
 
 def has_format(completion: str) -> bool:
@@ -72,22 +88,29 @@ def has_format(completion: str) -> bool:
 
 
 _FORMAT = re.compile(r"\s*<start_working_out>.*<end_working_out>\s*<SOLUTION>(.*)</SOLUTION>\s*", re.DOTALL)
+# A completion that was cut off has no end of its reasoning.
 _REASONING = re.compile(r"<start_working_out>(.*?)(?:<end_working_out>|<solution>|\Z)", re.DOTALL | re.IGNORECASE)
 _OPEN, _CLOSE, _START, _END = (
     re.compile(tag, re.IGNORECASE) for tag in ("<solution>", "</solution>", "<start_working_out>", "<end_working_out>")
 )
+# "[B]", "[B] - text".
 _BRACKETED = re.compile(r"^\[([A-Za-z])\](?=$|[\s.,:;-])")
+# "B", "(B)", "b."
 _ALONE = re.compile(r"\(?([A-Za-z])\)?[.:]?")
-# A hyphen needs a blank on one side: "C-spine" and "B-lines" are words.
+# "B. text", "(B) text", "B - text". A hyphen needs a blank on one side: "C-spine" and "B-lines" are words.
 _LABELLED = re.compile(r"\(?([A-Za-z])(?:\)[.:]?|[.:](?=\s)|\s*[-–—](?=\s)|\s+[-–—])\s*[-–—]?\s*(.+)")
 _JOINT = r"(?:\s*[,;/&]\s*(?:or\s+|and\s+)?|\s+or\s+|\s+and\s+|\s+)"
+# "A, B", "(A) or (B)", "A B".
 _SEVERAL = re.compile(rf"\(?[A-Z]\)?(?:{_JOINT}\(?[A-Z]\)?)+\.?")
+# A second letter after the text of the first option: "B - Mass, or C."
 _ALSO = re.compile(r"(?:[,;/&]|\bor\b|\band\b)\s*(?:option\s+)?\(?([A-Z])(?=$|[.,;:)/]|\s+[-–—]|\s+(?:or|and)\b)")
+# "The answer is", "So my final answer:", "Option".
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)*"
     r"(?:answer|option|choice|solution)\b(?:\s+is\b)?\s*[:=]?\s*(?:option\s+)?",
     re.IGNORECASE,
 )
+# "… The answer is B because …". A lower-case letter counts only before punctuation, because "a" is an article.
 _NAMED = re.compile(
     r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice|[Cc]hoose)\b(?:\s+is\b)?\s*[:=]?\s*\W{0,2}"
     r"(?:([A-Z])(?=\W*$|[.,;:)*]|\s+[-–—]|\s+(?:because|since|as|which|is\s+(?:correct|right))\b)|([a-z])(?=\W*$|[.,;:)*]))"
@@ -103,24 +126,24 @@ def _solution(completion: str) -> tuple[str, str | None]:
     """Return the text with the answer, and a problem if the tags do not identify it."""
     opened, closed = list(_OPEN.finditer(completion)), list(_CLOSE.finditer(completion))
     if len(opened) > 1 or len(closed) > 1:
-        return "", "there is more than one solution"
+        return "", SEVERAL_SOLUTIONS
     if opened and closed:
         in_order = opened[0].end() <= closed[0].start()
-        return completion[opened[0].end() : closed[0].start()], None if in_order else "the solution's tags are reversed"
+        return completion[opened[0].end() : closed[0].start()], None if in_order else TAGS_REVERSED
     if opened:
-        return "", "the solution is not closed (was the completion cut off?)"
+        return "", SOLUTION_NOT_CLOSED
     if closed:
-        return "", "the solution is closed but not opened"
+        return "", SOLUTION_NOT_OPENED
     return _after_reasoning(completion)
 
 
 def _after_reasoning(completion: str) -> tuple[str, str | None]:
     ends = list(_END.finditer(completion))
     if not ends and _START.search(completion):
-        return "", "the reasoning is not closed (was the completion cut off?)"
+        return "", REASONING_NOT_CLOSED
     rest = completion[ends[-1].end() :] if ends else completion
     if not rest.strip():
-        return "", "there is no answer after the reasoning" if ends else "the completion is empty"
+        return "", NO_ANSWER if ends else EMPTY_COMPLETION
     return rest, None
 
 
@@ -162,9 +185,9 @@ def _labelled(text: str, options: Mapping[str, str]) -> Choice | None:
     if letter not in options:
         return _unknown(letter, options)
     others = {name: option for name, option in options.items() if name != letter}
-    meant = letter_of_text(rest, others)
-    if meant is not None:
-        return Choice(problem=f"the letter {letter} stands with the text of {meant}")
+    other = letter_of_text(rest, others)
+    if other is not None:
+        return Choice(problem=OTHER_TEXT.format(letter=letter, other=other))
     also = [name for name in _ALSO.findall(rest) if name in others]
     also += [name for name, option in others.items() if re.search(_named_with_text(name, option), rest)]
     return _several([letter, *also]) if also else Choice(letter, rest)
@@ -185,9 +208,9 @@ def _in_sentence(text: str, options: Mapping[str, str]) -> Choice | None:
     return Choice(letter) if letter in options else _unknown(letter, options)
 
 
-def _several(letters: "Mapping[str, None] | list[str]") -> Choice:
-    return Choice(problem=f"several options are named: {', '.join(dict.fromkeys(letters))}")
+def _several(letters: Iterable[str]) -> Choice:
+    return Choice(problem=SEVERAL_OPTIONS.format(letters=", ".join(dict.fromkeys(letters))), ambiguous=True)
 
 
 def _unknown(letter: str, options: Mapping[str, str]) -> Choice:
-    return Choice(problem=f"{letter} is not one of the options {', '.join(options)}")
+    return Choice(problem=UNKNOWN_OPTION.format(letter=letter, options=", ".join(options)))

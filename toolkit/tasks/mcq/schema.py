@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.data.cells import NO_ANSWER, NO_QUESTION, cell, decoded, extra_fields, read_group, read_images, text_of
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import NOTHING, RowProblem
+from toolkit.errors import RowProblem
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
@@ -31,87 +31,91 @@ _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 _NOT_AN_OPTION = ("tasks.mcq.answer_not_an_option", "the answer must be one of the options")
 _LETTER_REPEATED = ("tasks.mcq.option_letter_repeated", "each option must have a letter of its own")
 
-MOST_COLUMNS = 8
+MAX_COLUMNS = 8
 """Maximum number of options in separate columns: option_a to option_h."""
 
 
-def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
+def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
     ``fields``: question, options (letter -> text), question_type if any, and the columns that the recipe names.
     ``reference``: letter, text, explanation and report (Findings and Impression). The last two may be None.
 
     Raises:
-        RowProblem: The row is unusable. Its ``reason`` is one of a few constants.
+        RowProblem: The row is unusable.
     """
-    problem = _Problems(source, name)
-    question = text_of(cell(row, source, "question"))
+    place = f"{origin.file}: {name}"
+    question = text_of(cell(row, origin, "question"))
     if not question:
-        raise problem(*NO_QUESTION)
-    options = read_options(row, source, problem)
-    letter = read_letter(row, source, options, problem)
-    explanation = text_of(cell(row, source, "explanation"))
-    if _holds_tag("\n".join((explanation, *options.values()))):
+        raise RowProblem(*NO_QUESTION, place=place)
+    options = read_options(row, origin, place)
+    letter = read_letter(row, origin, options, place)
+    explanation = text_of(cell(row, origin, "explanation"))
+    if _has_tag("\n".join((explanation, *options.values()))):
         rule = "options and explanation must not have a tag of the answer's format"
-        raise problem("tasks.mcq.tag_in_text", rule)
-    images = read_images(name, row, source)
+        raise RowProblem("tasks.mcq.tag_in_text", rule, place=place)
+    images = read_images(name, row, origin)
     fields: dict[str, Any] = {"question": question, "options": options}
-    if question_type := text_of(cell(row, source, "question_type")):
+    if question_type := text_of(cell(row, origin, "question_type")):
         fields["question_type"] = question_type
-    if source.context or source.by:
-        fields.update(extra_fields(row, source))
+    if origin.context or origin.by:
+        fields.update(extra_fields(row, origin))
     reference = {
         "letter": letter,
         "text": options[letter],
         "explanation": explanation or None,
-        "report": _report(row, source),
+        "report": _report(row, origin),
     }
-    return Sample(name, "mcq", read_group(row, source, images), images, fields, reference)
+    return Sample(name, "mcq", read_group(row, origin, images), images, fields, reference)
 
 
-def read_options(row: Mapping[str, Any], source: RowOrigin, problem: "_Problems") -> dict[str, str]:
+def read_options(row: Mapping[str, Any], origin: RowOrigin, place: str) -> dict[str, str]:
     """Return letter -> text in the order of the source, with single spaces.
 
     Letters come from the texts ("A. Normal") if all of them begin with one and A is among them, or from the keys of a
     table. Otherwise they are assigned in order.
     """
-    value = decoded(cell(row, source, "options"))
+    value = decoded(cell(row, origin, "options"))
     if value is None:
-        found = {letter: cell(row, source, f"option_{letter.lower()}") for letter in LETTERS[:MOST_COLUMNS]}
-        if any(fold(column) == f"option {LETTERS[MOST_COLUMNS].lower()}" for column in row):
+        found = {letter: cell(row, origin, f"option_{letter.lower()}") for letter in LETTERS[:MAX_COLUMNS]}
+        if any(fold(column) == f"option {LETTERS[MAX_COLUMNS].lower()}" for column in row):
             rule, remedy = "options in separate columns must be a to h", "Put all options into one column, options."
-            raise problem("tasks.mcq.too_many_option_columns", rule, remedy=remedy)
+            raise RowProblem("tasks.mcq.too_many_option_columns", rule, place=place, remedy=remedy)
         value = {letter: text for letter, text in found.items() if text_of(text)}
     if not isinstance(value, list | dict):
-        raise problem("tasks.mcq.options_not_list", "options must be a list or a table", value)
+        raise RowProblem("tasks.mcq.options_not_list", "options must be a list or a table", place=place, value=value)
     if len(value) < 2:
-        raise problem("tasks.mcq.too_few_options", "the row must have at least two options", value)
+        rule = "the row must have at least two options"
+        raise RowProblem("tasks.mcq.too_few_options", rule, place=place, value=value)
     if len(value) > len(LETTERS):
-        raise problem("tasks.mcq.too_many_options", "the row must have at most 26 options", len(value))
-    options = _from_table(value, problem) if isinstance(value, dict) else _from_list(value, problem)
+        rule = "the row must have at most 26 options"
+        raise RowProblem("tasks.mcq.too_many_options", rule, place=place, value=len(value))
+    options = _from_table(value, place) if isinstance(value, dict) else _from_list(value, place)
     if not all(options.values()):
-        raise problem("tasks.mcq.option_empty", "an option must not be empty", value)
+        raise RowProblem("tasks.mcq.option_empty", "an option must not be empty", place=place, value=value)
     return options
 
 
-def read_letter(row: Mapping[str, Any], source: RowOrigin, options: Mapping[str, str], problem: "_Problems") -> str:
+def read_letter(row: Mapping[str, Any], origin: RowOrigin, options: Mapping[str, str], place: str) -> str:
     """Return the letter of the correct option.
 
     Accepted: a letter ("B", "B.", "(B)"), "B. text", the text of an option, or a number from 0.
     """
-    answer = text_of(cell(row, source, "answer"))
-    letter = answer if answer in options else _find_letter(answer, options, problem)
+    answer = text_of(cell(row, origin, "answer"))
+    letter = answer if answer in options else _find_letter(answer, options, place)
     if letter is None and not answer:
-        letter = _at_index(text_of(cell(row, source, "answer_index")), options, problem)
+        letter = _at_index(text_of(cell(row, origin, "answer_index")), options, place)
     if letter is None and answer.isdecimal():
         remedy = "Name the column as answer_index in data.columns if it counts the options from 0."
         rule = "the answer must be a letter or the text of an option, not a number"
-        raise problem("tasks.mcq.answer_is_number", rule, answer, remedy)
+        raise RowProblem("tasks.mcq.answer_is_number", rule, place=place, value=answer, remedy=remedy)
     if letter is None:
-        raise problem(*_NOT_AN_OPTION, answer) if answer else problem(*NO_ANSWER)
+        if not answer:
+            raise RowProblem(*NO_ANSWER, place=place)
+        raise RowProblem(*_NOT_AN_OPTION, place=place, value=answer)
     if len(set(options.values())) < len(options) and list(options.values()).count(options[letter]) > 1:
         rule = "the correct option must be listed once"
-        raise problem("tasks.mcq.correct_option_repeated", rule, options[letter])
+        raise RowProblem("tasks.mcq.correct_option_repeated", rule, place=place, value=options[letter])
     return letter
 
 
@@ -126,41 +130,32 @@ def fold(text: str) -> str:
 
 def letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
     """Return the letter of the only option with this text, first exactly, then without case and punctuation."""
-    for form in (str, fold):
-        expected = form(text)
-        found = [letter for letter, option in options.items() if form(option) == expected]
+    for normalised in (str, fold):
+        expected = normalised(text)
+        found = [letter for letter, option in options.items() if normalised(option) == expected]
         if expected and found:
             return found[0] if len(found) == 1 else None
     return None
 
 
-class _Problems:
-    """Builds the problems of one row."""
-
-    def __init__(self, source: RowOrigin, name: str) -> None:
-        self._source, self._name = source, name
-
-    def __call__(self, code: str, rule: str, value: Any = NOTHING, remedy: str = "") -> RowProblem:
-        return RowProblem(code, rule, place=f"{self._source.file}: {self._name}", value=value, remedy=remedy)
-
-
-def _from_table(table: Mapping[str, Any], problem: _Problems) -> dict[str, str]:
+def _from_table(table: Mapping[str, Any], place: str) -> dict[str, str]:
     options = {str(key).strip().upper(): _one_line(text) for key, text in table.items()}
     if not all(len(key) == 1 and key in LETTERS for key in options):
-        raise problem("tasks.mcq.option_key_not_letter", "the keys of options must be letters", list(table))
+        rule = "the keys of options must be letters"
+        raise RowProblem("tasks.mcq.option_key_not_letter", rule, place=place, value=list(table))
     if len(options) < len(table):
-        raise problem(*_LETTER_REPEATED, list(table))
+        raise RowProblem(*_LETTER_REPEATED, place=place, value=list(table))
     return options
 
 
-def _from_list(texts: list[Any], problem: _Problems) -> dict[str, str]:
+def _from_list(texts: list[Any], place: str) -> dict[str, str]:
     options = [_one_line(text) for text in texts]
     labels = [_LABEL.fullmatch(option) for option in options]
     letters = [label[1].upper() for label in labels if label is not None]
     if len(letters) < len(options) or "A" not in letters:
         return dict(zip(LETTERS, options, strict=False))
     if len(set(letters)) < len(letters):
-        raise problem(*_LETTER_REPEATED, texts)
+        raise RowProblem(*_LETTER_REPEATED, place=place, value=texts)
     return {letter: label[2] for letter, label in zip(letters, labels, strict=True) if label is not None}
 
 
@@ -169,7 +164,7 @@ def _one_line(value: Any) -> str:
     return " ".join(text.split())
 
 
-def _find_letter(answer: str, options: Mapping[str, str], problem: _Problems) -> str | None:
+def _find_letter(answer: str, options: Mapping[str, str], place: str) -> str | None:
     if (alone := _LETTER.fullmatch(answer)) and alone[1].upper() in options:
         return alone[1].upper()
     text = _one_line(answer)
@@ -180,11 +175,12 @@ def _find_letter(answer: str, options: Mapping[str, str], problem: _Problems) ->
         return None
     letter = label[1].upper()
     if fold(label[2]) != fold(options[letter]):
-        raise problem("tasks.mcq.answer_contradicts_itself", "the answer's letter and text must agree", answer)
+        rule = "the answer's letter and text must agree"
+        raise RowProblem("tasks.mcq.answer_contradicts_itself", rule, place=place, value=answer)
     return letter
 
 
-def _at_index(index: str, options: Mapping[str, str], problem: _Problems) -> str | None:
+def _at_index(index: str, options: Mapping[str, str], place: str) -> str | None:
     if not index:
         return None
     number = index.removesuffix(".0")
@@ -192,13 +188,13 @@ def _at_index(index: str, options: Mapping[str, str], problem: _Problems) -> str
         return list(options)[int(number)]
     if (alone := _LETTER.fullmatch(index)) and alone[1].upper() in options:
         return alone[1].upper()
-    raise problem(*_NOT_AN_OPTION, index)
+    raise RowProblem(*_NOT_AN_OPTION, place=place, value=index)
 
 
-def _holds_tag(text: str) -> bool:
+def _has_tag(text: str) -> bool:
     return "<" in text and any(tag.lower() in text.lower() for tag in TAGS)
 
 
-def _report(row: Mapping[str, Any], source: RowOrigin) -> str | None:
-    findings, impression = text_of(cell(row, source, "findings")), text_of(cell(row, source, "impression"))
+def _report(row: Mapping[str, Any], origin: RowOrigin) -> str | None:
+    findings, impression = text_of(cell(row, origin, "findings")), text_of(cell(row, origin, "impression"))
     return "\n".join((findings, impression)).strip() or None

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from toolkit.data.task import Synthetic
 from toolkit.recipe import SyntheticData
+from toolkit.synthetic import Rng
 from toolkit.synthetic.chest import (
     FINDINGS,
     LOCATIONS,
@@ -16,7 +17,6 @@ from toolkit.synthetic.chest import (
     Records,
     write_radiographs,
 )
-from toolkit.synthetic.radiograph import Rng
 
 LETTERS = "ABCD"
 FINDING_QUESTION_RATE = 0.15

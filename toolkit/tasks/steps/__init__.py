@@ -1,33 +1,30 @@
 """GUI steps in medical software: ordered rows, agent memory, and actions with coordinates."""
 
 from toolkit.data.task import Task
-from toolkit.tasks.steps.agent_memory import EMPTY, Memory, advance, replay
-from toolkit.tasks.steps.episodes import CARRIED
+from toolkit.tasks.steps.agent_memory import EMPTY, AgentMemory, advance, replay
+from toolkit.tasks.steps.episodes import AGENT_MEMORY, REFERENCE_FIELDS, link
 from toolkit.tasks.steps.metrics import (
     RESULTS_BY,
     action_baseline,
     baseline,
     labels,
-    repeat_last,
     scores,
     target_baseline,
 )
-from toolkit.tasks.steps.order import HIDDEN, link
 from toolkit.tasks.steps.parse import parse
 from toolkit.tasks.steps.prompt import instruction, question, target
 from toolkit.tasks.steps.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
-from toolkit.tasks.steps.schema import COLUMNS, read
-from toolkit.tasks.steps.settings import Steps, check_settings, dry_run_settings, step_settings
+from toolkit.tasks.steps.schema import COLUMNS, Steps, check_settings, dry_run_settings, read, step_settings
 from toolkit.tasks.steps.synthetic import STEP_ROWS
 
-__all__ = ["EMPTY", "STEPS", "Memory", "advance", "repeat_last", "replay"]
+__all__ = ["EMPTY", "STEPS", "AgentMemory", "advance", "replay"]
 
 STEPS = Task(
     name="steps",
     description="the next step in medical imaging software, from screenshots",
     columns=COLUMNS,
     required=frozenset({"task", "image", "question", "output|action"}),
-    leaking=frozenset(name for field in HIDDEN for name in COLUMNS[field]),
+    leaking=frozenset(name for field in REFERENCE_FIELDS for name in COLUMNS[field]),
     read=read,
     instruction=instruction,
     question=question,
@@ -52,6 +49,6 @@ STEPS = Task(
     placeholders=lambda settings: {"task": "question", "action": settings.actions[0]},
     link=link,
     notes=lambda sample: sample.fields["notes"],
-    carried=CARRIED,
+    carried=AGENT_MEMORY,
     grouped_by="the task",
 )

@@ -15,27 +15,27 @@ from typing import Any
 
 from toolkit.data.sample import Answer
 
-MOST_KEYS = 32
+MAX_KEYS = 32
 """Maximum number of keys in a memory or in a table inside it. Further keys are rejected."""
-MOST_ITEMS = 64
+MAX_ITEMS = 64
 """Maximum number of items in a list. The last items are kept."""
-LONGEST_TEXT = 2000
+MAX_TEXT = 2000
 """Maximum characters of a text. The rest is cut off."""
-LONGEST_KEY = 100
+MAX_KEY = 100
 """Maximum characters of a key. A longer key is rejected."""
-DEEPEST = 3
+MAX_DEPTH = 3
 """Maximum nesting of lists and tables below a key. Deeper values are rejected."""
-LARGEST = 10**15
+MAX_NUMBER = 10**15
 """Maximum absolute value of a number. Larger and non-finite numbers are rejected."""
 
-FORGET = 0.5
+FORGET_PROBABILITY = 0.5
 """Probability with which ``thin`` removes an entry."""
 
-_HALF = re.compile("[\ud800-\udfff]")
+_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class AgentMemory:
     """Agent memory before a GUI step, with counts of unparsed answers (``failures``) and cut values (``cut``)."""
 
     short_term: Mapping[str, Any] = field(default_factory=dict)
@@ -44,27 +44,27 @@ class Memory:
     cut: int = 0
 
 
-EMPTY = Memory()
+EMPTY = AgentMemory()
 """The memory before the first GUI step."""
 
 
-def advance(memory: Memory, answer: Answer) -> Memory:
+def advance(memory: AgentMemory, answer: Answer) -> AgentMemory:
     """Return the memory before the next step. ``answer.values`` has short_term and long_term, each a mapping or None.
 
     >>> known = advance(EMPTY, Answer("…", {"long_term": {"completed_subtasks": ["load"], "progress": "begun"}}))
     >>> advance(known, Answer("…", {"long_term": {"progress": "half"}})).long_term
     {'completed_subtasks': ['load'], 'progress': 'half'}
-    >>> advance(known, Answer("?", {}, "no JSON")) == Memory(known.short_term, known.long_term, failures=1)
+    >>> advance(known, Answer("?", {}, "no JSON")) == AgentMemory(known.short_term, known.long_term, failures=1)
     True
     """
     if answer.problem is not None:
         return replace(memory, failures=memory.failures + 1)
     short, cut_short = _merged(memory.short_term, answer.values.get("short_term"))
     long, cut_long = _merged(memory.long_term, answer.values.get("long_term"))
-    return Memory(short, long, memory.failures, memory.cut + cut_short + cut_long)
+    return AgentMemory(short, long, memory.failures, memory.cut + cut_short + cut_long)
 
 
-def replay(lines: Iterable[Mapping[str, Any]], start: Memory = EMPTY) -> list[Memory]:
+def replay(lines: Iterable[Mapping[str, Any]], start: AgentMemory = EMPTY) -> list[AgentMemory]:
     """Return the memory after each line of an episode's predictions (``completion``, ``answer``, ``problem``)."""
     memories = []
     for line in lines:
@@ -91,20 +91,22 @@ def storable(value: Any) -> Any:
     return value
 
 
-def thin(memory: Memory, random: Random) -> Memory:
-    """Return the memory after removing each key and each list item with probability ``FORGET``.
+def thin(memory: AgentMemory, random: Random) -> AgentMemory:
+    """Return the memory after removing each key and each list item with probability ``FORGET_PROBABILITY``.
 
     At least one entry is removed if there is any.
     """
     keys = [(part, key) for part in ("short_term", "long_term") for key in getattr(memory, part)]
     if not keys:
         return memory
-    sure = random.choice(keys)
+    removed = random.choice(keys)
     parts: dict[str, dict[str, Any]] = {"short_term": {}, "long_term": {}}
     for part, key in keys:
-        value, forgotten = getattr(memory, part)[key], random.random() < FORGET
-        if (part, key) != sure and not forgotten:
-            parts[part][key] = [one for one in value if random.random() >= FORGET] if isinstance(value, list) else value
+        value, forgotten = getattr(memory, part)[key], random.random() < FORGET_PROBABILITY
+        if (part, key) != removed and not forgotten:
+            parts[part][key] = (
+                [one for one in value if random.random() >= FORGET_PROBABILITY] if isinstance(value, list) else value
+            )
     return replace(memory, short_term=parts["short_term"], long_term=parts["long_term"])
 
 
@@ -114,18 +116,18 @@ def _merged(old: Mapping[str, Any], new: Any) -> tuple[dict[str, Any], int]:
         if value is None:
             continue
         key = _whole(str(name))
-        taken, lost = _bounded(value, DEEPEST)
+        bounded, lost = _bounded(value, MAX_DEPTH)
         known = key in merged
-        refused = taken is None or (known and _less(taken, merged[key]))
-        if refused or (not known and (len(merged) >= MOST_KEYS or len(key) > LONGEST_KEY)):
+        rejected = bounded is None or (known and _loses_structure(bounded, merged[key]))
+        if rejected or (not known and (len(merged) >= MAX_KEYS or len(key) > MAX_KEY)):
             cut += 1
         else:
-            merged[key] = taken
+            merged[key] = bounded
             cut += lost
     return merged, cut
 
 
-def _less(new: Any, old: Any) -> bool:
+def _loses_structure(new: Any, old: Any) -> bool:
     """Return whether a scalar would replace a list or table."""
     return isinstance(old, list | dict) and not isinstance(new, type(old))
 
@@ -133,11 +135,11 @@ def _less(new: Any, old: Any) -> bool:
 def _bounded(value: Any, depth: int) -> tuple[Any, int]:
     """Return the value within the size limits and the number of cuts, or None if the value is rejected."""
     if isinstance(value, str):
-        return _whole(value[:LONGEST_TEXT]), int(len(value) > LONGEST_TEXT)
+        return _whole(value[:MAX_TEXT]), int(len(value) > MAX_TEXT)
     if isinstance(value, bool):
         return value, 0
     if isinstance(value, int | float):
-        return (value, 0) if abs(value) <= LARGEST else (None, 1)  # NaN fails the comparison
+        return (value, 0) if abs(value) <= MAX_NUMBER else (None, 1)  # NaN fails the comparison
     if isinstance(value, list) and depth:
         return _bounded_list(value, depth)
     if isinstance(value, Mapping) and depth:
@@ -146,25 +148,25 @@ def _bounded(value: Any, depth: int) -> tuple[Any, int]:
 
 
 def _bounded_list(value: list[Any], depth: int) -> tuple[list[Any] | None, int]:
-    found = [_bounded(one, depth - 1) for one in value[-MOST_ITEMS:]]
-    cut = max(0, len(value) - MOST_ITEMS) + sum(lost for _, lost in found)
-    kept = [taken for taken, _ in found if taken is not None]
-    return (kept, cut) if kept or not value else (None, cut)
+    found = [_bounded(one, depth - 1) for one in value[-MAX_ITEMS:]]
+    cut = max(0, len(value) - MAX_ITEMS) + sum(lost for _, lost in found)
+    items = [bounded for bounded, _ in found if bounded is not None]
+    return (items, cut) if items or not value else (None, cut)
 
 
 def _bounded_table(value: Mapping[str, Any], depth: int) -> tuple[dict[str, Any] | None, int]:
-    kept: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     cut = 0
     for key, one in value.items():
-        taken, lost = _bounded(one, depth - 1)
-        if taken is None or len(kept) >= MOST_KEYS or len(str(key)) > LONGEST_KEY:
+        bounded, lost = _bounded(one, depth - 1)
+        if bounded is None or len(table) >= MAX_KEYS or len(str(key)) > MAX_KEY:
             cut += 1
         else:
-            kept[_whole(str(key))] = taken
+            table[_whole(str(key))] = bounded
             cut += lost
-    return (kept, cut) if kept or not value else (None, cut)
+    return (table, cut) if table or not value else (None, cut)
 
 
 def _whole(text: str) -> str:
     """Return the text with replacement characters for half surrogate pairs, which no tokenizer accepts."""
-    return _HALF.sub("\ufffd", text)
+    return _HALF_SURROGATE.sub("\ufffd", text)

@@ -9,7 +9,7 @@ from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.text import label_text
 from toolkit.tasks.steps import rewards
 from toolkit.tasks.steps.agent_memory import compact
-from toolkit.tasks.steps.form import PARTS
+from toolkit.tasks.steps.json_format import PARTS
 
 RESULTS_BY = ("action", "application")
 """Columns with a separate result for each value."""
@@ -49,6 +49,7 @@ def baseline(samples: Sequence[Sample]) -> Baseline:
 
     The coordinates are a point. Each one is the median as a fraction of the side.
     """
+    # A row without a target accepts any target, so a pair with a target is also correct for those rows.
     return _always(samples, lambda pair, of: of[pair] + (of[pair[0], None] if pair[1] is not None else 0))
 
 
@@ -62,8 +63,8 @@ def target_baseline(samples: Sequence[Sample]) -> Baseline:
     return _always(samples, lambda pair, of: sum(n for (_, target), n in of.items() if target == pair[1] is not None))
 
 
-def _always(samples: Sequence[Sample], right: Callable[[Pair, Counter[Pair]], int]) -> Baseline:
-    """Return the pair with the most correct rows by ``right``. Ties go to the more frequent pair."""
+def _always(samples: Sequence[Sample], count_correct: Callable[[Pair, Counter[Pair]], int]) -> Baseline:
+    """Return the pair for which ``count_correct`` is largest. Ties go to the more frequent pair."""
     pairs: Counter[Pair] = Counter()
     spelled: dict[Pair, str | None] = {}
     points: dict[Pair, list[tuple[float, float]]] = {}
@@ -78,7 +79,7 @@ def _always(samples: Sequence[Sample], right: Callable[[Pair, Counter[Pair]], in
             points.setdefault(pair, []).append((x / width, y / height))
     if not pairs:
         return lambda sample: ""
-    best = max(pairs, key=lambda pair: (right(pair, pairs), pairs[pair]))
+    best = max(pairs, key=lambda pair: (count_correct(pair, pairs), pairs[pair]))
     fractions = [median(values) for values in zip(*points[best], strict=True)] if best in points else None
 
     def complete(sample: Sample) -> str:

@@ -3,26 +3,28 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from toolkit.data.cells import MOST_BRACKETS, fold, repair_json
+from toolkit.data.cells import MOST_BRACKETS, repair_json
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.regions import Frame, order_box
 from toolkit.tasks.steps.agent_memory import advance, storable
-from toolkit.tasks.steps.coordinates import parse_point_or_box
-from toolkit.tasks.steps.form import PARTS, StepForm, read_form
-from toolkit.tasks.steps.settings import StepSettings
+from toolkit.tasks.steps.json_format import PARTS, StepParts, parse_point_or_box, read_parts
 
-LONGEST = 1 << 14
+if TYPE_CHECKING:
+    from toolkit.tasks.steps.schema import StepSettings
+
+MAX_CHARACTERS = 1 << 14
 """Maximum characters of a completion that are parsed, because the time of a repair grows with the length."""
-STARTS = 3
-"""Number of opening brackets that are tried as the beginning of the answer."""
+MAX_STARTS = 3
+"""Maximum number of opening brackets that are tried as the beginning of the answer."""
 
+REPAIRED = "the JSON had to be repaired"
 NO_JSON = "there is no JSON object"
 NO_ACTION = "no action is predicted"
 UNKNOWN_ACTION = "the action is none of data.steps.actions"
 SEVERAL = "several answers that differ"
-TOO_LONG = f"the completion has more than {LONGEST:,} characters or {MOST_BRACKETS} opening brackets"
+TOO_LONG = f"the completion has more than {MAX_CHARACTERS:,} characters or {MOST_BRACKETS} opening brackets"
 
 _FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -35,46 +37,38 @@ def parse(completion: str, sample: Sample) -> Answer:
     (whether the JSON was repaired) and faults (deviations from the requested JSON). Missing values are None. Keys can
     have other spellings, and the JSON can be in a code fence or inside text.
     """
-    if len(completion) > LONGEST or completion.count("{") + completion.count("[") > MOST_BRACKETS:
+    if len(completion) > MAX_CHARACTERS or completion.count("{") + completion.count("[") > MOST_BRACKETS:
         return Answer(completion, {}, TOO_LONG)
     objects, faults = find_objects(completion)
     if not objects:
         return Answer(completion, {}, NO_JSON)
-    forms = [
-        (form, wrong) for form, wrong in map(read_form, map(storable, objects)) if (form.predicted.action or "").strip()
-    ]
-    if not forms:
+    candidates = [read_parts(storable(one)) for one in objects]
+    candidates = [(parts, wrong) for parts, wrong in candidates if (parts.predicted.action or "").strip()]
+    if not candidates:
         return Answer(completion, {}, NO_ACTION)
-    if any(form.predicted != forms[0][0].predicted for form, _ in forms):
+    # A model that repeats its answer is parsed, but one that offers several actions must not be rewarded for the best.
+    if any(parts.predicted != candidates[0][0].predicted for parts, _ in candidates):
         return Answer(completion, {}, SEVERAL)
-    form, wrong = forms[-1]
+    parts, wrong = candidates[-1]
     settings: StepSettings = sample.fields["settings"]
-    action = known_action(form.predicted.action or "", settings)
+    action = settings.known_action(parts.predicted.action or "")
     if action is None:
         return Answer(completion, {}, UNKNOWN_ACTION)
-    place = _place(form.predicted.coords, sample.fields["frame"], faults)
-    faults += [*wrong, *_missing(form, settings)]
+    place = _place(parts.predicted.coords, sample.fields["frame"], faults)
+    faults += [*wrong, *_missing(parts, settings)]
     values: dict[str, Any] = {
         "action": action,
-        "target": (form.predicted.target or "").strip() or None,
+        "target": (parts.predicted.target or "").strip() or None,
         "place": place,
-        "short_term": form.short_term,
-        "long_term": form.long_term,
-        "reason": form.reason,
+        "short_term": parts.short_term,
+        "long_term": parts.long_term,
+        "reason": parts.reason,
         "repaired": REPAIRED in faults,
         "faults": faults,
     }
     after = advance(sample.fields["memory"], Answer(completion, values))
     values["memory"] = {"short_term": dict(after.short_term), "long_term": dict(after.long_term)}
     return Answer(completion, values)
-
-
-def known_action(text: str, settings: StepSettings) -> str | None:
-    """Return the recipe's spelling of an action, or None if the recipe has no such action."""
-    return {fold(action): action for action in settings.actions}.get(fold(text))
-
-
-REPAIRED = "the JSON had to be repaired"
 
 
 def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
@@ -95,7 +89,7 @@ def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
         faults += ["text around the JSON"] if rest.strip() else []
         faults += ["several objects"] if len(found) > 1 else []
         return valid, faults
-    for start in [match.start() for match in re.finditer(r"\{", text)][:STARTS]:
+    for start in [match.start() for match in re.finditer(r"\{", text)][:MAX_STARTS]:
         objects = _repaired(text[start:])
         if any(map(_has_action, objects)):
             return objects, [*faults, REPAIRED]
@@ -104,7 +98,7 @@ def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
 
 
 def _has_action(value: Mapping[str, Any]) -> bool:
-    return bool(read_form(value)[0].predicted.action)
+    return bool(read_parts(value)[0].predicted.action)
 
 
 def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -128,11 +122,11 @@ def _repaired(text: str) -> list[Mapping[str, Any]]:
     return [one for one in listed if isinstance(one, dict) and one]
 
 
-def _refuse(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
 
 
 def _place(value: Any, frame: Frame, faults: list[str]) -> list[float] | None:
@@ -148,5 +142,5 @@ def _place(value: Any, frame: Frame, faults: list[str]) -> list[float] | None:
     return list(order_box(*place)) if len(place) == 4 else place
 
 
-def _missing(form: StepForm, settings: StepSettings) -> list[str]:
-    return [f"no {PARTS[part]}" for part in settings.answer if getattr(form, part) is None]
+def _missing(parts: StepParts, settings: "StepSettings") -> list[str]:
+    return [f"no {PARTS[part]}" for part in settings.answer if getattr(parts, part) is None]

@@ -8,8 +8,8 @@ from typing import Any
 
 from toolkit.data.sample import Sample
 from toolkit.tasks.steps.agent_memory import compact
-from toolkit.tasks.steps.form import PARTS
-from toolkit.tasks.steps.settings import StepSettings
+from toolkit.tasks.steps.json_format import PARTS
+from toolkit.tasks.steps.schema import StepSettings
 
 TEMPLATE: Mapping[str, str] = {
     "goal": "Goal: {goal}",
@@ -19,7 +19,7 @@ TEMPLATE: Mapping[str, str] = {
 }
 """Section -> its text. The recipe selects the sections. Without the section ``image`` there is no image."""
 
-_FORM: Mapping[str, str] = {
+_FORMAT: Mapping[str, str] = {
     "short_term": '"Short Term":{…}',
     "long_term": '"Long Term":{…}',
     "reason": '"Reason":"…"',
@@ -44,7 +44,7 @@ def instruction(sample: Sample) -> str:
     width, height = (f"{end:g}" for end in sample.fields["frame"].span)
     lines = [
         "What is the next step? Answer with JSON in one line:",
-        "{" + ",".join(_FORM[part] for part in settings.answer) + "}",
+        "{" + ",".join(_FORMAT[part] for part in settings.answer) + "}",
     ]
     if {"short_term", "long_term"} & set(settings.answer):
         lines.append("The memories are what the step after this one has to know.")

@@ -3,28 +3,34 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.data.cells import cell, parse_or_repair_json, text_of
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.scoring.regions import Frame, Size, order_box
-from toolkit.tasks.steps.agent_memory import Memory, compact
-from toolkit.tasks.steps.coordinates import parse_point_or_box
-from toolkit.tasks.steps.form import StepForm, named, order_of, read_form, unknown_keys
-from toolkit.tasks.steps.parse import known_action
-from toolkit.tasks.steps.settings import StepSettings
+from toolkit.tasks.steps.agent_memory import AgentMemory, compact
+from toolkit.tasks.steps.json_format import (
+    StepParts,
+    known_fields,
+    order_of,
+    parse_point_or_box,
+    read_parts,
+    unknown_keys,
+)
 
-_COLUMNS = ("next_short_term", "next_long_term", "reason", "action", "target", "coords")
+if TYPE_CHECKING:
+    from toolkit.tasks.steps.schema import StepSettings
+
+_SEPARATE_FIELDS = ("next_short_term", "next_long_term", "reason", "action", "target", "coords")
 """Fields that replace ``Output`` in a source with separate columns."""
-
 
 Note = tuple[str, str]
 """Code and rule of a warning about a usable row."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Reference:
     """The reference of a row.
 
     ``place``: a point (2 numbers) or box (4) in pixels, or None for an action without coordinates. ``box``: the box
@@ -36,7 +42,7 @@ class Known:
     target: str | None
     place: list[float] | None
     box: list[float] | None
-    form: StepForm
+    output: StepParts
     parts: tuple[str, ...]
     notes: tuple[Note, ...]
 
@@ -47,14 +53,14 @@ class Known:
             "target": self.target,
             "place": self.place,
             "box": self.box,
-            "short_term": self.form.short_term,
-            "long_term": self.form.long_term,
-            "reason": self.form.reason,
+            "short_term": self.output.short_term,
+            "long_term": self.output.long_term,
+            "reason": self.output.reason,
             "parts": list(self.parts),
         }
 
 
-def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where: str) -> Known:
+def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where: str) -> Reference:
     """Return the reference of a row.
 
     Parts that ``Output`` lacks come from ``Grounding``. If the two differ, ``Output`` is used and a warning is noted.
@@ -63,58 +69,60 @@ def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where:
         RowProblem: A cell is not JSON, the action is missing or unknown, or the coordinates are invalid.
     """
     settings: StepSettings = origin.settings
-    output, form, notes = _output(row, origin, where)
-    truth, more = _grounding(row, origin, where)
-    notes += more
-    if unknown_keys(output):
+    raw, output, notes = _output(row, origin, where)
+    grounding, more_notes = _grounding(row, origin, where)
+    notes += more_notes
+    if unknown_keys(raw):
         rule = "Output should have only keys of an answer: the others are not trained"
         notes.append(("tasks.steps.output_key_unknown", rule))
-    named_action = form.predicted.action or truth.predicted.action or ""
-    action = known_action(named_action, settings)
+    given_action = output.predicted.action or grounding.predicted.action or ""
+    action = settings.known_action(given_action)
     if action is None:
-        if not named_action.strip():
+        if not given_action.strip():
             raise RowProblem("tasks.steps.action_missing", "the row must have an action", place=where)
         rule = "the action must be one of data.steps.actions"
-        raise RowProblem("tasks.steps.action_unknown", rule, place=where, value=named_action)
-    if truth.predicted.action and known_action(truth.predicted.action, settings) != action:
+        raise RowProblem("tasks.steps.action_unknown", rule, place=where, value=given_action)
+    if grounding.predicted.action and settings.known_action(grounding.predicted.action) != action:
         rule = "Output and Grounding should have the same action: that of Output is used"
         notes.append(("tasks.steps.actions_differ", rule))
-    target = text_of(form.predicted.target) or text_of(truth.predicted.target) or None
-    place, box = _place(row, origin, (form, truth), size, where)
+    target = text_of(output.predicted.target) or text_of(grounding.predicted.target) or None
+    place, box = _place(row, origin, (output, grounding), size, where)
     if place is not None and box is not None and len(place) == 2 and not _inside(place, box):
         rule = "the point of Output should be inside the box of Grounding"
         notes.append(("tasks.steps.point_outside_box", rule))
-    parts = tuple(dict.fromkeys((*order_of(output), "predicted")))
+    parts = tuple(dict.fromkeys((*order_of(raw), "predicted")))
     if set(settings.answer) - set(parts):
         rule = "the row should have all parts of data.steps.answer: its target has only the others"
         notes.append(("tasks.steps.answer_part_missing", rule))
-    return Known(action, target, place, box, form, parts, tuple(notes))
+    return Reference(action, target, place, box, output, parts, tuple(notes))
 
 
-def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
+def agent_memory_after(row: Mapping[str, Any], origin: RowOrigin) -> AgentMemory | None:
     """Return the memory that a row passes to the next step, or None if it is missing or unreadable."""
     try:
-        _, form, _ = _output(row, origin, "")
+        _, output, _ = _output(row, origin, "")
     except RowProblem:
         return None
-    if not {"short_term", "long_term"} & form.model_fields_set:
+    if not {"short_term", "long_term"} & output.model_fields_set:
         return None
-    return Memory(form.short_term or {}, form.long_term or {})
+    return AgentMemory(output.short_term or {}, output.long_term or {})
 
 
-def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapping[str, Any], StepForm, list[Note]]:
-    """Return ``Output`` or its separate columns, raw and as a form, and notes."""
-    output, notes = _table(row, origin, "output", where)
-    if output is None:
-        output = {name.removeprefix("next_"): cell(row, origin, name) for name in _COLUMNS if name in origin.column}
-        output |= {key: _opened(output[key], where) for key in ("short_term", "long_term") if key in output}
-    output = _finite(output)
-    form, faults = read_form(output)
+def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapping[str, Any], StepParts, list[Note]]:
+    """Return ``Output`` or its separate columns, raw and parsed, and notes."""
+    raw, notes = _table(row, origin, "output", where)
+    if raw is None:
+        raw = {
+            name.removeprefix("next_"): cell(row, origin, name) for name in _SEPARATE_FIELDS if name in origin.column
+        }
+        raw |= {key: _memory_cell(raw[key], where) for key in ("short_term", "long_term") if key in raw}
+    raw = _finite(raw)
+    parts, faults = read_parts(raw)
     if faults:
         rule = "the parts of Output must have the right types"
         raise RowProblem("tasks.steps.output_wrong_type", rule, place=where, value=faults)
-    text_of(compact(output))  # raises for half surrogate pairs
-    return output, form, notes
+    text_of(compact(raw))  # raises for half surrogate pairs
+    return raw, parts, notes
 
 
 def _table(
@@ -124,32 +132,31 @@ def _table(
     value = cell(row, origin, name)
     if value is None or value != value or value == "":
         return None, []
-    repair_json = False
+    repaired = False
     if isinstance(value, str):
         try:
-            value, repair_json = parse_or_repair_json(value)
+            value, repaired = parse_or_repair_json(value)
         except ValueError:
             rule = f"{name.capitalize()} must be JSON"
             raise RowProblem(f"tasks.steps.{name}_not_json", rule, place=where, value=value) from None
     if not isinstance(value, dict):
         rule = f"{name.capitalize()} must be a JSON object"
         raise RowProblem(f"tasks.steps.{name}_not_object", rule, place=where, value=value)
-    return value, [
-        (f"tasks.steps.{name}_repaired", f"{name.capitalize()} should be JSON: it was repaired")
-    ] if repair_json else []
+    note = (f"tasks.steps.{name}_repaired", f"{name.capitalize()} should be JSON: it was repaired")
+    return value, [note] if repaired else []
 
 
-def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepForm, list[Note]]:
+def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepParts, list[Note]]:
     """Return action, target and box of ``Grounding``, with the box as the action's coords."""
     value, notes = _table(row, origin, "grounding", where)
     truth = _inner(_finite(value or {}), "ground_truth")
     original = _inner(truth, "original_step_data")
-    found = {**named(original), **{key: one for key, one in named(truth).items() if one is not None}}
-    own = {key: found.get(key) for key in ("action", "target")}
+    found = {**known_fields(original), **{key: one for key, one in known_fields(truth).items() if one is not None}}
+    action = {key: found.get(key) for key in ("action", "target")}
     box = original.get("bbox") or truth.get("bbox")
-    nowhere = isinstance(box, list) and not any(box)  # [0, 0, 0, 0]
-    form, _ = read_form({**own, "coords": None if nowhere else box})
-    return form, notes
+    without_place = isinstance(box, list) and not any(box)  # [0, 0, 0, 0]
+    parts, _ = read_parts({**action, "coords": None if without_place else box})
+    return parts, notes
 
 
 def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -160,7 +167,7 @@ def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _place(
     row: Mapping[str, Any],
     origin: RowOrigin,
-    found: tuple[StepForm, StepForm],
+    found: tuple[StepParts, StepParts],
     size: Size,
     where: str,
 ) -> tuple[list[float] | None, list[float] | None]:
@@ -168,11 +175,11 @@ def _place(
 
     The coordinates are the row's coords. For a row without such a key, they are the centre of its box.
     """
-    form, truth = found
-    box = cell(row, origin, "bbox") if text_of(cell(row, origin, "bbox")) else truth.predicted.coords
+    output, grounding = found
+    box = cell(row, origin, "bbox") if text_of(cell(row, origin, "bbox")) else grounding.predicted.coords
     edges = _pixels(box, origin.settings, size, where)
-    place = _pixels(form.predicted.coords, origin.settings, size, where)
-    if place is None and edges is not None and "coords" not in form.predicted.model_fields_set:
+    place = _pixels(output.predicted.coords, origin.settings, size, where)
+    if place is None and edges is not None and "coords" not in output.predicted.model_fields_set:
         place = edges if len(edges) == 2 else [(edges[0] + edges[2]) / 2, (edges[1] + edges[3]) / 2]
     if place is None:
         return None, None
@@ -181,7 +188,7 @@ def _place(
     return place, place if len(place) == 4 else None
 
 
-def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[float] | None:
+def _pixels(value: Any, settings: "StepSettings", size: Size, where: str) -> list[float] | None:
     try:
         numbers = parse_point_or_box(value)
     except ValueError:
@@ -218,7 +225,7 @@ def _inside(point: list[float], box: list[float]) -> bool:
     return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
 
 
-def _opened(value: Any, where: str) -> Any:
+def _memory_cell(value: Any, where: str) -> Any:
     """Return a memory from a separate column: an object or JSON text."""
     if not isinstance(value, str):
         return value

@@ -31,7 +31,7 @@ EXAMPLE = Sample(
 """The sample of the worked examples in this file."""
 
 
-def _given(**values: Any) -> Answer:
+def _answer(**values: Any) -> Answer:
     """Return an answer with these values, for the examples."""
     return Answer("…", {"action": None, "target": None, "place": None, "faults": [], **values})
 
@@ -39,7 +39,7 @@ def _given(**values: Any) -> Answer:
 def action(sample: Sample, answer: Answer) -> float:
     """Return 1 for the correct action.
 
-    >>> action(EXAMPLE, _given(action="CLICK")), action(EXAMPLE, _given(action="ZOOM")), action(EXAMPLE, _given())
+    >>> action(EXAMPLE, _answer(action="CLICK")), action(EXAMPLE, _answer(action="ZOOM")), action(EXAMPLE, _answer())
     (1.0, 0.0, 0.0)
     """
     return float(answer.values.get("action") == sample.reference["action"])
@@ -48,7 +48,7 @@ def action(sample: Sample, answer: Answer) -> float:
 def target(sample: Sample, answer: Answer) -> float | None:
     """Return 1 for the same target, ignoring case, blanks and punctuation. None if the reference names none.
 
-    >>> [target(EXAMPLE, _given(target=read)) for read in ("load-volume.", "Save", None)]
+    >>> [target(EXAMPLE, _answer(target=text)) for text in ("load-volume.", "Save", None)]
     [1.0, 0.0, 0.0]
     """
     if sample.reference["target"] is None:
@@ -59,7 +59,7 @@ def target(sample: Sample, answer: Answer) -> float | None:
 def target_fuzzy(sample: Sample, answer: Answer) -> float | None:
     """Return the character similarity of the two targets (rapidfuzz's ratio). None if the reference names none.
 
-    >>> round(target_fuzzy(EXAMPLE, _given(target="Load volumes")), 2)  # 2 * 11 of 11 + 12 characters
+    >>> round(target_fuzzy(EXAMPLE, _answer(target="Load volumes")), 2)  # 2 * 11 of 11 + 12 characters
     0.96
     """
     if sample.reference["target"] is None:
@@ -73,14 +73,18 @@ def grounding(sample: Sample, answer: Answer) -> float | None:
 
     None if the reference has no coordinates. A box in the answer counts by its centre.
 
-    >>> [grounding(EXAMPLE, _given(place=read)) for read in ([101, 31], [99, 31], None)]
+    >>> [grounding(EXAMPLE, _answer(place=point)) for point in ([101, 31], [99, 31], None)]
     [1.0, 0.0, 0.0]
     """
     return distance(sample, answer) if sample.reference["box"] is None else in_box(sample, answer)
 
 
 def in_box(sample: Sample, answer: Answer) -> float | None:
-    """Return 1 for a point in the reference's box, right and lower edge excluded. None if the reference has no box."""
+    """Return 1 for a point in the reference's box, right and lower edge excluded. None if the reference has no box.
+
+    >>> in_box(EXAMPLE, _answer(place=[119, 49])), in_box(EXAMPLE, _answer(place=[120, 49]))
+    (1.0, 0.0)
+    """
     box = sample.reference["box"]
     if box is None:
         return None
@@ -93,7 +97,7 @@ def distance(sample: Sample, answer: Answer) -> float | None:
 
     None if the reference has no coordinates.
 
-    >>> distance(EXAMPLE, _given(place=[110, 90])), distance(EXAMPLE, _given())  # 50 pixels of 500
+    >>> distance(EXAMPLE, _answer(place=[110, 90])), distance(EXAMPLE, _answer())  # 50 pixels of 500
     (0.9, 0.0)
     """
     expected, point = _middle(sample.reference["place"]), _middle(answer.values.get("place"))
@@ -108,7 +112,7 @@ def iou(sample: Sample, answer: Answer) -> float | None:
     """Return the box IoU if the reference is a box. None if it is a point or missing.
 
     >>> area = Sample("e", "steps", "t", (), {}, {**EXAMPLE.reference, "place": [0, 0, 10, 10]})
-    >>> iou(area, _given(place=[0, 0, 10, 5])), iou(area, _given(place=[5, 5])), iou(EXAMPLE, _given(place=[1, 2]))
+    >>> iou(area, _answer(place=[0, 0, 10, 5])), iou(area, _answer(place=[5, 5])), iou(EXAMPLE, _answer(place=[1, 2]))
     (0.5, 0.0, None)
     """
     expected, read = sample.reference["place"], answer.values.get("place")
@@ -124,7 +128,7 @@ def memory(sample: Sample, answer: Answer) -> float | None:
     subtasks, or if the recipe requests no long-term memory. For an empty reference list, 1 for an empty list.
 
     >>> done = {"completed_subtasks": ["Open the study", "choose the series", "zoom in"]}
-    >>> memory(EXAMPLE, _given(memory={"short_term": {}, "long_term": done}))  # 2 of 3 named, and of 2 expected
+    >>> memory(EXAMPLE, _answer(memory={"short_term": {}, "long_term": done}))  # 2 of 3 named, and of 2 expected
     0.8
     """
     expected = _expected_subtasks(sample)
@@ -141,7 +145,7 @@ def memory(sample: Sample, answer: Answer) -> float | None:
 def json(sample: Sample, answer: Answer) -> float:
     """Return 1 for valid JSON with exactly the requested parts.
 
-    >>> json(EXAMPLE, _given(action="CLICK")), json(EXAMPLE, _given(action="CLICK", faults=["no Reason"]))
+    >>> json(EXAMPLE, _answer(action="CLICK")), json(EXAMPLE, _answer(action="CLICK", faults=["no Reason"]))
     (1.0, 0.0)
     """
     return float(answer.problem is None and answer.values.get("faults") == [])
@@ -222,7 +226,7 @@ def why_memory(sample: Sample, answer: Answer) -> str:
 
 def why_json(sample: Sample, answer: Answer) -> str:
     """Return the deviations from the requested JSON."""
-    return answer.problem or "; ".join(answer.values.get("faults", ())) or "valid JSON of the right form"
+    return answer.problem or "; ".join(answer.values.get("faults", ())) or "valid JSON with the requested parts"
 
 
 WHY = {

@@ -1,18 +1,43 @@
-"""Rows of GUI steps to samples: the CSV of an earlier step predictor, or columns with other names."""
+"""Rows and settings of the task ``steps``.
 
-from collections.abc import Mapping
+Rows are the CSV of an earlier step predictor, or have columns with other names. The screenshot of a row is a path below
+the image root, or the id of an image there.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
-from toolkit.data.cells import cell, coordinate_frame, extra_fields, image_size, number_of, read_group, text_of
+from pydantic import Field
+
+from toolkit.data.cells import (
+    IMAGE_OUTSIDE,
+    NO_IMAGE,
+    cell,
+    coordinate_frame,
+    extra_fields,
+    fold,
+    image_size,
+    name_of,
+    number_of,
+    read_group,
+    text_of,
+)
 from toolkit.data.episodes import GAP, REPEATED, Link, link_of
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import RowProblem
-from toolkit.tasks.steps.agent_memory import EMPTY, Memory, thin
-from toolkit.tasks.steps.reference import Note, memory_after, read_reference
-from toolkit.tasks.steps.screenshots import find_screen
-from toolkit.tasks.steps.settings import StepSettings
+from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
+from toolkit.images import image_ref
+from toolkit.images.ref import ImageRef
+from toolkit.recipe import Recipe, Section
+from toolkit.recipe.checks import empty_or_repeated
+from toolkit.scoring.regions import COORDINATES, Coordinates, choose_coordinates
+from toolkit.tasks.steps.agent_memory import EMPTY, AgentMemory, thin
+from toolkit.tasks.steps.reference import Note, agent_memory_after, read_reference
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "task": ("Task_id", "task_id", "task", "episode_id"),
@@ -33,15 +58,145 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "height": ("height",),
 }
 
-NO_MEMORY = ("tasks.steps.memory_unknown", "the step before must exist and have the agent memory for this step")
-AGAIN = ("tasks.steps.step_repeated", "a step of a task must have one row (the first is used)")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm")
+"""Image suffixes, tried in lower and in upper case."""
+
+SCREENSHOT_MISSING = ("tasks.steps.screenshot_missing", "an image with this id must exist in data.image_root")
+
+SCREENSHOT_AMBIGUOUS = ("tasks.steps.screenshot_ambiguous", "only one image in data.image_root must have this id")
+
+MEMORY_UNKNOWN = ("tasks.steps.memory_unknown", "the step before must exist and have the agent memory for this step")
+
+STEP_REPEATED = ("tasks.steps.step_repeated", "a step of a task must have one row (the first is used)")
+
+
+class Steps(Section):
+    """Settings of the task ``steps``: the prompt, the answer, and the tasks to train on."""
+
+    sections: tuple[Literal["goal", "image", "short_term", "long_term"], ...] = (
+        "goal",
+        "image",
+        "short_term",
+        "long_term",
+    )
+    """Parts of the prompt. Without ``image`` the rows have no image. ``prompt.instruction`` is the last part."""
+    answer: tuple[Literal["short_term", "long_term", "reason", "predicted"], ...] = (
+        "short_term",
+        "long_term",
+        "reason",
+        "predicted",
+    )
+    """Parts of an answer, in the order of the row."""
+    actions: tuple[str, ...] = ("CLICK", "SCROLL", "ZOOM", "SEGMENT", "TEXT", "COMPLETE")
+    """Allowed actions. Rows with another action are unusable."""
+    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
+    """Convention for coordinates in completions. ``auto`` is that of the model family."""
+    places: Literal["pixels", "thousand", "hundred", "unit"] = "pixels"
+    """Convention for coordinates in the rows: pixels of the screenshot, or 0 to 1000, 100 or 1 along each side."""
+    task_start: int | None = Field(None, ge=0)
+    """First task of ``data.train`` to use, by the number at the end of its id."""
+    task_end: int | None = Field(None, ge=0)
+    """Last task of ``data.train`` to use, inclusive."""
+    on_gap: Literal["drop", "empty"] = "drop"
+    """GUI steps after a missing one, whose agent memory is unknown: drop and count them, or show an empty memory."""
+    drop_memory: float = Field(0.0, ge=0, le=1)
+    """Probability that a training prompt has no agent memory."""
+    corrupt_memory: float = Field(0.0, ge=0, le=1)
+    """Probability that half of the agent memory of a training prompt is left out."""
+
+
+def check_settings(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the prompt has content and the answer an action."""
+    steps: Steps = recipe.settings
+    for name in ("sections", "answer", "actions"):
+        yield from empty_or_repeated(f"data.steps.{name}", list(getattr(steps, name)))
+    if "predicted" not in steps.answer:
+        rule, remedy = 'must have "predicted", the action that is evaluated', 'Add "predicted".'
+        yield Problem("recipe.steps_answer_incomplete", rule, "data.steps.answer", list(steps.answer), remedy)
+    if steps.task_start is not None and steps.task_end is not None and steps.task_start > steps.task_end:
+        rule = f"must be at least task_start (={steps.task_start})"
+        yield Problem("recipe.task_range_reversed", rule, "data.steps.task_end", steps.task_end, "Correct the range.")
+    yield from _memory_fractions_fit(steps)
+
+
+def _memory_fractions_fit(steps: Steps) -> Iterator[Problem]:
+    both = steps.drop_memory + steps.corrupt_memory
+    if both > 1:
+        rule = "drop_memory + corrupt_memory must be at most 1"
+        yield Problem(
+            "recipe.memory_fractions_too_large", rule, "data.steps.corrupt_memory", both, "Lower one of them."
+        )
+    if both and not {"short_term", "long_term"} & set(steps.sections):
+        rule = "must have short_term or long_term if drop_memory or corrupt_memory is above 0"
+        remedy = "Add one of them, or set both fractions to 0."
+        yield Problem("recipe.no_memory_to_drop", rule, "data.steps.sections", list(steps.sections), remedy)
+
+
+def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
+    """Return the changes for a dry run: the model family's convention, and values that synthetic rows have."""
+    steps: Steps = recipe.settings
+    coordinates = choose_coordinates(steps.coordinates, recipe.model.name, "data.steps.coordinates").name
+    defaults = Steps()
+    names = ("actions", "places", "task_start", "task_end") if synthetic else ()
+    return {"coordinates": coordinates, **{name: getattr(defaults, name) for name in names}}
+
+
+@dataclass(frozen=True, slots=True)
+class StepSettings:
+    """``coordinates`` is the model's convention and ``places`` that of the rows. Other fields: ``Steps``."""
+
+    sections: tuple[str, ...]
+    answer: tuple[str, ...]
+    actions: tuple[str, ...]
+    coordinates: Coordinates
+    places: Coordinates
+    max_side: int
+    seed: int
+    on_gap: str
+    drop_memory: float = 0.0
+    corrupt_memory: float = 0.0
+    task_start: int | None = None
+    task_end: int | None = None
+
+    @property
+    def shows_memory(self) -> bool:
+        """Whether any memory is in the prompt."""
+        return bool({"short_term", "long_term"} & set(self.sections))
+
+    def known_action(self, text: str) -> str | None:
+        """Return the recipe's spelling of an action, or None if the recipe has no such action."""
+        return {fold(action): action for action in self.actions}.get(fold(text))
+
+
+def step_settings(recipe: Recipe, split: str) -> StepSettings:
+    """Return the settings for the rows of one split. Task range and memory corruption apply to training alone.
+
+    Raises:
+        RecipeError: The coordinate convention of the model family is unknown.
+    """
+    steps: Steps = recipe.settings
+    training = split == "train"
+    return StepSettings(
+        sections=steps.sections,
+        answer=steps.answer,
+        actions=steps.actions,
+        coordinates=choose_coordinates(steps.coordinates, recipe.model.name, "data.steps.coordinates"),
+        places=COORDINATES[steps.places],
+        max_side=recipe.images.max_side,
+        seed=recipe.run.seed,
+        on_gap=steps.on_gap,
+        drop_memory=steps.drop_memory if training else 0.0,
+        corrupt_memory=steps.corrupt_memory if training else 0.0,
+        task_start=steps.task_start if training else None,
+        task_end=steps.task_end if training else None,
+    )
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
     ``fields``: question (the goal), task, place and length (position among the steps of its task, from 1), memory
-    (Memory before the step), size (of the screenshot), frame, settings, application, notes. ``reference``: action,
+    (AgentMemory before the step), size (of the screenshot), frame, settings, application, notes. ``reference``: action,
     target, place (a point or box in pixels, or None), box, short_term, long_term, reason, parts, and previous (action,
     target and place of the previous step, or None).
 
@@ -52,21 +207,21 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     settings: StepSettings = origin.settings
     where, link = f"{origin.file}: {name}", link_of(row)
     if link.state == REPEATED:
-        raise RowProblem(*AGAIN, place=where)
+        raise RowProblem(*STEP_REPEATED, place=where)
     task, goal = number_of(cell(row, origin, "task")), text_of(cell(row, origin, "question"))
     for text, part, what in ((task, "task", "a task id"), (goal, "goal", "a goal")):
         if not text:
             raise RowProblem(f"tasks.steps.{part}_missing", f"the row must have {what}", place=where)
-    image = find_screen(cell(row, origin, "image"), origin, where)
+    image = find_screenshot(cell(row, origin, "image"), origin, where)
     size = image_size(row, origin, image, where)
     known = read_reference(row, origin, size, where)
-    memory, notes = _memory(link, origin, where)
+    memory, notes = _agent_memory(link, origin, where)
     fields: dict[str, Any] = {
         "question": goal,
         "task": task,
         "place": link.place,
         "length": link.length,
-        "memory": _spoiled(memory, settings, name),
+        "memory": _corrupted(memory, settings, name),
         "size": size,
         "frame": coordinate_frame(size, settings.max_side, settings.coordinates),
         "settings": settings,
@@ -80,12 +235,55 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     return Sample(name, "steps", _group(row, origin, task), images, fields, reference)
 
 
+def find_screenshot(value: Any, origin: RowOrigin, place: str) -> ImageRef:
+    """Return the image that a cell names. With an image suffix, the cell is a path. Otherwise all suffixes are tried.
+
+    Raises:
+        RowProblem: The cell is empty, the path leaves the image root, or the id has no image or several.
+    """
+    if isinstance(value, list) and len(value) > 1:
+        rule = "a step must have one screenshot"
+        raise RowProblem("tasks.steps.several_screenshots", rule, place=place, value=len(value))
+    text = name_of(value[0] if value else None) if isinstance(value, list) else name_of(value)
+    if not text:
+        raise RowProblem(*NO_IMAGE, place=place, value=value)
+    try:
+        return _find(text, str(origin.image_root))
+    except ImageError as error:
+        raise RowProblem(*IMAGE_OUTSIDE, place=place, value=error.value) from None
+    except _NotFound as problem:
+        raise MissingImage(*problem.args, place=place, value=text) from None
+
+
+class _NotFound(Exception):
+    """An id without exactly one image. Its arguments are code and rule."""
+
+
+@lru_cache(maxsize=1 << 14)
+def _find(text: str, root: str) -> ImageRef:
+    ref = image_ref(text, root, "")
+    if ref.path.suffix.lower() in SUFFIXES:
+        return ref
+    found: dict[tuple[int, int], Path] = {}
+    for suffix in ("", *SUFFIXES, *map(str.upper, SUFFIXES)):
+        path = f"{ref.path}{suffix}"
+        if os.path.isfile(path):  # noqa: PTH113 (a Path costs ten times as much here)
+            stat = os.stat(path)  # noqa: PTH116
+            # On a case-insensitive disk, two names can be one file.
+            found.setdefault((stat.st_dev, stat.st_ino), Path(path))
+    if not found and (number := number_of(text)) != text:
+        return _find(number, root)
+    if len(found) != 1:
+        raise _NotFound(*(SCREENSHOT_AMBIGUOUS if found else SCREENSHOT_MISSING))
+    return image_ref(str(next(iter(found.values()))), root, "")
+
+
 def _group(row: Mapping[str, Any], origin: RowOrigin, task: str) -> str:
-    """Return the task, or the recipe's column. ``order.link`` has checked that the column has whole tasks."""
+    """Return the task, or the recipe's column. ``episodes.link`` has checked that the column has whole tasks."""
     return task if origin.group is None else read_group(row, origin, ())
 
 
-def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[Note, ...]]:
+def _agent_memory(link: Link, origin: RowOrigin, where: str) -> tuple[AgentMemory, tuple[Note, ...]]:
     """Return the memory from the previous step. It is empty for the first step.
 
     Raises:
@@ -94,17 +292,20 @@ def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[No
     settings: StepSettings = origin.settings
     if link.previous is None and link.state != GAP:
         return EMPTY, ()
-    left = None if link.previous is None else memory_after(link.previous, origin)
-    if left is not None or not settings.shows_memory:
-        return left or EMPTY, ()
+    memory = None if link.previous is None else agent_memory_after(link.previous, origin)
+    if memory is not None or not settings.shows_memory:
+        return memory or EMPTY, ()
     if settings.on_gap == "drop":
         remedy = 'Set data.steps.on_gap to "empty" to prompt such steps with an empty agent memory.'
-        raise RowProblem(*NO_MEMORY, place=where, remedy=remedy)
+        raise RowProblem(*MEMORY_UNKNOWN, place=where, remedy=remedy)
     return EMPTY, (("tasks.steps.memory_shown_empty", "the agent memory is unknown, so the prompt has an empty one"),)
 
 
-def _spoiled(memory: Memory, settings: StepSettings, name: str) -> Memory:
-    """Return the memory for training: sometimes empty or with gaps, drawn by the seed and the row's name."""
+def _corrupted(memory: AgentMemory, settings: StepSettings, name: str) -> AgentMemory:
+    """Return the memory for training: sometimes empty or with gaps, drawn by the seed and the row's name.
+
+    A model that only sees the memories of correct runs fails after its own first mistake.
+    """
     if memory == EMPTY or not (settings.drop_memory or settings.corrupt_memory):
         return memory
     random = Random(f"{settings.seed}/{name}/memory")

@@ -1,12 +1,11 @@
 """Synthetic GUI tasks as files: one CSV per split with one row per step, and the screens of the rows."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from PIL import Image
 
 from toolkit.data.task import Synthetic
 from toolkit.recipe import SyntheticData
-from toolkit.synthetic.gui_layouts import Layout, make_layout
-from toolkit.synthetic.gui_viewer import LEAST_SIDE, draw_screen
+from toolkit.synthetic import Bytes
+from toolkit.synthetic.files import write_csv, write_file
+from toolkit.synthetic.gui_viewer import MIN_SIDE, Layout, draw_screen, make_layout
 from toolkit.synthetic.gui_widgets import WIDGETS
-
-COLUMNS = ("Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application")
 
 COMPLETE = "COMPLETE"
 """The last action of every task. It has no coordinates."""
@@ -72,7 +70,7 @@ WORKFLOWS = (
         ("open", "zoom", "mask", "slice", "save", "note"),
     ),
     Workflow(
-        "ask",
+        "consult",
         ("Ask a colleague about the {word}.", "Get a second opinion on the {word}.", "Discuss the {word}."),
         ("tone", "note", "slice", "send", "mask"),
     ),
@@ -218,21 +216,13 @@ def _write_split(folder: Path, name: str, tasks: list[tuple[int, GuiTask]], shap
         return rows_of(task, size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = [row for made in pool.map(draw, tasks) for row in made]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path, temporary = folder / name, folder / f".{name}.partial"
-    temporary.write_bytes(text.getvalue().encode())
-    temporary.replace(path)
-    return path
+        return write_csv(folder / name, [row for made in pool.map(draw, tasks) for row in made])
 
 
-def _write_screen(path: Path, screen: Any) -> None:
-    temporary = path.with_suffix(".partial")
-    Image.fromarray(screen).save(temporary, "PNG", compress_level=1)
-    temporary.replace(path)
+def _write_screen(path: Path, screen: Bytes) -> None:
+    encoded = BytesIO()
+    Image.fromarray(screen).save(encoded, "PNG", compress_level=1)
+    write_file(path, encoded.getvalue())
 
 
 def rows_of(task: GuiTask, size: int) -> list[dict[str, str]]:
@@ -275,7 +265,7 @@ STEP_ROWS = Synthetic(
     kind="steps",
     description="tasks in an image viewer, step by step",
     write=write_steps,
-    columns=frozenset(COLUMNS),
-    min_size=LEAST_SIDE,
+    columns=frozenset({"Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application"}),
+    min_size=MIN_SIDE,
     content="screens",
 )

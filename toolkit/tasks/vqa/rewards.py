@@ -17,7 +17,7 @@ WORD_LIMIT = 20
 EXAMPLE = Sample(
     id="example",
     task="vqa",
-    group="film-1",
+    group="image-1",
     images=(),
     fields={"question": "Where is the opacity?"},
     reference={"answer": "right lower lobe", "closed": False},
@@ -27,7 +27,7 @@ EXAMPLE = Sample(
 CLOSED_EXAMPLE = Sample(
     id="closed example",
     task="vqa",
-    group="film-1",
+    group="image-1",
     images=(),
     fields={"question": "Is there an opacity?"},
     reference={"answer": "Yes", "closed": True},
@@ -49,7 +49,7 @@ def exact(sample: Sample, answer: Answer) -> float | None:
 def token_f1(sample: Sample, answer: Answer) -> float | None:
     """Return token F1 of the answer with the reference. None for a closed question.
 
-    >>> token_f1(EXAMPLE, Answer("The lower lobe", {"text": "The lower lobe"}))  # 2 shared of 2 and 3
+    >>> token_f1(EXAMPLE, Answer("The lower lobe", {"text": "The lower lobe"}))  # 2 in common of 2 and 3
     0.8
     """
     if sample.reference["closed"]:
@@ -58,7 +58,7 @@ def token_f1(sample: Sample, answer: Answer) -> float | None:
 
 
 def format(sample: Sample, answer: Answer) -> float:
-    """1 for a readable answer in one line of at most 20 words, else 0.
+    """Return 1 for a parsed answer in one line of at most 20 words, and 0 otherwise.
 
     >>> format(EXAMPLE, Answer("lobe", {"text": "lobe"})), format(EXAMPLE, Answer("lobe\\nlobe", {"text": "lobe"}))
     (1.0, 0.0)
@@ -101,7 +101,7 @@ def why_format(sample: Sample, answer: Answer) -> str:
     """Return lines and words with their limits."""
     if answer.problem is not None:
         return f"not readable: {answer.problem}"
-    return f"{len(_lines(answer))} lines (1 asked), {len(tokens(answer.text))} words (at most {WORD_LIMIT})"
+    return f"{len(_lines(answer))} lines (1 expected), {len(tokens(answer.text))} words (at most {WORD_LIMIT})"
 
 
 WHY = {"exact": why_exact, "token_f1": why_token_f1, "format": why_format}

@@ -21,7 +21,7 @@ CLOSED = frozenset({"closed", "close", "yes/no", "binary"})
 OPEN = frozenset({"open", "other"})
 
 
-def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
+def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
     ``fields``: question, answer_type (``closed`` or ``open``), question_type if any, and the columns that the recipe
@@ -30,18 +30,18 @@ def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
     Raises:
         RowProblem: The question, answer, group or image is missing, or an image path leaves the image root.
     """
-    question, answer = text_of(cell(row, source, "question")), _answer(cell(row, source, "answer"))
+    question, answer = text_of(cell(row, origin, "question")), _answer(cell(row, origin, "answer"))
     for text, code_and_rule in ((question, NO_QUESTION), (answer, NO_ANSWER)):
         if not text:
-            raise RowProblem(*code_and_rule, place=f"{source.file}: {name}")
-    images = read_images(name, row, source)
-    answer_type = _answer_type(text_of(cell(row, source, "answer_type")), answer)
+            raise RowProblem(*code_and_rule, place=f"{origin.file}: {name}")
+    images = read_images(name, row, origin)
+    answer_type = _answer_type(text_of(cell(row, origin, "answer_type")), answer)
     fields = {"question": question, "answer_type": answer_type}
-    if question_type := text_of(cell(row, source, "question_type")):
+    if question_type := text_of(cell(row, origin, "question_type")):
         fields["question_type"] = question_type
-    fields |= {column: text for column, text in extra_fields(row, source) if column not in fields}
+    fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
     reference = {"answer": answer, "closed": answer_type == "closed"}
-    return Sample(name, "vqa", read_group(row, source, images), images, fields, reference)
+    return Sample(name, "vqa", read_group(row, origin, images), images, fields, reference)
 
 
 def is_yes_or_no(answer: Any) -> bool:

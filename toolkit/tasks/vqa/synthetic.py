@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from toolkit.data.task import Synthetic
 from toolkit.recipe import SyntheticData
+from toolkit.synthetic import Rng
 from toolkit.synthetic.chest import ChestCase, Records, write_radiographs
-from toolkit.synthetic.radiograph import Rng
 
 CLEAR = ("No acute finding", "Cardiomegaly", "Pacemaker")
 """Findings that leave the lungs clear."""

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from toolkit.errors import DataError
 
+NEGATED = "a diagnosis is named with a negation"
+SEVERAL = "several diagnoses are named"
+UNKNOWN = "no known diagnosis is named"
+"""Reasons why a text names no diagnosis."""
+
 
 @dataclass(frozen=True, slots=True)
 class Label:
@@ -43,7 +48,7 @@ class LabelTable:
             return whole, None
         folded = f" {_fold(text)} "
         if re.search(r" (not?|without|excludes?|excluding|rather than|unlike) ", folded):
-            return None, "a diagnosis is named with a negation"
+            return None, NEGATED
         found = set()
         for name in sorted(_names(self), key=len, reverse=True):
             if f" {name} " in folded:
@@ -51,7 +56,7 @@ class LabelTable:
                 folded = folded.replace(f" {name} ", " | ")
         if len(found) == 1:
             return found.pop(), None
-        return None, "several diagnoses are named" if found else "no known diagnosis is named"
+        return None, SEVERAL if found else UNKNOWN
 
 
 _KERATOSES = (
