@@ -11,6 +11,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.runfolder import find_run, read_json
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_family_trains_and_exports(family: str, shared_data: Path, tmp_path: Path) -> None:
     tables: Tables = {
