@@ -129,7 +129,7 @@ def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) 
     program = f"import torch\ntorch.cuda.device_count = lambda: {gpus}\n{RUN}"
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{tmp_path / 'fake'}{os.pathsep}{ROOT}",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "fake"), *sys.path]),
         "FOUND": str(tmp_path / "found.json"),
         "HF_HUB_OFFLINE": "1",
     }

@@ -155,8 +155,8 @@ def test_errors_are_shown_without_tokens_and_interruptions_exit_like_a_signal(
         monkeypatch.setattr("toolkit.cli.app", app)
         return call([])
 
-    assert fail_with(RunError("run.hub_refused", "the Hub rejected hf_abcdefGHIJKLmnopQRST")) == 1
-    assert capsys.readouterr().err == "toolkit: the Hub rejected [hidden] [run.hub_refused]\n"
+    assert fail_with(RunError("run.hub_rejected", "the Hub rejected hf_abcdefGHIJKLmnopQRST")) == 1
+    assert capsys.readouterr().err == "toolkit: the Hub rejected [hidden] [run.hub_rejected]\n"
     assert fail_with(Interrupted(2, "step 3 is saved")) == 130
     error = capsys.readouterr().err
     assert "signal 2" in error

@@ -100,7 +100,7 @@ def options_of(command: click.Command) -> set[str]:
 
 
 def command_of(words: list[str]) -> tuple[str, ...]:
-    """The longest path of a command that these words begin with; fails where there is none."""
+    """Return the longest path of a command that these words begin with."""
     path: tuple[str, ...] = ()
     for word in words:
         if (*path, word) not in COMMANDS:

@@ -140,9 +140,9 @@ def test_the_default_is_the_method_with_the_highest_judge_score(run: Path, hub: 
 
 def test_a_repository_with_files_is_rejected_unless_forced(run: Path, hub: FakeHub) -> None:
     hub.repos["anna/minim"] = {"private": True, "files": {"thesis.pdf"}}
-    refused = export(run, "--push", "anna/minim").exception
-    assert isinstance(refused, RunError)
-    assert refused.code == "push.repository_not_empty"
+    rejected = export(run, "--push", "anna/minim").exception
+    assert isinstance(rejected, RunError)
+    assert rejected.code == "push.repository_not_empty"
     assert "upload_folder" not in hub.names
     assert export(run, "--push", "anna/minim", "--force").exit_code == 0
 

@@ -24,9 +24,7 @@ PLAIN = SheetOptions(repeated=0)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install -e .[test])"
-    )
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install .[test])")
     if not CHROMIUM.is_file():
         pytest.skip(f"Chromium is not at {CHROMIUM} (apt-get install --no-install-recommends chromium)")
     with playwright.sync_playwright() as started:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from tests.helpers.imagegen_models import CONFIG, CPU
 from tests.helpers.optional import defined
+from tests.tiny_training.image_generator import BaseSettings, TrainedBase, main, train_base
 from toolkit.imagegen.generators.ddim import make_schedule
 from toolkit.imagegen.generators.dit import load_dit, save_dit
 from toolkit.imagegen.generators.generator import GeneratorSettings, load_generator
 from toolkit.imagegen.generators.sampling import generate
-from toolkit.imagegen.train_base import BaseSettings, TrainedBase, main, train_base
 
 SETTINGS = BaseSettings(images=64, steps=150, batch_size=32, warmup_steps=10, learning_rate=5e-3, average_decay=0.95)
 
@@ -78,4 +78,4 @@ def test_the_shipped_files_are_those_that_the_documented_figures_are_of() -> Non
         "ratings/oracle.safetensors": "01eb6394c9d12322a9129b78f31cf893ade8659dd3a2f4c5516007e8b6a65ddd",
     }
     found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in digests}
-    assert found == digests, "Retrain with train_base or train_oracle, and renew the README's figures with it"
+    assert found == digests, "Train again with tests/tiny_training, and renew the documented figures"

@@ -210,9 +210,14 @@ def test_a_gguf_is_neither_trained_nor_sampled(tmp_path: Path) -> None:
     with raises(ModelError, "model.gguf_only_greedy") as caught:
         backend.load(Model(), tmp_path, trainable=True)  # type: ignore[arg-type]
     assert "trained" in caught.problem.rule
-    for refused in (backend.save, backend.save_merged, backend.restore, partial(backend.prepare_training, stage="sft")):
+    for rejected in (
+        backend.save,
+        backend.save_merged,
+        backend.restore,
+        partial(backend.prepare_training, stage="sft"),
+    ):
         with raises(ModelError, "model.gguf_only_greedy"):
-            refused(None, None)  # type: ignore[arg-type]
+            rejected(None, None)  # type: ignore[arg-type]
 
 
 def completions(texts: Sequence[str], log_probs: Sequence[Sequence[float]]) -> GreedyCompletions:

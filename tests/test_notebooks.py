@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -72,7 +73,7 @@ def test_every_recipe_and_key_that_a_notebook_names_exists(source: Path) -> None
 def execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a notebook from its first cell to its last in an empty folder, and return everything that it printed."""
     monkeypatch.setenv("TOOLKIT_DRY_RUN", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
     made = read_notebook(name)
     NotebookClient(made, timeout=3000, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()

@@ -60,7 +60,7 @@ def test_a_plan_imports_no_training_library(xrays: Path, tmp_path: Path) -> None
     )
     command = [sys.executable, "-c", code, "plan", str(file), "--json", "--set", f"run.folder={tmp_path}"]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
     assert done.stderr.splitlines()[-1] == "[]"
     assert json.loads(done.stdout)["ok"] is True

@@ -64,10 +64,10 @@ def test_a_second_plan_imports_neither_torch_nor_transformers_and_is_equal(xrays
         "except SystemExit as left:\n    assert left.code == 0, left.code\n"
         "print(sorted({'torch', 'transformers', 'sklearn', 'pandas'} & set(sys.modules)), file=sys.stderr)"
     )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, "plan", str(file), "--json", "--set", f"run.folder={tmp_path}"]
     first, second = (
-        subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        for _ in range(2)
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment) for _ in range(2)
     )
     assert "transformers" in first.stderr.splitlines()[-1]
     assert second.stderr.splitlines()[-1] == "[]"

@@ -120,13 +120,13 @@ def test_weights_changed_after_verification_are_not_pushed_but_an_edited_card_is
 
 def test_the_error_of_the_hub_is_shown_without_the_token(folder: Path, online: None) -> None:
     error = HfHubHTTPError(f"403 Forbidden for Bearer {TOKEN}\nmore", response=response(403))
-    hub = FakeHub(refuses=error)
+    hub = FakeHub(rejects=error)
     with raises(RunError, "push.rejected") as caught:
         push_format(folder, export_in(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert caught.problem.place == "anna/chest"
     assert str(caught.problem.value).startswith("403 Forbidden")
     assert TOKEN not in str(caught.error)
-    lost = FakeHub(refuses=httpx.ConnectError("no route"))
+    lost = FakeHub(rejects=httpx.ConnectError("no route"))
     with raises(RunError, "push.rejected") as caught:
         push_format(folder, export_in(folder), Push("anna/chest"), lost)  # type: ignore[arg-type]
     assert caught.problem.value == "no route"

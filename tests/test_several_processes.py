@@ -34,7 +34,7 @@ LAUNCH = (
 
 
 def two_processes(recipe: Recipe, folder: Path) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [*LAUNCH, str(folder / f"{recipe.run.name}.toml")]
     return subprocess.Popen(
         command,

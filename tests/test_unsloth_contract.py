@@ -24,7 +24,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(here.parent), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, str(here / "helpers" / "unsloth_contract.py"), str(tmp_path_factory.mktemp("contract"))],
         env=environment,

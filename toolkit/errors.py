@@ -220,7 +220,7 @@ class MissingExtraError(ToolkitError):
             "install.extra_missing",
             f"{purpose} needs the package {package}, which is not installed",
             place=package,
-            remedy=f"Install it with: pip install -e '.[{extra}]' -c constraints.txt",
+            remedy=f"Install it with: pip install '.[{extra}]' -c constraints.txt",
         )
 
 

@@ -36,7 +36,7 @@ from toolkit.errors import ToolkitError
 from toolkit.runfolder import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 if TYPE_CHECKING:
     from toolkit.evaluation.context import Context

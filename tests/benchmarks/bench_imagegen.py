@@ -30,7 +30,7 @@ from toolkit.scoring.statistics import Paired, paired_difference
 from toolkit.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from tests.helpers.imagegen_runs import RECIPE, SMALL  # noqa: E402
 

@@ -24,7 +24,7 @@ class FakeHub:
 
     repos: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
-    refuses: Exception | None = None
+    rejects: Exception | None = None
 
     def _bind(self, name: str, *arguments: Any, **named: Any) -> Mapping[str, Any]:
         bound = inspect.signature(getattr(HfApi, name)).bind(self, *arguments, **named).arguments
@@ -43,8 +43,8 @@ class FakeHub:
 
     def create_repo(self, *arguments: Any, **named: Any) -> None:
         bound = self._bind("create_repo", *arguments, **named)
-        if self.refuses:
-            raise self.refuses
+        if self.rejects:
+            raise self.rejects
         if bound["repo_id"] in self.repos:
             assert bound["exist_ok"]
         else:

@@ -45,7 +45,7 @@ def changes(settings: Sequence[str]) -> list[str]:
 
 def start(folder: Path, name: str, settings: Sequence[str] = SMALL) -> "subprocess.Popen[str]":
     """Start the tiny recipe with changes in a process of its own, in ``folder``."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "toolkit", "run", str(RECIPE), "--set", f"run.name={name}", *changes(settings)]
     return subprocess.Popen(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

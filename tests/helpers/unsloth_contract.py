@@ -92,7 +92,7 @@ def layers() -> dict[str, Any]:
     import re
 
     from transformers import AutoModelForImageTextToText
-    from unsloth_zoo.peft_utils import get_peft_regex  # type: ignore[import-untyped]
+    from unsloth_zoo.peft_utils import get_peft_regex
 
     from toolkit import tiny
     from toolkit.models import lora as adapter

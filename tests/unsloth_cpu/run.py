@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parents[1]), *(path for path in sys.path if path != str(HERE))]
+sys.path[:] = [*(path for path in sys.path if path != str(HERE)), str(HERE.parents[1])]
 
 from tests.unsloth_cpu.gpu import chosen_gpu
 from tests.unsloth_cpu.oom import inject

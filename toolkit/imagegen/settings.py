@@ -23,7 +23,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_GENERATOR, Tuning
 
 BASE_FOLDER = Path(__file__).parent / "tiny_base"
-"""The DiT that ships as the generator ``tiny``. ``train_base`` trains it."""
+"""The DiT that ships as the generator ``tiny``. ``tests/tiny_training/image_generator.py`` trains it."""
 
 BIOMEDCLIP_NAME = f"{OPEN_CLIP}hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 _WIDE = 24

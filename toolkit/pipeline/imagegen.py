@@ -121,7 +121,7 @@ def push_generator(path: Path, push: "Push", method: str | None = None) -> Pushe
 
     Raises:
         ModelError: the generator is no Stable Diffusion model, or a file is missing, changed or unknown.
-        RunError: the method has not finished, or the Hub refuses.
+        RunError: the method has not finished, or the Hub rejects the upload.
         RecipeError: the run is one of a vision-language model.
     """
     from toolkit.exporting.push import check_push, upload

@@ -363,5 +363,5 @@ def missing_packages(recipe: Recipe) -> Iterator[Problem]:
     """Yield experiment trackers that are not installed."""
     for package in recipe.run.report_to:
         if find_spec(package) is None:
-            remedy = "Install it with: pip install -e '.[tracking]' -c constraints.txt"
+            remedy = "Install it with: pip install '.[tracking]' -c constraints.txt"
             yield Problem("recipe.tracker_not_installed", "must be installed", "run.report_to", package, remedy)

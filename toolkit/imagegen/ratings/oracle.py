@@ -1,8 +1,8 @@
 """The oracle: the rating that simulated experts without errors would give an image with its prompt.
 
-A small network, trained by ``train_oracle`` on separate labelled renders: the quality of an image, and which finding it
-shows. Unlike the closed formula of ``SyntheticImage.score`` it sees pixels only, so that it can also score generated
-images. It is never the judge, and no model is trained on its parameters.
+A small network: the quality of an image, and which finding it shows. ``tests/tiny_training/rating_oracle.py`` trains it
+on separate labelled renders. Unlike the closed formula of ``SyntheticImage.score`` it sees pixels only, so that it can
+also score generated images. It is never the judge, and no model is trained on its parameters.
 """
 
 from collections.abc import Sequence
@@ -117,7 +117,7 @@ def load_oracle() -> OracleNetwork:
     try:
         network.load_state_dict(load_file(ORACLE_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
-        remedy = "Install the package again, or run python -m toolkit.imagegen.train_oracle."
+        remedy = "Install the package again."
         raise ModelError(
             "imagegen.oracle_unreadable", "the oracle's parameters must be readable", place=ORACLE_FILE, remedy=remedy
         ) from error

@@ -2,7 +2,7 @@
 
 FLOPs are sums over convolutions, linear layers and attention. Bytes and launches were counted with torch's dispatcher
 on Stable Diffusion 1.5, and follow the bytes that a forward pass keeps. Rates are those of
-``toolkit.planning.duration``. The slow end has more room than there, because published hours of DDPO (Black et al.
+``toolkit.planning.duration``. The slow end is slower than there, because published hours of DDPO (Black et al.
 2023) are a third above the same sum for an A100, and small GPUs reach less of their peak.
 """
 

@@ -1,4 +1,4 @@
-"""Train the oracle that ships with the package: ``python -m toolkit.imagegen.train_oracle``.
+"""Train the oracle that ships with the package: ``python -m tests.tiny_training.rating_oracle``.
 
 The same seed, thread count and torch version give the same file. Its renders are a series of their own: no run draws
 them, and the base of the tiny recipe and the judge never see them.
@@ -93,7 +93,7 @@ def figures(network: OracleNetwork, renders: LabelledRenders) -> dict[str, float
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m toolkit.imagegen.train_oracle", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.tiny_training.rating_oracle", description=main.__doc__)
     parser.add_argument("--out", type=Path, default=ORACLE_FILE, help="the file")
     parser.add_argument("--steps", type=int, default=OracleSettings().steps)
     chosen = parser.parse_args(arguments)

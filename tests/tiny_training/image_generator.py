@@ -1,4 +1,6 @@
-"""Train the DiT that ships as the base of the tiny recipe: ``python -m toolkit.imagegen.train_base --out FOLDER``.
+"""Train the DiT that ships as the base of the tiny recipe.
+
+    python -m tests.tiny_training.image_generator --out FOLDER
 
 The same seed, thread count and torch version give the same file. Training images are drawn, so no licence but the
 toolkit's applies. Most of them are degraded: the base has something to unlearn.
@@ -119,7 +121,7 @@ def sample_grid(folder: Path, prompts: Sequence[str], columns: int, path: Path) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m toolkit.imagegen.train_base", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.tiny_training.image_generator", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--steps", type=int, default=BaseSettings().steps)
     parser.add_argument("--images", type=int, default=BaseSettings().images)
