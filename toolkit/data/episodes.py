@@ -77,7 +77,7 @@ def link_of(row: Row) -> Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class AgentMemoryFunctions:
     """Episodes of a task, and their agent memory. All functions are pure.
 
     Attributes:

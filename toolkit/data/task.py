@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.episodes import Carried, Links
+from toolkit.data.episodes import AgentMemoryFunctions, Links
 from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem
@@ -93,7 +93,7 @@ class Task:
         placeholders: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
-        carried: episodes and their agent memory. None: rows are independent of each other.
+        agent_memory: episodes and their agent memory. None: rows are independent of each other.
         grouped_by: definition of a group if ``data.group`` names no column.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
@@ -130,7 +130,7 @@ class Task:
     placeholders: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
     link: Callable[[Iterable[tuple[str, Row]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
-    carried: Carried | None = None
+    agent_memory: AgentMemoryFunctions | None = None
     grouped_by: str = "each row's first image"
     entry: str = ""
 
@@ -142,4 +142,4 @@ class Task:
     @property
     def has_agent_memory(self) -> bool:
         """Whether questions carry agent memory from one to the next."""
-        return self.carried is not None
+        return self.agent_memory is not None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.episodes import Carried
+from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
 from toolkit.errors import DataError
@@ -71,22 +71,22 @@ def find_episodes(positions: Sequence[EpisodePosition]) -> tuple[list[Episode], 
     return [episode for episode in episodes if episode.numbers], sorted(unreachable)
 
 
-def task_with_memory(recipe: Recipe) -> tuple[Task, Carried]:
+def task_with_memory(recipe: Recipe) -> tuple[Task, AgentMemoryFunctions]:
     """Return the recipe's task and its agent memory.
 
     Raises:
         DataError: the task has no agent memory.
     """
     task = TASKS[recipe.dataset.task]
-    if task.carried is None:
-        able = ", ".join(name for name, one in TASKS.items() if one.carried)
+    if task.agent_memory is None:
+        able = ", ".join(name for name, one in TASKS.items() if one.agent_memory)
         raise DataError(
             "predict.task_without_memory",
             f"step-by-step prediction needs a task with agent memory ({able})",
             place="[data] task",
             value=recipe.dataset.task,
         )
-    return task, task.carried
+    return task, task.agent_memory
 
 
 def rollout(
@@ -103,37 +103,41 @@ def rollout(
     resumed rollout is equal to an uninterrupted one.
 
     Args:
-        task: a task with agent memory (``Task.carried``).
+        task: a task with agent memory (``Task.agent_memory``).
         samples: the samples that the episodes index.
         episodes: the result of ``find_episodes``.
         known: sample id -> its saved reply.
         generate: generates the replies of a batch.
         batch_size: prompts per batch.
     """
-    carried = _carried(task)
+    agent_memory = _agent_memory(task)
     memories: dict[str, Any] = {}
     for place in range(max((len(episode.numbers) for episode in episodes), default=0)):
         going = [episode for episode in episodes if len(episode.numbers) > place]
         for start in range(0, len(going), batch_size):
             batch = going[start : start + batch_size]
             turns = _turns(
-                task, [_question(carried, samples, episode, place, memories) for episode in batch], known, generate
+                task, [_question(agent_memory, samples, episode, place, memories) for episode in batch], known, generate
             )
             memories |= {episode.name: turn.after for episode, turn in zip(batch, turns, strict=True)}
             yield turns
 
 
-def _carried(task: Task) -> Carried:
-    if task.carried is None:
+def _agent_memory(task: Task) -> AgentMemoryFunctions:
+    if task.agent_memory is None:
         raise TypeError(f"the task {task.name} has no agent memory")
-    return task.carried
+    return task.agent_memory
 
 
 def _question(
-    carried: Carried, samples: Sequence[Sample], episode: Episode, place: int, memories: Mapping[str, Any]
+    agent_memory: AgentMemoryFunctions,
+    samples: Sequence[Sample],
+    episode: Episode,
+    place: int,
+    memories: Mapping[str, Any],
 ) -> Sample:
     sample = samples[episode.numbers[place]]
-    return carried.put(sample, memories[episode.name] if place else carried.start(sample))
+    return agent_memory.put(sample, memories[episode.name] if place else agent_memory.start(sample))
 
 
 def _turns(task: Task, questions: Sequence[Sample], known: Mapping[str, Reply], generate: Generate) -> list[Turn]:
@@ -143,7 +147,7 @@ def _turns(task: Task, questions: Sequence[Sample], known: Mapping[str, Reply], 
     for question, new in zip(questions, replies, strict=True):
         reply = known.get(question.id, new)
         answer = read_reply(task, question, reply)
-        carried = _carried(task)
-        after = carried.advance(carried.held(question), answer)
+        agent_memory = _agent_memory(task)
+        after = agent_memory.advance(agent_memory.held(question), answer)
         turns.append(Turn(question, answer, after, reply.skipped, question.id not in known))
     return turns

@@ -1,7 +1,7 @@
 """Evaluate a model with greedy decoding on a held-out split: scores, intervals, baselines and differences.
 
-A task with agent memory (``Task.carried``) is evaluated in several modes: with the reference's memory, the model's own,
-and none. Each mode has its own file of predictions, and all are scored in the same way.
+A task with agent memory (``Task.agent_memory``) is evaluated in several modes: with the reference's memory, the model's
+own, and none. Each mode has its own file of predictions, and all are scored in the same way.
 """
 
 import csv
@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.episodes import Carried
+from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.sample import Answer, Sample
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluation_set import EvaluationSet, held_out
@@ -67,7 +67,7 @@ def evaluate(
         other.unlink()
     before = {other: earlier_rows(context, questions, other) for other in earlier}
     result = make_result(context, name, questions, rows, (baseline_rows(context, questions), before))
-    if questions.carried:
+    if questions.agent_memory:
         _write_outputs(folder, questions, answers, result)
     return result
 
@@ -79,7 +79,7 @@ def _write_outputs(
     result: EvaluationResult,
 ) -> None:
     """Write the three files, each under a temporary name first. Samples are in the order of their episodes."""
-    if questions.carried is None:
+    if questions.agent_memory is None:
         return
     found: Answers = {mode: {sample.id: (sample, answer) for sample, answer in of} for mode, of in answers.items()}
     positions = questions.positions
@@ -88,9 +88,9 @@ def _write_outputs(
         questions.samples, key=lambda sample: (first[positions[sample.id].episode], positions[sample.id].position)
     )
     root = questions.samples.source.image_root
-    rows = [_table_row(questions, questions.carried, sample, found, root) for sample in samples]
+    rows = [_table_row(questions, questions.agent_memory, sample, found, root) for sample in samples]
     write_text(folder / TABLE, _csv(rows))
-    write_text(folder / DETAILS, "".join(_details(questions, questions.carried, samples, found)))
+    write_text(folder / DETAILS, "".join(_details(questions, questions.agent_memory, samples, found)))
     # The counts of cached images differ after an interruption.
     write_json(folder / FIGURES, {name: value for name, value in asdict(result).items() if name != "images"})
 
@@ -105,19 +105,19 @@ def _identity(context: Context, weights: Path | None) -> str:
 
 
 def _table_row(
-    questions: EvaluationSet, carried: Carried, sample: Sample, answers: Answers, root: Path
+    questions: EvaluationSet, agent_memory: AgentMemoryFunctions, sample: Sample, answers: Answers, root: Path
 ) -> dict[str, Any]:
     """Return one row: the position of the step, its reference, and the answer of each mode.
 
     ``right`` is 1 or 0. ``problem`` is why a completion could not be parsed or is missing. Cells of skipped prompts are
     empty.
     """
-    row = {name: _inside(value, root) for name, value in carried.place_columns(sample).items()}
-    row |= {f"reference_{name}": _cell(value) for name, value in carried.value_columns(sample.reference).items()}
+    row = {name: _inside(value, root) for name, value in agent_memory.place_columns(sample).items()}
+    row |= {f"reference_{name}": _cell(value) for name, value in agent_memory.value_columns(sample.reference).items()}
     for mode, name in questions.names.items():
         suffix = name.replace(" ", "_")
         prompted, answer = answers[mode].get(sample.id, (sample, None))
-        values = carried.value_columns(answer.values if answer else {})
+        values = agent_memory.value_columns(answer.values if answer else {})
         row |= {f"{column}_{suffix}": _cell(value) for column, value in values.items()}
         row[f"right_{suffix}"] = "" if answer is None else int(_score(questions, prompted, answer) == 1)
         row[f"problem_{suffix}"] = "after a missing step" if answer is None else answer.problem or ""
@@ -128,14 +128,16 @@ def _score(questions: EvaluationSet, sample: Sample, answer: Answer) -> float | 
     return questions.task.scores(sample, answer)[questions.task.primary]
 
 
-def _details(questions: EvaluationSet, carried: Carried, samples: Sequence[Sample], answers: Answers) -> Iterator[str]:
+def _details(
+    questions: EvaluationSet, agent_memory: AgentMemoryFunctions, samples: Sequence[Sample], answers: Answers
+) -> Iterator[str]:
     """Yield one line per step and mode: agent memory before and after, completion, parsed answer and scores."""
     for sample in samples:
         for mode in questions.modes:
             if sample.id not in answers[mode]:
                 continue
             prompted, answer = answers[mode][sample.id]
-            held, position = carried.held(prompted), carried.position(prompted)
+            held, position = agent_memory.held(prompted), agent_memory.position(prompted)
             line = {
                 "id": prompted.id,
                 "episode": position.episode,
@@ -143,13 +145,13 @@ def _details(questions: EvaluationSet, carried: Carried, samples: Sequence[Sampl
                 "length": position.length,
                 "mode": mode,
                 "question": prompted.fields.get("question"),
-                "agent_memory": carried.plain(held),
+                "agent_memory": agent_memory.plain(held),
                 "completion": answer.text,
                 "answer": dict(answer.values),
                 "problem": answer.problem,
                 "truncated": answer.truncated,
                 "scores": dict(questions.task.scores(prompted, answer)),
-                "agent_memory_after": carried.plain(carried.advance(held, answer)),
+                "agent_memory_after": agent_memory.plain(agent_memory.advance(held, answer)),
                 "reference": dict(prompted.reference),
             }
             yield json.dumps(line, ensure_ascii=False, default=str) + "\n"

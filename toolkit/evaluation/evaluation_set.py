@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from toolkit.data.episodes import Carried
+from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.loading import SampleSet
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.sample_set import limit
@@ -56,11 +56,11 @@ class EvaluationSet:
         """
         recipe, samples = context.recipe, held_out(context)
         prompts = Prompts.of(recipe, context.images)
-        carried = prompts.task.carried
-        if carried is None:
+        agent_memory = prompts.task.agent_memory
+        if agent_memory is None:
             return cls(prompts, samples, {REFERENCE: ""})
-        samples, positions = _whole_episodes(samples, carried, recipe)
-        modes: Sequence[str] = recipe.evaluation.memory if carried.shown(samples[0]) else ()
+        samples, positions = _whole_episodes(samples, agent_memory, recipe)
+        modes: Sequence[str] = recipe.evaluation.memory if agent_memory.shown(samples[0]) else ()
         names = {mode: name for mode, name in NAMES.items() if mode in modes} or {REFERENCE: NO_MEMORY}
         if OWN not in names:
             return cls(prompts, samples, names, positions)
@@ -81,9 +81,9 @@ class EvaluationSet:
         return self.prompts.task
 
     @property
-    def carried(self) -> Carried | None:
+    def agent_memory(self) -> AgentMemoryFunctions | None:
         """Return the agent memory of the task, or None."""
-        return self.prompts.task.carried
+        return self.prompts.task.agent_memory
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -95,8 +95,8 @@ class EvaluationSet:
         if mode == OWN:
             left_out = set(self.unreachable)
             return [sample for number, sample in enumerate(self.samples) if number not in left_out]
-        if mode == OFF and self.carried:
-            return [self.carried.put(sample, self.carried.start(sample)) for sample in self.samples]
+        if mode == OFF and self.agent_memory:
+            return [self.agent_memory.put(sample, self.agent_memory.start(sample)) for sample in self.samples]
         return self.samples
 
     def judge(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[ScoredAnswer]:
@@ -126,10 +126,10 @@ def held_out(context: Context) -> SampleSet:
 
 
 def _whole_episodes(
-    samples: SampleSet, carried: Carried, recipe: Recipe
+    samples: SampleSet, agent_memory: AgentMemoryFunctions, recipe: Recipe
 ) -> tuple[SampleSet, dict[str, EpisodePosition]]:
     """Return all rows of at most evaluate.max_tasks episodes, drawn with the seed, and their positions."""
-    positions = {sample.id: carried.position(sample) for sample in samples}
+    positions = {sample.id: agent_memory.position(sample) for sample in samples}
     names, most = list(dict.fromkeys(position.episode for position in positions.values())), recipe.evaluation.max_tasks
     if most is None or most >= len(names):
         return samples, positions

@@ -140,14 +140,14 @@ class Predictor:
             ImageError: the screenshot is missing or cannot be read.
             DataError: the goal is empty, an agent memory is not a JSON object, or the recipe has no such context.
         """
-        task, carried = task_with_memory(self.recipe)
-        memory = carried.memory_of(
+        task, agent_memory = task_with_memory(self.recipe)
+        memory = agent_memory.memory_of(
             _plain(short_term_memory, "short_term_memory"), _plain(long_term_memory, "long_term_memory")
         )
         question = self._question(Path(image_path).absolute(), user_goal, memory, context or {})
         reply = self.generator.reply([question])[0]
         answer = read_reply(task, question, reply)
-        after = carried.plain(carried.advance(memory, answer))
+        after = agent_memory.plain(agent_memory.advance(memory, answer))
         place = answer.values.get("place")
         return StepPrediction(
             action=answer.values.get("action"),
@@ -163,17 +163,17 @@ class Predictor:
 
     def _question(self, image: Path, goal: str, memory: Memory, context: Mapping[str, str]) -> Sample:
         _check_context(self.recipe, context, "context")
-        task, carried = task_with_memory(self.recipe)
+        task, agent_memory = task_with_memory(self.recipe)
         # The size is read each time, because a program may overwrite its screenshots.
         width, height = read_image_header(ImageRef(image), ImagePolicy.from_recipe(self.recipe.images)).size
         row = {"task": "step", "image": str(image), "question": goal, "width": width, "height": height}
         settings = task.settings(self.recipe, "predict")
         origin = RowOrigin(Path("predict_step"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
         try:
-            sample = carried.open_row("step", row, origin)
+            sample = agent_memory.open_row("step", row, origin)
         except RowProblem as problem:
             raise _invalid_question(problem, "user_goal") from problem
-        return carried.put(replace(sample, fields={**sample.fields, **context}), memory)
+        return agent_memory.put(replace(sample, fields={**sample.fields, **context}), memory)
 
 
 def load_model_for_inference(
@@ -333,7 +333,7 @@ def _default(path: Path, base: str | None, weights: Path | None) -> Recipe:
         raise ModelError(
             "predict.base_model_unknown", "the base model must be known", place=path, remedy="Give base_model_name."
         )
-    task = next((name for name, one in TASKS.items() if one.carried), None)  # without one, data.task is rejected
+    task = next((name for name, one in TASKS.items() if one.agent_memory), None)  # without one, data.task is rejected
     answer = Evaluate(max_completion_tokens=ANSWER_TOKENS)
     parts = {"run": Run(name="predict"), "model": Model(name=base), "data": {"task": task}, "evaluate": answer}
     return recipe_model(TASKS).model_validate(parts)

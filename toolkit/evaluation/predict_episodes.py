@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.data import Dropped, RowIndex, Tally, open_index, source_folder
 from toolkit.data.columns import RowSettings, resolve_columns
-from toolkit.data.episodes import FIRST, LINK, REPEATED, Carried, Link
+from toolkit.data.episodes import FIRST, LINK, REPEATED, AgentMemoryFunctions, Link
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, ImageError, Problem, RowProblem, warn
@@ -99,7 +99,7 @@ def predict_episodes(
         Interrupted: after a signal. Saved predictions are kept.
     """
     recipe = run.recipe(TASKS)
-    task, carried = task_with_memory(recipe)
+    task, agent_memory = task_with_memory(recipe)
     rows, out = read_unlabelled(recipe, files.rows, files.image_root), files.out
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value)
@@ -114,7 +114,7 @@ def predict_episodes(
             stored = chosen is not None and (chosen / "config.json").is_file()
             generator = Generator.load(recipe, prompts, weights, backend, stored=stored)
             batches = rollout(task, rows.samples, rows.episodes, known, generator.reply, recipe.evaluation.batch_size)
-            _save(batches, _Output(carried, digest, out, _total(rows)), stop, progress)
+            _save(batches, _Output(agent_memory, digest, out, _total(rows)), stop, progress)
     return _in_order(out, rows)
 
 
@@ -129,9 +129,9 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
     Raises:
         DataError: the task has no agent memory, a column is missing, or no row is usable.
     """
-    task, carried = task_with_memory(recipe)
+    task, agent_memory = task_with_memory(recipe)
     index = open_index(str(file), id_column=recipe.dataset.columns.get("id"))
-    origin = _origin(recipe, task, carried, index, image_root)
+    origin = _origin(recipe, task, agent_memory, index, image_root)
     links = task.link(index, origin) if task.link else None
     tally, samples = Tally(), []
     for number, (name, row) in enumerate(index):
@@ -140,7 +140,7 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
             state = REPEATED if links.previous[number] == REPEATED else FIRST
             link = Link(None, state, int(links.places[number]), int(links.lengths[number]))
         try:
-            sample = carried.open_row(name, {**row, LINK: link}, origin)
+            sample = agent_memory.open_row(name, {**row, LINK: link}, origin)
             for ref in sample.images:
                 read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
             samples.append(sample)
@@ -158,8 +158,8 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
             place=file,
             value="; ".join(map(_left_out, dropped)),
         )
-    episodes, unreachable = find_episodes([carried.position(sample) for sample in samples])
-    notes += _unreachable(carried, [samples[number] for number in unreachable], str(file))
+    episodes, unreachable = find_episodes([agent_memory.position(sample) for sample in samples])
+    notes += _unreachable(agent_memory, [samples[number] for number in unreachable], str(file))
     return UnlabelledRows(tuple(samples), tuple(episodes), tuple(notes), index.fingerprint)
 
 
@@ -167,7 +167,7 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
 class _Output:
     """The file of predictions: how turns are written to it, and their total number."""
 
-    carried: Carried
+    agent_memory: AgentMemoryFunctions
     digest: str
     out: Path
     total: int
@@ -179,7 +179,7 @@ def _save(batches: Iterable[Sequence[Turn]], output: _Output, stop: StopRequest,
     for turns in batches:
         new = [turn for turn in turns if turn.new]
         for turn in new:
-            append_line(output.out, _line(output.carried, turn, output.digest))
+            append_line(output.out, _line(output.agent_memory, turn, output.digest))
         done += len(turns)
         progress(PREDICT, done, output.total, "")
         if done < output.total and new:
@@ -230,15 +230,15 @@ def _is_cut(lines: Sequence[Record], torn: bytes) -> bool:
     return bool(lines)
 
 
-def _line(carried: Carried, turn: Turn, digest: str) -> Record:
+def _line(agent_memory: AgentMemoryFunctions, turn: Turn, digest: str) -> Record:
     question, answer = turn.question, turn.answer
     return {
         "id": question.id,
-        **carried.place_columns(question),
+        **agent_memory.place_columns(question),
         "question": question.fields["question"],
-        **carried.value_columns(answer.values),
-        "agent_memory": carried.plain(carried.held(question)),
-        "agent_memory_after": carried.plain(turn.after),
+        **agent_memory.value_columns(answer.values),
+        "agent_memory": agent_memory.plain(agent_memory.held(question)),
+        "agent_memory_after": agent_memory.plain(turn.after),
         "completion": answer.text,
         "answer": dict(answer.values),
         "problem": answer.problem,
@@ -266,17 +266,19 @@ def _left_out(dropped: Dropped) -> str:
     return f"the number of skipped rows should be 0: {dropped.reason} (for example {'; '.join(dropped.examples)})"
 
 
-def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image_root: Path | None) -> RowOrigin:
+def _origin(
+    recipe: Recipe, task: Task, agent_memory: AgentMemoryFunctions, index: RowIndex, image_root: Path | None
+) -> RowOrigin:
     """Return the columns of the file. Columns that only training rows need may be missing."""
     available = index.columns
     named = {
         field: column
         for field, column in recipe.dataset.columns.items()
-        if column in available or field in carried.open_fields
+        if column in available or field in agent_memory.open_fields
     }
     settings = task.settings(recipe, "predict")
     wanted = RowSettings(named, None, recipe.prompt.context, (), recipe.images.max_per_question, settings)
-    column, problems = resolve_columns(replace(task, required=carried.open_fields), wanted, available)
+    column, problems = resolve_columns(replace(task, required=agent_memory.open_fields), wanted, available)
     if problems:
         rule = "\n  ".join(["the columns must match the task:", *map(str, problems)])
         raise DataError("predict.columns_invalid", rule, place=index.source)
@@ -284,8 +286,8 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
     return RowOrigin(Path(index.source), root, column, context=recipe.prompt.context, settings=settings)
 
 
-def _unreachable(carried: Carried, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
-    positions: list[EpisodePosition] = [carried.position(sample) for sample in samples]
+def _unreachable(agent_memory: AgentMemoryFunctions, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
+    positions: list[EpisodePosition] = [agent_memory.position(sample) for sample in samples]
     if positions:
         example = f"{positions[0].episode}, step {positions[0].position}"
         rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"

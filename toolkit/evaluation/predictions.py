@@ -150,7 +150,7 @@ def baseline_rows(context: Context, questions: EvaluationSet) -> Baselines:
         score: judged(known[sample.id] for sample in samples) for score, known in _majority(context, questions).items()
     }
     rows = {BASELINE: majority.pop(task.primary)}
-    for label, complete in (questions.carried.baselines if questions.carried else {}).items():
+    for label, complete in (questions.agent_memory.baselines if questions.agent_memory else {}).items():
         rows[label] = judged(map(complete, samples))
     return Baselines(rows, majority)
 
@@ -166,7 +166,7 @@ class _Job:
 
     def save(self, sample: Sample, answer: Answer, skipped: str | None = None) -> None:
         line = {"split": self.context.recipe.evaluation.split, **_prediction(sample, answer)}
-        append_line(self.file, line | _carried_part(self.questions, sample, skipped))
+        append_line(self.file, line | _episode_columns(self.questions, sample, skipped))
 
     def report(self, done: int, total: int) -> None:
         """Report the progress, and raise Interrupted after a signal unless all is done."""
@@ -212,12 +212,12 @@ def _prediction(sample: Sample, answer: Answer) -> Record:
     }
 
 
-def _carried_part(questions: EvaluationSet, sample: Sample, skipped: str | None) -> Record:
+def _episode_columns(questions: EvaluationSet, sample: Sample, skipped: str | None) -> Record:
     """Return what a replay of a rollout needs: the position in the episode, and the agent memory of the prompt."""
-    carried = questions.carried
-    if carried is None:
+    agent_memory = questions.agent_memory
+    if agent_memory is None:
         return {}
-    position, memory = carried.position(sample), carried.plain(carried.held(sample))
+    position, memory = agent_memory.position(sample), agent_memory.plain(agent_memory.held(sample))
     return {
         "episode": position.episode,
         "position": position.position,

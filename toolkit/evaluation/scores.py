@@ -81,7 +81,7 @@ def make_result(
         summary=summary,
         images=context.count_images(stage),
         predictions=f"stages/{stage}/{PREDICTIONS}",
-        agent_memory=_agent_memory(context, name, questions, rows, summary) if questions.carried else None,
+        agent_memory=_agent_memory(context, name, questions, rows, summary) if questions.agent_memory else None,
     )
 
 
@@ -149,9 +149,9 @@ def _views(questions: EvaluationSet, rows: Mapping[str, Rows], others: Others) -
         same = {label: [row for row in of if row.id in ids] for label, of in baselines.rows.items()}
         earlier = {name: modes[mode] for name, modes in before.items() if mode in modes}
         views[_title(task.primary, questions, mode)] = _View(task.primary, rows[mode], same, earlier)
-    if questions.carried:
+    if questions.agent_memory:
         steps = views[_title(task.primary, questions, shown[-1])]
-        views[_title(questions.carried.title, questions, shown[-1])] = _of_episodes(steps, questions)
+        views[_title(questions.agent_memory.title, questions, shown[-1])] = _of_episodes(steps, questions)
     main = views[_title(task.primary, questions, REFERENCE)]
     for score in task.also:
         views[_title(score, questions, REFERENCE)] = _View(score, main.rows, baselines.of(score), main.earlier)
@@ -221,7 +221,7 @@ def _warn(name: str, mode: str, summary: Summary) -> None:
 
 def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemoryResult) -> None:
     """Warn about incomplete episodes, skipped prompts, and samples that no rollout reaches."""
-    episodes = questions.carried.title if questions.carried else ""
+    episodes = questions.agent_memory.title if questions.agent_memory else ""
     for mode, found in result.modes.items():
         place = f"{EVALUATE}{name} ({questions.names[mode]})"
         if incomplete := found.episodes.incomplete:
@@ -248,7 +248,7 @@ def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemory
 
 
 def _name_of_whole(questions: EvaluationSet) -> str:
-    return questions.carried.title if questions.carried else WHOLE
+    return questions.agent_memory.title if questions.agent_memory else WHOLE
 
 
 def _mode_result(

@@ -49,6 +49,6 @@ STEPS = Task(
     placeholders=lambda settings: {"task": "question", "action": settings.actions[0]},
     link=link,
     notes=lambda sample: sample.fields["notes"],
-    carried=AGENT_MEMORY,
+    agent_memory=AGENT_MEMORY,
     grouped_by="the task",
 )

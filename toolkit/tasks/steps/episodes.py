@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.cells import cell, name_of, number_of, parse_or_repair_json, text_of
-from toolkit.data.episodes import FIRST, GAP, REPEATED, Carried, Links
+from toolkit.data.episodes import FIRST, GAP, REPEATED, AgentMemoryFunctions, Links
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError
@@ -126,7 +126,7 @@ def open_row(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     return replace(read(name, {**row, PLACEHOLDER: origin.settings.actions[0]}, origin), reference={})
 
 
-AGENT_MEMORY = Carried(
+AGENT_MEMORY = AgentMemoryFunctions(
     title="whole tasks",
     position=episode_position,
     shown=lambda sample: sample.fields["settings"].shows_memory,
