@@ -188,7 +188,7 @@ def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -
         ({"sft": {"gradient_checkpointing": True}}, "gradient_checkpointing"),
         ({"grpo": {"loss": "dr_grpo"}}, "scale_rewards"),
         ({"grpo": {"temperature": 10.0}}, "temperature"),
-        ({"export": {"allow_dequantised": True}}, "allow_dequantised"),
+        ({"export": {"allow_dequantized": True}}, "allow_dequantized"),
     ],
 )
 def test_settings_that_unsloth_would_change_are_rejected(tmp_path: Path, tables: dict[str, Any], reason: str) -> None:

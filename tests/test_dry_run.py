@@ -35,7 +35,7 @@ MAY_CHANGE = re.compile(
     r"|lora\.targets|data\.(limit_\w+|synthetic\.(train|validation|test)|(lesion|steps)\.coordinates)|images\.scan"
     r"|sft\.(max_steps|optimizer|batch_size|accumulation)"
     r"|grpo\.(max_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|rollouts|probe_\w+)"
-    r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.(verify|to|optional|quant|allow_dequantised))?"
+    r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.(verify|to|optional|quant|allow_dequantized))?"
 )
 """Keys that a dry run on a recipe's own rows may change."""
 MAY_CHANGE_TOO = re.compile(

@@ -65,11 +65,11 @@ def test_merged_weights_include_the_sentencepiece_model(tmp_path: Path) -> None:
 
 
 def four_bit_base(folder: Path) -> Path:
-    quantisation = BitsAndBytesConfig(
+    quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
     model = AutoModelForImageTextToText.from_pretrained(
-        tiny.FOLDER, dtype=torch.float32, quantization_config=quantisation, device_map={"": "cpu"}
+        tiny.FOLDER, dtype=torch.float32, quantization_config=quantization, device_map={"": "cpu"}
     )
     model.save_pretrained(folder)
     AutoProcessor.from_pretrained(tiny.FOLDER).save_pretrained(folder)
@@ -83,15 +83,15 @@ def test_a_base_that_is_stored_in_four_bits_is_dequantized_only_on_request(
     base, adapter = four_bit_base(tmp_path / "base"), foreign_adapter(tmp_path / "adapter")
     recipe = small_recipe(tmp_path, {"model": {"name": str(base), "adapter": adapter}})
     with context_of(recipe) as context:
-        with raises(ModelError, "export.base_quantised") as caught:
+        with raises(ModelError, "export.base_quantized") as caught:
             export(with_export(context, to=["merged"], verify=1))
         assert caught.problem.value == "4 bits"
-        assert "allow_dequantised" in caught.problem.remedy
+        assert "allow_dequantized" in caught.problem.remedy
         with caplog.at_level(logging.WARNING):
-            exported = merged_of(export(with_export(context, to=["merged"], verify=12, allow_dequantised=True)))
+            exported = merged_of(export(with_export(context, to=["merged"], verify=12, allow_dequantized=True)))
         merged = load_file(context.run.path / "stages/export/merged/model.safetensors")
-    assert (exported.dequantised, exported.bits) == (True, 16)
-    assert "export.merged_into_dequantised" in [problem.code for problem in warnings_in(caplog)]
+    assert (exported.dequantized, exported.bits) == (True, 16)
+    assert "export.merged_into_dequantized" in [problem.code for problem in warnings_in(caplog)]
     assert {value.dtype for value in merged.values()} == {torch.bfloat16}
     # Merged weights are near those of the base, but not equal, because the quantization error remains.
     original = load_file(tiny.FOLDER / "model.safetensors")

@@ -45,7 +45,7 @@ def test_an_optional_gguf_that_the_base_does_not_support_is_skipped_with_a_warni
     tables: dict[str, Mapping[str, Any]] = {**FEW, "export": {"to": ("adapter",), "optional": ("gguf",), "verify": 1}}
     recipe = small_recipe(tmp_path, tables).model_copy(update={"grpo": None})
     for module in ("models.loading", "exporting.export"):
-        monkeypatch.setattr(f"toolkit.{module}.stored_quantised", lambda source, model: "bitsandbytes")
+        monkeypatch.setattr(f"toolkit.{module}.stored_quantized", lambda source, model: "bitsandbytes")
     with caplog.at_level(logging.INFO, "toolkit"):
         result = export_of(run_recipe(recipe, STAGES).run)
         assert (result.requested, result.skipped) == (("adapter",), ("gguf",))

@@ -278,7 +278,7 @@ def test_the_table_of_gguf_files_lists_unverified_ones() -> None:
     assert [next(iter(column.cells)) for column in unverified.columns][4:] == ["", "", ""]
 
 
-def test_a_model_is_named_by_its_format_its_quantisation_or_its_path(tmp_path: Path) -> None:
+def test_a_model_is_named_by_its_format_its_quantization_or_its_path(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "runs/a")
     write_json(run.run_file, {"schema_version": SCHEMA_VERSION})
     run.recipe_file.touch()

@@ -17,7 +17,7 @@ from tests.fake_cuda.log import Allocation
 from tests.fake_cuda.trace import Spec, trace
 from toolkit.planning.architecture import build_architecture
 from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.model_files import UNQUANTISED_MODULES
+from toolkit.planning.model_files import UNQUANTIZED_MODULES
 from toolkit.planning.stages import Setting
 from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora
@@ -162,9 +162,9 @@ def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc compiles the simulated device")
-@pytest.mark.parametrize(("backend", "unquantised"), [("hf", ()), ("unsloth", UNQUANTISED_MODULES)])
+@pytest.mark.parametrize(("backend", "unquantized"), [("hf", ()), ("unsloth", UNQUANTIZED_MODULES)])
 def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(
-    backend: Any, unquantised: tuple[str, ...]
+    backend: Any, unquantized: tuple[str, ...]
 ) -> None:
     """Two layers of each stack have their real widths. The vision tower is in 4 bits on hf, and in 16 bits on unsloth.
 
@@ -187,7 +187,7 @@ def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(
     )
     usable = usable_bytes(16)
     traced = trace(Spec(fields, setting, usable))
-    model = build_architecture(fields, unquantised)
+    model = build_architecture(fields, unquantized)
     assert compare(model, setting, usable, traced).broken == ()
     fewer = dataclasses.replace(setting, concurrent=4)
     assert compare(model, fewer, usable, traced).broken != ()

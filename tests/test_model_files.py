@@ -16,22 +16,22 @@ from tests.helpers.problems import raises
 from tests.helpers.training import small_recipe
 from toolkit.errors import ModelError
 from toolkit.planning import model_files
-from toolkit.planning.architecture import build_architecture, is_unquantised
+from toolkit.planning.architecture import build_architecture, is_unquantized
 from toolkit.planning.disk import Downloads, plan_disk
 from toolkit.planning.model_files import (
     DOWNLOADS,
     KNOWN,
-    MOST_UNQUANTISED,
+    MOST_UNQUANTIZED,
     REPLACED,
-    UNQUANTISED_MODULES,
+    UNQUANTIZED_MODULES,
     BaseWeights,
     Repository,
     State,
     find_base,
     find_configuration,
     find_repository,
-    leave_unquantised,
-    unquantised_fraction,
+    leave_unquantized,
+    unquantized_fraction,
     unsloth_repositories,
 )
 from toolkit.planning.stages import Setting
@@ -59,7 +59,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_name_is_replaced_unless_revision_precision_or_folder_say_otherwise(tmp_path: Path) -> None:
     found = find_repository(MEDGEMMA, no_answer)
     assert found is not None
-    assert (found.name, found.unquantised) == (NAME, None)
+    assert (found.name, found.unquantized) == (NAME, None)
     for changes in ({"revision": "main"}, {"precision": "8bit"}, {"precision": "16bit"}, {"name": str(tmp_path)}):
         assert find_repository(MEDGEMMA.model_copy(update=changes), no_answer) is None
     for name in ("google/medgemma-1.5-4b-it", "google/medgemma-27b-it", "tiny"):
@@ -94,7 +94,7 @@ def test_the_list_of_layers_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch
     found = find_repository(MEDGEMMA)
     assert found is not None
     assert names[0] == (NAME, "config.json")
-    assert (found.unquantised, found.cached) == (("lm_head", "vision_tower"), False)
+    assert (found.unquantized, found.cached) == (("lm_head", "vision_tower"), False)
 
 
 def test_parameters_in_the_cache_are_not_downloaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_parameters_in_the_cache_are_not_downloaded_again(monkeypatch: pytest.Mo
     monkeypatch.setattr(model_files, "cached_file", cached)
     found = find_repository(MEDGEMMA)
     assert found is not None
-    assert (found.unquantised, found.cached) == (None, True)
+    assert (found.unquantized, found.cached) == (None, True)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,11 @@ def test_the_modules_that_unsloth_keeps_are_those_of_the_installed_list() -> Non
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SKIP_QUANTIZATION_MODULES"
     )
-    assert set(UNQUANTISED_MODULES) <= set(listed)
+    assert set(UNQUANTIZED_MODULES) <= set(listed)
 
 
 @pytest.mark.parametrize(
-    ("module", "listed", "unquantised"),
+    ("module", "listed", "unquantized"),
     [
         ("model.vision_tower.encoder.layers.3.mlp.fc1", "vision_tower", True),
         ("model.visual.merger.mlp.0", "merger", True),
@@ -161,8 +161,8 @@ def test_the_modules_that_unsloth_keeps_are_those_of_the_installed_list() -> Non
         ("model.language_model.layers.0.mlp.up_proj", "visual", False),
     ],
 )
-def test_a_listed_name_matches_the_module_and_all_below_it(module: str, listed: str, unquantised: bool) -> None:
-    assert is_unquantised(module, [listed]) is unquantised
+def test_a_listed_name_matches_the_module_and_all_below_it(module: str, listed: str, unquantized: bool) -> None:
+    assert is_unquantized(module, [listed]) is unquantized
 
 
 def test_the_counted_bytes_are_those_of_a_model_with_unquantized_listed_layers() -> None:
@@ -179,16 +179,16 @@ def test_the_counted_bytes_are_those_of_a_model_with_unquantized_listed_layers()
         model, modules_to_not_convert=full, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
     )
     packed = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
-    quantised = sum(module.in_features * module.out_features for module in packed)
+    quantized = sum(module.in_features * module.out_features for module in packed)
     assert packed
     found = build_architecture(fields, listed)
-    assert found.quantised == quantised
-    assert not any(one.quantised for one in found.linears if one.vision)
-    assert build_architecture(fields).quantised > quantised
+    assert found.quantized == quantized
+    assert not any(one.quantized for one in found.linears if one.vision)
+    assert build_architecture(fields).quantized > quantized
     assert found.parameters == build_architecture(fields).parameters
 
 
-def test_an_unquantised_layer_counts_in_16_bits() -> None:
+def test_an_unquantized_layer_counts_in_16_bits() -> None:
     fields = small_fields()
     plain, partly = build_architecture(fields), build_architecture(fields, ["vision_tower"])
     (language, tower), (same, larger) = weight_bytes(plain, BITS), weight_bytes(partly, BITS)
@@ -206,20 +206,20 @@ def test_an_unquantised_layer_counts_in_16_bits() -> None:
     ],
 )
 def test_without_a_list_the_count_is_the_published_size_and_at_most_the_assumed_fraction(name: str, shape: str) -> None:
-    model = build_architecture(shape_fields(shape), UNQUANTISED_MODULES)
-    fraction = unquantised_fraction(model, DOWNLOADS[name])
-    assert 0 <= fraction <= MOST_UNQUANTISED
-    counted = sum(weight_bytes(leave_unquantised(model, fraction), BITS))
+    model = build_architecture(shape_fields(shape), UNQUANTIZED_MODULES)
+    fraction = unquantized_fraction(model, DOWNLOADS[name])
+    assert 0 <= fraction <= MOST_UNQUANTIZED
+    counted = sum(weight_bytes(leave_unquantized(model, fraction), BITS))
     assert counted == pytest.approx(DOWNLOADS[name], rel=0.03)
     assert counted >= 0.999 * DOWNLOADS[name]
-    assert unquantised_fraction(model, None) == MOST_UNQUANTISED
+    assert unquantized_fraction(model, None) == MOST_UNQUANTIZED
 
 
 def test_keeping_a_fraction_of_layers_changes_only_the_quantized_count() -> None:
-    model = build_architecture(shape_fields("medgemma_4b"), UNQUANTISED_MODULES)
-    some = leave_unquantised(model, MOST_UNQUANTISED)
+    model = build_architecture(shape_fields("medgemma_4b"), UNQUANTIZED_MODULES)
+    some = leave_unquantized(model, MOST_UNQUANTIZED)
     assert sum(one.weights for one in some.linears) == sum(one.weights for one in model.linears)
-    assert some.quantised == pytest.approx((1 - 6 / 34) * model.quantised)
+    assert some.quantized == pytest.approx((1 - 6 / 34) * model.quantized)
 
 
 def small_fields() -> dict[str, Any]:

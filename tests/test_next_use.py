@@ -173,7 +173,7 @@ def test_the_stop_of_qwen_is_its_own(processors: dict[str, Any]) -> None:
         assert Serving.of(RECIPE, processor, 1).stops == ("<|im_end|>",)
 
 
-def test_a_folder_with_several_quantisations_has_a_modelfile_for_each(gemma: Any, tmp_path: Path) -> None:
+def test_a_folder_with_several_quantizations_has_a_modelfile_for_each(gemma: Any, tmp_path: Path) -> None:
     serving = Serving.of(RECIPE, gemma, 1)
     assert write_modelfiles(tmp_path, serving) == []
     (tmp_path / "chest-f16.gguf").touch()

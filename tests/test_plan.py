@@ -160,10 +160,10 @@ def test_four_bits_on_a_cpu_are_a_warning(xrays: Path, tmp_path: Path) -> None:
     plan = make(recipe, None)
     assert plan.problems == []
     found = {finding.code: (finding.place, finding.details.value) for finding in plan.warnings}
-    assert found["model.quantised_on_cpu"] == ("[model] precision", "4bit")
+    assert found["model.quantized_on_cpu"] == ("[model] precision", "4bit")
     assert found["training.optimizer_not_paged"] == ("[sft] optimizer", "paged_adamw_8bit")
     on_gpu = codes(make(recipe, A5000))
-    assert not {"model.quantised_on_cpu", "training.optimizer_not_paged"} & set(on_gpu)
+    assert not {"model.quantized_on_cpu", "training.optimizer_not_paged"} & set(on_gpu)
 
 
 def test_rows_over_max_tokens_are_a_problem_that_names_them(xrays: Path, tmp_path: Path) -> None:
@@ -257,9 +257,9 @@ def test_an_unreachable_hub_is_not_a_certain_problem(
 
 
 @pytest.fixture
-def quantised(tmp_path: Path) -> Mapping[str, Any]:
+def quantized(tmp_path: Path) -> Mapping[str, Any]:
     """Return the section [model] of a model folder whose weights are stored quantized."""
-    folder = tmp_path / "quantised"
+    folder = tmp_path / "quantized"
     folder.mkdir()
     fields = {**shape_fields("qwen2_vl_2b"), "quantization_config": {"quant_method": "bitsandbytes"}}
     (folder / "config.json").write_text(json.dumps(fields))
@@ -272,25 +272,25 @@ def quantised(tmp_path: Path) -> Mapping[str, Any]:
     [
         ({"to": ["merged"]}, True),
         ({"to": ["gguf"], "verify": 0}, True),
-        ({"to": ["merged"], "allow_dequantised": True}, False),
+        ({"to": ["merged"], "allow_dequantized": True}, False),
     ],
 )
 def test_an_adapter_cannot_be_merged_into_a_quantized_base_model(
-    export: Mapping[str, Any], rejected: bool, quantised: Mapping[str, Any], xrays: Path, tmp_path: Path
+    export: Mapping[str, Any], rejected: bool, quantized: Mapping[str, Any], xrays: Path, tmp_path: Path
 ) -> None:
-    plan = make(recipe_on_files(tmp_path, xrays, {"model": quantised, "export": export}), A5000)
-    assert ("model.base_stored_quantised" in codes(plan)) is rejected
+    plan = make(recipe_on_files(tmp_path, xrays, {"model": quantized, "export": export}), A5000)
+    assert ("model.base_stored_quantized" in codes(plan)) is rejected
 
 
 def test_an_optional_gguf_of_a_quantized_base_model_is_dropped(
-    quantised: Mapping[str, Any], xrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantized: Mapping[str, Any], xrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The extra seems to be installed.
     monkeypatch.setattr("toolkit.models.llamacpp.require_for", lambda quant, verify: None)
-    tables: Tables = {"model": quantised, "export": {"to": ["adapter"], "optional": ["gguf"]}}
+    tables: Tables = {"model": quantized, "export": {"to": ["adapter"], "optional": ["gguf"]}}
     plan = make(recipe_on_files(tmp_path, xrays, tables), A5000)
     assert one_of(plan, "export.gguf_left_out").place == "[export] optional"
-    assert "model.base_stored_quantised" not in codes(plan)
+    assert "model.base_stored_quantized" not in codes(plan)
     assert plan.disk is not None
     assert not {"export merged", "export gguf"} & set(plan.disk.parts)
 

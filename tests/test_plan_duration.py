@@ -19,7 +19,7 @@ from toolkit.planning.duration import (
     stage_time,
 )
 from toolkit.planning.gpu import COMMON, GPUS, figures_of, gpus_of
-from toolkit.planning.model_files import UNQUANTISED_MODULES
+from toolkit.planning.model_files import UNQUANTIZED_MODULES
 from toolkit.planning.stages import Setting, Work
 from toolkit.planning.tokens import RowSize
 
@@ -31,7 +31,7 @@ OLD_BITSANDBYTES = 1
 
 @pytest.fixture(scope="module")
 def models() -> Mapping[str, Architecture]:
-    return {name: build_architecture(shape_fields(name), UNQUANTISED_MODULES) for name in MODELS}
+    return {name: build_architecture(shape_fields(name), UNQUANTIZED_MODULES) for name in MODELS}
 
 
 def setting_of(stage: str, row: RowSize, **changes: object) -> Setting:

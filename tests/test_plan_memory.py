@@ -21,7 +21,7 @@ from toolkit.planning import activations, weights
 from toolkit.planning.architecture import Architecture, Linear, build_architecture
 from toolkit.planning.gpu import GIB, usable_bytes
 from toolkit.planning.memory import _completions, _image_sizes, estimate, first_fit
-from toolkit.planning.model_files import UNQUANTISED_MODULES
+from toolkit.planning.model_files import UNQUANTIZED_MODULES
 from toolkit.planning.stages import Setting, planned_precision
 from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora, Model
@@ -40,7 +40,7 @@ def architecture(name: str) -> Architecture:
 
 def by_unsloths_rule(name: str) -> Architecture:
     """The vision tower has 16 bits."""
-    return build_architecture(shape_fields(name), UNQUANTISED_MODULES)
+    return build_architecture(shape_fields(name), UNQUANTIZED_MODULES)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_quantized_layers_are_those_that_transformers_passes_to_bitsandbytes(nam
     skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     replace_with_bnb_linear(model, skipped, BitsAndBytesConfig(load_in_4bit=True))
     sizes = [module.in_features * module.out_features for module in model.modules() if isinstance(module, Linear4bit)]
-    assert architecture(name).quantised == sum(sizes)
+    assert architecture(name).quantized == sum(sizes)
     assert architecture(name).largest == max(sizes)
 
 
@@ -103,7 +103,7 @@ def test_a_matrix_in_nf4_has_as_many_bytes_as_in_bitsandbytes(shape: tuple[int, 
 
     packed, state = quantize_4bit(torch.randn(shape), compress_statistics=True, quant_type="nf4")
     parts = (packed, state.absmax, state.code, state.state2.absmax, state.state2.code, state.offset)
-    linear = Linear("q_proj", shape[1], shape[0], count=1, vision=False, quantised=True)
+    linear = Linear("q_proj", shape[1], shape[0], count=1, vision=False, quantized=True)
     assert linear.nf4_bytes == sum(part.nbytes for part in parts)
 
 
@@ -120,18 +120,18 @@ def test_a_model_in_four_bits_has_as_many_bytes_as_transformers_loads(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "unsloth", "quantised"), [("medgemma_4b", 2, 4), ("qwen2_vl_2b", 2, 4), ("qwen2_5_vl_3b", 2, 2)]
+    ("name", "unsloth", "quantized"), [("medgemma_4b", 2, 4), ("qwen2_vl_2b", 2, 4), ("qwen2_5_vl_3b", 2, 2)]
 )
-def test_a_quantised_tower_with_layer_norms_computes_in_float32_under_autocast(
-    name: str, unsloth: int, quantised: int
+def test_a_quantized_tower_with_layer_norms_computes_in_float32_under_autocast(
+    name: str, unsloth: int, quantized: int
 ) -> None:
     """A layer in 16 bits casts the output of LayerNorm. The norms of Qwen2.5-VL keep the type."""
-    unquantised, packed = by_unsloths_rule(name), architecture(name)
-    assert (weights.quantises_tower(unquantised, SFT), weights.quantises_tower(packed, SFT)) == (False, True)
-    assert weights.tower_value(unquantised, SFT, autocast=True) == unsloth
-    assert weights.tower_value(packed, SFT, autocast=True) == quantised
-    assert {weights.tower_value(model, SFT, autocast=False) for model in (unquantised, packed)} == {2}
-    assert weights.weight_bytes(unquantised, SFT)[1] == 2 * unquantised.vision_parameters
+    unquantized, packed = by_unsloths_rule(name), architecture(name)
+    assert (weights.quantizes_tower(unquantized, SFT), weights.quantizes_tower(packed, SFT)) == (False, True)
+    assert weights.tower_value(unquantized, SFT, autocast=True) == unsloth
+    assert weights.tower_value(packed, SFT, autocast=True) == quantized
+    assert {weights.tower_value(model, SFT, autocast=False) for model in (unquantized, packed)} == {2}
+    assert weights.weight_bytes(unquantized, SFT)[1] == 2 * unquantized.vision_parameters
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -295,7 +295,7 @@ def test_full_fine_tuning_has_gradients_and_optimizer_state_of_every_parameter()
 def test_a_gpu_without_bfloat16_uses_float32_for_unquantized_parameters() -> None:
     model = architecture("medgemma_4b")
     with_it, without = (sum(weights.weight_bytes(model, replace(SFT, bf16=bf16))) for bf16 in (True, False))
-    assert without - with_it == 2 * (model.parameters - model.quantised)
+    assert without - with_it == 2 * (model.parameters - model.quantized)
     by_unsloth = replace(SFT, backend="unsloth", bf16=False)
     assert sum(weights.weight_bytes(model, by_unsloth)) == with_it
 

@@ -12,7 +12,7 @@ from toolkit.planning import Gpu, described_gpu, make_plan, named_gpu
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.gpu import GIB
 from toolkit.planning.model_files import (
-    UNQUANTISED_MODULES,
+    UNQUANTIZED_MODULES,
     BaseWeights,
     find_configuration,
 )
@@ -28,7 +28,7 @@ def loaded(recipe: Recipe) -> Architecture:
     """Return the recipe's model as its backend quantizes it while loading."""
     found = find_configuration(recipe.model)
     assert found is not None
-    return build_architecture(found.fields, UNQUANTISED_MODULES if planned_backend(recipe) == "unsloth" else ())
+    return build_architecture(found.fields, UNQUANTIZED_MODULES if planned_backend(recipe) == "unsloth" else ())
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda file: file.stem)

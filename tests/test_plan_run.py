@@ -40,13 +40,13 @@ def test_the_command_prints_the_plan_and_its_exit_code_has_the_result(
     assert "[plan.training_prompt_too_long]" in capsys.readouterr().out
     in_four_bits = ["plan", str(file), "--set", "model.max_tokens=300", "--set", "model.precision=4bit"]
     assert call(in_four_bits) == 0
-    assert "[model.quantised_on_cpu]" in capsys.readouterr().out
+    assert "[model.quantized_on_cpu]" in capsys.readouterr().out
     assert call([*in_four_bits, "--json"]) == 0
     (warned,) = json.loads(capsys.readouterr().out)["warnings"]
     assert list(warned) == ["code", "place", "value", "rule", "remedy"]
-    assert (warned["code"], warned["value"]) == ("model.quantised_on_cpu", "'4bit'")
+    assert (warned["code"], warned["value"]) == ("model.quantized_on_cpu", "'4bit'")
     assert call([*in_four_bits, "--gpu", "16"]) == 0
-    assert "[model.quantised_on_cpu]" not in capsys.readouterr().out
+    assert "[model.quantized_on_cpu]" not in capsys.readouterr().out
     assert call(["plan", str(file), "--set", "grpo.generations=1"]) == 2
 
 

@@ -278,13 +278,13 @@ def test_an_export_with_other_completions_fails_and_is_kept_under_another_name(c
     assert (folder / "merged/model.safetensors").read_bytes() == good
 
 
-def test_a_quantised_recipe_is_merged_into_the_stored_base(context: Context) -> None:
+def test_a_quantized_recipe_is_merged_into_the_stored_base(context: Context) -> None:
     """Merging into 4 bits would round the updates, so the base is loaded again in the 16 bits of its file."""
     model = context.recipe.model.model_copy(update={"precision": "4bit"})
-    quantised = replace(context, recipe=context.recipe.model_copy(update={"model": model}))
-    policy = HfBackend().load(quantised.recipe, context.weights, trainable=False, mergeable=True)
+    quantized = replace(context, recipe=context.recipe.model_copy(update={"model": model}))
+    policy = HfBackend().load(quantized.recipe, context.weights, trainable=False, mergeable=True)
     assert policy.bits == 16
-    assert merged_of(export(with_export(quantised, ["merged"], verify=12))).bits == 16
+    assert merged_of(export(with_export(quantized, ["merged"], verify=12))).bits == 16
     saved = load_file(context.run.path / "stages/export/merged/model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
     # W + B A * alpha / r, in 32 bits and then rounded once; alpha / r is 8 / 4 in this recipe.
@@ -533,7 +533,7 @@ def test_unmergeable_or_missing_models_are_reported_before_training(tmp_path: Pa
     config = tmp_path / "base/config.json"
     config.write_text(json.dumps({**read_json(config), "quantization_config": {"quant_method": "bitsandbytes"}}))
     for name, code in {
-        str(tmp_path / "base"): "model.base_stored_quantised",
+        str(tmp_path / "base"): "model.base_stored_quantized",
         "nobody/nothing": "model.not_found",
     }.items():
         model = recipe.model.model_copy(update={"name": name})

@@ -53,6 +53,9 @@ REPLACED: Mapping[str, str] = {
 }
 """Word -> the terms that replace it."""
 
+STEMS: Mapping[str, str] = {"quantis": "quantiz"}
+"""Start or part of a word -> the spelling of Hugging Face."""
+
 PHRASES: Mapping[str, str] = {
     "where there is none": "if there is none",
     "that is there": "existing",
@@ -98,6 +101,7 @@ def replaced_words(path: str, text: str) -> list[str]:
     for number, line in enumerate(text.splitlines(), 1):
         own = NAMES_OF_LIBRARIES.sub(" ", line)
         bad = {word: REPLACED[word] for word in words(own) if word in REPLACED and word not in allowed}
+        bad |= {stem: spelling for stem, spelling in STEMS.items() if stem in own.lower()}
         bad |= {phrase: terms for phrase, terms in PHRASES.items() if re.search(rf"\b{phrase}\b", own.lower())}
         found += [f"{path}:{number}: {word} ({terms})" for word, terms in bad.items()]
     return found

@@ -345,7 +345,7 @@ def loading(recipe: "Recipe") -> dict[str, Any]:
 
     if recipe.model.precision != "4bit":
         return {"dtype": torch.float32}
-    quantisation = BitsAndBytesConfig(
+    quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -354,7 +354,7 @@ def loading(recipe: "Recipe") -> dict[str, Any]:
     return {
         "dtype": torch.bfloat16,
         "device_map": {"": torch.cuda.current_device()},
-        "quantization_config": quantisation,
+        "quantization_config": quantization,
     }
 
 

@@ -27,7 +27,7 @@ from tests.helpers.recipes_on_shapes import GIGABYTES, RECIPES, SHAPE_OF
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.gpu import usable_bytes
 from toolkit.planning.memory import CONTEXT, estimate
-from toolkit.planning.model_files import UNQUANTISED_MODULES
+from toolkit.planning.model_files import UNQUANTIZED_MODULES
 from toolkit.planning.stages import Setting, memory_settings, planned_backend
 from toolkit.planning.tokens import longest_possible_row
 from toolkit.recipe import load_recipe
@@ -62,8 +62,8 @@ def cases(chosen: argparse.Namespace) -> Iterator[Case]:
             continue
         shape = SHAPE_OF[recipe.model.name]
         fields = json.loads((SHAPES / f"{shape}.json").read_text(encoding="utf-8"))
-        for backend, unquantised in (("hf", ()), ("unsloth", UNQUANTISED_MODULES)):
-            model = build_architecture(fields, unquantised)
+        for backend, unquantized in (("hf", ()), ("unsloth", UNQUANTIZED_MODULES)):
+            model = build_architecture(fields, unquantized)
             tokens = longest_possible_row(recipe, model)
             evaluated = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
             for dtype in DTYPES:
@@ -175,7 +175,7 @@ def fits(found: list[Found]) -> tuple[list[str], list[list[str]]]:
 
 def _key(case: Case) -> str:
     model = case.model
-    facts = [model.model_type, model.parameters, model.quantised, case.gigabytes, dataclasses.asdict(case.setting)]
+    facts = [model.model_type, model.parameters, model.quantized, case.gigabytes, dataclasses.asdict(case.setting)]
     return json.dumps(facts)
 
 

@@ -7,10 +7,10 @@ LoRA, gradient checkpointing, TRL's log-probabilities, the losses of SFT.
 
 What it assumes:
 
-- Kernels. bitsandbytes' choice between its fused 4-bit product and dequantisation is read from its own source
+- Kernels. bitsandbytes' choice between its fused 4-bit product and dequantization is read from its own source
   (``kernels``). Attention runs through the flash and memory-efficient kernels that torch prefers on capability 8.0
   and above. Scratch memory inside cuBLAS, cuDNN and other kernels is not seen.
-- Sizes. Every row has the length of the longest row. Quantised weights have the layout after loading. Memory for
+- Sizes. Every row has the length of the longest row. Quantized weights have the layout after loading. Memory for
   loading itself is not traced.
 - Generation. A loop of prefill and decode steps replaces transformers' ``generate``, with its float32 copy of the
   logits, suppressed tokens, softmax and draw. The first steps and the last ones are traced. The steps between are

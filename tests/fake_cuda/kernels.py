@@ -10,13 +10,13 @@ import bitsandbytes
 import torch
 
 FUSED_ROWS = 1536
-"""Above this many rows bitsandbytes always dequantises (``bitsandbytes/backends/cuda/ops.py``)."""
+"""Above this many rows bitsandbytes always dequantizes (``bitsandbytes/backends/cuda/ops.py``)."""
 
 
 def gemm_4bit(mode: Any, args: Any, kwargs: Any, gpu: tuple[int, int, int]) -> tuple[bool, torch.Tensor]:
     """Return whether bitsandbytes' fused kernel multiplies, and the product on the simulated device.
 
-    If it does not, the matrix is dequantised into a temporary of its full size, and torch multiplies.
+    If it does not, the matrix is dequantized into a temporary of its full size, and torch multiplies.
     ``mode`` logs what is allocated on the way.
     """
     x, _, shape, _, blocksize = args[:5]

@@ -108,7 +108,7 @@ class AllocationLog(TorchDispatchMode):
             self._count(name, packed + _bytes((args[0], output)), 2 * args[0].numel() * args[2][0])
             self._note(output, name)
         else:  # the product itself was counted as torch's
-            self._count("dequantisation", packed * (1 + 2 * args[0].element_size()), 0)
+            self._count("dequantization", packed * (1 + 2 * args[0].element_size()), 0)
         return output
 
     def alive(self, *phases: str) -> int:

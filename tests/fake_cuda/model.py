@@ -1,11 +1,11 @@
-"""A model of the real size on the simulated device, as the toolkit loads it: quantised, frozen, with its adapter."""
+"""A model of the real size on the simulated device, as the toolkit loads it: quantized, frozen, with its adapter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
 
 import bitsandbytes
-import bitsandbytes.functional as quantising
+import bitsandbytes.functional as quantizing
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, BitsAndBytesConfig
@@ -15,8 +15,8 @@ from transformers.quantizers.base import HfQuantizer
 from tests.fake_cuda.log import DEVICE, AllocationLog
 from toolkit.models import lora as adapter
 from toolkit.models.model_paths import VISION
-from toolkit.planning.architecture import is_unquantised
-from toolkit.planning.model_files import UNQUANTISED_MODULES
+from toolkit.planning.architecture import is_unquantized
+from toolkit.planning.model_files import UNQUANTIZED_MODULES
 from toolkit.planning.stages import Setting
 from toolkit.recipe import Lora
 
@@ -48,7 +48,7 @@ def build(fields: Mapping[str, Any], setting: Setting, log: AllocationLog) -> An
         model = AutoModelForImageTextToText.from_config(config, dtype=kind)
     model.tie_weights()
     if setting.precision == "4bit":
-        _quantise(model, kind, UNQUANTISED_MODULES if setting.backend == "unsloth" else ())
+        _quantize(model, kind, UNQUANTIZED_MODULES if setting.backend == "unsloth" else ())
     elif setting.precision == "8bit":
         raise NotImplementedError("8-bit products have no fake kernel in bitsandbytes")
     model.requires_grad_(False)
@@ -68,7 +68,7 @@ def build(fields: Mapping[str, Any], setting: Setting, log: AllocationLog) -> An
 
 
 def tower_bytes(model: Any) -> int:
-    """Return the bytes of the vision tower's parameters, with the scales of its quantised ones."""
+    """Return the bytes of the vision tower's parameters, with the scales of its quantized ones."""
     total = 0
     for name, parameter in model.named_parameters():
         if not VISION.search(name) or "lora_" in name:
@@ -82,22 +82,22 @@ def tower_bytes(model: Any) -> int:
     return total
 
 
-def _quantise(model: Any, kind: torch.dtype, skipped: Sequence[str]) -> None:
-    """Quantise the linear layers that transformers hands to bitsandbytes, except ``skipped`` modules."""
+def _quantize(model: Any, kind: torch.dtype, skipped: Sequence[str]) -> None:
+    """Quantize the linear layers that transformers hands to bitsandbytes, except ``skipped`` modules."""
     kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    kept += [name for name, _ in model.named_modules() if is_unquantised(name, skipped)]
+    kept += [name for name, _ in model.named_modules() if is_unquantized(name, skipped)]
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
     )
     bitsandbytes.nn.modules.Params4bit = _Packed
-    quantising.get_4bit_type = lambda *_, **__: torch.empty(16, device=DEVICE)
+    quantizing.get_4bit_type = lambda *_, **__: torch.empty(16, device=DEVICE)
     for name in ("dynamic", "udynamic"):
-        quantising.name2qmap[name] = torch.empty(256, device=DEVICE)
+        quantizing.name2qmap[name] = torch.empty(256, device=DEVICE)
     replace_with_bnb_linear(model, kept, settings)
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             whole = torch.empty(module.out_features, module.in_features, dtype=kind, device=DEVICE)
-            packed, state = quantising.quantize_4bit(whole, blocksize=64, compress_statistics=True, quant_type="nf4")
+            packed, state = quantizing.quantize_4bit(whole, blocksize=64, compress_statistics=True, quant_type="nf4")
             module.weight, module.quant_state = _Packed(packed, quant_state=state), state
             if module.bias is not None:
                 bias = torch.empty(module.out_features, dtype=kind, device=DEVICE)

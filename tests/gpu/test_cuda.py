@@ -79,7 +79,7 @@ def test_a_precision_trains_and_its_adapter_gives_the_same_answers(tmp_path: Pat
         assert answers_of(backend, policy, context) == answers_of(backend, again, context)
 
 
-def test_the_adapter_of_a_quantised_model_keeps_its_precision(tmp_path: Path) -> None:
+def test_the_adapter_of_a_quantized_model_keeps_its_precision(tmp_path: Path) -> None:
     """bfloat16 would round GRPO's small steps away."""
     with context_with(tmp_path, {"precision": "4bit"}) as context:
         backend, prompts = HfBackend(), Prompts.of(context.recipe, context.images)

@@ -54,7 +54,7 @@ def make_verification(samples: int = 16, **changes: Any) -> Verification:
 def make_merged(verification: Verification | None = None, **changes: Any) -> MergedExport:
     """Return merged weights in the folder of the stage. ``changes`` are other fields."""
     fields: dict[str, Any] = {"folder": "stages/export/merged", "megabytes": 12.5, "digest": "", "commands": ()}
-    fields |= {"bits": 16, "dequantised": False, "merge": None}
+    fields |= {"bits": 16, "dequantized": False, "merge": None}
     return MergedExport(verification=verification, **{**fields, **changes})
 
 

@@ -181,7 +181,7 @@ PLACES = (
 KERNELS = tuple(
     Substitute(
         f"bitsandbytes.functional.lib.{name}",
-        "Unsloth quantises only if bitsandbytes has this CUDA kernel; 4 and 8 bit then use the kernels for CPUs",
+        "Unsloth quantizes only if bitsandbytes has this CUDA kernel; 4 and 8 bit then use the kernels for CPUs",
         "an error if it is called",
         _no_kernel(name),
     )

@@ -69,7 +69,7 @@ class Context:
         if found.placeholders:
             warn(
                 "images.placeholders_used",
-                "the number of images replaced by a gray square should be 0",
+                "the number of images replaced by a grey square should be 0",
                 place=stage,
                 value=found.placeholders,
             )

@@ -225,7 +225,7 @@ def load_model_for_inference(
 
 
 def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) -> Answer:
-    # A prediction on the gray placeholder of an unreadable image would be meaningless.
+    # A prediction on the grey placeholder of an unreadable image would be meaningless.
     prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images.model_copy(update={"unreadable": "stop"})))
     weights, stored = chosen or own, chosen is not None and (chosen / "config.json").is_file()
     backend = choose_backend(recipe.model, weights)

@@ -29,7 +29,7 @@ from toolkit.models import Backend, choose_backend
 from toolkit.models.hf import base_source
 from toolkit.models.lengths import prompt_checker
 from toolkit.models.llamacpp import formats_of, mergeable_formats, missing_requirement
-from toolkit.models.loading import stored_quantised
+from toolkit.models.loading import stored_quantized
 from toolkit.models.lora import is_adapter
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Export, Recipe
@@ -203,15 +203,15 @@ def _without_optional(section: Export, recipe: Recipe, weights: Path) -> Export:
     """Return the section without an optional format that the base does not support, with a warning."""
     if "gguf" not in formats_of(section) or not (is_adapter(weights) and section.optional):
         return section
-    method = stored_quantised(base_source(recipe, weights), recipe.model)
-    makeable = mergeable_formats(section, quantised=method is not None)
+    method = stored_quantized(base_source(recipe, weights), recipe.model)
+    makeable = mergeable_formats(section, quantized=method is not None)
     if makeable != section:
         warn(
             "export.gguf_left_out",
-            "no GGUF is written, because the base is stored quantised",
+            "no GGUF is written, because the base is stored quantized",
             place="export.optional",
             value=method,
-            remedy="Set export.allow_dequantised = true to merge into dequantised weights.",
+            remedy="Set export.allow_dequantized = true to merge into dequantized weights.",
         )
     return makeable
 

@@ -90,7 +90,7 @@ def export_merged(job: ExportJob, output: OutputFolder) -> MergedExport:
         digest=digest_of(output.partial),
         commands=tuple(commands("merged", output.partial, job.serving)),
         bits=written.bits,
-        dequantised=written.dequantised,
+        dequantized=written.dequantized,
         merge=written.merge,
         verification=verification,
     )
@@ -106,13 +106,13 @@ class _Written:
     Attributes:
         before: the completions of the run's model.
         bits: bits of the base weights.
-        dequantised: whether the base was dequantized.
+        dequantized: whether the base was dequantized.
         merge: comparison of the merged matrices. None: peft merged in memory, or nothing was merged.
     """
 
     before: GreedyCompletions
     bits: int
-    dequantised: bool
+    dequantized: bool
     merge: MergeComparison | None
 
 
@@ -125,16 +125,16 @@ def _write(job: ExportJob, name: str, target: Path) -> _Written:
         merge = job.backend.save_merged(policy, target)
         if merge is not None:
             log.info("export: %d merged matrices equal base + scale * B A within rounding", merge.matrices)
-        elif policy.dequantised:
+        elif policy.dequantized:
             warn(
                 "export.merged_not_compared",
-                "the base is dequantised, so merged matrices are not compared with base + scale * B A",
+                "the base is dequantized, so merged matrices are not compared with base + scale * B A",
                 place="merged",
             )
     else:
         job.backend.save(policy, target)
     _set_public_base_name(target)
-    return _Written(before, policy.bits, policy.dequantised, merge)
+    return _Written(before, policy.bits, policy.dequantized, merge)
 
 
 def _set_public_base_name(folder: Path) -> None:

@@ -70,7 +70,7 @@ class MergedExport:
         digest: see ``AdapterExport``.
         commands: see ``AdapterExport``.
         bits: bits of the weights.
-        dequantised: whether the base is stored quantized and was dequantized. Its quantization error remains.
+        dequantized: whether the base is stored quantized and was dequantized. Its quantization error remains.
         merge: comparison of the merged matrices with base and adapter. None: peft merged in memory.
         verification: None: they are not verified.
     """
@@ -81,7 +81,7 @@ class MergedExport:
     digest: str
     commands: tuple[str, ...]
     bits: int
-    dequantised: bool
+    dequantized: bool
     merge: MergeComparison | None
     verification: Verification | None
 

@@ -47,11 +47,11 @@ class Policy:
     """The adapter or weights that this policy was loaded from. None: the base model."""
     original: Original | None = None
     bits: int = 32
-    """Bits of the base weights: 4 and 8 are quantised, 16 is rounded, 32 is neither."""
+    """Bits of the base weights: 4 and 8 are quantized, 16 is rounded, 32 is neither."""
     batch_limit: BatchLimit = field(default_factory=BatchLimit)
     """Limit of the completions per batch of ``generate``."""
-    dequantised: bool = False
-    """Whether the base weights were stored quantised and then dequantised. The quantisation error remains."""
+    dequantized: bool = False
+    """Whether the base weights were stored quantized and then dequantized. The quantization error remains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Backend(Protocol):
             recipe: The run.
             weights: An adapter or a full model to continue from. None: the base model.
             trainable: Whether to prepare the model for training.
-            mergeable: Whether to load without quantisation. If the recipe quantises, the stored dtype is used instead.
+            mergeable: Whether to load without quantization. If the recipe quantizes, the stored dtype is used instead.
 
         Raises:
             ModelError: The model is not available, or does not support the recipe.
@@ -214,7 +214,7 @@ class Backend(Protocol):
             model's completions can verify the merge.
 
         Raises:
-            ModelError: The base is quantised (load it with ``mergeable``), or a written matrix is wrong.
+            ModelError: The base is quantized (load it with ``mergeable``), or a written matrix is wrong.
         """
 
 

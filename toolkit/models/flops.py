@@ -23,7 +23,7 @@ MAX_UNCOUNTED = 0.05
 def parameter_counts(module: nn.Module, merged: int = 1) -> ParameterCount:
     """Return the parameter counts of linear layers and convolutions.
 
-    Quantised layers are counted by their shape, because their storage is packed.
+    Quantized layers are counted by their shape, because their storage is packed.
 
     Args:
         module: The module.

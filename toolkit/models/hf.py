@@ -20,7 +20,7 @@ from toolkit.models.backend import Completion, MergeComparison, Original, Policy
 from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs
-from toolkit.models.loading import bits_of, check_mergeable, dequantise, load_model, model_not_found, restore_weights
+from toolkit.models.loading import bits_of, check_mergeable, dequantize, load_model, model_not_found, restore_weights
 from toolkit.models.merge import compare_merged, plan_merge, write_merged
 from toolkit.models.model_paths import model_source, public_name
 from toolkit.recipe import Model, Recipe
@@ -43,9 +43,9 @@ class HfBackend:
         if trainable:
             check_mergeable(source, recipe)
         model = load_model(source, recipe.model, mergeable=mergeable)
-        dequantised = mergeable and bits_of(model) < 16 and bool(recipe.export and recipe.export.allow_dequantised)
-        if dequantised:
-            model = dequantise(model, source)
+        dequantized = mergeable and bits_of(model) < 16 and bool(recipe.export and recipe.export.allow_dequantized)
+        if dequantized:
+            model = dequantize(model, source)
         processor = load_processor(recipe.model)
         if weights is not None and adapted:
             model = adapter.reload(model, weights, trainable=trainable)
@@ -57,7 +57,7 @@ class HfBackend:
         if trainable:
             disable_input_gradients(model)
         register_usage_hooks(model)
-        policy = replace(make_policy(model, processor, weights), dequantised=dequantised)
+        policy = replace(make_policy(model, processor, weights), dequantized=dequantized)
         if trainable and recipe.model.tuning == "full" and policy.bits == 16:
             warn(
                 "training.full_tuning_in_16bit",
@@ -107,16 +107,16 @@ class HfBackend:
         """See ``Backend.save_merged``."""
         if policy.bits < 16:
             raise ModelError(
-                "export.base_quantised",
-                "the weights that an adapter is merged into must not be quantised",
+                "export.base_quantized",
+                "the weights that an adapter is merged into must not be quantized",
                 place="merged",
                 value=f"{policy.bits} bits",
-                remedy="Use a model stored in 16 bits or more, or set export.allow_dequantised = true.",
+                remedy="Use a model stored in 16 bits or more, or set export.allow_dequantized = true.",
             )
         if not isinstance(policy.model, PeftModel):
             _save_full_model(policy.model, policy, folder)
             return None
-        merge = None if policy.dequantised else plan_merge(policy.model)
+        merge = None if policy.dequantized else plan_merge(policy.model)
         if merge is None:
             _save_full_model(policy.model.merge_and_unload(), policy, folder)
             return None

@@ -13,7 +13,7 @@ from toolkit.errors import ModelError, warn
 from toolkit.models.model_paths import IMAGE_BLOCKS
 from toolkit.recipe import Model, Recipe
 
-QUANTISED = ("4bit", "8bit")
+QUANTIZED = ("4bit", "8bit")
 REPACKS = "support_avx512bf16_for_cpu"
 """Attribute of ``bitsandbytes.nn.Linear4bit``."""
 HEADROOM = 1.25
@@ -30,11 +30,11 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     check_attention(source, model)
     precision = precision_of(model, mergeable=mergeable)
     options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
-    if precision in QUANTISED:
-        options["quantization_config"] = _quantisation(precision)
+    if precision in QUANTIZED:
+        options["quantization_config"] = _quantization(precision)
         if not torch.cuda.is_available():
             warn(
-                "model.quantised_on_cpu",
+                "model.quantized_on_cpu",
                 "bitsandbytes is slow on a CPU and suits tests only",
                 place="[model] precision",
                 value=precision,
@@ -69,12 +69,12 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     return _to_gpu_if_it_fits(loaded) if mergeable else loaded
 
 
-def dequantise(model: Any, source: str) -> Any:
-    """Return the model with dequantised 16-bit weights, which keep the quantisation error."""
+def dequantize(model: Any, source: str) -> Any:
+    """Return the model with dequantized 16-bit weights, which keep the quantization error."""
     warn(
-        "export.merged_into_dequantised",
-        "the base is stored quantised, so the adapter is merged into dequantised weights",
-        place="export.allow_dequantised",
+        "export.merged_into_dequantized",
+        "the base is stored quantized, so the adapter is merged into dequantized weights",
+        place="export.allow_dequantized",
         value=source,
     )
     whole = model.dequantize().to(torch.bfloat16)
@@ -93,28 +93,28 @@ def _is_reversible(conversion: Any) -> bool:
 
 
 def check_mergeable(source: str, recipe: Recipe) -> None:
-    """Check before training that merged weights can be exported: the base must not be stored quantised.
+    """Check before training that merged weights can be exported: the base must not be stored quantized.
 
     Raises:
-        ModelError: The recipe exports merged weights or a GGUF without ``allow_dequantised``, and the base is stored
-            quantised or is not available.
+        ModelError: The recipe exports merged weights or a GGUF without ``allow_dequantized``, and the base is stored
+            quantized or is not available.
     """
     section = recipe.export
-    if section is None or section.allow_dequantised or not {"merged", "gguf"} & set(section.to):
+    if section is None or section.allow_dequantized or not {"merged", "gguf"} & set(section.to):
         return  # the export skips an optional GGUF that it cannot create
-    if method := stored_quantised(source, recipe.model):
+    if method := stored_quantized(source, recipe.model):
         raise ModelError(
-            "model.base_stored_quantised",
+            "model.base_stored_quantized",
             "merged weights need a base that is stored in 16 bits or more",
             place=f"[model] name = {source!r}",
             value=method,
-            remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), set '
-            'export.to = ["adapter"], or set export.allow_dequantised = true.',
+            remedy='Name the base that is not quantized (precision = "4bit" quantizes it while loading), set '
+            'export.to = ["adapter"], or set export.allow_dequantized = true.',
         )
 
 
-def stored_quantised(source: str, model: Model) -> str | None:
-    """Return the method with which the stored weights are quantised, such as bitsandbytes, or None.
+def stored_quantized(source: str, model: Model) -> str | None:
+    """Return the method with which the stored weights are quantized, such as bitsandbytes, or None.
 
     Raises:
         ModelError: The configuration is not available.
@@ -124,7 +124,7 @@ def stored_quantised(source: str, model: Model) -> str | None:
     except (OSError, ValueError) as error:
         raise model_not_found(source, error) from error
     found = settings.get("quantization_config")
-    return str(found.get("quant_method", "quantised")) if found else None
+    return str(found.get("quant_method", "quantized")) if found else None
 
 
 def restore_weights(model: Any, checkpoint: Path) -> None:
@@ -151,16 +151,16 @@ def precision_of(model: Model, *, mergeable: bool = False) -> str:
     """Return 4bit, 8bit, 16bit, 32bit, or ``own`` (the stored dtype).
 
     ``auto`` is 4bit for LoRA on CUDA, otherwise 32bit, because small optimizer updates vanish in 16-bit weights. A
-    model for merging is not quantised, because merging would add the quantisation error.
+    model for merging is not quantized, because merging would add the quantization error.
     """
     precision: str = model.precision
     if precision == "auto":
         precision = "4bit" if torch.cuda.is_available() and model.tuning == "lora" else "32bit"
-    return "own" if mergeable and precision in QUANTISED else precision
+    return "own" if mergeable and precision in QUANTIZED else precision
 
 
 def bits_of(model: Any) -> int:
-    """Return 4 or 8 for quantised weights, otherwise the bits of the dtype."""
+    """Return 4 or 8 for quantized weights, otherwise the bits of the dtype."""
     for bits in (4, 8):
         if getattr(model, f"is_loaded_in_{bits}bit", False):
             return bits
@@ -227,18 +227,18 @@ def show_downloads_only() -> None:
 def _dtype(precision: str) -> torch.dtype | str:
     """Return bfloat16 if the device supports it, otherwise float32. Gemma 3 overflows in float16.
 
-    On a CPU, quantised weights are multiplied in float32, because bfloat16 is much slower without AVX512-BF16.
+    On a CPU, quantized weights are multiplied in float32, because bfloat16 is much slower without AVX512-BF16.
     """
     if precision == "own":
         return "auto"
-    if precision == "32bit" or (precision in QUANTISED and not torch.cuda.is_available()):
+    if precision == "32bit" or (precision in QUANTIZED and not torch.cuda.is_available()):
         return torch.float32
     if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
     return torch.bfloat16
 
 
-def _quantisation(precision: str) -> BitsAndBytesConfig:
+def _quantization(precision: str) -> BitsAndBytesConfig:
     if precision == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -131,7 +131,7 @@ def warn_differs(weights: Path | None, differences: str) -> None:
 
 
 def layers(model: Any, lora: Lora) -> list[str]:
-    """Return the full names of the layers to adapt. Quantised layers of bitsandbytes are linear layers too.
+    """Return the full names of the layers to adapt. Quantized layers of bitsandbytes are linear layers too.
 
     Raises:
         ModelError: One of ``lora.targets`` is not a linear layer of the language model.

@@ -6,7 +6,7 @@ loads the base in another precision. transformers' table of renamings maps each 
 (Gemma 3: ``vision_tower.encoder`` is loaded from ``vision_tower.vision_model.encoder``).
 
 peft's ``merge_and_unload`` handles the other cases: adapters beyond plain LoRA on linear layers, bases without
-safetensors, and dequantised bases.
+safetensors, and dequantized bases.
 """
 
 import json

@@ -115,8 +115,8 @@ def dry_run(
     no_rows, lacking = _find_missing(recipe)
     no_gguf = _missing_extra(recipe)
     lacking = (*lacking, *no_gguf)
-    quantised = find_spec("bitsandbytes") is not None
-    derived = derive_dry_run(recipe, own_rows=not no_rows, gguf=not no_gguf, quantised=quantised)
+    quantized = find_spec("bitsandbytes") is not None
+    derived = derive_dry_run(recipe, own_rows=not no_rows, gguf=not no_gguf, quantized=quantized)
     _require_a_stage(derived)
 
     def prepare(derived: Recipe, run: RunFolder, report: Progress) -> DataAndImages:
@@ -161,14 +161,14 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
     )
 
 
-def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantised: bool = True) -> Recipe:
+def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantized: bool = True) -> Recipe:
     """Return the recipe of the dry run of ``recipe``. ``changed_keys`` lists the differences.
 
     Args:
         recipe: the recipe of the real run.
         own_rows: use some of its own rows. False: use synthetic data of its task.
         gguf: whether this machine can write GGUF. False: GGUF is left out.
-        quantised: whether bitsandbytes is installed. False: 32 bits, and an optimizer without 8-bit state.
+        quantized: whether bitsandbytes is installed. False: 32 bits, and an optimizer without 8-bit state.
 
     Raises:
         RecipeError: coordinates follow the model family, and the family of the model is unknown.
@@ -178,10 +178,10 @@ def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, 
     changed = task.dry_run(recipe, not own_rows)
     changes = {
         **_run(recipe),
-        **_model(recipe, quantised=quantised),
+        **_model(recipe, quantized=quantized),
         **rows,
         **{f"data.{task.name}.{key}": value for key, value in changed.items()},
-        **_training(recipe, quantised=quantised),
+        **_training(recipe, quantized=quantized),
         **_answers(recipe, gguf=gguf),
     }
     settings = [(tuple(key.split(".")), value) for key, value in changes.items()]
@@ -302,7 +302,7 @@ def _run(recipe: Recipe) -> Changes:
     }
 
 
-def _model(recipe: Recipe, *, quantised: bool) -> Changes:
+def _model(recipe: Recipe, *, quantized: bool) -> Changes:
     model, lora = recipe.model, recipe.lora
     low, high = TOKENS
     longest = max(low, min(high, TINY_TOKENS_PER_TOKEN * model.max_tokens))
@@ -311,7 +311,7 @@ def _model(recipe: Recipe, *, quantised: bool) -> Changes:
         "model.name": "tiny",
         "model.revision": None,
         "model.backend": "hf",
-        "model.precision": model.precision if quantised and model.precision in ("4bit", "8bit") else "32bit",
+        "model.precision": model.precision if quantized and model.precision in ("4bit", "8bit") else "32bit",
         "model.adapter": None,
         "model.max_tokens": model.max_tokens if model.name == "tiny" else longest,
         "model.attention": "auto" if model.attention == "flash_attention_2" else model.attention,
@@ -334,17 +334,17 @@ def _rows(recipe: Recipe) -> Changes:
     return changes | {f"data.limit_{split}": _least(getattr(data, f"limit_{split}"), ROWS[split]) for split in splits}
 
 
-def _training(recipe: Recipe, *, quantised: bool) -> Changes:
+def _training(recipe: Recipe, *, quantized: bool) -> Changes:
     changes: Changes = {}
     if (sft := recipe.sft) is not None:
-        changes |= {**_optimisation("sft", sft, quantised=quantised), **_sft(sft)}
+        changes |= {**_optimisation("sft", sft, quantized=quantized), **_sft(sft)}
     if (grpo := recipe.grpo) is not None:
-        changes |= {**_optimisation("grpo", grpo, quantised=quantised), **_grpo(grpo)}
+        changes |= {**_optimisation("grpo", grpo, quantized=quantized), **_grpo(grpo)}
     return changes
 
 
-def _optimisation(name: str, section: Optimisation, *, quantised: bool) -> Changes:
-    kept = quantised or not section.optimizer.endswith("8bit")
+def _optimisation(name: str, section: Optimisation, *, quantized: bool) -> Changes:
+    kept = quantized or not section.optimizer.endswith("8bit")
     optimizer = section.optimizer.removeprefix("paged_") if kept else "adamw_torch"  # a CPU has no GPU memory to page
     return {f"{name}.max_steps": _least(section.max_steps, STEPS), f"{name}.optimizer": optimizer}
 
@@ -386,7 +386,7 @@ def _evaluate(recipe: Recipe, section: Evaluate) -> Changes:
 def _export(section: Export, *, gguf: bool) -> Changes:
     changes: Changes = {
         "export.verify": min(section.verify, 4),
-        "export.allow_dequantised": False,
+        "export.allow_dequantized": False,
         "export.optional": (),
     }
     if "gguf" not in section.to:

@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass
 
 from toolkit.planning.architecture import FLOAT, Architecture, Stack, Tower
-from toolkit.planning.stages import QUANTISED, Setting
-from toolkit.planning.weights import autocast_copies, dequantised_bytes, norm_value, quantises_tower, tower_value
+from toolkit.planning.stages import QUANTIZED, Setting
+from toolkit.planning.weights import autocast_copies, dequantized_bytes, norm_value, quantizes_tower, tower_value
 
 SLICE, SLICED_BYTES = 128 * 2**20, 8
 """Most bytes of a slice of the SFT loss, and its bytes for each logit (``toolkit.training.sft_loss``)."""
@@ -57,7 +57,7 @@ def layer_bytes(model: Architecture, setting: Setting) -> int:
             each += _saved_a_position(layers, setting)
             again = _scores(layers, setting)
         found.append(each * layers.positions + again)
-    largest = max(found) + dequantised_bytes(model, setting)
+    largest = max(found) + dequantized_bytes(model, setting)
     if model.vision is None or tower_has_graph(model.vision, setting):
         return largest
     patches = setting.rows * setting.row.patches
@@ -160,18 +160,18 @@ class _Layers:
     """Names of the linear layers with an adapter."""
     value: int
     """Bytes of an activation."""
-    quantised: bool
+    quantized: bool
     casts: bool = False
     """The norms return float32, which layers in 16 bits cast."""
 
 
 def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]:
     tokens, names = setting.rows * setting.tokens, language_names(model, setting)
-    packed = setting.precision in QUANTISED
+    packed = setting.precision in QUANTIZED
     found = [_Layers(model.language, tokens, setting.tokens, names, setting.value, packed)]
     patches, tower = setting.rows * setting.row.patches, model.vision
     if tower is not None and patches and tower_has_graph(tower, setting):
-        value, packed = tower_value(model, setting, autocast=setting.mixed), quantises_tower(model, setting)
+        value, packed = tower_value(model, setting, autocast=setting.mixed), quantizes_tower(model, setting)
         casts = norm_value(model, setting, autocast=setting.mixed) > value
         patches_of_image = setting.row.patches // max(1, setting.row.image_count)  # attention stays within an image
         found.append(_Layers(tower.stack, patches, patches_of_image, tower_names(model, setting), value, packed, casts))
@@ -214,7 +214,7 @@ def _inputs_a_position(layers: _Layers, setting: Setting) -> int:
     widths |= {"fc2": stack.inner, "linear_fc2": stack.inner}
     each = [widths.get(name, stack.width) for name in adapted]
     ranks = setting.value * setting.r * len(adapted)
-    own_copies = setting.dropout or (setting.mixed and not layers.quantised)
+    own_copies = setting.dropout or (setting.mixed and not layers.quantized)
     if adapted and own_copies:
         mask = 1 if setting.dropout else 0
         return sum((setting.value + mask) * width for width in each) + ranks
@@ -236,7 +236,7 @@ def _transient_a_position(layers: _Layers, setting: Setting) -> int:
 
     These are two inner tensors, in float32 if an adapter casts its input to its own type.
     """
-    wide = not setting.mixed or not layers.quantised
+    wide = not setting.mixed or not layers.quantized
     return 2 * layers.stack.inner * (FLOAT if wide else 2)
 
 
@@ -282,7 +282,7 @@ def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast
     """Return the bytes that a layer of the vision tower needs in a forward pass over ``patches`` without a graph."""
     if model.vision is None or not patches:
         return 0
-    matrix = dequantised_bytes(model, setting) if quantises_tower(model, setting) else 0
+    matrix = dequantized_bytes(model, setting) if quantizes_tower(model, setting) else 0
     value, norm = tower_value(model, setting, autocast=autocast), norm_value(model, setting, autocast=autocast)
     return _tower_a_patch(model.vision, setting, value, norm) * patches + matrix
 
@@ -321,7 +321,7 @@ def prefill_bytes(model: Architecture, setting: Setting) -> int:
     needed = (a_token + 2 * value * ROTARY_SETS * stack.head_width) * prompts + masks
     if setting.eager:
         needed += setting.concurrent * stack.heads * setting.row.prompt**2 * (FLOAT + 2 * value)
-    return needed + dequantised_bytes(model, setting)
+    return needed + dequantized_bytes(model, setting)
 
 
 def features_bytes(model: Architecture, setting: Setting) -> int:
@@ -358,7 +358,7 @@ def decoding_bytes(model: Architecture, setting: Setting) -> int:
     ``sdpa_attention_forward``).
     """
     length = setting.row.prompt + setting.answer_tokens
-    return 2 * model.language.query * setting.stored * length * setting.concurrent + dequantised_bytes(model, setting)
+    return 2 * model.language.query * setting.stored * length * setting.concurrent + dequantized_bytes(model, setting)
 
 
 def sampling_bytes(model: Architecture, setting: Setting) -> int:

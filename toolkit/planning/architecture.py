@@ -91,7 +91,7 @@ class Linear:
     outputs: int
     count: int
     vision: bool
-    quantised: bool
+    quantized: bool
     """bitsandbytes quantizes the layers in 4bit and 8bit. The output head, for example, is not quantized."""
     biases: int = 0
     """Bias parameters of all layers together."""
@@ -139,14 +139,14 @@ class Architecture:
     vision: Tower | None = None
 
     @property
-    def quantised(self) -> int:
+    def quantized(self) -> int:
         """Return the number of parameters that bitsandbytes quantizes."""
-        return sum(one.weights for one in self.linears if one.quantised)
+        return sum(one.weights for one in self.linears if one.quantized)
 
     @property
     def largest(self) -> int:
         """Return the parameters of the largest quantized matrix."""
-        return max((one.inputs * one.outputs for one in self.linears if one.quantised), default=0)
+        return max((one.inputs * one.outputs for one in self.linears if one.quantized), default=0)
 
     @property
     def tower_linears(self) -> tuple[Linear, ...]:
@@ -162,9 +162,9 @@ class Architecture:
         return tuple(one for one in self.linears if one.vision and (one.name, one.inputs, one.outputs) in often)
 
     @property
-    def tower_quantised(self) -> bool:
+    def tower_quantized(self) -> bool:
         """Return whether bitsandbytes quantizes layers of the vision tower. Unsloth keeps them in 16 bits."""
-        return any(one.quantised for one in self.tower_linears)
+        return any(one.quantized for one in self.tower_linears)
 
     def adapted(self, targets: Sequence[str], vision: bool) -> list[Linear]:
         """Return the linear layers that a LoRA adapter is attached to, as the backend chooses them.
@@ -193,13 +193,13 @@ so transformers repeats keys and values for every head."""
 Shape = tuple[str, int, int, bool, bool]
 
 
-def build_architecture(fields: Mapping[str, Any], unquantised: Sequence[str] = ()) -> Architecture:
+def build_architecture(fields: Mapping[str, Any], unquantized: Sequence[str] = ()) -> Architecture:
     """Return the architecture that a configuration describes.
 
     Args:
         fields: fields of config.json.
-        unquantised: modules that are not quantized, in addition to those that transformers leaves out. See
-            ``is_unquantised``.
+        unquantized: modules that are not quantized, in addition to those that transformers leaves out. See
+            ``is_unquantized``.
 
     Raises:
         ModelError: transformers does not know the model, or the configuration lacks fields that the formulas need.
@@ -207,7 +207,7 @@ def build_architecture(fields: Mapping[str, Any], unquantised: Sequence[str] = (
     try:
         config, model = _meta_model(fields)
         text, vision = config.get_text_config(), getattr(config, "vision_config", None)
-        linears = _linears(model, unquantised)
+        linears = _linears(model, unquantized)
         return Architecture(
             model_type=str(config.model_type),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -246,10 +246,10 @@ def _meta_model(fields: Mapping[str, Any]) -> tuple[Any, Any]:
     return config, model
 
 
-def _linears(model: Any, unquantised: Sequence[str]) -> tuple[Linear, ...]:
+def _linears(model: Any, unquantized: Sequence[str]) -> tuple[Linear, ...]:
     """Return all linear layers, grouped by shape.
 
-    transformers decides which layers bitsandbytes quantizes. The modules in ``unquantised`` are left out after that.
+    transformers decides which layers bitsandbytes quantizes. The modules in ``unquantized`` are left out after that.
     """
     import torch
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -264,7 +264,7 @@ def _linears(model: Any, unquantised: Sequence[str]) -> tuple[Linear, ...]:
         converted = (
             type(module) is torch.nn.Linear
             and should_convert_module(name, skipped)
-            and not is_unquantised(name, unquantised)
+            and not is_unquantized(name, unquantized)
         )
         vision = VISION.search(name) is not None
         shape = (name.rpartition(".")[2], module.in_features, module.out_features, vision, converted)
@@ -341,7 +341,7 @@ def _tower(config: Any, vision: Any, model: Any) -> Tower:
     )
 
 
-def is_unquantised(name: str, listed: Iterable[str]) -> bool:
+def is_unquantized(name: str, listed: Iterable[str]) -> bool:
     """Return whether a module stays in 16 bits because a list names it, as Unsloth reads the list.
 
     A listed name matches the module itself, all modules below it, and any path that contains it. Names of older module

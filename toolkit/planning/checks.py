@@ -168,7 +168,7 @@ def _check_bitsandbytes(facts: Facts) -> Iterator[Finding]:
         elif place == "[model] precision":
             rule = "quantized weights are slow on a CPU, and no CUDA device is available"
             remedy = "Use a machine with a GPU. `toolkit plan RECIPE --gpu 16` plans for one."
-            yield warning(Problem("model.quantised_on_cpu", rule, place, value, remedy))
+            yield warning(Problem("model.quantized_on_cpu", rule, place, value, remedy))
 
 
 def _check_export(facts: Facts) -> Iterator[Finding]:

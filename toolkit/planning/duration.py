@@ -297,7 +297,7 @@ class Passes:
         fused = positions <= (FUSED_ROWS[self.value] if self.fused is None else self.fused)
         moved, launches = 0.0, 0.0
         for one in layers.linears:
-            if not one.quantised or self.setting.precision in ("16bit", "32bit"):
+            if not one.quantized or self.setting.precision in ("16bit", "32bit"):
                 moved += self.value * one.weights
             elif self.setting.precision == "8bit":
                 moved += one.weights

@@ -173,28 +173,28 @@ def check_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) 
     """Yield findings about the base weights, for loading and for merging."""
     place, name = "[model] name", recipe.model.name
     merges = writes_merged(recipe)
-    dequantises = recipe.export is not None and recipe.export.allow_dequantised
+    dequantizes = recipe.export is not None and recipe.export.allow_dequantized
     if not base.available:
         purpose = "loading, and for merging the adapter" if merges else "loading"
         rule = f"the model weights must be available for {purpose}: {base.reason}"
         remedy = "Download the model once (`hf download NAME`) and set its folder, or correct the name."
         yield Finding(Problem(base.code, rule, place, name, remedy), certain=base.state != "unreachable")
-    if merges and not dequantises and config is not None and config.fields.get("quantization_config"):
+    if merges and not dequantizes and config is not None and config.fields.get("quantization_config"):
         rule = "the base model of merged weights must be stored in 16 bits or more, not quantized"
         remedy = 'Name the unquantized base (precision = "4bit" quantizes it while loading), or set '
-        remedy += 'export.to = ["adapter"] or export.allow_dequantised = true.'
-        yield Finding(Problem("model.base_stored_quantised", rule, place, name, remedy))
+        remedy += 'export.to = ["adapter"] or export.allow_dequantized = true.'
+        yield Finding(Problem("model.base_stored_quantized", rule, place, name, remedy))
 
 
 def drop_optional_formats(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
     """Return the recipe without optional formats that its base model does not allow, and a warning about them."""
     if recipe.export is None or config is None:
         return recipe, []
-    makeable = mergeable_formats(recipe.export, quantised=bool(config.fields.get("quantization_config")))
+    makeable = mergeable_formats(recipe.export, quantized=bool(config.fields.get("quantization_config")))
     if makeable == recipe.export:
         return recipe, []
     rule = "no GGUF file will be exported, because it needs merged weights and the base model is stored quantized"
-    remedy = "Set export.allow_dequantised = true, or name the unquantized base in model.name."
+    remedy = "Set export.allow_dequantized = true, or name the unquantized base in model.name."
     found = Problem("export.gguf_left_out", rule, "[export] optional", remedy=remedy)
     return recipe.model_copy(update={"export": makeable}), [warning(found)]
 
@@ -239,7 +239,7 @@ def _is_whole(file: Path) -> bool:
         return False
 
 
-UNQUANTISED_MODULES = (
+UNQUANTIZED_MODULES = (
     "lm_head",
     "multi_modal_projector",
     "merger",
@@ -273,7 +273,7 @@ DOWNLOADS: Mapping[str, int] = {
     f"unsloth/Qwen3-VL-8B-Instruct{SUFFIX}": 7_700_000_000,
 }
 """Bytes of the parameters of repositories, as the progress bars in Unsloth's published notebooks show them."""
-MOST_UNQUANTISED = 1 / 6
+MOST_UNQUANTIZED = 1 / 6
 """Fraction of the language model's matrices that counts as 16 bits if neither list nor size is available. The sizes in
 ``DOWNLOADS`` correspond to 0 to 15 %."""
 
@@ -284,13 +284,13 @@ class Repository:
 
     Attributes:
         name: on the Hub.
-        unquantised: modules in 16 bits. None: the list is not available.
+        unquantized: modules in 16 bits. None: the list is not available.
         size: bytes of its parameters. None: unknown.
         cached: whether its parameters are in the Hub's cache.
     """
 
     name: str
-    unquantised: tuple[str, ...] | None = None
+    unquantized: tuple[str, ...] | None = None
     size: int | None = None
     cached: bool = False
 
@@ -314,7 +314,7 @@ def find_repository(model: Model, query: QueryRepository | None = None) -> Repos
     file = cached_file(other, "config.json")
     if file is not None:
         cached = is_complete(lambda part: cached_file(other, part))
-        return Repository(name, unquantised_modules(read_configuration(file)), DOWNLOADS.get(name), cached)
+        return Repository(name, unquantized_modules(read_configuration(file)), DOWNLOADS.get(name), cached)
     from huggingface_hub import constants
 
     found = None if constants.HF_HUB_OFFLINE else (query or query_repository)(name)
@@ -358,44 +358,44 @@ def query_repository(name: str) -> Repository | None:
         file = hf_hub_download(name, "config.json", etag_timeout=TIMEOUT)
         files = HfApi().model_info(name, files_metadata=True, timeout=TIMEOUT).siblings or ()
         size = sum(one.size or 0 for one in files if one.rfilename.endswith(".safetensors"))
-        return Repository(name, unquantised_modules(read_configuration(Path(file))), size or DOWNLOADS.get(name))
+        return Repository(name, unquantized_modules(read_configuration(Path(file))), size or DOWNLOADS.get(name))
     except (HfHubHTTPError, httpx.HTTPError, OSError, ModelError):
         return None
 
 
-def unquantised_modules(fields: Mapping[str, object]) -> tuple[str, ...] | None:
+def unquantized_modules(fields: Mapping[str, object]) -> tuple[str, ...] | None:
     """Return the modules that a config.json lists as not quantized. None: there is no list."""
-    quantisation = fields.get("quantization_config")
-    listed = quantisation.get("llm_int8_skip_modules") if isinstance(quantisation, Mapping) else None
+    quantization = fields.get("quantization_config")
+    listed = quantization.get("llm_int8_skip_modules") if isinstance(quantization, Mapping) else None
     return tuple(map(str, listed)) if isinstance(listed, list) else None
 
 
-def unquantised_fraction(model: Architecture, size: int | None) -> float:
+def unquantized_fraction(model: Architecture, size: int | None) -> float:
     """Return the fraction of the language model's quantized matrices that is in 16 bits, from a repository's size.
 
     Args:
         model: with every supported layer quantized.
-        size: bytes of the repository's parameters. None: unknown, so ``MOST_UNQUANTISED`` is returned.
+        size: bytes of the repository's parameters. None: unknown, so ``MOST_UNQUANTIZED`` is returned.
     """
     if size is None:
-        return MOST_UNQUANTISED
-    matrices = [one for one in model.linears if one.quantised and not one.vision]
+        return MOST_UNQUANTIZED
+    matrices = [one for one in model.linears if one.quantized and not one.vision]
     packed = sum(one.nf4_bytes for one in matrices)
     whole = HALF * sum(one.weights for one in matrices)
-    other = sum(one.nf4_bytes for one in model.linears if one.quantised and one.vision)
-    other += HALF * (model.parameters - model.quantised)
+    other = sum(one.nf4_bytes for one in model.linears if one.quantized and one.vision)
+    other += HALF * (model.parameters - model.quantized)
     return min(1.0, max(0.0, (size - other - packed) / (whole - packed)))
 
 
-def leave_unquantised(model: Architecture, fraction: float) -> Architecture:
+def leave_unquantized(model: Architecture, fraction: float) -> Architecture:
     """Return the architecture with a fraction of the language model's quantized matrices in 16 bits, rounded up."""
     linears: list[Linear] = []
     for one in model.linears:
-        left = math.ceil(one.count * fraction) if one.quantised and not one.vision else 0
-        parts = ((one.count - left, one.quantised), (left, False)) if left else ((one.count, one.quantised),)
+        left = math.ceil(one.count * fraction) if one.quantized and not one.vision else 0
+        parts = ((one.count - left, one.quantized), (left, False)) if left else ((one.count, one.quantized),)
         linears += [
-            replace(one, count=count, quantised=quantised, biases=one.biases * count // one.count)
-            for count, quantised in parts
+            replace(one, count=count, quantized=quantized, biases=one.biases * count // one.count)
+            for count, quantized in parts
             if count
         ]
     return replace(model, linears=tuple(linears))

@@ -46,7 +46,7 @@ from toolkit.planning.findings import Finding, WithFindings
 from toolkit.planning.gpu import COMMON, Gpu, figures_of
 from toolkit.planning.memory import StageMemory, stage_memory
 from toolkit.planning.model_files import (
-    UNQUANTISED_MODULES,
+    UNQUANTIZED_MODULES,
     BaseWeights,
     Configuration,
     Query,
@@ -56,8 +56,8 @@ from toolkit.planning.model_files import (
     find_base,
     find_configuration,
     find_repository,
-    leave_unquantised,
-    unquantised_fraction,
+    leave_unquantized,
+    unquantized_fraction,
 )
 from toolkit.planning.stages import (
     Setting,
@@ -260,8 +260,8 @@ def _find_architecture(
         where = "not in a folder, not in the Hub's cache, and not shipped with this package"
         unknown["model"] = f"config.json of {recipe.model.name} is {where}"
         return None
-    listed = None if repository is None else repository.unquantised
-    modules = list(listed if listed is not None else UNQUANTISED_MODULES if unsloth else ())
+    listed = None if repository is None else repository.unquantized
+    modules = list(listed if listed is not None else UNQUANTIZED_MODULES if unsloth else ())
 
     def build() -> Architecture:
         return build_architecture(config.fields, modules)
@@ -269,13 +269,13 @@ def _find_architecture(
     model = _attempt("model", lambda: cached_count(Architecture, [config.fields, modules], build), unknown)
     if model is None or repository is None or listed is not None:
         return model
-    fraction = unquantised_fraction(model, repository.size)
+    fraction = unquantized_fraction(model, repository.size)
     unknown[repository.name] = (
         "its config.json, which lists the layers in 16 bits, is not in the Hub's cache. The vision tower and "
         f"{fraction:.0%} of the language model are counted in 16 bits"
         + (", which follows from the size of the repository" if repository.size else "")
     )
-    return leave_unquantised(model, fraction)
+    return leave_unquantized(model, fraction)
 
 
 @dataclass

@@ -16,7 +16,7 @@ Stage = Literal["sft", "grpo", "evaluate"]
 Backend = Literal["hf", "unsloth"]
 Precision = Literal["4bit", "8bit", "16bit", "32bit"]
 
-QUANTISED = ("4bit", "8bit")
+QUANTIZED = ("4bit", "8bit")
 
 
 @dataclass(frozen=True, slots=True)

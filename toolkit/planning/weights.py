@@ -1,7 +1,7 @@
 """Bytes of tensors that exist throughout a stage: parameters, adapter, gradients and optimizer state."""
 
 from toolkit.planning.architecture import FLOAT, Architecture
-from toolkit.planning.stages import QUANTISED, Setting
+from toolkit.planning.stages import QUANTIZED, Setting
 
 STATE_BLOCK = 256
 """Values of an 8-bit optimizer state that have one scale."""
@@ -16,19 +16,19 @@ def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
     """
     parts = []
     for vision, all_weights in ((False, model.parameters - model.vision_parameters), (True, model.vision_parameters)):
-        unquantised, packed = all_weights, 0
-        if setting.precision in QUANTISED:
+        unquantized, packed = all_weights, 0
+        if setting.precision in QUANTIZED:
             for one in model.linears:
-                if one.quantised and one.vision == vision:
-                    unquantised -= one.weights
+                if one.quantized and one.vision == vision:
+                    unquantized -= one.weights
                     packed += one.nf4_bytes if setting.precision == "4bit" else one.int8_bytes
-        parts.append(packed + unquantised * setting.parameter)
+        parts.append(packed + unquantized * setting.parameter)
     return parts[0], parts[1]
 
 
-def quantises_tower(model: Architecture, setting: Setting) -> bool:
+def quantizes_tower(model: Architecture, setting: Setting) -> bool:
     """Return whether layers of the vision tower are quantized."""
-    return setting.precision in QUANTISED and model.tower_quantised
+    return setting.precision in QUANTIZED and model.tower_quantized
 
 
 def norm_value(model: Architecture, setting: Setting, *, autocast: bool) -> int:
@@ -45,15 +45,15 @@ def tower_value(model: Architecture, setting: Setting, *, autocast: bool) -> int
     A layer in 16 bits casts the output of the norm. A quantized layer computes in the type of its input (bitsandbytes'
     ``Linear4bit``), so the whole tower computes in float32.
     """
-    return norm_value(model, setting, autocast=autocast) if quantises_tower(model, setting) else setting.stored
+    return norm_value(model, setting, autocast=autocast) if quantizes_tower(model, setting) else setting.stored
 
 
-def dequantised_bytes(model: Architecture, setting: Setting) -> int:
+def dequantized_bytes(model: Architecture, setting: Setting) -> int:
     """Return the bytes of the largest quantized matrix in the type of its matrix product.
 
     bitsandbytes dequantizes the matrix for each product (``MatMul4Bit``).
     """
-    return model.largest * setting.stored if setting.precision in QUANTISED else 0
+    return model.largest * setting.stored if setting.precision in QUANTIZED else 0
 
 
 def trained_parameters(model: Architecture, setting: Setting) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 RENAMED: Mapping[str, str] = {
     "data.phantom": "data.synthetic",
+    "export.allow_dequantised": "export.allow_dequantized",
     "toolkit data phantom": "toolkit data synthetic",
     "--rehearse": "--dry-run",
 }

@@ -168,7 +168,7 @@ class Images(Section):
     resample: Literal["area", "bilinear", "bicubic", "lanczos", "nearest"] = "area"
     """Interpolation of the resize."""
     unreadable: Literal["stop", "skip", "placeholder"] = "stop"
-    """Unreadable images: stop, skip their rows, or show a gray square. Each is counted."""
+    """Unreadable images: stop, skip their rows, or show a grey square. Each is counted."""
     scan: Literal["auto", "full", "header", "off"] = "auto"
     """Scan before training: ``full`` decodes every image and fills the disk cache, ``header`` reads its header and last
     bytes. ``auto`` is full for up to 20,000 images or with ``unreadable = "skip"``, otherwise header."""
@@ -342,7 +342,7 @@ class Export(Section):
     """GGUF quantizations of the language model. The projector is always f16."""
     verify: int = Field(16, ge=0)
     """Held-out samples whose completions the reloaded weights must reproduce. 0 disables verification."""
-    allow_dequantised: bool = False
+    allow_dequantized: bool = False
     """Merge into the dequantized weights of a base that is stored quantized. Its rounding errors remain."""
 
 

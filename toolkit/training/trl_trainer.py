@@ -138,7 +138,7 @@ def check_settings(wanted: Mapping[str, object], built: Any) -> None:
 def _keep_precision(model: Any) -> Iterator[None]:
     """Keep the dtype of the trainable parameters while a trainer is built.
 
-    TRL converts the adapter of a quantised model to bfloat16. Near 0.01, neighbouring bfloat16 values are 6e-5 apart,
+    TRL converts the adapter of a quantized model to bfloat16. Near 0.01, neighbouring bfloat16 values are 6e-5 apart,
     so most updates at a learning rate of 5e-6 would be rounded away.
     """
     before = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]

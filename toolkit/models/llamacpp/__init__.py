@@ -44,13 +44,13 @@ def formats_of(section: Export) -> tuple[str, ...]:
     return (*section.to, *optional) if optional and missing_requirement(section) is None else section.to
 
 
-def mergeable_formats(section: Export, *, quantised: bool) -> Export:
+def mergeable_formats(section: Export, *, quantized: bool) -> Export:
     """Return the section without an optional GGUF if the base is stored quantized.
 
     A GGUF is converted from merged weights, and such a base cannot be merged into. Formats in ``to`` are never removed.
     """
-    needed = section.allow_dequantised or {"merged", "gguf"} & set(section.to)
-    return section if needed or not quantised else section.model_copy(update={"optional": ()})
+    needed = section.allow_dequantized or {"merged", "gguf"} & set(section.to)
+    return section if needed or not quantized else section.model_copy(update={"optional": ()})
 
 
 def missing_requirement(section: Export) -> str | None:

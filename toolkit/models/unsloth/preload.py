@@ -104,8 +104,8 @@ def _grpo(recipe: Recipe) -> list[str]:
 
 
 def _export(recipe: Recipe) -> list[str]:
-    requested = recipe.export is not None and recipe.export.allow_dequantised
-    return ["export.allow_dequantised is not supported with Unsloth"] if requested else []
+    requested = recipe.export is not None and recipe.export.allow_dequantized
+    return ["export.allow_dequantized is not supported with Unsloth"] if requested else []
 
 
 def _use_one_gpu() -> None:

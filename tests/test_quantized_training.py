@@ -46,7 +46,7 @@ def pretend_avx512bf16(patch: pytest.MonkeyPatch, answer: bool) -> None:
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     tables: Tables = {"lora": {"vision": True}, "model": {"precision": "4bit"}, "grpo": {"learning_rate": 5e-6}}
-    with context_of(small_recipe(tmp_path_factory.mktemp("quantised"), tables)) as made:
+    with context_of(small_recipe(tmp_path_factory.mktemp("quantized"), tables)) as made:
         yield made
 
 
@@ -55,7 +55,7 @@ def policy_of(context: Context, weights: Path | None = None) -> Policy:
 
 
 @pytest.mark.parametrize("precision", ["4bit", "8bit"])
-def test_a_quantised_run_completes_every_stage_on_a_cpu(
+def test_a_quantized_run_completes_every_stage_on_a_cpu(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pretend_avx512bf16(monkeypatch, True)
@@ -72,7 +72,7 @@ def test_a_quantised_run_completes_every_stage_on_a_cpu(
     with caplog.at_level(logging.WARNING, logger="toolkit"):
         run = run_recipe(small_recipe(tmp_path, tables), STAGES).run
     warned = {problem.code: problem for problem in warnings_in(caplog)}
-    assert warned["model.quantised_on_cpu"].value == precision
+    assert warned["model.quantized_on_cpu"].value == precision
     assert warned["training.optimizer_not_paged"].value == "paged_adamw_8bit"
     losses = [line["loss"] for line in run.metrics() if "loss" in line]
     assert len(losses) == 2
@@ -146,7 +146,7 @@ def test_a_layer_repacked_for_avx512bf16_loses_its_gradient(monkeypatch: pytest.
     assert layer.weight.quant_state.packing_format_for_cpu
 
 
-def test_the_adapter_of_a_quantised_model_keeps_its_precision(context: Context, tmp_path: Path) -> None:
+def test_the_adapter_of_a_quantized_model_keeps_its_precision(context: Context, tmp_path: Path) -> None:
     """Near 0.01, bfloat16 values are 6e-5 apart, so GRPO's updates of 5e-6 would be rounded away."""
     backend, policy = HfBackend(), policy_of(context)
     prompts = Prompts.of(context.recipe, context.images)
@@ -162,8 +162,8 @@ def trained(policy: Policy) -> list[tuple[str, torch.Tensor]]:
     return [(name, value.data) for name, value in policy.model.named_parameters() if value.requires_grad]
 
 
-def test_merging_into_a_quantised_base_is_rejected(context: Context, tmp_path: Path) -> None:
-    with raises(ModelError, "export.base_quantised") as caught:
+def test_merging_into_a_quantized_base_is_rejected(context: Context, tmp_path: Path) -> None:
+    with raises(ModelError, "export.base_quantized") as caught:
         HfBackend().save_merged(policy_of(context), tmp_path / "merged")
     assert caught.problem.value == "4 bits"
 
