@@ -176,7 +176,7 @@ def test_every_key_that_is_named_is_one_of_a_recipe() -> None:
         if (match := re.match(r"(\w+)\.\w+(?:\.\w+)*(?=$| ?=)", span)) and match[1] in sections
     }
     assert len(named) > 10
-    assert named - keys == set()
+    assert named - keys <= RENAMED.keys()  # the changelog names former keys
 
 
 def load_block(text: str, folder: Path, task: str) -> Recipe:
