@@ -48,6 +48,7 @@ def test_importing_the_package_imports_no_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_a_recipe_is_run_evaluated_exported_and_predicted_with(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "[sft]\nmax_steps = 1\naccumulation = 1\n[evaluate]\n")
     results = toolkit.run(recipe, ["evaluate.max_completion_tokens=4"])

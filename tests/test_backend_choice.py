@@ -142,6 +142,7 @@ def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) 
     return done.returncode, done.stdout + done.stderr, json.loads(found.read_text()) if found.is_file() else {}
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_unsloth_first(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     code, output, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"))
@@ -156,6 +157,7 @@ def test_the_command_line_imports_unsloth_first(tmp_path: Path) -> None:
     assert str(recipe.run_folder.absolute() / "unsloth") in "".join(output.split("\n"))
 
 
+@pytest.mark.slow
 def test_one_of_two_gpus_is_used_with_a_warning(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     _, output, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"), gpus=2)
@@ -164,6 +166,7 @@ def test_one_of_two_gpus_is_used_with_a_warning(tmp_path: Path) -> None:
     assert "number 0 of 2" in " ".join(output.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
 def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -> None:
     from toolkit.pipeline.prepare_data import prepare

@@ -89,6 +89,7 @@ def test_a_training_row_without_an_answer_is_rejected(policy: Policy, rows: list
         collate(policy, [Row(rows[0].messages, rows[0].images, "")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
 def test_labels_of_real_qwen_processors_cover_the_answer_only(shared_data: Path, tmp_path: Path, name: str) -> None:
     unpack_processors(shared_data, tmp_path)
@@ -133,6 +134,7 @@ def test_an_image_without_a_key_is_not_cached(policy: Policy) -> None:
     assert (memory.processed, memory.cache_hits) == (2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "smolvlm_256m_idefics3"])
 def test_cached_images_of_real_processors_equal_newly_processed_ones(
     shared_data: Path, tmp_path: Path, name: str

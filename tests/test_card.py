@@ -124,6 +124,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
         yield Planted(recipe, find_run(recipe.run_folder), home)
 
 
+@pytest.mark.slow
 def test_the_hubs_own_parser_reads_the_header_and_gives_the_scores_of_these_weights(planted: Planted) -> None:
     card = ModelCard.load(planted.folder("merged") / "README.md")
     assert card.data.library_name == "transformers"

@@ -35,6 +35,7 @@ def test_gemmas_end_of_turn_differs_from_the_tokenizers_eos(gemma: Any) -> None:
     assert end.id != gemma.tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_real_processors_have_the_end_of_turn_of_their_templates(real: dict[str, Any]) -> None:
     assert {name: chat_template.find_turn_end(processor).text for name, processor in real.items()} == REAL
 

@@ -137,6 +137,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
+@pytest.mark.slow
 def test_stages_have_their_tokens_images_and_completions(finished: RunFolder) -> None:
     record = read_compute(finished.compute_file)
     assert [(start.command, start.outcome) for start in record.sessions] == [
@@ -200,6 +201,7 @@ def test_flops_of_prefill_agree_with_torchs_counter(tmp_path: Path) -> None:
     assert counter.get_total_flops() == pytest.approx(found.inference, rel=0.1)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_adds_one_forward_pass(tmp_path: Path) -> None:
     found = {}
     for switched in (False, True):
@@ -215,6 +217,7 @@ def test_gradient_checkpointing_adds_one_forward_pass(tmp_path: Path) -> None:
     assert again.counted_flops == pytest.approx(again.counted_formula, rel=0.1)
 
 
+@pytest.mark.slow
 def test_counting_does_not_change_the_trained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def weights(name: str) -> bytes:
         recipe = small_recipe(tmp_path / name, {"sft": {"max_steps": 2}})
@@ -315,6 +318,7 @@ def test_a_resumed_run_adds_up_and_counts_nothing_twice(tmp_path: Path) -> None:
     assert 0.4 <= record.used.wall < 1.5
 
 
+@pytest.mark.slow
 def test_a_resumed_stage_counts_its_work_once(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"sft": {"max_steps": 2}})
     only_sft = make_recipe({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})

@@ -390,6 +390,7 @@ def test_ctrl_c_stops_before_any_row_is_written(download: Download) -> None:
     assert download.prepare(workers=1).rows == 100
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error(download: Download) -> None:
     fill(download, 100)
 

@@ -76,6 +76,7 @@ def four_bit_base(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_base_that_is_stored_in_four_bits_is_dequantized_only_on_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,6 +36,7 @@ FEW: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_an_optional_gguf_that_the_base_does_not_support_is_skipped_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -65,6 +66,7 @@ def exported_too_early(tmp_path: Path) -> RunFolder:
     return run
 
 
+@pytest.mark.slow
 def test_an_export_from_before_the_last_training_is_outdated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -94,6 +96,7 @@ def card(run: RunFolder, name: str) -> str:
     return (run.path / "stages/export" / name / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_card_names_only_the_stages_that_trained_these_weights(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, FEW)
     run = run_recipe(recipe.model_copy(update={"grpo": None, "export": None}), STAGES).run
@@ -113,6 +116,7 @@ def test_a_card_names_only_the_stages_that_trained_these_weights(tmp_path: Path)
     ]
 
 
+@pytest.mark.slow
 def test_a_card_has_the_results_even_if_results_json_is_damaged(trained: RunFolder) -> None:
     for text in ("{ torn", None):
         trained.results_file.unlink()

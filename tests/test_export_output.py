@@ -63,6 +63,7 @@ def write_until_killed(output: OutputFolder, pipe: int) -> None:
         version += 1
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_complete_export_or_none(tmp_path: Path) -> None:
     """A process that exports in a loop is killed 25 times. The final folder always has the files of one version."""
     output = OutputFolder(tmp_path / "merged")
@@ -212,6 +213,7 @@ class Interrupting(HfBackend):
         return found
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_complete_formats_only(context: Context, tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="merged was not verified yet"):
         export(context, Interrupting(context), out=tmp_path)
@@ -239,6 +241,7 @@ def test_nothing_is_loaded_if_the_disk_is_too_small_or_the_target_exists(
     assert backend.loaded == 0
 
 
+@pytest.mark.slow
 def test_only_the_run_that_wrote_an_export_outside_it_replaces_it(context: Context, tmp_path: Path) -> None:
     section = Export(to=("adapter",), verify=1)
     only = replace(context, recipe=context.recipe.model_copy(update={"export": section}))

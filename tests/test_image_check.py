@@ -101,6 +101,7 @@ def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
     assert caught.problem.place == "grpo, the first batch"
 
 
+@pytest.mark.slow
 def test_truncated_and_masked_completions_are_checked_too(tmp_path: Path) -> None:
     cut = {"max_completion_tokens": 2, "mask_truncated": True, "max_steps": 1}
     recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": length_reward(tmp_path)})

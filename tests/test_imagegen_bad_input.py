@@ -177,6 +177,7 @@ def test_a_model_folder_with_pickles_only_ends_the_command(tmp_path: Path, capsy
     assert not (tmp_path / "runs" / "bad").exists()
 
 
+@pytest.mark.slow
 def test_a_selector_that_passes_nothing_ends_the_command_and_keeps_what_was_trained(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_few_rounds_raise_a_toy_reward_paired_by_prompt_and_noise(dit: Path) -
     assert [one.round for one in rounds] == list(range(1, 13))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_ratios_of_the_first_pass_are_1_in_every_precision(tiny: Path, precision: str) -> None:
     settings = replace(SETTINGS, generations=2, denoising_steps=2, micro_batch=4, clip_range=1e-4, prompts_per_round=2)
@@ -275,6 +276,7 @@ def test_kl_penalty_holds_the_policy_near_the_base(dit: Path) -> None:
     assert 0 < run(30.0).kl_to_base < 0.7 * run(0.0).kl_to_base
 
 
+@pytest.mark.slow
 def test_float16_overflow_skips_the_step_and_lowers_the_scale(tiny: Path) -> None:
     settings = replace(SETTINGS, generations=2, denoising_steps=2, micro_batch=4, minibatches=1, prompts_per_round=2)
     state = start(tiny_generator(tiny, precision="float16"))

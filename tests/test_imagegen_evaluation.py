@@ -93,6 +93,7 @@ def worse(fitted: Fitted) -> ImageMetrics:
     return evaluate_images(generated(0.0), fitted.scorers, fitted.extractor, fitted.reference, SETTINGS)
 
 
+@pytest.mark.slow
 def test_a_selector_is_evaluated_on_held_out_ratings(fitted: Fitted) -> None:
     held_out = rated(150, 6)
     found = evaluate_selector(fitted.scorers.judge, held_out, BOOTSTRAP)

@@ -47,6 +47,7 @@ def low(paired: Paired | None) -> float:
     return paired.difference.low
 
 
+@pytest.mark.slow
 def test_sft_is_better_than_the_same_number_of_random_images(result: ImagegenResult) -> None:
     assert low(result.row("sft").to_control) > 0
 

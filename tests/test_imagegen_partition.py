@@ -86,6 +86,7 @@ def test_the_order_of_the_rows_does_not_matter_and_the_seed_does() -> None:
     assert names(ratings, 0) != names(ratings, 1)
 
 
+@pytest.mark.slow
 def test_the_split_does_not_depend_on_the_hash_seed_of_python() -> None:
     code = (
         "from test_imagegen_partition import FRACTIONS, many\n"

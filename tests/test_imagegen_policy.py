@@ -199,6 +199,7 @@ def fitted() -> Policy:
     return policy
 
 
+@pytest.mark.slow
 def test_a_policy_distinguishes_matched_from_mismatched_prompts_of_the_same_modality(fitted: Policy) -> None:
     test = rated(120, 3)
     swap = {"normal": "nodule", "nodule": "normal"}

@@ -69,6 +69,7 @@ def export(run: Path, *more: str) -> Result:
     return CliRunner().invoke(app, ["export", str(run), *more])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["sft", "ddpo"])
 def test_a_run_writes_card_and_licence_beside_each_lora(run: Path, arm: str) -> None:
     folder = run / "stages" / arm / "weights"

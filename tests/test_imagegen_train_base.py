@@ -61,6 +61,7 @@ def test_equal_seeds_give_equal_files_and_other_seeds_others(tmp_path: Path) -> 
     assert a == b != c
 
 
+@pytest.mark.slow
 def test_command_line_writes_model_and_image(tmp_path: Path) -> None:
     arguments = ["--out", str(tmp_path / "base"), "--steps", "2", "--images", "80", "--seed", "3"]
     main([*arguments, "--draw", "test_imagegen_train_base:draw", "--grid", str(tmp_path / "grid.png")])

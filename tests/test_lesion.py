@@ -220,6 +220,7 @@ def test_boxes_are_parsed_in_every_usual_format(text: str) -> None:
     assert lesion["box"] == pytest.approx(BOX)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

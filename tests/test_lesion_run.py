@@ -36,6 +36,7 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe
 
 
+@pytest.mark.slow
 def test_every_score_gets_a_table_beside_its_baseline(lesions: Recipe) -> None:
     run = RunFolder(lesions.run_folder)
     results = read_results(run.path)

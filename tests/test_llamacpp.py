@@ -86,6 +86,7 @@ def test_llama_cpp_gets_gemmas_images_as_resized_by_its_processor(size: tuple[in
         assert np.array_equal(np.asarray(seen[0]), np.asarray(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
 def test_qwens_patches_are_joined_to_the_image(name: str, shared_data: Path, tmp_path: Path) -> None:
     unpack_processors(shared_data, tmp_path)

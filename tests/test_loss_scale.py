@@ -62,6 +62,7 @@ def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool =
         yield overflow
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_and_training_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "skipped", sft={"max_steps": 4, "schedule": "linear"})
     with float16(monkeypatch, {1, 2}) as overflow:
@@ -85,6 +86,7 @@ def test_without_a_scaler_an_overflow_ends_the_run(tmp_path: Path, monkeypatch: 
     assert caught.problem.place == "step 2"
 
 
+@pytest.mark.slow
 def test_a_scale_below_1_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "lost", sft={"max_steps": 12, "batch_size": 1, "accumulation": 1})
     with float16(monkeypatch, range(1, 13)), raises(TrainingError, "training.loss_scale_below_one") as caught:
@@ -93,6 +95,7 @@ def test_a_scale_below_1_ends_the_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(lines_of(recipe)) == 8
 
 
+@pytest.mark.slow
 def test_the_scale_survives_oom_recovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "recovered", sft={"max_steps": 3})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2), float16(monkeypatch, {1, 3}):

@@ -138,6 +138,7 @@ def test_peft_merges_an_adapter_beyond_plain_lora(settings: dict[str, Any]) -> N
     assert plan_merge(adapted(tiny.FOLDER, **settings)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", sorted(set(SHAPE_OF.values())))
 def test_every_shipped_architecture_finds_its_matrices_in_its_files(
     tmp_path: Path, shared_data: Path, shape: str

@@ -154,6 +154,7 @@ def test_f1_interval_is_close_to_that_of_drawing_single_answers() -> None:
     assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.006)
 
 
+@pytest.mark.slow
 def test_intervals_by_group_are_those_of_resampling_whole_groups_one_by_one() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     labels = [pair for pair in skin(500, 3) if pair[0] in ("bkl", "mel", "nv")]

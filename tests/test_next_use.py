@@ -76,6 +76,7 @@ def test_gemmas_separators_are_those_of_its_template(gemma: Any) -> None:
         assert turns.render(TEXTS, system) == rendered(gemma, system)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QWEN)
 def test_qwens_separators_are_those_of_its_template(name: str, processors: dict[str, Any]) -> None:
     turns = read_turns(processors[name])

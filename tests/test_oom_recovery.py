@@ -79,6 +79,7 @@ def one_by_one(stage: str) -> Sizes:
     return Sizes(1, 4, None if stage == "sft" else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "where", "most"), [("sft", "forward", 4), ("grpo", "backward", 2)])
 def test_oom_in_step_1_gives_the_adapter_of_a_run_with_the_smaller_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str, most: int
@@ -115,6 +116,7 @@ def closing_of(recipe: Recipe) -> dict[str, Any]:
     return [line for line in read_lines(recipe.run_folder / "metrics.jsonl") if "train_runtime" in line][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "where"), [("sft", "backward"), ("grpo", "forward")])
 def test_oom_in_a_later_step_gives_the_adapter_of_a_run_resumed_with_the_smaller_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str
@@ -151,6 +153,7 @@ def test_oom_in_a_later_step_gives_the_adapter_of_a_run_resumed_with_the_smaller
         assert states[0][name] == states[1][name], name
 
 
+@pytest.mark.slow
 def test_oom_in_the_optimizer_step_falls_back_to_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +190,7 @@ def failing_optimizer(patch: pytest.MonkeyPatch, call: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_errors_of_every_kind_in_one_stage_of_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backward pass of 8 rows, the optimizer's first step, and a forward pass of 2 rows in the second step."""
     recipe = recipe_of("sft", tmp_path, "many", sft={"batch_size": 8, "accumulation": 1})
@@ -207,6 +211,7 @@ def test_errors_of_every_kind_in_one_stage_of_sft(tmp_path: Path, monkeypatch: p
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_errors_of_every_kind_in_one_stage_of_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollout of 4 completions, and a pass of 2 in the second step."""
     recipe = recipe_of("grpo", tmp_path, "many")
@@ -222,6 +227,7 @@ def test_errors_of_every_kind_in_one_stage_of_grpo(tmp_path: Path, monkeypatch: 
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_recovers_from_its_own_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "full", model={"tuning": "full"})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
@@ -230,6 +236,7 @@ def test_full_fine_tuning_recovers_from_its_own_checkpoint(tmp_path: Path, monke
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_signal_during_recovery_stops_the_run_after_the_step_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +263,7 @@ def test_sizes_that_do_not_divide_the_step_are_rejected(tmp_path: Path) -> None:
         assert "4, the rows" in caught.problem.rule
 
 
+@pytest.mark.slow
 def test_a_rollout_repeated_in_parts_gives_the_adapter_of_a_run_with_these_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +287,7 @@ def test_a_rollout_repeated_in_parts_gives_the_adapter_of_a_run_with_these_parts
     assert read_json(recovered.run_folder / "stages" / "grpo" / "sizes.json")["completions_per_generate"] == 1
 
 
+@pytest.mark.slow
 def test_a_reference_that_does_not_fit_halves_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL computes log-probabilities without gradients in micro-batches too."""
     recipe = recipe_of("grpo", tmp_path, "reference", grpo={"beta": 0.1, "max_steps": 1})
@@ -298,6 +307,7 @@ def too_small_for(fits: int) -> Callable[..., Any]:
     return measured
 
 
+@pytest.mark.slow
 def test_medgemma_grpo_finishes_after_an_oom_error_in_its_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +325,7 @@ def test_medgemma_grpo_finishes_after_an_oom_error_in_its_rollout(
     assert adapter_of(recipe, "grpo")
 
 
+@pytest.mark.slow
 def test_a_rollout_of_one_completion_that_does_not_fit_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +349,7 @@ def no_image_check(patch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_if_one_row_does_not_fit_the_error_has_the_advice_of_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +398,7 @@ def test_advice_needs_no_plan_and_no_gpu(tmp_path: Path) -> None:
         assert "micro_batch" not in found
 
 
+@pytest.mark.slow
 def test_one_of_several_processes_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "several")
     monkeypatch.setattr("toolkit.training.train.world_size", lambda: 2)
@@ -428,6 +441,7 @@ def test_sizes_halve_to_divisors_of_the_step() -> None:
     assert Sizes(1, 8, 1).smaller() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_the_preflight_step_does_not_change_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -472,6 +486,7 @@ def spy_on_completions(patch: pytest.MonkeyPatch) -> list[list[int]]:
     return lengths
 
 
+@pytest.mark.slow
 def test_an_existing_checkpoint_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "saved", run={"checkpoint_steps": 1})
     plain, saved = Trainer._save_checkpoint, []
@@ -487,6 +502,7 @@ def test_an_existing_checkpoint_is_not_written_again(tmp_path: Path, monkeypatch
     assert saved == [1, 2]
 
 
+@pytest.mark.slow
 def test_steps_that_recovery_omits_from_the_log_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -498,6 +514,7 @@ def test_steps_that_recovery_omits_from_the_log_are_named(
     assert [line["step"] for line in lines_of(recipe)] == [2, 4]
 
 
+@pytest.mark.slow
 def test_a_finished_stage_without_weights_keeps_the_record_of_its_recovery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,6 +575,7 @@ def job_of(stage: str, folder: Path, longest: tuple[int, ...]) -> TrainingJob:
     return TrainingJob(recipe, lambda number: Row([], [], str(number)), 24, folder, longest=longest)
 
 
+@pytest.mark.slow
 def test_sizes_halved_in_the_preflight_step_stay_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = "sft"
     recipe = recipe_of(stage, tmp_path, "checked", sft={"max_steps": 1})
@@ -651,6 +669,7 @@ def test_a_rollout_is_split_with_the_images_of_each_row(size: int) -> None:
             assert caught.problem.place == f"grpo, {name}"
 
 
+@pytest.mark.slow
 def test_images_of_different_sizes_keep_their_patches_in_a_split_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path
 ) -> None:
@@ -712,6 +731,7 @@ def evaluated(context: Context, fits: int) -> Iterator[tuple[SmallMemory, Any, l
     hook.remove()
 
 
+@pytest.mark.slow
 def test_greedy_completions_are_the_same_in_smaller_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         context_of(recipe_of("sft", tmp_path, "evaluated")) as context,
@@ -730,6 +750,7 @@ def test_greedy_completions_are_the_same_in_smaller_batches(tmp_path: Path, capl
             assert memory.raised == 2  # the smaller batch stays
 
 
+@pytest.mark.slow
 def test_several_completions_of_one_prompt_are_generated_in_batches(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=2) as (_, policy, rows):
         groups = HfBackend().generate(policy, rows[:2], Sampling(8, temperature=1.0, count=5))
@@ -737,6 +758,7 @@ def test_several_completions_of_one_prompt_are_generated_in_batches(tmp_path: Pa
         assert policy.batch_limit.limit == 2
 
 
+@pytest.mark.slow
 def test_one_completion_that_does_not_fit_is_an_error_with_advice(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=0) as (_, policy, rows):
         with raises(ModelError, "generation.out_of_memory") as caught:
@@ -766,6 +788,7 @@ def test_halving_ends_at_one() -> None:
     assert rows.errors == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["tiny", "qwen3_vl"])
 def test_checkpointing_computes_no_gradients_for_a_frozen_vision_tower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, request: pytest.FixtureRequest
@@ -812,6 +835,7 @@ def _requires(values: Any) -> bool:
     return isinstance(values, list | tuple) and any(map(_requires, values))
 
 
+@pytest.mark.slow
 def test_rollouts_register_no_hooks_on_the_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
     load = HfBackend.load

@@ -48,6 +48,7 @@ def xrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_xrays(tmp_path_factory.mktemp("xrays"))
 
 
+@pytest.mark.slow
 def test_a_plan_imports_no_training_library(xrays: Path, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{xrays}/train.json"\n[model]\nmax_tokens = 300\n'
@@ -83,6 +84,7 @@ def test_the_json_has_its_documented_keys(xrays: Path, tmp_path: Path) -> None:
     assert found["model"]["parameters"] == 1_746_816
 
 
+@pytest.mark.slow
 def test_tokens_are_those_that_the_stage_counts(xrays: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, xrays)
     plan = make(recipe, None)
@@ -95,6 +97,7 @@ def test_tokens_are_those_that_the_stage_counts(xrays: Path, tmp_path: Path) -> 
     assert plan.tokens.percentiles("images")["median"] == lengths.images
 
 
+@pytest.mark.slow
 def test_steps_are_those_that_the_trainers_make(xrays: Path, tmp_path: Path) -> None:
     tables: dict[str, Any] = {
         "sft": {"max_steps": None, "epochs": 1.5, "batch_size": 5, "accumulation": 2},
@@ -112,6 +115,7 @@ def test_steps_are_those_that_the_trainers_make(xrays: Path, tmp_path: Path) -> 
     assert work["evaluate"].answers == 8 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processor", ["qwen2_vl", "qwen3_vl"])
 def test_image_tokens_by_formula_are_those_of_the_real_processor(
     processor: str, shared_data: Path, tmp_path: Path

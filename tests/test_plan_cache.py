@@ -53,6 +53,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @NO_GPU
 def test_a_second_plan_imports_neither_torch_nor_transformers_and_is_equal(xrays: Path, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"

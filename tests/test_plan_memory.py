@@ -134,6 +134,7 @@ def test_a_quantized_tower_with_layer_norms_computes_in_float32_under_autocast(
     assert weights.weight_bytes(unquantized, SFT)[1] == 2 * unquantized.vision_parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("precision", ["16bit", "32bit"])
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
@@ -246,6 +247,7 @@ def test_gemmas_sliding_layers_cache_only_their_window() -> None:
     assert cached["decoding"] == a_place * (5 * 2010 + 29 * 1023)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"),
     [

@@ -48,6 +48,7 @@ def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file:
         assert estimate(model, setting, gpu.memory).peak.total < spare * gpu.memory
 
 
+@pytest.mark.slow
 def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> None:
     """The traced figures in the table are those of tests/benchmarks/bench_memory.py."""
     from toolkit.planning.memory import estimate

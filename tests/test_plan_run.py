@@ -91,6 +91,7 @@ def test_unreadable_rows_do_not_stop_the_plan_of_a_run(xrays: Path, tmp_path: Pa
         run_recipe(recipe, STAGES)
 
 
+@pytest.mark.slow
 def test_the_plan_is_stored_and_compared_with_measured_peaks(
     xrays: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,6 +108,7 @@ def test_the_plan_is_stored_and_compared_with_measured_peaks(
     assert "plan.json" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_measured_peak_is_reported_with_its_estimate(xrays: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, xrays).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=record_of(make(recipe, A5000))).run
@@ -119,6 +121,7 @@ def test_a_measured_peak_is_reported_with_its_estimate(xrays: Path, tmp_path: Pa
     assert describe_peaks(gpu_peaks(run)) == f"sft 7.5 GB (plan: {estimated:.1f} GB)"
 
 
+@pytest.mark.slow
 def test_without_a_gpu_there_is_no_estimate(xrays: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, xrays).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=record_of(make(recipe, None))).run

@@ -262,6 +262,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_rolled_out_and_its_weights_are_found_in_each_form(
     trained: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

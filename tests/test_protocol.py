@@ -136,6 +136,7 @@ def test_images_reach_the_model(backend: Backend, policy: Policy, context: Conte
     assert check_images_used(backend, policy, Prompts.of(context.recipe, context.images), context.data.train)
 
 
+@pytest.mark.slow
 def test_an_answers_loss_falls_with_training_on_it(backend: Backend, context: Context, tmp_path: Path) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
     rows = job_of(context, "sft", tmp_path).rows
@@ -156,6 +157,7 @@ def test_an_answers_loss_is_minus_the_mean_of_its_tokens_log_probabilities(
         assert sum(values) / len(values) == pytest.approx(-backend.answer_loss(policy, row), abs=rounding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_training_changes_only_the_adapter_which_reloads_identically(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path, stage: str
@@ -177,6 +179,7 @@ def test_training_changes_only_the_adapter_which_reloads_identically(
     assert answers(backend, again, rows) == answers(backend, trained, rows)
 
 
+@pytest.mark.slow
 def test_training_continues_from_an_adapter(backend: Backend, context: Context, tmp_path: Path) -> None:
     """GRPO after SFT trains the same adapter, not a second one on top of it."""
     first = backend.load(context.recipe, None, trainable=True)
@@ -191,6 +194,7 @@ def test_training_continues_from_an_adapter(backend: Backend, context: Context, 
     build_grpo(backend, second, job_of(context, "grpo", tmp_path))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_restored(backend: Backend, context: Context, rows: list[Row], tmp_path: Path) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
     backend.save(trained, tmp_path / "start")
@@ -200,6 +204,7 @@ def test_a_checkpoint_is_restored(backend: Backend, context: Context, rows: list
     assert answers(backend, trained, rows) == expected
 
 
+@pytest.mark.slow
 def test_merged_weights_are_safetensors_with_the_same_completions(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path
 ) -> None:

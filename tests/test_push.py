@@ -170,6 +170,7 @@ def hub(online: None, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return made
 
 
+@pytest.mark.slow
 def test_a_verified_export_is_pushed_without_another_export(recipe: Recipe, hub: FakeHub) -> None:
     before = export_of(find_run(recipe.run_folder))
     result = export_again(recipe.run_folder, STAGES, delivery=Delivery(push="anna/small"))

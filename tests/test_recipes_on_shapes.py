@@ -12,11 +12,11 @@ from tests.helpers.recipes_on_shapes import CASES, GIGABYTES, RECIPES, SHAPE_OF,
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "shape"), CASES, ids=[f"{file.stem}-{shape}" for file, shape in CASES])
 def test_a_recipe_trains_on_its_architecture(tmp_path: Path, shared_data: Path, file: Path, shape: str) -> None:
-    records = run_some_steps(file, shape, tmp_path, shared_data, small=True, backend="hf")
+    found = run_some_steps(file, shape, tmp_path, shared_data, small=True, backend="hf")
     recipe = load_recipe(file)
     trained = [name for name in ("sft", "grpo") if getattr(recipe, name) is not None]
-    assert [records[name]["steps"] for name in trained] == [STEPS] * len(trained)
-    losses = [line["loss"] for line in records["lines"] if "loss" in line]
+    assert {name: result.training.steps for name, result in found.results.items()} == dict.fromkeys(trained, STEPS)
+    losses = [line["loss"] for line in found.lines if "loss" in line]
     assert len(losses) == STEPS * len(trained)
     assert all(math.isfinite(loss) for loss in losses)
 

@@ -45,6 +45,7 @@ def rows_of(index: RowIndex) -> list[tuple[str, Any]]:
     return [index[number] for number in range(len(index))]
 
 
+@pytest.mark.slow
 @given(data=st.dictionaries(texts, records, max_size=5) | st.lists(records, max_size=5), layout=st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_stream_equals_json_load_for_any_chunk_size_and_layout(data: Any, layout: Any) -> None:

@@ -287,6 +287,7 @@ def test_another_signature_of_trls_function_is_an_error(monkeypatch: pytest.Monk
     assert caught.problem.value == "missing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_a_trainer_logs_and_learns_the_same_as_with_trls_loss(
     tuning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -96,6 +96,7 @@ def answers_of_plain_transformers(model: Any, processor: Any, context: Context, 
     return found
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_one_prediction_per_question(context: Context) -> None:
     lines = predictions(context, "sft")
     assert [line["id"] for line in lines] == [sample.id for sample in context.data.test]
@@ -105,6 +106,7 @@ def test_an_evaluation_has_one_prediction_per_question(context: Context) -> None
     assert not list((context.run.path / "stages/evaluate-sft").glob(PARTIAL.format("*")))
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_resumes_without_repeating_questions(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +192,7 @@ def test_results_by_question_type_add_up(context: Context) -> None:
     assert {kind: figures.n for kind, figures in by.items()} == {kind: kinds.count(kind) for kind in kinds}
 
 
+@pytest.mark.slow
 def test_exported_weights_have_the_same_completions_in_plain_transformers(context: Context) -> None:
     backend = HfBackend()
     expected = answers_of(backend, backend.load(context.recipe, context.weights, trainable=False), context)
@@ -260,6 +263,7 @@ class Careless(HfBackend):
         save_file({**weights, name: -weights[name]}, file, {"format": "pt"})
 
 
+@pytest.mark.slow
 def test_an_export_with_other_completions_fails_and_is_kept_under_another_name(context: Context) -> None:
     chosen = with_export(context, ["merged"])
     folder = context.run.stage_folder("export")
@@ -359,6 +363,7 @@ def test_a_prediction_of_an_untrained_run_uses_the_base_model(tmp_path: Path) ->
     assert answer.text
 
 
+@pytest.mark.slow
 def test_a_recipe_continues_from_an_earlier_runs_adapter(context: Context, trained: Recipe, tmp_path: Path) -> None:
     tables: Tables = {
         "model": {"adapter": trained.run_folder},
@@ -419,6 +424,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_trains_saves_and_exports_full_weights(full: Recipe) -> None:
     with context_of(full) as context:
         folder = context.run.weights_folder("sft")
@@ -437,6 +443,7 @@ def test_full_fine_tuning_trains_saves_and_exports_full_weights(full: Recipe) ->
         assert found == completions(context, "sft")[:4]
 
 
+@pytest.mark.slow
 def test_lora_continues_from_full_weights(full: Recipe, tmp_path: Path) -> None:
     """An adapter on an earlier full fine-tuning is loaded on that base, not on model.name."""
     tables: Tables = {
@@ -485,6 +492,7 @@ def vqa_rad(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Reci
     return recipe
 
 
+@pytest.mark.slow
 def test_vqa_rad_trains_and_is_evaluated(vqa_rad: Recipe) -> None:
     run = find_run(vqa_rad.run_folder)
     assert run.finished_stages()[1:] == ["evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export"]
@@ -517,6 +525,7 @@ def test_real_radiographs_have_predictions(trained: Recipe, shared_data: Path) -
     assert all(answer.problem is None or not answer.values.get("letter") for answer in answers)
 
 
+@pytest.mark.slow
 def test_training_and_export_print_nothing_of_their_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """No table per step, no progress bar per weights file, no message about aligned tokens."""
     recipe = small_recipe(tmp_path, {"sft": {"max_steps": 1}, "grpo": {"max_steps": 1}})

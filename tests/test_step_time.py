@@ -38,6 +38,7 @@ def test_the_planned_range_is_that_of_this_machine(tmp_path: Path) -> None:
         assert planned_seconds(context.run, "export") is None
 
 
+@pytest.mark.slow
 def test_the_record_of_a_stage_has_planned_and_measured_seconds(tmp_path: Path) -> None:
     reports: list[tuple[int, int, str]] = []
     with context_of(small_recipe(tmp_path)) as context:

@@ -714,6 +714,7 @@ ANSWERS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(ANSWERS, max_size=8))
 @settings(max_examples=200, deadline=None)
 def test_a_memory_keeps_omitted_keys_and_stays_within_its_limits(answers: list[Answer]) -> None:

@@ -51,6 +51,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return trained(tmp_path_factory.mktemp("steps"), ("goal", "image", "short_term", "long_term"))
 
 
+@pytest.mark.slow
 def test_every_score_gets_a_table_beside_its_baseline(steps: Recipe) -> None:
     run = RunFolder(steps.run_folder)
     results = read_results(run.path)
@@ -102,6 +103,7 @@ def test_given_answers_are_scored_with_their_reasons(steps: Recipe, tmp_path: Pa
     assert len(score_file(steps, predictions)) == len(read_lines(predictions)) == 12
 
 
+@pytest.mark.slow
 def test_rows_without_an_image_are_trained_and_evaluated(tmp_path: Path) -> None:
     recipe = trained(tmp_path, ("goal", "long_term"), export={"to": ("merged",), "verify": 2})
     assert read_results(recipe.run_folder).rows[-1].label == "after GRPO"

@@ -139,6 +139,7 @@ def test_class_frequencies_match_the_request() -> None:
     assert {photo.lesion.dx for photo in make_photos(50, 1, {"df": 1, "mel": 3})} == {"df", "mel"}
 
 
+@pytest.mark.slow
 def test_one_image_in_seven_has_two_disjoint_lesions(drawn: Drawn) -> None:
     counts = [len(regions(image.mask)) for _, image in drawn]
     assert counts == [len(photo.lesion.spots) for photo, _ in drawn]
@@ -174,6 +175,7 @@ def test_images_of_any_shape_have_lesions(size: tuple[int, int]) -> None:
         assert len(regions(image.mask)) == len(photo.lesion.spots)
 
 
+@pytest.mark.slow
 def test_masks_match_the_images(drawn: Drawn) -> None:
     kernel = np.ones((9, 9), np.uint8)
     for photo, image in drawn:

@@ -113,6 +113,7 @@ def test_labels_cover_the_answers_and_the_ends_of_their_turns(processor: Gemma3P
     assert batch["pixel_values"].max() == -1
 
 
+@pytest.mark.slow
 def test_vision_pretraining_changes_only_vision_parameters(processor: Gemma3Processor) -> None:
     torch.manual_seed(0)
     model = build_model(processor.tokenizer)

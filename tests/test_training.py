@@ -46,6 +46,7 @@ def weights_of(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
     return load_file(folder / (ADAPTER if recipe.model.tuning == "lora" else "model.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "changes"),
     [
@@ -77,6 +78,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights(
     assert same(weights_of(whole, stage), weights_of(halved, stage))
 
 
+@pytest.mark.slow
 def test_grpo_resumed_in_its_second_epoch_uses_the_prompts_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +97,7 @@ def test_grpo_resumed_in_its_second_epoch_uses_the_prompts_of_an_uninterrupted_r
     assert same(weights_of(whole, "grpo"), weights_of(halved, "grpo"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "tuning"), [("sft", "lora"), ("grpo", "lora"), ("sft", "full")])
 def test_a_run_interrupted_after_its_last_checkpoint_trains_no_further_step(
     tmp_path: Path, stage: str, tuning: str, monkeypatch: pytest.MonkeyPatch
@@ -119,6 +122,7 @@ def _disk_full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_batch(tmp_path: Path) -> None:
     """The loss is the mean over the answer tokens of the whole step, however it is divided into forward passes."""
     losses = {}
@@ -133,6 +137,7 @@ def test_accumulated_batches_equal_one_batch(tmp_path: Path) -> None:
     assert losses["eight"] == pytest.approx(losses["one"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_sft_lowers_the_loss_and_keeps_few_checkpoints(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"sft": {"max_steps": 12, "learning_rate": 5e-3}})
     with context_of(recipe) as context:
@@ -143,6 +148,7 @@ def test_sft_lowers_the_loss_and_keeps_few_checkpoints(tmp_path: Path) -> None:
         assert len(checkpoints.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
 
 
+@pytest.mark.slow
 def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     recipe = only("sft", tmp_path)
     with context_of(recipe) as context:
@@ -154,6 +160,7 @@ def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     assert record.training.steps == 4
 
 
+@pytest.mark.slow
 def test_grpo_continues_from_the_sft_adapter(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path, {"rewards": length_reward(tmp_path)})) as context:
         context.run.mark_done("sft", train_sft(context))
@@ -165,6 +172,7 @@ def test_grpo_continues_from_the_sft_adapter(tmp_path: Path) -> None:
         assert not same(before, after)
 
 
+@pytest.mark.slow
 def test_grpo_logs_the_deviation_of_each_reward_and_the_fraction_of_unreadable_answers(tmp_path: Path) -> None:
     with context_of(only("grpo", tmp_path)) as context:
         train_grpo(context)
@@ -176,6 +184,7 @@ def test_grpo_logs_the_deviation_of_each_reward_and_the_fraction_of_unreadable_a
     assert 0 <= line["completions/clipped_ratio"] <= 1
 
 
+@pytest.mark.slow
 def test_the_kl_term_is_measured_against_the_start_adapter(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"beta": 0.1, "max_steps": 2}, "run": {"checkpoint_steps": 1}})
     with context_of(recipe) as context:
@@ -193,6 +202,7 @@ def test_without_a_kl_term_the_record_says_so(tmp_path: Path) -> None:
     assert describe_reference(small_recipe(tmp_path), None) == "beta = 0: no KL term, no reference model"
 
 
+@pytest.mark.slow
 def test_an_image_is_opened_and_processed_once_per_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 1}, "images": {"memory_cache_mb": 0, "disk_cache": False}})
     seen: list[Any] = []
@@ -216,6 +226,7 @@ def test_an_image_is_opened_and_processed_once_per_prompt(tmp_path: Path, monkey
     assert opened <= 5 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_dropout_is_off_in_the_rollout_and_on_in_the_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beta: float
@@ -255,6 +266,7 @@ def test_the_probe_stops_a_run_with_zero_variance_groups(tmp_path: Path) -> None
         train_grpo(context)
 
 
+@pytest.mark.slow
 def test_a_failed_probe_is_a_warning_if_the_recipe_requests_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,6 +282,7 @@ def test_a_failed_probe_is_a_warning_if_the_recipe_requests_it(
     assert record.probe.failure == str(warned)
 
 
+@pytest.mark.slow
 def test_the_probe_does_not_change_the_training(tmp_path: Path) -> None:
     plain = only("grpo", tmp_path, "plain")
     probed = only("grpo", tmp_path, "probed", {"grpo": {"probe_prompts": 2, "probe_max_truncated": 1.0}})
@@ -364,6 +377,7 @@ def test_a_run_stops_at_sigterm_and_resumes(tmp_path: Path) -> None:
     assert same(adapter_of(whole, "sft"), adapter_of(killed, "sft"))
 
 
+@pytest.mark.slow
 def test_every_line_of_the_metrics_is_plain_json(tmp_path: Path) -> None:
     recipe = only("sft", tmp_path)
     with context_of(recipe) as context:
@@ -371,6 +385,7 @@ def test_every_line_of_the_metrics_is_plain_json(tmp_path: Path) -> None:
         assert all(json.dumps(line) for line in read_lines(context.run.metrics_file))
 
 
+@pytest.mark.slow
 def test_tensorboard_files_are_in_the_stages_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     recipe = small_recipe(tmp_path, {"run": {"report_to": ("tensorboard",)}, "sft": {"max_steps": 1}})
@@ -381,6 +396,7 @@ def test_tensorboard_files_are_in_the_stages_folder(tmp_path: Path) -> None:
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
+@pytest.mark.slow
 def test_the_mask_of_image_tokens_is_aligned_with_the_image_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +416,7 @@ def test_the_mask_of_image_tokens_is_aligned_with_the_image_tokens(
     assert all(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(2, 2), (1, 2), (2, 1)])
 def test_grpo_supports_several_images_per_prompt(tmp_path: Path, counts: tuple[int, int]) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 2, "micro_batch": 2}, "rewards": length_reward(tmp_path)})
@@ -491,6 +508,7 @@ def test_a_row_without_an_applicable_reward_is_named_before_training(tmp_path: P
         assert caught.problem.place == f"sample {bare.id}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["optimizer.pt", "trainer_state.json", "adapter_model.safetensors", "manifest.json"])
 def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture

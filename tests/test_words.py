@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 REPLACED: Mapping[str, str] = {
@@ -116,6 +118,7 @@ def sources() -> list[str]:
     return [path for path in paths if not any(fnmatch(path, pattern) for pattern in SKIPPED)]
 
 
+@pytest.mark.slow
 def test_no_file_has_a_replaced_word() -> None:
     found = [hit for path in sources() for hit in replaced_words(path, (ROOT / path).read_text(encoding="utf-8"))]
     assert found == []

@@ -44,9 +44,9 @@ def capped(shape: str) -> Iterator[int]:
 def test_a_recipe_trains_within_its_gpus_memory(
     tmp_path: Path, shared_data: Path, backend: Backend, capped: int, file: Path, shape: str
 ) -> None:
-    records = run_some_steps(file, shape, tmp_path, shared_data, small=False, backend=backend.name)
-    losses = [line["loss"] for line in records["lines"] if "loss" in line]
+    found = run_some_steps(file, shape, tmp_path, shared_data, small=False, backend=backend.name)
+    losses = [line["loss"] for line in found.lines if "loss" in line]
     assert losses
     assert all(math.isfinite(loss) for loss in losses)
     assert torch.cuda.max_memory_reserved() <= capped
-    assert {record.backend for name, record in records.items() if name != "lines"} == {backend.name}
+    assert {result.backend for result in found.results.values()} == {backend.name}

@@ -5,17 +5,21 @@ optimizer and checkpointing are those of the recipe.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.helpers.recipes import load_recipe
 from tests.helpers.shapes import write_model
 from tests.helpers.training import context_of
+from toolkit.evaluation.context import Context
 from toolkit.recipe import Evaluate, Export, Recipe, SyntheticData
+from toolkit.runfolder import Record
 from toolkit.scoring.regions.coordinates import choose_coordinates
 from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.training.grpo import train_grpo
+from toolkit.training.results import GrpoResult, SftResult
 from toolkit.training.sft import train_sft
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -57,22 +61,30 @@ CASES = [
 """Each recipe of a real model with its configuration."""
 
 
-def run_some_steps(file: Path, shape: str, folder: Path, data: Path, *, small: bool, backend: str) -> dict[str, Any]:
-    """Write the model, train ``STEPS`` steps of each stage of the recipe, and return stage -> record.
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Results of the training stages, and the lines of metrics.jsonl."""
+
+    results: Mapping[str, SftResult | GrpoResult]
+    lines: Sequence[Record]
+
+
+def run_some_steps(file: Path, shape: str, folder: Path, data: Path, *, small: bool, backend: str) -> Trained:
+    """Write the model, and train ``STEPS`` steps of each stage of the recipe.
 
     ``small``: a few layers, small images and short completions in 32 bits, which only checks that the code runs.
     """
     model = folder / shape
     write_model(shape, model, data, small=small)
     recipe = on_synthetic_data(load_recipe(file), model, folder, small=small, backend=backend)
-    records: dict[str, Any] = {}
+    results: dict[str, SftResult | GrpoResult] = {}
+    stages: Mapping[str, Callable[[Context], SftResult | GrpoResult]] = {"sft": train_sft, "grpo": train_grpo}
     with context_of(recipe) as context:
-        for name, train in (("sft", train_sft), ("grpo", train_grpo)):
+        for name, train in stages.items():
             if getattr(recipe, name) is not None:
-                records[name] = train(context)
-                context.run.mark_done(name, records[name])
-        records["lines"] = context.run.metrics()
-    return records
+                results[name] = train(context)
+                context.run.mark_done(name, results[name])
+        return Trained(results, context.run.metrics())
 
 
 def on_synthetic_data(recipe: Recipe, model: Path, folder: Path, *, small: bool, backend: str) -> Recipe:
