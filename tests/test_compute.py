@@ -97,6 +97,7 @@ class Attention(nn.Module):
         return self.head(self.decoder(self.embed(ids)))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rows=st.integers(1, 3), length=st.integers(2, 9), width=st.sampled_from([4, 8]), words=st.integers(3, 20))
 def test_formula_and_torchs_counter_differ_by_attention_alone(rows: int, length: int, width: int, words: int) -> None:
@@ -292,6 +293,7 @@ with recording(RunFolder(Path(sys.argv[1])), Run(name="one"), "run", beat=0.05) 
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_has_recorded_its_hours(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(run.path)], cwd=Path.cwd(), check=False)
@@ -415,6 +417,7 @@ def test_readings_of_clocks_add_up(values: list[int]) -> None:
     assert reading(first) + reading(second).since(reading(first)) == reading(second)
 
 
+@pytest.mark.slow
 def test_energy_is_measured_without_output_files_or_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def names_in(folder: Path) -> set[str]:
 # HAM10000's own files
 
 
+@pytest.mark.slow
 def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "skin" / "ham10000"
     request = PrepareRequest(tmp_path / "out")
@@ -83,6 +84,7 @@ def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: 
             assert row["area_fraction"] == pytest.approx(mask.mean(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_images_of_another_shape_than_their_masks_are_an_error(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "skin" / "ham10000"  # 224 x 224 against 600 x 450
     with raises(DataError, "data.files_unusable") as caught:
@@ -132,6 +134,7 @@ def test_blank_and_unknown_metadata_are_distinguished(shared_data: Path) -> None
 class_of_group = st.dictionaries(st.integers(0, 60), st.sampled_from(["a", "b", "c"]), min_size=1)
 
 
+@pytest.mark.slow
 @given(class_of_group, st.integers(0, 3), st.data())
 @settings(deadline=None)
 def test_no_group_is_in_two_splits_and_no_class_exceeds_its_fraction_by_a_group(
@@ -376,6 +379,7 @@ def test_no_image_is_an_error_with_an_expected_name(download: Download) -> None:
 # Interruptions
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_before_any_row_is_written(download: Download) -> None:
     fill(download, 100)
 
@@ -404,6 +408,7 @@ def test_a_killed_worker_is_an_error(download: Download) -> None:
     assert download.prepare().rows == 100
 
 
+@pytest.mark.slow
 def test_workers_measure_the_same_as_one_process(download: Download) -> None:
     fill(download, 100)
     download.prepare(workers=1)

@@ -103,6 +103,7 @@ def test_tables_are_joined_and_differing_values_are_counted(tmp_path: Path) -> N
     assert set(rows) == {"ISIC_1", "ISIC_4"}  # of ISIC_2 nothing is known that stage 1 says
 
 
+@pytest.mark.slow
 def test_a_lesion_of_a_patient_keeps_its_images_together(tmp_path: Path) -> None:
     lines = [f"ISIC_{i},nevus,{f'P{i // 4}' if i % 2 else ''},L{i // 2}" for i in range(80)]
     table = "image,diagnosis,patient_id,lesion_id\n" + "\n".join(lines) + "\n"

@@ -216,6 +216,7 @@ def test_a_broken_torchvision_is_reported_with_matching_pairs(site: Path) -> Non
     assert all(version in found.remedy for version in ("2.6", "2.14", "0.21", "0.29"))
 
 
+@pytest.mark.slow
 def test_a_torchvision_for_another_torch_is_found_by_its_version(site: Path, tmp_path: Path) -> None:
     info = site / "torchvision-0.24.1.dist-info"
     info.mkdir()
@@ -722,6 +723,7 @@ def test_recipes_are_blocked_until_problems_are_solved() -> None:
 # The command
 
 
+@pytest.mark.slow
 def test_a_healthy_machine_without_a_gpu_exits_with_0(site: Path, tmp_path: Path) -> None:
     done = call(tmp_path)
     assert done.returncode == 0, done.stdout
@@ -732,6 +734,7 @@ def test_a_healthy_machine_without_a_gpu_exits_with_0(site: Path, tmp_path: Path
     assert list((tmp_path / "work").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_json_is_one_object_as_documented(site: Path, tmp_path: Path) -> None:
     done = call(tmp_path, "--json")
     found = json.loads(done.stdout)
@@ -760,6 +763,7 @@ def test_the_json_is_one_object_as_documented(site: Path, tmp_path: Path) -> Non
     assert expected <= set(names)
 
 
+@pytest.mark.slow
 def test_many_broken_libraries_are_all_reported_and_exit_with_1(site: Path, tmp_path: Path) -> None:
     write_site(site, torchvision=NMS, cv2=LIBGL, xformers=SEGFAULT, datasets=SLEEPS)
     done = call(tmp_path, "--json", "--time-limit", "4")
@@ -782,6 +786,7 @@ def test_many_broken_libraries_are_all_reported_and_exit_with_1(site: Path, tmp_
     assert found["torch"]["state"] == "good"
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_allowed_is_found(site: Path, tmp_path: Path) -> None:
     info = site / "peft-0.99.0.dist-info"
     info.mkdir()
@@ -793,6 +798,7 @@ def test_a_version_that_is_not_allowed_is_found(site: Path, tmp_path: Path) -> N
     assert "pip install 'peft==0.21.2'" in peft["remedy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
 def test_a_token_is_never_printed(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
@@ -808,6 +814,7 @@ def test_a_token_is_never_printed(
     assert "secretsecret" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_is_left_out_if_a_library_that_reads_data_is_broken(site: Path, tmp_path: Path) -> None:
     done = call(tmp_path, str(ROOT / "recipes" / "quickstart.toml"), "--json")  # the site's cv2 has no functions
     assert "[doctor.recipe_not_checked]" in done.stderr
@@ -821,6 +828,7 @@ def test_an_invalid_recipe_exits_with_2(site: Path, tmp_path: Path) -> None:
     assert (done.returncode, "rum" in done.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_recipe_is_checked_with_its_own_model(site: Path, tmp_path: Path) -> None:
     shutil.rmtree(site / "cv2")
     done = call(tmp_path, str(ROOT / "recipes" / "quickstart.toml"), "--json")
@@ -838,6 +846,7 @@ def test_a_models_folder_without_weights_is_a_problem(tmp_path: Path) -> None:
     assert model.state == "good"
 
 
+@pytest.mark.slow
 def test_a_terminal_without_utf8_is_reported_and_usable(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -848,6 +857,7 @@ def test_a_terminal_without_utf8_is_reported_and_usable(
     assert "Zeichen: \\xe4" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_doctor_itself_loads_no_heavy_library(site: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from toolkit.diagnostics import examine; found = examine();"

@@ -83,6 +83,7 @@ def test_a_dry_run_changes_what_it_may_and_nothing_else(file: Path, own: bool) -
     assert wrong == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [file for file, own in CASES if not own], ids=lambda file: file.stem)
 def test_synthetic_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> None:
     derived = derive_dry_run(load_recipe(file), own_rows=False)

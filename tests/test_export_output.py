@@ -271,6 +271,7 @@ def test_foreign_folders_with_a_temporary_name_are_neither_used_nor_removed(cont
     assert (tmp_path / "old/adapter.old.old-1/thesis.txt").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.slow
 def test_files_of_a_failed_export_outside_the_run_are_removed(context: Context, tmp_path: Path) -> None:
     only = replace(context, recipe=context.recipe.model_copy(update={"export": Export(to=("adapter",), verify=1)}))
     with raises(ModelError, "export.answers_differ") as caught:

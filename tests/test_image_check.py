@@ -69,6 +69,7 @@ def test_the_answers_loss_is_that_of_the_batch(context: Context, policy: Policy)
     assert HfBackend().answer_loss(policy, row) == pytest.approx(-float(logps.mean()), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_a_model_that_ignores_images_is_not_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -83,6 +84,7 @@ def test_a_model_that_ignores_images_is_not_trained(
         )
 
 
+@pytest.mark.slow
 def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_an_image_that_cannot_be_read_ends_the_command_and_a_restored_one_is_tak
     assert accepts(load_recipe(recipe, file_settings(tmp_path, base))) == 90
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_too_long_ends_the_command_and_a_shorter_one_is_taken(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

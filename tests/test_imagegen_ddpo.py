@@ -110,6 +110,7 @@ def test_a_rollout_of_other_parameters_is_an_error(dit: Path) -> None:
     assert all(torch.equal(before[name], value) for name, value in copy_lora(state.generator.network).items())
 
 
+@pytest.mark.slow
 def test_images_that_the_gate_holds_back_are_never_reinforced(dit: Path) -> None:
     settings = replace(SETTINGS, minibatches=1)
     state = start(dit_generator(dit), settings)
@@ -140,6 +141,7 @@ def gradients(generator: Generator, settings: DdpoSettings, monkeypatch: pytest.
     return caught
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_checkpointing_with_a_kl_penalty_leaves_every_gradient(
     tiny: Path, precision: str, monkeypatch: pytest.MonkeyPatch

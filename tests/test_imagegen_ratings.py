@@ -250,6 +250,7 @@ def noisy(rng: np.random.Generator, sds: dict[int, float], n: int, per_image: in
     return ratings_of(images, levels=301)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_image", [2, 3, 5])
 def test_precision_recovers_the_error_variances_of_simulated_experts(per_image: int) -> None:
     sds = {1: 12.0, 2: 6.0, 3: 3.0}

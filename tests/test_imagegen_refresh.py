@@ -73,6 +73,7 @@ def held_out(selector: Selector) -> Figure:
     return rating_figures(ratings, Bootstrap(resamples=50)).kappa
 
 
+@pytest.mark.slow
 def test_a_selector_refreshed_on_high_ratings_alone_is_rolled_back_and_one_with_anchors_is_kept() -> None:
     train = rated(192, 1)
     first = SelectorSettings(tower=TowerSettings(width=4), fit=FitSettings(12, 32, 4e-3))

@@ -39,6 +39,7 @@ def trained() -> TrainedBase:
     return train_base(draw, SETTINGS, CONFIG)
 
 
+@pytest.mark.slow
 def test_loss_falls_and_samples_follow_the_prompt(trained: TrainedBase, tmp_path: Path) -> None:
     assert np.mean(trained.losses[-20:]) < 0.5 * np.mean(trained.losses[:20])
     save_dit(tmp_path, trained.model)

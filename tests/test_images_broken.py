@@ -277,6 +277,7 @@ def test_a_path_that_is_not_text_is_rejected() -> None:
         image_ref(cast(str, None), "/data/set", "row 3")
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_no_text_leads_out_of_the_root(text: str) -> None:
     try:

@@ -80,6 +80,7 @@ def test_every_package_has_its_row() -> None:
     assert {package_of(path) for path in modules()} == set(HEIGHT)
 
 
+@pytest.mark.slow
 def test_imports_point_down() -> None:
     wrong = []
     for path in modules():
@@ -148,6 +149,7 @@ def test_packages_that_start_fast_import_no_heavy_library() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_heavy_libraries_are_imported_at_module_level_only_in_packages_with_models() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {module}"

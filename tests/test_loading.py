@@ -319,6 +319,7 @@ def first_id(samples: Any) -> str:
     return str(samples[0].id)
 
 
+@pytest.mark.slow
 def test_samples_can_be_pickled_and_read_in_another_process(train: str) -> None:
     samples = load_data(recipe(train=train)).train
     assert list(pickle.loads(pickle.dumps(samples))) == list(samples)

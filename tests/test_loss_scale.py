@@ -77,6 +77,7 @@ def test_skipped_steps_are_counted_and_training_continues(tmp_path: Path, monkey
     assert any(value.abs().max() > 0 for name, value in adapter_of(recipe, "sft").items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_without_a_scaler_an_overflow_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         float16(monkeypatch, {2}, scaler=False),

@@ -243,6 +243,7 @@ option_text = (tricky | st.text(min_size=1, max_size=12) | st.text("ABab -.:()",
 option_texts = st.lists(option_text.filter(bool), min_size=2, max_size=5)
 
 
+@pytest.mark.slow
 @given(texts=option_texts, data=st.data())
 @settings(max_examples=1000)
 def test_a_reference_completion_is_read_back_as_its_reference(texts: list[str], data: st.DataObject) -> None:
@@ -271,6 +272,7 @@ completions = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 @given(text=completions, texts=option_texts)
 @settings(max_examples=1000)
 def test_the_parser_returns_a_letter_or_a_problem_for_any_text(text: str, texts: list[str]) -> None:

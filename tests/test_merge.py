@@ -132,6 +132,7 @@ def test_a_tensor_outside_the_adapter_equals_the_base(tmp_path: Path) -> None:
     assert "no part of the adapter" in str(caught.problem.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "olora"}])
 def test_peft_merges_an_adapter_beyond_plain_lora(settings: dict[str, Any]) -> None:
     """Such an adapter changes the base's biases or weights in memory, but not in the base's files."""

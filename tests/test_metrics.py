@@ -181,6 +181,7 @@ def test_macro_f1_of_an_unread_answer_is_that_of_a_wrong_one() -> None:
     assert macro_f1([], []) is None
 
 
+@pytest.mark.slow
 def test_macro_f1_interval_is_that_of_resampling_whole_groups_one_by_one() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)

@@ -414,6 +414,7 @@ def test_bnpo_with_smaller_micro_batches_is_a_warning(tmp_path: Path, caplog: py
         assert ("training.loss_depends_on_batch" in [problem.code for problem in warnings_in(caplog)]) == warned
 
 
+@pytest.mark.slow
 def test_other_errors_are_not_treated_as_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -767,6 +768,7 @@ def test_one_completion_that_does_not_fit_is_an_error_with_advice(tmp_path: Path
         assert not policy.model.training
 
 
+@pytest.mark.slow
 def test_only_out_of_memory_errors_are_caught() -> None:
     def fail(error: Exception) -> None:
         raise error

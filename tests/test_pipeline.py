@@ -279,6 +279,7 @@ def test_only_the_sections_that_are_there_run(tmp_path: Path) -> None:
     assert [row.label for row in results.rows] == ["majority baseline", "before"]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_an_earlier_run(tmp_path: Path) -> None:
     earlier = run_recipe(make_recipe(tmp_path), FakeStages().table()).run
     seen: list[Path | None] = []

@@ -448,6 +448,7 @@ def test_a_gpu_without_figures_and_rollouts_by_vllm_have_no_time_and_a_reason(xr
     assert "time of grpo" in plan.unknown
 
 
+@pytest.mark.slow
 def test_gpu_memory_is_that_of_the_repository_that_unsloth_loads(xrays: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, xrays, MEDGEMMA)
     listed = Repository("unsloth/medgemma-4b-it-unsloth-bnb-4bit", ("lm_head",), 4_000_000_000)

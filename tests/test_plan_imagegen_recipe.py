@@ -227,6 +227,7 @@ def test_a_run_with_a_certain_problem_ends_before_its_first_stage(write: Write, 
     assert not (tmp_path / "planned").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_tiny_recipe_imports_no_torch() -> None:
     code = (
         "import sys; from toolkit.recipe import load_recipe; from toolkit.planning.imagegen import make_imagegen_plan; "

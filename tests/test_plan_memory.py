@@ -70,6 +70,7 @@ def test_the_tiny_models_parameters_are_counted_exactly() -> None:
     assert found.parameters * 2 == len(file) - header  # 16 bits per parameter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", [False, True])
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
 def test_an_adapter_has_as_many_parameters_as_in_peft(name: str, vision: bool, tmp_path: Path) -> None:
@@ -220,6 +221,7 @@ def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
     assert sizes == [14 * rows * 262208 for rows in (566, 142, 71)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen3_vl_8b"])
 def test_the_kv_cache_has_as_many_bytes_as_in_transformers(name: str, tmp_path: Path) -> None:
     fields = small_fields(name)

@@ -54,6 +54,7 @@ def policy_of(context: Context, weights: Path | None = None) -> Policy:
     return HfBackend().load(context.recipe, weights, trainable=weights is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["4bit", "8bit"])
 def test_a_quantized_run_completes_every_stage_on_a_cpu(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -84,6 +85,7 @@ def test_a_quantized_run_completes_every_stage_on_a_cpu(
     assert verified(merged_of(exported)).samples == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["4bit", "8bit"])
 def test_training_resumes_bit_for_bit_with_and_without_avx512bf16(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

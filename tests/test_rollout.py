@@ -135,6 +135,7 @@ def test_the_history_can_be_reconstructed_from_the_predictions(context: Context)
     assert [line["agent_memory"]["long_term"] for line in lines] == before[:4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("died_after", [3, 6, 9, 15])
 def test_an_interrupted_evaluation_resumes_to_identical_files(tmp_path: Path, died_after: int) -> None:
     with context_of(rolling_recipe(tmp_path / "whole", ALL)) as whole:

@@ -242,6 +242,7 @@ def test_the_peak_is_at_most_one_slice(dtype: torch.dtype, autocast: bool, monke
     assert peak(sft_loss.sliced_cross_entropy, dtype, autocast=autocast) <= slice_bytes + beside
 
 
+@pytest.mark.slow
 def test_trls_peak_exceeds_ours_by_a_copy_of_the_head() -> None:
     head = 4 * BIG_VOCABULARY * BIG_WIDTH
     ours, trls = (peak(loss, torch.bfloat16, autocast=False) for loss in (sft_loss.sliced_cross_entropy, TRL))

@@ -207,6 +207,7 @@ def test_exported_weights_have_the_same_completions_in_plain_transformers(contex
     assert answers_of_plain_transformers(adapted, AutoProcessor.from_pretrained(tiny.FOLDER), context) == expected
 
 
+@pytest.mark.slow
 def test_an_export_of_one_format_keeps_the_result_of_the_other(context: Context) -> None:
     context.run.mark_done("export", export(with_export(context, ["adapter"], verify=1)))
     result = export(with_export(context, ["merged"], verify=1))
@@ -216,6 +217,7 @@ def test_an_export_of_one_format_keeps_the_result_of_the_other(context: Context)
     assert [(context.run.path / found.folder).is_dir() for found in result.formats.values()] == [True, True]
 
 
+@pytest.mark.slow
 def test_an_export_carries_the_base_models_own_files(context: Context, tmp_path: Path) -> None:
     export(with_export(context, verify=1))
     folder = context.run.path / "stages/export"
@@ -282,6 +284,7 @@ def test_an_export_with_other_completions_fails_and_is_kept_under_another_name(c
     assert (folder / "merged/model.safetensors").read_bytes() == good
 
 
+@pytest.mark.slow
 def test_a_quantized_recipe_is_merged_into_the_stored_base(context: Context) -> None:
     """Merging into 4 bits would round the updates, so the base is loaded again in the 16 bits of its file."""
     model = context.recipe.model.model_copy(update={"precision": "4bit"})

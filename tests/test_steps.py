@@ -550,6 +550,7 @@ def test_parts_of_the_answer_can_be_left_out(tmp_path: Path) -> None:
     assert STEPS.scores(sample, STEPS.parse(STEPS.target(sample), sample))["json"] == 1
 
 
+@pytest.mark.slow
 def test_only_training_memories_are_dropped_and_corrupted_and_the_seed_decides(tmp_path: Path) -> None:
     write_csv(tmp_path, [one for task in range(1, 61) for one in task_rows(task)])
     held_out = str(write_csv(tmp_path, [one for task in range(61, 81) for one in task_rows(task)], "test_results.csv"))

@@ -167,6 +167,7 @@ def test_lesions_occur_in_every_grid_cell(drawn: Drawn) -> None:
     assert all(0.6 * even < count < 1.4 * even for count in places.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 64), (112, 112), (450, 600), (400, 100)])
 def test_images_of_any_shape_have_lesions(size: tuple[int, int]) -> None:
     for photo in make_photos(40, 6):

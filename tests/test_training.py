@@ -292,6 +292,7 @@ def test_the_probe_does_not_change_the_training(tmp_path: Path) -> None:
     assert same(adapter_of(plain, "grpo"), adapter_of(probed, "grpo"))
 
 
+@pytest.mark.slow
 def test_a_reward_that_raises_stops_the_training_and_names_the_sample(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def broken(sample, answer):\n    return 1 / 0\n", encoding="utf-8")
