@@ -255,10 +255,13 @@ def test_a_second_tab_adds_to_the_ratings_of_the_first(tmp_path: Path, desk: Des
     two.start()  # Its form was open while the first tab rated.
     assert two.rated == 2
     two.press("3")
-    # The first tab shows an image that is rated by now: a key must not rate it again, or any other.
+    # Browsers copy localStorage between the processes of two tabs after some milliseconds.
+    stored_text = f"localStorage.getItem('toolkit-sheet/{sheet.id}/page-1')"
+    one.page.wait_for_function(f"JSON.parse({stored_text}).ab.length == 3")
+    # The first tab may still show an image that is rated by now: a key must not rate it again, or any other.
     one.page.keyboard.press("1")
     one.wait()
-    stored = json.loads(one.page.evaluate(f"localStorage.getItem('toolkit-sheet/{sheet.id}/page-1')"))
+    stored = json.loads(one.page.evaluate(stored_text))
     assert stored in ({"ab": [0, 1, 2]}, {"ab": [0, 1, 2, 0]})
     one.page.wait_for_function("document.getElementById('progress').value >= 3")
     one.press(*"11"[: 5 - one.rated])
