@@ -101,6 +101,17 @@ class RunFolder:
         """Return the path of ``results.json``."""
         return self.path / "results.json"
 
+    def plan(self) -> Record:
+        """Return the content of ``plan.json``. Empty: the run has no plan, or the file is corrupt.
+
+        The plan only adds estimates to reports, so a corrupt file does not end a command.
+        """
+        try:
+            found = read_json(self.plan_file)
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def recipe(self, tasks: Mapping[str, RecipeTask]) -> Recipe:
         """Return the resolved recipe of the run.
 
