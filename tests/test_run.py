@@ -214,6 +214,18 @@ def test_a_run_with_a_missing_or_corrupt_plan_has_no_plan(recipe: Recipe, text: 
         assert run.plan() == {"gpu": None}
 
 
+@pytest.mark.parametrize("line", ["{", "[]", "null", '{"step": 1}', "\x00"])
+def test_a_corrupt_line_of_the_metrics_is_an_error_with_its_number(recipe: Recipe, line: str) -> None:
+    with start_run(recipe) as run:
+        run.log_metrics("sft", 1, {"loss": 1})
+        with run.metrics_file.open("a") as handle:
+            handle.write(f"{line}\n")
+        for read in (run.metrics, lambda: run.remove_metrics("sft", 0)):
+            with raises(RunError, "run.line_damaged") as caught:
+                read()
+            assert caught.problem.place == f"{run.metrics_file}, line 2"
+
+
 def test_metrics_survive_an_unfinished_line_and_repeated_steps(recipe: Recipe) -> None:
     with start_run(recipe) as run:
         for step in (1, 2, 3):

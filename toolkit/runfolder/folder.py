@@ -202,7 +202,7 @@ class RunFolder:
 
     def remove_metrics(self, stage: str, step: int) -> int:
         """Remove the metrics of a stage after ``step``, where training resumes. Return the number of lines removed."""
-        lines = read_lines(self.metrics_file)
+        lines = read_lines(self.metrics_file, ("stage", "step"))
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if len(kept) < len(lines):
             write_lines(self.metrics_file, kept)
@@ -215,7 +215,7 @@ class RunFolder:
         step are merged.
         """
         steps: dict[tuple[str, int], Record] = {}
-        for line in read_lines(self.metrics_file):
+        for line in read_lines(self.metrics_file, ("stage", "step")):
             steps.setdefault((line["stage"], line["step"]), {}).update(line)
         return list(steps.values())
 
