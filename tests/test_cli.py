@@ -365,6 +365,20 @@ def test_a_full_disk_is_reported_without_a_traceback(
     assert capsys.readouterr().err.endswith("[run.disk_full]\n")
 
 
+def test_a_path_without_permission_is_an_error_with_its_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/one/run.json")
+
+    (tmp_path / "train.json").write_text("[]")
+    monkeypatch.setattr("toolkit.pipeline.run_recipe", fail)
+    assert call(["run", write_recipe(tmp_path, "[grpo]\n")]) == 1
+    error = capsys.readouterr().err
+    assert error.endswith("[run.permission_denied]\n")
+    assert "toolkit: runs/one/run.json: must be a path that you may read and write" in error
+
+
 def test_any_other_error_of_the_machine_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")

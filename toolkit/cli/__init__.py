@@ -51,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print("toolkit: stopped by Ctrl-C before any work began [run.interrupted]", file=sys.stderr)
         sys.exit(130)
     except _write_errors() as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            rule, remedy = "must be a path that you may read and write", "Change its permissions, or use another path."
+            place = error.filename or ""
+            denied = RunError("run.permission_denied", rule, place=place, value=error.strerror, remedy=remedy)
+            _fail(denied, arguments)
         if not _is_disk_full(error):
             raise
         remedy = "Finished work is kept. Free disk space, and run the same command again to resume."
