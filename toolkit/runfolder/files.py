@@ -43,6 +43,14 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_saved(path: Path) -> Any:
+    """Return the content of a JSON file that a command can do without. None: the file is missing or corrupt."""
+    try:
+        return read_json(path)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def from_json(kind: type[Value], value: object) -> Value:
     """Return JSON as a dataclass. Fields of nested dataclasses are checked too.
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
 from toolkit.recipe import Recipe, RecipeTask, load_recipe
-from toolkit.runfolder.files import Value, append_line, from_json, read_json, read_lines, write_json, write_lines
+from toolkit.runfolder.files import (
+    Value,
+    append_line,
+    from_json,
+    read_json,
+    read_lines,
+    read_saved,
+    write_json,
+    write_lines,
+)
 from toolkit.runfolder.versions import now
 
 if TYPE_CHECKING:
@@ -106,10 +115,7 @@ class RunFolder:
 
         The plan only adds estimates to reports, so a corrupt file does not end a command.
         """
-        try:
-            found = read_json(self.plan_file)
-        except (FileNotFoundError, ValueError):
-            return {}
+        found = read_saved(self.plan_file)
         return found if isinstance(found, dict) else {}
 
     def recipe(self, tasks: Mapping[str, RecipeTask]) -> Recipe:
