@@ -428,3 +428,20 @@ def test_a_run_of_an_earlier_version_is_rejected_with_the_command_that_reuses_it
     assert f"{run.path}: " in text
     assert "missing" in text
     assert f"toolkit run RECIPE --set run.name=NEW --set model.adapter={weights}" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["plan"], ["plan", "a.toml", "--none"], ["doctor", "a", "b"], ["plan", "{recipe}", "--gpu", "T5"]],
+)
+def test_an_invalid_command_line_with_json_is_printed_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    (tmp_path / "train.json").write_text("[]")
+    recipe = write_recipe(tmp_path, "[grpo]\n")
+    assert call([*(recipe if word == "{recipe}" else word for word in arguments), "--json"]) == 2
+    printed = capsys.readouterr()
+    (problem,) = json.loads(printed.out)["problems"]
+    assert problem["code"] == "cli.arguments_invalid"
+    assert problem["rule"].startswith(("Missing argument", "No such option", "Got unexpected", "Invalid value"))
+    assert printed.err.endswith("[cli.arguments_invalid]\n")
