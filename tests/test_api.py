@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import toolkit
 from tests.helpers.problems import raises
-from toolkit.errors import PlanError, RunError
+from toolkit.errors import DataError, PlanError, RecipeError, RunError
 from toolkit.pipeline import RunResults
-from toolkit.runfolder import find_run, read_json
+from toolkit.recipe import load_recipe
+from toolkit.runfolder import find_run, read_json, start_run
+from toolkit.tasks import TASKS
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "typer", "rich")
 FUNCTIONS = ["evaluate", "export", "load_predictor", "plan", "predict", "run"]
@@ -86,6 +89,28 @@ def test_a_plan_is_for_the_named_gpu(tmp_path: Path) -> None:
         toolkit.plan(recipe, gpu="T5")
     with raises(PlanError, "plan.gpu_memory_out_of_range"):
         toolkit.plan(recipe, gpu=0)
+
+
+def test_a_single_text_counts_as_one_entry(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "[sft]\nmax_steps = 1\n[export]\n")
+    assert toolkit.plan(recipe, "run.name=two").run == "two"
+    with raises(RecipeError, "recipe.choice_unknown") as caught:
+        toolkit.run(recipe, 'export.to=["onnx"]')
+    assert caught.problem.value == "onnx"
+    folder = start_only(recipe)
+    with raises(RecipeError, "recipe.choice_unknown") as caught:
+        toolkit.export(folder, to="onnx")
+    assert caught.problem.value == "onnx"
+    image = tmp_path / "image.png"
+    Image.new("L", (64, 64)).save(image)
+    with raises(DataError, "predict.too_few_options") as few:
+        toolkit.predict(folder, "Which?", str(image), options="ab")
+    assert few.problem.value == ["ab"]
+
+
+def start_only(recipe: Path) -> Path:
+    with start_run(load_recipe(recipe, tasks=TASKS)) as run:
+        return run.path
 
 
 def test_a_folder_without_weights_is_an_error(tmp_path: Path) -> None:

@@ -365,6 +365,20 @@ def test_a_full_disk_is_reported_without_a_traceback(
     assert capsys.readouterr().err.endswith("[run.disk_full]\n")
 
 
+def test_a_path_without_permission_is_an_error_with_its_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/one/run.json")
+
+    (tmp_path / "train.json").write_text("[]")
+    monkeypatch.setattr("toolkit.pipeline.run_recipe", fail)
+    assert call(["run", write_recipe(tmp_path, "[grpo]\n")]) == 1
+    error = capsys.readouterr().err
+    assert error.endswith("[run.permission_denied]\n")
+    assert "toolkit: runs/one/run.json: must be a path that you may read and write" in error
+
+
 def test_any_other_error_of_the_machine_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")
@@ -414,3 +428,20 @@ def test_a_run_of_an_earlier_version_is_rejected_with_the_command_that_reuses_it
     assert f"{run.path}: " in text
     assert "missing" in text
     assert f"toolkit run RECIPE --set run.name=NEW --set model.adapter={weights}" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["plan"], ["plan", "a.toml", "--none"], ["doctor", "a", "b"], ["plan", "{recipe}", "--gpu", "T5"]],
+)
+def test_an_invalid_command_line_with_json_is_printed_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    (tmp_path / "train.json").write_text("[]")
+    recipe = write_recipe(tmp_path, "[grpo]\n")
+    assert call([*(recipe if word == "{recipe}" else word for word in arguments), "--json"]) == 2
+    printed = capsys.readouterr()
+    (problem,) = json.loads(printed.out)["problems"]
+    assert problem["code"] == "cli.arguments_invalid"
+    assert problem["rule"].startswith(("Missing argument", "No such option", "Got unexpected", "Invalid value"))
+    assert printed.err.endswith("[cli.arguments_invalid]\n")

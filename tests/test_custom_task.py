@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, load_recipe
 from toolkit.cli import main
-from toolkit.errors import RecipeError
+from toolkit.errors import DataError, RecipeError
 from toolkit.pipeline.results import read_results
 from toolkit.recipe import dump_recipe
 from toolkit.runfolder import find_run
@@ -87,6 +87,9 @@ CHANGES = {
     "tasks.setting_without_default": ('word: str = "half"', "word: str"),
     "tasks.file_syntax_invalid": ("TASK = Task(", "TASK = = Task("),
     "tasks.file_raised": ("SIDES = (", "SIDES = 1 / 0, ("),
+    "tasks.columns_invalid": ('"side": ("side",)}', '"sides": ("side",)}'),
+    "tasks.rewards_invalid": ('rewards={"correct": correct, "brevity": brevity}', "rewards=[correct, brevity]"),
+    "tasks.settings_not_a_section": ("settings_model=Side", "settings_model=dict"),
 }
 
 
@@ -103,6 +106,70 @@ def test_a_file_without_a_task_is_one_clear_error(code: str, folder: Path) -> No
         load_recipe("my.toml")
     assert caught.problem.place.startswith("my.toml: data.task: ")
     assert str(file) in caught.problem.place
+
+
+@pytest.mark.parametrize("name", ["3", '"a b"', '"class"', '"mcq"', '"train"', "None"])
+def test_a_task_needs_a_name_of_its_own(name: str, folder: Path) -> None:
+    file = folder / "my_task.py"
+    file.write_text(file.read_text("utf-8").replace('name="side",', f"name={name},"), encoding="utf-8")
+    with raises(RecipeError, "tasks.name_invalid"):
+        load_recipe("my.toml")
+
+
+def test_a_file_that_exits_is_an_error(folder: Path) -> None:
+    with (folder / "my_task.py").open("a", encoding="utf-8") as handle:
+        handle.write("\nraise SystemExit(3)\n")
+    with raises(RecipeError, "tasks.file_raised"):
+        load_recipe("my.toml")
+
+
+MISTAKES = {
+    "read raises": ("    return Sample(name", "    1 / 0\n    return Sample(name", "tasks.function_raised"),
+    "read returns nothing": ("    return Sample(name", "    Sample(name", "tasks.result_wrong_type"),
+    "question returns nothing": ('sample.fields["question"],', "None,", "tasks.result_wrong_type"),
+    "target is malformed": (
+        'target=lambda sample: sample.reference["side"]',
+        "target=lambda: 1",
+        "tasks.function_raised",
+    ),
+    "parse raises": ("    found = [", "    1 / 0\n    found = [", "tasks.function_raised"),
+    "parse returns nothing": ("    return Answer(", "    Answer(", "tasks.result_wrong_type"),
+    "scores raise": ('{"accuracy": correct(sample, answer)}', "1 / 0", "tasks.function_raised"),
+    "scores are text": ("correct(sample, answer)}", '"yes"}', "tasks.scores_invalid"),
+    "scores are too large": ("correct(sample, answer)}", "5.0}", "tasks.scores_invalid"),
+    "scores are not finite": ("correct(sample, answer)}", 'float("nan")}', "tasks.scores_invalid"),
+    "primary is no score": ('primary="accuracy"', 'primary="f1"', "tasks.scores_invalid"),
+    "baseline raises": ("lambda sample: most_frequent", "lambda sample: 1 / 0", "tasks.function_raised"),
+    "write raises": ("    return files", "    raise OSError(5)", "tasks.function_raised"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_function_of_a_task_is_an_error_with_its_place(mistake: str, folder: Path) -> None:
+    old, new, code = MISTAKES[mistake]
+    file = folder / "my_task.py"
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        use_every_function(folder)
+    problems = caught.value.problems  # those of reading rows are reported together, for each split
+    assert {problem.code for problem in problems} == {code}
+    assert problems[0].place.startswith(f"{file}:TASK: ")
+    assert (f"{file}:" in problems[0].remedy) == (code == "tasks.function_raised" and mistake != "target is malformed")
+
+
+def use_every_function(folder: Path) -> None:
+    recipe = load_recipe("my.toml")
+    task = TASKS[recipe.dataset.task]
+    assert task.synthetic is not None
+    assert recipe.dataset.synthetic is not None
+    task.synthetic.write(folder, recipe.dataset.synthetic, 1)
+    samples = load_data(recipe, folder).train
+    for sample in samples:
+        task.question(sample)
+        task.scores(sample, task.parse(task.target(sample), sample))
+    task.baseline(list(samples))(samples[0])
 
 
 def test_samples_of_such_a_task_are_read_in_another_process(folder: Path) -> None:

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.helpers.exports import adapter_of, merged_of, verified
 from tests.helpers.problems import raises
@@ -27,6 +29,7 @@ from toolkit.exporting.atomic_output import (
     format_bytes,
     free_name,
     require_disk_space,
+    weights_size,
 )
 from toolkit.exporting.export import export
 from toolkit.models.backend import MergeComparison, Policy
@@ -316,3 +319,15 @@ def test_an_export_that_fails_verification_never_gets_the_final_name(context: Co
         export(context, FailsVerification(), out=tmp_path)
     assert caught.problem.place == str(tmp_path / "adapter.differs")
     assert folders(tmp_path) == ["adapter.differs"]
+
+
+def test_truncated_weights_are_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({"a": np.zeros((2, 3), dtype=np.float32)}, file)
+    found = weights_size(tmp_path)
+    assert found is not None
+    assert found.values == 6
+    file.write_bytes(file.read_bytes()[:20])
+    with raises(ModelError, "model.weights_damaged") as caught:
+        weights_size(tmp_path)
+    assert caught.problem.place == str(file)

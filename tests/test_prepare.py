@@ -56,6 +56,7 @@ def test_synthetic_data_is_written_to_the_run_once(tmp_path: Path) -> None:
         result = run.result("data", DataResult)
         assert result.rows == {"train": 8, "validation": 0, "test": 4}
         assert (result.images.checked, result.images.bits) == (6, {16: 6})
+        (run.path / "synthetic" / "written.json").write_text('{"seed": ')  # corrupt, so that the data is written again
         prepare(recipe, run, no_progress)
         assert read_json(run.run_file)["fingerprints"] == first
 

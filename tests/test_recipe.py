@@ -135,6 +135,12 @@ def test_a_renamed_key_is_rejected_with_its_new_name(tmp_path: Path) -> None:
         assert name not in tables[tuple(table)]
 
 
+def test_a_text_that_is_too_long_is_a_problem_with_its_limit(tmp_path: Path) -> None:
+    (found,) = problems(write(tmp_path), f"run.name={'x' * 101}")
+    assert (found.code, found.place) == ("recipe.text_too_long", "--set run.name")
+    assert found.rule == "must have at most 100 characters"
+
+
 def test_all_problems_are_reported_together_with_code_place_value_and_suggestion(tmp_path: Path) -> None:
     text = """
 [run]

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.problems import warnings_in
 from tests.helpers.results import FIGURES, difference, estimate, evaluation_result, grpo_result, sft_result
 from toolkit.data import Dropped
 from toolkit.data.result import DataResult, ImageScan, UnusableImage
 from toolkit.data.splits import Leak
 from toolkit.evaluation.results import AgentMemoryResult, BaselineResult, EvaluationResult, ModeResult, ScoreResult
 from toolkit.pipeline.gpu_peaks import GpuPeak
-from toolkit.runfolder import RunFolder, RunSession, RunState
+from toolkit.runfolder import RunFolder, RunSession, RunState, write_json
 from toolkit.runfolder.usage import ComputeSummary
 from toolkit.scoring.statistics import EpisodeMetrics
+from toolkit.training.grpo import saved_probe
 from toolkit.training.results import OutOfMemory, PreflightResult, ProbeResult, RewardSummary
 
 
@@ -62,3 +64,17 @@ def test_a_result_is_equal_after_a_round_trip_through_its_file(tmp_path: Path, r
     run = RunFolder(tmp_path)
     run.mark_done("stage", result)
     assert run.result("stage", type(result)) == result
+
+
+def test_a_corrupt_probe_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, summary = tmp_path / "probe.json", RewardSummary(3, 0.5, 0.2, 0.1)
+    assert saved_probe(file) is None
+    assert not warnings_in(caplog)
+    found = ProbeResult(summary, {"letter": summary}, 0.1, 0.2, {}, None)
+    write_json(file, found)
+    assert saved_probe(file) == found
+    for content in ("", "[]", '{"total": '):
+        file.write_text(content, encoding="utf-8")
+        caplog.clear()
+        assert saved_probe(file) is None
+        assert [problem.code for problem in warnings_in(caplog)] == ["training.probe_damaged"]

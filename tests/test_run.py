@@ -16,6 +16,7 @@ import pytest
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import Interrupted, RunError
+from toolkit.pipeline.gpu_peaks import gpu_peaks
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
     SCHEMA_VERSION,
@@ -200,6 +201,29 @@ def test_two_processes_cannot_work_in_one_folder_and_a_killed_one_leaves_no_lock
     holder.communicate()
     with start_run(recipe), raises(RunError, "run.folder_in_use"), reopen_run(recipe.run_folder):
         pass
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "null", '{"memory": {', b"\xff\xfe"])
+def test_a_run_with_a_missing_or_corrupt_plan_has_no_plan(recipe: Recipe, text: str | bytes | None) -> None:
+    with start_run(recipe) as run:
+        if text is not None:
+            run.plan_file.write_bytes(text.encode() if isinstance(text, str) else text)
+        assert run.plan() == {}
+        assert gpu_peaks(run) == {}
+        write_json(run.plan_file, {"gpu": None})
+        assert run.plan() == {"gpu": None}
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "null", '{"step": 1}', "\x00"])
+def test_a_corrupt_line_of_the_metrics_is_an_error_with_its_number(recipe: Recipe, line: str) -> None:
+    with start_run(recipe) as run:
+        run.log_metrics("sft", 1, {"loss": 1})
+        with run.metrics_file.open("a") as handle:
+            handle.write(f"{line}\n")
+        for read in (run.metrics, lambda: run.remove_metrics("sft", 0)):
+            with raises(RunError, "run.line_damaged") as caught:
+                read()
+            assert caught.problem.place == f"{run.metrics_file}, line 2"
 
 
 def test_metrics_survive_an_unfinished_line_and_repeated_steps(recipe: Recipe) -> None:

@@ -106,6 +106,28 @@ def test_an_evaluation_has_one_prediction_per_question(context: Context) -> None
     assert not list((context.run.path / "stages/evaluate-sft").glob(PARTIAL.format("*")))
 
 
+@pytest.mark.parametrize("line", ["{", "[]", '{"completion": "a"}'])
+def test_a_corrupt_line_of_earlier_predictions_is_an_error(context: Context, line: str) -> None:
+    file = context.run.path / "stages/evaluate-sft/predictions.jsonl"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(f"{line}\n{text}", encoding="utf-8")
+    try:
+        with raises(RunError, "run.line_damaged") as caught:
+            evaluate(context, "again", context.weights, ["sft"])
+    finally:
+        file.write_text(text, encoding="utf-8")
+    assert caught.problem.place == f"{file}, line 1"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"scores": {"accuracy": [', '{"scores": {"accuracy": 1}}'])
+def test_corrupt_answers_of_the_majority_baseline_are_written_again(context: Context, content: str) -> None:
+    file = context.run.path / "stages/baseline/test.json"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(content, encoding="utf-8")
+    evaluate(context, "again", context.weights, ["sft"])
+    assert file.read_text(encoding="utf-8") == text
+
+
 @pytest.mark.slow
 def test_an_interrupted_evaluation_resumes_without_repeating_questions(
     context: Context, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ and logs to the logger ``toolkit``. Errors are subclasses of ``toolkit.errors.To
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.data.sample import Answer
@@ -44,7 +44,7 @@ def run(
     from toolkit.runfolder import is_main_process
     from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings, tasks=TASKS, files=not dry_run)
+    loaded = load_recipe(recipe, _several(settings), tasks=TASKS, files=not dry_run)
     if dry_run:
         return _dry_run(loaded)
     planned = plan_run(loaded, fresh=fresh) if is_main_process() else None
@@ -75,7 +75,7 @@ def plan(recipe: Path | str, settings: Sequence[str] = (), *, gpu: str | float |
     from toolkit.recipe import load_recipe
     from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings, tasks=TASKS)
+    loaded = load_recipe(recipe, _several(settings), tasks=TASKS)
     return plan_recipe(loaded, find_gpu() if gpu is None else parse_gpu(str(gpu)))
 
 
@@ -99,7 +99,7 @@ def evaluate(
     from toolkit.pipeline.rerun import evaluate_again
     from toolkit.pipeline.stages import STAGES
 
-    return evaluate_again(Path(run_folder), STAGES, settings, name=name, model=model)
+    return evaluate_again(Path(run_folder), STAGES, _several(settings), name=name, model=model)
 
 
 def export(
@@ -132,7 +132,7 @@ def export(
     from toolkit.pipeline.rerun import Delivery, export_again, export_settings
     from toolkit.pipeline.stages import STAGES
 
-    chosen = [*export_settings(to, quant), *settings]
+    chosen = [*export_settings(_several(to), _several(quant)), *_several(settings)]
     return export_again(Path(run_folder), STAGES, chosen, Delivery(None if out is None else Path(out), force=force))
 
 
@@ -168,7 +168,8 @@ def predict(
     opened, weights = open_for_inference(Path(run_folder), model)
     from toolkit.evaluation.predict import predict as answer  # after Unsloth is imported
 
-    return answer(opened, question, [Path(image) for image in images], options, context, weights)
+    paths = [Path(image) for image in _several(images)]
+    return answer(opened, question, paths, _several(options), context, weights)
 
 
 def load_predictor(
@@ -201,6 +202,11 @@ def load_predictor(
     from toolkit.evaluation.predict import load_model_for_inference  # after Unsloth is imported
 
     return load_model_for_inference(model_path, base_model_name, recipe=recipe)
+
+
+def _several(values: Any) -> list[Any]:
+    """Return a list. A single text or path counts as one entry. Otherwise its characters would be the entries."""
+    return [values] if isinstance(values, str | Path) else list(values)
 
 
 def _dry_run(recipe: "Recipe") -> "RunResults | ImagegenResult":

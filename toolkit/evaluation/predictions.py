@@ -21,7 +21,16 @@ from toolkit.evaluation.results import BASELINE, EVALUATE, EvaluationResult
 from toolkit.models import Backend
 from toolkit.models.lengths import check_lengths
 from toolkit.models.prompts import Prompts
-from toolkit.runfolder import Record, RunFolder, append_line, read_json, read_lines, remove_partial_line, write_json
+from toolkit.runfolder import (
+    Record,
+    RunFolder,
+    append_line,
+    from_json,
+    read_json,
+    read_lines,
+    remove_partial_line,
+    write_json,
+)
 from toolkit.scoring.statistics import ScoredAnswer
 
 log = logging.getLogger(__name__)
@@ -29,8 +38,17 @@ log = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
 PARTIAL = "predictions.{}.partial.jsonl"
 """Name of an incomplete file. Its digest identifies the model, prompt and settings."""
+LINE_KEYS = ("id", "completion", "truncated")
+"""Keys of a line that an evaluation reads back."""
 Rows = list[ScoredAnswer]
 Answered = list[tuple[Sample, Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Majority:
+    """The saved answers of the majority baselines: score -> sample id -> answer."""
+
+    scores: Mapping[str, Mapping[str, str]]
 
 
 def answers_file(mode: str, digest: str | None = None) -> str:
@@ -65,7 +83,7 @@ def generate_missing(
     waiting: dict[str, list[Sample]] = {}
     for mode, file in files.items():
         remove_partial_line(file)
-        done = {line["id"] for line in read_lines(file)}
+        done = {line["id"] for line in read_lines(file, LINE_KEYS)}
         if missing := [sample for sample in questions.samples_of(mode) if sample.id not in done]:
             waiting[mode] = missing
     if not waiting:
@@ -87,7 +105,7 @@ def generate_missing(
 
 def known_replies(file: Path) -> dict[str, Reply]:
     """Return sample id -> the reply in a file of predictions."""
-    return {line["id"]: reply_of(line) for line in read_lines(file)}
+    return {line["id"]: reply_of(line) for line in read_lines(file, LINE_KEYS)}
 
 
 def read_mode(questions: EvaluationSet, mode: str, file: Path) -> Answered:
@@ -254,7 +272,7 @@ def _complete(file: Path, ids: Sequence[str]) -> dict[str, Reply]:
     return known
 
 
-def _majority(context: Context, questions: EvaluationSet) -> dict[str, dict[str, str]]:
+def _majority(context: Context, questions: EvaluationSet) -> Mapping[str, Mapping[str, str]]:
     """Return score -> sample id -> the majority answer, with the primary score first.
 
     They are saved in the run, because computing them reads every training row.
@@ -262,9 +280,17 @@ def _majority(context: Context, questions: EvaluationSet) -> dict[str, dict[str,
     file = context.run.stage_folder(BASELINE) / f"{context.recipe.evaluation.split}.json"
     task = questions.task
     wanted = {task.primary: task.baseline, **task.baselines}
-    known: dict[str, dict[str, str]] = read_json(file).get("scores", {}) if file.is_file() else {}
+    known = _saved_majority(file)
     if known.keys() != wanted.keys() or any(sample.id not in known[task.primary] for sample in questions.samples):
         found = {score: baseline(context.data.train) for score, baseline in wanted.items()}
         known = {score: {one.id: complete(one) for one in questions.samples} for score, complete in found.items()}
         write_json(file, {"scores": known})
     return {score: known[score] for score in wanted}
+
+
+def _saved_majority(file: Path) -> Mapping[str, Mapping[str, str]]:
+    """Return the saved answers. Empty: there are none, or the file is corrupt and must be written again."""
+    try:
+        return from_json(_Majority, read_json(file)).scores
+    except (FileNotFoundError, ValueError):
+        return {}

@@ -12,9 +12,9 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from toolkit.errors import RunError
+from toolkit.errors import ModelError, RunError
 from toolkit.exporting.results import FormatExport
 from toolkit.models.llamacpp import max_bytes
 from toolkit.models.loading import precision_of
@@ -194,11 +194,19 @@ def base_size(model: Model) -> Size | None:
 
 
 def weights_size(folder: Path) -> Size | None:
-    """Return the size of the safetensors files in a folder, or None if there are none."""
+    """Return the size of the safetensors files in a folder, or None if there are none.
+
+    Raises:
+        ModelError: a file is corrupt.
+    """
     values, size = 0, 0
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="np") as opened:
-            values += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        try:
+            with safe_open(file, framework="np") as opened:
+                values += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            rule, remedy = "the weights must be complete", "Restore the file."
+            raise ModelError("model.weights_damaged", rule, place=file, value=str(error), remedy=remedy) from error
         size += file.stat().st_size
     return Size(values, size) if size else None
 

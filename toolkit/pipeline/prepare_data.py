@@ -16,7 +16,7 @@ from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import SPLITS, Recipe
-from toolkit.runfolder import Progress, RunFolder, check_fingerprints, no_progress, read_json, write_json
+from toolkit.runfolder import Progress, RunFolder, check_fingerprints, no_progress, read_saved, write_json
 from toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
     log.info("synthetic data: %s, %d training rows and %d test rows", synthetic.kind, synthetic.train, synthetic.test)
     written = synthetic_folder / "written.json"  # written last, so that it exists only if the data is complete
     settings = {"seed": recipe.run.seed, **synthetic.model_dump()}
-    if not written.is_file() or read_json(written) != settings:
+    if read_saved(written) != settings:
         synthetic_folder.mkdir(parents=True, exist_ok=True)
         task.synthetic.write(synthetic_folder, synthetic, recipe.run.seed)
         write_json(written, settings)

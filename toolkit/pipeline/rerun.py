@@ -254,7 +254,8 @@ def _valid_name(name: str) -> str:
     if not _NAME.fullmatch(name) or name in (*LABELS, "baseline"):
         raise RunError(
             "evaluate.name_invalid",
-            "must have only letters, digits, dots, dashes and underscores, and not be a name of the run's own stages",
+            "must be 1 to 100 letters, digits, dots, dashes and underscores, begin with a letter or digit, and not be "
+            "the name of one of the run's own stages",
             place="--name",
             value=name,
             remedy="Choose another name.",

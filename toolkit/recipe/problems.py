@@ -179,6 +179,7 @@ _RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "bool_type": ("recipe.wrong_type", lambda rule: "must be true or false"),
     "string_type": ("recipe.wrong_type", lambda rule: "must be text, in quotes"),
     "string_pattern_mismatch": ("recipe.pattern_mismatch", lambda rule: f"must match {rule['pattern']}"),
+    "string_too_long": ("recipe.text_too_long", lambda rule: f"must have at most {rule['max_length']} characters"),
     "path_type": ("recipe.wrong_type", lambda rule: "must be a path, in quotes"),
     "tuple_type": ("recipe.wrong_type", lambda rule: 'must be a list, such as ["a", "b"]'),
     "too_long": ("recipe.too_many_entries", lambda rule: f"must have {rule['max_length']} entries"),

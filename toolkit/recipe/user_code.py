@@ -89,7 +89,7 @@ def _run(path: Path, kind: UserCode) -> ModuleType:
     except SyntaxError as error:
         rule, place = "the file must be valid Python", f"{path}:{error.lineno}"
         raise kind.fail(Problem(f"{kind.area}.file_syntax_invalid", rule, place, error.msg)) from error
-    except Exception as error:  # Any exception of the user's file is reported with its line.
+    except (Exception, SystemExit) as error:  # Any exception of the user's file is reported with its line.
         rule = "the file must load without an exception"
         raise kind.fail(Problem(f"{kind.area}.file_raised", rule, raised_at(error), error)) from error
     return module

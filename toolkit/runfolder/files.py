@@ -3,12 +3,14 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from toolkit.errors import RunError
 
 Value = TypeVar("Value")
 
@@ -39,6 +41,14 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_saved(path: Path) -> Any:
+    """Return the content of a JSON file that a command can do without. None: the file is missing or corrupt."""
+    try:
+        return read_json(path)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def from_json(kind: type[Value], value: object) -> Value:
@@ -77,12 +87,37 @@ def append_line(path: Path, value: Mapping[str, object]) -> None:
         handle.write(_line(value))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects in ``path``, without an unfinished last line. A missing file gives an empty list."""
+def read_lines(path: Path, keys: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Return the JSON objects in ``path``, without an unfinished last line. A missing file gives an empty list.
+
+    Args:
+        path: a file with one JSON object per line.
+        keys: the keys that every object must have.
+
+    Raises:
+        RunError: a complete line is not a JSON object with ``keys``.
+    """
     if not path.exists():
         return []
     complete = path.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in complete.split(b"\n") if line]
+    return [_object(line, path, number, keys) for number, line in enumerate(complete.split(b"\n"), 1) if line]
+
+
+def _object(line: bytes, path: Path, number: int, keys: Collection[str]) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found.keys() >= set(keys):
+        having = f" with {' and '.join(keys)}" if keys else ""
+        raise RunError(
+            "run.line_damaged",
+            f"the line must be a JSON object{having}",
+            place=f"{path}, line {number}",
+            value=line.decode(errors="replace"),
+            remedy="Restore the file, or remove the line.",
+        )
+    return found
 
 
 def remove_partial_line(path: Path) -> int:

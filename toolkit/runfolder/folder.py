@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
 from toolkit.recipe import Recipe, RecipeTask, load_recipe
-from toolkit.runfolder.files import Value, append_line, from_json, read_json, read_lines, write_json, write_lines
+from toolkit.runfolder.files import (
+    Value,
+    append_line,
+    from_json,
+    read_json,
+    read_lines,
+    read_saved,
+    write_json,
+    write_lines,
+)
 from toolkit.runfolder.versions import now
 
 if TYPE_CHECKING:
@@ -101,6 +110,14 @@ class RunFolder:
         """Return the path of ``results.json``."""
         return self.path / "results.json"
 
+    def plan(self) -> Record:
+        """Return the content of ``plan.json``. Empty: the run has no plan, or the file is corrupt.
+
+        The plan only adds estimates to reports, so a corrupt file does not end a command.
+        """
+        found = read_saved(self.plan_file)
+        return found if isinstance(found, dict) else {}
+
     def recipe(self, tasks: Mapping[str, RecipeTask]) -> Recipe:
         """Return the resolved recipe of the run.
 
@@ -191,7 +208,7 @@ class RunFolder:
 
     def remove_metrics(self, stage: str, step: int) -> int:
         """Remove the metrics of a stage after ``step``, where training resumes. Return the number of lines removed."""
-        lines = read_lines(self.metrics_file)
+        lines = read_lines(self.metrics_file, ("stage", "step"))
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if len(kept) < len(lines):
             write_lines(self.metrics_file, kept)
@@ -204,7 +221,7 @@ class RunFolder:
         step are merged.
         """
         steps: dict[tuple[str, int], Record] = {}
-        for line in read_lines(self.metrics_file):
+        for line in read_lines(self.metrics_file, ("stage", "step")):
             steps.setdefault((line["stage"], line["step"]), {}).update(line)
         return list(steps.values())
 

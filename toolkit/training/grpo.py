@@ -19,7 +19,7 @@ from trl import GRPOConfig
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
-from toolkit.errors import ModelError, TrainingError
+from toolkit.errors import ModelError, TrainingError, warn
 from toolkit.evaluation.answers import read_answer
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend, choose_backend
@@ -95,9 +95,21 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
         rows=len(samples),
         images=context.count_images(STAGE),
         rows_left_out_each_epoch=len(samples) % grpo.prompts_per_step,
-        probe=from_json(ProbeResult, read_json(probe_file)) if probe_file.is_file() else None,
+        probe=saved_probe(probe_file),
         kl_reference=reference,
     )
+
+
+def saved_probe(file: Path) -> ProbeResult | None:
+    """Return the result of the probe that the stage saved. None: there was no probe, or the file is corrupt."""
+    try:
+        return from_json(ProbeResult, read_json(file))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # The training is finished, and a missing probe must not discard it.
+        rule = "the result of the probe should be complete. It is left out of the results"
+        warn("training.probe_damaged", rule, place=file, value=str(error))
+        return None
 
 
 def _check_enough_rows(rows: int, grpo: Grpo) -> None:

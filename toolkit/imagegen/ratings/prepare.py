@@ -27,7 +27,7 @@ from toolkit.images.ref import ImageRef
 from toolkit.images.scan import ScanMode
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import FixedWindow
-from toolkit.runfolder import check_fingerprints, read_json, write_json
+from toolkit.runfolder import check_fingerprints, read_saved, write_json
 from toolkit.runfolder.cache import cache_folder
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ def _synthetic_files(context: StageContext) -> tuple[str, ...] | None:
     written = folder / "written.json"  # last, so that its presence means complete data
     wanted = {"seed": seed, "size": context.section.size, "levels": len(context.section.rating_range)}
     wanted |= settings.model_dump()
-    if not written.is_file() or read_json(written) != wanted:
+    if read_saved(written) != wanted:
         log.info("synthetic data: %d images, %d ratings of each", settings.images, settings.raters_per_image)
         write_synthetic(folder, context.section, seed, network_scores(seed, settings.degraded))
         write_json(written, wanted)
