@@ -32,7 +32,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, dump_recipe
 from toolkit.runfolder import read_lines
 from toolkit.tasks import TASKS
-from toolkit.training import callbacks, checkpoints, grpo
+from toolkit.training import callbacks, grpo, resume
 from toolkit.training import train as training
 from toolkit.training.grpo import describe_reference, make_reward_scorer, train_grpo
 from toolkit.training.grpo_trainer import PolicyTrainer
@@ -140,13 +140,13 @@ def test_sft_lowers_the_loss_and_keeps_few_checkpoints(tmp_path: Path) -> None:
         lines = [line for line in context.run.metrics() if "loss" in line]
         assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
         assert record.lengths.max <= record.lengths.limit
-        assert len(checkpoints.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
+        assert len(resume.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
 
 
 def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     recipe = only("sft", tmp_path)
     with context_of(recipe) as context:
-        half = context.run.stage_folder("sft") / checkpoints.PARTIAL / "checkpoint-2"
+        half = context.run.stage_folder("sft") / resume.PARTIAL / "checkpoint-2"
         half.mkdir(parents=True)
         (half / "trainer_state.json").write_text("{", encoding="utf-8")
         record = train_sft(context)
@@ -377,7 +377,7 @@ def test_tensorboard_files_are_in_the_stages_folder(tmp_path: Path) -> None:
     with context_of(recipe) as context:
         train_sft(context)
         assert list((context.run.stage_folder("sft") / "tensorboard").glob("events.*"))
-        assert not (context.run.stage_folder("sft") / checkpoints.PARTIAL).exists()
+        assert not (context.run.stage_folder("sft") / resume.PARTIAL).exists()
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
@@ -499,10 +499,13 @@ def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
     with context_of(recipe) as context:
         train_sft(context)
         folder = context.run.stage_folder("sft")
-        newest = checkpoints.checkpoints(folder)[-1]
+        newest = resume.checkpoints(folder)[-1]
         (newest / damage).write_bytes(b"")
-        assert checkpoints.last_checkpoint(folder) == checkpoints.checkpoints(folder)[-2]
+        assert resume.last_checkpoint(folder) == resume.checkpoints(folder)[-2]
         (newest / damage).unlink()
-        assert checkpoints.last_checkpoint(folder) == checkpoints.checkpoints(folder)[-2]
+        assert resume.last_checkpoint(folder) == resume.checkpoints(folder)[-2]
     warned = [problem for problem in warnings_in(caplog) if problem.code == "training.checkpoint_incomplete"]
     assert [problem.place for problem in warned] == [str(newest)] * 2
+    empty, missing = [problem.rule for problem in warned]
+    assert "cannot be read" in empty if damage == "manifest.json" else f"{damage} has 0 bytes" in empty
+    assert f"{damage} is missing" in missing

@@ -33,12 +33,12 @@ from toolkit.models.prompts import Prompts
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
 from toolkit.runfolder import from_json, is_main_process, read_json, write_json
-from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.distributed import per_process
 from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer
 from toolkit.training.image_processor_cache import rollout_processor
 from toolkit.training.preflight import check_rows, preflight_rows
 from toolkit.training.results import GrpoResult, ProbeResult
+from toolkit.training.resume import last_checkpoint
 from toolkit.training.reward_statistics import group_statistics, probe
 from toolkit.training.rewards import RewardTable, ScoredAnswer, check_rewards_apply, recipe_rewards
 from toolkit.training.train import train, training_rows

@@ -12,7 +12,7 @@ from toolkit.errors import TrainingError, warn
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.runfolder.usage import count, counts, note_unmeasured
-from toolkit.training.checkpoints import PARTIAL
+from toolkit.training.resume import PARTIAL
 
 _NOT_COMPARED = frozenset({"output_dir", "report_to"})
 """Settings that TRL normalises, so their spelling may differ."""
