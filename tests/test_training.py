@@ -309,7 +309,7 @@ def test_counted_lengths_equal_those_of_the_batches(tmp_path: Path) -> None:
         samples = context.data.train
         lengths = check_lengths(policy.processor, prompts, samples, 500)
         batch = collate(policy, [prompts.row(sample, answer=True) for sample in samples])
-        assert lengths.max == batch["input_ids"].shape[1]
+        assert lengths.tokens.max == batch["input_ids"].shape[1]
 
 
 def test_of_many_rows_those_that_might_be_too_long_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,9 +319,9 @@ def test_of_many_rows_those_that_might_be_too_long_are_counted(tmp_path: Path, m
         processor = HfBackend().load(context.recipe, None, trainable=False).processor
         prompts, samples = Prompts.of(context.recipe, context.images), context.data.train
         lengths = check_lengths(processor, prompts, samples, 5000)
-        assert (lengths.rows, lengths.counted) == (24, 4)  # every sixth of 24
+        assert (lengths.tokens.rows, lengths.tokens.counted) == (24, 4)  # every sixth of 24
         exact = check_lengths(processor, prompts, samples[:8], 5000)
-        assert exact.counted == 8
+        assert exact.tokens.counted == 8
         with raises(DataError, "data.row_too_long") as caught:
             check_lengths(processor, prompts, samples, 100)
         assert f"24 of 24 do not: {samples[0].id}" in caught.problem.rule

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.images import StoreReport
+from toolkit.models.lengths import TokenLengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +99,6 @@ class TrainingFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLengths:
-    """Tokens of the training rows, prompt and reference answer together. See ``toolkit.models.lengths.Lengths``."""
-
-    rows: int
-    counted: int
-    median: int
-    p95: int
-    max: int
-    images: int
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
 class SftResult:
     """The result of SFT.
 
@@ -145,16 +133,15 @@ class RewardSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """The rewards of completions that were sampled before the first step.
+class GroupStatistics:
+    """The rewards of the completions of one step.
 
     Attributes:
-        total: the weighted sum of the rewards.
-        components: reward -> its summary.
-        unreadable: fraction of the completions from which no answer could be parsed.
-        truncated: fraction of the completions that reached the token limit.
-        problems: reason why no answer could be parsed -> number of completions.
-        failure: why GRPO can learn nothing from these rewards, or None.
+        total: The weighted sum of the rewards.
+        components: Maps each reward to its summary.
+        unreadable: Fraction of the completions from which no answer could be parsed.
+        truncated: Fraction of the completions that reached the token limit.
+        problems: Maps the reason why no answer could be parsed to the number of completions, the most frequent first.
     """
 
     total: RewardSummary
@@ -162,6 +149,24 @@ class ProbeResult:
     unreadable: float
     truncated: float
     problems: Mapping[str, int]
+
+    def to_log(self) -> dict[str, float]:
+        """Return the metrics of the log, such as ``reward/letter/mean``. Rewards that never applied are omitted."""
+        log = {"reward/unreadable": self.unreadable, "reward/truncated": self.truncated}
+        for name, summary in {"total": self.total, **self.components}.items():
+            parts = {"mean": summary.mean, "std": summary.std, "zero_variance": summary.zero_variance}
+            log |= {f"reward/{name}/{part}": value for part, value in parts.items() if value is not None}
+        return log
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult(GroupStatistics):
+    """The rewards of completions that were sampled before the first step.
+
+    Attributes:
+        failure: The reason why GRPO can learn nothing from these rewards, or None.
+    """
+
     failure: str | None
 
 

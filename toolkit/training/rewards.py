@@ -22,7 +22,7 @@ _SHAPE = "def my_reward(sample, answer): return 0.0 to 1.0, or None if it does n
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredAnswer:
+class RewardScore:
     """The score of an answer.
 
     Attributes:
@@ -42,7 +42,7 @@ class RewardTable:
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
 
-    def score(self, sample: Sample, answer: Answer) -> ScoredAnswer:
+    def score(self, sample: Sample, answer: Answer) -> RewardScore:
         """Return the weighted sum of the rewards that apply.
 
         The sum is not divided by the weights that apply. Whether a reward applies depends on the sample, for example on
@@ -63,7 +63,7 @@ class RewardTable:
                 value=sorted(components),
                 remedy="Give a weight to a reward that applies, or remove such rows from the training data.",
             )
-        return ScoredAnswer(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
+        return RewardScore(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
 
 
 def recipe_rewards(recipe: Recipe, base: Path = Path()) -> RewardTable:

@@ -20,7 +20,7 @@ from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend
 from toolkit.models.backend import Policy, TrainingJob
-from toolkit.models.lengths import Lengths
+from toolkit.models.lengths import TokenLengths
 from toolkit.models.oom import attempt, free
 from toolkit.runfolder import flush_folder, is_main_process, read_json, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
@@ -29,7 +29,7 @@ from toolkit.training import distributed
 from toolkit.training.callbacks import MetricsReporter, StepTimes, StopBetweenSteps
 from toolkit.training.oom_recovery import Recovery
 from toolkit.training.preflight import preflight_job, run_preflight_step
-from toolkit.training.results import PreflightResult, TokenLengths, TrainingFigures
+from toolkit.training.results import PreflightResult, TrainingFigures
 from toolkit.training.resume import (
     Checkpoints,
     LastStep,
@@ -93,7 +93,7 @@ def _tensorboard_folder(context: Context, stage: str) -> Iterator[None]:
             del os.environ[name]
 
 
-Prepare = Callable[[Policy], tuple[TrainingJob, Lengths]]
+Prepare = Callable[[Policy], tuple[TrainingJob, TokenLengths]]
 """Makes the checks before the first step on a newly loaded policy. Returns the job, and the lengths of its rows."""
 Build = Callable[[Backend, Policy, TrainingJob], Any]
 """Builds the trainer of a stage."""
@@ -125,7 +125,7 @@ def train(
         with _tensorboard_folder(context, stage):
             figures = _train(context, stage, backend, holder, job, build)
     save_weights(backend, holder.policy, context.run.weights_folder(stage))
-    return figures, TokenLengths(**lengths.to_dict())
+    return figures, lengths
 
 
 def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
