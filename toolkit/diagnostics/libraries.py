@@ -158,8 +158,8 @@ def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Doct
     """Yield a finding for each distribution in ``LIBRARIES``.
 
     Args:
-        outcomes: of the probes.
-        gpu: whether torch can use a GPU.
+        outcomes: The outcomes of the probes.
+        gpu: Whether torch can use a GPU.
     """
     ranges = allowed()
     if ranges is None:

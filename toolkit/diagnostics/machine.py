@@ -199,13 +199,13 @@ def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str)
     """Check that ``folder`` is writable and has free space.
 
     Args:
-        name: of the finding.
-        folder: if it does not exist, the nearest existing parent is checked. No file remains in it.
-        wanted: GiB that should be free.
-        holds: what is stored in the folder.
-        other: how to select another folder.
+        name: The name of the finding.
+        folder: The folder. If it does not exist, the nearest existing parent is checked. No file remains in it.
+        wanted: The GiB that should be free.
+        holds: The content of the folder.
+        other: How to select another folder.
     """
-    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             free = shutil.disk_usage(existing).free / GIB

@@ -28,11 +28,11 @@ class Disk:
     """Most bytes that the run folder needs, by part, and the free space on its disk.
 
     Attributes:
-        parts: of the run folder.
-        free: on its disk.
-        downloads: repository -> bytes that are downloaded into the Hub's cache.
-        cache: folder of that cache.
-        cache_free: on the cache's disk.
+        parts: Maps each part of the run folder to its bytes.
+        free: The free bytes on the disk of the run folder.
+        downloads: Maps each repository to the bytes that are downloaded into the Hub's cache.
+        cache: The folder of that cache.
+        cache_free: The free bytes on the cache's disk.
     """
 
     parts: Mapping[str, int]

@@ -374,8 +374,8 @@ def unquantized_fraction(model: Architecture, size: int | None) -> float:
     """Return the fraction of the language model's quantized matrices that is in 16 bits, from a repository's size.
 
     Args:
-        model: with every supported layer quantized.
-        size: bytes of the repository's parameters. None: unknown, so ``MOST_UNQUANTIZED`` is returned.
+        model: The architecture with every supported layer quantized.
+        size: The bytes of the repository's parameters. None: unknown, so ``MOST_UNQUANTIZED`` is returned.
     """
     if size is None:
         return MOST_UNQUANTIZED

@@ -96,7 +96,7 @@ def probe(
 
 
 def _summarise(rewards_PG: Sequence[Sequence[float | None]]) -> RewardSummary:
-    groups = [values for rewards_G in rewards_PG if (values := [one for one in rewards_G if one is not None])]
+    groups = [values for rewards_G in rewards_PG if (values := [reward for reward in rewards_G if reward is not None])]
     values = [value for group in groups for value in group]
     if not values:
         return RewardSummary(0, None, None, None)

@@ -97,22 +97,22 @@ def reward_table(task: Task, weights: Mapping[str, float], custom: Sequence[str]
     rewards = {**task.rewards, **_load_all(custom, base, task.rewards, problems)}
     # A custom reward that could not be loaded is reported already. Its weight is not a second problem.
     known = {**rewards, **{custom_name(entry): None for entry in custom}}
-    given = {**task.reward_weights, **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
-    problems += [problem for name in given if (problem := _weight_problem(name, given[name], list(known)))]
-    if not problems and not any(given.values()):
+    all_weights = {**task.reward_weights, **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
+    problems += [problem for name in all_weights if (problem := _weight_problem(name, all_weights[name], list(known)))]
+    if not problems and not any(all_weights.values()):
         problems.append(
             Problem(
                 "rewards.all_weights_zero",
                 "at least one weight must be above 0",
                 "rewards",
-                value=given,
+                value=all_weights,
                 remedy="Give a reward a weight.",
             )
         )
     if problems:
         raise RecipeError(problems)
-    used = {name: reward for name, reward in rewards.items() if given[name] > 0}
-    return RewardTable(task, used, {name: float(given[name]) for name in used})
+    used = {name: reward for name, reward in rewards.items() if all_weights[name] > 0}
+    return RewardTable(task, used, {name: float(all_weights[name]) for name in used})
 
 
 def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample]) -> None:

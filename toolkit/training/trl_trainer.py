@@ -177,12 +177,12 @@ def count_one_pass(trainer: Any, policy: Policy) -> None:
         before = counts()
         counter.__enter__()
         try:
-            found = loss(*args, **options)
+            result = loss(*args, **options)
         except BaseException:
             counter.__exit__(None, None, None)
             raise
         trainer.accelerator.backward = counted_backward
-        return found
+        return result
 
     def counted_backward(*args: Any, **options: Any) -> None:
         trainer.accelerator.backward = backward
