@@ -20,7 +20,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_data
 from tests.helpers.training import ADAPTER, StopAfter, adapter_of, context_of, length_reward, only, same, small_recipe
-from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
+from toolkit.errors import DataError, Interrupted, RecipeError, RewardError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models import lengths as lengths_module
 from toolkit.models import lora as adapter
@@ -184,13 +184,18 @@ def test_the_kl_term_is_measured_against_the_start_adapter(tmp_path: Path) -> No
         kl = [line["kl"] for line in context.run.metrics() if line["stage"] == "grpo" and "kl" in line]
         # The reference is the SFT adapter, not the base model. The remaining difference is dropout in the update.
         assert kl[0] == pytest.approx(0, abs=1e-3)
-        assert "sft" in record.kl_reference
+        assert record.kl_reference.endswith("(stages/sft/weights)")
         saved = adapter_of(recipe, "grpo")
         assert not any(".ref." in name for name in saved)
 
 
 def test_without_a_kl_term_the_record_says_so(tmp_path: Path) -> None:
     assert describe_reference(small_recipe(tmp_path), None) == "beta = 0: no KL term, no reference model"
+
+
+def test_training_without_the_section_of_its_stage_is_an_error(tmp_path: Path) -> None:
+    with context_of(only("sft", tmp_path)) as context, raises(RecipeError, "recipe.section_missing"):
+        train_grpo(context)
 
 
 def test_an_image_is_opened_and_processed_once_per_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,13 +207,13 @@ class _SlicedCrossEntropy(torch.autograd.Function):
 
 
 def _slice(head: _Head, states: torch.Tensor, targets: torch.Tensor, gradients: _Gradients) -> torch.Tensor:
-    """Add the gradients of a slice to ``gradients``. Return its sums of loss, correct predictions and entropy, shape (3,).
+    """Add a slice to ``gradients``. Return its sums of loss, correct predictions and entropy, shape (3,).
 
     Args:
         head: The output head.
         states: Hidden states (N, H).
         targets: Token ids (N, 1).
-        gradients: Gradients. The gradient of the hidden states is that of this slice.
+        gradients: The gradients so far. That of the hidden states is the part of this slice.
     """
     states = states.to(head.weight.dtype)
     logits = head.logits(states)
