@@ -33,8 +33,8 @@ from trl.trainer.utils import RepeatSampler
 
 from toolkit.errors import TrainingError, warn
 from toolkit.models.oom import BatchLimit, attempt
+from toolkit.models.random_state import RandomState
 from toolkit.training.preflight import images_ignored_error
-from toolkit.training.resume import RandomState
 
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
 """Fields from which TRL finds the pixels of a sample itself."""
