@@ -14,6 +14,7 @@ import click
 import pytest
 import typer
 
+from tests.helpers import recipe_reference
 from tests.helpers.recipes import load_data, load_recipe
 from toolkit.cli import tables as show
 from toolkit.cli.commands import app
@@ -177,6 +178,19 @@ def test_every_key_that_is_named_is_one_of_a_recipe() -> None:
     }
     assert len(named) > 10
     assert named - keys <= RENAMED.keys()  # the changelog names former keys
+
+
+def test_the_reference_of_recipe_keys_matches_the_schema() -> None:
+    """If this fails, run ``python tests/helpers/recipe_reference.py``."""
+    assert recipe_reference.PAGE.read_text(encoding="utf-8") == recipe_reference.text()
+
+
+def test_the_reference_has_every_key_of_a_recipe() -> None:
+    parts = recipe_reference.text().replace(".NAME]", "]").split("\n## [")[1:]
+    sections = dict(part.split("]\n", 1) for part in parts)
+    for path, names in tables_of(recipe_model(TASKS)).items():
+        missing = {name for name in names if f"- `{name}` (" not in sections.get(".".join(path), "")}
+        assert {name for name in missing if ".".join((*path, name)) not in sections} == set(), path
 
 
 def load_block(text: str, folder: Path, task: str) -> Recipe:

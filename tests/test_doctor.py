@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.recipes import load_recipe
-from toolkit.diagnostics import LIBRARIES, STATES, TINY, Finding, check_recipes
+from toolkit.diagnostics import LIBRARIES, STATES, TINY, DoctorFinding, check_recipes
 from toolkit.diagnostics.finding import merge_findings
 from toolkit.diagnostics.hub import check_hub, token_location
 from toolkit.diagnostics.libraries import (
@@ -420,20 +420,20 @@ def test_an_unknown_error_has_a_remedy_too() -> None:
 
 
 def test_merged_findings_have_the_worse_state() -> None:
-    good, bad = Finding("doctor.a", "a", "good", "1"), Finding("doctor.b", "b", "warning", "2", "do")
-    assert merge_findings(good, bad) == Finding("doctor.b", "a", "warning", "1; 2", "do")
-    assert merge_findings(bad, good) == Finding("doctor.b", "b", "warning", "2; 1", "do")
+    good, bad = DoctorFinding("doctor.a", "a", "good", "1"), DoctorFinding("doctor.b", "b", "warning", "2", "do")
+    assert merge_findings(good, bad) == DoctorFinding("doctor.b", "a", "warning", "1; 2", "do")
+    assert merge_findings(bad, good) == DoctorFinding("doctor.b", "b", "warning", "2; 1", "do")
 
 
 def test_a_finding_without_a_remedy_must_be_good() -> None:
     with pytest.raises(ValueError):
-        Finding("doctor.a", "a", "warning", "x")
+        DoctorFinding("doctor.a", "a", "warning", "x")
 
 
 # GPUs
 
 
-def gpus_of(driver: Driver | None = None) -> dict[str, Finding]:
+def gpus_of(driver: Driver | None = None) -> dict[str, DoctorFinding]:
     return {one.name: one for one in check_gpus(probe("torch"), driver or Driver("570.1", ("Tesla T4",)))}
 
 
@@ -585,7 +585,7 @@ def hub(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     server.server_close()
 
 
-def check_model(model: str) -> Finding:
+def check_model(model: str) -> DoctorFinding:
     outcome = run_probes(["hub"], model=model)["hub"]
     loaded = load_recipe(ROOT / "recipes" / "medgemma_grpo.toml", [f"model.name={model}"])
     return {one.name: one for one in check_hub(loaded, outcome, os.environ)}["model"]
@@ -710,7 +710,7 @@ def test_a_recipe_in_four_bits_needs_a_gpu() -> None:
 
 
 def test_recipes_are_blocked_until_problems_are_solved() -> None:
-    gone = Finding("doctor.not_installed", "torch", "problem", "gone", "install it")
+    gone = DoctorFinding("doctor.not_installed", "torch", "problem", "gone", "install it")
     found = check_recipes(None, [gone], gpu=True)
     assert (found.state, found.code, "torch" in found.found) == ("problem", "doctor.problems_first", True)
     recipe = load_recipe(ROOT / "recipes" / "medgemma_grpo.toml")

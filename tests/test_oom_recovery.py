@@ -39,12 +39,12 @@ from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json, read_lines, write_json
 from toolkit.runfolder.usage import machine
 from toolkit.training import train as training
-from toolkit.training.checkpoints import checkpoints
 from toolkit.training.grpo import train_grpo
 from toolkit.training.grpo_trainer import PolicyTrainer, _parts
 from toolkit.training.oom_recovery import Recovery, advice
 from toolkit.training.preflight import preflight_job
 from toolkit.training.results import OutOfMemory
+from toolkit.training.resume import checkpoints
 from toolkit.training.sft import train_sft
 
 ROOT = Path(__file__).parents[1]

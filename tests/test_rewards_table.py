@@ -13,7 +13,7 @@ from toolkit.tasks import TASKS
 from toolkit.tasks.mcq import rewards as mcq
 from toolkit.tasks.vqa import rewards as vqa
 from toolkit.training.reward_statistics import group_statistics
-from toolkit.training.rewards import RewardTable, ScoredAnswer, explain, load_custom, reward_table
+from toolkit.training.rewards import RewardScore, RewardTable, explain, load_custom, reward_table
 
 RIGHT = Answer(
     "B",
@@ -44,7 +44,7 @@ def test_the_total_is_the_weighted_sum(tmp_path: Path) -> None:
 def test_a_reward_that_does_not_apply_does_not_change_the_total(tmp_path: Path) -> None:
     table = reward_table(TASKS["vqa"], {"exact": 2.0}, [], tmp_path)
     scored = table.score(vqa.CLOSED_EXAMPLE, Answer("Yes", {"text": "Yes"}))
-    assert scored == ScoredAnswer(2.1, {"exact": 1.0, "token_f1": None, "format": 1.0})
+    assert scored == RewardScore(2.1, {"exact": 1.0, "token_f1": None, "format": 1.0})
 
 
 def test_weight_zero_disables_a_reward(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_a_sample_without_an_applicable_reward_is_an_error() -> None:
     assert (caught.problem.place, caught.problem.value) == ("sample example", ["mine"])
 
 
-def scored(total: float, **components: float | None) -> ScoredAnswer:
-    return ScoredAnswer(total, components)
+def scored(total: float, **components: float | None) -> RewardScore:
+    return RewardScore(total, components)
 
 
 def test_statistics_of_a_step_are_computed_within_the_groups() -> None:

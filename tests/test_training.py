@@ -20,7 +20,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_data
 from tests.helpers.training import ADAPTER, StopAfter, adapter_of, context_of, length_reward, only, same, small_recipe
-from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
+from toolkit.errors import DataError, Interrupted, RecipeError, RewardError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models import lengths as lengths_module
 from toolkit.models import lora as adapter
@@ -32,7 +32,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, dump_recipe
 from toolkit.runfolder import read_lines
 from toolkit.tasks import TASKS
-from toolkit.training import callbacks, checkpoints, grpo
+from toolkit.training import callbacks, grpo, resume
 from toolkit.training import train as training
 from toolkit.training.grpo import describe_reference, make_reward_scorer, train_grpo
 from toolkit.training.grpo_trainer import PolicyTrainer
@@ -145,14 +145,14 @@ def test_sft_lowers_the_loss_and_keeps_few_checkpoints(tmp_path: Path) -> None:
         lines = [line for line in context.run.metrics() if "loss" in line]
         assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
         assert record.lengths.max <= record.lengths.limit
-        assert len(checkpoints.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
+        assert len(resume.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
 
 
 @pytest.mark.slow
 def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     recipe = only("sft", tmp_path)
     with context_of(recipe) as context:
-        half = context.run.stage_folder("sft") / checkpoints.PARTIAL / "checkpoint-2"
+        half = context.run.stage_folder("sft") / resume.PARTIAL / "checkpoint-2"
         half.mkdir(parents=True)
         (half / "trainer_state.json").write_text("{", encoding="utf-8")
         record = train_sft(context)
@@ -193,13 +193,18 @@ def test_the_kl_term_is_measured_against_the_start_adapter(tmp_path: Path) -> No
         kl = [line["kl"] for line in context.run.metrics() if line["stage"] == "grpo" and "kl" in line]
         # The reference is the SFT adapter, not the base model. The remaining difference is dropout in the update.
         assert kl[0] == pytest.approx(0, abs=1e-3)
-        assert "sft" in record.kl_reference
+        assert record.kl_reference.endswith("(stages/sft/weights)")
         saved = adapter_of(recipe, "grpo")
         assert not any(".ref." in name for name in saved)
 
 
 def test_without_a_kl_term_the_record_says_so(tmp_path: Path) -> None:
     assert describe_reference(small_recipe(tmp_path), None) == "beta = 0: no KL term, no reference model"
+
+
+def test_training_without_the_section_of_its_stage_is_an_error(tmp_path: Path) -> None:
+    with context_of(only("sft", tmp_path)) as context, raises(RecipeError, "recipe.section_missing"):
+        train_grpo(context)
 
 
 @pytest.mark.slow
@@ -323,7 +328,7 @@ def test_counted_lengths_equal_those_of_the_batches(tmp_path: Path) -> None:
         samples = context.data.train
         lengths = check_lengths(policy.processor, prompts, samples, 500)
         batch = collate(policy, [prompts.row(sample, answer=True) for sample in samples])
-        assert lengths.max == batch["input_ids"].shape[1]
+        assert lengths.tokens.max == batch["input_ids"].shape[1]
 
 
 def test_of_many_rows_those_that_might_be_too_long_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,9 +338,9 @@ def test_of_many_rows_those_that_might_be_too_long_are_counted(tmp_path: Path, m
         processor = HfBackend().load(context.recipe, None, trainable=False).processor
         prompts, samples = Prompts.of(context.recipe, context.images), context.data.train
         lengths = check_lengths(processor, prompts, samples, 5000)
-        assert (lengths.rows, lengths.counted) == (24, 4)  # every sixth of 24
+        assert (lengths.tokens.rows, lengths.tokens.counted) == (24, 4)  # every sixth of 24
         exact = check_lengths(processor, prompts, samples[:8], 5000)
-        assert exact.counted == 8
+        assert exact.tokens.counted == 8
         with raises(DataError, "data.row_too_long") as caught:
             check_lengths(processor, prompts, samples, 100)
         assert f"24 of 24 do not: {samples[0].id}" in caught.problem.rule
@@ -393,7 +398,7 @@ def test_tensorboard_files_are_in_the_stages_folder(tmp_path: Path) -> None:
     with context_of(recipe) as context:
         train_sft(context)
         assert list((context.run.stage_folder("sft") / "tensorboard").glob("events.*"))
-        assert not (context.run.stage_folder("sft") / checkpoints.PARTIAL).exists()
+        assert not (context.run.stage_folder("sft") / resume.PARTIAL).exists()
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
@@ -518,10 +523,13 @@ def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
     with context_of(recipe) as context:
         train_sft(context)
         folder = context.run.stage_folder("sft")
-        newest = checkpoints.checkpoints(folder)[-1]
+        newest = resume.checkpoints(folder)[-1]
         (newest / damage).write_bytes(b"")
-        assert checkpoints.last_checkpoint(folder) == checkpoints.checkpoints(folder)[-2]
+        assert resume.last_checkpoint(folder) == resume.checkpoints(folder)[-2]
         (newest / damage).unlink()
-        assert checkpoints.last_checkpoint(folder) == checkpoints.checkpoints(folder)[-2]
+        assert resume.last_checkpoint(folder) == resume.checkpoints(folder)[-2]
     warned = [problem for problem in warnings_in(caplog) if problem.code == "training.checkpoint_incomplete"]
     assert [problem.place for problem in warned] == [str(newest)] * 2
+    empty, missing = [problem.rule for problem in warned]
+    assert "cannot be read" in empty if damage == "manifest.json" else f"{damage} has 0 bytes" in empty
+    assert f"{damage} is missing" in missing

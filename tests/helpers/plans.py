@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from toolkit.planning import Finding, Plan
+from toolkit.planning import Plan, PlanFinding
 from toolkit.recipe import SyntheticData
 from toolkit.tasks.mcq.synthetic import write_chest
 
@@ -20,7 +20,7 @@ def codes(plan: Plan) -> list[str]:
     return [finding.code for finding in plan.findings]
 
 
-def one_of(plan: Plan, code: str) -> Finding:
+def one_of(plan: Plan, code: str) -> PlanFinding:
     """Return the only finding with this code."""
     (found,) = (finding for finding in plan.findings if finding.code == code)
     return found

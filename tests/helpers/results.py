@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from toolkit.evaluation.results import Difference, EvaluationResult
 from toolkit.images import StoreReport
+from toolkit.models.lengths import TokenLengths
 from toolkit.scoring.statistics import ConfusionMatrix, Estimate, Majority, Metrics, Summary
-from toolkit.training.results import GpuMemory, GrpoResult, SftResult, StepSeconds, TokenLengths, TrainingFigures
+from toolkit.training.results import GpuMemory, GrpoResult, SftResult, StepSeconds, TrainingFigures
 
 
 def estimate(value: float, half: float = 0.1, n: int = 100) -> Estimate:

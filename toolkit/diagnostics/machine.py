@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from toolkit.diagnostics.finding import Finding, State
+from toolkit.diagnostics.finding import DoctorFinding, State
 from toolkit.diagnostics.probes import GIB, Device, Outcome, TorchFacts
 from toolkit.errors import ToolkitError
 from toolkit.runfolder.cache import cache_folder
@@ -42,12 +42,12 @@ NOTEBOOKS = {
 """Notebook service -> what its users must know."""
 
 
-def check_machine() -> Iterator[Finding]:
+def check_machine() -> Iterator[DoctorFinding]:
     """Yield one finding for each property of the machine. The one of the notebook exists on Kaggle and Colab only."""
     yield _python()
     yield _system()
     if place := notebook():
-        yield Finding("doctor.notebook", "notebook", "good", NOTEBOOKS[place])
+        yield DoctorFinding("doctor.notebook", "notebook", "good", NOTEBOOKS[place])
     yield _cores()
     yield _memory()
     if sys.platform == "linux":
@@ -62,14 +62,14 @@ def notebook() -> str | None:
     return "Colab" if os.environ.get("COLAB_RELEASE_TAG") or os.environ.get("COLAB_GPU") else None
 
 
-def _python() -> Finding:
+def _python() -> DoctorFinding:
     found = platform.python_version()
     wanted = _allowed_python()
     if wanted is not None and not wanted.contains(found, prereleases=True):
         text = f"{found}, which is not allowed ({wanted})"
-        return Finding("doctor.python_not_allowed", "Python", "problem", text, "Use Python 3.11 to 3.13.")
+        return DoctorFinding("doctor.python_not_allowed", "Python", "problem", text, "Use Python 3.11 to 3.13.")
     tested = "tested" if found.startswith(f"{TESTED_PYTHON}.") else f"allowed, but most tests run on {TESTED_PYTHON}"
-    return Finding("doctor.python", "Python", "good", f"{found}, {tested}")
+    return DoctorFinding("doctor.python", "Python", "good", f"{found}, {tested}")
 
 
 def _allowed_python() -> SpecifierSet | None:
@@ -81,36 +81,36 @@ def _allowed_python() -> SpecifierSet | None:
     return SpecifierSet(text or "")
 
 
-def _system() -> Finding:
+def _system() -> DoctorFinding:
     text = f"{platform.system()} {platform.release()}, {platform.machine()}"
     if sys.platform == "linux" and platform.machine() == "x86_64":
-        return Finding("doctor.system", "system", "good", text)
+        return DoctorFinding("doctor.system", "system", "good", text)
     remedy = "Run the tiny model's recipes here. Unsloth and xformers are not installed on this system."
-    return Finding("doctor.system_not_tested", "system", "warning", f"{text}, tested on Linux x86_64", remedy)
+    return DoctorFinding("doctor.system_not_tested", "system", "warning", f"{text}, tested on Linux x86_64", remedy)
 
 
-def _cores() -> Finding:
+def _cores() -> DoctorFinding:
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     text = f"{cores} cores" if usable == cores else f"{usable} of {cores} cores"
     if usable >= 2:
-        return Finding("doctor.cpu", "CPU", "good", text)
+        return DoctorFinding("doctor.cpu", "CPU", "good", text)
     remedy = "Use at least two cores: images are read while the model computes."
-    return Finding("doctor.cpu_one_core", "CPU", "warning", text, remedy)
+    return DoctorFinding("doctor.cpu_one_core", "CPU", "warning", text, remedy)
 
 
-def _memory() -> Finding:
+def _memory() -> DoctorFinding:
     total, free = _system_memory()
     limit, used = _container_memory()
     if limit is not None and (total is None or limit < total):
         total, free = limit, limit - (used or 0) if free is None else min(free, limit - (used or 0))
     if total is None or free is None:
-        return Finding("doctor.memory_unknown", "RAM", "good", "not reported by this system")
+        return DoctorFinding("doctor.memory_unknown", "RAM", "good", "not reported by this system")
     text = f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free" + (", the container's limit" if total == limit else "")
     if free / GIB >= MIN_RAM_GIB:
-        return Finding("doctor.memory", "RAM", "good", text)
+        return DoctorFinding("doctor.memory", "RAM", "good", text)
     remedy = f"End other programs. Below {MIN_RAM_GIB:.0f} GiB, the system may end a run."
-    return Finding("doctor.memory_low", "RAM", "warning", text, remedy)
+    return DoctorFinding("doctor.memory_low", "RAM", "warning", text, remedy)
 
 
 def _system_memory() -> tuple[int | None, int | None]:
@@ -137,25 +137,25 @@ def _container_memory() -> tuple[int | None, int | None]:
     return None, None
 
 
-def _shared_memory() -> Finding:
+def _shared_memory() -> DoctorFinding:
     try:
         with tempfile.NamedTemporaryFile(dir=SHARED):
             status = os.statvfs(SHARED)
     except OSError as error:
         text = f"{SHARED} is not writable ({error.strerror})"
         remedy = "Make it writable for toolkit data prepare. In a container, use --shm-size=1g."
-        return Finding("doctor.shared_memory_not_writable", "shared memory", "warning", text, remedy)
+        return DoctorFinding("doctor.shared_memory_not_writable", "shared memory", "warning", text, remedy)
     text = f"{status.f_bavail * status.f_frsize / GIB:.1f} GiB free in {SHARED}"
-    return Finding("doctor.shared_memory", "shared memory", "good", text)
+    return DoctorFinding("doctor.shared_memory", "shared memory", "good", text)
 
 
-def _encoding() -> Finding:
+def _encoding() -> DoctorFinding:
     """Check for UTF-8, which tables and file names need."""
     files, screen = locale.getpreferredencoding(False), getattr(sys.stdout, "encoding", None) or "none"
     if all(name.lower().replace("-", "") == "utf8" for name in (files, screen)):
-        return Finding("doctor.encoding", "text encoding", "good", "UTF-8")
+        return DoctorFinding("doctor.encoding", "text encoding", "good", "UTF-8")
     text, remedy = f"{files} for files, {screen} for the screen", "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8."
-    return Finding("doctor.encoding_not_utf8", "text encoding", "warning", text, remedy)
+    return DoctorFinding("doctor.encoding_not_utf8", "text encoding", "warning", text, remedy)
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:
@@ -171,7 +171,7 @@ def hub_home(environment: Mapping[str, str]) -> Path:
     return _expanded(environment.get("HF_HOME") or os.path.join(above, "huggingface"))  # noqa: PTH118
 
 
-def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
+def check_folders(environment: Mapping[str, str]) -> Iterator[DoctorFinding]:
     """Yield findings for the Hub's cache, the toolkit's cache and the working folder."""
     yield check_folder(
         "Hub cache", hub_cache(environment), 10, "models: a 4B model in 16 bits has 8.6 GB", "another folder in HF_HOME"
@@ -186,40 +186,40 @@ def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
     )
 
 
-def _own_cache(environment: Mapping[str, str]) -> Finding:
+def _own_cache(environment: Mapping[str, str]) -> DoctorFinding:
     name = "toolkit cache"
     try:
         folder = cache_folder(environment)
     except ToolkitError as error:
-        return Finding("doctor.cache_unknown", name, "problem", error.rule, error.remedy)
+        return DoctorFinding("doctor.cache_unknown", name, "problem", error.rule, error.remedy)
     return check_folder(name, folder, 5, "rows and resized images", "another folder in TOOLKIT_CACHE")
 
 
-def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str) -> Finding:
+def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str) -> DoctorFinding:
     """Check that ``folder`` is writable and has free space.
 
     Args:
-        name: of the finding.
-        folder: if it does not exist, the nearest existing parent is checked. No file remains in it.
-        wanted: GiB that should be free.
-        holds: what is stored in the folder.
-        other: how to select another folder.
+        name: The name of the finding.
+        folder: The folder. If it does not exist, the nearest existing parent is checked. No file remains in it.
+        wanted: The GiB that should be free.
+        holds: The content of the folder.
+        other: How to select another folder.
     """
-    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             free = shutil.disk_usage(existing).free / GIB
     except OSError as error:
         text = f"{folder} is not writable ({error.strerror or error})"
-        return Finding("doctor.folder_not_writable", name, "problem", text, f"Make it writable, or set {other}.")
+        return DoctorFinding("doctor.folder_not_writable", name, "problem", text, f"Make it writable, or set {other}.")
     text = f"{folder}, {free:,.1f} GiB free"
     if free < MIN_DISK_GIB:
         remedy = f"Free disk space, or set {other}. The folder stores {holds}."
-        return Finding("doctor.disk_full", name, "problem", text, remedy)
+        return DoctorFinding("doctor.disk_full", name, "problem", text, remedy)
     if free < wanted:
         remedy = f"Free disk space up to {wanted:.0f} GiB, or set {other}. The folder stores {holds}."
-        return Finding("doctor.disk_low", name, "warning", text, remedy)
-    return Finding("doctor.folder", name, "good", text)
+        return DoctorFinding("doctor.disk_low", name, "warning", text, remedy)
+    return DoctorFinding("doctor.folder", name, "good", text)
 
 
 def _expanded(folder: str) -> Path:
@@ -255,42 +255,46 @@ def query_driver() -> Driver:
     return Driver(rows[0][0].strip(), tuple(name.strip() for _, name in rows))
 
 
-def check_driver(driver: Driver) -> Finding:
+def check_driver(driver: Driver) -> DoctorFinding:
     """Check the driver."""
     if driver.problem:
         remedy = "Restart the machine. If that does not help, reinstall the driver. In a container, use --gpus all."
         state: State = "problem" if driver.version else "warning"
-        return Finding("doctor.driver_failed", "driver", state, driver.problem, remedy)
+        return DoctorFinding("doctor.driver_failed", "driver", state, driver.problem, remedy)
     if driver.version is None:
-        return Finding("doctor.driver_none", "driver", "good", "no NVIDIA driver, and no NVIDIA GPU that needs one")
-    return Finding("doctor.driver", "driver", "good", f"NVIDIA {driver.version}")
+        return DoctorFinding(
+            "doctor.driver_none", "driver", "good", "no NVIDIA driver, and no NVIDIA GPU that needs one"
+        )
+    return DoctorFinding("doctor.driver", "driver", "good", f"NVIDIA {driver.version}")
 
 
-def check_gpus(torch: Outcome, driver: Driver) -> Iterator[Finding]:
+def check_gpus(torch: Outcome, driver: Driver) -> Iterator[DoctorFinding]:
     """Yield findings for the GPUs that torch can use."""
     facts = torch.report.torch
     if torch.end != "loaded":
-        yield Finding("doctor.gpu_unknown", "GPU", "warning", "unknown, because torch does not load", "Repair torch.")
+        yield DoctorFinding(
+            "doctor.gpu_unknown", "GPU", "warning", "unknown, because torch does not load", "Repair torch."
+        )
     elif not facts.devices:
         yield _no_gpu(facts, driver)
     for index, device in enumerate(facts.devices):
         yield _check_device(index, device)
     if len(facts.devices) > 1:
         text = f"{len(facts.devices)} GPUs. A run uses the first one. CUDA_VISIBLE_DEVICES=1 selects the second"
-        yield Finding("doctor.gpus_several", "several GPUs", "good", text)
+        yield DoctorFinding("doctor.gpus_several", "several GPUs", "good", text)
 
 
-def _no_gpu(facts: TorchFacts, driver: Driver) -> Finding:
+def _no_gpu(facts: TorchFacts, driver: Driver) -> DoctorFinding:
     if not driver.gpus and driver.version is None:
-        return Finding("doctor.gpu_none", "GPU", "warning", "none", NO_GPU)
+        return DoctorFinding("doctor.gpu_none", "GPU", "warning", "none", NO_GPU)
     names = ", ".join(driver.gpus) or "a driver without a GPU"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1"):
         text = f"{names}, hidden by CUDA_VISIBLE_DEVICES={hidden!r}"
-        return Finding("doctor.gpu_hidden", "GPU", "warning", text, "Unset CUDA_VISIBLE_DEVICES to use it.")
+        return DoctorFinding("doctor.gpu_hidden", "GPU", "warning", text, "Unset CUDA_VISIBLE_DEVICES to use it.")
     if not facts.cuda:
         text = f"{names}, but torch {facts.version} is a build without CUDA"
-        return Finding(
+        return DoctorFinding(
             "doctor.torch_without_cuda",
             "GPU",
             "problem",
@@ -301,10 +305,10 @@ def _no_gpu(facts: TorchFacts, driver: Driver) -> Finding:
     text = f"{names}, but torch (CUDA {facts.cuda}) cannot use it" + (f": {message}" if message else "")
     remedy = f"Update the driver to one for CUDA {facts.cuda} or later"
     remedy += ", or install a torch build for an older CUDA." if re.search("too old", message) else ", then restart."
-    return Finding("doctor.gpu_unusable", "GPU", "problem", text, remedy)
+    return DoctorFinding("doctor.gpu_unusable", "GPU", "problem", text, remedy)
 
 
-def _check_device(index: int, device: Device) -> Finding:
+def _check_device(index: int, device: Device) -> DoctorFinding:
     """Check one GPU that torch lists."""
     total, free = device.total / GIB, device.free / GIB
     major, minor = device.capability
@@ -314,7 +318,7 @@ def _check_device(index: int, device: Device) -> Finding:
     if device.error:
         remedy = "Install a torch build with kernels for this GPU, use another GPU, or end other processes on it."
         text += f", and computing fails: {' '.join(device.error.split())[:300]}"
-        return Finding("doctor.gpu_computes_nothing", name, "problem", text, remedy)
+        return DoctorFinding("doctor.gpu_computes_nothing", name, "problem", text, remedy)
     remedies = {}
     if not device.bf16:
         remedies["doctor.gpu_no_bfloat16"] = (
@@ -329,8 +333,8 @@ def _check_device(index: int, device: Device) -> Finding:
             "End the other process that uses its memory (nvidia-smi shows it). In a notebook, restart the kernel."
         )
     if remedies:
-        return Finding(next(iter(remedies)), name, "warning", text, " ".join(remedies.values()))
-    return Finding("doctor.gpu", name, "good", text)
+        return DoctorFinding(next(iter(remedies)), name, "warning", text, " ".join(remedies.values()))
+    return DoctorFinding("doctor.gpu", name, "good", text)
 
 
 def _kernel_module() -> str | None:

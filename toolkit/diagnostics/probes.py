@@ -82,13 +82,13 @@ class Report:
     """JSON object that the script of a probe writes.
 
     Attributes:
-        state: done. importing, inspecting: the process ended before. Empty: the process ended before it could write.
-        error: exception and its causes, one per line. The root cause is last. None: there was no exception.
-        missing: module that could not be found.
-        where: file and line of the error.
-        torch: of the probe "torch".
-        extension: of the probes "xformers" and "bitsandbytes".
-        hub: of the probe "hub".
+        state: "done". "importing", "inspecting": the process ended before. Empty: it ended before it could write.
+        error: The exception and its causes, one per line. The root cause is last. None: there was no exception.
+        missing: The module that could not be found.
+        where: The file and line of the error.
+        torch: The facts of the probe "torch".
+        extension: The facts of the probes "xformers" and "bitsandbytes".
+        hub: The facts of the probe "hub".
     """
 
     state: Literal["", "importing", "inspecting", "done"] = ""
@@ -105,13 +105,13 @@ class Outcome:
     """Result of one probe.
 
     Attributes:
-        name: of the probe.
-        end: loaded. missing: not installed. failed: the import raised. died: the process died. hung: the time limit was
-            exceeded. untried: the time for all libraries was used up.
-        seconds: duration.
-        error: exception with the root cause in the last line, or how the process died.
-        where: file and line of the error, if known.
-        report: what the script found.
+        name: The name of the probe.
+        end: "loaded". "missing": not installed. "failed": the import raised. "died": the process died. "hung": the time
+            limit was exceeded. "untried": the time for all libraries was used up.
+        seconds: The duration.
+        error: The exception with the root cause in the last line, or how the process died.
+        where: The file and line of the error, if known.
+        report: The JSON object that the script wrote.
     """
 
     name: str
@@ -139,11 +139,11 @@ def run_probes(
     """Return the outcome of each probe. After ``total`` seconds, running probes are stopped and others are not started.
 
     Args:
-        names: probes, which are keys of ``probe_script.MODULES``, in the order of their start.
-        model: for the probe "hub".
-        limit: seconds for one probe.
-        total: seconds for all probes.
-        progress: called as probes end.
+        names: The probes, which are keys of ``probe_script.MODULES``, in the order of their start.
+        model: The model that the probe "hub" looks up.
+        limit: The seconds for one probe.
+        total: The seconds for all probes.
+        progress: Called as probes end.
     """
     over = time.monotonic() + total
     waiting, running = list(names), list[_Process]()

@@ -158,7 +158,7 @@ class _Target:
 
 def _weights(context: Context) -> Path:
     """Return the trained weights, and warn if they will not be verified. Raises ModelError as ``export``."""
-    section = context.recipe.export or Export()
+    section = context.recipe.export_settings
     if context.weights is None:
         raise ModelError(
             "export.nothing_trained", "a run must be trained before it is exported", place=context.run.path
@@ -175,7 +175,7 @@ def _weights(context: Context) -> Path:
 
 def _plan(context: Context, weights: Path, target: _Target) -> _Order:
     """Return the formats to write, without those that these weights do not support."""
-    recipe, section = context.recipe, context.recipe.export or Export()
+    recipe, section = context.recipe, context.recipe.export_settings
     earlier = _earlier(context.run, weights, in_run=target.in_run)
     supported = _without_optional(section, recipe, weights)
     formats = _in_order(supported, earlier, target.folder)
@@ -254,7 +254,7 @@ def _rename_outdated(folder: Path, keep: Collection[str]) -> None:
 def _prepare(context: Context, weights: Path, outputs: dict[str, OutputFolder]) -> dict[str, OutputFolder]:
     """Return the folders after checking the disk space and preparing each of them."""
     if outputs:
-        quant = (context.recipe.export or Export()).quant
+        quant = context.recipe.export_settings.quant
         sizes = [format_bytes(name, weights, context.recipe.model, quant) for name in outputs]
         parent = next(iter(outputs.values())).target.parent
         require_disk_space(parent, sum(size or 0 for size in sizes), f"export of {' and '.join(outputs)}")
@@ -265,7 +265,7 @@ def _prepare(context: Context, weights: Path, outputs: dict[str, OutputFolder]) 
 
 def _questions(context: Context, processor: Any, samples: SampleSet) -> VerificationSet:
     """Return the first samples that fit into ``model.max_tokens``, with a warning about skipped ones."""
-    recipe, section = context.recipe, context.recipe.export or Export()
+    recipe, section = context.recipe, context.recipe.export_settings
     prompts = Prompts.of(recipe, context.images)
     # The length of the completion is 0 here, because llama.cpp adds it to the context itself.
     unfit = prompt_checker(processor, prompts, recipe.model.max_tokens, 0)

@@ -21,7 +21,6 @@ from toolkit.exporting.verification import (
 from toolkit.models.llamacpp import CONVERTED, Child, require_for
 from toolkit.models.llamacpp.convert import convert
 from toolkit.models.llamacpp.files import QUANTIZATIONS, Expected, check_metadata
-from toolkit.recipe import Export
 from toolkit.runfolder import append_line
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def export_gguf(job: ExportJob, merged: Path, output: OutputFolder) -> GgufExpor
         ModelError: the weights cannot be converted, the metadata is wrong, or too many completions of a quantization
             differ. The files then stay in ``gguf.differs``.
     """
-    section = job.context.recipe.export or Export()
+    section = job.context.recipe.export_settings
     quant = tuple(dict.fromkeys(section.quant))
     require_for(quant, verify=bool(job.questions.rows))
     output.partial.mkdir(parents=True)

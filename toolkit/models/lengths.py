@@ -1,7 +1,7 @@
 """Token counts of rows, text and images, before training. Rows that are too long are reported, never truncated."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,17 @@ HAS_SPECIAL_TOKEN = "the question or its agent memory contains a special token o
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens per row, prompt and answer together, over the ``counted`` rows. ``images`` is the median of image tokens.
+class TokenLengths:
+    """Tokens per row, prompt and answer together, as the result of a training stage stores them.
 
-    Rows that were not counted cannot exceed ``limit``, because they have fewer bytes than that.
+    Attributes:
+        rows: The number of rows.
+        counted: The number of rows whose tokens were counted. The others have fewer bytes than ``limit``.
+        median: The median of the counted rows.
+        p95: The 95th percentile of the counted rows.
+        max: The tokens of the longest row.
+        images: The median of the image tokens.
+        limit: The largest permitted number of tokens.
     """
 
     rows: int
@@ -47,12 +54,14 @@ class Lengths:
     max: int
     images: int
     limit: int
-    longest: tuple[int, ...] = field(default=(), repr=False)
-    """Row numbers of the counted rows, the longest first."""
 
-    def to_dict(self) -> dict[str, int]:
-        """Return the values for a stage's record."""
-        return {name: value for name, value in asdict(self).items() if name != "longest"}
+
+@dataclass(frozen=True, slots=True)
+class RowLengths:
+    """The token lengths of rows, and the numbers of the counted rows, the longest first."""
+
+    tokens: TokenLengths
+    longest: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,7 @@ def check_lengths(
     limit: int,
     answer_tokens: int | None = None,
     on_row: Callable[[int], None] = lambda done: None,
-) -> Lengths:
+) -> RowLengths:
     """Count the rows with ``count_lengths`` and check that they fit.
 
     Raises:
@@ -119,11 +128,11 @@ def count_lengths(
     return CountedLengths(tuple(numbers), tuple(lengths))
 
 
-def summarise(counted: CountedLengths, rows: int, limit: int) -> Lengths:
+def summarise(counted: CountedLengths, rows: int, limit: int) -> RowLengths:
     """Return the median, 95th percentile and maximum of the counts, and the longest rows."""
     lengths = counted.lengths
     totals = [length.total for length in lengths]
-    return Lengths(
+    tokens = TokenLengths(
         rows=rows,
         counted=len(lengths),
         median=int(np.median(totals)),
@@ -131,6 +140,9 @@ def summarise(counted: CountedLengths, rows: int, limit: int) -> Lengths:
         max=max(totals),
         images=int(np.median([length.images for length in lengths])),
         limit=limit,
+    )
+    return RowLengths(
+        tokens=tokens,
         longest=tuple(counted.numbers[place] for place in np.argsort(totals, kind="stable")[::-1]),
     )
 

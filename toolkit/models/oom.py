@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from toolkit.recipe import Grpo, Recipe, Sft
+from toolkit.recipe import Recipe
 
 Result = TypeVar("Result")
 
@@ -104,8 +104,8 @@ class Sizes:
 def recipe_sizes(recipe: Recipe, stage: str) -> Sizes:
     """Return the sizes in a recipe."""
     if stage == "sft":
-        sft = recipe.sft or Sft()
+        sft = recipe.sft_settings
         return Sizes(sft.batch_size, sft.accumulation)
-    grpo = recipe.grpo or Grpo()
+    grpo = recipe.grpo_settings
     rows = grpo.completions_per_step
     return Sizes(grpo.micro_batch, rows // grpo.micro_batch, None if grpo.rollouts == "vllm" else rows)

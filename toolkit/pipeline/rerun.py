@@ -16,7 +16,7 @@ from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, is_gguf
 from toolkit.pipeline.results import LABELS, RunResults, collect_results, evaluations, write_results
 from toolkit.pipeline.run import DATA, Result, StageCall, Stages, require_export, run_stage, stopping
-from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
+from toolkit.recipe import Recipe, changed_keys, for_language_models, load_recipe
 from toolkit.runfolder import (
     EXPORT,
     Progress,
@@ -219,7 +219,7 @@ def _run_one(
 
 
 def _check_delivery(run: RunFolder, recipe: Recipe, settings: Sequence[str], delivery: Delivery) -> None:
-    if "gguf" not in formats_of(recipe.export or Export()) and any(one.startswith("export.quant=") for one in settings):
+    if "gguf" not in formats_of(recipe.export_settings) and any(one.startswith("export.quant=") for one in settings):
         rule = "only GGUF files can be quantized, and none is exported"
         raise RunError("export.quant_without_gguf", rule, place="--quant", remedy="Add --to gguf.")
     own = (run.path / "stages" / EXPORT).resolve()

@@ -13,7 +13,7 @@ from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.disk import Disk, check_disk
-from toolkit.planning.findings import Finding, from_error, warning
+from toolkit.planning.findings import PlanFinding, from_error, warning
 from toolkit.planning.gpu import GIB, Gpu
 from toolkit.planning.memory import StageMemory
 from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
@@ -32,18 +32,18 @@ class Facts:
     """Facts of a planned run. None: unknown.
 
     Attributes:
-        recipe: without optional export formats that its base model does not allow.
-        rows: the rows, or the error that prevents reading them.
-        gpu: the GPU to plan for. None: no GPU.
-        backend: that trains.
-        config: of the model.
-        repository: that Unsloth loads in place of the model. None: the model itself is loaded.
-        architecture: of the model.
-        tokens: of the training rows. If nothing is trained, those of the evaluation rows.
-        evaluated: tokens of the evaluation rows.
-        base: location of the model's weights.
-        examined: findings about the rows that were counted.
-        dropped: findings about the dropped export formats.
+        recipe: The recipe without optional export formats that its base model does not allow.
+        rows: The rows, or the error that prevents reading them.
+        gpu: The GPU to plan for. None: no GPU.
+        backend: The backend that trains.
+        config: The model's configuration.
+        repository: The repository that Unsloth loads in place of the model. None: the model itself is loaded.
+        architecture: The model's architecture.
+        tokens: The tokens of the training rows. If nothing is trained, those of the evaluation rows.
+        evaluated: The tokens of the evaluation rows.
+        base: The location of the model's weights.
+        row_findings: The findings about the rows whose tokens were counted.
+        export_findings: The findings about the optional export formats that are left out.
     """
 
     recipe: Recipe
@@ -56,8 +56,8 @@ class Facts:
     tokens: Tokens | None
     evaluated: Tokens | None
     base: BaseWeights
-    examined: Sequence[Finding] = ()
-    dropped: Sequence[Finding] = ()
+    row_findings: Sequence[PlanFinding] = ()
+    export_findings: Sequence[PlanFinding] = ()
 
     @property
     def row_counts(self) -> Mapping[str, int] | None:
@@ -65,23 +65,23 @@ class Facts:
         return self.rows.counts if isinstance(self.rows, Rows) else None
 
 
-Check = Callable[[Facts], Iterator[Finding]]
+Check = Callable[[Facts], Iterator[PlanFinding]]
 
 
-def find_findings(facts: Facts, memory: Mapping[Stage, StageMemory], disk: Disk | None) -> list[Finding]:
-    """Return all problems and warnings."""
+def check_plan(facts: Facts, memory: Mapping[Stage, StageMemory], disk: Disk | None) -> list[PlanFinding]:
+    """Return all problems and warnings of a planned run."""
     return [
         *(finding for check in _PROBLEMS for finding in check(facts)),
         *check_base(facts.recipe, facts.base, facts.config),
         *_check_export(facts),
-        *facts.dropped,
+        *facts.export_findings,
         *(check_disk(facts.recipe, disk) if disk else ()),
         *_check_gpu_memory(memory, facts.gpu),
         *(finding for check in _WARNINGS for finding in check(facts)),
     ]
 
 
-def _check_rows(facts: Facts) -> Iterator[Finding]:
+def _check_rows(facts: Facts) -> Iterator[PlanFinding]:
     """Yield findings if the rows cannot be read or are too few for an optimizer step."""
     grpo = facts.recipe.grpo
     if isinstance(facts.rows, ToolkitError):
@@ -89,14 +89,14 @@ def _check_rows(facts: Facts) -> Iterator[Finding]:
     elif grpo is not None and (train := facts.rows.counts["train"]) < grpo.prompts_per_step:
         rule, value = f"must be at most the number of training rows ({train})", grpo.prompts_per_step
         remedy = "Lower it, or add training rows."
-        yield Finding(Problem("training.too_few_prompts", rule, "[grpo] prompts_per_step", value, remedy))
+        yield PlanFinding(Problem("training.too_few_prompts", rule, "[grpo] prompts_per_step", value, remedy))
 
 
-def _check_examined_rows(facts: Facts) -> Iterator[Finding]:
-    yield from facts.examined
+def _check_counted_rows(facts: Facts) -> Iterator[PlanFinding]:
+    yield from facts.row_findings
 
 
-def _check_files(facts: Facts) -> Iterator[Finding]:
+def _check_files(facts: Facts) -> Iterator[PlanFinding]:
     """Yield findings for missing files and packages that the recipe names.
 
     If the rows cannot be read, ``_check_rows`` reports their files. ``check_base`` reports the model folder.
@@ -104,49 +104,49 @@ def _check_files(facts: Facts) -> Iterator[Finding]:
     for problem in absent(facts.recipe):
         section, _, name = problem.place.partition(".")
         if problem.place != "model.name" and (isinstance(facts.rows, Rows) or section != "data"):
-            yield Finding(replace(problem, place=f"[{section}] {name}"))
+            yield PlanFinding(replace(problem, place=f"[{section}] {name}"))
 
 
-def _check_tokens(facts: Facts) -> Iterator[Finding]:
+def _check_tokens(facts: Facts) -> Iterator[PlanFinding]:
     """Yield findings for rows that exceed model.max_tokens: with their answer in SFT, with the completion in GRPO."""
     recipe, tokens = facts.recipe, facts.tokens
     if tokens is None or not tokens.rows:
         return
     place, remedy = "[model] max_tokens", "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
     checked = f"of {len(tokens.lengths)} rows checked"
-    over = sum(one.total > tokens.limit for one in tokens.lengths)
+    over = sum(length.total > tokens.limit for length in tokens.lengths)
     if recipe.sft is not None and over:
         named = f" ({'; '.join(tokens.too_long[:MOST_SHOWN])})" if tokens.too_long else ""
         rule = f"must hold every row, and {over} {checked} are longer{named}"
-        yield Finding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
+        yield PlanFinding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
     if recipe.grpo is not None:
         available = tokens.limit - recipe.grpo.max_completion_tokens
-        over = sum(one.text + one.images > available for one in tokens.lengths)
+        over = sum(length.text + length.images > available for length in tokens.lengths)
         if over:
             rule = f"must hold the prompt and grpo.max_completion_tokens, and {over} {checked} have longer prompts"
-            found = Problem("plan.training_prompt_too_long", rule, place, tokens.limit, remedy)
-            yield Finding(found, certain=tokens.exact)
+            problem = Problem("plan.training_prompt_too_long", rule, place, tokens.limit, remedy)
+            yield PlanFinding(problem, certain=tokens.exact)
     if not tokens.exact:
         rule = "text tokens are estimated from characters, because the model's processor is not available"
         yield warning(Problem("plan.tokens_estimated", rule, "tokens", remedy="Download the model to count them."))
 
 
-def _check_evaluation_prompts(facts: Facts) -> Iterator[Finding]:
+def _check_evaluation_prompts(facts: Facts) -> Iterator[PlanFinding]:
     """Yield a finding for evaluation prompts that leave too few tokens for a completion."""
     recipe, evaluated = facts.recipe, facts.evaluated
     if evaluated is None:
         return
     available = evaluated.limit - recipe.evaluation.max_completion_tokens
-    if over := sum(one.text + one.images > available for one in evaluated.lengths):
+    if over := sum(length.text + length.images > available for length in evaluated.lengths):
         rule = "must hold the prompt and evaluate.max_completion_tokens, and "
         rule += f"{over} of {len(evaluated.lengths)} rows checked have longer prompts"
         remedy = "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
         certain = evaluated.exact and recipe.evaluation.max_tasks is None
-        found = Problem("plan.evaluation_prompt_too_long", rule, "[model] max_tokens", evaluated.limit, remedy)
-        yield Finding(found, certain=certain)
+        problem = Problem("plan.evaluation_prompt_too_long", rule, "[model] max_tokens", evaluated.limit, remedy)
+        yield PlanFinding(problem, certain=certain)
 
 
-def _check_bitsandbytes(facts: Facts) -> Iterator[Finding]:
+def _check_bitsandbytes(facts: Facts) -> Iterator[PlanFinding]:
     """Yield findings for settings that need bitsandbytes, which is slow on a CPU and may not be installed."""
     recipe = facts.recipe
     if facts.gpu is not None:
@@ -161,7 +161,7 @@ def _check_bitsandbytes(facts: Facts) -> Iterator[Finding]:
     for place, value in wanted.items():
         if not installed:
             rule, remedy = "needs bitsandbytes, which is not installed", "Install it: pip install bitsandbytes."
-            yield Finding(Problem("model.library_missing", rule, place, value, remedy))
+            yield PlanFinding(Problem("model.library_missing", rule, place, value, remedy))
         elif value.startswith("paged_"):
             rule = f'needs a CUDA device, so "{value.removeprefix("paged_")}" is used, which makes the same updates'
             yield warning(Problem("training.optimizer_not_paged", rule, place, value))
@@ -171,7 +171,7 @@ def _check_bitsandbytes(facts: Facts) -> Iterator[Finding]:
             yield warning(Problem("model.quantized_on_cpu", rule, place, value, remedy))
 
 
-def _check_export(facts: Facts) -> Iterator[Finding]:
+def _check_export(facts: Facts) -> Iterator[PlanFinding]:
     """Yield a finding if a package for exporting or verifying GGUF files is missing."""
     section = facts.recipe.export
     if section is None or "gguf" not in section.to:
@@ -179,18 +179,18 @@ def _check_export(facts: Facts) -> Iterator[Finding]:
     try:
         require_for(section.quant, verify=section.verify > 0)
     except MissingExtraError as error:
-        yield Finding(replace(error.problem, place="[export] to"))
+        yield PlanFinding(replace(error.problem, place="[export] to"))
 
 
-def _check_gpu_memory(memory: Mapping[Stage, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:
+def _check_gpu_memory(memory: Mapping[Stage, StageMemory], gpu: Gpu | None) -> Iterator[PlanFinding]:
     """Yield a finding for each stage whose estimate exceeds the GPU memory, with settings that make it fit."""
-    for name, one in memory.items():
-        if gpu is None or one.estimate.peak.total <= gpu.memory:
+    for name, stage in memory.items():
+        peak = stage.estimate.peak
+        if gpu is None or peak.total <= gpu.memory:
             continue
-        peak = one.estimate.peak
         rule = f"the estimated peak in GiB ({peak.name}) must fit the {gpu.memory / GIB:.1f} GiB of {gpu.name}"
-        place, value, remedy = f"memory of {name}", round(peak.total / GIB, 1), _describe_changes(one.changes_here)
-        yield Finding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
+        place, value, remedy = f"memory of {name}", round(peak.total / GIB, 1), _describe_changes(stage.changes_here)
+        yield PlanFinding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
 
 
 def _describe_changes(changes: tuple[str, ...] | None) -> str:
@@ -200,7 +200,7 @@ def _describe_changes(changes: tuple[str, ...] | None) -> str:
     return f"Set {', '.join(changes)} to make it fit."
 
 
-def _check_backend(facts: Facts) -> Iterator[Finding]:
+def _check_backend(facts: Facts) -> Iterator[PlanFinding]:
     """Yield findings for settings that Unsloth would reject after the run has started."""
     recipe = facts.recipe
     if recipe.model.backend != "unsloth":
@@ -213,10 +213,10 @@ def _check_backend(facts: Facts) -> Iterator[Finding]:
     for reason in unsupported_reasons(recipe):
         rule = f"Unsloth cannot train this recipe: {reason}"
         remedy = 'Change the recipe, or set backend = "hf".'
-        yield Finding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
+        yield PlanFinding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
 
 
-def _check_vllm(facts: Facts) -> Iterator[Finding]:
+def _check_vllm(facts: Facts) -> Iterator[PlanFinding]:
     """Yield a finding for settings that vLLM would reject after the run has started."""
     recipe, gpu = facts.recipe, facts.gpu
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
@@ -232,7 +232,7 @@ def _check_vllm(facts: Facts) -> Iterator[Finding]:
     if reasons:
         rule = f"vLLM cannot generate the completions: {'; '.join(reasons)}"
         remedy = 'Set rollouts = "transformers".'
-        yield Finding(Problem("training.vllm_unsupported", rule, "[grpo] rollouts", remedy=remedy))
+        yield PlanFinding(Problem("training.vllm_unsupported", rule, "[grpo] rollouts", remedy=remedy))
 
 
 def _machine(gpu: Gpu | None) -> Machine:
@@ -248,7 +248,7 @@ def _machine(gpu: Gpu | None) -> Machine:
     return Machine(gpu.memory / 1e9, (8, 0) if gpu.bf16 else (7, 5), installed)
 
 
-def _check_model(facts: Facts) -> Iterator[Finding]:
+def _check_model(facts: Facts) -> Iterator[PlanFinding]:
     """Yield findings if a model folder is incomplete, or the model lacks layers or attention of the recipe."""
     recipe, config, model, tokens = facts.recipe, facts.config, facts.architecture, facts.tokens
     place = "[model] name"
@@ -256,15 +256,15 @@ def _check_model(facts: Facts) -> Iterator[Finding]:
     if folder is not None and folder.is_dir():
         if config is None:
             rule = "the model folder must contain config.json"
-            yield Finding(Problem("plan.config_missing", rule, place, str(folder), "Name a complete model folder."))
+            yield PlanFinding(Problem("plan.config_missing", rule, place, str(folder), "Name a complete model folder."))
         elif tokens is not None and tokens.rows and not tokens.exact:
             rule = "the model folder must contain a processor that loads: tokenizer and image processor"
             remedy = "Copy the files of the model's processor into the folder."
-            yield Finding(Problem("plan.processor_missing", rule, place, str(folder), remedy))
+            yield PlanFinding(Problem("plan.processor_missing", rule, place, str(folder), remedy))
     if config is not None and model is None and not _can_be_built(config, recipe.model):
         rule = "the model_type must be one that the installed transformers loads for images and text"
         remedy = "Name another model, or install a version of transformers that supports it."
-        yield Finding(Problem("plan.model_type_unsupported", rule, place, config.model_type, remedy))
+        yield PlanFinding(Problem("plan.model_type_unsupported", rule, place, config.model_type, remedy))
     if config is not None and model is not None:
         yield from _check_lora_targets(recipe, model)
         yield from _check_attention(recipe.model, model)
@@ -287,27 +287,27 @@ def _can_be_built(config: Configuration, model: Model) -> bool:
     return True
 
 
-def _check_lora_targets(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
+def _check_lora_targets(recipe: Recipe, model: Architecture) -> Iterator[PlanFinding]:
     """Check the targets of a new adapter, as ``toolkit.models.lora`` does."""
     if recipe.model.tuning != "lora" or recipe.model.adapter is not None or not (recipe.sft or recipe.grpo):
         return
-    available = {one.name for one in model.linears if not one.vision}
+    available = {linear.name for linear in model.linears if not linear.vision}
     if missing := sorted(set(recipe.lora.targets) - available):
         rule, remedy = "must name linear layers of the language model", f"Choose from: {', '.join(sorted(available))}."
-        yield Finding(Problem("model.lora_target_unknown", rule, "[lora] targets", missing, remedy))
+        yield PlanFinding(Problem("model.lora_target_unknown", rule, "[lora] targets", missing, remedy))
 
 
-def _check_attention(model: Model, architecture: Architecture) -> Iterator[Finding]:
+def _check_attention(model: Model, architecture: Architecture) -> Iterator[PlanFinding]:
     """Check the attention implementation, as ``toolkit.models.loading`` does."""
     if model.attention == "flash_attention_2" and architecture.model_type in IMAGE_BLOCKS:
         rule = "must support the bidirectional attention between the model's image tokens"
         remedy = 'Set attention = "sdpa" or "eager".'
-        yield Finding(
+        yield PlanFinding(
             Problem("model.attention_ignores_image_blocks", rule, "[model] attention", model.attention, remedy)
         )
 
 
-def _no_bfloat16(facts: Facts) -> Iterator[Finding]:
+def _no_bfloat16(facts: Facts) -> Iterator[PlanFinding]:
     """Yield a warning for a GPU on which Gemma 3 overflows in float16 (unsloth#2040, #2818)."""
     if facts.gpu is None or facts.gpu.bf16 or facts.recipe.model.precision == "32bit":
         return
@@ -317,7 +317,7 @@ def _no_bfloat16(facts: Facts) -> Iterator[Finding]:
     yield warning(Problem("plan.no_bfloat16", rule, facts.gpu.name, remedy=remedy))
 
 
-def _several_gpus(facts: Facts) -> Iterator[Finding]:
+def _several_gpus(facts: Facts) -> Iterator[PlanFinding]:
     """Yield a warning if some GPUs are not used (unsloth#431, #2467)."""
     if facts.gpu is not None and facts.gpu.count > 1:
         rule = "the run uses only one of the available GPUs"
@@ -325,7 +325,7 @@ def _several_gpus(facts: Facts) -> Iterator[Finding]:
         yield warning(Problem("model.one_gpu_used", rule, "GPU", facts.gpu.count, remedy))
 
 
-def _vision_adapter(facts: Facts) -> Iterator[Finding]:
+def _vision_adapter(facts: Facts) -> Iterator[PlanFinding]:
     """Yield a warning for adapters that vLLM does not serve (vllm#21500, #41754)."""
     recipe = facts.recipe
     exports_adapter_alone = recipe.export is not None and not writes_merged(recipe)
@@ -335,7 +335,7 @@ def _vision_adapter(facts: Facts) -> Iterator[Finding]:
         yield warning(Problem("plan.vision_adapter_not_servable", rule, "[lora] vision", remedy=remedy))
 
 
-def _kl_reference(facts: Facts) -> Iterator[Finding]:
+def _kl_reference(facts: Facts) -> Iterator[PlanFinding]:
     recipe = facts.recipe
     trained_before = recipe.sft is not None or recipe.model.adapter is not None
     if recipe.grpo is not None and recipe.grpo.beta > 0 and trained_before:
@@ -344,7 +344,7 @@ def _kl_reference(facts: Facts) -> Iterator[Finding]:
         yield warning(Problem("plan.kl_reference_is_adapter", rule, "[grpo] beta"))
 
 
-def _zero_variance_rewards(facts: Facts) -> Iterator[Finding]:
+def _zero_variance_rewards(facts: Facts) -> Iterator[PlanFinding]:
     """Yield a warning if groups with equal rewards, which have no gradient, are probable (trl#3857, #3452)."""
     recipe = facts.recipe
     if recipe.grpo is None:
@@ -356,7 +356,7 @@ def _zero_variance_rewards(facts: Facts) -> Iterator[Finding]:
         yield warning(Problem("plan.rewards_all_or_nothing", rule, "[rewards]", sorted(counted), remedy))
 
 
-def _truncated_completions(facts: Facts) -> Iterator[Finding]:
+def _truncated_completions(facts: Facts) -> Iterator[PlanFinding]:
     """Yield warnings for truncated completions, which get no reward (trl#5697, ms-swift#4950)."""
     if facts.tokens is None:
         return
@@ -369,7 +369,7 @@ def _truncated_completions(facts: Facts) -> Iterator[Finding]:
             yield warning(Problem("plan.answers_cut_off", rule, place, value, remedy))
 
 
-def _no_gradient_checkpointing(facts: Facts) -> Iterator[Finding]:
+def _no_gradient_checkpointing(facts: Facts) -> Iterator[PlanFinding]:
     recipe = facts.recipe
     for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
         on_gpu = facts.gpu is not None and recipe.model.name != "tiny"
@@ -379,7 +379,7 @@ def _no_gradient_checkpointing(facts: Facts) -> Iterator[Finding]:
             yield warning(Problem("plan.no_gradient_checkpointing", rule, place, False, remedy))
 
 
-def _rounded_updates(facts: Facts) -> Iterator[Finding]:
+def _rounded_updates(facts: Facts) -> Iterator[PlanFinding]:
     model = facts.recipe.model
     if model.tuning == "full" and model.precision == "16bit":
         rule = "full fine-tuning in 16 bits loses updates that are smaller than the rounding of the weights"
@@ -387,7 +387,7 @@ def _rounded_updates(facts: Facts) -> Iterator[Finding]:
         yield warning(Problem("plan.small_updates_lost", rule, "[model] precision", model.precision, remedy))
 
 
-def _remote_code(facts: Facts) -> Iterator[Finding]:
+def _remote_code(facts: Facts) -> Iterator[PlanFinding]:
     if facts.recipe.model.trust_remote_code:
         rule = "Python code of the model's authors runs with your permissions"
         yield warning(Problem("plan.remote_code", rule, "[model] trust_remote_code"))
@@ -395,7 +395,7 @@ def _remote_code(facts: Facts) -> Iterator[Finding]:
 
 _PROBLEMS: tuple[Check, ...] = (
     _check_rows,
-    _check_examined_rows,
+    _check_counted_rows,
     _check_tokens,
     _check_evaluation_prompts,
     _check_files,

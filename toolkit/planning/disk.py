@@ -10,7 +10,7 @@ from toolkit.errors import Problem
 from toolkit.models.llamacpp import formats_of, max_bytes
 from toolkit.models.model_paths import model_source, writes_merged
 from toolkit.planning.architecture import FLOAT, Architecture
-from toolkit.planning.findings import Finding
+from toolkit.planning.findings import PlanFinding
 from toolkit.planning.model_files import Repository, State
 from toolkit.planning.stages import Setting, Stage
 from toolkit.planning.weights import optimizer_bytes, trained_parameters, weight_bytes
@@ -28,11 +28,11 @@ class Disk:
     """Most bytes that the run folder needs, by part, and the free space on its disk.
 
     Attributes:
-        parts: of the run folder.
-        free: on its disk.
-        downloads: repository -> bytes that are downloaded into the Hub's cache.
-        cache: folder of that cache.
-        cache_free: on the cache's disk.
+        parts: Maps each part of the run folder to its bytes.
+        free: The free bytes on the disk of the run folder.
+        downloads: Maps each repository to the bytes that are downloaded into the Hub's cache.
+        cache: The folder of that cache.
+        cache_free: The free bytes on the cache's disk.
     """
 
     parts: Mapping[str, int]
@@ -117,27 +117,27 @@ def _downloads(
     return found
 
 
-def check_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
+def check_disk(recipe: Recipe, disk: Disk) -> Iterator[PlanFinding]:
     """Yield findings if the run folder is not writable, or if disk space is insufficient or nearly full."""
     place, above = f"disk of {recipe.run_folder.parent}", _existing(recipe.run_folder.absolute())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         code = "plan.run_folder_not_writable" if above.is_dir() else "plan.run_folder_below_file"
         rule = f"the folder above the run folder must be {'writable' if above.is_dir() else 'a folder, not a file'}"
-        yield Finding(Problem(code, rule, "[run] folder", str(above), "Choose another run.folder."))
+        yield PlanFinding(Problem(code, rule, "[run] folder", str(above), "Choose another run.folder."))
     free = round(disk.free / 1e9, 1)
     remedy = "Free disk space, lower run.keep_checkpoints, export fewer formats, or choose another run.folder."
     if disk.needed > disk.free:
         rule = f"{disk.needed / 1e9:.1f} GB must be free"
-        yield Finding(Problem("plan.disk_too_small", rule, place, free, remedy))
+        yield PlanFinding(Problem("plan.disk_too_small", rule, place, free, remedy))
     elif disk.needed + SPARE > disk.free:
         rule = f"the run needs {disk.needed / 1e9:.1f} GB, and {SPARE / 1e9:.0f} GB more should be free"
-        yield Finding(Problem("plan.disk_nearly_full", rule, place, free, remedy), problem=False)
+        yield PlanFinding(Problem("plan.disk_nearly_full", rule, place, free, remedy), problem=False)
     fetched = sum(disk.downloads.values())
     if fetched > disk.cache_free:
         rule = f"{fetched / 1e9:.1f} GB must be free to download {' and '.join(disk.downloads)}"
         place, free = f"disk of {disk.cache}", round(disk.cache_free / 1e9, 1)
         remedy = "Free disk space, or set HF_HOME to a folder on another disk."
-        yield Finding(Problem("plan.cache_disk_too_small", rule, place, free, remedy), certain=False)
+        yield PlanFinding(Problem("plan.cache_disk_too_small", rule, place, free, remedy), certain=False)
 
 
 def _trained_bytes(model: Architecture, setting: Setting) -> int:

@@ -104,8 +104,8 @@ class StageTime:
     """Estimated duration of one stage.
 
     Attributes:
-        step: of an optimizer step, or of one evaluation.
-        steps: optimizer steps of the stage, or evaluations of the run.
+        step: The seconds of an optimizer step, or of one evaluation.
+        steps: The number of optimizer steps of the stage, or of evaluations of the run.
     """
 
     step: Range
@@ -179,10 +179,10 @@ class Passes:
     """Passes of one model in one setting.
 
     Attributes:
-        model: its architecture.
-        setting: of the stage, with a mean row in place of the longest.
-        value: bytes of an activation and of an unquantized parameter: 2 or 4.
-        fused: positions up to which 4-bit parameters are not unpacked. None: as the pinned bitsandbytes does.
+        model: The model's architecture.
+        setting: The memory setting of the stage, with a mean row in place of the longest.
+        value: The bytes of an activation and of an unquantized parameter: 2 or 4.
+        fused: The positions up to which 4-bit parameters are not unpacked. None: as the pinned bitsandbytes does.
     """
 
     model: Architecture
@@ -371,10 +371,10 @@ def stage_time(model: Architecture, setting: Setting, work: Work, gpu: GpuFigure
     """Return the duration of a stage on a GPU.
 
     Args:
-        model: its architecture.
-        setting: of the stage, with a mean row.
-        work: its steps, rows and answers.
-        gpu: figures of the GPU.
+        model: The model's architecture.
+        setting: The memory setting of the stage, with a mean row.
+        work: The steps, rows and answers of the stage.
+        gpu: The figures of the GPU.
     """
     arithmetic = arithmetic_of(gpu, setting, model.model_type)
     passes = Passes(model, setting, arithmetic.value)
@@ -422,9 +422,9 @@ def grpo_step(passes: Passes, speed: Speed, answer: float) -> float:
     """Return the seconds of an optimizer step: a rollout of all completions at once, and an update in micro-batches.
 
     Args:
-        passes: of the stage.
-        speed: of the machine.
-        answer: tokens of the longest completion, to which the others are padded.
+        passes: The passes of the stage.
+        speed: The speed of the machine.
+        answer: The tokens of the longest completion, to which the others are padded.
     """
     setting = passes.setting
     completions = setting.concurrent

@@ -7,13 +7,13 @@ from toolkit.errors import Problem, ToolkitError
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PlanFinding:
     """One problem or warning.
 
     Attributes:
-        details: code, rule, place, value and remedy. The place is a recipe key, a folder, a row or an image.
-        problem: the run cannot work, according to the plan. False: a warning.
-        certain: known, not estimated. `toolkit run` aborts on it.
+        details: Code, rule, place, value and remedy. The place is a recipe key, a folder, a row or an image.
+        problem: Whether the run cannot work, according to the plan. False: a warning.
+        certain: Whether the finding is known, not estimated. `toolkit run` aborts on it.
     """
 
     details: Problem
@@ -45,20 +45,20 @@ class WithFindings:
     """
 
     __slots__ = ()
-    findings: Sequence[Finding]
+    findings: Sequence[PlanFinding]
 
     @property
-    def problems(self) -> list[Finding]:
+    def problems(self) -> list[PlanFinding]:
         """Return the findings that prevent the run."""
         return [finding for finding in self.findings if finding.problem]
 
     @property
-    def certain(self) -> list[Finding]:
+    def certain(self) -> list[PlanFinding]:
         """Return the problems that are not estimates. `toolkit run` aborts on them."""
         return [finding for finding in self.problems if finding.certain]
 
     @property
-    def warnings(self) -> list[Finding]:
+    def warnings(self) -> list[PlanFinding]:
         """Return the findings that do not prevent the run."""
         return [finding for finding in self.findings if not finding.problem]
 
@@ -71,11 +71,11 @@ class WithFindings:
         }
 
 
-def warning(details: Problem) -> Finding:
+def warning(details: Problem) -> PlanFinding:
     """Return a finding that does not prevent the run."""
-    return Finding(details, problem=False, certain=False)
+    return PlanFinding(details, problem=False, certain=False)
 
 
-def from_error(error: ToolkitError, place: str, *, certain: bool = True) -> Finding:
+def from_error(error: ToolkitError, place: str, *, certain: bool = True) -> PlanFinding:
     """Return an error as a finding. It keeps its code, and gets ``place`` if it has none."""
-    return Finding(replace(error.problem, place=error.place or place), certain=certain)
+    return PlanFinding(replace(error.problem, place=error.place or place), certain=certain)

@@ -151,8 +151,8 @@ def figures_of(name: str, memory: float | None = None) -> GpuFigures | None:
     """Return the figures of a GPU by its name, as a user or the driver spells it, such as ``NVIDIA A100-SXM4-40GB``.
 
     Args:
-        name: of the GPU, in any case.
-        memory: GB that choose between variants of one GPU, if the name does not. None: the first variant.
+        name: The name of the GPU, in upper or lower case.
+        memory: The GB that choose between variants of one GPU, if the name does not. None: the first variant.
 
     Returns:
         None if the table does not have the GPU, or if the name is that of a slice of a GPU (MIG).

@@ -177,11 +177,11 @@ class StageMemory:
     """Memory estimate of a stage, and the changes to the recipe that make it fit. Empty: it fits. None: none is enough.
 
     Attributes:
-        estimate: for the GPU of the plan.
-        without_bf16: for a GPU without bfloat16 (T4, V100), on which unquantized parameters are float32.
-        changes: nominal GB of a GPU -> changes.
-        precision: on a GPU. ``auto`` may be another precision on this machine.
-        changes_here: changes for the GPU of the plan.
+        estimate: The estimate for the GPU of the plan.
+        without_bf16: The estimate for a GPU without bfloat16 (T4, V100), on which unquantized parameters are float32.
+        changes: Maps the nominal GB of a GPU to the changes.
+        precision: The precision on a GPU. ``auto`` may be another precision on this machine.
+        changes_here: The changes for the GPU of the plan.
     """
 
     estimate: Estimate

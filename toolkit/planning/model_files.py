@@ -21,7 +21,7 @@ from toolkit.errors import ModelError, Problem
 from toolkit.models.llamacpp import mergeable_formats
 from toolkit.models.model_paths import model_source, writes_merged
 from toolkit.planning.architecture import Architecture, Linear
-from toolkit.planning.findings import Finding, warning
+from toolkit.planning.findings import PlanFinding, warning
 from toolkit.recipe import Model, Recipe
 from toolkit.recipe.checks import is_folder_name
 
@@ -169,7 +169,7 @@ def query_hub(model: Model) -> BaseWeights:
     return BaseWeights("reachable")
 
 
-def check_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[Finding]:
+def check_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[PlanFinding]:
     """Yield findings about the base weights, for loading and for merging."""
     place, name = "[model] name", recipe.model.name
     merges = writes_merged(recipe)
@@ -178,15 +178,15 @@ def check_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) 
         purpose = "loading, and for merging the adapter" if merges else "loading"
         rule = f"the model weights must be available for {purpose}: {base.reason}"
         remedy = "Download the model once (`hf download NAME`) and set its folder, or correct the name."
-        yield Finding(Problem(base.code, rule, place, name, remedy), certain=base.state != "unreachable")
+        yield PlanFinding(Problem(base.code, rule, place, name, remedy), certain=base.state != "unreachable")
     if merges and not dequantizes and config is not None and config.fields.get("quantization_config"):
         rule = "the base model of merged weights must be stored in 16 bits or more, not quantized"
         remedy = 'Name the unquantized base (precision = "4bit" quantizes it while loading), or set '
         remedy += 'export.to = ["adapter"] or export.allow_dequantized = true.'
-        yield Finding(Problem("model.base_stored_quantized", rule, place, name, remedy))
+        yield PlanFinding(Problem("model.base_stored_quantized", rule, place, name, remedy))
 
 
-def drop_optional_formats(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
+def drop_optional_formats(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[PlanFinding]]:
     """Return the recipe without optional formats that its base model does not allow, and a warning about them."""
     if recipe.export is None or config is None:
         return recipe, []
@@ -374,8 +374,8 @@ def unquantized_fraction(model: Architecture, size: int | None) -> float:
     """Return the fraction of the language model's quantized matrices that is in 16 bits, from a repository's size.
 
     Args:
-        model: with every supported layer quantized.
-        size: bytes of the repository's parameters. None: unknown, so ``MOST_UNQUANTIZED`` is returned.
+        model: The architecture with every supported layer quantized.
+        size: The bytes of the repository's parameters. None: unknown, so ``MOST_UNQUANTIZED`` is returned.
     """
     if size is None:
         return MOST_UNQUANTIZED

@@ -30,19 +30,18 @@ GB are 10^9 bytes, except for nominal sizes of GPUs. ``reserved_gb`` is the peak
 include the CUDA context.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TypeVar
 
 from toolkit.data.loading import SampleSet
 from toolkit.data.unusable_rows import Dropped
 from toolkit.errors import ToolkitError
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.cache import cached_count
-from toolkit.planning.checks import Facts, find_findings
+from toolkit.planning.checks import Facts, check_plan
 from toolkit.planning.disk import Disk, Downloads, plan_disk
 from toolkit.planning.duration import ASSUMPTIONS, StageTime, mean_setting, stage_times
-from toolkit.planning.findings import Finding, WithFindings
+from toolkit.planning.findings import PlanFinding, WithFindings
 from toolkit.planning.gpu import COMMON, Gpu, figures_of
 from toolkit.planning.memory import StageMemory, stage_memory
 from toolkit.planning.model_files import (
@@ -69,14 +68,24 @@ from toolkit.planning.stages import (
     planned_precision,
     stages,
 )
-from toolkit.planning.tokens import Rows, Tokens, evaluation_rows, examine_rows, longest_possible_row, training_rows
+from toolkit.planning.tokens import (
+    ExaminedRows,
+    Rows,
+    Tokens,
+    evaluation_rows,
+    examine_rows,
+    longest_possible_row,
+    training_rows,
+)
 from toolkit.planning.weights import trained_parameters
 from toolkit.recipe import Recipe
 from toolkit.runfolder import untested_versions
 
-SCHEMA_VERSION = 3
+PLAN_SCHEMA_VERSION = 3
+"""Version of plan.json. It is increased if a key changes its name or meaning."""
 
-Found = TypeVar("Found")
+Unknown = Mapping[str, str]
+"""Fact -> the reason why it is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +145,8 @@ class Plan(WithFindings):
     run: str
     stages: Sequence[str]
     model: PlannedModel
-    findings: Sequence[Finding] = ()
-    unknown: Mapping[str, str] = field(default_factory=dict)
+    findings: Sequence[PlanFinding] = ()
+    unknown: Unknown = field(default_factory=dict)
     data: PlannedData | None = None
     tokens: Tokens | None = None
     work: Mapping[Stage, Work] | None = None
@@ -151,7 +160,7 @@ class Plan(WithFindings):
     def to_json(self) -> dict[str, object]:
         """Return the JSON object that the module describes."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": PLAN_SCHEMA_VERSION,
             "run": self.run,
             "stages": list(self.stages),
             **self.findings_json(),
@@ -186,25 +195,25 @@ def make_plan(
     """Return the plan of a recipe.
 
     Args:
-        recipe: a valid recipe.
-        rows: its rows, or the error that prevents reading them.
-        gpu: the GPU to plan for. None: no GPU.
-        query: queries the Hub for the model (default: one request). It is not called with ``HF_HUB_OFFLINE=1``.
-        query_repository: queries the Hub for the repository that Unsloth loads (default: two requests).
+        recipe: A valid recipe.
+        rows: The rows of the recipe, or the error that prevents reading them.
+        gpu: The GPU to plan for. None: no GPU.
+        query: Queries the Hub for the model (default: one request). It is not called with ``HF_HUB_OFFLINE=1``.
+        query_repository: Queries the Hub for the repository that Unsloth loads (default: two requests).
     """
-    unknown: dict[str, str] = {}
-    facts = _collect_facts(recipe, rows, gpu, query, query_repository, unknown)
+    facts, unknown_facts = _collect_facts(recipe, rows, gpu, query, query_repository)
     settings = _memory_settings(facts)
     memory = _stage_memory(facts, settings)
     disk = _disk(facts, settings)
     work = None if facts.row_counts is None else plan_work(facts.recipe, facts.row_counts)
+    time, unknown_time = _stage_times(facts, settings, work)
     return Plan(
         run=recipe.run.name,
         stages=stages(facts.recipe),
         model=_planned_model(facts, settings),
-        findings=find_findings(facts, memory, disk),
-        time=_stage_times(facts, settings, work, unknown),
-        unknown=unknown,
+        findings=check_plan(facts, memory, disk),
+        time=time,
+        unknown={**unknown_facts, **unknown_time},
         data=_planned_data(rows) if isinstance(rows, Rows) else None,
         tokens=facts.tokens,
         work=work,
@@ -221,17 +230,16 @@ def _collect_facts(
     gpu: Gpu | None,
     query: Query | None,
     query_repository: QueryRepository | None,
-    unknown: dict[str, str],
-) -> Facts:
-    """Return what is known about model and rows. Reasons for what is unknown are added to ``unknown``."""
+) -> tuple[Facts, Unknown]:
+    """Return what is known about model and rows, and why other facts are unknown."""
     config, repository = find_configuration(recipe.model), None
     backend = planned_backend(recipe, here=gpu is not None and gpu.here)
     if config is not None and backend == "unsloth":
         repository = find_repository(recipe.model, query_repository)
-    architecture = _find_architecture(recipe, config, repository, unsloth=backend == "unsloth", unknown=unknown)
-    counted = _count_tokens(recipe, rows, architecture, unknown)
-    recipe, dropped = drop_optional_formats(recipe, config)
-    return Facts(
+    architecture, unknown = _find_architecture(recipe, config, repository, unsloth=backend == "unsloth")
+    counted = _count_tokens(recipe, rows, architecture)
+    recipe, export_findings = drop_optional_formats(recipe, config)
+    facts = Facts(
         recipe=recipe,
         rows=rows,
         gpu=gpu,
@@ -242,9 +250,10 @@ def _collect_facts(
         tokens=counted.trained,
         evaluated=counted.evaluated,
         base=find_base(recipe.model, query),
-        examined=counted.findings,
-        dropped=dropped,
+        row_findings=counted.findings,
+        export_findings=export_findings,
     )
+    return facts, {**unknown, **counted.unknown}
 
 
 def _find_architecture(
@@ -253,71 +262,73 @@ def _find_architecture(
     repository: Repository | None,
     *,
     unsloth: bool,
-    unknown: dict[str, str],
-) -> Architecture | None:
-    """Return the architecture with the layers that the backend quantizes."""
+) -> tuple[Architecture | None, Unknown]:
+    """Return the architecture with the layers that the backend quantizes, and why other facts are unknown."""
     if config is None:
         where = "not in a folder, not in the Hub's cache, and not shipped with this package"
-        unknown["model"] = f"config.json of {recipe.model.name} is {where}"
-        return None
+        return None, {"model": f"config.json of {recipe.model.name} is {where}"}
     listed = None if repository is None else repository.unquantized
     modules = list(listed if listed is not None else UNQUANTIZED_MODULES if unsloth else ())
 
     def build() -> Architecture:
         return build_architecture(config.fields, modules)
 
-    model = _attempt("model", lambda: cached_count(Architecture, [config.fields, modules], build), unknown)
-    if model is None or repository is None or listed is not None:
-        return model
+    try:
+        model = cached_count(Architecture, [config.fields, modules], build)
+    except ToolkitError as error:
+        return None, {"model": str(error)}
+    if repository is None or listed is not None:
+        return model, {}
     fraction = unquantized_fraction(model, repository.size)
-    unknown[repository.name] = (
+    reason = (
         "its config.json, which lists the layers in 16 bits, is not in the Hub's cache. The vision tower and "
         f"{fraction:.0%} of the language model are counted in 16 bits"
         + (", which follows from the size of the repository" if repository.size else "")
     )
-    return leave_unquantized(model, fraction)
+    return leave_unquantized(model, fraction), {repository.name: reason}
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class _CountedTokens:
-    trained: Tokens | None = None
-    evaluated: Tokens | None = None
-    findings: list[Finding] = field(default_factory=list)
+    """The tokens of training and evaluation rows, findings about these rows, and why other facts are unknown."""
+
+    trained: Tokens | None
+    evaluated: Tokens | None
+    findings: tuple[PlanFinding, ...]
+    unknown: Unknown
 
 
-def _count_tokens(
-    recipe: Recipe, rows: Rows | ToolkitError, model: Architecture | None, unknown: dict[str, str]
-) -> _CountedTokens:
+def _count_tokens(recipe: Recipe, rows: Rows | ToolkitError, model: Architecture | None) -> _CountedTokens:
     """Return the tokens of training and evaluation rows, or those of the longest possible row."""
-    counted = _CountedTokens()
     if not isinstance(rows, Rows):
-        unknown["data"] = "the rows cannot be read: rows, tokens, steps"
-        if model is not None:
-            counted.trained = _attempt("tokens", lambda: longest_possible_row(recipe, model), unknown)
-        return counted
+        return _assume_longest_row(recipe, model)
 
-    def count(samples: SampleSet | None) -> Tokens | None:
-        if not samples:
-            return None
-        found = examine_rows(recipe, samples, rows.images, model)
-        counted.findings.extend(found.findings)
-        if found.tokens is None:
-            unknown.setdefault("tokens", found.unknown)
-        return found.tokens
+    def examine(samples: SampleSet | None) -> ExaminedRows:
+        return examine_rows(recipe, samples, rows.images, model) if samples else ExaminedRows()
 
-    counted.evaluated = count(evaluation_rows(recipe, rows.data))
-    trained = training_rows(recipe, rows.data)
-    counted.trained = counted.evaluated if trained is None else count(trained)
-    return counted
+    evaluated, trained = examine(evaluation_rows(recipe, rows.data)), ExaminedRows()
+    trains = training_rows(recipe, rows.data)
+    if trains is not None:
+        trained = examine(trains)
+    reasons = [examined.unknown for examined in (evaluated, trained) if examined.unknown]
+    return _CountedTokens(
+        trained=evaluated.tokens if trains is None else trained.tokens,
+        evaluated=evaluated.tokens,
+        findings=evaluated.findings + trained.findings,
+        unknown={"tokens": reasons[0]} if reasons else {},
+    )
 
 
-def _attempt(what: str, find: Callable[[], Found], unknown: dict[str, str]) -> Found | None:
-    """Return the result of ``find``. If it raises a ToolkitError, note the reason and return None."""
-    try:
-        return find()
-    except ToolkitError as error:
-        unknown[what] = str(error)
-        return None
+def _assume_longest_row(recipe: Recipe, model: Architecture | None) -> _CountedTokens:
+    """Return the tokens of the longest possible row, because the rows cannot be read."""
+    unknown = {"data": "the rows cannot be read: rows, tokens, steps"}
+    longest = None
+    if model is not None:
+        try:
+            longest = longest_possible_row(recipe, model)
+        except ToolkitError as error:
+            unknown["tokens"] = str(error)
+    return _CountedTokens(longest, None, (), unknown)
 
 
 def _memory_settings(facts: Facts) -> Mapping[Stage, Setting]:
@@ -366,23 +377,22 @@ def _planned_model(facts: Facts, settings: Mapping[Stage, Setting]) -> PlannedMo
 
 
 def _stage_times(
-    facts: Facts, settings: Mapping[Stage, Setting], work: Mapping[Stage, Work] | None, unknown: dict[str, str]
-) -> Mapping[str, Mapping[Stage, StageTime]] | None:
-    """Return GPU -> stage -> duration. Reasons for missing estimates are added to ``unknown``."""
+    facts: Facts, settings: Mapping[Stage, Setting], work: Mapping[Stage, Work] | None
+) -> tuple[Mapping[str, Mapping[Stage, StageTime]] | None, Unknown]:
+    """Return GPU -> stage -> duration, and why other durations are unknown."""
     model, trained, evaluated = facts.architecture, facts.tokens, facts.evaluated or facts.tokens
     if model is None or trained is None or evaluated is None or work is None:
-        unknown["time"] = "it depends on the model's configuration and the rows"
-        return None
+        return None, {"time": "it depends on the model's configuration and the rows"}
     gpu = facts.gpu
     gpus = [figures for name in COMMON if (figures := figures_of(name))] if gpu is None else gpu.figures
     if not gpus:
-        unknown["time"] = f"data-sheet figures of {'common GPUs' if gpu is None else gpu.name} are unknown"
-        return None
+        return None, {"time": f"data-sheet figures of {'common GPUs' if gpu is None else gpu.name} are unknown"}
     mean = {
         stage: mean_setting(setting, model, evaluated if stage == "evaluate" else trained)
         for stage, setting in settings.items()
     }
+    unknown = {}
     if facts.recipe.grpo is not None and facts.recipe.grpo.rollouts == "vllm":
         unknown["time of grpo"] = "rollouts with vLLM are not estimated"
         mean.pop("grpo", None)
-    return stage_times(model, mean, work, gpus)
+    return stage_times(model, mean, work, gpus), unknown

@@ -127,13 +127,13 @@ def memory_settings(
     """Return stage -> memory setting on a CUDA device, with the longest of the counted rows.
 
     Args:
-        recipe: the run.
-        model: its architecture.
-        tokens: of the training rows. If None, those in ``evaluated`` are used, and vice versa. Without both,
-        a row has no tokens, and only parameters are counted.
-        bf16: the GPU supports bfloat16.
-        evaluated: tokens of the evaluation rows.
-        backend: that trains. None: the one that ``planned_backend`` returns.
+        recipe: The recipe of the run.
+        model: The model's architecture.
+        tokens: The tokens of the training rows. If None, those in ``evaluated`` are used, and vice versa. Without both,
+            a row has no tokens, and only parameters are counted.
+        bf16: Whether the GPU supports bfloat16.
+        evaluated: The tokens of the evaluation rows.
+        backend: The backend that trains. None: the one that ``planned_backend`` returns.
     """
     tokens, evaluated = tokens or evaluated, evaluated or tokens
     tower = model.vision

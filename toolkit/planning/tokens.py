@@ -19,7 +19,7 @@ from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
 from toolkit.planning.architecture import Architecture, Tower
 from toolkit.planning.cache import cached_count, hash_processor_files
-from toolkit.planning.findings import Finding, from_error, warning
+from toolkit.planning.findings import PlanFinding, from_error, warning
 from toolkit.planning.model_files import cached_file
 from toolkit.recipe import Model, Recipe
 
@@ -259,7 +259,7 @@ class ExaminedRows:
     """Tokens of some rows. None: unknown, for the reason in ``unknown``."""
 
     tokens: Tokens | None = None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[PlanFinding, ...] = ()
     unknown: str = ""
 
 
@@ -281,7 +281,7 @@ def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: 
     """Return the tokens of some samples, evenly spaced, and findings about rows that would end or change a run."""
     place = f"[data] {samples.source.file}"
     chosen: Sequence[Sample] = samples[:: max(1, -(-len(samples) // COUNTED))]
-    dropped: tuple[Finding, ...] = ()
+    dropped: tuple[PlanFinding, ...] = ()
     try:
         if recipe.images.unreadable == "skip":
             usable = [sample for sample in chosen if _has_usable_images(sample, images)]
@@ -312,10 +312,10 @@ def _has_usable_images(sample: Sample, images: ImageStore) -> bool:
     return True
 
 
-def _check_skipped(place: str, count: int, checked: int) -> Iterator[Finding]:
+def _check_skipped(place: str, count: int, checked: int) -> Iterator[PlanFinding]:
     if count == checked:
         rule = f"at least one of the {checked} rows checked must have usable images"
-        yield Finding(Problem("plan.no_usable_rows", rule, place, 0), certain=False)
+        yield PlanFinding(Problem("plan.no_usable_rows", rule, place, 0), certain=False)
     elif count:
         rule = f"{count} of {checked} rows checked have an unusable image and will be skipped"
         yield warning(Problem("plan.rows_skipped", rule, place))

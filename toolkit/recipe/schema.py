@@ -144,7 +144,7 @@ class Data(Section):
     sampling: Literal["natural", "balanced"] = "natural"
     """``balanced`` draws every class equally often in training, and every group of a class."""
     on_leak: Literal["stop", "report", "drop"] = "stop"
-    """Groups, images or questions in two splits: stop, report them, or drop the training rows and count them."""
+    """A leak between two splits: stop, report it, or drop its rows of the earlier split (train, then validation)."""
     max_dropped: float = Field(0.05, ge=0, le=1)
     """Largest fraction of unusable rows. The run stops above it."""
     limit_train: int | None = Field(None, ge=1)
@@ -255,9 +255,11 @@ class Grpo(Optimisation):
     beta: float = Field(0.0, ge=0)
     """Weight of the KL penalty. The reference model is the model at the start of the stage."""
     epsilon: float = Field(0.2, gt=0)
-    """Clipping range of the probability ratio."""
+    """Clipping range of the probability ratio. Without vLLM it has no effect: each rollout is used for one update, so
+    the ratio is 1."""
     epsilon_high: float | None = Field(None, gt=0)
-    """Upper clipping range. Default: ``epsilon``. With ``loss = "cispo"`` it caps the ratio."""
+    """Upper clipping range. Default: ``epsilon``. With ``loss = "cispo"`` it caps the ratio. Without vLLM it has no
+    effect, like ``epsilon``."""
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dapo"
     """Loss, by its name in TRL."""
     importance: Literal["token", "sequence"] = "token"
@@ -322,7 +324,7 @@ class Evaluate(Section):
     max_completion_tokens: int = Field(128, ge=1)
     """Maximum length of a completion in tokens."""
     before: bool = True
-    """Evaluate the base model before the first training stage."""
+    """Evaluate the model as the run starts with it (``model.adapter`` included), before the first training stage."""
     by: tuple[str, ...] | None = None
     """Columns by whose values the score is also reported. Default: those of the task."""
     positive: str | None = None
@@ -392,7 +394,7 @@ class Recipe(Section):
         """Return the section [data] of a vision-language model's recipe.
 
         Raises:
-            RecipeError: the recipe has [imagegen], whose data are its own.
+            RecipeError: The recipe has [imagegen], whose data are its own.
         """
         if self.data is None:
             raise RecipeError([Problem("recipe.section_missing", "must have a section [data]", self.run.name)])
@@ -418,6 +420,33 @@ class Recipe(Section):
     def evaluation(self) -> Evaluate:
         """Return the settings of evaluation: the recipe's section, otherwise the defaults."""
         return self.evaluate or Evaluate()
+
+    @property
+    def export_settings(self) -> Export:
+        """Return the settings of export: the recipe's section, otherwise the defaults."""
+        return self.export or Export()
+
+    @property
+    def sft_settings(self) -> Sft:
+        """Return the section [sft].
+
+        Raises:
+            RecipeError: The recipe has no SFT.
+        """
+        if self.sft is None:
+            raise RecipeError([Problem("recipe.section_missing", "must have a section [sft]", self.run.name)])
+        return self.sft
+
+    @property
+    def grpo_settings(self) -> Grpo:
+        """Return the section [grpo].
+
+        Raises:
+            RecipeError: The recipe has no GRPO.
+        """
+        if self.grpo is None:
+            raise RecipeError([Problem("recipe.section_missing", "must have a section [grpo]", self.run.name)])
+        return self.grpo
 
     @property
     def results_by(self) -> tuple[str, ...]:

@@ -194,8 +194,8 @@ def planned_seconds(run: RunFolder, stage: str) -> tuple[float, float] | None:
     """Return the range of seconds per step that plan.json has for this machine's GPU, or None."""
     plan = run.plan()
     times, gpu = plan.get("time") or {}, plan.get("gpu") or {}
-    found = times.get("gpus", {}).get(times.get("here"), {}).get(stage)
-    if not gpu.get("here") or found is None:
+    stage_time = times.get("gpus", {}).get(times.get("here"), {}).get(stage)
+    if not gpu.get("here") or stage_time is None:
         return None
-    low, high = found["seconds_per_step"]
+    low, high = stage_time["seconds_per_step"]
     return float(low), float(high)

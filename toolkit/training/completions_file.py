@@ -100,7 +100,9 @@ def _score(line: _Line, sample: Sample, table: RewardTable) -> ScoredCompletion:
     answer = table.task.parse(line.content["completion"], sample)
     answer = replace(answer, truncated=line.content.get("truncated") is True)
     explanations = tuple(explain(sample, answer, table))
-    return ScoredCompletion(line.place, sample.id, answer, sum(one.points for one in explanations), explanations)
+    return ScoredCompletion(
+        line.place, sample.id, answer, sum(explanation.points for explanation in explanations), explanations
+    )
 
 
 def _read_lines(path: Path) -> tuple[list[_Line], list[Problem]]:

@@ -11,7 +11,6 @@ over N, the G completions of a prompt follow each other.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -25,7 +24,7 @@ from toolkit.evaluation.context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Completion, Policy, RewardScorer, Row, RowSource, TrainingJob
 from toolkit.models.flops import register_usage_hooks
-from toolkit.models.lengths import Lengths
+from toolkit.models.lengths import TokenLengths
 from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
 from toolkit.models.oom import recipe_sizes
@@ -33,14 +32,14 @@ from toolkit.models.prompts import Prompts
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
 from toolkit.runfolder import from_json, is_main_process, read_json, write_json
-from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.distributed import per_process
 from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer
 from toolkit.training.image_processor_cache import rollout_processor
 from toolkit.training.preflight import check_rows, preflight_rows
 from toolkit.training.results import GrpoResult, ProbeResult
+from toolkit.training.resume import last_checkpoint
 from toolkit.training.reward_statistics import group_statistics, probe
-from toolkit.training.rewards import RewardTable, ScoredAnswer, check_rewards_apply, recipe_rewards
+from toolkit.training.rewards import RewardScore, RewardTable, check_rewards_apply, recipe_rewards
 from toolkit.training.train import train, training_rows
 from toolkit.training.trl_trainer import build_trainer, common_settings, finish_trainer, local_optimizer
 
@@ -61,16 +60,17 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
         ModelError: vLLM is requested but not supported here.
     """
     recipe, samples = context.recipe, training_rows(context, STAGE)
-    grpo = recipe.grpo or Grpo()
+    grpo = recipe.grpo_settings
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
     table = recipe_rewards(recipe)
     check_rewards_apply(prompts.task, table, samples)
     _check_enough_rows(len(samples), grpo)
     check_vllm_rollouts(recipe, backend.name, samples)
-    folder, reference = context.run.stage_folder(STAGE), describe_reference(recipe, context.weights)
+    folder, start = context.run.stage_folder(STAGE), context.weights
+    reference = describe_reference(recipe, None if start is None else context.run.relative(start))
     probe_file = folder / "probe.json"
 
-    def prepare(policy: Policy) -> tuple[TrainingJob, Lengths]:
+    def prepare(policy: Policy) -> tuple[TrainingJob, TokenLengths]:
         lengths = check_rows(context, backend, policy, prompts, samples, grpo.max_completion_tokens)
         log.info("grpo: %s", reference)
         # A resumed stage keeps the probe of its first start, which measured the policy before any update.
@@ -82,9 +82,9 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
             count=len(samples),
             folder=folder,
             scorer=make_reward_scorer(prompts.task, table, samples, grpo.generations),
-            longest=preflight_rows(lengths, preflight),
+            longest=preflight_rows(lengths.longest, preflight),
         )
-        return job, lengths
+        return job, lengths.tokens
 
     figures, lengths = train(context, STAGE, backend, prepare, build_grpo)
     return GrpoResult(
@@ -134,6 +134,7 @@ def check_vllm_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample])
     architecture = architecture_of(model_source(recipe.model), recipe.model)
     most_images = max(len(sample.images) for sample in samples)
     reasons = vllm_unsupported_reasons(recipe, Machine.here(), architecture, most_images)
+    # vllm_unsupported_reasons already has a reason for backend = "hf". Here, "auto" has become hf on this machine.
     if backend != "unsloth" and recipe.model.backend != "hf":
         reasons.append(f"it needs Unsloth, but this run's backend is {backend}")
     if reasons:
@@ -157,7 +158,7 @@ def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, object]:
     log-probabilities of the update as the old ones. Their ratio is 1, and ``epsilon`` clips nothing. With vLLM, which
     has kernels of its own, TRL multiplies the loss by an importance ratio of the two policies.
     """
-    grpo, sizes = job.recipe.grpo or Grpo(), job.sizes or recipe_sizes(job.recipe, "grpo")
+    grpo, sizes = job.recipe.grpo_settings, job.sizes or recipe_sizes(job.recipe, "grpo")
     # TRL normalises the rewards of a group on one process, so a group must not be divided between processes.
     per_process(grpo.prompts_per_step, "[grpo] prompts_per_step")
     return {
@@ -199,14 +200,19 @@ def _generation_settings(policy: Policy, grpo: Grpo, *, preflight: bool) -> dict
     return {**settings, "min_new_tokens": grpo.max_completion_tokens} if preflight else settings
 
 
-def describe_reference(recipe: Recipe, start: Path | None) -> str:
-    """Return what the KL term is measured against, in words for the log and the record."""
-    grpo = recipe.grpo or Grpo()
-    if grpo.beta == 0:
+def describe_reference(recipe: Recipe, start: str | None) -> str:
+    """Return what the KL term is measured against, in words for the log and the record.
+
+    Args:
+        recipe: The recipe, with a section [grpo].
+        start: The folder of the weights that the stage starts from, as records store it. None: the base model.
+    """
+    beta = recipe.grpo_settings.beta
+    if beta == 0:
         return "beta = 0: no KL term, no reference model"
     if start is not None:
-        return f"beta = {grpo.beta}: KL against the model as this stage found it ({start.parent.name})"
-    return f"beta = {grpo.beta}: KL against the base model"
+        return f"beta = {beta}: KL against the model at the start of the stage ({start})"
+    return f"beta = {beta}: KL against the base model"
 
 
 # The trainer.
@@ -224,11 +230,11 @@ def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
         _check_trl_replaced()
     if job.scorer is None:
         raise TrainingError("training.reward_scorer_missing", "GRPO must have a reward scorer")
-    grpo = job.recipe.grpo or Grpo()
+    grpo = job.recipe.grpo_settings
     settings = {**grpo_settings(policy, job), **traits.changed_settings}
     if job.preflight and settings.get("use_vllm"):  # completions run to the limit, as in ``_generation_settings``
-        of_vllm = traits.changed_settings["generation_kwargs"]
-        settings["generation_kwargs"] = {**of_vllm, "min_tokens": grpo.max_completion_tokens}
+        vllm_settings = traits.changed_settings["generation_kwargs"]
+        settings["generation_kwargs"] = {**vllm_settings, "min_tokens": grpo.max_completion_tokens}
     # The data loader prefetches the rows of the next step while the rows of this step are still in use.
     open_rows = 2 * grpo.prompts_per_step
     trainer_class = RolloutTrainer if traits.replaces_trl else PolicyTrainer
@@ -276,7 +282,7 @@ def make_reward_scorer(task: Task, table: RewardTable, samples: Sequence[Sample]
     return RewardScorer(table.weights, score)
 
 
-def _group_metrics(scored_N: Sequence[ScoredAnswer], answers_N: Sequence[Answer], generations: int) -> dict[str, float]:
+def _group_metrics(scored_N: Sequence[RewardScore], answers_N: Sequence[Answer], generations: int) -> dict[str, float]:
     """Return the metrics that TRL does not log: deviation within groups, zero-variance groups, unreadable answers.
 
     TRL logs the mean of each reward and the fraction of truncated completions.
@@ -284,8 +290,8 @@ def _group_metrics(scored_N: Sequence[ScoredAnswer], answers_N: Sequence[Answer]
     starts = range(0, len(answers_N), generations)
     scored_PG = [scored_N[start : start + generations] for start in starts]
     answers_PG = [answers_N[start : start + generations] for start in starts]
-    found = group_statistics(scored_PG, answers_PG)
-    return {name: value for name, value in found.to_log().items() if not name.endswith(("/mean", "/truncated"))}
+    metrics = group_statistics(scored_PG, answers_PG).to_log()
+    return {name: value for name, value in metrics.items() if not name.endswith(("/mean", "/truncated"))}
 
 
 class _RewardFunctions:

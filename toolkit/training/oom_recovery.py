@@ -114,17 +114,17 @@ class Recovery:
             write_json(self._file, {**_to_json(sizes), "recoveries": self.errors})
 
     def _read(self, stored: Mapping[str, Any]) -> None:
-        found = Sizes(stored["micro_batch"], stored["accumulation"], stored["completions_per_generate"])
-        if found.rows != self.sizes.rows:
+        sizes = Sizes(stored["micro_batch"], stored["accumulation"], stored["completions_per_generate"])
+        if sizes.rows != self.sizes.rows:
             raise RunError(
                 "training.kept_sizes_differ",
                 f"micro_batch times accumulation must be {self.sizes.rows}, the rows of an optimizer step",
                 place=self._file,
-                value=f"{found.micro_batch} x {found.accumulation}",
+                value=f"{sizes.micro_batch} x {sizes.accumulation}",
                 remedy="Delete the file to start with the recipe's sizes.",
             )
-        self.sizes, self.errors = found, list(from_json(tuple[OutOfMemory, ...], stored["recoveries"]))
-        log.info("%s: after an earlier out-of-memory error: %s", self.stage, _describe(found))
+        self.sizes, self.errors = sizes, list(from_json(tuple[OutOfMemory, ...], stored["recoveries"]))
+        log.info("%s: after an earlier out-of-memory error: %s", self.stage, _describe(sizes))
 
 
 def advice(recipe: Recipe, stage: str, plan: Mapping[str, Any] | None) -> str:

@@ -18,10 +18,9 @@ from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend
 from toolkit.models.backend import Completion, Policy, RewardScorer, Row, TrainingJob
-from toolkit.models.lengths import Lengths, check_lengths
+from toolkit.models.lengths import RowLengths, check_lengths
 from toolkit.models.oom import attempt, recipe_sizes
 from toolkit.models.prompts import Prompts
-from toolkit.recipe import Grpo
 from toolkit.runfolder import world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.training.results import PreflightResult
@@ -38,7 +37,7 @@ def check_rows(
     prompts: Prompts,
     samples: Sequence[Sample],
     answer_tokens: int | None = None,
-) -> Lengths:
+) -> RowLengths:
     """Check that the rows fit into ``model.max_tokens``, and that the model uses their images.
 
     Args:
@@ -55,7 +54,8 @@ def check_rows(
     """
     limit = context.recipe.model.max_tokens
     lengths = check_lengths(policy.processor, prompts, samples, limit, answer_tokens, on_row=context.no_step_yet)
-    log.info("%d rows, median %d and at most %d tokens", lengths.rows, lengths.median, lengths.max)
+    tokens = lengths.tokens
+    log.info("%d rows, median %d and at most %d tokens", tokens.rows, tokens.median, tokens.max)
     check_images_used(backend, policy, prompts, samples)
     return lengths
 
@@ -126,14 +126,14 @@ def _different_images(samples: Sequence[Sample]) -> tuple[Sample, Sample] | None
     return None
 
 
-def preflight_rows(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
-    """Return the rows of the preflight step, the longest first. Empty if it is not ``wanted`` (default: on a GPU).
+def preflight_rows(longest: tuple[int, ...], wanted: bool | None) -> tuple[int, ...]:
+    """Return ``longest`` if a preflight step is ``wanted`` (default: on a GPU), otherwise no rows.
 
     Several processes skip it, because they cannot change their sizes after an out-of-memory error.
     """
     if wanted is None:
         wanted = torch.cuda.is_available()
-    return lengths.longest if wanted and world_size() == 1 else ()
+    return longest if wanted and world_size() == 1 else ()
 
 
 def preflight_job(job: TrainingJob, stage: str) -> TrainingJob:
@@ -142,13 +142,16 @@ def preflight_job(job: TrainingJob, stage: str) -> TrainingJob:
     SFT: each micro-batch consists of the longest rows. GRPO: the longest prompts, with completions that run to the
     token limit and are not scored.
     """
-    sizes, grpo = job.sizes or recipe_sizes(job.recipe, stage), job.recipe.grpo or Grpo()
-    longest = job.longest[: sizes.micro_batch if stage == "sft" else grpo.prompts_per_step]
-    rows = job.rows
+    if stage == "sft":
+        sizes = job.sizes or recipe_sizes(job.recipe, stage)
+        used, count = sizes.micro_batch, sizes.rows
+    else:
+        used = count = job.recipe.grpo_settings.prompts_per_step
+    longest, rows = job.longest[:used], job.rows
     return replace(
         job,
         rows=lambda number: rows(longest[number % len(longest)]),
-        count=sizes.rows if stage == "sft" else grpo.prompts_per_step,
+        count=count,
         callbacks=(),
         scorer=None if job.scorer is None else RewardScorer(job.scorer.weights, _zero_scores(job.scorer.weights)),
         preflight=True,
@@ -167,11 +170,11 @@ def run_preflight_step(trainer: Any) -> PreflightResult | None:
     begun = time.monotonic()
     if attempt(trainer.train) is None:
         return None
-    found = PreflightResult(round(time.monotonic() - begun, 3), **gpu_peaks())
-    peak = found.peak_reserved_bytes
+    result = PreflightResult(round(time.monotonic() - begun, 3), **gpu_peaks())
+    peak = result.peak_reserved_bytes
     reserved = "" if peak is None else f", at most {peak / 2**30:.2f} GiB of the GPU reserved"
-    log.info("preflight step: one step on the longest rows took %.1f s%s", found.seconds, reserved)
-    return found
+    log.info("preflight step: one step on the longest rows took %.1f s%s", result.seconds, reserved)
+    return result
 
 
 def _zero_scores(weights: Mapping[str, float]) -> Any:

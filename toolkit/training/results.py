@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.images import StoreReport
+from toolkit.models.lengths import TokenLengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,9 +12,9 @@ class StepSeconds:
     """Seconds per optimizer step. None: unknown.
 
     Attributes:
-        planned: lowest and highest estimate of the plan for this machine's GPU.
-        preflight: the preflight step, an upper bound.
-        measured: median of the last session.
+        planned: The lowest and highest estimate of the plan for this machine's GPU.
+        preflight: The seconds of the preflight step, an upper bound.
+        measured: The median of the last session.
     """
 
     planned: tuple[float, float] | None
@@ -35,12 +36,12 @@ class OutOfMemory:
     """One out-of-memory error.
 
     Attributes:
-        step: the optimizer step. None: a rollout, which is repeated with fewer completions per call.
-        during: the activity.
-        micro_batch: the micro-batch after it.
-        accumulation: the passes per optimizer step after it.
-        completions_per_generate: the completions per ``generate`` call after it. None: SFT, or vLLM.
-        continued_from: the checkpoint or rollout from which training continued.
+        step: The optimizer step. None: a rollout, which is repeated with fewer completions per call.
+        during: The activity that ran out of memory.
+        micro_batch: The micro-batch after it.
+        accumulation: The passes per optimizer step after it.
+        completions_per_generate: The completions per ``generate`` call after it. None: SFT, or vLLM.
+        continued_from: The checkpoint or rollout from which training continued.
     """
 
     step: int | None
@@ -56,14 +57,14 @@ class GpuMemory:
     """GPU memory of a stage, and its recovery from out-of-memory errors.
 
     Attributes:
-        peak_allocated_bytes: peak of the last session. None: no GPU, or no step was left to train.
-        peak_reserved_bytes: likewise.
-        out_of_memory: number of out-of-memory errors in all sessions.
-        micro_batch: the final micro-batch.
-        accumulation: the final passes per optimizer step.
-        completions_per_generate: the final completions per ``generate`` call. None: SFT, or vLLM.
-        recoveries: the out-of-memory errors.
-        preflight: the preflight step. None: there was none.
+        peak_allocated_bytes: The peak of the last session. None: no GPU, or no step was left to train.
+        peak_reserved_bytes: The peak of the memory that torch reserved, likewise.
+        out_of_memory: The number of out-of-memory errors in all sessions.
+        micro_batch: The final micro-batch.
+        accumulation: The final passes per optimizer step.
+        completions_per_generate: The final completions per ``generate`` call. None: SFT, or vLLM.
+        recoveries: The out-of-memory errors.
+        preflight: The preflight step. None: there was none.
     """
 
     peak_allocated_bytes: int | None
@@ -81,12 +82,12 @@ class TrainingFigures:
     """What SFT and GRPO have in common.
 
     Attributes:
-        steps: optimizer steps of the stage.
-        seconds: duration of the last session.
-        seconds_per_step: planned and measured duration of an optimizer step.
-        skipped_steps: optimizer steps that the gradient scaler skipped.
-        resumed_from: the checkpoint that the last session started from, or None.
-        gpu_memory: GPU memory and out-of-memory errors.
+        steps: The optimizer steps of the stage.
+        seconds: The duration of the last session.
+        seconds_per_step: The planned and measured duration of an optimizer step.
+        skipped_steps: The number of optimizer steps that the gradient scaler skipped.
+        resumed_from: The checkpoint that the last session started from, or None.
+        gpu_memory: The GPU memory and out-of-memory errors.
     """
 
     steps: int
@@ -98,29 +99,16 @@ class TrainingFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLengths:
-    """Tokens of the training rows, prompt and reference answer together. See ``toolkit.models.lengths.Lengths``."""
-
-    rows: int
-    counted: int
-    median: int
-    p95: int
-    max: int
-    images: int
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
 class SftResult:
     """The result of SFT.
 
     Attributes:
-        training: steps, time and GPU memory.
-        lengths: tokens of the training rows.
-        backend: hf or unsloth.
-        optimizer: the optimizer that was used on this machine.
-        rows: number of training rows.
-        images: what happened to the images.
+        training: The steps, time and GPU memory.
+        lengths: The tokens of the training rows.
+        backend: The backend, "hf" or "unsloth".
+        optimizer: The optimizer that was used on this machine.
+        rows: The number of training rows.
+        images: The counts of read, replaced and cached images.
     """
 
     training: TrainingFigures
@@ -145,16 +133,15 @@ class RewardSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """The rewards of completions that were sampled before the first step.
+class GroupStatistics:
+    """The rewards of the completions of one step.
 
     Attributes:
-        total: the weighted sum of the rewards.
-        components: reward -> its summary.
-        unreadable: fraction of the completions from which no answer could be parsed.
-        truncated: fraction of the completions that reached the token limit.
-        problems: reason why no answer could be parsed -> number of completions.
-        failure: why GRPO can learn nothing from these rewards, or None.
+        total: The weighted sum of the rewards.
+        components: Maps each reward to its summary.
+        unreadable: Fraction of the completions from which no answer could be parsed.
+        truncated: Fraction of the completions that reached the token limit.
+        problems: Maps the reason why no answer could be parsed to the number of completions, the most frequent first.
     """
 
     total: RewardSummary
@@ -162,6 +149,24 @@ class ProbeResult:
     unreadable: float
     truncated: float
     problems: Mapping[str, int]
+
+    def to_log(self) -> dict[str, float]:
+        """Return the metrics of the log, such as ``reward/letter/mean``. Rewards that never applied are omitted."""
+        log = {"reward/unreadable": self.unreadable, "reward/truncated": self.truncated}
+        for name, summary in {"total": self.total, **self.components}.items():
+            parts = {"mean": summary.mean, "std": summary.std, "zero_variance": summary.zero_variance}
+            log |= {f"reward/{name}/{part}": value for part, value in parts.items() if value is not None}
+        return log
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult(GroupStatistics):
+    """The rewards of completions that were sampled before the first step.
+
+    Attributes:
+        failure: The reason why GRPO can learn nothing from these rewards, or None.
+    """
+
     failure: str | None
 
 
@@ -170,15 +175,15 @@ class GrpoResult:
     """The result of GRPO.
 
     Attributes:
-        training: steps, time and GPU memory.
-        lengths: tokens of the training rows.
-        backend: hf or unsloth.
-        optimizer: the optimizer that was used on this machine.
-        rows: number of training rows.
-        images: what happened to the images.
-        rows_left_out_each_epoch: rows that do not fill an optimizer step.
-        probe: the probe before the first step. None: grpo.probe_prompts is 0.
-        kl_reference: what the KL term is measured against.
+        training: The steps, time and GPU memory.
+        lengths: The tokens of the training rows.
+        backend: The backend, "hf" or "unsloth".
+        optimizer: The optimizer that was used on this machine.
+        rows: The number of training rows.
+        images: The counts of read, replaced and cached images.
+        rows_left_out_each_epoch: The number of rows that do not fill an optimizer step.
+        probe: The probe before the first step. None: grpo.probe_prompts is 0.
+        kl_reference: The model that the KL term is measured against, in words.
     """
 
     training: TrainingFigures

@@ -6,8 +6,8 @@ Axes: P prompts, G generations (completions) per prompt.
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import fields
 from statistics import fmean, stdev
 
 import torch
@@ -19,36 +19,14 @@ from toolkit.models import Backend
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Grpo, Recipe
-from toolkit.training.results import ProbeResult, RewardSummary
-from toolkit.training.rewards import RewardTable, ScoredAnswer
+from toolkit.training.results import GroupStatistics, ProbeResult, RewardSummary
+from toolkit.training.rewards import RewardScore, RewardTable
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class GroupStatistics:
-    """The rewards of one step."""
-
-    total: RewardSummary
-    components: Mapping[str, RewardSummary]
-    unreadable: float
-    """Fraction of the completions from which no answer could be parsed."""
-    truncated: float
-    """Fraction of the completions that reached the token limit."""
-    problems: Mapping[str, int]
-    """Maps the reason why no answer could be parsed to the number of completions, the most frequent first."""
-
-    def to_log(self) -> dict[str, float]:
-        """Return the metrics of the log, such as ``reward/letter/mean``. Rewards that never applied are omitted."""
-        log = {"reward/unreadable": self.unreadable, "reward/truncated": self.truncated}
-        for name, summary in {"total": self.total, **self.components}.items():
-            parts = {"mean": summary.mean, "std": summary.std, "zero_variance": summary.zero_variance}
-            log |= {f"reward/{name}/{part}": value for part, value in parts.items() if value is not None}
-        return log
-
-
 def group_statistics(
-    scored_PG: Sequence[Sequence[ScoredAnswer]], answers_PG: Sequence[Sequence[Answer]]
+    scored_PG: Sequence[Sequence[RewardScore]], answers_PG: Sequence[Sequence[Answer]]
 ) -> GroupStatistics:
     """Return the statistics of a step.
 
@@ -92,7 +70,7 @@ def probe(
         TrainingError: Every group has zero variance, or too many completions are truncated, so GRPO could learn
             nothing. With ``probe_on_failure = "report"`` this is a warning, and ``failure`` in the result.
     """
-    grpo = recipe.grpo or Grpo()
+    grpo = recipe.grpo_settings
     chosen = _evenly_spaced(samples, grpo.probe_prompts)
     sampling = Sampling(grpo.max_completion_tokens, grpo.temperature, grpo.top_p, grpo.top_k, grpo.generations)
     with torch.random.fork_rng():
@@ -106,25 +84,19 @@ def probe(
         [table.score(sample, answer) for answer in answers_G]
         for sample, answers_G in zip(chosen, answers_PG, strict=True)
     ]
-    found = group_statistics(scored_PG, answers_PG)
-    log.info("grpo probe: %s", _describe(found, len(chosen), grpo.generations))
-    failure = _failure(found, grpo)
+    statistics = group_statistics(scored_PG, answers_PG)
+    log.info("grpo probe: %s", _describe(statistics, len(chosen), grpo.generations))
+    failure = _failure(statistics, grpo)
     if failure is not None and grpo.probe_on_failure == "stop":
         raise failure
     if failure is not None:
         warn(failure.code, failure.rule, place=failure.place, value=failure.value, remedy=failure.remedy)
-    return ProbeResult(
-        total=found.total,
-        components=found.components,
-        unreadable=found.unreadable,
-        truncated=found.truncated,
-        problems=found.problems,
-        failure=None if failure is None else str(failure),
-    )
+    figures = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
+    return ProbeResult(**figures, failure=None if failure is None else str(failure))
 
 
 def _summarise(rewards_PG: Sequence[Sequence[float | None]]) -> RewardSummary:
-    groups = [values for rewards_G in rewards_PG if (values := [one for one in rewards_G if one is not None])]
+    groups = [values for rewards_G in rewards_PG if (values := [reward for reward in rewards_G if reward is not None])]
     values = [value for group in groups for value in group]
     if not values:
         return RewardSummary(0, None, None, None)
@@ -142,31 +114,31 @@ def _evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[i * len(samples) // count] for i in range(count)]
 
 
-def _describe(found: GroupStatistics, prompts: int, generations: int) -> str:
-    total = found.total
+def _describe(statistics: GroupStatistics, prompts: int, generations: int) -> str:
+    total = statistics.total
     return (
         f"{prompts} prompts x {generations} completions: reward mean {total.mean:.3f}, standard deviation within a "
-        f"group {total.std:.3f}, zero-variance groups {total.zero_variance:.0%}, truncated {found.truncated:.0%}, "
-        f"unreadable {found.unreadable:.0%}"
+        f"group {total.std:.3f}, zero-variance groups {total.zero_variance:.0%}, truncated {statistics.truncated:.0%}, "
+        f"unreadable {statistics.unreadable:.0%}"
     )
 
 
-def _failure(found: GroupStatistics, grpo: Grpo) -> TrainingError | None:
+def _failure(statistics: GroupStatistics, grpo: Grpo) -> TrainingError | None:
     """Return the reason why GRPO could learn nothing from these answers, or None."""
-    if found.truncated > grpo.probe_max_truncated:
+    if statistics.truncated > grpo.probe_max_truncated:
         return TrainingError(
             "training.probe_truncated",
             f"at most {grpo.probe_max_truncated:.0%} of the probe's completions may reach the token limit",
             place="[grpo] max_completion_tokens",
-            value=f"{found.truncated:.0%} at {grpo.max_completion_tokens} tokens",
+            value=f"{statistics.truncated:.0%} at {grpo.max_completion_tokens} tokens",
             remedy="Raise max_completion_tokens, or run (more) SFT first.",
         )
-    if found.total.zero_variance == 1:
+    if statistics.total.zero_variance == 1:
         return TrainingError(
             "training.probe_zero_variance",
             "completions of a prompt must differ in reward, but every group has zero variance",
             place="[grpo] probe",
-            value=f"reward mean {found.total.mean:.3f}, unreadable: {dict(found.problems)}",
+            value=f"reward mean {statistics.total.mean:.3f}, unreadable: {dict(statistics.problems)}",
             remedy="Train SFT longer, raise temperature or generations, or weight a reward that gives partial credit.",
         )
     return None

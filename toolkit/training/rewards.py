@@ -22,7 +22,7 @@ _SHAPE = "def my_reward(sample, answer): return 0.0 to 1.0, or None if it does n
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredAnswer:
+class RewardScore:
     """The score of an answer.
 
     Attributes:
@@ -42,7 +42,7 @@ class RewardTable:
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
 
-    def score(self, sample: Sample, answer: Answer) -> ScoredAnswer:
+    def score(self, sample: Sample, answer: Answer) -> RewardScore:
         """Return the weighted sum of the rewards that apply.
 
         The sum is not divided by the weights that apply. Whether a reward applies depends on the sample, for example on
@@ -63,7 +63,7 @@ class RewardTable:
                 value=sorted(components),
                 remedy="Give a weight to a reward that applies, or remove such rows from the training data.",
             )
-        return ScoredAnswer(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
+        return RewardScore(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
 
 
 def recipe_rewards(recipe: Recipe, base: Path = Path()) -> RewardTable:
@@ -97,22 +97,22 @@ def reward_table(task: Task, weights: Mapping[str, float], custom: Sequence[str]
     rewards = {**task.rewards, **_load_all(custom, base, task.rewards, problems)}
     # A custom reward that could not be loaded is reported already. Its weight is not a second problem.
     known = {**rewards, **{custom_name(entry): None for entry in custom}}
-    given = {**task.reward_weights, **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
-    problems += [problem for name in given if (problem := _weight_problem(name, given[name], list(known)))]
-    if not problems and not any(given.values()):
+    all_weights = {**task.reward_weights, **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
+    problems += [problem for name in all_weights if (problem := _weight_problem(name, all_weights[name], list(known)))]
+    if not problems and not any(all_weights.values()):
         problems.append(
             Problem(
                 "rewards.all_weights_zero",
                 "at least one weight must be above 0",
                 "rewards",
-                value=given,
+                value=all_weights,
                 remedy="Give a reward a weight.",
             )
         )
     if problems:
         raise RecipeError(problems)
-    used = {name: reward for name, reward in rewards.items() if given[name] > 0}
-    return RewardTable(task, used, {name: float(given[name]) for name in used})
+    used = {name: reward for name, reward in rewards.items() if all_weights[name] > 0}
+    return RewardTable(task, used, {name: float(all_weights[name]) for name in used})
 
 
 def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample]) -> None:

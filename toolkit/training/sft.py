@@ -13,10 +13,9 @@ from toolkit.evaluation.context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.collate import SftCollator
-from toolkit.models.lengths import Lengths
+from toolkit.models.lengths import TokenLengths
 from toolkit.models.oom import recipe_sizes
 from toolkit.models.prompts import Prompts
-from toolkit.recipe import Sft
 from toolkit.training import sft_loss
 from toolkit.training.distributed import per_process
 from toolkit.training.preflight import check_rows, preflight_rows
@@ -34,27 +33,32 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
         context: The run.
         preflight: Whether to make a preflight step on the longest rows first. It does not change the training.
             None: on a GPU.
+
+    Raises:
+        DataError: Rows are too long, or contain a special token of the model.
+        TrainingError: The model ignores the images, or training cannot continue. See ``train.train``.
+        Interrupted: A signal came. The state is saved.
     """
     recipe, samples = context.recipe, training_rows(context, STAGE)
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
 
-    def prepare(policy: Policy) -> tuple[TrainingJob, Lengths]:
+    def prepare(policy: Policy) -> tuple[TrainingJob, TokenLengths]:
         lengths = check_rows(context, backend, policy, prompts, samples)
         job = TrainingJob(
             recipe=recipe,
             rows=prompts.rows(samples, answer=True),
             count=len(samples),
             folder=context.run.stage_folder(STAGE),
-            longest=preflight_rows(lengths, preflight),
+            longest=preflight_rows(lengths.longest, preflight),
         )
-        return job, lengths
+        return job, lengths.tokens
 
     figures, lengths = train(context, STAGE, backend, prepare, build_sft)
     return SftResult(
         training=figures,
         lengths=lengths,
         backend=backend.name,
-        optimizer=local_optimizer(recipe.sft or Sft()),
+        optimizer=local_optimizer(recipe.sft_settings),
         rows=len(samples),
         images=context.count_images(STAGE),
     )
@@ -62,7 +66,7 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
 
 def sft_settings(job: TrainingJob) -> dict[str, object]:
     """Return the keyword arguments of ``trl.SFTConfig``."""
-    sft, sizes = job.recipe.sft or Sft(), job.sizes or recipe_sizes(job.recipe, "sft")
+    sft, sizes = job.recipe.sft_settings, job.sizes or recipe_sizes(job.recipe, "sft")
     return {
         **common_settings(job, sft, sft.epochs),
         "learning_rate": sft.learning_rate,

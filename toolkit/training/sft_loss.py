@@ -176,17 +176,19 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         needed: tuple[bool, bool, bool],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        given = zip((hidden, weight, bias), needed, strict=True)
-        made = _Gradients(*(torch.zeros_like(t) if t is not None and need else None for t, need in given))
+        inputs = zip((hidden, weight, bias), needed, strict=True)
+        gradients = _Gradients(*(torch.zeros_like(t) if t is not None and need else None for t, need in inputs))
         sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
         size = max(1, SLICE_BYTES // (_BYTES_PER_LOGIT * len(weight)))
         # Autocast would convert a float32 head to bfloat16, which is a copy of the head.
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), size):
                 part = slice(start, start + size)
-                here = made if made.hidden is None else made._replace(hidden=made.hidden[part])
-                sums += _slice(_Head(weight, bias, scale, cap), hidden[part], targets[part, None], here)
-        ctx.save_for_backward(*made)
+                slice_gradients = (
+                    gradients if gradients.hidden is None else gradients._replace(hidden=gradients.hidden[part])
+                )
+                sums += _slice(_Head(weight, bias, scale, cap), hidden[part], targets[part, None], slice_gradients)
+        ctx.save_for_backward(*gradients)
         loss, correct, entropy = (
             one.clone() for one in sums
         )  # the trainer may change the loss in place, which a view forbids
@@ -200,18 +202,18 @@ class _SlicedCrossEntropy(torch.autograd.Function):
 
         Torch raises an error if the same graph is walked backward again, because the saved tensors have changed.
         """
-        scaled = [None if made is None else made.mul_(gradient) for made in ctx.saved_tensors]
+        scaled = [None if stored is None else stored.mul_(gradient) for stored in ctx.saved_tensors]
         return *scaled, None, None, None, None
 
 
-def _slice(head: _Head, states: torch.Tensor, targets: torch.Tensor, made: _Gradients) -> torch.Tensor:
-    """Add a slice's gradients to ``made``; return its sums of loss, correct predictions and entropy, shape (3,).
+def _slice(head: _Head, states: torch.Tensor, targets: torch.Tensor, gradients: _Gradients) -> torch.Tensor:
+    """Add a slice to ``gradients``. Return its sums of loss, correct predictions and entropy, shape (3,).
 
     Args:
         head: The output head.
         states: Hidden states (N, H).
         targets: Token ids (N, 1).
-        made: Gradients. The gradient of the hidden states is that of this slice.
+        gradients: The gradients so far. That of the hidden states is the part of this slice.
     """
     states = states.to(head.weight.dtype)
     logits = head.logits(states)
@@ -223,21 +225,21 @@ def _slice(head: _Head, states: torch.Tensor, targets: torch.Tensor, made: _Grad
     losses = total.log() - logits.gather(-1, targets)
     entropies = total.log().squeeze(-1) - torch.einsum("nv,nv->n", probabilities, logits)
     sums = torch.stack([losses.sum(), (best == targets).sum().float(), entropies.sum()])
-    if any(gradient is not None for gradient in made):
+    if any(gradient is not None for gradient in gradients):
         # d loss / d logits = probabilities - one-hot target, in the storage of the probabilities.
         probabilities.scatter_add_(-1, targets, torch.full_like(losses, -1.0))
         gradient = head.through_scaling(probabilities, logits, top)
         del logits
-        _add(gradient, states, head, made)
+        _add(gradient, states, head, gradients)
     return sums
 
 
-def _add(gradient: torch.Tensor, states: torch.Tensor, head: _Head, made: _Gradients) -> None:
+def _add(gradient: torch.Tensor, states: torch.Tensor, head: _Head, gradients: _Gradients) -> None:
     """Add the gradients of hidden states, weight and bias, given the gradient (N, V) of the product."""
-    if made.bias is not None:
-        made.bias.add_(gradient.sum(dim=0))
+    if gradients.bias is not None:
+        gradients.bias.add_(gradient.sum(dim=0))
     gradient = gradient.to(head.weight.dtype)
-    if made.hidden is not None:
-        made.hidden.copy_(gradient @ head.weight)
-    if made.weight is not None:
-        made.weight.addmm_(gradient.t(), states)
+    if gradients.hidden is not None:
+        gradients.hidden.copy_(gradient @ head.weight)
+    if gradients.weight is not None:
+        gradients.weight.addmm_(gradient.t(), states)

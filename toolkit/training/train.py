@@ -1,4 +1,7 @@
-"""The training loop of SFT and GRPO: preflight step, OOM recovery, resume, and saving of the weights."""
+"""The training loop of SFT and GRPO: preflight step, one trainer after another, and saving of the weights.
+
+Resume is in ``resume``, the sizes after an out-of-memory error are in ``oom_recovery``.
+"""
 
 import logging
 import os
@@ -17,25 +20,26 @@ from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend
 from toolkit.models.backend import Policy, TrainingJob
-from toolkit.models.lengths import Lengths
+from toolkit.models.lengths import TokenLengths
 from toolkit.models.oom import attempt, free
-from toolkit.runfolder import is_main_process, world_size
+from toolkit.runfolder import flush_folder, is_main_process, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
 from toolkit.training import distributed
 from toolkit.training.callbacks import MetricsReporter, StepTimes, StopBetweenSteps
-from toolkit.training.checkpoints import (
-    PARTIAL,
+from toolkit.training.oom_recovery import Recovery
+from toolkit.training.preflight import preflight_job, run_preflight_step
+from toolkit.training.results import PreflightResult, TrainingFigures
+from toolkit.training.resume import (
     Checkpoints,
     LastStep,
     is_finished,
     last_checkpoint,
-    save_weights,
+    remove_later_metrics,
+    remove_partial,
+    restore_parameters,
     step_of,
 )
-from toolkit.training.oom_recovery import Recovery
-from toolkit.training.preflight import preflight_job, run_preflight_step
-from toolkit.training.results import PreflightResult, TokenLengths, TrainingFigures
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +93,7 @@ def _tensorboard_folder(context: Context, stage: str) -> Iterator[None]:
             del os.environ[name]
 
 
-Prepare = Callable[[Policy], tuple[TrainingJob, Lengths]]
+Prepare = Callable[[Policy], tuple[TrainingJob, TokenLengths]]
 """Makes the checks before the first step on a newly loaded policy. Returns the job, and the lengths of its rows."""
 Build = Callable[[Backend, Policy, TrainingJob], Any]
 """Builds the trainer of a stage."""
@@ -100,17 +104,15 @@ def train(
 ) -> tuple[TrainingFigures, TokenLengths]:
     """Train to the end, save the weights, and return the figures and the lengths of the rows.
 
-    Training resumes from the last complete checkpoint. After an out-of-memory error it continues with smaller sizes.
-    See ``oom_recovery``.
+    Training resumes from the last complete checkpoint (see ``resume``). After an out-of-memory error it continues with
+    smaller sizes (see ``oom_recovery``).
 
     Raises:
         Interrupted: A signal came. The optimizer step was finished and saved.
         TrainingError: The loss became NaN or infinite, the rows ran out, or one row does not fit the GPU.
     """
     folder = context.run.stage_folder(stage)
-    if is_main_process() and (folder / PARTIAL).exists():
-        shutil.rmtree(folder / PARTIAL)  # an incomplete checkpoint of an interrupted start, which nothing resumes from
-    distributed.wait_for_all()
+    remove_partial(folder)
     holder = _PolicyHolder(partial(backend.load, context.recipe, context.weights, trainable=True))
     job, lengths = prepare(holder.policy)
     start = last_checkpoint(folder)
@@ -123,7 +125,24 @@ def train(
         with _tensorboard_folder(context, stage):
             figures = _train(context, stage, backend, holder, job, build)
     save_weights(backend, holder.policy, context.run.weights_folder(stage))
-    return figures, TokenLengths(**lengths.to_dict())
+    return figures, lengths
+
+
+def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
+    """Write the weights under a temporary name, then rename them. The first process writes, and the others wait."""
+    if is_main_process():
+        _write_weights(backend, policy, target)
+    distributed.wait_for_all()
+
+
+def _write_weights(backend: Backend, policy: Policy, target: Path) -> None:
+    partial_folder = target.with_name(f"{target.name}.partial")
+    for old in (partial_folder, target):
+        if old.exists():
+            shutil.rmtree(old)
+    backend.save(policy, partial_folder)
+    flush_folder(partial_folder)
+    partial_folder.replace(target)
 
 
 class _PolicyHolder:
@@ -150,13 +169,13 @@ class _Outcome:
     Attributes:
         step: The last finished optimizer step.
         steps: The optimizer steps of the stage.
-        fits: Whether training ended without an out-of-memory error.
+        finished_without_oom: Whether no optimizer step is left to repeat because of an out-of-memory error.
         complete: Whether the parameters are those of the last finished step.
     """
 
     step: int
     steps: int
-    fits: bool
+    finished_without_oom: bool
     complete: bool
 
 
@@ -216,8 +235,7 @@ def _train(
     outcome = _train_to_end(loop)
     _check_end(context, stage, outcome)
     distributed.wait_for_all()
-    if is_main_process():
-        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    remove_partial(folder)
     return TrainingFigures(
         steps=outcome.steps,
         seconds=round(time.monotonic() - begun, 1),
@@ -248,8 +266,8 @@ def _train_to_end(loop: _Loop) -> _Outcome:
         start = last_checkpoint(loop.folder)
         if start:
             log.info("%s: resuming from %s", loop.stage, start.name)
-        outcome = _use_one_trainer(loop.backend, loop.holder.policy, loop.build, loop.sized_job, start)
-        if outcome.fits:
+        outcome = _use_one_trainer(loop, start)
+        if outcome.finished_without_oom:
             return outcome
         start = last_checkpoint(loop.folder)  # the one just written, if the optimizer step was complete
         during = ("rollout or pass" if loop.stage == "grpo" else "pass") if outcome.complete else "optimizer step"
@@ -259,50 +277,50 @@ def _train_to_end(loop: _Loop) -> _Outcome:
         loop.holder.reload()
 
 
-def _use_one_trainer(
-    backend: Backend,
-    policy: Policy,
-    build: Build,
-    job: TrainingJob,
-    start: Path | None,
-) -> _Outcome:
+def _use_one_trainer(loop: _Loop, start: Path | None) -> _Outcome:
     """Train from ``start`` until the end, a signal, or an out-of-memory error. Save the last finished step.
 
     Raises:
         TrainingError: One of several processes is out of memory.
     """
-    if start and job.recipe.model.tuning == "full":
-        # transformers looks for parameter names that differ from the saved ones, and would silently load nothing.
-        backend.restore(policy, start)
-    trainer = build(backend, policy, job)
+    restore_parameters(loop.backend, loop.holder.policy, loop.context.recipe, start)
+    trainer = loop.build(loop.backend, loop.holder.policy, loop.sized_job)
     last = LastStep(trainer)
-    # The trainer restores the adapter, optimizer, schedule and random state, and skips the rows that the checkpoint has
-    # used. Training therefore continues with the same numbers as without an interruption.
-    fits = attempt(partial(trainer.train, resume_from_checkpoint=str(start) if start else None)) is not None
+    resume = partial(trainer.train, resume_from_checkpoint=str(start) if start else None)
+    ended = attempt(resume) is not None or _save_after_oom(trainer, last, loop.folder, start)
+    return _Outcome(trainer.state.global_step, trainer.state.max_steps, ended, last.complete)
+
+
+def _save_after_oom(trainer: Any, last: LastStep, folder: Path, start: Path | None) -> bool:
+    """Save the last finished step after an out-of-memory error. Return whether it was the last one of the stage.
+
+    Raises:
+        TrainingError: One of several processes is out of memory.
+    """
     step = trainer.state.global_step
-    if not fits:
-        if world_size() > 1:
-            raise TrainingError(
-                "training.process_out_of_memory",
-                "each process must have enough memory for its rows, because all make the same passes",
-                place=f"step {step + 1}",
-                value="out of memory",
-                remedy="Lower batch_size (SFT) or micro_batch (GRPO).",
-            )
-        trainer.model.zero_grad()  # frees the gradients of the passes before the error
-        # An error inside ``optimizer.step`` leaves some parameters updated. Then only the last checkpoint can be used.
-        if last.complete and step > step_of(start):
-            if step_of(last_checkpoint(job.folder)) < step:
-                _warn_unlogged(trainer, start)
-                last.save()
-            fits = step == trainer.state.max_steps
-            if fits:
-                warn(
-                    "training.out_of_memory_at_end",
-                    "out of memory after the last optimizer step, which is saved",
-                    place=f"step {step}",
-                )
-    return _Outcome(step, trainer.state.max_steps, fits, last.complete)
+    if world_size() > 1:
+        raise TrainingError(
+            "training.process_out_of_memory",
+            "each process must have enough memory for its rows, because all make the same passes",
+            place=f"step {step + 1}",
+            value="out of memory",
+            remedy="Lower batch_size (SFT) or micro_batch (GRPO).",
+        )
+    trainer.model.zero_grad()  # frees the gradients of the passes before the error
+    # An error inside ``optimizer.step`` leaves some parameters updated. Then only the last checkpoint can be used.
+    if not last.complete or step <= step_of(start):
+        return False
+    if step_of(last_checkpoint(folder)) < step:
+        _warn_unlogged(trainer, start)
+        last.save()
+    if step < trainer.state.max_steps:
+        return False
+    warn(
+        "training.out_of_memory_at_end",
+        "out of memory after the last optimizer step, which is saved",
+        place=f"step {step}",
+    )
+    return True
 
 
 def _warn_unlogged(trainer: Any, start: Path | None) -> None:
@@ -335,13 +353,8 @@ def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
 
 
 def _remove_later_metrics(loop: _Loop, step: int) -> None:
-    """Remove the steps after ``step`` from metrics.jsonl, because training repeats them."""
-    if is_main_process() and (count := loop.context.run.remove_metrics(loop.stage, step)):
-        warn(
-            "training.metrics_removed",
-            f"{count} lines of metrics.jsonl after step {step} are removed, because these steps are repeated",
-            place=loop.stage,
-        )
+    """Remove the metrics of the steps that training repeats, and count the out-of-memory errors of the rest."""
+    remove_later_metrics(loop.context.run, loop.stage, step)
     loop.recovery.logged = _logged(loop.context, loop.stage, "out_of_memory")
 
 

@@ -12,7 +12,7 @@ from toolkit.errors import TrainingError, warn
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.runfolder.usage import count, counts, note_unmeasured
-from toolkit.training.checkpoints import PARTIAL
+from toolkit.training.resume import PARTIAL
 
 _NOT_COMPARED = frozenset({"output_dir", "report_to"})
 """Settings that TRL normalises, so their spelling may differ."""
@@ -177,12 +177,12 @@ def count_one_pass(trainer: Any, policy: Policy) -> None:
         before = counts()
         counter.__enter__()
         try:
-            found = loss(*args, **options)
+            result = loss(*args, **options)
         except BaseException:
             counter.__exit__(None, None, None)
             raise
         trainer.accelerator.backward = counted_backward
-        return found
+        return result
 
     def counted_backward(*args: Any, **options: Any) -> None:
         trainer.accelerator.backward = backward

@@ -7,7 +7,7 @@ from dataclasses import replace
 from toolkit.errors import ModelError, Problem
 from toolkit.imagegen.licence import KEY, licence_of
 from toolkit.planning.duration import Range
-from toolkit.planning.findings import Finding, from_error, warning
+from toolkit.planning.findings import PlanFinding, from_error, warning
 from toolkit.planning.gpu import COMMON, GIB, Gpu, figures_of, usable_bytes
 from toolkit.planning.imagegen.duration import Hours, ImagegenLoads, StageWork, plan_work
 from toolkit.planning.imagegen.layout import Layout
@@ -185,7 +185,9 @@ def _ram(section: Imagegen, base: Base, ratings: RatingsFacts | None) -> dict[st
     }
 
 
-def _check_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: RatingsFacts | None) -> Iterator[Finding]:
+def _check_scorers(
+    section: Imagegen, scorers: Mapping[str, Scorer], ratings: RatingsFacts | None
+) -> Iterator[PlanFinding]:
     """Yield problems that building or fitting the scoring models would raise."""
     for one in {one.key: one for one in scorers.values()}.values():
         yield from check_encoder(one)
@@ -194,16 +196,16 @@ def _check_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: Ra
     if ratings.images <= section.judge.features:
         rule = f"the feature extractor needs more rated images than its {section.judge.features} features"
         place, remedy = "[imagegen.judge] features", "Lower it, or add rated images."
-        yield Finding(Problem("imagegen.extractor_images_too_few", rule, place, ratings.images, remedy))
+        yield PlanFinding(Problem("imagegen.extractor_images_too_few", rule, place, ratings.images, remedy))
     if section.judge.encoder in TINY_ENCODERS and ratings.modalities == 1:
         rule = "an encoder with random parameters needs ratings of at least two modalities"
         place, remedy = "[imagegen.judge] encoder", "Name a pretrained encoder."
-        yield Finding(Problem("imagegen.extractor_labels_too_few", rule, place, 1, remedy))
+        yield PlanFinding(Problem("imagegen.extractor_labels_too_few", rule, place, 1, remedy))
 
 
 def _check_memory(
     stages: Mapping[str, ImagegenStageMemory] | None, memory: ImagegenMemory | None, gpu: Gpu | None
-) -> Iterator[Finding]:
+) -> Iterator[PlanFinding]:
     """Yield stages whose estimate is above the GPU memory. The problem is certain if the parameters alone are above."""
     if stages is None or memory is None or gpu is None:
         return
@@ -212,7 +214,7 @@ def _check_memory(
     if fixed > gpu.memory:
         rule, value = f"the generator's parameters in GiB must fit {offered}", round(fixed / GIB, 1)
         remedy = "Choose a smaller model or a larger GPU."
-        yield Finding(Problem("imagegen.generator_larger_than_gpu", rule, "GPU memory", value, remedy))
+        yield PlanFinding(Problem("imagegen.generator_larger_than_gpu", rule, "GPU memory", value, remedy))
         return
     above: dict[str, tuple[Moment, list[str]]] = {}
     for name, one in stages.items():
@@ -223,7 +225,7 @@ def _check_memory(
         rule = f"the estimated peak in GiB ({moment.name}) must fit {offered}"
         place, value = f"GPU memory of {', '.join(names)}", round(moment.total / GIB, 1)
         remedy = _remedy(moment.name, memory, gpu.memory)
-        yield Finding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
+        yield PlanFinding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
 
 
 def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
@@ -249,7 +251,7 @@ def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
     return SMALLER
 
 
-def _check_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
+def _check_licence(section: Imagegen, base: Base) -> Iterator[PlanFinding]:
     """Yield an unknown licence of a Stable Diffusion base, because the run would end before training."""
     if base.kind != "pipeline":
         return
@@ -259,7 +261,7 @@ def _check_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
         yield from_error(error, KEY)
 
 
-def _check_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
+def _check_ram(ram: Mapping[str, int]) -> Iterator[PlanFinding]:
     """Yield a warning if the estimate is above this machine's RAM."""
     needed = sum(ram.values())
     try:
@@ -272,7 +274,7 @@ def _check_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
         yield warning(Problem("imagegen.ram_too_small", rule, "RAM", round(there / GIB, 1), remedy))
 
 
-def _check_guards(section: Imagegen) -> Iterator[Finding]:
+def _check_guards(section: Imagegen) -> Iterator[PlanFinding]:
     """Yield limits of clipped advantages that the recipe sets and that can never take effect."""
     keys, group = section.guards, section.update.images_per_round
     chosen = sorted({"advantage_clip", "max_clipped"} & keys.model_fields_set)
@@ -284,7 +286,7 @@ def _check_guards(section: Imagegen) -> Iterator[Finding]:
         yield warning(Problem("imagegen.guard_cannot_fire", rule, place, value, remedy))
 
 
-def _check_figures(section: Imagegen) -> Iterator[Finding]:
+def _check_figures(section: Imagegen) -> Iterator[PlanFinding]:
     needed = FID_IMAGES * section.judge.features
     if section.judge.images < needed:
         rule = f"FID is left out, because it needs {needed} images for {section.judge.features} features"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from toolkit.errors import Problem, ToolkitError
 from toolkit.planning.duration import Cost
-from toolkit.planning.findings import Finding
+from toolkit.planning.findings import PlanFinding
 from toolkit.planning.imagegen.layout import KNOWN, PARTS, Layout, TextEncoder, read_layout, text_encoder_of
 from toolkit.recipe.checks import is_folder_name
 from toolkit.recipe.imagegen import Imagegen
@@ -51,7 +51,7 @@ class Base:
     folder: Path | None = None
     kind: Literal["pipeline", "dit"] = "pipeline"
     layout: Layout | None = None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[PlanFinding, ...] = ()
     untried: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -71,11 +71,11 @@ def find_pipeline(section: Imagegen) -> Base:
     layout = KNOWN.get(name)
     if is_folder_name(name):
         absent = Problem("imagegen.base_folder_missing", "must be an existing folder", PLACE, name, "Correct the path.")
-        return Base("missing", findings=(Finding(absent),))
+        return Base("missing", findings=(PlanFinding(absent),))
     if constants.HF_HUB_OFFLINE:
         rule = "the base must be in the Hub's cache while HF_HUB_OFFLINE=1"
         absent = Problem("imagegen.base_not_cached", rule, PLACE, name, DOWNLOAD)
-        return Base("missing", layout=layout, findings=(Finding(absent),))
+        return Base("missing", layout=layout, findings=(PlanFinding(absent),))
     return Base("reachable", layout=layout, untried={"base": f"not tried: {name} is not downloaded"})
 
 
@@ -91,14 +91,14 @@ def cached(name: str, file: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def check_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tuple[list[Finding], Mapping[str, str]]:
+def check_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tuple[list[PlanFinding], Mapping[str, str]]:
     """Return prompts that the text encoder of generator or policy cannot take, and the checks that were not tried."""
     if not prompts:
         return [], {"prompts": "not tried: they come with the ratings"}
-    findings: list[Finding] = []
+    findings: list[PlanFinding] = []
     untried: dict[str, str] = {}
     policy = _encoder_folder(section.policy.encoder, section.policy.revision)
-    tries: dict[str, Callable[[], list[Finding]] | None] = {"prompts": None, "prompts of the policy": None}
+    tries: dict[str, Callable[[], list[PlanFinding]] | None] = {"prompts": None, "prompts of the policy": None}
     if base.kind == "dit" and base.folder is not None:
         tries["prompts"] = partial(_dit_prompts, base.folder, prompts)
     elif base.folder is not None and (base.folder / "tokenizer").is_dir():
@@ -260,7 +260,7 @@ def scoring_bytes(scorers: Mapping[str, Scorer], side: int) -> int:
     return most
 
 
-def check_encoder(scorer: Scorer) -> Iterator[Finding]:
+def check_encoder(scorer: Scorer) -> Iterator[PlanFinding]:
     """Yield the reasons that an encoder cannot be loaded: pickles only, or a machine that is offline and lacks it."""
     from huggingface_hub import constants
 
@@ -271,10 +271,10 @@ def check_encoder(scorer: Scorer) -> Iterator[Finding]:
         if not any(folder.glob("*.safetensors")):
             rule = "the encoder must be stored as safetensors, because a pickle can run code"
             remedy = "Choose a revision with safetensors, or convert it with save_pretrained."
-            yield Finding(Problem("imagegen.encoder_pickled", rule, place, str(folder), remedy))
+            yield PlanFinding(Problem("imagegen.encoder_pickled", rule, place, str(folder), remedy))
     elif constants.HF_HUB_OFFLINE and cached(scorer.name, "config.json", scorer.revision) is None:
         rule, remedy = "the encoder must be in the Hub's cache while HF_HUB_OFFLINE=1", DOWNLOAD
-        yield Finding(Problem("imagegen.encoder_not_cached", rule, place, scorer.name, remedy))
+        yield PlanFinding(Problem("imagegen.encoder_not_cached", rule, place, scorer.name, remedy))
 
 
 def read_encoder(fields: Mapping[str, Any]) -> Encoder | None:
@@ -308,19 +308,19 @@ def _inspect_pipeline(section: Imagegen, folder: Path, state: Literal["folder", 
     except ToolkitError as error:
         layout = None
         if not found:
-            found.append(Finding(replace(error.problem, place=PLACE), certain=state == "folder"))
+            found.append(PlanFinding(replace(error.problem, place=PLACE), certain=state == "folder"))
     if layout is not None:
         found += _check_layout(section, layout)
     return Base(state, folder, "pipeline", layout or KNOWN.get(section.generator.model), tuple(found))
 
 
-def _check_folder(folder: Path, *, certain: bool) -> Iterator[Finding]:
+def _check_folder(folder: Path, *, certain: bool) -> Iterator[PlanFinding]:
     """Yield what ``imagegen.stable_diffusion`` rejects: another pipeline, and parts that are stored as pickles only."""
     kind = _fields(folder / INDEX).get("_class_name")
     if kind != PIPELINE:
         rule = "the base must be a Stable Diffusion 1.x or 2.x text-to-image pipeline"
         remedy = f"Choose a base whose _class_name is {PIPELINE}."
-        yield Finding(Problem("imagegen.pipeline_not_stable_diffusion", rule, PLACE, kind, remedy))
+        yield PlanFinding(Problem("imagegen.pipeline_not_stable_diffusion", rule, PLACE, kind, remedy))
         return
     for part in PARTS:
         if any((folder / part).glob("*.safetensors")):
@@ -331,22 +331,22 @@ def _check_folder(folder: Path, *, certain: bool) -> Iterator[Finding]:
         rule = "every part of the base must be stored as safetensors, because a pickle can run code"
         remedy = "Choose a revision with safetensors, or convert it with save_pretrained."
         value = {"part": part, "pickles": pickles}
-        yield Finding(Problem("imagegen.pipeline_pickled", rule, PLACE, value, remedy), certain=certain)
+        yield PlanFinding(Problem("imagegen.pipeline_pickled", rule, PLACE, value, remedy), certain=certain)
 
 
-def _check_layout(section: Imagegen, layout: Layout) -> Iterator[Finding]:
+def _check_layout(section: Imagegen, layout: Layout) -> Iterator[PlanFinding]:
     unit = layout.unit
     if section.size % unit:
         nearest = max(unit, round(section.size / unit) * unit)
         rule, place = f"the image size must be a multiple of {unit} pixels for this base", "[imagegen] size"
-        yield Finding(Problem("imagegen.image_size_not_multiple", rule, place, section.size, f"Use {nearest}."))
+        yield PlanFinding(Problem("imagegen.image_size_not_multiple", rule, place, section.size, f"Use {nearest}."))
     if layout.unet.latent != layout.vae.latent:
         rule = f"the UNet must take the {layout.vae.latent} channels of a latent"
         remedy = "Choose a text-to-image base, not one for inpainting or editing."
-        yield Finding(Problem("imagegen.unet_channels_not_latent", rule, PLACE, layout.unet.latent, remedy))
+        yield PlanFinding(Problem("imagegen.unet_channels_not_latent", rule, PLACE, layout.unet.latent, remedy))
 
 
-def _long_prompts(tokenizer: Path, encoder: Path, prompts: Sequence[str]) -> list[Finding]:
+def _long_prompts(tokenizer: Path, encoder: Path, prompts: Sequence[str]) -> list[PlanFinding]:
     """Return prompts with more tokens than a text encoder, or the text half of a dual tower, has positions."""
     from transformers import AutoTokenizer
 
@@ -360,10 +360,10 @@ def _long_prompts(tokenizer: Path, encoder: Path, prompts: Sequence[str]) -> lis
         return []
     shown = {text[:40]: lengths[text] for text in long[:SHOWN]}
     rule = f"a prompt must have at most the text encoder's {limit} tokens. {len(long)} of {len(lengths)} have more"
-    return [Finding(Problem("imagegen.prompt_too_long", rule, PROMPTS, shown, "Shorten these prompts."))]
+    return [PlanFinding(Problem("imagegen.prompt_too_long", rule, PROMPTS, shown, "Shorten these prompts."))]
 
 
-def _dit_prompts(folder: Path, prompts: Sequence[str]) -> list[Finding]:
+def _dit_prompts(folder: Path, prompts: Sequence[str]) -> list[PlanFinding]:
     """Return prompts with words outside a DiT's vocabulary, or with too many words."""
     from pydantic import TypeAdapter
 
@@ -378,7 +378,7 @@ def _dit_prompts(folder: Path, prompts: Sequence[str]) -> list[Finding]:
     try:
         encode_words(config, list(prompts))
     except DataError as error:
-        return [Finding(replace(error.problem, place=f"{PROMPTS}, {error.place}"))]
+        return [PlanFinding(replace(error.problem, place=f"{PROMPTS}, {error.place}"))]
     return []
 
 

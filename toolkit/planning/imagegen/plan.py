@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, field
 
 from toolkit.planning.disk import Disk
 from toolkit.planning.duration import Range
-from toolkit.planning.findings import Finding, WithFindings
+from toolkit.planning.findings import PlanFinding, WithFindings
 from toolkit.planning.gpu import Gpu
 from toolkit.planning.imagegen.duration import ASSUMPTIONS, StageWork
 from toolkit.planning.imagegen.ratings import RatingsFacts
@@ -75,7 +75,7 @@ class ImagegenPlan(WithFindings):
     stages: tuple[str, ...]
     generator: GeneratorFacts
     work: Mapping[str, StageWork]
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[PlanFinding, ...] = ()
     unknown: Mapping[str, str] = field(default_factory=dict)
     ratings: RatingsFacts | None = None
     gpu: Gpu | None = None

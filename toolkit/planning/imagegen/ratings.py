@@ -8,7 +8,7 @@ from toolkit.errors import DataError, ToolkitError
 from toolkit.imagegen.ratings.experts import expert_weights
 from toolkit.imagegen.ratings.load import Ratings, load_ratings
 from toolkit.imagegen.ratings.splits import TRAINING, require_all_levels, split_ratings
-from toolkit.planning.findings import Finding, from_error, warning
+from toolkit.planning.findings import PlanFinding, from_error, warning
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import SYNTHETIC_MODALITIES
@@ -56,7 +56,7 @@ class RatingsFacts:
         return sum(self.splits[name].ratings for name in splits)
 
 
-def inspect_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | None, list[Finding]]:
+def inspect_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | None, list[PlanFinding]]:
     """Return the facts and the findings about the ratings. None: they cannot be read."""
     if section.synthetic is not None:
         return _synthetic(section), []
@@ -81,16 +81,16 @@ def inspect_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | N
     return RatingsFacts(ratings.rows, len(ratings.images), ratings.dropped, facts, prompts, modalities), findings
 
 
-def _levels(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
+def _levels(section: Imagegen, splits: Mapping[str, Ratings]) -> list[PlanFinding]:
     return [warning(lacking) for lacking in require_all_levels(splits, TRAINING)]
 
 
-def _weights(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
+def _weights(section: Imagegen, splits: Mapping[str, Ratings]) -> list[PlanFinding]:
     expert_weights(section, splits["train"])
     return []
 
 
-def _dropped(ratings: Ratings) -> Iterator[Finding]:
+def _dropped(ratings: Ratings) -> Iterator[PlanFinding]:
     for one in ratings.dropped:
         yield warning(one.notice("cannot be used"))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from toolkit.errors import Problem
 from toolkit.planning.disk import SPARE, Disk
-from toolkit.planning.findings import Finding, warning
+from toolkit.planning.findings import PlanFinding, warning
 from toolkit.planning.imagegen.layout import Layout, Resnet, Sampler, Transformer, Unet
 from toolkit.planning.imagegen.models import FLOAT, Base, Encoder, Scorer, cached
 from toolkit.planning.imagegen.ratings import RatingsFacts
@@ -215,14 +215,14 @@ def plan_imagegen_disk(
     return Disk(parts, free, _downloads(section, base, scorers), cache, cache_free)
 
 
-def check_imagegen_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
+def check_imagegen_disk(recipe: Recipe, disk: Disk) -> Iterator[PlanFinding]:
     """Yield problems and warnings about free disk space, which are estimates."""
     place = f"disk of {recipe.run_folder.parent}"
     free = round(disk.free / 1e9, 1)
     remedy = "Free disk space, lower run.keep_checkpoints, or choose another run.folder."
     if disk.needed > disk.free:
         rule = f"about {disk.needed / 1e9:.1f} GB must be free"
-        yield Finding(Problem("plan.disk_too_small", rule, place, free, remedy), certain=False)
+        yield PlanFinding(Problem("plan.disk_too_small", rule, place, free, remedy), certain=False)
     elif disk.needed + SPARE > disk.free:
         rule = f"the run needs about {disk.needed / 1e9:.1f} GB, and {SPARE / 1e9:.0f} GB more should be free"
         yield warning(Problem("plan.disk_nearly_full", rule, place, free, remedy))
@@ -231,7 +231,7 @@ def check_imagegen_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
         rule = f"{fetched / 1e9:.1f} GB must be free to download {' and '.join(disk.downloads)}"
         place, free = f"disk of {disk.cache}", round(disk.cache_free / 1e9, 1)
         remedy = "Free disk space, or set HF_HOME to a folder on another disk."
-        yield Finding(Problem("plan.cache_disk_too_small", rule, place, free, remedy), certain=False)
+        yield PlanFinding(Problem("plan.cache_disk_too_small", rule, place, free, remedy), certain=False)
 
 
 def _saved_activations(unet: Unet, setting: ImagegenSetting) -> Iterator[float]:

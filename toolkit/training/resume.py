@@ -1,23 +1,29 @@
-"""Checkpoints of a training stage, and what a stage needs to resume from one with the same numbers.
+"""Resume of a training stage: its checkpoints, what is restored from one, and what is removed because it is repeated.
 
 A checkpoint is a folder ``checkpoints/step-N`` with the trained weights, the optimizer, the schedule, the random state
-and a manifest. A stage resumes from the newest complete one (see ``train.train``).
+and a manifest. A stage resumes from the newest complete one, with the same numbers as without an interruption:
+
+- ``last_checkpoint`` returns that checkpoint, and warns about each one that it skips, with the reason.
+- The trainer restores the adapter, optimizer, schedule and random state, and skips the rows that the checkpoint has
+  used. ``restore_parameters`` restores what the trainer would not.
+- ``remove_later_metrics`` removes the lines of metrics.jsonl after the checkpoint's step.
+- ``Checkpoints`` writes a checkpoint while training. ``LastStep`` writes one after an out-of-memory error.
+
+The loop that calls them is in ``train``.
 """
 
-import random
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import warn
 from toolkit.models import Backend
 from toolkit.models.backend import Policy
-from toolkit.runfolder import flush_folder, is_main_process, read_json, write_json
+from toolkit.models.random_state import RandomState
+from toolkit.recipe import Recipe
+from toolkit.runfolder import RunFolder, flush_folder, is_main_process, read_json, write_json
 from toolkit.training import distributed
 
 PARTIAL = "partial"
@@ -27,12 +33,17 @@ MANIFEST = "manifest.json"
 """File with the names and sizes of a checkpoint's files."""
 
 
+# The newest complete checkpoint.
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint of a stage. Skip incomplete ones with a warning."""
     for checkpoint in reversed(checkpoints(folder)):
-        if is_complete(checkpoint):
+        reason = skip_reason(checkpoint)
+        if reason is None:
             return checkpoint
-        warn("training.checkpoint_incomplete", "checkpoint is incomplete or corrupt. Skipping it", place=checkpoint)
+        rule = f"checkpoint is incomplete or corrupt ({reason}). Skipping it"
+        warn("training.checkpoint_incomplete", rule, place=checkpoint)
     return None
 
 
@@ -41,13 +52,19 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"))
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Return whether every file of a checkpoint exists with the size in its manifest."""
+def skip_reason(checkpoint: Path) -> str | None:
+    """Return why a checkpoint cannot be used, or None if every file exists with the size in the manifest."""
     try:
         sizes = read_json(checkpoint / MANIFEST)
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+        for name, size in sizes.items():
+            actual = (checkpoint / name).stat().st_size
+            if actual != size:
+                return f"{name} has {actual:,} bytes instead of {size:,}"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, AttributeError):
-        return False
+        return "its files cannot be read"
+    return None
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -61,21 +78,36 @@ def is_finished(checkpoint: Path) -> bool:
     return bool(state["global_step"] >= state["max_steps"])
 
 
-def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
-    """Write the weights under a temporary name, then rename them. The first process writes, and the others wait."""
+# What is restored, and what is removed.
+
+
+def restore_parameters(backend: Backend, policy: Policy, recipe: Recipe, checkpoint: Path | None) -> None:
+    """Load the parameters of a checkpoint that the trainer does not load itself: those of full fine-tuning.
+
+    transformers looks for parameter names that differ from the saved ones, and would silently load nothing.
+    """
+    if checkpoint and recipe.model.tuning == "full":
+        backend.restore(policy, checkpoint)
+
+
+def remove_later_metrics(run: RunFolder, stage: str, step: int) -> None:
+    """Remove the steps after ``step`` from metrics.jsonl, because training repeats them."""
+    if is_main_process() and (count := run.remove_metrics(stage, step)):
+        warn(
+            "training.metrics_removed",
+            f"{count} lines of metrics.jsonl after step {step} are removed, because these steps are repeated",
+            place=stage,
+        )
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the incomplete checkpoint of an interrupted start. Nothing resumes from it."""
     if is_main_process():
-        _write_weights(backend, policy, target)
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     distributed.wait_for_all()
 
 
-def _write_weights(backend: Backend, policy: Policy, target: Path) -> None:
-    partial = target.with_name(f"{target.name}.partial")
-    for old in (partial, target):
-        if old.exists():
-            shutil.rmtree(old)
-    backend.save(policy, partial)
-    flush_folder(partial)
-    partial.replace(target)
+# What is written for a later resume.
 
 
 class Checkpoints(TrainerCallback):
@@ -163,27 +195,3 @@ class LastStep(TrainerCallback):
         self._random = RandomState.now()
         self._tokens = state.num_input_tokens_seen
         self._flos = state.total_flos + self._trainer.current_flos
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RandomState:
-    """The generator states of Python, NumPy, and torch on the CPU and the current CUDA device."""
-
-    python: Any
-    numpy: Any
-    cpu: torch.Tensor
-    cuda: torch.Tensor | None
-
-    @classmethod
-    def now(cls) -> "RandomState":
-        """Return the current state. It takes microseconds and does not synchronise with the GPU."""
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
-
-    def restore(self) -> None:
-        """Restore the generators, so that they draw the same numbers as after ``now``."""
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
