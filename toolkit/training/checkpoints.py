@@ -4,19 +4,16 @@ A checkpoint is a folder ``checkpoints/step-N`` with the trained weights, the op
 and a manifest. A stage resumes from the newest complete one (see ``train.train``).
 """
 
-import random
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import warn
 from toolkit.models import Backend
 from toolkit.models.backend import Policy
+from toolkit.models.random_state import RandomState
 from toolkit.runfolder import flush_folder, is_main_process, read_json, write_json
 from toolkit.training import distributed
 
@@ -163,27 +160,3 @@ class LastStep(TrainerCallback):
         self._random = RandomState.now()
         self._tokens = state.num_input_tokens_seen
         self._flos = state.total_flos + self._trainer.current_flos
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RandomState:
-    """The generator states of Python, NumPy, and torch on the CPU and the current CUDA device."""
-
-    python: Any
-    numpy: Any
-    cpu: torch.Tensor
-    cuda: torch.Tensor | None
-
-    @classmethod
-    def now(cls) -> "RandomState":
-        """Return the current state. It takes microseconds and does not synchronise with the GPU."""
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
-
-    def restore(self) -> None:
-        """Restore the generators, so that they draw the same numbers as after ``now``."""
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)

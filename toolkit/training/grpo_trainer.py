@@ -33,7 +33,7 @@ from trl.trainer.utils import RepeatSampler
 
 from toolkit.errors import TrainingError, warn
 from toolkit.models.oom import BatchLimit, attempt
-from toolkit.training.checkpoints import RandomState
+from toolkit.models.random_state import RandomState
 from toolkit.training.preflight import images_ignored_error
 
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
