@@ -229,7 +229,7 @@ def scorers_of(section: Imagegen) -> Mapping[str, Scorer]:
 
 
 RESIDENT = (("selector", "policy"), ("judge",), ("extractor",))
-"""Scoring models that are on the GPU at the same time (``imagegen.scorers.train``). Otherwise they are in RAM."""
+"""Scoring models that are on the GPU at the same time (``scorers.train_scorers``). Otherwise they are in RAM."""
 
 
 def resident_bytes(scorers: Mapping[str, Scorer], shared: Collection[str]) -> int:
