@@ -8,7 +8,6 @@ order are random. Where an image comes from is only in the key, a file outside t
 import base64
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -24,7 +23,7 @@ from toolkit.imagegen.ratings.load import Ratings
 from toolkit.images import ImageStore
 from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.runfolder import read_json, write_json, write_text
+from toolkit.runfolder import new_folder, read_json, write_json, write_text
 
 Pixels = NDArray[np.uint8]
 
@@ -159,16 +158,9 @@ def write_sheet(
     folder, key_file = folder.absolute(), key_file.absolute()
     _check_paths(folder, key_file)
     _check_items(items, section)
-    work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
+    with new_folder(folder) as work:
         sheet = _write(items, section, stores, work, options)
         write_json(key_file, {"schema_version": KEY_VERSION, **asdict(sheet.key)})
-        if folder.is_dir():
-            folder.rmdir()
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return Sheet(sheet.id, tuple(folder / page.name for page in sheet.pages), sheet.key)
 
 
