@@ -172,7 +172,7 @@ class ImageRequest:
         prompts: each with its modality, or with an empty one if that is not known.
         count: images of each prompt.
         best_of: images generated for each file. Only the one with the highest selector score is kept.
-        seed: of the noise. The same request gives the same images.
+        seed: the seed of the noise. The same request gives the same images.
         method: ``base``, or a finished method of the run.
     """
 
@@ -195,11 +195,11 @@ class GeneratedFile:
     Attributes:
         image_path: relative to the folder.
         prompt: the prompt of the image.
-        modality: of the prompt. Empty: not known.
-        method: as in ``ImageRequest``.
-        seed: as in ``ImageRequest``.
+        modality: the modality of the prompt. Empty: not known.
+        method: the method, as in ``ImageRequest``.
+        seed: the seed, as in ``ImageRequest``.
         noise: number of the noise, with which the seed gives this image again.
-        selector_score: from 0 to 1. The reward contains the selector, so that it is no evidence of quality.
+        selector_score: the selector's score, from 0 to 1. It is no evidence of quality, because the reward contains it.
         candidates: images among which this one has the highest selector score.
     """
 

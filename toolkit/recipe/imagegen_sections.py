@@ -337,7 +337,7 @@ def scoring_batch(side: int) -> int:
     """Return the number of images that an encoder takes in one pass.
 
     Args:
-        side: of the images that the encoder takes, in pixels.
+        side: the side of the images that the encoder takes, in pixels.
 
     >>> scoring_batch(32), scoring_batch(224), scoring_batch(518), scoring_batch(2048)
     (64, 20, 3, 1)

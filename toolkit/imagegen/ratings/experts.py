@@ -57,7 +57,7 @@ def agreement(ratings: Ratings, resamples: int = 2000, seed: int = 0) -> Agreeme
     Args:
         ratings: the rated images.
         resamples: bootstrap samples of the images.
-        seed: of the bootstrap.
+        seed: the seed of the bootstrap.
     """
     units = [levels for image in ratings.images if len(levels := _levels_by_rater(image)) > 1]
     n_images, n_ratings = len(units), sum(map(len, units))
@@ -107,9 +107,9 @@ def intra_rater_agreement(ratings: Ratings, resamples: int = 2000, seed: int = 0
     downloaded twice is no second rating. Ratings without a rater's id are left out.
 
     Args:
-        ratings: from ``load_ratings``.
+        ratings: the ratings from ``load_ratings``.
         resamples: bootstrap samples of the images.
-        seed: of the bootstrap.
+        seed: the seed of the bootstrap.
     """
     pairs = [(image.name, rater, first, second) for image in ratings.images for rater, first, second in _repeats(image)]
     size = len(ratings.rating_range)
@@ -130,7 +130,7 @@ def expert_weights(section: Imagegen, ratings: Ratings) -> Mapping[int, float]:
 
     Args:
         section: the kind of weight, the expert levels, and the table.
-        ratings: from which ``precision`` is estimated. Use training ratings only.
+        ratings: the ratings from which ``precision`` is estimated. Use training ratings only.
 
     Raises:
         DataError: ``precision`` cannot be estimated from these ratings.

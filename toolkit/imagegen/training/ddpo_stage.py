@@ -75,9 +75,9 @@ class RoundScores:
 
     Attributes:
         judge_scores: the judge's scores in the order of the evaluation's images, which all rounds have in common.
-        kl: as in ``Evaluation``.
-        below_floor: as in ``Evaluation``.
-        clipped_advantages: as in ``Evaluation``.
+        kl: the divergence from the base generator.
+        below_floor: the fraction of images that are close to a training image.
+        clipped_advantages: the fraction of the round's advantages that were clipped.
     """
 
     judge_scores: tuple[float, ...]

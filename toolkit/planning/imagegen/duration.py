@@ -162,7 +162,7 @@ class Hours:
 
     Attributes:
         section: the recipe's section.
-        loads: of the pipeline.
+        loads: the costs of the pipeline's passes.
         scorers: the scoring models.
         gpu: figures of the GPU.
     """
