@@ -115,15 +115,15 @@ def test_several_timestamps_are_an_error(tmp_path: Path) -> None:
 
 PROGRAM = """
 import json, os, random, signal, sys, time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.helpers.imagegen_models import PROMPTS, dit_generator
+from tests.helpers.imagegen_models import DDPO, PROMPTS, ddpo_round, dit_generator
 from toolkit.imagegen.checkpoints import SYNTHETIC, load_part, newest_epoch, open_checkpoints, save_epoch
-from toolkit.imagegen.training.ddpo import DdpoRound, DdpoSettings, ddpo_round
-from toolkit.imagegen.training.update import SavedUpdate, dump_state, restore_state, start_update
+from toolkit.imagegen.training.ddpo import DdpoRound
+from toolkit.imagegen.training.update_state import SavedUpdate, dump_state, restore_state, start_update
 
 base, whole, killed = map(Path, sys.argv[1:])
 
@@ -132,7 +132,7 @@ class Content:
     state: SavedUpdate
     table: tuple[DdpoRound, ...]
 
-settings = DdpoSettings(4, 4, 4, 16, 2, learning_rate=3e-3, clip_range=1e-3)
+settings = replace(DDPO, generations=4, denoising_steps=4)
 
 def update(out):
     checkpoints = open_checkpoints(out / "checkpoints", 2, datetime.now())
@@ -140,7 +140,7 @@ def update(out):
     epoch = newest_epoch(checkpoints, [SYNTHETIC])
     if epoch is not None:
         saved = load_part(checkpoints, epoch, SYNTHETIC, Content)
-        restore_state(state, saved.state)
+        restore_state(state, saved.state, checkpoints.path(epoch) / SYNTHETIC)
         table = saved.table
     while state.round < 30:
         table = (*table, ddpo_round(state, settings, PROMPTS, lambda images, _: images.mean((1, 2, 3))))

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.imagegen_models import CONFIG, CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
+from tests.helpers.imagegen_models import (
+    CONFIG,
+    CPU,
+    DDPO,
+    LORA,
+    PROMPTS,
+    ddpo_round,
+    dit_generator,
+    random_dit_folder,
+    randomise_lora,
+)
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, RewardError, TrainingError
 from toolkit.imagegen.checkpoints import load_tensors, save_tensors
@@ -23,12 +33,11 @@ from toolkit.imagegen.training.ddpo import (
     DdpoSettings,
     Rollout,
     choose_prompts,
-    ddpo_round,
     group_advantages,
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.training.update import (
+from toolkit.imagegen.training.update_state import (
     SavedUpdate,
     StepOutcome,
     UpdateState,
@@ -37,15 +46,7 @@ from toolkit.imagegen.training.update import (
     start_update,
 )
 
-SETTINGS = DdpoSettings(
-    prompts_per_round=4,
-    generations=8,
-    denoising_steps=5,
-    micro_batch=16,
-    minibatches=2,
-    learning_rate=3e-3,
-    clip_range=1e-3,
-)
+SETTINGS = DDPO
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -115,7 +116,7 @@ def test_images_that_the_gate_holds_back_are_never_reinforced(dit: Path) -> None
     settings = replace(SETTINGS, minibatches=1)
     state = start(dit_generator(dit), settings)
     rollout = roll_out(state.generator, settings, PROMPTS, brightness, 0)
-    advantages_N, _, _ = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    advantages_N = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip).values_N
     for passed_N in (torch.zeros(32).bool(), torch.arange(32) % 2 == 0, torch.ones(32).bool()):
         state = start(dit_generator(dit), settings)
         measured = update_policy(state, settings, replace(rollout, passed_N=passed_N))
@@ -167,7 +168,7 @@ def test_gradient_equals_that_of_the_formula(tmp_path: Path, monkeypatch: pytest
     ours = gradients(generator, settings, monkeypatch)
     monkeypatch.undo()
     rollout = roll_out(generator, settings, PROMPTS, brightness, 0)
-    advantages, _, _ = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    advantages = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip).values_N
     scheduler = generator.scheduler
     schedule = make_schedule(scheduler, settings.denoising_steps)
     chunk, total = rollout.chunks[0], torch.tensor(0.0)
@@ -207,15 +208,16 @@ def test_kl_to_the_base_equals_that_of_torchs_normals(tmp_path: Path) -> None:
 def test_advantages_are_normalised_within_the_images_of_a_prompt() -> None:
     rewards = torch.tensor([0.1, 0.7, 0.4, 0.9, 0.9, 0.3])
     prompts = ["a", "a", "b", "c", "c", "b"]
-    advantages, zero_variance, groups = group_advantages(rewards, prompts, 5.0)
-    assert (zero_variance, groups) == (1, 3)
+    found = group_advantages(rewards, prompts, 5.0)
+    assert (found.zero_variance_groups, found.groups, found.clipped) == (1, 3, 0)
     for prompt in "abc":
         rows = [row for row, own in enumerate(prompts) if own == prompt]
         group = rewards[rows].numpy()
         expected = (group - group.mean()) / (group.std() + 1e-4)
-        torch.testing.assert_close(advantages[rows], torch.from_numpy(expected))
-    clipped, _, _ = group_advantages(rewards, prompts, 0.5)
-    assert float(clipped.abs().max()) == 0.5
+        torch.testing.assert_close(found.values_N[rows], torch.from_numpy(expected))
+    found = group_advantages(rewards, prompts, 0.5)
+    assert float(found.values_N.abs().max()) == 0.5
+    assert found.clipped == pytest.approx(4 / 6)
 
 
 def test_every_chunk_and_step_is_used_once_in_each_epoch(dit: Path) -> None:
@@ -253,6 +255,11 @@ def test_clipped_advantages_are_counted(dit: Path) -> None:
 
     settings = replace(SETTINGS, advantage_clip=2.0)  # The one is at +2.6 and the others at -0.4.
     assert ddpo_round(start(dit_generator(dit)), settings, PROMPTS, one_in_eight).clipped_advantages == 1 / 8
+    state = start(dit_generator(dit), settings)
+    rollout = roll_out(state.generator, settings, PROMPTS, one_in_eight, 0)
+    # The gate lowers every clipped advantage to 0, which changes no count.
+    gated = update_policy(state, settings, replace(rollout, passed_N=torch.zeros(32).bool()))
+    assert gated.clipped_advantages == 1 / 8
 
 
 @pytest.mark.parametrize("wrong", [torch.tensor([1.0]), torch.full((32,), float("nan"))])
@@ -309,7 +316,7 @@ def test_stopped_and_resumed_rounds_equal_undisturbed_ones_to_the_bit(dit: Path,
     save_tensors(tmp_path / "state.pt", dump_state(first))
     torch.randn(3)
     second = start(dit_generator(dit, seed=5))
-    restore_state(second, load_tensors(tmp_path / "state.pt", SavedUpdate, ""))
+    restore_state(second, load_tensors(tmp_path / "state.pt", SavedUpdate, ""), tmp_path / "state.pt")
     table += [ddpo_round(second, SETTINGS, PROMPTS, brightness) for _ in range(2)]
 
     assert table == undisturbed
@@ -319,5 +326,6 @@ def test_stopped_and_resumed_rounds_equal_undisturbed_ones_to_the_bit(dit: Path,
 
 def test_a_state_of_another_base_is_rejected(dit: Path, tmp_path: Path) -> None:
     other = random_dit_folder(tmp_path, replace(CONFIG, layers=1))
-    with raises(TrainingError, "imagegen.checkpoint_base_differs"):
-        restore_state(start(dit_generator(dit)), dump_state(start(dit_generator(other))))
+    with raises(TrainingError, "imagegen.checkpoint_base_differs") as caught:
+        restore_state(start(dit_generator(dit)), dump_state(start(dit_generator(other))), tmp_path / "state.pt")
+    assert caught.problem.place.endswith("state.pt")

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.imagegen_models import GUARDS
+from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import TrainingError
 from toolkit.imagegen.evaluation.statistics import Bootstrap, ImageKey
+from toolkit.imagegen.settings import guard_settings
 from toolkit.imagegen.training.guards import Action, Evaluation, GuardSettings, Verdict, best_evaluation, check_guards
 
-SETTINGS = GuardSettings(bootstrap=Bootstrap(resamples=300))
+SETTINGS = replace(GUARDS, bootstrap=Bootstrap(resamples=300))
 KEYS = [ImageKey(f"prompt {index % 16}", index // 16) for index in range(384)]
 BASE = dict(zip(KEYS, np.random.default_rng(0).uniform(0.3, 0.7, 384).tolist(), strict=True))
 
@@ -124,7 +128,7 @@ def test_a_guard_that_only_logs_does_not_stop(name: str, action: Action) -> None
 
 
 def test_by_default_only_clipped_advantages_do_not_stop() -> None:
-    actions = {each.guard: each.action for each in check_guards(history(0.0), GuardSettings())}
+    actions = {each.guard: each.action for each in check_guards(history(0.0), guard_settings(load_recipe(RECIPE)))}
     assert actions == {
         "judge": "stop",
         "diversity": "stop",

@@ -1,5 +1,7 @@
 """Refreshing a selector: anchors are replayed, and a refresh that lowers held-out agreement is not kept."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,6 +18,8 @@ from toolkit.scoring.statistics import Estimate
 
 torch.set_num_threads(1)
 
+SETTINGS = RefreshSettings(anchors_fraction=0.5, tolerance=0.0, seed=0)
+
 
 def figure(value: float) -> Figure:
     return Figure(Estimate(value, 10, None, None, "none", 10))
@@ -25,20 +29,21 @@ def figure(value: float) -> Figure:
 def test_anchors_are_low_ratings_in_the_given_fraction(fraction: float) -> None:
     ratings = rated(120, 0)
     passed = ratings.take((ratings.levels_N == 2).nonzero()[:, 0].tolist()[:30])
-    found = with_anchors(passed, ratings, passing_level=2, settings=RefreshSettings(fraction))
+    settings = replace(SETTINGS, anchors_fraction=fraction)
+    found = with_anchors(passed, ratings, lowest_passing=2, settings=settings)
     low = (found.levels_N < 2).float().mean().item()
     assert low == pytest.approx(fraction, abs=0.01)
     assert torch.equal(found.images_NCHW[:30], passed.images_NCHW)
     counts = torch.bincount(found.levels_N[30:], minlength=2)
     assert abs(int(counts[0] - counts[1])) <= 1
-    assert torch.equal(found.levels_N, with_anchors(passed, ratings, 2, RefreshSettings(fraction)).levels_N)
+    assert torch.equal(found.levels_N, with_anchors(passed, ratings, 2, settings).levels_N)
 
 
 def test_few_anchors_are_repeated_evenly() -> None:
     ratings = rated(40, 0)
     low = (ratings.levels_N == 0).nonzero()[:3, 0].tolist()
     high = (ratings.levels_N == 2).nonzero()[:6, 0].tolist()
-    found = with_anchors(ratings.take(high), ratings.take(low), passing_level=1, settings=RefreshSettings(0.5))
+    found = with_anchors(ratings.take(high), ratings.take(low), lowest_passing=1, settings=SETTINGS)
     assert sorted(found.groups[6:]) == sorted([ratings.groups[row] for row in low] * 2)
 
 
@@ -46,11 +51,11 @@ def test_a_low_level_without_ratings_is_an_error() -> None:
     ratings = rated(60, 0)
     high = ratings.take((ratings.levels_N > 0).nonzero()[:, 0].tolist())
     with raises(DataError, "imagegen.anchor_levels_missing"):
-        with_anchors(high, high, passing_level=2, settings=RefreshSettings())
+        with_anchors(high, high, lowest_passing=2, settings=SETTINGS)
 
 
 def test_a_refresh_is_kept_unless_agreement_drops() -> None:
-    settings = RefreshSettings(tolerance=0.01)
+    settings = replace(SETTINGS, tolerance=0.01)
     assert decide(figure(0.8), figure(0.8), settings).kept
     assert decide(figure(0.8), figure(0.795), settings).kept
     assert not decide(figure(0.8), figure(0.78), settings).kept
@@ -83,10 +88,10 @@ def test_a_selector_refreshed_on_high_ratings_alone_is_rolled_back_and_one_with_
     new = rated(192, 2)
     passed = new.take((new.levels_N == 2).nonzero()[:, 0].tolist())
     outcomes = []
-    for rows in (passed, with_anchors(passed, train, 2, RefreshSettings())):
+    for rows in (passed, with_anchors(passed, train, 2, SETTINGS)):
         load_trained_state(selector, state)
         start_fitting(selector, rows, None, refresh=FitSettings(6, 32, 2e-3)).run()
-        outcomes.append(decide(before, held_out(selector), RefreshSettings(tolerance=0.05)))
+        outcomes.append(decide(before, held_out(selector), replace(SETTINGS, tolerance=0.05)))
     assert [outcome.kept for outcome in outcomes] == [False, True]
     load_trained_state(selector, state)
     assert held_out(selector).value == before.value

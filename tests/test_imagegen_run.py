@@ -74,7 +74,7 @@ def _run(wanted: Recipe, dies: tuple[str, int] | None) -> None:
 
 def _arm(name: str, calls: int) -> None:
     """Kill this process when the saving function ``name`` returns for the last of ``calls`` times."""
-    from toolkit.imagegen.scorers import train
+    from toolkit.imagegen.scorers import train_scorers
     from toolkit.imagegen.training import arm
 
     left = [calls]
@@ -89,7 +89,7 @@ def _arm(name: str, calls: int) -> None:
 
         return call
 
-    for module in (arm, train, RunFolder):
+    for module in (arm, train_scorers, RunFolder):
         if hasattr(module, name):
             setattr(module, name, lethal(getattr(module, name)))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder
+from tests.helpers.imagegen_models import CPU, LORA, PROMPTS, SFT, dit_generator, random_dit_folder
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, TrainingError
 from toolkit.imagegen.checkpoints import load_tensors, save_tensors
@@ -20,14 +20,14 @@ from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
 from toolkit.imagegen.training.sft import (
     SftImages,
     SftSettings,
-    batch_rows,
     encode_training_images,
     random_control,
     sft_round,
 )
-from toolkit.imagegen.training.update import SavedUpdate, dump_state, restore_state, start_update
+from toolkit.imagegen.training.shuffle import shuffled_passes
+from toolkit.imagegen.training.update_state import SavedUpdate, dump_state, restore_state, start_update
 
-SETTINGS = SftSettings(steps_per_round=20, batch_size=16, micro_batch=16, learning_rate=1e-2)
+SETTINGS = SFT
 
 
 def draw(numbers: Sequence[int]) -> Tensor:
@@ -138,7 +138,7 @@ def test_loss_is_that_of_diffusers_targets(dit: Path) -> None:
 
 
 def test_every_image_has_its_turn() -> None:
-    rows = [row for step in range(10) for row in batch_rows(20, 8, step, seed=0)]
+    rows = [row for step in range(10) for row in shuffled_passes(20, 8 * step, 8 * step + 8, seed=0, name="order")]
     assert [sorted(rows[first : first + 20]) for first in range(0, 80, 20)] == [list(range(20))] * 4
     assert rows[:20] != rows[20:40]
 
@@ -170,7 +170,7 @@ def test_stopped_and_resumed_rounds_equal_undisturbed_ones_to_the_bit(dit: Path,
     save_tensors(tmp_path / "state.pt", dump_state(state))
     second, _ = begin()
     state = start_update(second, settings.learning_rate)
-    restore_state(state, load_tensors(tmp_path / "state.pt", SavedUpdate, ""))
+    restore_state(state, load_tensors(tmp_path / "state.pt", SavedUpdate, ""), tmp_path / "state.pt")
     table += [sft_round(state, settings, encoded) for _ in range(2)]
     assert table == undisturbed
     ours, theirs = copy_lora(second.network), copy_lora(whole.network)

@@ -21,7 +21,7 @@ from tests.helpers.rated import rated, ratings_of, write_csv
 from tests.helpers.sheets import PROMPTS, SIZE, SOURCES, make_sheet, sheet_items, sheet_section
 from toolkit import recipe
 from toolkit.errors import DataError, ImageError
-from toolkit.imagegen.ratings.experts import intra_rater_agreement, quadratic_weighted_kappa
+from toolkit.imagegen.ratings.experts import intra_rater_agreement
 from toolkit.imagegen.ratings.load import RatedImage, Rating, load_ratings
 from toolkit.imagegen.ratings.prepare import image_stores
 from toolkit.imagegen.ratings.sheet import (
@@ -230,22 +230,23 @@ def test_a_file_that_is_not_a_key_is_rejected(tmp_path: Path, text: str) -> None
         read_key(tmp_path / "key.json")
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=40))
-def test_kappa_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
-    first, second = zip(*pairs, strict=True)
-    found = quadratic_weighted_kappa(first, second, levels=4)
-    if len({*first, *second}) == 1:
-        assert found is None
-    else:
-        expected = cohen_kappa_score(first, second, weights="quadratic", labels=range(4))
-        assert found == pytest.approx(expected, abs=1e-12)
-
-
 def twice(name: str, *ratings: tuple[str, int, str]) -> RatedImage:
     """An image with ratings of (rater, level, file)."""
     made = tuple(Rating(level, 3, rater, f"{file}, row {n}") for n, (rater, level, file) in enumerate(ratings))
     return replace(rated(name, [0]), ratings=made)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40))
+def test_kappa_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+    images = [twice(str(n), ("x", first, "f"), ("x", second, "f")) for n, (first, second) in enumerate(pairs)]
+    found = intra_rater_agreement(ratings_of(images), resamples=2).kappa
+    first, second = zip(*pairs, strict=True)
+    if len({*first, *second}) == 1:
+        assert found is None
+    else:
+        expected = cohen_kappa_score(first, second, weights="quadratic", labels=range(3))
+        assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_intra_rater_agreement_pairs_first_and_second_ratings_of_a_rater() -> None:

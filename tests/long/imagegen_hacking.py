@@ -5,13 +5,13 @@ method of the package.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.imagegen_models import evaluation_of
+from tests.helpers.imagegen_models import SFT, evaluation_of
 from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.recipes import load_recipe
 from toolkit.imagegen.context import StageContext
@@ -24,8 +24,8 @@ from toolkit.imagegen.settings import guard_settings
 from toolkit.imagegen.stages import RunSession, run_stage
 from toolkit.imagegen.training.arm import ROUNDS, ArmContext
 from toolkit.imagegen.training.guards import Evaluation, Verdict, best_evaluation, check_guards, is_best
-from toolkit.imagegen.training.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
-from toolkit.imagegen.training.update import start_update
+from toolkit.imagegen.training.sft import EncodedImages, SftImages, encode_training_images, sft_round
+from toolkit.imagegen.training.update_state import start_update
 from toolkit.runfolder import StopRequest, start_run
 
 WEAK = (
@@ -40,7 +40,7 @@ WEAK = (
 )
 """A selector of few ratings, whose errors can be exploited, and a judge of many."""
 TOTAL, IMAGES, TEMPERATURE = 6, 192, 0.04
-SETTINGS = SftSettings(steps_per_round=16, batch_size=64, micro_batch=64, learning_rate=6e-3)
+SETTINGS = replace(SFT, steps_per_round=16, batch_size=64, micro_batch=64, learning_rate=6e-3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ def _stage(work: "StageWork") -> Iterator[str]:
     if work.rounds:
         yield f"{work.rounds:,} rounds"
     if work.steps:
-        yield f"{work.steps:,} optimizer steps of {work.images_per_step:,} images"
+        images = f" of {work.images_per_step:,} images" if work.images_per_step else ""
+        yield f"{work.steps:,} optimizer steps{images}"
     if work.generated:
         unit = "evaluation" if work.evaluations == 1 else "evaluations"
         yield f"{work.generated:,} generated images ({work.evaluations} {unit})"

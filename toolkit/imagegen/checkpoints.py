@@ -18,15 +18,13 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
-from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
 from toolkit.errors import RunError
 from toolkit.imagegen.generators.generator import BaseModel
 from toolkit.imagegen.scorers.fitting import FittingState
-from toolkit.imagegen.training.update import SavedUpdate
-from toolkit.runfolder import RunFolder
-from toolkit.runfolder.files import flush_folder
+from toolkit.imagegen.training.update_state import SavedUpdate
+from toolkit.runfolder import RunFolder, flush_folder, from_json, sync_folder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -138,8 +136,8 @@ def save_epoch(
     """Save an epoch as a whole, then delete epochs beyond the newest ``keep_last``.
 
     Args:
-        checkpoints: of the run.
-        epoch: its number. An epoch that exists is replaced.
+        checkpoints: the checkpoints of the run.
+        epoch: the number of the epoch. An epoch that exists is replaced.
         parts: file name to its content.
         write_files: writes further files into the folder that it gets, such as a generator's ``save_lora``.
 
@@ -162,7 +160,7 @@ def save_epoch(
     if final.exists():  # A folder that is not empty cannot be replaced in one step.
         final.rename(old)
     temporary.rename(final)
-    _sync(checkpoints.folder)
+    sync_folder(checkpoints.folder)
     _remove([old, *(checkpoints.path(number) for number in checkpoints.epochs()[: -checkpoints.keep_last])])
     return final
 
@@ -204,7 +202,8 @@ def load_tensors(path: Path, kind: type[Content], remedy: str) -> Content:
         RunError: the file is missing, damaged or of another version.
     """
     try:
-        return from_plain(kind, torch.load(path, map_location="cpu", weights_only=True))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return from_json(kind, content, other_types=True)
     except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         raise RunError(
             "imagegen.checkpoint_unreadable",
@@ -224,18 +223,6 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(to_plain(inner) for inner in value)
     return value
-
-
-def from_plain(kind: type[Content], value: object) -> Content:
-    """Return what ``to_plain`` gave as a dataclass.
-
-    Raises:
-        ValueError: a field is missing, unknown or of another type.
-    """
-    # pydantic applies the configuration of the tuple to the dataclasses in it, which have none of their own.
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    (found,) = TypeAdapter(tuple[kind], config=config).validate_python((value,))  # type: ignore[valid-type]
-    return found
 
 
 def _recover(checkpoints: Checkpoints) -> None:
@@ -263,13 +250,3 @@ def _check_loadable(path: Path) -> None:
         torch.load(path, map_location="meta", weights_only=True)
     except UnpicklingError as error:
         raise TypeError(f"{path.name} must hold plain objects only: {str(error).partition(chr(10))[0]}") from error
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,6 @@
 """Generate images from a finished run as PNG files, with a table of how each was generated."""
 
 import csv
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
@@ -27,12 +26,12 @@ from toolkit.imagegen.ratings.synthetic import RATINGS_FILE
 from toolkit.imagegen.results import BASE, arm_figures
 from toolkit.imagegen.scorers.fitting import load_trained_state
 from toolkit.imagegen.scorers.selector import Selector
-from toolkit.imagegen.scorers.train import STAGE, load_trained
+from toolkit.imagegen.scorers.train_scorers import STAGE, load_trained
 from toolkit.imagegen.seeds import seed_of
 from toolkit.imagegen.settings import generator_settings, selector_settings
 from toolkit.recipe import Recipe, for_image_generators
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.runfolder import Progress, RunFolder, StopRequest, find_run, no_progress, write_text
+from toolkit.runfolder import Progress, RunFolder, StopRequest, find_run, new_folder, no_progress, write_text
 from toolkit.tasks import TASKS
 
 TABLE = "images.csv"
@@ -173,7 +172,7 @@ class ImageRequest:
         prompts: each with its modality, or with an empty one if that is not known.
         count: images of each prompt.
         best_of: images generated for each file. Only the one with the highest selector score is kept.
-        seed: of the noise. The same request gives the same images.
+        seed: the seed of the noise. The same request gives the same images.
         method: ``base``, or a finished method of the run.
     """
 
@@ -196,11 +195,11 @@ class GeneratedFile:
     Attributes:
         image_path: relative to the folder.
         prompt: the prompt of the image.
-        modality: of the prompt. Empty: not known.
-        method: as in ``ImageRequest``.
-        seed: as in ``ImageRequest``.
+        modality: the modality of the prompt. Empty: not known.
+        method: the method, as in ``ImageRequest``.
+        seed: the seed, as in ``ImageRequest``.
         noise: number of the noise, with which the seed gives this image again.
-        selector_score: from 0 to 1. The reward contains the selector, so that it is no evidence of quality.
+        selector_score: the selector's score, from 0 to 1. It is no evidence of quality, because the reward contains it.
         candidates: images among which this one has the highest selector score.
     """
 
@@ -268,15 +267,12 @@ def write_images(
         Interrupted: a signal came.
     """
     finished.require(request.method)
-    folder = folder.absolute()
     check_folder(folder)
     generator = load_base(finished)
     generator.check_prompts([prompt for prompt, _ in request.prompts])
     use_method(finished, generator, request.method)
-    work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        (work / "images").mkdir(parents=True)
+    with new_folder(folder) as work:
+        (work / "images").mkdir()
         sampler = _Sampler(generator, load_selector(finished), finished.section, request)
         total, files = len(request.prompts) * request.count, list[GeneratedFile]()
         while len(files) < total:
@@ -284,11 +280,6 @@ def write_images(
             files += sampler.write(work, len(files), min(sampler.step, total - len(files)))
             progress("images", len(files), total)
         write_text(work / TABLE, _table(files))
-        if folder.is_dir():
-            folder.rmdir()
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return tuple(files)
 
 

@@ -66,7 +66,7 @@ def describe_lora(context: StageContext, base: BaseModel, arm: str, figures: Arm
         context: the context of the stage.
         base: the base that was trained on.
         arm: control, sft or ddpo, with its LoRA saved.
-        figures: of the arm. Those of the arms before it are in the run.
+        figures: the figures of the arm. Those of the arms before it are in the run.
     """
     folder = context.run.weights_folder(arm)
     record = LoraRecord(digest([folder / LORA_FILE]), public_name(base.name), base.revision, base.sha256)
@@ -141,11 +141,11 @@ class GeneratorCard:
         name: title, such as the run's name.
         base: the base model, a Hub name or a folder. Of a folder only its name is written.
         revision: the commit of the base that was loaded, or a digest of the folder.
-        licence: from ``licence_of``.
+        licence: the licence from ``licence_of``.
         method: how the LoRA was trained, such as ``ddpo``.
         rank: r of the LoRA.
         alpha: alpha of the LoRA.
-        modalities: of the images it was trained for.
+        modalities: the modalities of the images that it was trained for.
         training: further facts of the training, label -> text.
         results: the results table in Markdown, with an explanation. Empty: it was not evaluated.
         versions: library -> version.

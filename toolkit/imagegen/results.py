@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from toolkit.imagegen.evaluation.image_metrics import CopyFigures, DistributionFigures, DiversityFigures
 from toolkit.imagegen.evaluation.statistics import MIN_PAIRS, Bootstrap, compare_arms
 from toolkit.imagegen.ratings.prepare import RatingsResult
-from toolkit.imagegen.scorers.train import ScorersResult
+from toolkit.imagegen.scorers.train_scorers import ScorersResult
 from toolkit.imagegen.training.arm import ArmFigures
 from toolkit.imagegen.training.ddpo_stage import DdpoResult
 from toolkit.imagegen.training.sft_stage import SftResult

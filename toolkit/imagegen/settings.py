@@ -140,6 +140,7 @@ def ddpo_settings(recipe: Recipe) -> DdpoSettings:
         denoising_steps=section.generator.steps,
         micro_batch=keys.micro_batch,
         minibatches=keys.updates_per_round,
+        epochs=1,
         learning_rate=keys.learning_rate,
         clip_range=keys.clip_range,
         advantage_clip=section.guards.advantage_clip,
@@ -172,6 +173,7 @@ def guard_settings(recipe: Recipe) -> GuardSettings:
         max_kl=keys.max_kl,
         copies=keys.action,
         max_copies=keys.max_copies,
+        advantage_clip="log",
         max_clipped=keys.max_clipped,
         bootstrap=bootstrap_of(recipe),
     )

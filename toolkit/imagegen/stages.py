@@ -13,7 +13,7 @@ from toolkit.imagegen.generators.lora import reset_lora
 from toolkit.imagegen.lora_card import describe_lora
 from toolkit.imagegen.ratings.prepare import PreparedRatings, RatingsResult, prepare_ratings
 from toolkit.imagegen.scorers.text_tower import TextReader
-from toolkit.imagegen.scorers.train import (
+from toolkit.imagegen.scorers.train_scorers import (
     STAGE,
     ScorersResult,
     ScoringModels,

@@ -5,7 +5,6 @@ have no meaning.
 """
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_checks import missing_imagegen_files
 from toolkit.recipe.imagegen_sections import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES
 from toolkit.recipe.load import merge
-from toolkit.runfolder import Progress, RunFolder, no_progress
+from toolkit.runfolder import Progress, RunFolder, new_folder, no_progress
 from toolkit.runfolder.cache import cache_folder
 
 if TYPE_CHECKING:  # imagegen imports torch
@@ -60,10 +59,8 @@ def tiny_pipeline() -> Path:
     if not folder.is_dir():
         from toolkit.imagegen.generators.stable_diffusion import save_tiny_pipeline
 
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_tiny_pipeline(partial, tokens=PROMPT_BYTES)
-        partial.rename(folder)
+        with new_folder(folder) as partial:
+            save_tiny_pipeline(partial, tokens=PROMPT_BYTES)
     return folder
 
 

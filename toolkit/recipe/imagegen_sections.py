@@ -172,7 +172,8 @@ class Refresh(ImagegenSection):
     enabled: bool = False
     """Retrain after each round. It is rolled back if held-out agreement drops."""
     anchors_fraction: float = Field(0.5, gt=0, lt=1)
-    """Fraction of low-rated images from the ratings in each batch. Without them, a selector forgets bad images."""
+    """Fraction of a refresh's training images that are low-rated images of the ratings. Without them, a selector
+    forgets bad images."""
     epochs: int = Field(1, ge=1)
     """Passes over the passed images of a round."""
     learning_rate: float = Field(1e-4, gt=0)
@@ -200,7 +201,7 @@ class Update(ImagegenSection):
     images_per_prompt: int = Field(8, ge=2)
     """Images of one prompt: the group in which rewards are normalised."""
     updates_per_round: int = Field(2, ge=1)
-    """Optimizer steps of a round. Each uses an equal part of the round's images."""
+    """Optimizer steps of a round. Each uses an equal part of the shuffled pairs of micro-batch and denoising step."""
     learning_rate: float = Field(3e-4, gt=0)
     """AdamW learning rate of ``ddpo``."""
     clip_range: float = Field(1e-4, gt=0, lt=1)
@@ -242,14 +243,6 @@ class Update(ImagegenSection):
         if not (self.selector_power or self.policy_power):
             rule = "selector_power and policy_power must not both be 0, because every reward would be 1"
             raise BrokenRules([Problem("recipe.reward_constant", rule)])
-        return self
-
-    @model_validator(mode="after")
-    def _a_round_divides_into_updates(self) -> "Update":
-        if self.images_per_round % self.updates_per_round:
-            rule = f"must divide prompts_per_round * images_per_prompt (= {self.images_per_round})"
-            place, value = "updates_per_round", self.updates_per_round
-            raise BrokenRules([Problem("recipe.updates_not_dividing_round", rule, place, value)])
         return self
 
 
@@ -319,10 +312,10 @@ class Guards(ImagegenSection):
     max_copies: Fraction = 0.05
     """Fires if a larger fraction of the generated images is that close to a training image."""
     advantage_clip: float = Field(5.0, gt=0)
-    """Group-normalised rewards are clipped to plus and minus this value. In a group of G images none is beyond
+    """Advantages are clipped to plus and minus this value. In a group of G images none is beyond
     sqrt(G - 1), so that with 26 images of a prompt or fewer the default never clips."""
     max_clipped: Fraction = 0.1
-    """Fires if a larger fraction of the rewards is clipped. It only logs. No more than 1 / advantage_clip ** 2 of them
+    """Fires if a larger fraction of the advantages is clipped. It only logs. No more than 1 / advantage_clip ** 2
     can be clipped, so that it needs an ``advantage_clip`` below 3.16 for the default."""
 
 
@@ -344,7 +337,7 @@ def scoring_batch(side: int) -> int:
     """Return the number of images that an encoder takes in one pass.
 
     Args:
-        side: of the images that the encoder takes, in pixels.
+        side: the side of the images that the encoder takes, in pixels.
 
     >>> scoring_batch(32), scoring_batch(224), scoring_batch(518), scoring_batch(2048)
     (64, 20, 3, 1)

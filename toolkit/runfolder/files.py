@@ -3,7 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
@@ -24,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     temporary.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -51,14 +53,20 @@ def read_saved(path: Path) -> Any:
         return None
 
 
-def from_json(kind: type[Value], value: object) -> Value:
+def from_json(kind: type[Value], value: object, *, other_types: bool = False) -> Value:
     """Return JSON as a dataclass. Fields of nested dataclasses are checked too.
+
+    Args:
+        kind: the dataclass.
+        value: its fields, as JSON or as ``torch.load`` has them.
+        other_types: accept fields of types that JSON has not, such as tensors.
 
     Raises:
         ValueError: a field is missing, unknown or of another type. The message has the path of the first such field.
     """
     # pydantic applies the configuration of the tuple to the dataclasses in it, which have none of their own.
-    adapter = TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))  # type: ignore[valid-type]
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=other_types)
+    adapter = TypeAdapter(tuple[kind], config=config)  # type: ignore[valid-type]
     try:
         (found,) = adapter.validate_python((value,))
     except ValidationError as error:
@@ -74,6 +82,40 @@ def flush_folder(folder: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to disk, because a rename is on disk only after its folder is flushed."""
+    # Windows cannot open folders.
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Open a hidden folder that becomes ``path`` if the block succeeds, and is removed otherwise.
+
+    Args:
+        path: the new folder. It must be absent or empty.
+
+    Raises:
+        OSError: ``path`` has files.
+    """
+    path = path.absolute()
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.is_dir():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_lines(path: Path, values: Iterable[Mapping[str, object]]) -> None:
@@ -150,13 +192,3 @@ def _plain(value: object) -> object:
     if isinstance(value, SupportsFloat):
         return float(value) if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is on disk only after its folder is flushed. Windows cannot open folders.
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

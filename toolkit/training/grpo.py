@@ -11,6 +11,7 @@ over N, the G completions of a prompt follow each other.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets

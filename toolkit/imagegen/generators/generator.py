@@ -28,7 +28,7 @@ class GeneratorSettings:
     Attributes:
         base: folder of a DiT, or folder or Hub id of a Stable Diffusion 1.x or 2.x pipeline.
         revision: Hub revision of the base.
-        precision: of the base's parameters and of autocast. The LoRA is always float32.
+        precision: the data type of the base's parameters and of autocast. The LoRA is always float32.
         guidance_scale: classifier-free guidance. 1 switches it off.
         image_size: side of the generated image in pixels, or None for the base's own.
         prediction: the quantity that the network predicts, or None for that of the scheduler's configuration.
@@ -36,7 +36,7 @@ class GeneratorSettings:
         vae_slicing: decode images one by one, which saves GPU memory.
         gradient_checkpointing: recompute activations in the backward pass.
         lora: the trainable part.
-        seed: of the LoRA's initial parameters.
+        seed: the seed of the LoRA's initial parameters.
     """
 
     base: str

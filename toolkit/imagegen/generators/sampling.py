@@ -21,7 +21,7 @@ class Trajectory:
 
     Attributes:
         latents_TNCHW: the noise, and the sample after each step (T = S + 1).
-        log_probabilities_SN: of each step, averaged over dimensions. 0 for a step of zero variance.
+        log_probabilities_SN: the log-probability of each step, averaged over dimensions. 0 for a step of zero variance.
         condition: the encoded prompts, on the device.
     """
 
@@ -47,7 +47,7 @@ def sample(generator: Generator, schedule: DdimSchedule, prompts: Sequence[str],
         generator: the policy.
         schedule: its S steps.
         prompts: one per row.
-        noise_TNCHW: of ``draw_noise``.
+        noise_TNCHW: the noise from ``draw_noise``.
     """
     device = generator.device
     schedule = schedule.to(device)
@@ -85,7 +85,7 @@ def generate(
         prompts: one per image.
         seed: the images of two generators with the same seed and prompts are paired.
         batch_size: images in one pass.
-        number: of the first image. Its noise depends on the seed and this number.
+        number: the number of the first image. Its noise depends on the seed and this number.
     """
     generator.check_prompts(prompts)
     images = []

@@ -195,7 +195,7 @@ def save_tiny_pipeline(folder: Path, *, seed: int = 0, prediction_type: str = "e
 
     Args:
         folder: where to write.
-        seed: of the parameters.
+        seed: the seed of the parameters.
         prediction_type: "epsilon" or "v_prediction".
         tokens: bytes of the longest prompt, with its start and end. The default is CLIP's limit.
     """

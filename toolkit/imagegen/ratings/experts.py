@@ -6,10 +6,9 @@ A weight scales a rating's part of the loss and never changes its label.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ from toolkit.recipe.imagegen import Imagegen
 from toolkit.scoring.statistics.bootstrap import drawn_sums, percentile_interval
 
 Floats = NDArray[np.float64]
-Metric = Literal["nominal", "ordinal", "interval"]
 
 LEAST_IMAGES = 10
 """Images with several ratings that ``precision`` needs for each expert level."""
@@ -59,7 +57,7 @@ def agreement(ratings: Ratings, resamples: int = 2000, seed: int = 0) -> Agreeme
     Args:
         ratings: the rated images.
         resamples: bootstrap samples of the images.
-        seed: of the bootstrap.
+        seed: the seed of the bootstrap.
     """
     units = [levels for image in ratings.images if len(levels := _levels_by_rater(image)) > 1]
     n_images, n_ratings = len(units), sum(map(len, units))
@@ -67,29 +65,14 @@ def agreement(ratings: Ratings, resamples: int = 2000, seed: int = 0) -> Agreeme
         return Agreement(None, None, None, 0, 0, "no image has ratings by two experts")
     size = len(ratings.rating_range)
     matrices_UK = np.stack([_coincidences(unit, size).ravel() for unit in units])
-    alpha = _alpha(matrices_UK.sum(0).reshape(size, size), _ordinal)
+    alpha = _alpha(matrices_UK.sum(0).reshape(size, size))
     if alpha is None:
         return Agreement(None, None, None, n_images, n_ratings, "all ratings are equal")
-    drawn = [_alpha(sums.reshape(size, size), _ordinal) for sums in drawn_sums(matrices_UK, resamples, seed)]
+    drawn = [_alpha(sums.reshape(size, size)) for sums in drawn_sums(matrices_UK, resamples, seed)]
     defined = np.array([value for value in drawn if value is not None])
     if n_images < 2 or not len(defined):
         return Agreement(alpha, None, None, n_images, n_ratings)
     return Agreement(alpha, *percentile_interval(defined, 0.95), n_images, n_ratings)
-
-
-def krippendorff_alpha(units: Sequence[Sequence[int]], levels: int, metric: Metric = "ordinal") -> float | None:
-    """Return alpha, or None if it is undefined (no pair of ratings, or all ratings are equal).
-
-    Args:
-        units: the ratings of each unit, as levels from 0.
-        levels: number of levels.
-        metric: the difference of two levels.
-
-    >>> krippendorff_alpha([[0, 0], [1, 1], [2, 2], [0, 1]], levels=3)
-    0.79
-    """
-    coincidences_KK = sum((_coincidences(unit, levels) for unit in units), np.zeros((levels, levels)))
-    return _alpha(coincidences_KK, _METRICS[metric])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +107,9 @@ def intra_rater_agreement(ratings: Ratings, resamples: int = 2000, seed: int = 0
     downloaded twice is no second rating. Ratings without a rater's id are left out.
 
     Args:
-        ratings: from ``load_ratings``.
+        ratings: the ratings from ``load_ratings``.
         resamples: bootstrap samples of the images.
-        seed: of the bootstrap.
+        seed: the seed of the bootstrap.
     """
     pairs = [(image.name, rater, first, second) for image in ratings.images for rater, first, second in _repeats(image)]
     size = len(ratings.rating_range)
@@ -138,22 +121,6 @@ def intra_rater_agreement(ratings: Ratings, resamples: int = 2000, seed: int = 0
     return IntraRater(whole.kappa, whole.low, whole.high, whole.n, whole.images, whole.equal, whole.reason, by_rater)
 
 
-def quadratic_weighted_kappa(first: Sequence[int], second: Sequence[int], levels: int) -> float | None:
-    """Return Cohen's kappa with quadratic weights (Cohen 1968), or None if all ratings are of one level.
-
-    Args:
-        first: levels from 0.
-        second: as many levels.
-        levels: number of levels.
-
-    >>> quadratic_weighted_kappa([0, 1, 2, 2], [0, 1, 2, 1], levels=3)
-    0.8
-    """
-    counts_KK = np.zeros((levels, levels))
-    np.add.at(counts_KK, (np.asarray(first, dtype=int), np.asarray(second, dtype=int)), 1)
-    return _kappa(counts_KK)
-
-
 _Repeat = tuple[str, str, int, int]
 """Image, rater, first and second level."""
 
@@ -163,7 +130,7 @@ def expert_weights(section: Imagegen, ratings: Ratings) -> Mapping[int, float]:
 
     Args:
         section: the kind of weight, the expert levels, and the table.
-        ratings: from which ``precision`` is estimated. Use training ratings only.
+        ratings: the ratings from which ``precision`` is estimated. Use training ratings only.
 
     Raises:
         DataError: ``precision`` cannot be estimated from these ratings.
@@ -210,9 +177,10 @@ def _coincidences(unit: Sequence[int], levels: int) -> Floats:
     return np.asarray((np.outer(counts_K, counts_K) - np.diag(counts_K)) / (counts_K.sum() - 1))
 
 
-def _alpha(coincidences_KK: Floats, metric: Callable[[Floats], Floats]) -> float | None:
+def _alpha(coincidences_KK: Floats) -> float | None:
+    """Return the ordinal alpha, or None if all ratings are equal."""
     totals_K = coincidences_KK.sum(0)
-    differences_KK = metric(totals_K)
+    differences_KK = _ordinal(totals_K)
     expected = (np.outer(totals_K, totals_K) * differences_KK).sum()
     if not expected:
         return None
@@ -220,26 +188,10 @@ def _alpha(coincidences_KK: Floats, metric: Callable[[Floats], Floats]) -> float
     return float(1 - (totals_K.sum() - 1) * (coincidences_KK * differences_KK).sum() / expected)
 
 
-def _nominal(totals_K: Floats) -> Floats:
-    return np.asarray(1 - np.eye(len(totals_K)))
-
-
-def _interval(totals_K: Floats) -> Floats:
-    levels_K = np.arange(len(totals_K), dtype=float)
-    return np.asarray((levels_K[:, None] - levels_K) ** 2)
-
-
 def _ordinal(totals_K: Floats) -> Floats:
     """Return the squared number of ratings from one level to the other, each end counted by half."""
     places_K = np.cumsum(totals_K) - totals_K / 2
     return np.asarray((places_K[:, None] - places_K) ** 2)
-
-
-_METRICS: Mapping[Metric, Callable[[Floats], Floats]] = {
-    "nominal": _nominal,
-    "ordinal": _ordinal,
-    "interval": _interval,
-}
 
 
 def _levels_by_rater(image: RatedImage) -> list[int]:

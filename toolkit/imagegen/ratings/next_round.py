@@ -56,11 +56,11 @@ class Collected:
     """The ratings that experts returned.
 
     Attributes:
-        file: for ``imagegen.ratings``.
+        file: the ratings file for ``imagegen.ratings``.
         ratings: number of ratings.
         images: rated images.
         missing: images of the sheet without a rating.
-        agreement: of experts with themselves.
+        agreement: the agreement of experts with themselves.
         by_source: source -> its ratings.
     """
 
@@ -85,7 +85,7 @@ def write_run_sheet(
     Args:
         finished: the run.
         methods: sources of the images.
-        images: of each method. They are divided evenly among the run's prompts.
+        images: the number of images of each method. They are divided evenly among the run's prompts.
         options: order and size of the sheet. The images depend on its seed too.
         folder: goes to the experts. It must be absent or empty.
         progress: called after each method.

@@ -130,7 +130,7 @@ def network_scores(seed: int, degraded: float) -> Oracle:
     Images of another size than the oracle's are drawn again at its size: the same finding, degradation and severity.
 
     Args:
-        seed: of the dataset.
+        seed: the seed of the dataset.
         degraded: fraction of its degraded images.
     """
 

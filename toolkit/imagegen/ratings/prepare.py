@@ -202,8 +202,8 @@ def scan_images(ratings: Ratings, stores: Mapping[str, ImageStore], mode: ScanMo
 
     Args:
         ratings: the rated images.
-        stores: from ``image_stores``.
-        mode: as ``images.scan`` in the recipe.
+        stores: the stores from ``image_stores``.
+        mode: the value of ``images.scan`` in the recipe.
 
     Raises:
         ImageError: images cannot be read. All of them are reported together.

@@ -8,7 +8,6 @@ order are random. Where an image comes from is only in the key, a file outside t
 import base64
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -24,7 +23,7 @@ from toolkit.imagegen.ratings.load import Ratings
 from toolkit.images import ImageStore
 from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.runfolder import read_json, write_json, write_text
+from toolkit.runfolder import new_folder, read_json, write_json, write_text
 
 Pixels = NDArray[np.uint8]
 
@@ -44,7 +43,7 @@ class SheetOptions:
     """Order and size of a sheet.
 
     Attributes:
-        seed: of the order and of the selection of repeated images.
+        seed: the seed of the order and of the selection of repeated images.
         repeated: fraction of the images that are shown twice, from 0 to 0.5. If it is above 0, every page with at least
             two images repeats at least one.
         per_page: images of a page, repeats included, from 2 to 100.
@@ -93,8 +92,8 @@ class KeyEntry:
 
     Attributes:
         image_path: path in the sheet's folder, as in the CSV.
-        source: as in ``SheetItem``.
-        patient: as in ``SheetItem``.
+        source: the source, as in ``SheetItem``.
+        patient: the patient's id, as in ``SheetItem``.
         item: number of the item, from 0.
         file: the image's file. Empty: pixels.
         page: the image's page, from 1.
@@ -125,7 +124,7 @@ class Sheet:
     Attributes:
         id: digest of the sheet's contents. Pages store their state under it.
         pages: the HTML pages.
-        key: as written to the key file.
+        key: the contents of the key file.
     """
 
     id: str
@@ -146,7 +145,7 @@ def write_sheet(
     Args:
         items: the images.
         section: rating levels, expert levels, modalities and size.
-        stores: from ``image_stores``: the expert sees the same pixels as the models.
+        stores: the stores from ``image_stores``: the expert sees the same pixels as the models.
         folder: goes to the expert. It must be absent or empty.
         key_file: stays here. It must be absent and outside ``folder``.
         options: order and size of the sheet.
@@ -159,16 +158,9 @@ def write_sheet(
     folder, key_file = folder.absolute(), key_file.absolute()
     _check_paths(folder, key_file)
     _check_items(items, section)
-    work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
+    with new_folder(folder) as work:
         sheet = _write(items, section, stores, work, options)
         write_json(key_file, {"schema_version": KEY_VERSION, **asdict(sheet.key)})
-        if folder.is_dir():
-            folder.rmdir()
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return Sheet(sheet.id, tuple(folder / page.name for page in sheet.pages), sheet.key)
 
 
@@ -214,7 +206,7 @@ def ratings_by_source(ratings: Ratings, key: SheetKey) -> Mapping[str, Ratings]:
     """Return the ratings of each source, in the order of the key.
 
     Args:
-        ratings: from the CSV files of the sheet, loaded with the sheet's folder as image root.
+        ratings: the ratings from the CSV files of the sheet, loaded with the sheet's folder as image root.
         key: the sheet's key.
 
     Raises:

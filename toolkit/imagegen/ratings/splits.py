@@ -85,7 +85,7 @@ def require_all_levels(splits: Mapping[str, Ratings], training: Sequence[str]) -
     """Require every rating level in each training split, and return warnings about the other splits.
 
     Args:
-        splits: from ``partition``.
+        splits: the splits from ``partition``.
         training: names of the splits that a model is trained on.
 
     Raises:

@@ -62,7 +62,7 @@ def rate(scores: Sequence[float], levels: int, raters: int, seed: int) -> list[t
         scores: each image's score in [0, 1].
         levels: number of rating levels.
         raters: experts who rate each image, drawn without replacement.
-        seed: of the experts' errors. An image's ratings depend on the seed, its position and its score only.
+        seed: the seed of the experts' errors. An image's ratings depend on the seed, its position and its score only.
 
     Returns:
         For each image, pairs of an expert and the level of the rating, from 0.
@@ -84,7 +84,7 @@ def write_synthetic(folder: Path, section: Imagegen, seed: int, oracle: Oracle =
     Args:
         folder: where to write.
         section: size, rating range, and the table [imagegen.synthetic].
-        seed: of images and experts.
+        seed: the seed of images and experts.
         oracle: scores that the experts know.
 
     Raises:

@@ -98,8 +98,8 @@ def synthetic_image(seed: int, index: int, size: int = 32, degraded: float = 0.6
     The same arguments give the same image. Another size gives the same finding, degradation and severity.
 
     Args:
-        seed: of the series.
-        index: of the image, from 0. Images are independent of each other.
+        seed: the seed of the series.
+        index: the index of the image, from 0. Images are independent of each other.
         size: side in pixels, at least 16.
         degraded: fraction of the images that are degraded. 0 gives clean images that show what their prompts say.
     """

@@ -122,7 +122,7 @@ class FittingState:
 
     Attributes:
         optimizer: ``state_dict`` of the optimizer.
-        records: of the finished epochs.
+        records: the records of the finished epochs.
         best: the parameters with the lowest validation loss. None without validation rows.
     """
 

@@ -17,11 +17,10 @@ from toolkit.scoring.statistics import Estimate, wilson
 
 @dataclass(frozen=True, slots=True)
 class RewardSettings:
-    """Exponents of the selector's and the policy's score, both at least 0, and whether to use the lower bounds."""
+    """Exponents of the selector's and the policy's score, both at least 0."""
 
     selector_power: float = 1.0
     policy_power: float = 1.0
-    lower_bound: bool = True
 
 
 def rewards(selector: Scored, policy: Scored | None, settings: RewardSettings) -> Tensor:
@@ -32,8 +31,8 @@ def rewards(selector: Scored, policy: Scored | None, settings: RewardSettings) -
     """
     if min(settings.selector_power, settings.policy_power) < 0:
         raise ValueError("powers must be at least 0")
-    reward_N = _used(selector, settings) ** settings.selector_power
-    return reward_N if policy is None else reward_N * _used(policy, settings) ** settings.policy_power
+    reward_N = selector.lower_N**settings.selector_power
+    return reward_N if policy is None else reward_N * policy.lower_N**settings.policy_power
 
 
 def passes(selector: Scored, threshold: float) -> Tensor:
@@ -116,7 +115,3 @@ def choose_threshold(
         pass_rate=wilson(passed, n),
         base_rate=wilson(n_good, n),
     )
-
-
-def _used(scored: Scored, settings: RewardSettings) -> Tensor:
-    return scored.lower_N if settings.lower_bound else scored.scores_N

@@ -13,7 +13,6 @@ from toolkit.imagegen.checkpoints import (
     Checkpoints,
     GeneratorCheckpoint,
     ScorerCheckpoint,
-    from_plain,
     last_epoch,
     load_part,
     save_epoch,
@@ -37,10 +36,11 @@ from toolkit.imagegen.ratings.load import RatedImage
 from toolkit.imagegen.ratings.oracle import load_oracle
 from toolkit.imagegen.ratings.prepare import PreparedRatings
 from toolkit.imagegen.scorers.fitting import load_trained_state, trained_state
-from toolkit.imagegen.scorers.train import ScoringModels, all_prompts, load_models, passing_level
+from toolkit.imagegen.scorers.train_scorers import ScoringModels, all_prompts, load_models, passing_level
 from toolkit.imagegen.seeds import derive_seed, seed_of
 from toolkit.imagegen.settings import evaluation_settings
-from toolkit.imagegen.training.update import UpdateState, dump_state, restore_state
+from toolkit.imagegen.training.update_state import UpdateState, dump_state, restore_state
+from toolkit.runfolder import from_json
 from toolkit.scoring.statistics import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ArmFigures:
     """An arm's images for the table.
 
     Attributes:
-        metrics: of ``judge.images`` images on the noise of the table, which is the same for all arms.
+        metrics: the metrics of ``judge.images`` images on the noise of the table, which is the same for all arms.
         oracle: mean score by the oracle of synthetic data. It is shown beside the judge's and decides nothing.
     """
 
@@ -162,7 +162,7 @@ def save_round(arm_context: ArmContext, arm: str, state: UpdateState, progress: 
     Args:
         arm_context: the context of the arm.
         arm: control, sft or ddpo.
-        state: of the update.
+        state: the state of the update.
         progress: the arm's own record of its rounds.
     """
     epoch, models = last_epoch(arm_context.checkpoints) + 1, arm_context.models
@@ -183,8 +183,8 @@ def resume_round(arm_context: ArmContext, arm: str, state: UpdateState, kind: ty
     saved = load_part(arm_context.checkpoints, epoch, SYNTHETIC, GeneratorCheckpoint)
     if saved.arm != arm or saved.update is None:
         return None
-    restore_state(state, saved.update)
+    restore_state(state, saved.update, arm_context.checkpoints.path(epoch) / SYNTHETIC)
     for model, part in ((models.selector, SELECTOR), (models.policy, POLICY)):
         load_trained_state(model, load_part(arm_context.checkpoints, epoch, part, ScorerCheckpoint).model)
     log.info("%s: resumed after round %d", arm, state.round)
-    return from_plain(kind, saved.progress)
+    return from_json(kind, saved.progress, other_types=True)

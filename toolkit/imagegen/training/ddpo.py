@@ -24,7 +24,8 @@ from toolkit.imagegen.generators.generator import Generator
 from toolkit.imagegen.generators.lora import lora_disabled
 from toolkit.imagegen.generators.sampling import Trajectory, draw_noise, sample
 from toolkit.imagegen.seeds import derive_seed
-from toolkit.imagegen.training.update import StepOutcome, UpdateState, optimizer_step
+from toolkit.imagegen.training.shuffle import shuffled_passes
+from toolkit.imagegen.training.update_state import StepOutcome, UpdateState, optimizer_step
 
 Score = Callable[[Tensor, Sequence[str]], Tensor]
 """Rewards (N) of images (N, 3, H, W) and their prompts."""
@@ -43,26 +44,26 @@ class DdpoSettings:
         micro_batch: images in one forward pass, in rollout and update.
         minibatches: optimizer steps per pass over the round's images and steps, at most one per forward pass.
         epochs: passes over the round's images and steps.
-        learning_rate: of AdamW.
+        learning_rate: the learning rate of AdamW.
         clip_range: the ratio is clipped to 1 +- this.
         advantage_clip: advantages are clipped to +- this.
         kl_weight: factor of the KL divergence to the base in the loss. 0 only reports it.
         max_gradient_norm: gradients are clipped to this norm.
-        seed: of prompts, noise and order.
+        seed: the seed of prompts, noise and order.
     """
 
-    prompts_per_round: int = 32
-    generations: int = 8
-    denoising_steps: int = 20
-    micro_batch: int = 8
-    minibatches: int = 2
-    epochs: int = 1
-    learning_rate: float = 3e-4
-    clip_range: float = 1e-4
-    advantage_clip: float = 5.0
-    kl_weight: float = 0.0
-    max_gradient_norm: float = 1.0
-    seed: int = 0
+    prompts_per_round: int
+    generations: int
+    denoising_steps: int
+    micro_batch: int
+    minibatches: int
+    epochs: int
+    learning_rate: float
+    clip_range: float
+    advantage_clip: float
+    kl_weight: float
+    max_gradient_norm: float
+    seed: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,10 +71,10 @@ class Rollout:
     """A round's images with their trajectories, in chunks of one forward pass.
 
     Attributes:
-        prompts: one per image.
-        chunks: trajectories of consecutive images.
-        images_NCHW: the images.
-        rewards_N: their rewards.
+        prompts: the prompt of each image.
+        chunks: trajectories of consecutive images, of at most ``micro_batch`` images each.
+        images_NCHW: the images in [0, 1], on the CPU (images x 3 x height x width).
+        rewards_N: the reward of each image, finite, on the CPU.
         passed_N: whether each image may be reinforced. The advantage of the others is at most 0. None: all of them.
     """
 
@@ -96,7 +97,7 @@ class DdpoRound:
         zero_variance_groups: prompts whose images all have one reward. They give no gradient.
         groups: distinct prompts of the round.
         first_ratio_deviation: largest abs(ratio - 1) before the first optimizer step.
-        clipped_advantages: fraction of advantages that were clipped.
+        clipped_advantages: fraction of advantages beyond the clip, before the gate.
         clip_fraction: fraction of ratios outside the clip range.
         loss: mean loss.
         kl_to_base: KL divergence of the trajectories to the base, before the update, in nats per latent dimension,
@@ -104,7 +105,7 @@ class DdpoRound:
         gradient_norm: mean norm before clipping, of the steps that were not skipped (0 if all were).
         optimizer_steps: optimizer steps, without skipped ones.
         skipped_steps: optimizer steps that float16 overflow skipped.
-        learning_rate: of the optimizer.
+        learning_rate: the learning rate of the optimizer.
     """
 
     round: int
@@ -124,28 +125,32 @@ class DdpoRound:
     learning_rate: float
 
 
-def ddpo_round(state: UpdateState, settings: DdpoSettings, prompts: Sequence[str], score: Score) -> DdpoRound:
-    """Roll out, score and update once. The state's round is then one higher.
+@dataclass(frozen=True, slots=True, eq=False)
+class Advantages:
+    """Group-normalised rewards.
 
-    Args:
-        state: of ``start_update``.
-        settings: of the update.
-        prompts: all training prompts.
-        score: the reward.
-
-    Raises:
-        DataError: the generator cannot take a prompt.
-        RewardError: rewards are not one finite number per image.
-        TrainingError: the first ratios are not 1, or gradients are not finite.
+    Attributes:
+        values_N: the advantage of each image, clipped.
+        clipped: fraction of the advantages that were beyond the clip.
+        zero_variance_groups: prompts whose images all have one reward. Their advantages are 0.
+        groups: distinct prompts.
     """
-    rollout = roll_out(state.generator, settings, prompts, score, state.round)
-    return update_policy(state, settings, rollout)
+
+    values_N: Tensor
+    clipped: float
+    zero_variance_groups: int
+    groups: int
 
 
 def roll_out(
     generator: Generator, settings: DdpoSettings, prompts: Sequence[str], score: Score, finished_rounds: int
 ) -> Rollout:
-    """Sample and score the images of the next round."""
+    """Sample and score the images of the next round.
+
+    Raises:
+        DataError: the generator cannot take a prompt.
+        RewardError: rewards are not one finite number per image.
+    """
     generator.check_prompts(prompts)
     schedule = make_schedule(generator.scheduler, settings.denoising_steps)
     chosen = choose_prompts(prompts, settings, finished_rounds)
@@ -164,22 +169,18 @@ def roll_out(
 def choose_prompts(prompts: Sequence[str], settings: DdpoSettings, finished_rounds: int) -> list[str]:
     """Return the prompt of each image of a round. Every prompt has its turn before one comes again."""
     first = finished_rounds * settings.prompts_per_round
-    chosen: list[str] = []
-    for position in range(first, first + settings.prompts_per_round):
-        turn, place = divmod(position, len(prompts))
-        order = torch.Generator().manual_seed(derive_seed(settings.seed, "prompts", turn))
-        prompt = prompts[int(torch.randperm(len(prompts), generator=order)[place])]
-        chosen += [prompt] * settings.generations
-    return chosen
+    turns = shuffled_passes(len(prompts), first, first + settings.prompts_per_round, settings.seed, "prompts")
+    return [prompts[turn] for turn in turns for _ in range(settings.generations)]
 
 
-def group_advantages(rewards_N: Tensor, prompts: Sequence[str], clip: float) -> tuple[Tensor, int, int]:
-    """Return advantages (N), the number of zero-variance groups, and the number of groups.
+def group_advantages(rewards_N: Tensor, prompts: Sequence[str], clip: float) -> Advantages:
+    """Return the advantage of each image: its reward, normalised within its prompt.
 
     The reward minus the mean of its prompt, divided by the standard deviation of its prompt, clipped to +- ``clip``.
 
-    >>> group_advantages(torch.tensor([0.0, 1.0, 0.5, 0.5]), ["a", "a", "b", "b"], 5.0)[1:]
-    (1, 2)
+    >>> found = group_advantages(torch.tensor([0.0, 1.0, 0.5, 0.5]), ["a", "a", "b", "b"], 5.0)
+    >>> found.clipped, found.zero_variance_groups, found.groups
+    (0.0, 1, 2)
     """
     advantages_N = torch.zeros_like(rewards_N)
     zero_variance = 0
@@ -191,13 +192,19 @@ def group_advantages(rewards_N: Tensor, prompts: Sequence[str], clip: float) -> 
         std = group.std(correction=0)
         zero_variance += int(std < 1e-8)
         advantages_N[rows] = (group - group.mean()) / (std + ADVANTAGE_EPSILON)
-    return advantages_N.clamp(-clip, clip), zero_variance, len(groups)
+    clipped = float((advantages_N.abs() > clip).float().mean())
+    return Advantages(advantages_N.clamp(-clip, clip), clipped, zero_variance, len(groups))
 
 
 def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) -> DdpoRound:
-    """Update the LoRA on a rollout of its present parameters."""
+    """Update the LoRA on a rollout of its present parameters. The state's round is then one higher.
+
+    Raises:
+        TrainingError: the first ratios are not 1, or gradients are not finite.
+    """
     schedule = make_schedule(state.generator.scheduler, settings.denoising_steps).to(state.generator.device)
-    advantages_N, zero_variance, groups = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    grouped = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    advantages_N = grouped.values_N
     if rollout.passed_N is not None:
         advantages_N = torch.where(rollout.passed_N, advantages_N, advantages_N.clamp_max(0))
     advantages = advantages_N.split(settings.micro_batch)
@@ -207,8 +214,8 @@ def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) 
     first_deviation = 0.0
     for minibatch in _minibatches(settings, schedule, len(rollout.chunks), state.round):
         passes = [
-            _graded_pass(
-                state, settings, schedule, _Rows(rollout.chunks[chunk], step, advantages[chunk]), len(minibatch)
+            _backward_pass(
+                state, settings, schedule, _PassInput(rollout.chunks[chunk], step, advantages[chunk]), len(minibatch)
             )
             for chunk, step in minibatch
         ]
@@ -224,10 +231,10 @@ def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) 
         images=len(rollout.prompts),
         reward_mean=float(rollout.rewards_N.mean()),
         reward_std=float(rollout.rewards_N.std(correction=0)),
-        zero_variance_groups=zero_variance,
-        groups=groups,
+        zero_variance_groups=grouped.zero_variance_groups,
+        groups=grouped.groups,
         first_ratio_deviation=first_deviation,
-        clipped_advantages=float((advantages_N.abs() >= settings.advantage_clip).float().mean()),
+        clipped_advantages=grouped.clipped,
         clip_fraction=_mean([one.clip_fraction for one in records]),
         loss=_mean([one.loss for one in records]),
         kl_to_base=kl,
@@ -239,8 +246,14 @@ def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    """The rows of one graded pass: a chunk at one step, with its advantages."""
+class _PassInput:
+    """The input of a forward and backward pass: a chunk at one denoising step, with its advantages.
+
+    Attributes:
+        chunk: the trajectories of N images.
+        step: the position of the denoising step.
+        advantages_N: the advantage of each image.
+    """
 
     chunk: Trajectory
     step: int
@@ -266,8 +279,8 @@ def _minibatches(
             yield [pairs[position] for position in part.tolist()]
 
 
-def _graded_pass(
-    state: UpdateState, settings: DdpoSettings, schedule: DdimSchedule, rows: _Rows, passes: int
+def _backward_pass(
+    state: UpdateState, settings: DdpoSettings, schedule: DdimSchedule, rows: _PassInput, passes: int
 ) -> _PassRecord:
     """Add the gradient of one chunk at one step, as one of ``passes`` of an optimizer step."""
     generator = state.generator
@@ -289,7 +302,8 @@ def _graded_pass(
     )
 
 
-def _distribution(generator: Generator, schedule: DdimSchedule, rows: _Rows) -> tuple[Tensor, Tensor]:
+def _distribution(generator: Generator, schedule: DdimSchedule, rows: _PassInput) -> tuple[Tensor, Tensor]:
+    """Return mean_NCHW and std_N111 of the latents after the denoising step, on the generator's device."""
     before = rows.chunk.latents_TNCHW[rows.step].to(generator.device)
     steps_N = torch.full((len(before),), rows.step, device=generator.device)
     output = generator.predict(before, schedule.timesteps_S[steps_N], rows.chunk.condition)
@@ -297,7 +311,8 @@ def _distribution(generator: Generator, schedule: DdimSchedule, rows: _Rows) -> 
 
 
 @torch.no_grad()
-def _base_mean(generator: Generator, schedule: DdimSchedule, rows: _Rows) -> Tensor:
+def _base_mean(generator: Generator, schedule: DdimSchedule, rows: _PassInput) -> Tensor:
+    """Return mean_NCHW of the base, without the LoRA."""
     with lora_disabled(generator.network):
         return _distribution(generator, schedule, rows)[0]
 
@@ -309,7 +324,7 @@ def _kl_to_base(generator: Generator, schedule: DdimSchedule, chunks: Sequence[T
     values: dict[int, list[float]] = {step: [] for step in steps}
     for number in range(max(len(chunks), len(steps))):
         step = steps[number % len(steps)]
-        rows = _Rows(chunks[number % len(chunks)], step, torch.empty(0))
+        rows = _PassInput(chunks[number % len(chunks)], step, torch.empty(0))
         mean, std = _distribution(generator, schedule, rows)
         values[step].append(float(kl_divergence(mean, _base_mean(generator, schedule, rows), std).mean()))
     return sum(_mean(own) for own in values.values())

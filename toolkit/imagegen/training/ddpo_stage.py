@@ -17,7 +17,7 @@ from toolkit.errors import warn
 from toolkit.imagegen.evaluation.evaluate import ImageMetrics
 from toolkit.imagegen.generators.lora import copy_lora, reset_lora, restore_lora
 from toolkit.imagegen.scorers.reward import RewardSettings, passes, rewards
-from toolkit.imagegen.scorers.train import load_models
+from toolkit.imagegen.scorers.train_scorers import load_models
 from toolkit.imagegen.seeds import seed_of
 from toolkit.imagegen.settings import ddpo_settings, guard_settings
 from toolkit.imagegen.training.arm import ROUNDS, ArmContext, ArmFigures, resume_round, save_round
@@ -26,13 +26,12 @@ from toolkit.imagegen.training.ddpo import (
     DdpoSettings,
     Rollout,
     Score,
-    group_advantages,
     roll_out,
     update_policy,
 )
 from toolkit.imagegen.training.guards import Evaluation, Verdict, check_guards, is_best
 from toolkit.imagegen.training.refresh import Refreshed, RefreshOutcome, refresh_scorers
-from toolkit.imagegen.training.update import UpdateState, start_update
+from toolkit.imagegen.training.update_state import UpdateState, start_update
 from toolkit.recipe.imagegen_sections import most_clipped
 from toolkit.scoring.statistics import Estimate
 
@@ -44,17 +43,17 @@ class RoundResult:
     """One round of ``ddpo``, evaluated after its update. Round 0 is the base.
 
     Attributes:
-        round: its number.
+        round: the number of the round.
         update: measurements of the update. None for round 0.
         passed: fraction of the round's images that the selector passed. None for round 0.
         judge: mean judge score of the evaluation.
         selector: mean selector score of the evaluation.
         diversity: distance of features within prompts.
-        real_diversity: the same of the reference images.
+        real_diversity: the same distance of the reference images.
         evaluation: the measurements that the guards check.
-        verdicts: of the guards.
+        verdicts: the verdicts of the guards.
         refreshed: outcomes of the refresh of selector and policy, if it is enabled.
-        threshold: from which score on the selector passes an image, if a refresh of this round chose it again.
+        threshold: the lowest score that passes the selector, if a refresh of this round chose it again.
     """
 
     round: int
@@ -72,7 +71,14 @@ class RoundResult:
 
 @dataclass(frozen=True, slots=True)
 class RoundScores:
-    """An ``Evaluation`` as JSON has it: the judge's scores in the order of the evaluation's images."""
+    """An ``Evaluation`` as JSON has it.
+
+    Attributes:
+        judge_scores: the judge's scores in the order of the evaluation's images, which all rounds have in common.
+        kl: the divergence from the base generator.
+        below_floor: the fraction of images that are close to a training image.
+        clipped_advantages: the fraction of the round's advantages that were clipped.
+    """
 
     judge_scores: tuple[float, ...]
     kl: float | None
@@ -88,7 +94,7 @@ class DdpoResult:
         rounds: all rounds, from round 0, the base.
         best_round: the round whose parameters the arm ends with.
         stopped: the verdicts that stopped the update before its last round.
-        figures: of the best round, for the table.
+        figures: the figures of the best round, for the table.
     """
 
     rounds: tuple[RoundResult, ...]
@@ -143,7 +149,7 @@ def train_ddpo(arm_context: ArmContext) -> DdpoResult:
 
 def _begin(arm_context: ArmContext) -> DdpoProgress:
     metrics = arm_context.evaluate(ROUNDS)
-    first = _evaluated(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
+    first = _round_result(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
     return DdpoProgress((first,), copy_lora(arm_context.generator.network), 0)
 
 
@@ -160,19 +166,18 @@ def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, 
         arm_context = _with_threshold(arm_context, refreshed.threshold.value)
     metrics = arm_context.evaluate(ROUNDS)
     scores = RoundScores(
-        metrics.judge_scores, update.kl_to_base, metrics.copies.below_floor.value, _clipped(rollout, settings)
+        metrics.judge_scores, update.kl_to_base, metrics.copies.below_floor.value, update.clipped_advantages
     )
     result = replace(
-        _evaluated(state.round, metrics, scores),
+        _round_result(state.round, metrics, scores),
         update=update,
         passed=None if rollout.passed_N is None else float(rollout.passed_N.float().mean()),
         refreshed=refreshed.outcomes,
         threshold=None if refreshed.threshold is None else refreshed.threshold.value,
     )
     # All evaluations have the same prompts and noise, so that the keys of this one are those of the earlier rounds.
-    history = [_evaluation(one, metrics) for one in (*progress.rounds, result)]
     most = most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values()))
-    history[-1] = replace(history[-1], most_clipped=most)
+    history = [_guard_input(one, metrics, most) for one in (*progress.rounds, result)]
     verdicts = check_guards(history, guard_settings(arm_context.context.recipe))
     rounds = (*progress.rounds, replace(result, verdicts=verdicts))
     if is_best(history, verdicts):
@@ -208,13 +213,7 @@ def _reward(arm_context: ArmContext) -> Score:
     return reward
 
 
-def _clipped(rollout: Rollout, settings: DdpoSettings) -> float:
-    """Return the fraction of advantages beyond the clip."""
-    advantages_N, _, _ = group_advantages(rollout.rewards_N, rollout.prompts, float("inf"))
-    return float((advantages_N.abs() > settings.advantage_clip).float().mean())
-
-
-def _evaluated(number: int, metrics: ImageMetrics, scores: RoundScores) -> RoundResult:
+def _round_result(number: int, metrics: ImageMetrics, scores: RoundScores) -> RoundResult:
     return RoundResult(
         round=number,
         update=None,
@@ -227,17 +226,24 @@ def _evaluated(number: int, metrics: ImageMetrics, scores: RoundScores) -> Round
     )
 
 
-def _evaluation(result: RoundResult, same_keys: ImageMetrics) -> Evaluation:
-    """Return the figures of a round for the guards. ``same_keys`` is any evaluation, for the prompts and the noise."""
+def _guard_input(result: RoundResult, same_keys: ImageMetrics, most: float) -> Evaluation:
+    """Return the figures of a round for the guards.
+
+    Args:
+        result: the round.
+        same_keys: any evaluation, for the prompts and the noise.
+        most: the largest fraction of advantages that can be clipped.
+    """
     scores = result.evaluation
     return Evaluation(
-        result.round,
-        dict(zip(same_keys.keys, scores.judge_scores, strict=True)),
-        result.diversity,
-        result.real_diversity,
-        scores.kl,
-        scores.below_floor,
-        scores.clipped_advantages,
+        round=result.round,
+        judge_scores=dict(zip(same_keys.keys, scores.judge_scores, strict=True)),
+        diversity=result.diversity,
+        real_diversity=result.real_diversity,
+        kl=scores.kl,
+        below_floor=scores.below_floor,
+        clipped_advantages=scores.clipped_advantages,
+        most_clipped=most,
     )
 
 

@@ -6,7 +6,7 @@ reproduces training images. Each guard either stops the update or only logs, as 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from toolkit.imagegen.evaluation.statistics import Bootstrap, ImageKey, compare_arms
@@ -32,17 +32,17 @@ class GuardSettings:
         bootstrap: Settings of the judge's interval.
     """
 
-    judge: Action = "stop"
-    judge_evaluations: int = 2
-    diversity: Action = "stop"
-    min_diversity: float = 0.6
-    kl: Action = "stop"
-    max_kl: float = 0.1
-    copies: Action = "stop"
-    max_copies: float = 0.05
-    advantage_clip: Action = "log"
-    max_clipped: float = 0.1
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    judge: Action
+    judge_evaluations: int
+    diversity: Action
+    min_diversity: float
+    kl: Action
+    max_kl: float
+    copies: Action
+    max_copies: float
+    advantage_clip: Action
+    max_clipped: float
+    bootstrap: Bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Verdict:
         value: The value that is compared with the limit.
         limit: The limit, in the same unit.
         text: The rule with its figures, or why it was not measured.
-        interval: Of the judge's paired difference.
+        interval: The interval of the judge's paired difference.
     """
 
     guard: GuardName

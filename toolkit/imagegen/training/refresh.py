@@ -18,7 +18,7 @@ from toolkit.imagegen.scorers.metrics import evaluate_policy, evaluate_selector
 from toolkit.imagegen.scorers.policy import start_policy_fitting
 from toolkit.imagegen.scorers.reward import Threshold, passes
 from toolkit.imagegen.scorers.selector import start_fitting
-from toolkit.imagegen.scorers.train import choose_threshold_of, mismatch_pool, passing_level
+from toolkit.imagegen.scorers.train_scorers import choose_threshold_of, mismatch_pool, passing_level
 from toolkit.imagegen.seeds import SEED_RANGE, derive_seed, seed_of
 from toolkit.imagegen.settings import bootstrap_of, policy_settings, selector_settings
 from toolkit.imagegen.training.arm import ArmContext
@@ -28,11 +28,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RefreshSettings:
-    """``anchor_fraction`` of the training rows are low-rated anchors. ``tolerance`` is how far agreement may drop."""
+    """Settings of a refresh.
 
-    anchor_fraction: float = 0.5
-    tolerance: float = 0.0
-    seed: int = 0
+    Attributes:
+        anchors_fraction: fraction of the training rows that are low-rated anchors, above 0 and below 1.
+        tolerance: the largest drop of held-out agreement with which a refresh is kept.
+        seed: the seed of the selection of anchors.
+    """
+
+    anchors_fraction: float
+    tolerance: float
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +51,21 @@ class RefreshOutcome:
 
 
 def with_anchors(
-    passed: RatedImages, ratings: RatedImages, passing_level: int, settings: RefreshSettings
+    passed: RatedImages, ratings: RatedImages, lowest_passing: int, settings: RefreshSettings
 ) -> RatedImages:
-    """Return passed images and ratings below ``passing_level``, in the fraction that the settings say.
+    """Return passed images and ratings below ``lowest_passing``, in the fraction that the settings say.
 
     Each low level has equally many anchors. Anchors are drawn without replacement as far as they reach.
 
     Raises:
-        DataError: A level below ``passing_level`` has no rating.
+        DataError: A level below ``lowest_passing`` has no rating.
     """
-    if not 0 < settings.anchor_fraction < 1:
-        raise ValueError(f"anchor_fraction must be above 0 and below 1, got {settings.anchor_fraction}")
-    count = round(len(passed) * settings.anchor_fraction / (1 - settings.anchor_fraction))
+    if not 0 < settings.anchors_fraction < 1:
+        raise ValueError(f"anchors_fraction must be above 0 and below 1, got {settings.anchors_fraction}")
+    count = round(len(passed) * settings.anchors_fraction / (1 - settings.anchors_fraction))
     generator = torch.Generator().manual_seed(settings.seed)
     rows: list[int] = []
-    for level in range(passing_level):
+    for level in range(lowest_passing):
         members = (ratings.levels_N == level).nonzero()[:, 0]
         if not len(members):
             raise DataError(
@@ -69,7 +75,7 @@ def with_anchors(
                 value=f"no rating of rank {level}",
                 remedy="Rate more images, or leave the selector as it is in stage 2.",
             )
-        wanted = count // passing_level + (level < count % passing_level)
+        wanted = count // lowest_passing + (level < count % lowest_passing)
         rows.extend(_drawn(members.tolist(), wanted, generator))
     return joined(passed, ratings.take(rows))
 
@@ -100,8 +106,8 @@ class Refreshed:
     """The result of a refresh.
 
     Attributes:
-        outcomes: of selector and policy. Empty if no image passed.
-        threshold: of the refreshed selector. None if the selector is as it was.
+        outcomes: the outcomes of selector and policy. Empty if no image passed.
+        threshold: the threshold of the refreshed selector. None if the selector is as it was.
     """
 
     outcomes: tuple[RefreshOutcome, ...] = ()
@@ -135,25 +141,10 @@ def _refresh(arm_context: ArmContext, images_NCHW: Tensor, prompts: Sequence[str
     if not len(passed):
         return Refreshed()
     seed = derive_seed(seed_of(context.recipe, "ddpo"), "refresh", round_number) % SEED_RANGE
-    settings = RefreshSettings(keys.anchors_fraction, seed=seed)
+    settings = RefreshSettings(keys.anchors_fraction, tolerance=0.0, seed=seed)
     rows = with_anchors(passed, _in_colour(arm_context.prepared.rows("train")), passing_level(context), settings)
-    batch = {
-        "selector": selector_settings(context.recipe).fit.batch_size,
-        "policy": policy_settings(context.recipe).fit.batch_size,
-    }
-    fits = {name: FitSettings(keys.epochs, size, keys.learning_rate, seed=seed) for name, size in batch.items()}
-    validation, models = arm_context.prepared.rows("validation"), arm_context.models
-    levels = len(context.section.rating_range)
-    before = _agreement(arm_context, validation)
-    states = {name: dict(trained_state(models.by_name[name])) for name in fits}
-    states = {name: {key: value.detach().clone() for key, value in state.items()} for name, state in states.items()}
-    start_fitting(models.selector, rows, None, fits["selector"]).run()
-    start_policy_fitting(models.policy, rows, None, levels, fits["policy"]).run()
-    after = _agreement(arm_context, validation)
-    outcomes = {name: decide(before[name], after[name], settings) for name in fits}
+    outcomes = _fit_and_decide(arm_context, rows, settings)
     for name, outcome in outcomes.items():
-        if not outcome.kept:
-            load_trained_state(models.by_name[name], states[name])
         what = "kept" if outcome.kept else "rolled back"
         found = [
             figure.value if figure.value is not None else figure.reason for figure in (outcome.before, outcome.after)
@@ -161,9 +152,37 @@ def _refresh(arm_context: ArmContext, images_NCHW: Tensor, prompts: Sequence[str
         log.info("refresh in round %d: %s %s, held-out agreement %s, then %s", round_number, name, what, *found)
     threshold = None
     if outcomes["selector"].kept:
-        threshold = choose_threshold_of(context, arm_context.prepared, models.selector, "validation")
+        threshold = choose_threshold_of(context, arm_context.prepared, arm_context.models.selector, "validation")
         log.info("refresh in round %d: the selector's threshold is now %.3f", round_number, threshold.value)
     return Refreshed(tuple(outcomes.values()), threshold)
+
+
+def _fit_and_decide(arm_context: ArmContext, rows: RatedImages, settings: RefreshSettings) -> dict[str, RefreshOutcome]:
+    """Train selector and policy on ``rows``. Restore a model whose agreement with validation ratings drops."""
+    context, models = arm_context.context, arm_context.models
+    keys, levels = context.section.update.refresh, len(context.section.rating_range)
+    batch_sizes = {
+        "selector": selector_settings(context.recipe).fit.batch_size,
+        "policy": policy_settings(context.recipe).fit.batch_size,
+    }
+    fits = {
+        name: FitSettings(keys.epochs, size, keys.learning_rate, seed=settings.seed)
+        for name, size in batch_sizes.items()
+    }
+    validation = arm_context.prepared.rows("validation")
+    before = _agreement(arm_context, validation)
+    states = {
+        name: {key: value.detach().clone() for key, value in trained_state(models.by_name[name]).items()}
+        for name in fits
+    }
+    start_fitting(models.selector, rows, None, fits["selector"]).run()
+    start_policy_fitting(models.policy, rows, None, levels, fits["policy"]).run()
+    after = _agreement(arm_context, validation)
+    outcomes = {name: decide(before[name], after[name], settings) for name in fits}
+    for name, outcome in outcomes.items():
+        if not outcome.kept:
+            load_trained_state(models.by_name[name], states[name])
+    return outcomes
 
 
 def _passed(arm_context: ArmContext, images_NCHW: Tensor, prompts: Sequence[str]) -> RatedImages:

@@ -9,7 +9,8 @@ from torch import Tensor
 from toolkit.errors import TrainingError
 from toolkit.imagegen.generators.generator import Generator
 from toolkit.imagegen.seeds import derive_seed
-from toolkit.imagegen.training.update import UpdateState, optimizer_step
+from toolkit.imagegen.training.shuffle import shuffled_passes
+from toolkit.imagegen.training.update_state import UpdateState, optimizer_step
 
 LoadImages = Callable[[Sequence[int]], Tensor]
 """Images (N, 3, H, W) in [0, 1] of the rows with these numbers."""
@@ -23,19 +24,19 @@ class SftSettings:
         steps_per_round: optimizer steps of a round.
         batch_size: images of an optimizer step.
         micro_batch: images in one forward pass.
-        learning_rate: of AdamW.
+        learning_rate: the learning rate of AdamW.
         prompt_dropout: fraction of prompts that are replaced by the empty prompt, for classifier-free guidance.
         max_gradient_norm: gradients are clipped to this norm.
-        seed: of order, noise, timesteps and dropped prompts.
+        seed: the seed of order, noise, timesteps and dropped prompts.
     """
 
-    steps_per_round: int = 50
-    batch_size: int = 16
-    micro_batch: int = 4
-    learning_rate: float = 1e-4
-    prompt_dropout: float = 0.0
-    max_gradient_norm: float = 1.0
-    seed: int = 0
+    steps_per_round: int
+    batch_size: int
+    micro_batch: int
+    learning_rate: float
+    prompt_dropout: float
+    max_gradient_norm: float
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class SftImages:
     Attributes:
         load: reads images by number.
         numbers: the chosen images.
-        prompts: one per chosen image.
-        weights: one per chosen image. Only their ratios matter.
+        prompts: the prompt of each chosen image.
+        weights: the weight of each chosen image. Only their ratios matter.
     """
 
     load: LoadImages
@@ -57,7 +58,14 @@ class SftImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedImages:
-    """Training images as latents, with the weights divided by their mean."""
+    """Training images as latents, on the CPU.
+
+    Attributes:
+        mean_NCHW: the mean of each image's latents.
+        std_NCHW: their standard deviation. 0 if the generator has no VAE.
+        prompts: the prompt of each image.
+        weights_N: the weight of each image, divided by the mean weight.
+    """
 
     mean_NCHW: Tensor
     std_NCHW: Tensor
@@ -76,7 +84,7 @@ class SftRound:
         gradient_norm: mean norm before clipping, of the steps that were not skipped (0 if all were).
         optimizer_steps: optimizer steps, without skipped ones.
         skipped_steps: optimizer steps that float16 overflow skipped.
-        learning_rate: of the optimizer.
+        learning_rate: the learning rate of the optimizer.
     """
 
     round: int
@@ -155,24 +163,22 @@ def sft_round(state: UpdateState, settings: SftSettings, images: EncodedImages) 
     )
 
 
-def batch_rows(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Return the rows of one step: every row has its turn before one comes again."""
-    rows = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        turn, place = divmod(position, count)
-        order = torch.Generator().manual_seed(derive_seed(seed, "sft order", turn))
-        rows.append(int(torch.randperm(count, generator=order)[place]))
-    return rows
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """Noisy latents of an optimizer step, and the targets of the prediction."""
+    """Noisy latents of an optimizer step, and the targets of the prediction, on the CPU.
 
-    noisy: Tensor
-    timesteps: Tensor
-    target: Tensor
-    weights: Tensor
+    Attributes:
+        noisy_NCHW: the noisy latents.
+        timesteps_N: the timestep of each image.
+        target_NCHW: the noise, or the velocity if the generator predicts it.
+        weights_N: the weight of each image.
+        prompts: the prompt of each image, empty if it is dropped.
+    """
+
+    noisy_NCHW: Tensor
+    timesteps_N: Tensor
+    target_NCHW: Tensor
+    weights_N: Tensor
     prompts: list[str]
 
 
@@ -184,10 +190,10 @@ def _accumulate(state: UpdateState, settings: SftSettings, images: EncodedImages
     for first in range(0, settings.batch_size, settings.micro_batch):
         part = slice(first, first + settings.micro_batch)
         condition = generator.encode_prompts(batch.prompts[part])
-        noisy, timesteps = batch.noisy[part].to(generator.device), batch.timesteps[part].to(generator.device)
+        noisy, timesteps = batch.noisy_NCHW[part].to(generator.device), batch.timesteps_N[part].to(generator.device)
         output = generator.predict(noisy, timesteps, condition, guided=False)
-        error_N = ((output - batch.target[part].to(generator.device)) ** 2).flatten(1).mean(1)
-        loss = (batch.weights[part].to(generator.device) * error_N).sum() / settings.batch_size
+        error_N = ((output - batch.target_NCHW[part].to(generator.device)) ** 2).flatten(1).mean(1)
+        loss = (batch.weights_N[part].to(generator.device) * error_N).sum() / settings.batch_size
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
     return total
@@ -195,7 +201,8 @@ def _accumulate(state: UpdateState, settings: SftSettings, images: EncodedImages
 
 def _draw_batch(generator: Generator, settings: SftSettings, images: EncodedImages, step: int) -> _Batch:
     """Draw everything random of a step before it is divided, so that the micro-batch does not change it."""
-    rows = batch_rows(len(images.prompts), settings.batch_size, step, settings.seed)
+    first = step * settings.batch_size
+    rows = shuffled_passes(len(images.prompts), first, first + settings.batch_size, settings.seed, "sft order")
     random = torch.Generator().manual_seed(derive_seed(settings.seed, "sft noise", step))
     mean, std = images.mean_NCHW[rows], images.std_NCHW[rows]
     clean = mean + std * torch.randn(mean.shape, generator=random)

@@ -18,12 +18,12 @@ from toolkit.imagegen.generators.lora import reset_lora
 from toolkit.imagegen.ratings.load import RatedImage
 from toolkit.imagegen.scorers.fitting import as_floats
 from toolkit.imagegen.scorers.reward import RewardSettings, passes, rewards
-from toolkit.imagegen.scorers.train import load_models
+from toolkit.imagegen.scorers.train_scorers import load_models
 from toolkit.imagegen.seeds import seed_of
 from toolkit.imagegen.settings import sft_settings
 from toolkit.imagegen.training.arm import ArmContext, ArmFigures, resume_round, save_round
 from toolkit.imagegen.training.sft import SftImages, SftRound, encode_training_images, random_control, sft_round
-from toolkit.imagegen.training.update import start_update
+from toolkit.imagegen.training.update_state import start_update
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class SftResult:
     Attributes:
         images: training images.
         pool: images of the selector's splits, from which they were chosen.
-        rounds: losses.
-        figures: of the table.
+        rounds: the measurements of each round.
+        figures: the figures for the table.
     """
 
     images: int

@@ -17,6 +17,7 @@ from toolkit.planning.imagegen.models import Scorer
 from toolkit.planning.imagegen.ratings import RatingsFacts
 from toolkit.planning.imagegen.resources import ImagegenSetting, saved_bytes
 from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import Update
 
 FORWARD_MOVED, BACKWARD_MOVED = {2: 5.05, 4: 4.75}, {2: 7.0, 4: 6.9}
 """Bytes of a value -> bytes that a forward and a backward pass move, relative to what the forward pass keeps."""
@@ -46,7 +47,7 @@ class StageWork:
 
     Attributes:
         steps: optimizer steps.
-        images_per_step: images of an optimizer step.
+        images_per_step: images of an optimizer step. 0 for ``ddpo``, whose steps take images at one denoising step.
         rounds: rounds of ``ddpo``.
         evaluations: evaluations, each of ``judge.images`` generated images.
         generated: images that are generated, in rounds and evaluations.
@@ -161,7 +162,7 @@ class Hours:
 
     Attributes:
         section: the recipe's section.
-        loads: of the pipeline.
+        loads: the costs of the pipeline's passes.
         scorers: the scoring models.
         gpu: figures of the GPU.
     """
@@ -176,18 +177,19 @@ class Hours:
         batch = self.section.generator.batch_size if batch is None else batch
         return self._range([*self._generate(batch)], []) * (1 / batch)
 
-    def sft_images(self, images: int) -> Range:
-        """Return the duration of a forward and backward pass over some images."""
-        return self._range([self.loads.update(images, guided=False)], [])
+    def update(self, images: int, *, guided: bool) -> Range:
+        """Return the duration of a forward and backward pass over some images, each at one denoising step.
 
-    def ddpo_pairs(self, images: int) -> Range:
-        """Return the same for images at one denoising step each, with guidance."""
-        return self._range([self.loads.update(images)], [])
+        Args:
+            images: the number of images.
+            guided: whether the pass has classifier-free guidance, as in ``ddpo`` and unlike in ``sft``.
+        """
+        return self._range([self.loads.update(images, guided=guided)], [])
 
     def round(self) -> Range:
         """Return the duration of a round of ``ddpo`` without its evaluation."""
         keys = self.section.update
-        chunks, steps = -(-keys.images_per_round // keys.micro_batch), self.section.generator.steps
+        chunks, steps = _chunks(keys), self.section.generator.steps
         passes = [one * chunks for one in self._generate(keys.micro_batch)]
         update = self.loads.update(keys.micro_batch)
         if keys.kl:
@@ -221,7 +223,7 @@ class Hours:
         if not work.steps:
             return total
         micro = min(self.section.update.micro_batch, work.images_per_step)
-        update = self.sft_images(micro) * (work.updated / micro)
+        update = self.update(micro, guided=False) * (work.updated / micro)
         encoding = self._range([self.loads.encode(work.encoded)], self._scoring(work.encoded, "selector", "policy"))
         return _sum(total, update, encoding)
 
@@ -294,13 +296,17 @@ def _ddpo(section: Imagegen) -> StageWork:
     evaluations = keys.rounds + 2
     images = keys.rounds * keys.images_per_round
     return StageWork(
-        steps=keys.rounds * keys.updates_per_round,
-        images_per_step=keys.images_per_round // keys.updates_per_round,
+        steps=keys.rounds * min(keys.updates_per_round, _chunks(keys) * section.generator.steps),
         rounds=keys.rounds,
         evaluations=evaluations,
         generated=evaluations * section.judge.images + images,
         updated=images * section.generator.steps,
     )
+
+
+def _chunks(keys: Update) -> int:
+    """Return the number of micro-batches of a round of ``ddpo``."""
+    return -(-keys.images_per_round // keys.micro_batch)
 
 
 def _convolutions(block: Block, positions: float) -> float:

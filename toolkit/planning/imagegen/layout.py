@@ -48,7 +48,7 @@ class Unet:
     """Fields of unet/config.json.
 
     Attributes:
-        channels: of each level, from the finest.
+        channels: the channels of each level, from the finest.
         attends: whether each level has transformer blocks.
         layers: residual blocks of a level in the down blocks. The up blocks have one more.
         text: width of the text encoder's states.

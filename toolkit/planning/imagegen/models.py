@@ -40,8 +40,8 @@ class Base:
 
     Attributes:
         state: where it is. ``reachable``: on the Hub, as far as its name says.
-        folder: in this machine, if it is.
-        kind: of the model in the folder or the package.
+        folder: the folder of a local model. None otherwise.
+        kind: the kind of the model in the folder or the package.
         layout: None if it is a DiT or not known.
         findings: problems.
         untried: what -> why it was not tried.
@@ -171,12 +171,12 @@ class Scorer:
     """One scoring model.
 
     Attributes:
-        key: of the recipe that names its encoder.
-        name: of the encoder.
+        key: the recipe's key that names the encoder.
+        name: the name of the encoder.
         encoder: its shapes. None: of random parameters, or not known.
-        views: of an image: the whole, and its crops.
+        views: the views of an image: the whole, and its crops.
         local: whether the shapes come from files in this machine.
-        revision: of a Hub encoder.
+        revision: the revision of a Hub encoder.
     """
 
     key: str
@@ -229,14 +229,14 @@ def scorers_of(section: Imagegen) -> Mapping[str, Scorer]:
 
 
 RESIDENT = (("selector", "policy"), ("judge",), ("extractor",))
-"""Scoring models that are on the GPU at the same time (``imagegen.scorers.train``). Otherwise they are in RAM."""
+"""Scoring models that are on the GPU at the same time (``scorers.train_scorers``). Otherwise they are in RAM."""
 
 
 def resident_bytes(scorers: Mapping[str, Scorer], shared: Collection[str]) -> int:
     """Return the bytes of the scoring models that are on the GPU at the same time, at most.
 
     Args:
-        scorers: of ``scorers_of``.
+        scorers: the scorers from ``scorers_of``.
         shared: names of the scorers whose vision tower is frozen. Those with the same encoder use it together.
     """
     return max(_together([(name, scorers[name]) for name in names], shared) for names in RESIDENT)

@@ -57,9 +57,9 @@ class ImagegenSetting:
     """The settings that the GPU memory of a stage depends on, besides the pipeline.
 
     Attributes:
-        side: of an image in pixels.
+        side: the side of an image in pixels.
         value: bytes of a parameter and of an activation: 2 under autocast, or 4.
-        rank: of the LoRA.
+        rank: the rank of the LoRA.
         guided: whether a pass has twice the rows, for classifier-free guidance.
         checkpointing: whether the backward pass recomputes activations.
         micro_batch: images of a forward and backward pass.

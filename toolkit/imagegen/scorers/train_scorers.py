@@ -73,8 +73,8 @@ class ScorersResult:
         selector: agreement of the selector with held-out ratings.
         judge: the same of the judge. Read the judge's scores of generated images with it.
         policy: how well the policy distinguishes matched from mismatched prompts.
-        selector_threshold: from which score on the selector passes an image, chosen on validation ratings.
-        judge_threshold: the same of the judge.
+        selector_threshold: the lowest score that passes the selector, chosen on validation ratings.
+        judge_threshold: the lowest score that passes the judge.
         explained: fraction of the variance that the extractor's features keep.
         selector_epochs, policy_epochs, judge_epochs: the losses of each epoch.
     """
@@ -171,7 +171,7 @@ def train_scorers(
         context: the context of the stage.
         prepared: the ratings.
         models: the models to train, in place.
-        checkpoints: of the run.
+        checkpoints: the checkpoints of the run.
         base: the generator's base, which the checkpoints name.
 
     Raises:

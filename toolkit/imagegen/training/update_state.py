@@ -1,7 +1,7 @@
 """The state of an update that resumes to the bit: LoRA, optimizer, loss scale, random states, round."""
 
-import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from toolkit.errors import TrainingError
 from toolkit.imagegen.generators.generator import BaseModel, Generator
 from toolkit.imagegen.generators.lora import copy_lora, lora_parameters, restore_lora
+from toolkit.models.random_state import RandomState
 
 WEIGHT_DECAY = 1e-4
 """Of DDPO's reference implementation."""
@@ -21,10 +22,10 @@ class UpdateState:
     """The state that changes while a generator is updated.
 
     Attributes:
-        generator: its LoRA is trained.
+        generator: the generator, whose LoRA is trained.
         optimizer: AdamW on the LoRA.
         scaler: loss scaling. It does nothing unless the precision is float16.
-        round: rounds finished.
+        round: the number of finished rounds.
     """
 
     generator: Generator
@@ -42,15 +43,6 @@ class StepOutcome:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RandomStates:
-    """States of the global random generators. ``cuda`` is None on a CPU."""
-
-    python: tuple[Any, ...]
-    torch: Tensor
-    cuda: Tensor | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class SavedUpdate:
     """An ``UpdateState`` as it is saved, with ``state_dict`` of optimizer and scaler."""
 
@@ -59,7 +51,7 @@ class SavedUpdate:
     lora: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
-    random: RandomStates
+    random: RandomState
 
 
 def start_update(generator: Generator, learning_rate: float) -> UpdateState:
@@ -103,12 +95,17 @@ def dump_state(state: UpdateState) -> SavedUpdate:
         lora=copy_lora(state.generator.network),
         optimizer=state.optimizer.state_dict(),
         scaler=state.scaler.state_dict(),
-        random=_random_states(state.generator.device),
+        random=RandomState.now(),
     )
 
 
-def restore_state(state: UpdateState, saved: SavedUpdate) -> None:
+def restore_state(state: UpdateState, saved: SavedUpdate, file: Path) -> None:
     """Continue from what ``dump_state`` returned.
+
+    Args:
+        state: the state, which is changed.
+        saved: the saved state.
+        file: the file that it was loaded from, for the error.
 
     Raises:
         TrainingError: it belongs to another base.
@@ -117,7 +114,7 @@ def restore_state(state: UpdateState, saved: SavedUpdate) -> None:
         raise TrainingError(
             "imagegen.checkpoint_base_differs",
             f"a checkpoint must belong to the base of the recipe ({state.generator.base.name})",
-            place="synthetic_checkpoint.pt",
+            place=file,
             value=saved.base.name,
             remedy="Restore the base that the run began with, or start a new run.",
         )
@@ -125,17 +122,5 @@ def restore_state(state: UpdateState, saved: SavedUpdate) -> None:
     state.optimizer.load_state_dict(saved.optimizer)
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(saved.scaler)
-    _restore_random(saved.random, state.generator.device)
+    saved.random.restore()
     state.round = saved.round
-
-
-def _random_states(device: torch.device) -> RandomStates:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return RandomStates(random.getstate(), torch.get_rng_state(), cuda)
-
-
-def _restore_random(states: RandomStates, device: torch.device) -> None:
-    random.setstate(states.python)
-    torch.set_rng_state(states.torch)
-    if states.cuda is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(states.cuda, device)
