@@ -224,6 +224,32 @@ def test_metrics_survive_an_unfinished_line_and_repeated_steps(recipe: Recipe) -
     assert "unfinished line of 31 bytes" in run.log_file.read_text()
 
 
+@pytest.mark.parametrize("line", [b"\0\0\0\0", b'{"step": 2', b"\xff\xfe", b"[]", b"3"])
+def test_a_damaged_line_is_an_error_with_its_number(tmp_path: Path, line: bytes) -> None:
+    with start_run(make_recipe(tmp_path)) as run:
+        run.log_metrics("sft", 1, {"loss": 1})
+        with run.metrics_file.open("ab") as handle:
+            handle.write(line + b"\n")
+        run.log_metrics("sft", 3, {"loss": 1})
+        with raises(RunError, "run.lines_damaged") as caught:
+            run.metrics()
+        with raises(RunError, "run.lines_damaged"):
+            run.remove_metrics("sft", 2)
+    assert caught.problem.place == f"{run.metrics_file}, line 2"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0\0"])
+def test_a_damaged_plan_is_an_error(tmp_path: Path, text: str) -> None:
+    with start_run(make_recipe(tmp_path)) as run:
+        assert run.plan() is None
+        run.plan_file.write_text('{"ok": true}')
+        assert run.plan() == {"ok": True}
+        run.plan_file.write_text(text)
+        with raises(RunError, "run.plan_damaged") as caught:
+            run.plan()
+    assert caught.problem.place == str(run.plan_file)
+
+
 def test_a_json_file_is_replaced_atomically(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_json(file, {"x": [np.int64(1), np.float32(0.5), float("-inf"), True]})

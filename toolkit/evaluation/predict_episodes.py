@@ -12,7 +12,7 @@ from toolkit.data.columns import RowSettings, resolve_columns
 from toolkit.data.episodes import FIRST, LINK, REPEATED, AgentMemoryFunctions, Link
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
-from toolkit.errors import DataError, ImageError, Problem, RowProblem, warn
+from toolkit.errors import DataError, ImageError, Problem, RowProblem, RunError, warn
 from toolkit.evaluation.answers import Reply, reply_of
 from toolkit.evaluation.episodes import Episode, Turn, find_episodes, rollout, task_with_memory
 from toolkit.evaluation.generate import Generator, weights_identity
@@ -204,13 +204,13 @@ def _known(out: Path, digest: str) -> dict[str, Reply]:
         out.parent.mkdir(parents=True, exist_ok=True)
         lines, torn = (read_lines(out), out.read_bytes().rpartition(b"\n")[2]) if out.exists() else ([], b"")
         out.open("ab").close()  # reports a file that is not writable before the model generates
-    except ValueError:
+    except RunError:
         lines, torn = [{}], b""
     except OSError as error:
         raise DataError(
             "predict.out_not_writable", "the file of predictions must be writable", place=out, value=error
         ) from None
-    if any(not isinstance(line, dict) or line.get("digest") != digest for line in lines) or not _is_cut(lines, torn):
+    if any(line.get("digest") != digest for line in lines) or not _is_cut(lines, torn):
         raise DataError(
             "predict.out_of_another_run",
             "the file must only have predictions of this model, recipe and file of rows",

@@ -60,6 +60,7 @@ def generate_missing(
 
     Raises:
         DataError: a row is too long.
+        RunError: a line of a file is damaged.
         Interrupted: after a signal. Saved predictions are kept.
     """
     waiting: dict[str, list[Sample]] = {}
@@ -86,7 +87,11 @@ def generate_missing(
 
 
 def known_replies(file: Path) -> dict[str, Reply]:
-    """Return sample id -> the reply in a file of predictions."""
+    """Return sample id -> the reply in a file of predictions.
+
+    Raises:
+        RunError: a line is damaged.
+    """
     return {line["id"]: reply_of(line) for line in read_lines(file)}
 
 
@@ -94,7 +99,7 @@ def read_mode(questions: EvaluationSet, mode: str, file: Path) -> Answered:
     """Return every sample of a mode with its agent memory, and its parsed answer. A rollout is replayed.
 
     Raises:
-        RunError: a prediction is missing.
+        RunError: a prediction is missing, or a line is damaged.
     """
     known = _complete(file, [sample.id for sample in questions.samples_of(mode)])
     if mode != OWN:

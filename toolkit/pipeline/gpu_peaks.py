@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from toolkit.runfolder import TRAINING_STAGES, RunFolder, read_json
+from toolkit.runfolder import TRAINING_STAGES, RunFolder
 from toolkit.runfolder.usage import read_compute
 
 
@@ -22,8 +21,12 @@ class GpuPeak:
 
 
 def gpu_peaks(run: RunFolder) -> dict[str, GpuPeak]:
-    """Return training stage -> its peak, for the training stages that have begun."""
-    plan: dict[str, Any] = read_json(run.plan_file) if run.plan_file.is_file() else {}
+    """Return training stage -> its peak, for the training stages that have begun.
+
+    Raises:
+        RunError: plan.json is damaged.
+    """
+    plan = run.plan() or {}
     estimates = (plan.get("memory") or {}) if plan.get("gpu") else {}
     used = read_compute(run.compute_file).stages()
     found = {}

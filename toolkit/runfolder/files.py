@@ -10,6 +10,8 @@ from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from toolkit.errors import RunError
+
 Value = TypeVar("Value")
 
 
@@ -78,11 +80,15 @@ def append_line(path: Path, value: Mapping[str, object]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects in ``path``, without an unfinished last line. A missing file gives an empty list."""
+    """Return the JSON objects in ``path``, without an unfinished last line. A missing file gives an empty list.
+
+    Raises:
+        RunError: a complete line is not a JSON object, such as NUL bytes after a power loss.
+    """
     if not path.exists():
         return []
     complete = path.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in complete.split(b"\n") if line]
+    return [_read_line(path, number, line) for number, line in enumerate(complete.split(b"\n"), start=1) if line]
 
 
 def remove_partial_line(path: Path) -> int:
@@ -94,6 +100,21 @@ def remove_partial_line(path: Path) -> int:
     if extra:
         os.truncate(path, len(content) - extra)
     return extra
+
+
+def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise RunError(
+            "run.lines_damaged",
+            "each line must be a JSON object",
+            place=f"{path}, line {number}",
+            remedy="Restore the file, or delete this line.",
+        )
+    return found
 
 
 def _line(value: Mapping[str, object]) -> str:

@@ -101,6 +101,20 @@ class RunFolder:
         """Return the path of ``results.json``."""
         return self.path / "results.json"
 
+    def plan(self) -> Record | None:
+        """Return the content of ``plan.json``. None: the run has no plan.
+
+        Raises:
+            RunError: the file is not a JSON object.
+        """
+        if not self.plan_file.is_file():
+            return None
+        plan = _read_object(self.plan_file)
+        if plan is None:
+            rule, remedy = "plan.json must be valid", "Restore the file, or delete it. A run does not need it."
+            raise RunError("run.plan_damaged", rule, place=self.plan_file, remedy=remedy)
+        return plan
+
     def recipe(self, tasks: Mapping[str, RecipeTask]) -> Recipe:
         """Return the resolved recipe of the run.
 
@@ -190,7 +204,11 @@ class RunFolder:
         append_line(self.metrics_file, {"stage": stage, "step": step, "time": now(), **figures})
 
     def remove_metrics(self, stage: str, step: int) -> int:
-        """Remove the metrics of a stage after ``step``, where training resumes. Return the number of lines removed."""
+        """Remove the metrics of a stage after ``step``, where training resumes. Return the number of lines removed.
+
+        Raises:
+            RunError: a line is damaged.
+        """
         lines = read_lines(self.metrics_file)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if len(kept) < len(lines):
@@ -202,6 +220,9 @@ class RunFolder:
 
         If a step was repeated after an interruption, its later line counts. Figures that were logged separately for one
         step are merged.
+
+        Raises:
+            RunError: a line is damaged.
         """
         steps: dict[tuple[str, int], Record] = {}
         for line in read_lines(self.metrics_file):
@@ -263,13 +284,19 @@ def read_state_file(run: RunFolder) -> Record:
     Raises:
         RunError: the file is not a JSON object.
     """
-    try:
-        state = read_json(run.run_file)
-    except ValueError:
-        state = None
-    if not isinstance(state, dict):
+    state = _read_object(run.run_file)
+    if state is None:
         raise RunError("run.state_damaged", "run.json must be valid", place=run.run_file, remedy=_RESTORE)
     return state
+
+
+def _read_object(file: Path) -> Record | None:
+    """Return the content of a JSON file. None: it is not a JSON object."""
+    try:
+        found = read_json(file)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _reuse(run: RunFolder) -> str:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from toolkit.errors import TrainingError
 from toolkit.evaluation.context import Context
-from toolkit.runfolder import RunFolder, StopRequest, format_duration, read_json
+from toolkit.runfolder import RunFolder, StopRequest, format_duration
 from toolkit.training import distributed
 from toolkit.training.results import StepSeconds
 
@@ -192,7 +192,7 @@ class StepTimes(TrainerCallback):
 
 def planned_seconds(run: RunFolder, stage: str) -> tuple[float, float] | None:
     """Return the range of seconds per step that plan.json has for this machine's GPU, or None."""
-    plan = read_json(run.plan_file) if run.plan_file.is_file() else {}
+    plan = run.plan() or {}
     times, gpu = plan.get("time") or {}, plan.get("gpu") or {}
     found = times.get("gpus", {}).get(times.get("here"), {}).get(stage)
     if not gpu.get("here") or found is None:

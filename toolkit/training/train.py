@@ -19,7 +19,7 @@ from toolkit.models import Backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.lengths import Lengths
 from toolkit.models.oom import attempt, free
-from toolkit.runfolder import is_main_process, read_json, world_size
+from toolkit.runfolder import is_main_process, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
 from toolkit.training import distributed
@@ -196,9 +196,7 @@ class _Loop:
 
     def shrink(self, step: int, during: str, start: Path | None) -> None:
         """Switch to smaller sizes after an out-of-memory error. See ``Recovery.shrink``."""
-        file = self.context.run.plan_file
-        plan = read_json(file) if file.is_file() else None
-        self.recovery.shrink(step, during, start.name if start else None, plan)
+        self.recovery.shrink(step, during, start.name if start else None, self.context.run.plan())
 
 
 def _train(
