@@ -82,7 +82,7 @@ def predicted(run: RunFolder, file: Path, out: Path, backend: HfBackend) -> list
         return predict_episodes(run, Files(file, out, file.parent / "images"), stop, backend=backend)
 
 
-def test_every_step_of_a_file_is_predicted_with_the_models_own_memory(run: RunFolder, tmp_path: Path) -> None:
+def test_every_step_of_a_file_is_predicted_with_the_models_own_agent_memory(run: RunFolder, tmp_path: Path) -> None:
     backend = Scripted(right)
     lines = predicted(run, open_csv(tmp_path), tmp_path / "out.jsonl", backend)
     assert [(line["Task_id"], line["step"]) for line in lines] == [(t, n) for t in ("21", "22") for n in (1, 2, 3, 4)]
@@ -250,7 +250,7 @@ def test_only_steps_have_a_next_step(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Two steps of SFT and an export of merged weights, evaluated with the model's own memory on one task."""
+    """Two steps of SFT and an export of merged weights, evaluated with the model's own agent memory on one task."""
     folder = tmp_path_factory.mktemp("steps")
     recipe = rolling_recipe(folder, {"max_completion_tokens": 12, "max_tasks": 1, "before": False})
     sections = {

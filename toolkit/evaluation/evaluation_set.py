@@ -22,9 +22,8 @@ from toolkit.scoring.statistics import EpisodePosition, ScoredAnswer
 REFERENCE, OWN, OFF = "reference", "own", "off"
 """Agent-memory modes, as in evaluate.memory. Tasks without agent memory have only the first one."""
 
-NAMES: Mapping[str, str] = {REFERENCE: "reference memory", OWN: "own memory", OFF: "memory off"}
-NO_MEMORY = "no memory in the prompt"
-"""Label of a task whose prompts show no agent memory."""
+NAMES: Mapping[str, str] = {REFERENCE: "reference agent memory", OWN: "own agent memory", OFF: "no agent memory"}
+"""Agent-memory mode -> its label in tables. A task whose prompts show no agent memory has the label of ``OFF``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class EvaluationSet:
             return cls(prompts, samples, {REFERENCE: ""})
         samples, positions = _whole_episodes(samples, agent_memory, recipe)
         modes: Sequence[str] = recipe.evaluation.memory if agent_memory.shown(samples[0]) else ()
-        names = {mode: name for mode, name in NAMES.items() if mode in modes} or {REFERENCE: NO_MEMORY}
+        names = {mode: name for mode, name in NAMES.items() if mode in modes} or {REFERENCE: NAMES[OFF]}
         if OWN not in names:
             return cls(prompts, samples, names, positions)
         episodes, unreachable = find_episodes(list(positions.values()))
