@@ -80,7 +80,7 @@ def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earl
     backend = Scripted(second_tasks_fail_at_3)
     evaluate(context, "before", None, [], backend)
     first = [(task, 1) for task in TASKS]
-    # Sixteen prompts with the reference agent memory in batches of three, then rounds of four episodes, then no agent memory.
+    # Sixteen prompts with the reference agent memory in batches of three, then rounds of four episodes, then none.
     assert backend.batches[6:8] == [first[:3], first[3:]]
     assert [batch[0][1] for batch in backend.batches[6:14]] == [1, 1, 2, 2, 3, 3, 4, 4]
     done = ["Load volume", "Axial slice"]
@@ -101,7 +101,7 @@ def test_scores_of_a_model_that_fails_at_step_3_of_every_second_episode(context:
 
 def test_a_lost_agent_memory_entry_lowers_the_scores_of_later_steps(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(counts_what_is_done))
-    # With the reference agent memory, every step is right. Its list of three finished subtasks implies COMPLETE for step 4.
+    # With the reference agent memory, every step is right. Its three finished subtasks imply COMPLETE for step 4.
     assert measured(record, "reference") == [1, 1, 1]
     # With its own agent memory, episodes 3 and 4 repeat step 2 at steps 3 and 4: 12 of 16 right.
     assert measured(record, "own") == [0.75, 0.5, 0.75]

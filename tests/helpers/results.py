@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from toolkit.evaluation.results import Difference, EvaluationResult
 from toolkit.images import StoreReport
-from toolkit.scoring.statistics import ConfusionMatrix, Estimate, Majority, Metrics, Summary
+from toolkit.scoring.statistics import ConfusionMatrix, Estimate, Metrics, Summary
 from toolkit.training.results import GpuMemory, GrpoResult, SftResult, StepSeconds, TokenLengths, TrainingFigures
 
 
@@ -29,7 +29,7 @@ def evaluation_result(name: str, value: float, baseline: float, others: Mapping[
         differences={other: difference(value - of_other) for other, of_other in others.items()},
         baselines={},
         also={},
-        summary=Summary(metrics, {}, (), (), ConfusionMatrix((), {}), Majority(None, 0, 0)),
+        summary=Summary(metrics, {}, (), (), ConfusionMatrix((), {})),
         images=StoreReport(),
         predictions=f"stages/evaluate-{name}/predictions.jsonl",
         agent_memory=None,

@@ -8,9 +8,7 @@ from toolkit.scoring.statistics.classification import (
 )
 from toolkit.scoring.statistics.confusion_matrix import (
     ConfusionMatrix,
-    Majority,
     confusion_matrix,
-    majority,
     plot_confusion_matrix,
 )
 from toolkit.scoring.statistics.episodes import (
@@ -44,7 +42,6 @@ __all__ = [
     "EpisodeMetrics",
     "EpisodePosition",
     "Estimate",
-    "Majority",
     "Metrics",
     "Paired",
     "ScoredAnswer",
@@ -58,7 +55,6 @@ __all__ = [
     "find_scored_episodes",
     "macro_f1",
     "macro_f1_estimate",
-    "majority",
     "mcnemar_exact",
     "paired_difference",
     "plot_confusion_matrix",
