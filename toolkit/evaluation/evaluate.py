@@ -29,7 +29,7 @@ from toolkit.evaluation.predictions import (
     judge_predictions,
     read_mode,
 )
-from toolkit.evaluation.results import EVALUATE, EvaluationResult
+from toolkit.evaluation.results import EvaluationResult, evaluation_stage
 from toolkit.evaluation.scores import CONFUSION, make_result
 from toolkit.models import Backend
 from toolkit.runfolder import write_json, write_text
@@ -55,7 +55,7 @@ def evaluate(
         backend: loads the model. Default: that of the recipe.
     """
     questions = EvaluationSet.of(context)
-    folder = context.run.stage_folder(EVALUATE + name)
+    folder = context.run.stage_folder(evaluation_stage(name))
     digest = _identity(context, weights)
     partial = {mode: folder / answers_file(mode, digest) for mode in questions.modes}
     generate_missing(context, name, questions, partial, weights, backend)

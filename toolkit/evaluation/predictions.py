@@ -17,7 +17,7 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import rollout
 from toolkit.evaluation.evaluation_set import OWN, REFERENCE, EvaluationSet
 from toolkit.evaluation.generate import Generator
-from toolkit.evaluation.results import BASELINE, EVALUATE, EvaluationResult
+from toolkit.evaluation.results import BASELINE, EvaluationResult, evaluation_stage
 from toolkit.models import Backend
 from toolkit.models.lengths import check_lengths
 from toolkit.models.prompts import Prompts
@@ -117,7 +117,7 @@ def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Samp
 
 def earlier_rows(context: Context, questions: EvaluationSet, name: str) -> dict[str, Rows]:
     """Return mode -> the rows of an earlier evaluation, for the common modes."""
-    files = _answers_of(context.run, context.run.result(EVALUATE + name, EvaluationResult))
+    files = _answers_of(context.run, context.run.result(evaluation_stage(name), EvaluationResult))
     return {
         mode: questions.judge(read_mode(questions, mode, files[mode]), context.recipe)
         for mode in questions.modes
@@ -176,7 +176,7 @@ class _Job:
     def report(self, done: int, total: int) -> None:
         """Report the progress, and raise Interrupted after a signal unless all is done."""
         memory = self.questions.names[self.mode]
-        stage = f"evaluate-{self.name}" + (f" ({memory})" if memory else "")
+        stage = evaluation_stage(self.name) + (f" ({memory})" if memory else "")
         self.context.progress(stage, done, total, "")
         if done < total:
             self.context.stop.check(f"{stage} is saved after {done} of {total} samples")

@@ -4,13 +4,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.images import StoreReport
+from toolkit.runfolder import TRAINING_STAGES
 from toolkit.scoring.statistics import Comparison, EpisodeMetrics, Estimate, Summary
 
 EVALUATE = "evaluate-"
 """Prefix of the stage of an evaluation."""
 
+BEFORE = "before"
+"""Name of the evaluation before training."""
+
 BASELINE = "baseline"
 """Key of the majority baseline in ``ScoreResult.differences``."""
+
+RESERVED_EVALUATION_NAMES = (BEFORE, *TRAINING_STAGES, BASELINE)
+"""Names that only the evaluations of `toolkit run` and the baseline have."""
+
+
+def evaluation_stage(name: str) -> str:
+    """Return the stage of an evaluation.
+
+    >>> evaluation_stage("sft")
+    'evaluate-sft'
+    """
+    return f"{EVALUATE}{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,14 @@ from toolkit.evaluation.evaluation_set import OFF, OWN, REFERENCE, EvaluationSet
 from toolkit.evaluation.predictions import PREDICTIONS, Baselines, Rows
 from toolkit.evaluation.results import (
     BASELINE,
-    EVALUATE,
+    BEFORE,
     AgentMemoryResult,
     BaselineResult,
     Difference,
     EvaluationResult,
     ModeResult,
     ScoreResult,
+    evaluation_stage,
 )
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.scoring.statistics import (
@@ -40,7 +41,7 @@ CONFUSION = "confusion.png"
 
 Others = tuple[Baselines, Mapping[str, Mapping[str, Rows]]]
 """The baselines, and earlier evaluation -> mode -> its rows."""
-BEFORE = "fraction before the first failure"
+FRACTION_BEFORE_FAILURE = "fraction before the first failure"
 COMPARED = (OWN, REFERENCE, OFF)
 """A mode is compared with the later ones. Own minus reference is the cost of errors, own minus off the benefit."""
 
@@ -60,7 +61,7 @@ def make_result(
     summary = summarise(main, recipe.results_by, section.bootstrap, seed, positive=recipe.positive)
     if summary.confusion.labels:
         plot_confusion_matrix(
-            summary.confusion, context.run.stage_folder(f"evaluate-{name}") / CONFUSION, f"{name}: completions"
+            summary.confusion, context.run.stage_folder(evaluation_stage(name)) / CONFUSION, f"{name}: completions"
         )
     tables = {
         label: _score_result(context, view)
@@ -69,7 +70,7 @@ def make_result(
     }
     (primary, first), *also = tables.items()
     _warn(name, "", summary)
-    stage = f"{EVALUATE}{name}"
+    stage = evaluation_stage(name)
     return EvaluationResult(
         split=section.split,
         score=primary,
@@ -97,12 +98,12 @@ def compare_modes(
                 WHOLE,
                 whole := [one.scored_answer() for one in find_scored_episodes(found, positions, task.primary)[0]],
             ),
-            BEFORE: (BEFORE_FAILURE, whole),
+            FRACTION_BEFORE_FAILURE: (BEFORE_FAILURE, whole),
         }
         for mode, found in rows.items()
     }
     return AgentMemoryResult(
-        metrics=(task.primary, episodes, BEFORE),
+        metrics=(task.primary, episodes, FRACTION_BEFORE_FAILURE),
         modes={mode: _mode_result(questions, mode, found, summaries[mode], draws) for mode, found in rows.items()},
         differences={
             mode: _differences(mode, measured, draws) for mode in COMPARED[:-1] if mode in rows and len(measured) > 1
@@ -207,12 +208,12 @@ def _mean(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -
 
 
 def _warn(name: str, mode: str, summary: Summary) -> None:
-    overall, place = summary.overall, f"evaluate-{name}{mode}"
+    overall, place = summary.overall, f"{evaluation_stage(name)}{mode}"
     for code, rule, value in (
         ("evaluate.completions_truncated", "reach the token limit", overall.truncated.value),
         ("evaluate.completions_unreadable", "cannot be parsed", overall.unreadable.value),
     ):
-        if value and name == "before":
+        if value and name == BEFORE:
             log.info("%s: %.0f%% of the completions %s (the format is not trained yet)", place, 100 * value, rule)
         elif value:
             rule = f"the fraction of completions that {rule} should be 0"
@@ -223,7 +224,7 @@ def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemory
     """Warn about incomplete episodes, skipped prompts, and samples that no rollout reaches."""
     episodes = questions.agent_memory.title if questions.agent_memory else ""
     for mode, found in result.modes.items():
-        place = f"{EVALUATE}{name} ({questions.names[mode]})"
+        place = f"{evaluation_stage(name)} ({questions.names[mode]})"
         if incomplete := found.episodes.incomplete:
             warn(
                 "evaluate.episodes_incomplete",
@@ -242,7 +243,7 @@ def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemory
         warn(
             "evaluate.questions_after_missing_step",
             "the number of questions after a missing step, which are skipped, should be 0",
-            place=f"{EVALUATE}{name}",
+            place=evaluation_stage(name),
             value=result.after_missing_step,
         )
 
@@ -261,7 +262,7 @@ def _mode_result(
         metrics={
             primary: summary.overall.scores[primary],
             _name_of_whole(questions): episodes.whole,
-            BEFORE: episodes.before_failure,
+            FRACTION_BEFORE_FAILURE: episodes.before_failure,
         },
         episodes=episodes,
         by={

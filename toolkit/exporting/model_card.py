@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markupsafe import Markup
 
 from toolkit.data.result import DataResult
-from toolkit.evaluation.results import BASELINE, EVALUATE, Difference, EvaluationResult, ResultRow
+from toolkit.evaluation.results import BASELINE, BEFORE, Difference, EvaluationResult, ResultRow, evaluation_stage
 from toolkit.exporting.atomic_output import CARD
 from toolkit.exporting.licence import licence_of
 from toolkit.exporting.public_names import is_hub_name, public_recipe, scrub
@@ -180,7 +180,7 @@ def write_card(
 
 def read_facts(run: RunFolder, recipe: Recipe, weights: Path, export: FormatExport, serving: Serving) -> CardFacts:
     """Read the content of the model card of ``weights`` from the run folder."""
-    stage = EVALUATE + _evaluation_of(run, weights)
+    stage = evaluation_stage(_evaluation_of(run, weights))
     return CardFacts(
         export=export,
         recipe=recipe,
@@ -369,7 +369,7 @@ def _read_tables(file: Path) -> ScoreTables | None:
 
 def _evaluation_of(run: RunFolder, weights: Path) -> str:
     """Return the name of the evaluation of these weights: that of their stage, otherwise of the base model."""
-    return next((name for name in TRAINING_STAGES if run.weights_folder(name) == weights), "before")
+    return next((name for name in TRAINING_STAGES if run.weights_folder(name) == weights), BEFORE)
 
 
 def _trained_into(run: RunFolder, weights: Path) -> tuple[str, ...]:

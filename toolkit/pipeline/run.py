@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from toolkit.evaluation.context import Context, DataAndImages
-from toolkit.evaluation.results import EVALUATE, EvaluationResult
+from toolkit.evaluation.results import BEFORE, EvaluationResult, evaluation_stage
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, require_for
 from toolkit.pipeline.results import RunResults, collect_results, evaluations, write_results
@@ -184,7 +184,7 @@ def stage_calls(recipe: Recipe, stages: Stages) -> list[StageCall[Any]]:
     trained = _training_stages(recipe)
     calls: list[StageCall[Any]] = []
     if recipe.evaluate and (recipe.evaluate.before or not trained):
-        calls.append(evaluation_call("before", stages.evaluate))
+        calls.append(evaluation_call(BEFORE, stages.evaluate))
     for name in trained:
         calls.append(StageCall(name, getattr(stages, name)))
         if recipe.evaluate:
@@ -201,7 +201,7 @@ def evaluation_call(name: str, evaluate: EvaluateStage) -> StageCall[EvaluationR
         earlier = [other for other in evaluations(context.run) if other != name]
         return evaluate(context, name, context.weights, earlier)
 
-    return StageCall(EVALUATE + name, work)
+    return StageCall(evaluation_stage(name), work)
 
 
 def run_stage(call: StageCall[Result], context: Context, recorder: Recorder) -> Result:
