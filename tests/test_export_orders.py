@@ -15,7 +15,7 @@ from tests.helpers.recipes import load_recipe
 from tests.helpers.training import context_of, small_recipe
 from toolkit.cli import tables as show
 from toolkit.cli.tables import describe_verification, gguf_table
-from toolkit.data.loading import SampleSet
+from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, RunError
 from toolkit.exporting.export import prepare_job
 from toolkit.exporting.exported import find_exported

@@ -22,10 +22,13 @@ from tests.helpers.recipes import load_recipe, make_recipe
 from tests.helpers.training import Tables, context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
+from toolkit.evaluation.answers import read_reply, score_answer
 from toolkit.evaluation.context import Context
-from toolkit.evaluation.evaluate import CONFUSION, PARTIAL, PREDICTIONS, evaluate, judge_predictions
+from toolkit.evaluation.evaluate import evaluate
 from toolkit.evaluation.predict import predict
+from toolkit.evaluation.predictions import PARTIAL, PREDICTIONS, known_replies
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.evaluation.scores import CONFUSION
 from toolkit.exporting.export import export
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.hf import HfBackend
@@ -178,7 +181,8 @@ def test_an_unreadable_answer_counts_in_n(context: Context, tmp_path: Path) -> N
         ),
         encoding="utf-8",
     )
-    rows = judge_predictions(context, prompts, samples, file)
+    known, task = known_replies(file), prompts.task
+    rows = [score_answer(task, sample, read_reply(task, sample, known[sample.id]), ()) for sample in samples]
     assert [row.scores["accuracy"] for row in rows] == [1, 0, 0]
     assert [row.problem is None for row in rows] == [True, False, False]
     assert [row.truncated for row in rows] == [False, False, True]

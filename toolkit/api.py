@@ -194,13 +194,14 @@ def load_predictor(
     from toolkit.pipeline.rerun import open_for_inference
 
     try:
+        # It checks the run and imports Unsloth if its recipe uses it. ``load`` finds run and weights itself.
         open_for_inference(Path(model_path))
     except RunError as error:
         if error.code != "run.not_a_run_folder":
             raise
-    from toolkit.evaluation.predict import load_model_for_inference  # after Unsloth is imported
+    from toolkit.evaluation.predict import load_predictor as load  # after Unsloth is imported
 
-    return load_model_for_inference(model_path, base_model_name, recipe=recipe)
+    return load(model_path, base_model_name, recipe=recipe)
 
 
 def _dry_run(recipe: "Recipe") -> "RunResults | ImagegenResult":

@@ -81,9 +81,9 @@ def predict_interactively(chosen: Chosen, goal: str, context: Mapping[str, str])
 
     with show_progress():  # not around the dialogue, because a progress bar would delay the prompt
         run, weights = open_for_inference(*chosen)
-        from toolkit.evaluation.predict import load_model_for_inference  # after Unsloth is imported
+        from toolkit.evaluation.predict import load_predictor  # after Unsloth is imported
 
-        predictor = load_model_for_inference(weights or run.path)
+        predictor = load_predictor(weights or run.path)
     short: dict[str, Any] = {}
     long: dict[str, Any] = {}
     number = 1

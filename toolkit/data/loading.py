@@ -17,8 +17,6 @@ from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped
 from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
 
-__all__ = ["DataSplits", "SampleSet", "UsableRows", "load_data", "read_file", "synthetic_rows_file"]
-
 
 @dataclass(frozen=True, slots=True)
 class DataSplits:

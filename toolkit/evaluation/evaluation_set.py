@@ -7,12 +7,11 @@ from random import Random
 import numpy as np
 
 from toolkit.data.episodes import AgentMemoryFunctions
-from toolkit.data.loading import SampleSet
 from toolkit.data.sample import Answer, Sample
-from toolkit.data.sample_set import limit
+from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.task import Task
 from toolkit.errors import DataError, warn
-from toolkit.evaluation.answers import judge
+from toolkit.evaluation.answers import score_answer
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import Episode, find_episodes
 from toolkit.models.prompts import Prompts
@@ -98,9 +97,9 @@ class EvaluationSet:
             return [self.agent_memory.put(sample, self.agent_memory.start(sample)) for sample in self.samples]
         return self.samples
 
-    def judge(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[ScoredAnswer]:
+    def score_answers(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[ScoredAnswer]:
         """Return the scores of answers, as rows of an evaluation."""
-        return [judge(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
+        return [score_answer(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
 
 
 def held_out(context: Context) -> SampleSet:

@@ -53,7 +53,7 @@ Measured = Mapping[str, Mapping[str, tuple[str, list[ScoredAnswer]]]]
 
 
 def make_result(
-    context: Context, name: str, questions: EvaluationSet, rows: Mapping[str, Rows], others: Others
+    context: Context, name: str, evaluation_set: EvaluationSet, rows: Mapping[str, Rows], others: Others
 ) -> EvaluationResult:
     """Return the result of the evaluation ``name`` from the rows of each mode, and draw the confusion matrix."""
     recipe = context.recipe
@@ -65,12 +65,13 @@ def make_result(
         )
     tables = {
         label: _score_result(context, view)
-        for label, view in _views(questions, rows, others).items()
+        for label, view in _views(evaluation_set, rows, others).items()
         if any(row.scores[view.score] is not None for row in view.rows)
     }
     (primary, first), *also = tables.items()
     _warn(name, "", summary)
     stage = evaluation_stage(name)
+    comparison = _agent_memory(context, name, evaluation_set, rows, summary) if evaluation_set.agent_memory else None
     return EvaluationResult(
         split=section.split,
         score=primary,
@@ -82,15 +83,18 @@ def make_result(
         summary=summary,
         images=context.count_images(stage),
         predictions=f"stages/{stage}/{PREDICTIONS}",
-        agent_memory=_agent_memory(context, name, questions, rows, summary) if questions.agent_memory else None,
+        agent_memory=comparison,
     )
 
 
 def compare_modes(
-    questions: EvaluationSet, rows: Mapping[str, Sequence[ScoredAnswer]], summaries: Mapping[str, Summary], draws: Draws
+    evaluation_set: EvaluationSet,
+    rows: Mapping[str, Sequence[ScoredAnswer]],
+    summaries: Mapping[str, Summary],
+    draws: Draws,
 ) -> AgentMemoryResult:
     """Return the result of all modes, and their differences on common samples."""
-    task, positions, episodes = questions.task, questions.positions, _name_of_whole(questions)
+    task, positions, episodes = evaluation_set.task, evaluation_set.positions, _name_of_whole(evaluation_set)
     measured = {
         mode: {
             task.primary: (task.primary, list(found)),
@@ -104,25 +108,25 @@ def compare_modes(
     }
     return AgentMemoryResult(
         metrics=(task.primary, episodes, FRACTION_BEFORE_FAILURE),
-        modes={mode: _mode_result(questions, mode, found, summaries[mode], draws) for mode, found in rows.items()},
+        modes={mode: _mode_result(evaluation_set, mode, found, summaries[mode], draws) for mode, found in rows.items()},
         differences={
             mode: _differences(mode, measured, draws) for mode in COMPARED[:-1] if mode in rows and len(measured) > 1
         },
-        after_missing_step=len(questions.unreachable),
+        after_missing_step=len(evaluation_set.unreachable),
     )
 
 
 def _agent_memory(
-    context: Context, name: str, questions: EvaluationSet, rows: Mapping[str, Rows], reference: Summary
+    context: Context, name: str, evaluation_set: EvaluationSet, rows: Mapping[str, Rows], reference: Summary
 ) -> AgentMemoryResult:
     """Return the comparison of the agent-memory modes. Warn about failures and skipped samples."""
     recipe = context.recipe
     by, draws = recipe.results_by, (recipe.evaluation.bootstrap, recipe.run.seed)
     summaries = {mode: summarise(found, by, *draws) for mode, found in rows.items() if mode != REFERENCE}
     for mode, found in summaries.items():
-        _warn(name, f" ({questions.names[mode]})", found)
-    result = compare_modes(questions, rows, {REFERENCE: reference, **summaries}, draws)
-    _warn_about_skipped(name, questions, result)
+        _warn(name, f" ({evaluation_set.names[mode]})", found)
+    result = compare_modes(evaluation_set, rows, {REFERENCE: reference, **summaries}, draws)
+    _warn_about_skipped(name, evaluation_set, result)
     return result
 
 
@@ -136,37 +140,39 @@ class _View:
     earlier: Mapping[str, Rows]
 
 
-def _views(questions: EvaluationSet, rows: Mapping[str, Rows], others: Others) -> dict[str, _View]:
+def _views(evaluation_set: EvaluationSet, rows: Mapping[str, Rows], others: Others) -> dict[str, _View]:
     """Return title -> table, with the primary score first.
 
     With agent memory there are also tables of the mode own and of whole episodes. The other modes are only in the
     comparison of the agent-memory modes.
     """
-    task, (baselines, before) = questions.task, others
+    task, (baselines, before) = evaluation_set.task, others
     shown = [mode for mode in (REFERENCE, OWN) if mode in rows]
     views: dict[str, _View] = {}
     for mode in shown:
         ids = {row.id for row in rows[mode]}
         same = {label: [row for row in of if row.id in ids] for label, of in baselines.rows.items()}
         earlier = {name: modes[mode] for name, modes in before.items() if mode in modes}
-        views[_title(task.primary, questions, mode)] = _View(task.primary, rows[mode], same, earlier)
-    if questions.agent_memory:
-        steps = views[_title(task.primary, questions, shown[-1])]
-        views[_title(questions.agent_memory.title, questions, shown[-1])] = _of_episodes(steps, questions)
-    main = views[_title(task.primary, questions, REFERENCE)]
+        views[_title(task.primary, evaluation_set, mode)] = _View(task.primary, rows[mode], same, earlier)
+    if evaluation_set.agent_memory:
+        steps = views[_title(task.primary, evaluation_set, shown[-1])]
+        views[_title(evaluation_set.agent_memory.title, evaluation_set, shown[-1])] = _of_episodes(
+            steps, evaluation_set
+        )
+    main = views[_title(task.primary, evaluation_set, REFERENCE)]
     for score in task.also:
-        views[_title(score, questions, REFERENCE)] = _View(score, main.rows, baselines.of(score), main.earlier)
+        views[_title(score, evaluation_set, REFERENCE)] = _View(score, main.rows, baselines.of(score), main.earlier)
     return views
 
 
-def _title(score: str, questions: EvaluationSet, mode: str) -> str:
+def _title(score: str, evaluation_set: EvaluationSet, mode: str) -> str:
     """Return the name of a score, with the agent-memory mode if there are several."""
-    name = questions.names[mode]
+    name = evaluation_set.names[mode]
     return f"{score} ({name})" if name else score
 
 
-def _of_episodes(view: _View, questions: EvaluationSet) -> _View:
-    positions = questions.positions
+def _of_episodes(view: _View, evaluation_set: EvaluationSet) -> _View:
+    positions = evaluation_set.positions
 
     def episodes(rows: Rows) -> Rows:
         return [episode.scored_answer() for episode in find_scored_episodes(rows, positions, view.score)[0]]
@@ -201,9 +207,9 @@ def _score_result(context: Context, view: _View) -> ScoreResult:
 
 
 def _mean(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -> Estimate:
-    judged = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
+    scored = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
     return proportion(
-        [value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed
+        [value for value, _ in scored if value is not None], [group for _, group in scored], resamples, seed
     )
 
 
@@ -220,11 +226,11 @@ def _warn(name: str, mode: str, summary: Summary) -> None:
             warn(code, rule, place=place, value=round(value, 3))
 
 
-def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemoryResult) -> None:
+def _warn_about_skipped(name: str, evaluation_set: EvaluationSet, result: AgentMemoryResult) -> None:
     """Warn about incomplete episodes, skipped prompts, and samples that no rollout reaches."""
-    episodes = questions.agent_memory.title if questions.agent_memory else ""
+    episodes = evaluation_set.agent_memory.title if evaluation_set.agent_memory else ""
     for mode, found in result.modes.items():
-        place = f"{evaluation_stage(name)} ({questions.names[mode]})"
+        place = f"{evaluation_stage(name)} ({evaluation_set.names[mode]})"
         if incomplete := found.episodes.incomplete:
             warn(
                 "evaluate.episodes_incomplete",
@@ -248,20 +254,20 @@ def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemory
         )
 
 
-def _name_of_whole(questions: EvaluationSet) -> str:
-    return questions.agent_memory.title if questions.agent_memory else WHOLE
+def _name_of_whole(evaluation_set: EvaluationSet) -> str:
+    return evaluation_set.agent_memory.title if evaluation_set.agent_memory else WHOLE
 
 
 def _mode_result(
-    questions: EvaluationSet, mode: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws
+    evaluation_set: EvaluationSet, mode: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws
 ) -> ModeResult:
-    primary = questions.task.primary
-    episodes = episode_metrics(rows, questions.positions, primary, *draws)
+    primary = evaluation_set.task.primary
+    episodes = episode_metrics(rows, evaluation_set.positions, primary, *draws)
     return ModeResult(
-        name=questions.names[mode],
+        name=evaluation_set.names[mode],
         metrics={
             primary: summary.overall.scores[primary],
-            _name_of_whole(questions): episodes.whole,
+            _name_of_whole(evaluation_set): episodes.whole,
             FRACTION_BEFORE_FAILURE: episodes.before_failure,
         },
         episodes=episodes,

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.loading import SampleSet
 from toolkit.data.sample import Sample
+from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, ModelError, warn
 from toolkit.evaluation.context import Context
-from toolkit.evaluation.evaluate import held_out
+from toolkit.evaluation.evaluation_set import held_out
 from toolkit.exporting.atomic_output import (
     OutputFolder,
     WrittenFolders,

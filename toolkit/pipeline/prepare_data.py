@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.data import Dropped
-from toolkit.data.loading import DataSplits, SampleSet, load_data
+from toolkit.data.loading import DataSplits, load_data
 from toolkit.data.result import DataResult, ImageScan, UnusableImage
+from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef

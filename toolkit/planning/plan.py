@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
-from toolkit.data.loading import SampleSet
+from toolkit.data.sample_set import SampleSet
 from toolkit.data.unusable_rows import Dropped
 from toolkit.errors import ToolkitError
 from toolkit.planning.architecture import Architecture, build_architecture

@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.loading import SampleSet
-from toolkit.data.sample_set import balance
+from toolkit.data.sample_set import SampleSet, balance
 from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.context import Context
 from toolkit.models import Backend
