@@ -23,8 +23,8 @@ from toolkit.exporting.results import GgufFile
 from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import PROMPT_TOO_LONG
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.rerun import Delivery, export_again
-from toolkit.pipeline.results import read_results
+from toolkit.pipeline.existing_run import Delivery, export_again
+from toolkit.pipeline.run_results import read_results
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Export, dump_recipe
 from toolkit.runfolder import RunFolder, write_text

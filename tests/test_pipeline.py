@@ -15,12 +15,12 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from tests.helpers.results import evaluation_result, grpo_result, sft_result
 from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.results import ExportResult, GgufFile
 from toolkit.models.llamacpp import formats_of, missing_requirement
 from toolkit.pipeline import RunResults, Stages, read_results, run_recipe
-from toolkit.pipeline.rerun import export_again
+from toolkit.pipeline.existing_run import export_again
 from toolkit.recipe import Export, Recipe
 from toolkit.runfolder import RunFolder, check_fingerprints, read_json, write_json
 from toolkit.training.results import GrpoResult, SftResult

@@ -16,10 +16,10 @@ from tests.helpers.stepping import row, task_rows, write_csv
 from tests.helpers.training import context_of
 from toolkit.cli import tables as show
 from toolkit.errors import RecipeError
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import find_episodes
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.evaluation.results import AgentMemoryResult, EvaluationResult, ModeResult
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.pipeline import read_results, write_results
 from toolkit.runfolder import read_json, read_lines

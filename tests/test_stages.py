@@ -23,12 +23,12 @@ from tests.helpers.training import Tables, context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
 from toolkit.evaluation.answers import read_reply, score_answer
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.evaluation.predict import predict
 from toolkit.evaluation.predictions import PARTIAL, PREDICTIONS, known_replies
 from toolkit.evaluation.results import EvaluationResult
 from toolkit.evaluation.scores import CONFUSION
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.export import export
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.hf import HfBackend

@@ -15,7 +15,6 @@ from typing import Any
 
 from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.sample import Answer, Sample
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluation_set import EvaluationSet
 from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.predictions import (
@@ -29,6 +28,7 @@ from toolkit.evaluation.predictions import (
 )
 from toolkit.evaluation.results import EvaluationResult, evaluation_stage
 from toolkit.evaluation.scores import make_result
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
 from toolkit.runfolder import write_json, write_text
 

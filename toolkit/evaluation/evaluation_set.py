@@ -12,8 +12,8 @@ from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.task import Task
 from toolkit.errors import DataError, warn
 from toolkit.evaluation.answers import score_answer
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import Episode, find_episodes
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 from toolkit.scoring.statistics import EpisodePosition, ScoredAnswer

@@ -13,11 +13,11 @@ from typing import Any
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import RunError
 from toolkit.evaluation.answers import Reply, read_answer, read_reply, reply_of
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import rollout
 from toolkit.evaluation.evaluation_set import OWN, REFERENCE, EvaluationSet
 from toolkit.evaluation.generate import Completer, is_whole_model
 from toolkit.evaluation.results import BASELINE, EvaluationResult, evaluation_stage
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
 from toolkit.models.lengths import check_lengths
 from toolkit.runfolder import Record, RunFolder, append_line, read_json, read_lines, remove_partial_line, write_json
@@ -75,8 +75,8 @@ def generate_missing(
     completer = Completer.load(recipe, evaluation_set.prompts, weights, backend, stored=stored)
     if REFERENCE in waiting:
         most, tokens = recipe.model.max_tokens, recipe.evaluation.max_completion_tokens
-        processor = completer.policy.processor
-        check_lengths(processor, evaluation_set.prompts, waiting[REFERENCE], most, tokens, on_row=context.no_step_yet)
+        processor, check = completer.policy.processor, context.check_stop_before_first_step
+        check_lengths(processor, evaluation_set.prompts, waiting[REFERENCE], most, tokens, on_row=check)
     for mode, samples in waiting.items():
         job = _Job(context, name, mode, evaluation_set, completer, files[mode])
         if mode == OWN:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from toolkit.errors import warn
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluation_set import OFF, OWN, REFERENCE, EvaluationSet
 from toolkit.evaluation.predictions import PREDICTIONS, Baselines, Rows
 from toolkit.evaluation.results import (
@@ -21,6 +20,7 @@ from toolkit.evaluation.results import (
     ScoreResult,
     evaluation_stage,
 )
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.scoring.statistics import (
     BEFORE_FAILURE,

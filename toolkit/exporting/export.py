@@ -10,8 +10,8 @@ from typing import Any
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, ModelError, warn
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluation_set import held_out
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.atomic_output import (
     OutputFolder,
     WrittenFolders,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ModelError, warn
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.atomic_output import OutputFolder, digest_of, megabytes
 from toolkit.exporting.model_card import write_card
 from toolkit.exporting.results import AdapterExport, FormatExport, MergedExport, Verification

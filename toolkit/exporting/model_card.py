@@ -13,11 +13,11 @@ from markupsafe import Markup
 from toolkit.data.result import DataResult
 from toolkit.evaluation.results import BASELINE, BEFORE, Difference, EvaluationResult, ResultRow, evaluation_stage
 from toolkit.exporting.atomic_output import CARD
+from toolkit.exporting.card_template import render_card, table
 from toolkit.exporting.licence import licence_of
 from toolkit.exporting.public_names import is_hub_name, public_recipe, scrub
 from toolkit.exporting.results import FormatExport, GgufExport, Verification
 from toolkit.exporting.serving import Serving, fill_folder
-from toolkit.models.model_card import render_card, table
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from toolkit.evaluation.context import Context, DataAndImages
 from toolkit.evaluation.results import BEFORE, EvaluationResult, evaluation_stage
+from toolkit.evaluation.stage_context import Context, DataAndImages
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, require_for
-from toolkit.pipeline.results import RunResults, collect_results, evaluations, write_results
+from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
     EXPORT,

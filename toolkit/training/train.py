@@ -13,7 +13,7 @@ from typing import Any
 
 from toolkit.data.sample_set import SampleSet, balance
 from toolkit.errors import TrainingError, warn
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.lengths import Lengths

@@ -59,7 +59,7 @@ class Context:
         log.debug("%s step %d of %d: %s", stage, step, steps, note)
         self.progress(stage, step, steps, _shown(figures))
 
-    def no_step_yet(self, done: int) -> None:
+    def check_stop_before_first_step(self, done: int) -> None:
         """Raise Interrupted after a signal, during work before the first optimizer step, which saves nothing."""
         self.stop.check("no step had begun")
 

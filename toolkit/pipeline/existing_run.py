@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.results import RESERVED_EVALUATION_NAMES, EvaluationResult, evaluation_stage
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.exported import Exported, find_exported
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, is_gguf
-from toolkit.pipeline.results import RunResults, collect_results, evaluations, write_results
 from toolkit.pipeline.run import DATA, Result, StageCall, Stages, require_export, run_stage, stopping
+from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
 from toolkit.runfolder import (
     EXPORT,
