@@ -79,7 +79,7 @@ def _data(plan: "Plan") -> Iterator[str]:
     rows = ", ".join(f"{split} {count:,}" for split, count in plan.data.rows.items() if count)
     yield f"rows: {rows}" + (" (synthetic data, generated when the run starts)" if plan.data.synthetic else "")
     yield f"unusable rows: {sum(one.count for one in plan.data.dropped):,}, leaks: {len(plan.data.leaks)}"
-    yield from plan.data.announcements
+    yield from plan.data.warnings
 
 
 def _tokens(tokens: "Tokens") -> Iterator[str]:

@@ -144,7 +144,7 @@ class Data(Section):
     sampling: Literal["natural", "balanced"] = "natural"
     """``balanced`` draws every class equally often in training, and every group of a class."""
     on_leak: Literal["stop", "report", "drop"] = "stop"
-    """Groups, images or questions in two splits: stop, report them, or drop the training rows and count them."""
+    """A leak between two splits: stop, report it, or drop its rows of the earlier split (train, then validation)."""
     max_dropped: float = Field(0.05, ge=0, le=1)
     """Largest fraction of unusable rows. The run stops above it."""
     limit_train: int | None = Field(None, ge=1)
