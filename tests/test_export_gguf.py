@@ -120,7 +120,7 @@ def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exp
         return found
 
     policy.model.generate = note
-    generate_completions(backend, policy, questions_of(context, 3))
+    generate_completions(backend, policy, verification_set_of(context, 3))
     assert backend.mismatched_prompts == 0
     for tokens, sample in zip(seen, context.data.test[:3], strict=True):
         inputs = policy.processor(
@@ -143,7 +143,7 @@ def test_the_loss_of_an_answer_is_that_of_the_merged_weights(context: Context, e
     assert found["gguf"] == pytest.approx(found["hf"], abs=0.01)
 
 
-def questions_of(context: Context, count: int) -> VerificationSet:
+def verification_set_of(context: Context, count: int) -> VerificationSet:
     samples = list(context.data.test[:count])
     prompts = Prompts.of(context.recipe, context.images)
     return VerificationSet(context.recipe, TASKS["mcq"], samples, [prompts.row(sample) for sample in samples])
@@ -261,11 +261,11 @@ def agreement(context: Context, folder: Path, out: Path, count: int = 4) -> Comp
     convert(folder, out / "x-f16.gguf", out / "mmproj-x-f16.gguf")
     model = context.recipe.model.model_copy(update={"name": str(folder)})
     recipe = context.recipe.model_copy(update={"model": model})
-    questions = replace(questions_of(context, count), recipe=recipe)
+    verification_set = replace(verification_set_of(context, count), recipe=recipe)
     hf, llama = HfBackend(), GgufBackend()
-    before = generate_completions(hf, hf.load(recipe, None, trainable=False), questions)
+    before = generate_completions(hf, hf.load(recipe, None, trainable=False), verification_set)
     policy = llama.load(recipe, out / "x-f16.gguf", trainable=False)
-    found = compare(before, generate_completions(llama, policy, questions, before.texts))
+    found = compare(before, generate_completions(llama, policy, verification_set, before.texts))
     policy.model.close()
     assert llama.mismatched_prompts == 0
     return found

@@ -163,9 +163,9 @@ def test_verification_skips_samples_that_do_not_fit_and_warns_about_training_sam
         data = replace(context.data, train=cast(SampleSet, rows), test=cast(SampleSet, []))
         unusual = replace(context, data=data, recipe=recipe.model_copy(update={"evaluate": None, "export": section}))
         with caplog.at_level(logging.WARNING, "toolkit"):
-            questions = prepare_job(unusual, HfBackend(), trained.weights_folder("sft")).questions
-        assert not questions.held_out
-        assert [sample.id for sample in questions.samples] == [sample.id for sample in rows[1:4]]
+            chosen = prepare_job(unusual, HfBackend(), trained.weights_folder("sft")).verification_set
+        assert not chosen.held_out
+        assert [sample.id for sample in chosen.samples] == [sample.id for sample in rows[1:4]]
         warned = {problem.code: problem for problem in warnings_in(caplog)}
         assert "export.verified_on_training_rows" in warned
         assert warned["export.questions_replaced"].value == 1

@@ -67,14 +67,14 @@ def export(
     """
     weights = _weights(context)
     target = _Target(context.run, out, force=force)
-    order = _plan(context, weights, target)
+    plan = _plan_export(context, weights, target)
     if target.in_run:
-        _rename_outdated(target.folder, keep={*order.formats, *order.earlier.formats})
-    outputs = _prepare(context, weights, {name: target.output(name) for name in order.formats})
+        _rename_outdated(target.folder, keep={*plan.formats, *plan.earlier.formats})
+    outputs = _prepare(context, weights, {name: target.output(name) for name in plan.formats})
     job = prepare_job(context, backend or choose_backend(context.recipe.model), weights)
     for output in outputs.values():
         target.written.begin(output.target)
-    result = order.earlier
+    result = plan.earlier
     for name, output in outputs.items():
         context.stop.check(f"{name} was not written")
         found = _EXPORTS[name](job, target.folder, output)
@@ -100,8 +100,8 @@ def prepare_job(context: Context, backend: Backend, weights: Path) -> ExportJob:
         )
     images = max(len(sample.images) for sample in samples[:MAX_COUNTED])
     processor = backend.load_without_model(recipe).processor
-    questions = _questions(context, processor, samples)
-    return ExportJob(context, backend, weights, questions, Serving.of(recipe, processor, images))
+    chosen = _verification_set(context, processor, samples)
+    return ExportJob(context, backend, weights, chosen, Serving.of(recipe, processor, images))
 
 
 _EXPORTS: Mapping[str, Callable[[ExportJob, Path, OutputFolder], FormatExport]] = {
@@ -113,8 +113,8 @@ _EXPORTS: Mapping[str, Callable[[ExportJob, Path, OutputFolder], FormatExport]] 
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """What an export does.
+class _ExportPlan:
+    """The formats of an export.
 
     Attributes:
         formats: formats to write, in order.
@@ -173,12 +173,12 @@ def _weights(context: Context) -> Path:
     return context.weights
 
 
-def _plan(context: Context, weights: Path, target: _Target) -> _Order:
+def _plan_export(context: Context, weights: Path, target: _Target) -> _ExportPlan:
     """Return the formats to write, without those that these weights do not support."""
     recipe, section = context.recipe, context.recipe.export or Export()
     earlier = _earlier(context.run, weights, in_run=target.in_run)
     supported = _without_optional(section, recipe, weights)
-    formats = _in_order(supported, earlier, target.folder)
+    formats = _formats_in_order(supported, earlier, target.folder)
     requested = tuple(dict.fromkeys([*earlier.requested, *formats]))
     skipped = section.optional if supported != section else earlier.skipped
     if "adapter" in formats and recipe.model.tuning == "full":
@@ -189,7 +189,7 @@ def _plan(context: Context, weights: Path, target: _Target) -> _Order:
             value="adapter",
         )
         formats.remove("adapter")
-    return _Order(formats, replace(earlier, requested=requested, skipped=skipped))
+    return _ExportPlan(formats, replace(earlier, requested=requested, skipped=skipped))
 
 
 def _earlier(run: RunFolder, weights: Path, *, in_run: bool) -> ExportResult:
@@ -216,7 +216,7 @@ def _without_optional(section: Export, recipe: Recipe, weights: Path) -> Export:
     return makeable
 
 
-def _in_order(section: Export, earlier: ExportResult, folder: Path) -> list[str]:
+def _formats_in_order(section: Export, earlier: ExportResult, folder: Path) -> list[str]:
     """Return the formats to write. GGUF is last, because it is converted from the merged weights."""
     wanted = formats_of(section)
     formats = [name for name in wanted if name != "gguf"]
@@ -263,7 +263,7 @@ def _prepare(context: Context, weights: Path, outputs: dict[str, OutputFolder]) 
     return outputs
 
 
-def _questions(context: Context, processor: Any, samples: SampleSet) -> VerificationSet:
+def _verification_set(context: Context, processor: Any, samples: SampleSet) -> VerificationSet:
     """Return the first samples that fit into ``model.max_tokens``, with a warning about skipped ones."""
     recipe, section = context.recipe, context.recipe.export or Export()
     prompts = Prompts.of(recipe, context.images)
@@ -292,5 +292,5 @@ def _questions(context: Context, processor: Any, samples: SampleSet) -> Verifica
             place="[model] max_tokens",
             value=recipe.model.max_tokens,
         )
-    held_out = samples is not context.data.train
-    return VerificationSet(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen], held_out)
+    rows, is_held_out = [prompts.row(sample) for sample in chosen], samples is not context.data.train
+    return VerificationSet(recipe, prompts.task, chosen, rows, is_held_out)
