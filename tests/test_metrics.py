@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.classification import macro_f1, macro_f1_estimate
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.scoring.statistics import (
@@ -18,8 +19,6 @@ from toolkit.scoring.statistics import (
     bootstrap_mean,
     compare,
     confusion_matrix,
-    macro_f1,
-    macro_f1_estimate,
     mcnemar_exact,
     paired_difference,
     proportion,

@@ -1,11 +1,6 @@
 """Statistics over answers. Every figure has its n and an interval."""
 
-from toolkit.scoring.statistics.classification import (
-    ClassificationMetrics,
-    classification_metrics,
-    macro_f1,
-    macro_f1_estimate,
-)
+from toolkit.scoring.statistics.classification import ClassificationMetrics
 from toolkit.scoring.statistics.confusion_matrix import (
     ConfusionMatrix,
     confusion_matrix,
@@ -48,13 +43,10 @@ __all__ = [
     "Summary",
     "bin_label",
     "bootstrap_mean",
-    "classification_metrics",
     "compare",
     "confusion_matrix",
     "episode_metrics",
     "find_scored_episodes",
-    "macro_f1",
-    "macro_f1_estimate",
     "mcnemar_exact",
     "paired_difference",
     "plot_confusion_matrix",
