@@ -1,6 +1,6 @@
 """Generate greedy completions of a loaded model in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,15 @@ from toolkit.evaluation.answers import Reply
 from toolkit.images import ImageStore
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Completion, Policy, Sampling
-from toolkit.models.lengths import prompt_checker
+from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG, prompt_checker
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
+
+SKIP_REMEDIES: Mapping[str, str] = {
+    PROMPT_TOO_LONG: "Raise model.max_tokens.",
+    HAS_SPECIAL_TOKEN: "Remove special tokens from the rows, or train longer if the model generated them.",
+}
+"""Why a prompt was skipped -> the remedy."""
 
 
 def weights_identity(weights: Path | None) -> tuple[str, list[tuple[str, int, int]]]:

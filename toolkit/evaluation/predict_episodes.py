@@ -101,7 +101,7 @@ def predict_episodes(
     task, agent_memory = task_with_memory(recipe)
     rows, out = read_unlabelled(recipe, files.rows, files.image_root), files.out
     for note in rows.notes:
-        warn(note.code, note.rule, place=note.place, value=note.value)
+        warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
     weights = chosen or current_weights(run, recipe)
     digest = _identity(recipe, weights, rows)
     known = _known(out, digest)
@@ -146,7 +146,10 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
             tally.add("the screenshot cannot be opened", str(error), "predict.screenshot_not_readable")
     notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
     dropped = tally.of(str(file))
-    notes += [Problem("predict.rows_left_out", _left_out(one), one.source, one.count) for one in dropped]
+    notes += [
+        Problem("predict.rows_left_out", _left_out(one), one.source, one.count, "Correct these rows.")
+        for one in dropped
+    ]
     if not samples:
         raise DataError(
             "predict.no_usable_row",
@@ -287,4 +290,5 @@ def _unreachable(agent_memory: AgentMemoryFunctions, samples: Sequence[Sample], 
     if positions:
         example = f"{positions[0].episode}, step {positions[0].position}"
         rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"
-        yield Problem("predict.rows_after_missing_step", rule, file, len(positions))
+        remedy = "Add the rows of the missing steps."
+        yield Problem("predict.rows_after_missing_step", rule, file, len(positions), remedy)

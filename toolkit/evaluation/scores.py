@@ -8,6 +8,7 @@ from itertools import combinations
 
 from toolkit.errors import warn
 from toolkit.evaluation.evaluation_set import OFF, OWN, REFERENCE, EvaluationSet
+from toolkit.evaluation.generate import SKIP_REMEDIES
 from toolkit.evaluation.predictions import PREDICTIONS, Baselines, Rows
 from toolkit.evaluation.results import (
     BASELINE,
@@ -21,7 +22,6 @@ from toolkit.evaluation.results import (
     evaluation_stage,
 )
 from toolkit.evaluation.stage_context import Context
-from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.scoring.statistics import (
     BEFORE_FAILURE,
     WHOLE,
@@ -215,15 +215,17 @@ def _mean(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -
 
 def _warn(name: str, mode: str, summary: Summary) -> None:
     overall, place = summary.overall, f"{evaluation_stage(name)}{mode}"
-    for code, rule, value in (
-        ("evaluate.completions_truncated", "reach the token limit", overall.truncated.value),
-        ("evaluate.completions_unreadable", "cannot be parsed", overall.unreadable.value),
+    raise_limit = "Raise evaluate.max_completion_tokens."
+    read_them = f"Read their completions in {PREDICTIONS}, where `problem` has the reason."
+    for code, rule, value, remedy in (
+        ("evaluate.completions_truncated", "reach the token limit", overall.truncated.value, raise_limit),
+        ("evaluate.completions_unreadable", "cannot be parsed", overall.unreadable.value, read_them),
     ):
         if value and name == BEFORE:
             log.info("%s: %.0f%% of the completions %s (the format is not trained yet)", place, 100 * value, rule)
         elif value:
             rule = f"the fraction of completions that {rule} should be 0"
-            warn(code, rule, place=place, value=round(value, 3))
+            warn(code, rule, place=place, value=round(value, 3), remedy=remedy)
 
 
 def _warn_about_skipped(name: str, evaluation_set: EvaluationSet, result: AgentMemoryResult) -> None:
@@ -237,6 +239,7 @@ def _warn_about_skipped(name: str, evaluation_set: EvaluationSet, result: AgentM
                 f"the number of {episodes} with a missing step, which no figure includes, should be 0",
                 place=place,
                 value=incomplete,
+                remedy="Add the rows of the missing steps.",
             )
         for reason, count in found.skipped.items():
             warn(
@@ -244,6 +247,7 @@ def _warn_about_skipped(name: str, evaluation_set: EvaluationSet, result: AgentM
                 f"the number of skipped prompts, which count as wrong, should be 0: {reason}",
                 place=place,
                 value=count,
+                remedy=SKIP_REMEDIES[reason],
             )
     if result.after_missing_step:
         warn(
@@ -251,6 +255,7 @@ def _warn_about_skipped(name: str, evaluation_set: EvaluationSet, result: AgentM
             "the number of questions after a missing step, which are skipped, should be 0",
             place=evaluation_stage(name),
             value=result.after_missing_step,
+            remedy="Add the rows of the missing steps.",
         )
 
 
@@ -275,7 +280,7 @@ def _mode_result(
             column: {value: part.scores[primary] for value, part in values.items()}
             for column, values in summary.by.items()
         },
-        skipped=dict(Counter(row.problem for row in rows if row.problem in (PROMPT_TOO_LONG, HAS_SPECIAL_TOKEN))),
+        skipped=dict(Counter(row.problem for row in rows if row.problem and row.problem in SKIP_REMEDIES)),
         summary=None if mode == REFERENCE else summary,
     )
 

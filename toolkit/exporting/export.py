@@ -11,6 +11,7 @@ from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, ModelError, warn
 from toolkit.evaluation.evaluation_set import held_out
+from toolkit.evaluation.generate import SKIP_REMEDIES
 from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.atomic_output import (
     OutputFolder,
@@ -284,6 +285,7 @@ def _verification_set(context: Context, processor: Any, samples: SampleSet) -> V
             f"the number of questions that verification skips should be 0: {reason}",
             place="export",
             value=count,
+            remedy=SKIP_REMEDIES[reason],
         )
     if section.verify and not chosen:
         raise DataError(
