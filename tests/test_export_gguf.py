@@ -230,8 +230,8 @@ def test_a_gguf_is_evaluated_like_any_weights(context: Context, exported: Export
     chosen = replace(context, recipe=make_recipe({**context.recipe.model_dump(), "evaluate": section}))
     merged = evaluate(chosen, "merged", context.run.path / "stages/export/merged", [])
     found = evaluate(chosen, "f16", folder / "small-f16.gguf", [])
-    assert found.value.n == merged.value.n == 6
-    assert found.value.value == merged.value.value
+    assert found.primary.value.n == merged.primary.value.n == 6
+    assert found.primary.value.value == merged.primary.value.value
     ours, theirs = (read_lines(context.run.path / result.predictions) for result in (found, merged))
     assert [line["completion"] for line in ours] == [line["completion"] for line in theirs]
 

@@ -313,7 +313,7 @@ def test_a_damaged_results_json_is_an_error(tmp_path: Path, change: str) -> None
     if change == "missing":
         del content["sft"]["training"]["steps"]
     elif change == "unknown":
-        content["evaluations"]["sft"]["value"]["mean"] = 0.5
+        content["evaluations"]["sft"]["primary"]["value"]["mean"] = 0.5
     write_json(run.results_file, content)
     if change == "not JSON":
         run.results_file.write_text("{")

@@ -29,7 +29,7 @@ def evaluation() -> EvaluationResult:
     memory = AgentMemoryResult(("step",), {"own": mode}, {"own": {"off": {"step": difference(0.3)}}}, 1)
     baselines = {"repeat-last": BaselineResult(one, {"baseline": difference(-0.1)})}
     also = {"action": ScoreResult(one, one, {"baseline": difference(0.1)}, baselines)}
-    return replace(plain, also=also, baselines=baselines, agent_memory=memory)
+    return replace(plain, primary=replace(plain.primary, baselines=baselines), also=also, agent_memory=memory)
 
 
 def data() -> DataResult:

@@ -170,7 +170,7 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
             *(("1", 1), ("2", 1)),
             *(("1", 2), ("1", 3), ("1", 4)),
         ]
-        assert record.value.n == 6
+        assert record.primary.value.n == 6
         own = mode_of(record, "own")
         assert (own.episodes.n, own.episodes.incomplete, own.metrics["step"].n) == (1, 1, 5)
         assert agent_memory_of(record).after_missing_step == 1
@@ -193,7 +193,7 @@ def test_episodes_without_a_first_step_are_not_rolled_out(tmp_path: Path, caplog
     write_csv(tmp_path, rows, "test_results.csv")
     record = run_evaluation(tmp_path, right)
     # Step 2 is dropped, because its agent memory is unknown. Steps 3 and 4 have the reference agent memory.
-    assert record.value.n == 8
+    assert record.primary.value.n == 8
     assert list(agent_memory_of(record).modes) == ["reference"]
     assert next(iter(record.also)) == "action (reference agent memory)"  # there is no whole task
     assert "evaluate.no_first_steps" in [problem.code for problem in warnings_in(caplog)]
@@ -225,7 +225,7 @@ def test_the_readable_files_have_reference_prediction_and_verdict(context: Conte
     assert (row["reference_coords"], row["coords_own_agent_memory"]) == ("[40.0, 270.0]", "[160.0, 810.0]")
     figures = read_json(folder_of(context) / "metrics.json")
     assert figures["agent_memory"]["modes"]["own"]["metrics"]["whole tasks"]["value"] == 0.5
-    assert figures["value"] == asdict(record.value)
+    assert figures["primary"]["value"] == asdict(record.primary.value)
     details = read_lines(folder_of(context) / "details.jsonl")
     assert len(details) == 48
     assert {"agent_memory", "completion", "answer", "agent_memory_after", "scores"} <= details[0].keys()
@@ -266,7 +266,7 @@ def test_the_table_of_actions_has_the_majority_baseline(tmp_path: Path) -> None:
     write_csv(tmp_path, [*ends, *(row(13 + n, 1, (("CLICK", f"button {n}", [40, 60]),)) for n in range(3))])
     with context_of(recipe) as context:
         record = evaluate(context, "before", None, [], Scripted(lambda task, step, memory: "no answer"))
-    assert record.baseline.value == pytest.approx(1 / 3)
+    assert record.primary.baseline.value == pytest.approx(1 / 3)
     action = record.also["action (reference agent memory)"]
     assert action.baseline.value == pytest.approx(2 / 3)
     assert action.differences["baseline"].difference.value == pytest.approx(-2 / 3)
@@ -334,7 +334,7 @@ def test_an_earlier_evaluation_is_compared_in_the_same_agent_memory_mode(tmp_pat
             first.recipe.model_copy(update={"evaluate": section}), first.run, first.data, first.images, first.stop
         )
         record = evaluate(second, "sft", None, ["before"], Scripted(right))
-    assert record.differences["before"].difference.value == 0.25
+    assert record.primary.differences["before"].difference.value == 0.25
     assert set(record.also["step (own agent memory)"].differences) == {"baseline", "repeat-last baseline"}
 
 

@@ -155,15 +155,12 @@ class AgentMemoryResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """The result of an evaluation. Its own value, baseline and differences are those of the primary score.
+    """The result of an evaluation.
 
     Attributes:
         split: the evaluated split.
-        score: the task's primary score, with the agent-memory mode if there are several.
-        value: see ``ScoreResult``.
-        baseline: see ``ScoreResult``.
-        differences: see ``ScoreResult``.
-        baselines: see ``ScoreResult``.
+        score: the name of the task's primary score, with the agent-memory mode if there are several.
+        primary: the primary score.
         also: other scores, agent-memory modes and whole episodes that get a table.
         summary: all metrics of the mode "reference".
         images: what happened to the images.
@@ -173,10 +170,7 @@ class EvaluationResult:
 
     split: str
     score: str
-    value: Estimate
-    baseline: Estimate
-    differences: Mapping[str, Difference]
-    baselines: Mapping[str, BaselineResult]
+    primary: ScoreResult
     also: Mapping[str, ScoreResult]
     summary: Summary
     images: StoreReport
@@ -186,5 +180,4 @@ class EvaluationResult:
     @property
     def scores(self) -> Mapping[str, ScoreResult]:
         """Return score -> its result, with the primary score first."""
-        primary = ScoreResult(self.value, self.baseline, self.differences, self.baselines)
-        return {self.score: primary, **self.also}
+        return {self.score: self.primary, **self.also}

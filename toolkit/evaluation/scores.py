@@ -68,17 +68,14 @@ def make_result(
         for label, view in _views(evaluation_set, rows, others).items()
         if any(row.scores[view.score] is not None for row in view.rows)
     }
-    (primary, first), *also = tables.items()
+    (score, primary), *also = tables.items()
     _warn(name, "", summary)
     stage = evaluation_stage(name)
     comparison = _agent_memory(context, name, evaluation_set, rows, summary) if evaluation_set.agent_memory else None
     return EvaluationResult(
         split=section.split,
-        score=primary,
-        value=first.value,
-        baseline=first.baseline,
-        differences=first.differences,
-        baselines=first.baselines,
+        score=score,
+        primary=primary,
         also=dict(also),
         summary=summary,
         images=context.count_images(stage),

@@ -115,12 +115,12 @@ class CardFacts:
         """Return whether the last row of the results is that of these weights."""
         if self.evaluation is None or self.results is None:
             return False
-        return next(iter(self.results.tables.values()))[-1].estimate == self.evaluation.value
+        return next(iter(self.results.tables.values()))[-1].estimate == self.evaluation.primary.value
 
     @property
     def beats_baseline(self) -> bool:
         """Return whether these weights are better than the majority baseline, or nothing compares the two."""
-        found = self.evaluation.differences.get(BASELINE) if self.evaluation else None
+        found = self.evaluation.primary.differences.get(BASELINE) if self.evaluation else None
         return found is None or (found.clear and (found.difference.value or 0.0) > 0)
 
     @property
