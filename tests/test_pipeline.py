@@ -322,5 +322,5 @@ def test_a_damaged_results_json_is_an_error(tmp_path: Path, change: str) -> None
     with raises(RunError, "run.results_damaged") as caught:
         read_results(run.path)
     assert caught.problem.place == str(run.results_file)
-    expected = {"missing": "sft.training.steps: ", "unknown": "evaluations.sft.value.mean: "}
+    expected = {"missing": "sft.training.steps: ", "unknown": "evaluations.sft.primary.value.mean: "}
     assert str(caught.problem.value).startswith(expected.get(change, ""))
