@@ -142,7 +142,7 @@ class Predictor:
         memory = agent_memory.memory_of(
             _plain(short_term_memory, "short_term_memory"), _plain(long_term_memory, "long_term_memory")
         )
-        sample = self._sample(Path(image_path).absolute(), user_goal, memory, context or {})
+        sample = self._step_sample(Path(image_path).absolute(), user_goal, memory, context or {})
         reply = self.completer.reply([sample])[0]
         answer = read_reply(task, sample, reply)
         after = agent_memory.plain(agent_memory.advance(memory, answer))
@@ -159,7 +159,7 @@ class Predictor:
             truncated=answer.truncated,
         )
 
-    def _sample(self, image: Path, goal: str, memory: Memory, context: Mapping[str, str]) -> Sample:
+    def _step_sample(self, image: Path, goal: str, memory: Memory, context: Mapping[str, str]) -> Sample:
         _check_context(self.recipe, context, "context")
         task, agent_memory = task_with_memory(self.recipe)
         # The size is read each time, because a program may overwrite its screenshots.
