@@ -17,7 +17,7 @@ from tests.helpers.real_processors import unpack_processors
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ModelError, TrainingError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, TrainingJob
 from toolkit.models.collate import IGNORED, collate

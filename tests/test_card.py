@@ -20,15 +20,15 @@ from tests.helpers.training import small_recipe
 from toolkit import tiny
 from toolkit.data.result import DataResult
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.exporting.card_template import code, fenced, render_card, table
 from toolkit.exporting.licence import licence_of
 from toolkit.exporting.model_card import CardFacts, model_card, read_facts
 from toolkit.exporting.public_names import public_recipe, scrub
 from toolkit.exporting.results import AdapterExport, GgufFile, MergedExport
 from toolkit.exporting.serving import Serving
-from toolkit.models.model_card import code, fenced, render_card, table
 from toolkit.models.model_paths import public_name
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.rerun import export_again
+from toolkit.pipeline.existing_run import export_again
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import RunFolder, find_run, read_json

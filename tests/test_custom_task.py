@@ -13,7 +13,7 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, load_recipe
 from toolkit.cli import main
 from toolkit.errors import DataError, RecipeError
-from toolkit.pipeline.results import read_results
+from toolkit.pipeline.run_results import read_results
 from toolkit.recipe import dump_recipe
 from toolkit.runfolder import find_run
 from toolkit.tasks import TASKS

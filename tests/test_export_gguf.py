@@ -20,8 +20,8 @@ from tests.helpers.recipes import make_recipe
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import ModelError
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluate import evaluate
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting import gguf as gguf_export
 from toolkit.exporting.export import export
 from toolkit.exporting.results import ExportResult
@@ -120,7 +120,7 @@ def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exp
         return found
 
     policy.model.generate = note
-    generate_completions(backend, policy, questions_of(context, 3))
+    generate_completions(backend, policy, verification_set_of(context, 3))
     assert backend.mismatched_prompts == 0
     for tokens, sample in zip(seen, context.data.test[:3], strict=True):
         inputs = policy.processor(
@@ -143,7 +143,7 @@ def test_the_loss_of_an_answer_is_that_of_the_merged_weights(context: Context, e
     assert found["gguf"] == pytest.approx(found["hf"], abs=0.01)
 
 
-def questions_of(context: Context, count: int) -> VerificationSet:
+def verification_set_of(context: Context, count: int) -> VerificationSet:
     samples = list(context.data.test[:count])
     prompts = Prompts.of(context.recipe, context.images)
     return VerificationSet(context.recipe, TASKS["mcq"], samples, [prompts.row(sample) for sample in samples])
@@ -230,8 +230,8 @@ def test_a_gguf_is_evaluated_like_any_weights(context: Context, exported: Export
     chosen = replace(context, recipe=make_recipe({**context.recipe.model_dump(), "evaluate": section}))
     merged = evaluate(chosen, "merged", context.run.path / "stages/export/merged", [])
     found = evaluate(chosen, "f16", folder / "small-f16.gguf", [])
-    assert found.value.n == merged.value.n == 6
-    assert found.value.value == merged.value.value
+    assert found.primary.value.n == merged.primary.value.n == 6
+    assert found.primary.value.value == merged.primary.value.value
     ours, theirs = (read_lines(context.run.path / result.predictions) for result in (found, merged))
     assert [line["completion"] for line in ours] == [line["completion"] for line in theirs]
 
@@ -261,11 +261,11 @@ def agreement(context: Context, folder: Path, out: Path, count: int = 4) -> Comp
     convert(folder, out / "x-f16.gguf", out / "mmproj-x-f16.gguf")
     model = context.recipe.model.model_copy(update={"name": str(folder)})
     recipe = context.recipe.model_copy(update={"model": model})
-    questions = replace(questions_of(context, count), recipe=recipe)
+    verification_set = replace(verification_set_of(context, count), recipe=recipe)
     hf, llama = HfBackend(), GgufBackend()
-    before = generate_completions(hf, hf.load(recipe, None, trainable=False), questions)
+    before = generate_completions(hf, hf.load(recipe, None, trainable=False), verification_set)
     policy = llama.load(recipe, out / "x-f16.gguf", trainable=False)
-    found = compare(before, generate_completions(llama, policy, questions, before.texts))
+    found = compare(before, generate_completions(llama, policy, verification_set, before.texts))
     policy.model.close()
     assert llama.mismatched_prompts == 0
     return found

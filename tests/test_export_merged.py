@@ -16,7 +16,7 @@ from tests.helpers.recipes import make_recipe
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import ModelError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.export import export
 from toolkit.models.hf import HfBackend
 

@@ -15,7 +15,7 @@ from tests.helpers.recipes import load_recipe
 from tests.helpers.training import context_of, small_recipe
 from toolkit.cli import tables as show
 from toolkit.cli.tables import describe_verification, gguf_table
-from toolkit.data.loading import SampleSet
+from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, RunError
 from toolkit.exporting.export import prepare_job
 from toolkit.exporting.exported import find_exported
@@ -23,8 +23,8 @@ from toolkit.exporting.results import GgufFile
 from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import PROMPT_TOO_LONG
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.rerun import Delivery, export_again
-from toolkit.pipeline.results import read_results
+from toolkit.pipeline.existing_run import Delivery, export_again
+from toolkit.pipeline.run_results import read_results
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Export, dump_recipe
 from toolkit.runfolder import RunFolder, write_text
@@ -167,9 +167,9 @@ def test_verification_skips_samples_that_do_not_fit_and_warns_about_training_sam
         data = replace(context.data, train=cast(SampleSet, rows), test=cast(SampleSet, []))
         unusual = replace(context, data=data, recipe=recipe.model_copy(update={"evaluate": None, "export": section}))
         with caplog.at_level(logging.WARNING, "toolkit"):
-            questions = prepare_job(unusual, HfBackend(), trained.weights_folder("sft")).questions
-        assert not questions.held_out
-        assert [sample.id for sample in questions.samples] == [sample.id for sample in rows[1:4]]
+            chosen = prepare_job(unusual, HfBackend(), trained.weights_folder("sft")).verification_set
+        assert not chosen.held_out
+        assert [sample.id for sample in chosen.samples] == [sample.id for sample in rows[1:4]]
         warned = {problem.code: problem for problem in warnings_in(caplog)}
         assert "export.verified_on_training_rows" in warned
         assert warned["export.questions_replaced"].value == 1

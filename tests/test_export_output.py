@@ -19,7 +19,7 @@ from tests.helpers.problems import raises
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import Interrupted, ModelError, RunError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.atomic_output import (
     EXTRA_BYTES,
     MARGIN,

@@ -11,7 +11,7 @@ import torch
 from tests.helpers.problems import raises
 from tests.helpers.training import context_of, length_reward, small_recipe
 from toolkit.errors import TrainingError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.backend import Policy, Row
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts

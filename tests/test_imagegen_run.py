@@ -21,9 +21,9 @@ from toolkit.imagegen.ratings.prepare import prepare_ratings, unweighted
 from toolkit.imagegen.results import ImagegenResult
 from toolkit.imagegen.stages import RunSession
 from toolkit.imagegen.training.sft_stage import SftResult
+from toolkit.pipeline.existing_run import evaluate_again, export_again, open_for_inference
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
-from toolkit.pipeline.rerun import evaluate_again, export_again, open_for_inference
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, StopRequest, find_run, from_json, start_run

@@ -33,7 +33,7 @@ from toolkit.models.llamacpp import Child, find_gguf_pair, is_gguf, require_for
 from toolkit.models.llamacpp.convert import _link_with_tokens, check_tensor_names, tensor_names
 from toolkit.models.llamacpp.converter import unusual_pattern
 from toolkit.models.llamacpp.worker import LlamaError, Worker, serve
-from toolkit.pipeline.rerun import export_settings
+from toolkit.pipeline.existing_run import export_settings
 from toolkit.recipe import Model
 from toolkit.runfolder import SCHEMA_VERSION, RunFolder, locate_weights, read_json, write_json
 

@@ -63,7 +63,7 @@ def test_each_named_file_becomes_its_split(tmp_path: Path, train: str) -> None:
     assert data.test[0].images[0].path == tmp_path / "xrays/50.png"
     assert data.test[-1].id == "t3"
     assert ids(data.test[1:3]) == ["t1", "t2"]
-    assert (data.announcements, data.dropped, bool(data.leaks)) == ((), (), False)
+    assert (data.warning_texts, data.dropped, bool(data.leaks)) == ((), (), False)
 
 
 def test_splits_without_a_file_are_split_off_by_group(train: str) -> None:
@@ -73,7 +73,7 @@ def test_splits_without_a_file_are_split_off_by_group(train: str) -> None:
     assert sorted(ids([*data.train, *data.validation, *data.test])) == sorted(f"r{i}" for i in range(40))
     assert not data.leaks
     assert len({sample.group for sample in data.test}) == 4
-    assert [(one.code, one.place) for one in data.notices] == [
+    assert [(one.code, one.place) for one in data.warnings] == [
         ("data.split_by_group", "test"),
         ("data.split_by_group", "validation"),
     ]
@@ -112,7 +112,7 @@ def test_leaks_stop_the_run_are_reported_or_are_dropped(tmp_path: Path, train: s
         ("image", "train", "test", 1, (2, 2), ((0, 0),)),
         ("question", "train", "test", 1, (1, 1), ((0, 0),)),
     ]
-    assert [one.code for one in kept.notices][:3] == ["data.splits_leak"] * 3
+    assert [one.code for one in kept.warnings][:3] == ["data.splits_leak"] * 3
     fewer = load_data(recipe(train=train, test=test, on_leak="drop"))
     assert ids(fewer.train) == [f"r{i}" for i in range(2, 40)]
     assert not fewer.leaks
@@ -132,7 +132,7 @@ def test_unusable_rows_are_counted_by_reason_with_examples(tmp_path: Path) -> No
     data = load_data(recipe(train=write(tmp_path / "train.json", rows)))
     found = {one.code: (one.count, one.examples) for one in data.dropped}
     assert found == {"data.question_missing": (2, ("r97", "r99")), "tasks.mcq.answer_not_an_option": (1, ("r98",))}
-    assert [one.code for one in data.notices][:2] == ["data.question_missing", "tasks.mcq.answer_not_an_option"]
+    assert [one.code for one in data.warnings][:2] == ["data.question_missing", "tasks.mcq.answer_not_an_option"]
 
 
 def test_too_many_unusable_rows_or_no_usable_row_is_an_error(tmp_path: Path) -> None:
@@ -196,11 +196,11 @@ def test_context_with_the_answer_is_reported(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.json", rows)
     columns = {"impression": "Summary"}
     data = load_data(recipe(train=file, columns=columns, prompt={"context": ["Indication", "Findings", "Summary"]}))
-    found = [one.value for one in data.notices if one.code == "data.context_has_answer"]
+    found = [one.value for one in data.warnings if one.code == "data.context_has_answer"]
     assert found == ["Findings", "Summary"]
     assert data.train[0].fields["Indication"] == "Cough"
     plain = load_data(recipe(train=file, columns=columns))
-    assert "data.context_has_answer" not in [one.code for one in plain.notices]
+    assert "data.context_has_answer" not in [one.code for one in plain.warnings]
     assert "A mass" not in json.dumps(dict(plain.train[0].fields))
 
 
@@ -211,7 +211,7 @@ def test_trimmed_values_and_repeated_ids_are_reported(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     data = load_data(recipe("vqa", train=str(tmp_path / "rows.json"), split={"test": 0}))
     assert ids(data.train) == ["1", "1#2"]
-    found = {one.code: one for one in data.notices}
+    found = {one.code: one for one in data.warnings}
     assert "data.blanks_removed" in found
     assert found["data.ids_repeated"].value == "1 repeated, such as 1"
 
@@ -241,7 +241,7 @@ def test_limits_are_drawn_by_the_seed_and_reported(train: str) -> None:
     assert ids(first.train) == ids(again.train)
     assert len(first.train) == 10
     assert ids(first.train) != ids(load_data(other).train)
-    (limited,) = first.notices
+    (limited,) = first.warnings
     assert (limited.code, limited.place) == ("data.rows_limited", "train")
 
 
@@ -275,9 +275,9 @@ def test_opening_again_reads_no_row_unless_the_column_map_changes(
     assert looked == list(range(7))
     again = load_data(recipe(**wanted))
     assert looked == list(range(7))
-    assert (again.dropped, again.announcements, ids(again.train)) == (
+    assert (again.dropped, again.warning_texts, ids(again.train)) == (
         first.dropped,
-        first.announcements,
+        first.warning_texts,
         ids(first.train),
     )
     assert {one.group for one in load_data(recipe(**wanted, group="Patient")).train} == {"p"}

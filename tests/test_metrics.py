@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.classification import macro_f1, macro_f1_estimate
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.scoring.statistics import (
@@ -18,9 +19,6 @@ from toolkit.scoring.statistics import (
     bootstrap_mean,
     compare,
     confusion_matrix,
-    macro_f1,
-    macro_f1_estimate,
-    majority,
     mcnemar_exact,
     paired_difference,
     proportion,
@@ -205,12 +203,6 @@ def test_confusion_counts_unread_answers_in_a_column_of_their_own() -> None:
     assert found.counts == {"A": {"(unreadable)": 1, "A": 2}, "B": {"D": 1}}
 
 
-def test_majority_of_equals_is_the_first_in_order_and_of_nothing_none() -> None:
-    found = majority(["B", "A", "B", "A", "C"])
-    assert (found.label, found.count, found.n) == ("A", 2, 5)
-    assert (majority([]).label, majority([]).n) == (None, 0)
-
-
 def row(number: int, letter: str | None, true: str = "A", **more: Any) -> ScoredAnswer:
     return ScoredAnswer(
         id=f"q{number}",
@@ -248,7 +240,6 @@ def test_a_summary_counts_every_answer_and_takes_scores_where_they_apply() -> No
     assert [(failure.reason, failure.count, failure.examples) for failure in found.failures] == [
         ("no letter", 2, ("q1", "q3"))
     ]
-    assert found.majority.label == "A"
 
 
 def test_a_summary_goes_through_json_without_nan() -> None:

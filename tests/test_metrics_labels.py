@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.classification import classification_metrics, macro_f1_estimate
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.scoring.statistics import (
@@ -24,9 +25,7 @@ from toolkit.scoring.statistics import (
     ScoredAnswer,
     bin_label,
     bootstrap,
-    classification_metrics,
     confusion_matrix,
-    macro_f1_estimate,
     plot_confusion_matrix,
     summarise,
 )

@@ -110,7 +110,7 @@ def test_the_ham10000_notebook_prepares_data_and_runs_both_dry_runs(
 @pytest.mark.slow
 def test_the_tour_runs_as_it_is_and_the_model_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = execute("tour", tmp_path, monkeypatch)
-    learned = read_results(tmp_path / "runs" / "tour").evaluations["sft"].differences["before"]
+    learned = read_results(tmp_path / "runs" / "tour").evaluations["sft"].primary.differences["before"]
     assert learned.difference.low is not None
     assert learned.difference.low > 0
     assert "reference: " in printed

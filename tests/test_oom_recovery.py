@@ -27,7 +27,7 @@ from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
 from tests.helpers.training import StopAfter, adapter_of, context_of, same, small_recipe
 from toolkit.errors import Interrupted, ModelError, RunError, TrainingError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.backend import Row, Sampling, TrainingJob
 from toolkit.models.collate import collate
 from toolkit.models.hf import HfBackend

@@ -15,12 +15,12 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from tests.helpers.results import evaluation_result, grpo_result, sft_result
 from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.results import ExportResult, GgufFile
 from toolkit.models.llamacpp import formats_of, missing_requirement
 from toolkit.pipeline import RunResults, Stages, read_results, run_recipe
-from toolkit.pipeline.rerun import export_again
+from toolkit.pipeline.existing_run import export_again
 from toolkit.recipe import Export, Recipe
 from toolkit.runfolder import RunFolder, check_fingerprints, read_json, write_json
 from toolkit.training.results import GrpoResult, SftResult
@@ -314,7 +314,7 @@ def test_a_damaged_results_json_is_an_error(tmp_path: Path, change: str) -> None
     if change == "missing":
         del content["sft"]["training"]["steps"]
     elif change == "unknown":
-        content["evaluations"]["sft"]["value"]["mean"] = 0.5
+        content["evaluations"]["sft"]["primary"]["value"]["mean"] = 0.5
     write_json(run.results_file, content)
     if change == "not JSON":
         run.results_file.write_text("{")
@@ -323,5 +323,5 @@ def test_a_damaged_results_json_is_an_error(tmp_path: Path, change: str) -> None
     with raises(RunError, "run.results_damaged") as caught:
         read_results(run.path)
     assert caught.problem.place == str(run.results_file)
-    expected = {"missing": "sft.training.steps: ", "unknown": "evaluations.sft.value.mean: "}
+    expected = {"missing": "sft.training.steps: ", "unknown": "evaluations.sft.primary.value.mean: "}
     assert str(caught.problem.value).startswith(expected.get(change, ""))

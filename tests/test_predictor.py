@@ -18,7 +18,7 @@ from tests.helpers.stepping import task_rows, write_csv
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, RecipeError, RunError
-from toolkit.evaluation.predict import load_model_for_inference
+from toolkit.evaluation.predict import load_predictor
 from toolkit.evaluation.predict_episodes import Files, predict_episodes
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
@@ -82,7 +82,7 @@ def predicted(run: RunFolder, file: Path, out: Path, backend: HfBackend) -> list
         return predict_episodes(run, Files(file, out, file.parent / "images"), stop, backend=backend)
 
 
-def test_every_step_of_a_file_is_predicted_with_the_models_own_memory(run: RunFolder, tmp_path: Path) -> None:
+def test_every_step_of_a_file_is_predicted_with_the_models_own_agent_memory(run: RunFolder, tmp_path: Path) -> None:
     backend = Scripted(right)
     lines = predicted(run, open_csv(tmp_path), tmp_path / "out.jsonl", backend)
     assert [(line["Task_id"], line["step"]) for line in lines] == [(t, n) for t in ("21", "22") for n in (1, 2, 3, 4)]
@@ -196,7 +196,7 @@ def screen(folder: Path, name: str = "screen.png", size: tuple[int, int] = (400,
 
 def test_a_step_is_predicted_as_the_description_shows(run: RunFolder, tmp_path: Path) -> None:
     backend = Saying(json.dumps(STEP), "I am not sure.")
-    predictor = load_model_for_inference(model_path=run.path, base_model_name="tiny", backend=backend)
+    predictor = load_predictor(model_path=run.path, base_model_name="tiny", backend=backend)
     first = predictor.predict_step(
         image_path=screen(tmp_path), user_goal="Load the MRI scan", short_term_memory={}, long_term_memory={}
     )
@@ -215,13 +215,13 @@ def test_a_step_is_predicted_as_the_description_shows(run: RunFolder, tmp_path: 
 
 
 def test_a_screenshot_that_is_written_over_is_looked_at_anew(run: RunFolder, tmp_path: Path) -> None:
-    predictor = load_model_for_inference(run.path, backend=Saying(*[json.dumps(STEP)] * 2))
+    predictor = load_predictor(run.path, backend=Saying(*[json.dumps(STEP)] * 2))
     assert predictor.predict_step(screen(tmp_path), "Load").coords == (200.0, 30.0)
     assert predictor.predict_step(screen(tmp_path, size=(200, 600)), "Load").coords == (100.0, 60.0)
 
 
 def test_an_invalid_prompt_is_an_error_with_its_reason(run: RunFolder, tmp_path: Path) -> None:
-    predictor = load_model_for_inference(run.path, backend=Saying())
+    predictor = load_predictor(run.path, backend=Saying())
     with pytest.raises(ImageError, match="nowhere"):
         predictor.predict_step(tmp_path / "nowhere.png", "Load")
     with raises(DataError, "predict.question_invalid") as caught:
@@ -242,15 +242,15 @@ def test_only_steps_have_a_next_step(tmp_path: Path) -> None:
     with context_of(recipe):
         pass
     with raises(DataError, "predict.task_without_memory") as caught:
-        load_model_for_inference(recipe.run_folder, backend=Saying())
+        load_predictor(recipe.run_folder, backend=Saying())
     assert caught.problem.value == "mcq"
     with raises(RunError, "run.folder_without_weights"):
-        load_model_for_inference(tmp_path, backend=Saying())
+        load_predictor(tmp_path, backend=Saying())
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Two steps of SFT and an export of merged weights, evaluated with the model's own memory on one task."""
+    """Two steps of SFT and an export of merged weights, evaluated with the model's own agent memory on one task."""
     folder = tmp_path_factory.mktemp("steps")
     recipe = rolling_recipe(folder, {"max_completion_tokens": 12, "max_tasks": 1, "before": False})
     sections = {
@@ -269,14 +269,14 @@ def test_a_trained_run_is_rolled_out_and_its_weights_are_found_in_each_form(
     run = find_run(trained.run_folder)
     assert len(read_lines(run.path / "stages/evaluate-sft/predictions.own.jsonl")) == 4
     shot = screen(tmp_path)
-    whole = load_model_for_inference(run.path).predict_step(shot, "Load scan 1")
+    whole = load_predictor(run.path).predict_step(shot, "Load scan 1")
     assert whole.completion
     adapter = run.path / "stages/sft/weights"
-    assert load_model_for_inference(adapter).predict_step(shot, "Load scan 1") == whole
-    assert load_model_for_inference(run.path / "stages/export/merged").predict_step(shot, "Load scan 1")
+    assert load_predictor(adapter).predict_step(shot, "Load scan 1") == whole
+    assert load_predictor(run.path / "stages/export/merged").predict_step(shot, "Load scan 1")
     shutil.copytree(adapter, tmp_path / "adapter")
     caplog.clear()
-    copied = load_model_for_inference(tmp_path / "adapter", recipe=trained.run_folder / "recipe.toml")
+    copied = load_predictor(tmp_path / "adapter", recipe=trained.run_folder / "recipe.toml")
     assert copied.predict_step(shot, "Load scan 1") == whole
     assert "predict.recipe_missing" not in [problem.code for problem in warnings_in(caplog)]
 
@@ -287,15 +287,15 @@ def test_weights_outside_a_run_use_their_base_and_the_defaults_with_a_warning(
     run = find_run(trained.run_folder)
     shutil.copytree(run.path / "stages/sft/weights", tmp_path / "adapter")
     backend = Saying()
-    load_model_for_inference(tmp_path / "adapter", backend=backend)
+    load_predictor(tmp_path / "adapter", backend=backend)
     assert "predict.recipe_missing" in [problem.code for problem in warnings_in(caplog)]
     settings = tmp_path / "adapter/adapter_config.json"
     assert json.loads(settings.read_text())["base_model_name_or_path"] == str(tiny.FOLDER)
     merged = tmp_path / "merged"
     shutil.copytree(run.path / "stages/export/merged", merged)
     with raises(RecipeError, "recipe.coordinates_unknown"):
-        load_model_for_inference(merged, backend=backend)  # the name of a folder does not identify a model family
-    load_model_for_inference(merged, "tiny", backend=backend)
+        load_predictor(merged, backend=backend)  # the name of a folder does not identify a model family
+    load_predictor(merged, "tiny", backend=backend)
     assert backend.loaded == [("tiny", tmp_path / "adapter"), (str(merged), None)]
 
 

@@ -13,12 +13,12 @@ from tests.helpers.recipes import load_recipe
 from tests.helpers.results import evaluation_result, grpo_result, sft_result
 from toolkit.data.result import DataResult
 from toolkit.errors import DataError, ImageError, RunError
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.results import ExportResult
 from toolkit.pipeline import Stages
+from toolkit.pipeline.existing_run import Delivery, evaluate_again, export_again
 from toolkit.pipeline.prepare_data import inspect_data, prepare
-from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
 from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import no_progress, read_json, start_run
 from toolkit.tasks.mcq.synthetic import write_chest

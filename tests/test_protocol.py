@@ -11,7 +11,7 @@ import torch
 from tests.helpers.problems import raises
 from tests.helpers.training import Tables, context_of, length_reward, small_recipe
 from toolkit.errors import ModelError, TrainingError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, Sampling, TrainingJob
 from toolkit.models.prompts import Prompts

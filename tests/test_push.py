@@ -22,7 +22,7 @@ from toolkit.exporting.atomic_output import digest_of
 from toolkit.exporting.push import Push, check_push, is_verified_export, push_format
 from toolkit.exporting.results import MergedExport, Verification
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.rerun import Delivery, export_again
+from toolkit.pipeline.existing_run import Delivery, export_again
 from toolkit.pipeline.run import Stages
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe

@@ -19,7 +19,7 @@ from tests.helpers.exports import adapter_of, export_of, merged_of, verified
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import Tables, context_of, length_reward, small_recipe
 from toolkit.errors import Interrupted, ModelError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.backend import Policy, Sampling, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.loading import precision_of

@@ -25,11 +25,13 @@ def evaluation() -> EvaluationResult:
     plain = evaluation_result("sft", 0.6, 0.25, {"baseline": 0.25, "before": 0.2})
     one = estimate(0.5)
     episodes = EpisodeMetrics(4, 1, one, one, estimate(2.5), {2: 1, 3: 1}, {1: one, 2: one}, {"app": {"a": one}})
-    mode = ModeResult("own memory", {"step": one}, episodes, {"action": {"CLICK": one}}, {"too long": 2}, plain.summary)
+    mode = ModeResult(
+        "own agent memory", {"step": one}, episodes, {"action": {"CLICK": one}}, {"too long": 2}, plain.summary
+    )
     memory = AgentMemoryResult(("step",), {"own": mode}, {"own": {"off": {"step": difference(0.3)}}}, 1)
     baselines = {"repeat-last": BaselineResult(one, {"baseline": difference(-0.1)})}
     also = {"action": ScoreResult(one, one, {"baseline": difference(0.1)}, baselines)}
-    return replace(plain, also=also, baselines=baselines, agent_memory=memory)
+    return replace(plain, primary=replace(plain.primary, baselines=baselines), also=also, agent_memory=memory)
 
 
 def data() -> DataResult:

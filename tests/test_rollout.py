@@ -16,10 +16,10 @@ from tests.helpers.stepping import row, task_rows, write_csv
 from tests.helpers.training import context_of
 from toolkit.cli import tables as show
 from toolkit.errors import RecipeError
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import find_episodes
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.evaluation.results import AgentMemoryResult, EvaluationResult, ModeResult
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.pipeline import read_results, write_results
 from toolkit.runfolder import read_json, read_lines
@@ -80,7 +80,7 @@ def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earl
     backend = Scripted(second_tasks_fail_at_3)
     evaluate(context, "before", None, [], backend)
     first = [(task, 1) for task in TASKS]
-    # Sixteen prompts with the reference memory in batches of three, then rounds of four episodes, then no agent memory.
+    # Sixteen prompts with the reference agent memory in batches of three, then rounds of four episodes, then none.
     assert backend.batches[6:8] == [first[:3], first[3:]]
     assert [batch[0][1] for batch in backend.batches[6:14]] == [1, 1, 2, 2, 3, 3, 4, 4]
     done = ["Load volume", "Axial slice"]
@@ -101,7 +101,7 @@ def test_scores_of_a_model_that_fails_at_step_3_of_every_second_episode(context:
 
 def test_a_lost_agent_memory_entry_lowers_the_scores_of_later_steps(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(counts_what_is_done))
-    # With the reference memory, every step is right. Its list of three finished subtasks implies COMPLETE for step 4.
+    # With the reference agent memory, every step is right. Its three finished subtasks imply COMPLETE for step 4.
     assert measured(record, "reference") == [1, 1, 1]
     # With its own agent memory, episodes 3 and 4 repeat step 2 at steps 3 and 4: 12 of 16 right.
     assert measured(record, "own") == [0.75, 0.5, 0.75]
@@ -171,19 +171,19 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
             *(("1", 1), ("2", 1)),
             *(("1", 2), ("1", 3), ("1", 4)),
         ]
-        assert record.value.n == 6
+        assert record.primary.value.n == 6
         own = mode_of(record, "own")
         assert (own.episodes.n, own.episodes.incomplete, own.metrics["step"].n) == (1, 1, 5)
         assert agent_memory_of(record).after_missing_step == 1
-        assert record.also["step (own memory)"].baseline.n == 5
+        assert record.also["step (own agent memory)"].baseline.n == 5
         with (folder_of(context) / "predictions.csv").open() as stream:
             table = list(csv.DictReader(stream))
     assert [(row["Task_id"], row["step"]) for row in table] == [("1", str(n)) for n in (1, 2, 3, 4)] + [
         ("2", "1"),
         ("2", "4"),
     ]
-    assert (table[-1]["right_reference_memory"], table[-1]["right_own_memory"]) == ("1", "")
-    assert table[-1]["problem_own_memory"] == "after a missing step"
+    assert (table[-1]["right_reference_agent_memory"], table[-1]["right_own_agent_memory"]) == ("1", "")
+    assert table[-1]["problem_own_agent_memory"] == "after a missing step"
     warned = {problem.code: problem for problem in warnings_in(caplog)}
     assert warned["evaluate.questions_after_missing_step"].value == 1
     assert warned["evaluate.episodes_incomplete"].value == 1
@@ -193,10 +193,10 @@ def test_episodes_without_a_first_step_are_not_rolled_out(tmp_path: Path, caplog
     rows = [one for task in TASKS for one in task_rows(task) if not one["Image_id"].endswith("_1")]
     write_csv(tmp_path, rows, "test_results.csv")
     record = run_evaluation(tmp_path, right)
-    # Step 2 is dropped, because its agent memory is unknown. Steps 3 and 4 have the reference memory.
-    assert record.value.n == 8
+    # Step 2 is dropped, because its agent memory is unknown. Steps 3 and 4 have the reference agent memory.
+    assert record.primary.value.n == 8
     assert list(agent_memory_of(record).modes) == ["reference"]
-    assert next(iter(record.also)) == "action (reference memory)"  # there is no whole task
+    assert next(iter(record.also)) == "action (reference agent memory)"  # there is no whole task
     assert "evaluate.no_first_steps" in [problem.code for problem in warnings_in(caplog)]
 
 
@@ -218,15 +218,15 @@ def test_the_readable_files_have_reference_prediction_and_verdict(context: Conte
     with (folder_of(context) / "predictions.csv").open() as stream:
         table = list(csv.DictReader(stream))
     assert len(table) == 16
-    assert [row["right_own_memory"] for row in table].count("0") == 2
+    assert [row["right_own_agent_memory"] for row in table].count("0") == 2
     row = table[6]
     assert (row["Task_id"], row["step"], row["image"]) == ("2", "3", "2_3.png")
-    assert (row["reference_action"], row["action_own_memory"]) == ("TEXT", "ZOOM")
+    assert (row["reference_action"], row["action_own_agent_memory"]) == ("TEXT", "ZOOM")
     # The script answers 40, 270, which is 40 % and 270 % of 400 x 300 pixels in the tiny model's convention.
-    assert (row["reference_coords"], row["coords_own_memory"]) == ("[40.0, 270.0]", "[160.0, 810.0]")
+    assert (row["reference_coords"], row["coords_own_agent_memory"]) == ("[40.0, 270.0]", "[160.0, 810.0]")
     figures = read_json(folder_of(context) / "metrics.json")
     assert figures["agent_memory"]["modes"]["own"]["metrics"]["whole tasks"]["value"] == 0.5
-    assert figures["value"] == asdict(record.value)
+    assert figures["primary"]["value"] == asdict(record.primary.value)
     details = read_lines(folder_of(context) / "details.jsonl")
     assert len(details) == 48
     assert {"agent_memory", "completion", "answer", "agent_memory_after", "scores"} <= details[0].keys()
@@ -236,8 +236,12 @@ def test_the_tables_have_both_baselines_and_every_mode(context: Context, capsys:
     for name, script, earlier in (("before", mumbles_at_2, []), ("sft", counts_what_is_done, ["before"])):
         context.run.mark_done(f"evaluate-{name}", evaluate(context, name, None, earlier, Scripted(script)))
     results = write_results(context.run)
-    assert list(results.tables)[:3] == ["step (reference memory)", "step (own memory)", "whole tasks (own memory)"]
-    rows = results.tables["step (own memory)"]
+    assert list(results.tables)[:3] == [
+        "step (reference agent memory)",
+        "step (own agent memory)",
+        "whole tasks (own agent memory)",
+    ]
+    rows = results.tables["step (own agent memory)"]
     assert [row.label for row in rows] == ["majority baseline", "repeat-last baseline", "before", "after SFT"]
     # The majority of four equally frequent steps is right once. No step repeats the previous one.
     assert [row.estimate.value for row in rows] == [0.25, 0, 0.75, 0.75]
@@ -245,7 +249,7 @@ def test_the_tables_have_both_baselines_and_every_mode(context: Context, capsys:
     assert to_previous is not None
     assert to_baseline is not None
     assert (to_previous.difference.value, to_baseline.difference.value) == (0.75, 0.5)
-    whole = results.tables["whole tasks (own memory)"]
+    whole = results.tables["whole tasks (own agent memory)"]
     assert [(row.estimate.value, row.estimate.n) for row in whole] == [(0, 4), (0, 4), (0, 4), (0.5, 4)]
     assert read_results(context.run.path) == results
     show.results(results)
@@ -263,8 +267,8 @@ def test_the_table_of_actions_has_the_majority_baseline(tmp_path: Path) -> None:
     write_csv(tmp_path, [*ends, *(row(13 + n, 1, (("CLICK", f"button {n}", [40, 60]),)) for n in range(3))])
     with context_of(recipe) as context:
         record = evaluate(context, "before", None, [], Scripted(lambda task, step, memory: "no answer"))
-    assert record.baseline.value == pytest.approx(1 / 3)
-    action = record.also["action (reference memory)"]
+    assert record.primary.baseline.value == pytest.approx(1 / 3)
+    action = record.also["action (reference agent memory)"]
     assert action.baseline.value == pytest.approx(2 / 3)
     assert action.differences["baseline"].difference.value == pytest.approx(-2 / 3)
 
@@ -276,7 +280,7 @@ def test_max_tasks_selects_whole_episodes_by_the_seed(tmp_path: Path) -> None:
     prompted = [step for batch in backend.batches for step in batch]
     assert len(prompted) == 8
     assert len({task for task, _ in prompted}) == 2
-    assert record.also["whole tasks (reference memory)"].value.n == 2
+    assert record.also["whole tasks (reference agent memory)"].value.n == 2
     with (context.run.path / "stages/evaluate-before/predictions.csv").open() as stream:
         images = {row["image"] for row in csv.DictReader(stream)}
     assert images == {f"{task}_{step}.png" for task, step in prompted}
@@ -287,9 +291,9 @@ def test_prompts_without_agent_memory_are_generated_once(tmp_path: Path) -> None
     with context_of(rolling_recipe(tmp_path, ALL, sections=("goal", "image"))) as context:
         record = evaluate(context, "before", None, [], backend)
     assert sum(map(len, backend.batches)) == 16
-    assert record.score == "step (no memory in the prompt)"
+    assert record.score == "step (no agent memory)"
     assert agent_memory_of(record).differences == {}
-    assert "whole tasks (no memory in the prompt)" in record.also
+    assert "whole tasks (no agent memory)" in record.also
 
 
 def test_an_agent_memory_that_exceeds_the_prompt_is_a_counted_failure(
@@ -331,8 +335,8 @@ def test_an_earlier_evaluation_is_compared_in_the_same_agent_memory_mode(tmp_pat
             first.recipe.model_copy(update={"evaluate": section}), first.run, first.data, first.images, first.stop
         )
         record = evaluate(second, "sft", None, ["before"], Scripted(right))
-    assert record.differences["before"].difference.value == 0.25
-    assert set(record.also["step (own memory)"].differences) == {"baseline", "repeat-last baseline"}
+    assert record.primary.differences["before"].difference.value == 0.25
+    assert set(record.also["step (own agent memory)"].differences) == {"baseline", "repeat-last baseline"}
 
 
 @pytest.mark.parametrize(

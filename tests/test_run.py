@@ -204,11 +204,14 @@ def test_two_processes_cannot_work_in_one_folder_and_a_killed_one_leaves_no_lock
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "null", '{"memory": {', b"\xff\xfe"])
-def test_a_run_with_a_missing_or_corrupt_plan_has_no_plan(recipe: Recipe, text: str | bytes | None) -> None:
+def test_a_run_with_a_missing_or_corrupt_plan_has_no_plan(
+    recipe: Recipe, text: str | bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
     with start_run(recipe) as run:
         if text is not None:
             run.plan_file.write_bytes(text.encode() if isinstance(text, str) else text)
         assert run.plan() == {}
+        assert [problem.code for problem in warnings_in(caplog)] == ["run.plan_damaged"] * (text is not None)
         assert gpu_peaks(run) == {}
         write_json(run.plan_file, {"gpu": None})
         assert run.plan() == {"gpu": None}

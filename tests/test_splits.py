@@ -124,4 +124,4 @@ def test_every_two_splits_are_compared_and_the_report_reads_as_sentences() -> No
     report = find_leaks({"train": row_keys([]), "validation": part, "test": part})
     assert {(leak.first, leak.second) for leak in report.leaks} == {("validation", "test")}
     assert str(report).startswith("1 group of test also in validation; 1 image of test")
-    assert str(find_leaks({})) == "no group, image or question is in two splits"
+    assert str(find_leaks({})) == "no group, image or (image, question) pair is in two splits"

@@ -22,10 +22,13 @@ from tests.helpers.recipes import load_recipe, make_recipe
 from tests.helpers.training import Tables, context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
-from toolkit.evaluation.context import Context
-from toolkit.evaluation.evaluate import CONFUSION, PARTIAL, PREDICTIONS, evaluate, judge_predictions
+from toolkit.evaluation.answers import read_reply, score_answer
+from toolkit.evaluation.evaluate import evaluate
 from toolkit.evaluation.predict import predict
+from toolkit.evaluation.predictions import PARTIAL, PREDICTIONS, known_replies
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.evaluation.scores import CONFUSION
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.export import export
 from toolkit.models.backend import Policy, Sampling
 from toolkit.models.hf import HfBackend
@@ -101,7 +104,7 @@ def test_an_evaluation_has_one_prediction_per_question(context: Context) -> None
     lines = predictions(context, "sft")
     assert [line["id"] for line in lines] == [sample.id for sample in context.data.test]
     record = context.run.result("evaluate-sft", EvaluationResult)
-    assert record.value.n == record.summary.overall.n == 12
+    assert record.primary.value.n == record.summary.overall.n == 12
     assert record.predictions == "stages/evaluate-sft/predictions.jsonl"
     assert not list((context.run.path / "stages/evaluate-sft").glob(PARTIAL.format("*")))
 
@@ -163,7 +166,7 @@ def test_an_interrupted_evaluation_resumes_without_repeating_questions(
         moved = replace(again, recipe=again.recipe.model_copy(update={"evaluate": section}), data=other)
         evaluate(moved, "split", again.weights, [])
     assert batches == [6] * 6  # nor are those of another split, although rows without ids have equal ids
-    assert record.value == context.run.result("evaluate-sft", EvaluationResult).value
+    assert record.primary.value == context.run.result("evaluate-sft", EvaluationResult).primary.value
 
 
 def other_run(context: Context) -> Any:
@@ -173,17 +176,17 @@ def other_run(context: Context) -> Any:
 
 def test_the_majority_baseline_is_deterministic(context: Context) -> None:
     before, after = (context.run.result(f"evaluate-{name}", EvaluationResult) for name in ("before", "sft"))
-    assert before.baseline == after.baseline
-    assert before.baseline.n == 12
-    assert set(after.differences) == {"baseline", "before"}
+    assert before.primary.baseline == after.primary.baseline
+    assert before.primary.baseline.n == 12
+    assert set(after.primary.differences) == {"baseline", "before"}
 
 
 def test_a_truncated_completion_is_wrong_and_is_counted(context: Context, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         record = evaluate(with_evaluation(context, max_completion_tokens=1), "cut", context.weights, [])
     overall = record.summary.overall
-    assert record.value.value == 0
-    assert record.value.n == 12
+    assert record.primary.value.value == 0
+    assert record.primary.value.n == 12
     assert overall.truncated.value == overall.unreadable.value == 1
     (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "evaluate.completions_truncated")
     assert (warned.place, warned.value) == ("evaluate-cut", 1.0)
@@ -202,7 +205,8 @@ def test_an_unreadable_answer_counts_in_n(context: Context, tmp_path: Path) -> N
         ),
         encoding="utf-8",
     )
-    rows = judge_predictions(context, prompts, samples, file)
+    known, task = known_replies(file), prompts.task
+    rows = [score_answer(task, sample, read_reply(task, sample, known[sample.id]), ()) for sample in samples]
     assert [row.scores["accuracy"] for row in rows] == [1, 0, 0]
     assert [row.problem is None for row in rows] == [True, False, False]
     assert [row.truncated for row in rows] == [False, False, True]
@@ -522,7 +526,7 @@ def test_vqa_rad_trains_and_is_evaluated(vqa_rad: Recipe) -> None:
     run = find_run(vqa_rad.run_folder)
     assert run.finished_stages()[1:] == ["evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export"]
     record = run.result("evaluate-grpo", EvaluationResult)
-    assert record.value.n == 8
+    assert record.primary.value.n == 8
     assert set(record.summary.by) == {"question_type", "answer_type"}
     steps = [line for line in run.metrics() if line["stage"] == "grpo" and "reward" in line]
     assert len(steps) == 2

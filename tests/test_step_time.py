@@ -9,7 +9,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.helpers.training import context_of, small_recipe
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.planning import named_gpu
 from toolkit.runfolder import write_json

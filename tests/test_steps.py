@@ -38,17 +38,17 @@ def samples(folder: Path, rows: list[dict[str, Any]], steps: dict[str, Any] | No
     return list(load_data(steps_recipe(folder, steps, **data)).train)
 
 
-def announcements(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
+def warning_texts(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
     """Return what is announced about the source, without its path."""
     write_csv(folder, rows)
-    lines = load_data(steps_recipe(folder, max_dropped=1)).announcements
+    lines = load_data(steps_recipe(folder, max_dropped=1)).warning_texts
     return [line.removeprefix(f"{folder / 'task_results.csv'}: ") for line in lines]
 
 
 def noted(folder: Path, rows: list[dict[str, Any]], steps: dict[str, Any] | None = None) -> dict[str, str]:
     """Code -> rule of the warnings about rows that can be used."""
     write_csv(folder, rows)
-    return {one.code: one.rule for one in load_data(steps_recipe(folder, steps, max_dropped=1)).notices}
+    return {one.code: one.rule for one in load_data(steps_recipe(folder, steps, max_dropped=1)).warnings}
 
 
 def dropped(folder: Path, rows: list[dict[str, Any]]) -> dict[str, int]:
@@ -190,7 +190,7 @@ def test_steps_are_ordered_by_their_numbers_in_any_file_order(tmp_path: Path) ->
 def test_without_step_numbers_the_order_of_the_file_is_used_and_reported(tmp_path: Path) -> None:
     rows = task_rows(1)
     rows[2]["Grounding"] = ""
-    assert "1 task with unnumbered steps, in the order of the file (for example task 1)" in announcements(
+    assert "1 task with unnumbered steps, in the order of the file (for example task 1)" in warning_texts(
         tmp_path, rows
     )
     assert [one.fields["place"] for one in load_data(steps_recipe(tmp_path)).train] == [1, 2, 3, 4]
@@ -199,7 +199,7 @@ def test_without_step_numbers_the_order_of_the_file_is_used_and_reported(tmp_pat
 @pytest.mark.parametrize("step", ["", "step {} of 4", "1.{}"])
 def test_tasks_without_any_step_number_are_reported(step: str, tmp_path: Path) -> None:
     rows = [{**one, "Grounding": "", "Step": step.format(number)} for number, one in enumerate(task_rows(1), 1)]
-    assert "1 task with unnumbered steps, in the order of the file (for example task 1)" in announcements(
+    assert "1 task with unnumbered steps, in the order of the file (for example task 1)" in warning_texts(
         tmp_path, rows
     )
 
@@ -234,7 +234,7 @@ def test_nan_in_a_cell_is_a_missing_value(tmp_path: Path) -> None:
 
 def test_missing_steps_are_reported_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
     rows = [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"]
-    assert "1 task with missing steps (for example task 2 lacks step 2)" in announcements(tmp_path, rows)
+    assert "1 task with missing steps (for example task 2 lacks step 2)" in warning_texts(tmp_path, rows)
     assert dropped(tmp_path, rows) == {"tasks.steps.memory_unknown": 1}
     kept = load_data(steps_recipe(tmp_path, max_dropped=1)).train
     assert [one.fields["place"] for one in kept if one.group == "2"] == [1, 4]
@@ -256,7 +256,7 @@ def test_too_many_gaps_stop_the_run(tmp_path: Path) -> None:
 
 def test_the_first_of_repeated_steps_is_used_and_the_others_are_reported(tmp_path: Path) -> None:
     rows = [*task_rows(1), row(1, 2, (*LOAD[:1], ("ZOOM", "Image", [1, 1]), *LOAD[2:]))]
-    assert "1 task with repeated steps (for example task 1, step 2)" in announcements(tmp_path, rows)
+    assert "1 task with repeated steps (for example task 1, step 2)" in warning_texts(tmp_path, rows)
     assert dropped(tmp_path, rows) == {"tasks.steps.step_repeated": 1}
     kept = load_data(steps_recipe(tmp_path, max_dropped=1)).train
     assert [one.reference["action"] for one in kept] == [action for action, _, _ in LOAD]
@@ -364,7 +364,7 @@ def test_a_missing_screenshot_is_searched_again(tmp_path: Path) -> None:
     screen.unlink()
     loaded = load_data(steps_recipe(tmp_path, max_dropped=1))
     assert [(one.code, one.examples) for one in loaded.dropped] == [("tasks.steps.screenshot_missing", ("2",))]
-    assert loaded.dropped[0].notice("left out") in loaded.notices
+    assert loaded.dropped[0].notice("left out") in loaded.warnings
     screen.write_bytes(kept)
     assert len(load_data(steps_recipe(tmp_path)).train) == 4
 
@@ -377,7 +377,7 @@ def test_the_order_is_stored_beside_the_index_and_pickled_with_the_samples(
     first = load_data(recipe)
     monkeypatch.setattr("toolkit.data.rows._scan_rows", lambda *_: pytest.fail("read again"))
     again = load_data(recipe)
-    assert (again.fingerprint, again.announcements) == (first.fingerprint, first.announcements)
+    assert (again.fingerprint, again.warning_texts) == (first.fingerprint, first.warning_texts)
     assert list(pickle.loads(pickle.dumps(again.train[2:]))) == list(first.train)[2:]
     changed = steps_recipe(tmp_path, {"drop_memory": 0.5}, max_dropped=1)
     monkeypatch.undo()
@@ -394,7 +394,7 @@ def test_no_task_is_in_two_splits(tmp_path: Path) -> None:
     assert sum(map(len, groups)) == len(set.union(*groups)) == 20
     assert [len(data.train), len(data.validation), len(data.test)] == [56, 8, 16]
     assert all(len(part) % 4 == 0 for part in (data.train, data.validation, data.test))
-    assert [(one.code, one.place) for one in data.notices] == [
+    assert [(one.code, one.place) for one in data.warnings] == [
         ("data.split_by_group", "test"),
         ("data.split_by_group", "validation"),
     ]
@@ -407,7 +407,7 @@ def test_a_range_of_tasks_is_inclusive_and_applies_to_training_rows_alone(tmp_pa
     data = load_data(steps_recipe(tmp_path, range_, test=str(tmp_path / "test_results.csv")))
     assert sorted({one.group for one in data.train}) == [f"task_{task:02}" for task in range(3, 11)]
     assert len(data.test) == 8
-    assert "4 tasks (16 rows) are outside data.steps.task_start to task_end" in "\n".join(data.announcements)
+    assert "4 tasks (16 rows) are outside data.steps.task_start to task_end" in "\n".join(data.warning_texts)
     assert data.dropped == ()
     with raises(DataError, "tasks.steps.no_task_in_range") as caught:
         load_data(steps_recipe(tmp_path, {"task_start": 100}))

@@ -25,11 +25,11 @@ def test_agent_memory_improves_the_score_on_held_out_tasks(tmp_path: Path) -> No
     result = read_results(tmp_path / "steps_tiny").evaluations["sft"]
     assert result.agent_memory is not None
     modes, differences = result.agent_memory.modes, result.agent_memory.differences
-    # Each difference must be above 0.1. The full recipe has 0.57 between own memory and none.
+    # Each difference must be above 0.1. The full recipe has 0.57 between own agent memory and none.
     for other in (differences["own"]["off"], differences["reference"]["off"]):
         assert other["step"].clear
         assert (other["step"].difference.low or 0) > 0.1
-    for score in (result.score, "step (own memory)", "action (reference memory)"):
+    for score in (result.score, "step (own agent memory)", "action (reference agent memory)"):
         table = result.scores[score]
         assert table.differences["baseline"].clear
         assert (table.differences["baseline"].difference.low or 0) > 0

@@ -56,9 +56,9 @@ def test_every_score_gets_a_table_beside_its_baseline(steps: Recipe) -> None:
     run = RunFolder(steps.run_folder)
     results = read_results(run.path)
     # The recipe's answers have no memory.
-    parts = [f"{score} (reference memory)" for score in ("action", "target", "grounding")]
+    parts = [f"{score} (reference agent memory)" for score in ("action", "target", "grounding")]
     assert list(results.tables) == [
-        *("step (reference memory)", "step (own memory)", "whole tasks (own memory)"),
+        *("step (reference agent memory)", "step (own agent memory)", "whole tasks (own agent memory)"),
         *parts,
     ]
     for rows in results.tables.values():

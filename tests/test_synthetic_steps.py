@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.helpers.problems import raises
+from tests.tiny_training.screens import agent_memory_before
 from toolkit.errors import DataError
 from toolkit.recipe import SyntheticData
 from toolkit.synthetic.gui_viewer import APPLICATIONS, MIN_SIDE, draw_screen, make_layout
@@ -24,7 +25,6 @@ from toolkit.tasks.steps.synthetic import (
     WORKFLOWS,
     GuiTask,
     agent_memory_after,
-    agent_memory_before,
     make_gui_task,
     reference_answer,
     rows_of,

@@ -21,7 +21,7 @@ from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_data
 from tests.helpers.training import ADAPTER, StopAfter, adapter_of, context_of, length_reward, only, same, small_recipe
 from toolkit.errors import DataError, Interrupted, RecipeError, RewardError, TrainingError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import lengths as lengths_module
 from toolkit.models import lora as adapter
 from toolkit.models.hf import HfBackend

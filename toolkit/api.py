@@ -96,7 +96,7 @@ def evaluate(
     Raises:
         RunError: the folder is not a run, the name is taken, or a setting does not belong to [evaluate].
     """
-    from toolkit.pipeline.rerun import evaluate_again
+    from toolkit.pipeline.existing_run import evaluate_again
     from toolkit.pipeline.stages import STAGES
 
     return evaluate_again(Path(run_folder), STAGES, _several(settings), name=name, model=model)
@@ -129,7 +129,7 @@ def export(
         ModelError: the exported weights fail verification.
         MissingExtraError: a package that the format needs is not installed.
     """
-    from toolkit.pipeline.rerun import Delivery, export_again, export_settings
+    from toolkit.pipeline.existing_run import Delivery, export_again, export_settings
     from toolkit.pipeline.stages import STAGES
 
     chosen = [*export_settings(_several(to), _several(quant)), *_several(settings)]
@@ -163,7 +163,7 @@ def predict(
         DataError: the question lacks something that its task needs, or is too long.
         ImageError: an image cannot be read.
     """
-    from toolkit.pipeline.rerun import open_for_inference
+    from toolkit.pipeline.existing_run import open_for_inference
 
     opened, weights = open_for_inference(Path(run_folder), model)
     from toolkit.evaluation.predict import predict as answer  # after Unsloth is imported
@@ -192,16 +192,17 @@ def load_predictor(
         DataError: the recipe is for another task.
     """
     from toolkit.errors import RunError
-    from toolkit.pipeline.rerun import open_for_inference
+    from toolkit.pipeline.existing_run import open_for_inference
 
     try:
+        # It checks the run and imports Unsloth if its recipe uses it. ``load`` finds run and weights itself.
         open_for_inference(Path(model_path))
     except RunError as error:
         if error.code != "run.not_a_run_folder":
             raise
-    from toolkit.evaluation.predict import load_model_for_inference  # after Unsloth is imported
+    from toolkit.evaluation.predict import load_predictor as load  # after Unsloth is imported
 
-    return load_model_for_inference(model_path, base_model_name, recipe=recipe)
+    return load(model_path, base_model_name, recipe=recipe)
 
 
 def _several(values: Any) -> list[Any]:

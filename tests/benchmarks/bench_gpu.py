@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
 if TYPE_CHECKING:
-    from toolkit.evaluation.context import Context
+    from toolkit.evaluation.stage_context import Context
     from toolkit.models.backend import TrainingJob
     from toolkit.recipe import Recipe
 

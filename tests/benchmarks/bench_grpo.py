@@ -27,7 +27,7 @@ from transformers.utils.hub import PushToHubMixin
 from tests.benchmarks.plain_trl import bench_recipe, plain_grpo, plain_model, plain_policy, plain_rows, timed
 from tests.helpers.training import Tables, context_of
 from toolkit import tiny
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.backend import Completion, RewardScorer, RowSource, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts

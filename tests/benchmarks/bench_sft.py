@@ -36,7 +36,7 @@ from tests.benchmarks.plain_trl import (
 from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.training import Tables, context_of
 from toolkit import tiny
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.backend import TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.helpers.exports import adapter_of, merged_of, verified
 from tests.helpers.problems import warnings_in
 from tests.helpers.training import context_of, small_recipe
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.export import export
 from toolkit.models.backend import Policy, Sampling, TrainingJob
 from toolkit.models.hf import HfBackend

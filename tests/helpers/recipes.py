@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.data import loading
+from toolkit.data import loading, rows
 from toolkit.recipe import Recipe, recipe_model
 from toolkit.recipe import load_recipe as load_recipe_of
 from toolkit.tasks import TASKS
@@ -25,6 +25,6 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> loading.DataSplits:
     return loading.load_data(recipe, TASKS[recipe.dataset.task], folder)
 
 
-def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> loading.UsableRows:
+def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> rows.UsableRows:
     """Return the rows of one source."""
-    return loading.read_file(recipe, TASKS[recipe.dataset.task], source, image_root, split)
+    return rows.read_file(recipe, TASKS[recipe.dataset.task], source, image_root, split)

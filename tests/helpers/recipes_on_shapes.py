@@ -13,7 +13,7 @@ from typing import Any
 from tests.helpers.recipes import load_recipe
 from tests.helpers.shapes import write_model
 from tests.helpers.training import context_of
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.recipe import Evaluate, Export, Recipe, SyntheticData
 from toolkit.runfolder import Record
 from toolkit.scoring.regions.coordinates import choose_coordinates

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from toolkit.evaluation.results import Difference, EvaluationResult
+from toolkit.evaluation.results import Difference, EvaluationResult, ScoreResult
 from toolkit.images import StoreReport
 from toolkit.models.lengths import TokenLengths
-from toolkit.scoring.statistics import ConfusionMatrix, Estimate, Majority, Metrics, Summary
+from toolkit.scoring.statistics import ConfusionMatrix, Estimate, Metrics, Summary
 from toolkit.training.results import GpuMemory, GrpoResult, SftResult, StepSeconds, TrainingFigures
 
 
@@ -22,15 +22,13 @@ def evaluation_result(name: str, value: float, baseline: float, others: Mapping[
     """The evaluation ``name``, with its differences to ``others`` and no other figures."""
     found = estimate(value)
     metrics = Metrics(found.n, found.groups, {"accuracy": found}, None, None, estimate(0), estimate(0))
+    differences = {other: difference(value - of_other) for other, of_other in others.items()}
     return EvaluationResult(
         split="test",
         score="accuracy",
-        value=found,
-        baseline=estimate(baseline),
-        differences={other: difference(value - of_other) for other, of_other in others.items()},
-        baselines={},
+        primary=ScoreResult(found, estimate(baseline), differences, {}),
         also={},
-        summary=Summary(metrics, {}, (), (), ConfusionMatrix((), {}), Majority(None, 0, 0)),
+        summary=Summary(metrics, {}, (), (), ConfusionMatrix((), {})),
         images=StoreReport(),
         predictions=f"stages/evaluate-{name}/predictions.jsonl",
         agent_memory=None,

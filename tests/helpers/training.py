@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.helpers.recipes import load_recipe, make_recipe
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.pipeline.prepare_data import prepare
 from toolkit.recipe import Recipe, dump_recipe
 from toolkit.runfolder import StopRequest, no_progress, start_run

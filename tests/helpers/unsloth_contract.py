@@ -32,7 +32,7 @@ from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 
 from tests.helpers.training import FEW_STEPS, context_of, length_reward, small_recipe
 from toolkit.errors import ToolkitError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import vllm
 from toolkit.models.backend import Policy, Row, TrainerTraits, TrainingJob
 from toolkit.models.hf import HfBackend

@@ -25,7 +25,7 @@ def test_a_tiny_recipe_learns(tmp_path: Path, name: str) -> None:
     sys.stdout.write(f"\n{done.stdout}\n")  # the tables, shown by pytest -s
     results = read_results(tmp_path / "runs" / name)
     for after, before in PAIRS[name]:
-        difference = results.evaluations[after].differences[before].difference
+        difference = results.evaluations[after].primary.differences[before].difference
         assert difference.low is not None
         assert difference.low > 0, (after, before, difference)
     assert results.export

@@ -14,7 +14,7 @@ from tests.tiny_training.turns import Example, ImageLabels, QuestionAnswer, one_
 from toolkit.synthetic import Rng
 from toolkit.synthetic.gui_viewer import draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
-from toolkit.tasks.steps.synthetic import GuiStep, GuiTask, agent_memory_before, make_gui_task, reference_answer
+from toolkit.tasks.steps.synthetic import GuiStep, GuiTask, agent_memory_after, make_gui_task, reference_answer
 
 SIDE = 224
 """Pixels per side of a drawn screen."""
@@ -33,6 +33,13 @@ def draw(seed: int, number: int) -> Example:
 def make_turn(task: GuiTask, rng: Rng) -> QuestionAnswer:
     """Return a turn about this screen. Its kind is drawn by weight."""
     return weighted(_KINDS, rng)(task, rng)
+
+
+def agent_memory_before(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
+    """Return the agent memory that the model gets at this step: that after the previous step, empty at the first."""
+    if step.number == 1:
+        return {"Short Term": {}, "Long Term": {}}
+    return agent_memory_after(task, task.steps[step.number - 2])
 
 
 def texts(seed: int, number: int, rng: Rng) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def main(file: Path, out: Path) -> None:
     recipe = load_recipe(file, tasks=TASKS)
     with start_run(recipe) as run, StopRequest() as stop:
         preload(recipe, run.path)  # before the imports below import transformers
-        from toolkit.evaluation.context import Context
+        from toolkit.evaluation.stage_context import Context
         from toolkit.models.backend import TrainingJob
         from toolkit.models.prompts import Prompts
         from toolkit.pipeline.prepare_data import prepare

@@ -143,7 +143,7 @@ def evaluate(
     """Evaluate a run's model, or one of its exports, on the held-out split. --set changes the section evaluate."""
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
-    from toolkit.pipeline.rerun import evaluate_again
+    from toolkit.pipeline.existing_run import evaluate_again
     from toolkit.pipeline.stages import STAGES
 
     with show_progress() as callbacks:
@@ -185,7 +185,7 @@ def export(
     """
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
-    from toolkit.pipeline.rerun import Delivery, export_again, export_settings
+    from toolkit.pipeline.existing_run import Delivery, export_again, export_settings
     from toolkit.pipeline.stages import STAGES
 
     if public and push is None:

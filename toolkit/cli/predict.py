@@ -47,7 +47,7 @@ def predict_one(
     """Answer one question and print the answer."""
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
-    from toolkit.pipeline.rerun import open_for_inference
+    from toolkit.pipeline.existing_run import open_for_inference
 
     with show_progress():
         run, weights = open_for_inference(*chosen)
@@ -61,7 +61,7 @@ def predict_file(chosen: Chosen, steps: Path, out: Path | None, image_root: Path
     """Predict every GUI step of a file. The default output is NAME.predictions.jsonl in the working directory."""
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
-    from toolkit.pipeline.rerun import open_for_inference
+    from toolkit.pipeline.existing_run import open_for_inference
     from toolkit.runfolder import StopRequest
 
     with show_progress() as (progress, notify), StopRequest(notify) as stop:
@@ -77,13 +77,13 @@ def predict_interactively(chosen: Chosen, goal: str, context: Mapping[str, str])
     """Read one screenshot path per line from standard input, and print the next GUI step and its agent memory."""
     from toolkit.cli.progress import show_progress
     from toolkit.errors import DataError, ImageError
-    from toolkit.pipeline.rerun import open_for_inference
+    from toolkit.pipeline.existing_run import open_for_inference
 
     with show_progress():  # not around the dialogue, because a progress bar would delay the prompt
         run, weights = open_for_inference(*chosen)
-        from toolkit.evaluation.predict import load_model_for_inference  # after Unsloth is imported
+        from toolkit.evaluation.predict import load_predictor  # after Unsloth is imported
 
-        predictor = load_model_for_inference(weights or run.path)
+        predictor = load_predictor(weights or run.path)
     short: dict[str, Any] = {}
     long: dict[str, Any] = {}
     number = 1

@@ -165,14 +165,14 @@ def synthetic(task: str, files: Mapping[str, Path]) -> None:
 
 
 def data(found: "DataSplits", scan: "ScanReport") -> None:
-    """Print splits, announcements (such as leaks), unusable rows and images."""
+    """Print splits, warnings (such as leaks), unusable rows and images."""
     from toolkit.pipeline.prepare_data import describe_scan
 
     for split in ("train", "validation", "test"):
         samples = getattr(found, split)
         groups = len({sample.group for sample in samples})
         print(f"{split}: {len(samples):,} rows in {groups:,} groups")
-    for line in found.announcements:
+    for line in found.warnings:
         print(line)
     print(f"unusable rows: {sum(one.count for one in found.dropped):,}")
     for dropped in found.dropped:

@@ -17,8 +17,6 @@ from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped
 from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
 
-__all__ = ["DataSplits", "SampleSet", "UsableRows", "load_data", "read_file", "synthetic_rows_file"]
-
 
 @dataclass(frozen=True, slots=True)
 class DataSplits:
@@ -31,19 +29,19 @@ class DataSplits:
     """Unusable rows and rows removed because of leaks, by source and reason."""
     leaks: LeakReport
     """Remaining leaks between splits."""
-    notices: tuple[Problem, ...]
-    """Warnings, most severe first."""
+    warnings: tuple[Problem, ...]
+    """Warnings about leaks, sources, removed rows, splits by group and limits, in this order."""
     fingerprint: str
     """Hash of task, columns, and the rows of each split. Equal data has the same fingerprint on every machine."""
 
     @property
-    def announcements(self) -> tuple[str, ...]:
-        """Return the warnings as sentences."""
-        return tuple(map(str, self.notices))
+    def warning_texts(self) -> tuple[str, ...]:
+        """Return the warnings as text."""
+        return tuple(map(str, self.warnings))
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SplitRows:
     """The rows of one split: ``chosen`` has their positions in ``usable``, from 0, ascending."""
 
     usable: UsableRows
@@ -61,36 +59,36 @@ class Part:
         """Return the id of a row."""
         return self.usable.samples[int(self.chosen[number])].id
 
-    def without(self, marked: NDArray[np.bool_]) -> "Part":
+    def without(self, marked: NDArray[np.bool_]) -> "SplitRows":
         """Return the rows that are not marked."""
-        return Part(self.usable, self.chosen[~marked])
+        return SplitRows(self.usable, self.chosen[~marked])
 
 
-def load_data(recipe: Recipe, task: Task, folder: Path | None = None) -> DataSplits:
+def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) -> DataSplits:
     """Load all splits of a recipe. Validation and test are split off by group if they have no file.
 
     Args:
         recipe: Its [data], [prompt] context, [evaluate] by and the seed are used.
         task: The task that ``data.task`` names.
-        folder: Folder of synthetic data (train, validation and test, .json or .csv, images below) that replaces the
-            recipe's files.
+        synthetic_folder: Folder of synthetic data (train, validation and test, .json or .csv, images below) that
+            replaces the recipe's files.
 
     Raises:
         DataError: A source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
     """
-    loaded = _read_sources(_sources(recipe, folder), recipe, task, folder)
-    parts, split_off = _split_parts(loaded, recipe, task)
-    parts, leaks, removed = _handle_leaks(parts, recipe.dataset.on_leak)
-    sets = {name: _limited(name, part, recipe) for name, part in parts.items()}
-    notices = [Problem("data.splits_leak", _describe_leak(leak, parts), "[data]") for leak in leaks.leaks]
-    notices += [notice for source in loaded.values() for notice in source.notices]
-    notices += [*(one.notice("left out") for one in removed), *split_off]
-    for name, part in parts.items():
-        if len(sets[name]) < len(part):
-            rule = f"{len(sets[name]):,} of {len(part):,} rows are used, drawn by the seed"
-            notices.append(Problem("data.rows_limited", rule, name))
+    loaded = _read_sources(_sources(recipe, synthetic_folder), recipe, task, synthetic_folder)
+    splits, split_off = _split_rows(loaded, recipe, task)
+    splits, leaks, removed = _handle_leaks(splits, recipe.dataset.on_leak)
+    sets = {name: _limited(name, rows, recipe) for name, rows in splits.items()}
+    warnings = [Problem("data.splits_leak", _describe_leak(leak, splits), "[data]") for leak in leaks.leaks]
+    warnings += [warning for source in loaded.values() for warning in source.warnings]
+    warnings += [*(one.notice("left out") for one in removed), *split_off]
+    for name, rows in splits.items():
+        if len(sets[name]) < len(rows):
+            rule = f"{len(sets[name]):,} of {len(rows):,} rows are used, drawn by the seed"
+            warnings.append(Problem("data.rows_limited", rule, name))
     dropped = (*(one for source in loaded.values() for one in source.dropped), *removed)
-    return DataSplits(**sets, dropped=dropped, leaks=leaks, notices=tuple(notices), fingerprint=_fingerprint(sets))
+    return DataSplits(**sets, dropped=dropped, leaks=leaks, warnings=tuple(warnings), fingerprint=_fingerprint(sets))
 
 
 def synthetic_rows_file(folder: Path, split: str) -> Path | None:
@@ -99,16 +97,18 @@ def synthetic_rows_file(folder: Path, split: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
+def _sources(recipe: Recipe, synthetic_folder: Path | None) -> dict[str, str]:
     """Return split -> file, folder or Hub name, for the splits with a source."""
-    if folder is not None:
-        found = {name: str(file) for name in SPLITS if (file := synthetic_rows_file(folder, name)) is not None}
+    if synthetic_folder is not None:
+        found = {
+            name: str(file) for name in SPLITS if (file := synthetic_rows_file(synthetic_folder, name)) is not None
+        }
     else:
         found = {name: source for name in SPLITS if (source := getattr(recipe.dataset, name)) is not None}
     if "train" not in found:
         rule = "the data must have training rows"
         remedy = "Set data.train to a file, or add [data.synthetic] to generate synthetic data."
-        raise DataError("data.no_training_rows", rule, place=folder or "[data]", remedy=remedy)
+        raise DataError("data.no_training_rows", rule, place=synthetic_folder or "[data]", remedy=remedy)
     return found
 
 
@@ -129,34 +129,36 @@ def _read_sources(
     return loaded
 
 
-def _split_parts(loaded: Mapping[str, UsableRows], recipe: Recipe, task: Task) -> tuple[dict[str, Part], list[Problem]]:
-    """Return the rows of each split, and a notice for each split that was split off from train by group."""
+def _split_rows(
+    loaded: Mapping[str, UsableRows], recipe: Recipe, task: Task
+) -> tuple[dict[str, SplitRows], list[Problem]]:
+    """Return the rows of each split, and a warning for each split that was split off from train by group."""
     train = loaded["train"]
-    everything = {name: Part(source, np.arange(len(source.samples))) for name, source in loaded.items()}
-    nothing = Part(train, np.arange(0))
+    everything = {name: SplitRows(source, np.arange(len(source.samples))) for name, source in loaded.items()}
+    nothing = SplitRows(train, np.arange(0))
     fractions = {"test": recipe.dataset.split.test, "validation": recipe.dataset.split.validation}
     fractions = {name: fraction for name, fraction in fractions.items() if fraction and name not in loaded}
     if not fractions:
         return {name: everything.get(name, nothing) for name in SPLITS}, []
     fractions["train"] = 1 - sum(fractions.values())
     split_of = split_keys(join_groups(train.keys), list(fractions.values()), recipe.run.seed)
-    everything |= {name: Part(train, np.flatnonzero(split_of == number)) for number, name in enumerate(fractions)}
+    everything |= {name: SplitRows(train, np.flatnonzero(split_of == number)) for number, name in enumerate(fractions)}
     column = recipe.dataset.group
     group = f"the column {column}" if column else f"{task.grouped_by} (data.group names no column)"
-    notices = [_split_off(name, everything[name], group) for name in fractions if name != "train"]
-    return {name: everything.get(name, nothing) for name in SPLITS}, notices
+    warnings = [_split_warning(name, everything[name], group) for name in fractions if name != "train"]
+    return {name: everything.get(name, nothing) for name in SPLITS}, warnings
 
 
-def _split_off(name: str, part: Part, group: str) -> Problem:
-    groups = len(np.unique(part.keys.groups))
-    rule = f"{len(part):,} rows of {groups:,} groups were split off from train. The group is {group}"
+def _split_warning(name: str, rows: SplitRows, group: str) -> Problem:
+    groups = len(np.unique(rows.keys.groups))
+    rule = f"{len(rows):,} rows of {groups:,} groups were split off from train. The group is {group}"
     return Problem("data.split_by_group", rule, name)
 
 
 def _handle_leaks(
-    parts: Mapping[str, Part], on_leak: Literal["stop", "report", "drop"]
-) -> tuple[dict[str, Part], LeakReport, tuple[Dropped, ...]]:
-    """Return the parts, the remaining leaks, and the removed rows.
+    splits: Mapping[str, SplitRows], on_leak: Literal["stop", "report", "drop"]
+) -> tuple[dict[str, SplitRows], LeakReport, tuple[Dropped, ...]]:
+    """Return the splits, the remaining leaks, and the removed rows.
 
     ``drop`` removes training rows whose group or image is in validation or test, and validation rows whose group or
     image is in test.
@@ -164,18 +166,18 @@ def _handle_leaks(
     Raises:
         DataError: Splits leak and ``on_leak`` is "stop", or ``drop`` leaves no training row.
     """
-    report = find_leaks({name: part.keys for name, part in parts.items() if len(part)})
+    report = find_leaks({name: rows.keys for name, rows in splits.items() if len(rows)})
     if not report or on_leak == "report":
-        return dict(parts), report, ()
+        return dict(splits), report, ()
     if on_leak == "stop":
-        raise _stop(parts, report)
-    remaining: dict[str, Part] = {}
+        raise _leak_error(splits, report)
+    remaining: dict[str, SplitRows] = {}
     removed = []
     for position, name in reversed(list(enumerate(SPLITS))):
-        marked = leaking_rows(parts[name].keys, [remaining[later].keys for later in SPLITS[position + 1 :]])
-        remaining[name] = parts[name].without(marked)
+        marked = leaking_rows(splits[name].keys, [remaining[later].keys for later in SPLITS[position + 1 :]])
+        remaining[name] = splits[name].without(marked)
         if marked.any():
-            examples = tuple(parts[name].id(int(row)) for row in np.flatnonzero(marked)[:MAX_EXAMPLES])
+            examples = tuple(splits[name].id(int(row)) for row in np.flatnonzero(marked)[:MAX_EXAMPLES])
             later_splits = " or ".join(SPLITS[position + 1 :])
             reason = f"the group and the images must not be in {later_splits} too"
             removed.append(Dropped(name, reason, int(marked.sum()), examples, "data.row_leaks"))
@@ -186,27 +188,27 @@ def _handle_leaks(
     return {name: remaining[name] for name in SPLITS}, LeakReport(), tuple(removed)
 
 
-def _stop(parts: Mapping[str, Part], report: LeakReport) -> DataError:
-    lines = (f"\n  {_describe_leak(leak, parts)}" for leak in report.leaks)
+def _leak_error(splits: Mapping[str, SplitRows], report: LeakReport) -> DataError:
+    lines = (f"\n  {_describe_leak(leak, splits)}" for leak in report.leaks)
     return DataError(
         "data.splits_leak",
-        f"no group, image or question must be in two splits:{''.join(lines)}\n",
+        f"no group, image or (image, question) pair must be in two splits:{''.join(lines)}\n",
         place="[data]",
-        remedy='Set data.on_leak to "drop" to remove the training rows, or to "report" to keep and report them. '
+        remedy='Set data.on_leak to "drop" to remove leaking rows from the earlier split, or to "report" to keep them. '
         "Without data.test, the rows of data.train are split by group.",
     )
 
 
-def _describe_leak(leak: Leak, parts: Mapping[str, Part]) -> str:
+def _describe_leak(leak: Leak, splits: Mapping[str, SplitRows]) -> str:
     """Return a sentence with the extent of a leak, the affected rows of the earlier split, and examples by id."""
-    pairs = (f"{parts[leak.first].id(one)} and {parts[leak.second].id(other)}" for one, other in leak.examples)
+    pairs = (f"{splits[leak.first].id(one)} and {splits[leak.second].id(other)}" for one, other in leak.examples)
     return f"{leak}, in {leak.rows[0]:,} rows of {leak.first} (for example {', '.join(pairs)})"
 
 
-def _limited(name: str, part: Part, recipe: Recipe) -> SampleSet:
+def _limited(name: str, rows: SplitRows, recipe: Recipe) -> SampleSet:
     maximum = getattr(recipe.dataset, f"limit_{name}")
-    samples = part.usable.samples
-    chosen = limit(samples.rows[part.chosen], maximum, recipe.run.seed, name)
+    samples = rows.usable.samples
+    chosen = limit(samples.rows[rows.chosen], maximum, recipe.run.seed, name)
     return samples.with_settings(samples.task.settings(recipe, name)).take(chosen)
 
 

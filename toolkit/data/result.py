@@ -37,13 +37,13 @@ class DataResult:
     Attributes:
         rows: split -> number of usable rows.
         dropped: unusable rows by reason.
-        leaks: groups, images or questions in two splits.
-        announcements: what the log reports about the rows.
+        leaks: groups, images, or pairs of image and question in two splits.
+        warnings: warnings about the rows.
         images: the scan of the images.
     """
 
     rows: Mapping[str, int]
     dropped: tuple[Dropped, ...]
     leaks: tuple[Leak, ...]
-    announcements: tuple[str, ...]
+    warnings: tuple[str, ...]
     images: ImageScan

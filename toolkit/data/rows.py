@@ -44,7 +44,7 @@ class UsableRows:
     samples: SampleSet
     keys: RowKeys
     dropped: tuple[Dropped, ...]
-    notices: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
     """Warnings, most severe first."""
 
 
@@ -80,9 +80,9 @@ def read_file(
     index, origin, row_scan = _open(task, requested, source, image_root or recipe.dataset.image_root)
     dropped = (*index.skipped, *row_scan.dropped)
     _check_dropped(dropped, index, len(row_scan.rows), recipe.dataset.max_dropped)
-    notices = tuple(_notices(task, requested, origin, index, row_scan))
+    warnings = tuple(_warnings(task, requested, origin, index, row_scan))
     samples = SampleSet(task, index, origin, row_scan.rows, row_scan.links)
-    return UsableRows(samples, row_scan.keys, dropped, notices)
+    return UsableRows(samples, row_scan.keys, dropped, warnings)
 
 
 def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSettings:
@@ -147,7 +147,7 @@ def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, max
     )
 
 
-def _notices(
+def _warnings(
     task: Task, requested: RowSettings, source: RowOrigin, index: RowIndex, row_scan: RowScan
 ) -> Iterator[Problem]:
     name, metadata = index.source, index.metadata

@@ -1,4 +1,4 @@
-"""Splits by group, and the check that no group, image or question is in two splits.
+"""Splits by group, and the check that no group, image or (image, question) pair is in two splits.
 
 Rows are compared by 64-bit hashes, so 600,000 rows need a few MB. Images are identified by path: one image stored under
 two names is not detected.
@@ -55,8 +55,13 @@ class RowKeys:
 class Leak:
     """Groups, images or (image, question) pairs that are in two splits.
 
-    ``count`` is their number. ``rows`` has the numbers of affected rows of ``first`` and ``second``. ``examples`` are
-    at most five pairs of row numbers.
+    Attributes:
+        kind: what is in both splits.
+        first: the earlier split.
+        second: the later split.
+        count: number of groups, images or pairs in both splits.
+        rows: numbers of affected rows of ``first`` and ``second``.
+        examples: at most five pairs of row numbers, one of ``first`` and one of ``second``.
     """
 
     kind: Kind
@@ -81,7 +86,7 @@ class LeakReport:
         return bool(self.leaks)
 
     def __str__(self) -> str:
-        return "; ".join(map(str, self.leaks)) or "no group, image or question is in two splits"
+        return "; ".join(map(str, self.leaks)) or "no group, image or (image, question) pair is in two splits"
 
     def count(self, kind: Kind, first: str = "train", second: str = "test") -> int:
         """Return the number of groups, images or pairs that are in both of these splits."""

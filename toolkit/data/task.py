@@ -16,11 +16,15 @@ from toolkit.recipe import Recipe, Section, SyntheticData
 class RowOrigin:
     """Where a row came from and how its columns are named.
 
-    ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
-    relative image paths start from and that no path may leave; ``group`` names the column with the group, if any.
-    The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
-    A row with more than ``max_images`` images is unusable. ``settings`` has the settings of the task
-    (``Task.settings``); its ``repr`` must differ between two different settings.
+    Attributes:
+        file: the source of the row.
+        image_root: the absolute folder that relative image paths start from. No path may leave it.
+        column: field of the task -> its column in this source.
+        group: the column with the group. None: as ``Task.grouped_by`` says.
+        context: columns for the prompt, which go into ``Sample.fields`` under their names.
+        by: columns for results by column, likewise.
+        max_images: a row with more images is unusable.
+        settings: the settings of the task (``Task.settings``). Different settings must have a different ``repr``.
     """
 
     file: Path

@@ -40,7 +40,7 @@ def read_reply(task: Task, sample: Sample, reply: Reply) -> Answer:
     return read_answer(task, sample, reply.completion)
 
 
-def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> ScoredAnswer:
+def score_answer(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> ScoredAnswer:
     """Return the scores of an answer as one row of an evaluation."""
     return ScoredAnswer(
         id=sample.id,

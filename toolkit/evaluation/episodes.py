@@ -36,14 +36,14 @@ class Turn:
     """One step of a rollout.
 
     Attributes:
-        question: the sample with the agent memory of its prompt.
+        sample: the sample with the agent memory of its prompt.
         answer: the parsed completion.
         after: the agent memory after it.
         skipped: why the prompt was skipped, or None.
         new: whether the completion was generated now.
     """
 
-    question: Sample
+    sample: Sample
     answer: Answer
     after: Any
     skipped: str | None
@@ -110,26 +110,20 @@ def rollout(
         generate: generates the replies of a batch.
         batch_size: prompts per batch.
     """
-    agent_memory = _agent_memory(task)
+    if (agent_memory := task.agent_memory) is None:
+        raise TypeError(f"the task {task.name} has no agent memory")
     memories: dict[str, Any] = {}
     for place in range(max((len(episode.numbers) for episode in episodes), default=0)):
         going = [episode for episode in episodes if len(episode.numbers) > place]
         for start in range(0, len(going), batch_size):
             batch = going[start : start + batch_size]
-            turns = _turns(
-                task, [_question(agent_memory, samples, episode, place, memories) for episode in batch], known, generate
-            )
+            prompted = [_with_agent_memory(agent_memory, samples, episode, place, memories) for episode in batch]
+            turns = _turns(task, agent_memory, prompted, known, generate)
             memories |= {episode.name: turn.after for episode, turn in zip(batch, turns, strict=True)}
             yield turns
 
 
-def _agent_memory(task: Task) -> AgentMemoryFunctions:
-    if task.agent_memory is None:
-        raise TypeError(f"the task {task.name} has no agent memory")
-    return task.agent_memory
-
-
-def _question(
+def _with_agent_memory(
     agent_memory: AgentMemoryFunctions,
     samples: Sequence[Sample],
     episode: Episode,
@@ -140,14 +134,19 @@ def _question(
     return agent_memory.put(sample, memories[episode.name] if place else agent_memory.start(sample))
 
 
-def _turns(task: Task, questions: Sequence[Sample], known: Mapping[str, Reply], generate: Generate) -> list[Turn]:
-    complete = all(question.id in known for question in questions)
-    replies = [known[question.id] for question in questions] if complete else generate(questions)
+def _turns(
+    task: Task,
+    agent_memory: AgentMemoryFunctions,
+    samples: Sequence[Sample],
+    known: Mapping[str, Reply],
+    generate: Generate,
+) -> list[Turn]:
+    complete = all(sample.id in known for sample in samples)
+    replies = [known[sample.id] for sample in samples] if complete else generate(samples)
     turns = []
-    for question, new in zip(questions, replies, strict=True):
-        reply = known.get(question.id, new)
-        answer = read_reply(task, question, reply)
-        agent_memory = _agent_memory(task)
-        after = agent_memory.advance(agent_memory.held(question), answer)
-        turns.append(Turn(question, answer, after, reply.skipped, question.id not in known))
+    for sample, new in zip(samples, replies, strict=True):
+        reply = known.get(sample.id, new)
+        answer = read_reply(task, sample, reply)
+        after = agent_memory.advance(agent_memory.held(sample), answer)
+        turns.append(Turn(sample, answer, after, reply.skipped, sample.id not in known))
     return turns

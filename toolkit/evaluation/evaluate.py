@@ -15,26 +15,23 @@ from typing import Any
 
 from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.sample import Answer, Sample
-from toolkit.evaluation.context import Context
-from toolkit.evaluation.evaluation_set import EvaluationSet, held_out
+from toolkit.evaluation.evaluation_set import EvaluationSet
 from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.predictions import (
     PARTIAL,
-    PREDICTIONS,
     Rows,
     answers_file,
     baseline_rows,
     earlier_rows,
     generate_missing,
-    judge_predictions,
     read_mode,
 )
-from toolkit.evaluation.results import EVALUATE, EvaluationResult
-from toolkit.evaluation.scores import CONFUSION, make_result
+from toolkit.evaluation.results import EvaluationResult, evaluation_stage
+from toolkit.evaluation.scores import make_result
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
 from toolkit.runfolder import write_json, write_text
 
-__all__ = ["CONFUSION", "PARTIAL", "PREDICTIONS", "evaluate", "held_out", "judge_predictions"]
 TABLE, FIGURES, DETAILS = "predictions.csv", "metrics.json", "details.jsonl"
 Answers = Mapping[str, Mapping[str, tuple[Sample, Answer]]]
 """Mode -> sample id -> the sample with the agent memory of its prompt, and its answer."""
@@ -53,44 +50,50 @@ def evaluate(
         weights: the weights. None: the base model.
         earlier: earlier evaluations to compare with.
         backend: loads the model. Default: that of the recipe.
+
+    Raises:
+        DataError: the split has no rows, or a row is too long.
+        RunError: a file of predictions is incomplete or damaged.
+        Interrupted: after a signal. Saved predictions are kept.
     """
-    questions = EvaluationSet.of(context)
-    folder = context.run.stage_folder(EVALUATE + name)
+    evaluation_set = EvaluationSet.of(context)
+    folder = context.run.stage_folder(evaluation_stage(name))
     digest = _identity(context, weights)
-    partial = {mode: folder / answers_file(mode, digest) for mode in questions.modes}
-    generate_missing(context, name, questions, partial, weights, backend)
-    answers = {mode: read_mode(questions, mode, file) for mode, file in partial.items()}
-    rows: dict[str, Rows] = {mode: questions.judge(found, context.recipe) for mode, found in answers.items()}
+    partial = {mode: folder / answers_file(mode, digest) for mode in evaluation_set.modes}
+    generate_missing(context, name, evaluation_set, partial, weights, backend)
+    answers = {mode: read_mode(evaluation_set, mode, file) for mode, file in partial.items()}
+    rows: dict[str, Rows] = {
+        mode: evaluation_set.score_answers(found, context.recipe) for mode, found in answers.items()
+    }
     for mode, file in partial.items():
         file.replace(folder / answers_file(mode))
     for other in folder.glob(PARTIAL.format("*")):
         other.unlink()
-    before = {other: earlier_rows(context, questions, other) for other in earlier}
-    result = make_result(context, name, questions, rows, (baseline_rows(context, questions), before))
-    if questions.agent_memory:
-        _write_outputs(folder, questions, answers, result)
+    before = {other: earlier_rows(context, evaluation_set, other) for other in earlier}
+    result = make_result(context, name, evaluation_set, rows, (baseline_rows(context, evaluation_set), before))
+    if evaluation_set.agent_memory:
+        _write_outputs(folder, evaluation_set, evaluation_set.agent_memory, answers, result)
     return result
 
 
 def _write_outputs(
     folder: Path,
-    questions: EvaluationSet,
+    evaluation_set: EvaluationSet,
+    agent_memory: AgentMemoryFunctions,
     answers: Mapping[str, Sequence[tuple[Sample, Answer]]],
     result: EvaluationResult,
 ) -> None:
     """Write the three files, each under a temporary name first. Samples are in the order of their episodes."""
-    if questions.agent_memory is None:
-        return
     found: Answers = {mode: {sample.id: (sample, answer) for sample, answer in of} for mode, of in answers.items()}
-    positions = questions.positions
+    positions = evaluation_set.positions
     first = {position.episode: number for number, position in reversed(list(enumerate(positions.values())))}
     samples = sorted(
-        questions.samples, key=lambda sample: (first[positions[sample.id].episode], positions[sample.id].position)
+        evaluation_set.samples, key=lambda sample: (first[positions[sample.id].episode], positions[sample.id].position)
     )
-    root = questions.samples.source.image_root
-    rows = [_table_row(questions, questions.agent_memory, sample, found, root) for sample in samples]
+    root = evaluation_set.samples.source.image_root
+    rows = [_table_row(evaluation_set, agent_memory, sample, found, root) for sample in samples]
     write_text(folder / TABLE, _csv(rows))
-    write_text(folder / DETAILS, "".join(_details(questions, questions.agent_memory, samples, found)))
+    write_text(folder / DETAILS, "".join(_details(evaluation_set, agent_memory, samples, found)))
     # The counts of cached images differ after an interruption.
     write_json(folder / FIGURES, {name: value for name, value in asdict(result).items() if name != "images"})
 
@@ -105,7 +108,7 @@ def _identity(context: Context, weights: Path | None) -> str:
 
 
 def _table_row(
-    questions: EvaluationSet, agent_memory: AgentMemoryFunctions, sample: Sample, answers: Answers, root: Path
+    evaluation_set: EvaluationSet, agent_memory: AgentMemoryFunctions, sample: Sample, answers: Answers, root: Path
 ) -> dict[str, Any]:
     """Return one row: the position of the step, its reference, and the answer of each mode.
 
@@ -114,26 +117,26 @@ def _table_row(
     """
     row = {name: _inside(value, root) for name, value in agent_memory.place_columns(sample).items()}
     row |= {f"reference_{name}": _cell(value) for name, value in agent_memory.value_columns(sample.reference).items()}
-    for mode, name in questions.names.items():
+    for mode, name in evaluation_set.names.items():
         suffix = name.replace(" ", "_")
         prompted, answer = answers[mode].get(sample.id, (sample, None))
         values = agent_memory.value_columns(answer.values if answer else {})
         row |= {f"{column}_{suffix}": _cell(value) for column, value in values.items()}
-        row[f"right_{suffix}"] = "" if answer is None else int(_score(questions, prompted, answer) == 1)
+        row[f"right_{suffix}"] = "" if answer is None else int(_score(evaluation_set, prompted, answer) == 1)
         row[f"problem_{suffix}"] = "after a missing step" if answer is None else answer.problem or ""
     return row
 
 
-def _score(questions: EvaluationSet, sample: Sample, answer: Answer) -> float | None:
-    return questions.task.scores(sample, answer)[questions.task.primary]
+def _score(evaluation_set: EvaluationSet, sample: Sample, answer: Answer) -> float | None:
+    return evaluation_set.task.scores(sample, answer)[evaluation_set.task.primary]
 
 
 def _details(
-    questions: EvaluationSet, agent_memory: AgentMemoryFunctions, samples: Sequence[Sample], answers: Answers
+    evaluation_set: EvaluationSet, agent_memory: AgentMemoryFunctions, samples: Sequence[Sample], answers: Answers
 ) -> Iterator[str]:
     """Yield one line per step and mode: agent memory before and after, completion, parsed answer and scores."""
     for sample in samples:
-        for mode in questions.modes:
+        for mode in evaluation_set.modes:
             if sample.id not in answers[mode]:
                 continue
             prompted, answer = answers[mode][sample.id]
@@ -150,7 +153,7 @@ def _details(
                 "answer": dict(answer.values),
                 "problem": answer.problem,
                 "truncated": answer.truncated,
-                "scores": dict(questions.task.scores(prompted, answer)),
+                "scores": dict(evaluation_set.task.scores(prompted, answer)),
                 "agent_memory_after": agent_memory.plain(agent_memory.advance(held, answer)),
                 "reference": dict(prompted.reference),
             }

@@ -7,14 +7,13 @@ from random import Random
 import numpy as np
 
 from toolkit.data.episodes import AgentMemoryFunctions
-from toolkit.data.loading import SampleSet
 from toolkit.data.sample import Answer, Sample
-from toolkit.data.sample_set import limit
+from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.task import Task
 from toolkit.errors import DataError, warn
-from toolkit.evaluation.answers import judge
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.answers import score_answer
 from toolkit.evaluation.episodes import Episode, find_episodes
+from toolkit.evaluation.stage_context import Context
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 from toolkit.scoring.statistics import EpisodePosition, ScoredAnswer
@@ -22,9 +21,8 @@ from toolkit.scoring.statistics import EpisodePosition, ScoredAnswer
 REFERENCE, OWN, OFF = "reference", "own", "off"
 """Agent-memory modes, as in evaluate.memory. Tasks without agent memory have only the first one."""
 
-NAMES: Mapping[str, str] = {REFERENCE: "reference memory", OWN: "own memory", OFF: "memory off"}
-NO_MEMORY = "no memory in the prompt"
-"""Label of a task whose prompts show no agent memory."""
+NAMES: Mapping[str, str] = {REFERENCE: "reference agent memory", OWN: "own agent memory", OFF: "no agent memory"}
+"""Agent-memory mode -> its label in tables. A task whose prompts show no agent memory has the label of ``OFF``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ class EvaluationSet:
             return cls(prompts, samples, {REFERENCE: ""})
         samples, positions = _whole_episodes(samples, agent_memory, recipe)
         modes: Sequence[str] = recipe.evaluation.memory if agent_memory.shown(samples[0]) else ()
-        names = {mode: name for mode, name in NAMES.items() if mode in modes} or {REFERENCE: NO_MEMORY}
+        names = {mode: name for mode, name in NAMES.items() if mode in modes} or {REFERENCE: NAMES[OFF]}
         if OWN not in names:
             return cls(prompts, samples, names, positions)
         episodes, unreachable = find_episodes(list(positions.values()))
@@ -99,9 +97,9 @@ class EvaluationSet:
             return [self.agent_memory.put(sample, self.agent_memory.start(sample)) for sample in self.samples]
         return self.samples
 
-    def judge(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[ScoredAnswer]:
+    def score_answers(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[ScoredAnswer]:
         """Return the scores of answers, as rows of an evaluation."""
-        return [judge(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
+        return [score_answer(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
 
 
 def held_out(context: Context) -> SampleSet:

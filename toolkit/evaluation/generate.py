@@ -1,16 +1,23 @@
 """Generate greedy completions of a loaded model in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.data.sample import Sample
 from toolkit.evaluation.answers import Reply
+from toolkit.images import ImageStore
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Completion, Policy, Sampling
-from toolkit.models.lengths import prompt_checker
+from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG, prompt_checker
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
+
+SKIP_REMEDIES: Mapping[str, str] = {
+    PROMPT_TOO_LONG: "Raise model.max_tokens.",
+    HAS_SPECIAL_TOKEN: "Remove special tokens from the rows, or train longer if the model generated them.",
+}
+"""Why a prompt was skipped -> the remedy."""
 
 
 def weights_identity(weights: Path | None) -> tuple[str, list[tuple[str, int, int]]]:
@@ -19,8 +26,24 @@ def weights_identity(weights: Path | None) -> tuple[str, list[tuple[str, int, in
     return str(weights), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
+def is_whole_model(weights: Path | None) -> bool:
+    """Return whether ``weights`` are a whole model, such as a merged export, and not an adapter or a GGUF file."""
+    return weights is not None and (weights / "config.json").is_file()
+
+
+def prompts_of_readable_images(recipe: Recipe, **images: int) -> Prompts:
+    """Return prompts that raise ImageError for an unreadable image. A prediction on a grey square would be meaningless.
+
+    Args:
+        recipe: the recipe.
+        images: other keys of [images].
+    """
+    section = recipe.images.model_copy(update={"unreadable": "stop", **images})
+    return Prompts.of(recipe, ImageStore.from_recipe(section))
+
+
 @dataclass(frozen=True, slots=True)
-class Generator:
+class Completer:
     """A loaded model that generates completions.
 
     Attributes:
@@ -46,7 +69,7 @@ class Generator:
         backend: Backend | None = None,
         *,
         stored: bool = False,
-    ) -> "Generator":
+    ) -> "Completer":
         """Load the recipe's model with ``weights`` and the settings of [evaluate].
 
         Args:
@@ -65,15 +88,15 @@ class Generator:
         unfit = prompt_checker(policy.processor, prompts, most, tokens)
         return cls(backend, policy, prompts, Sampling(tokens), unfit)
 
-    def complete(self, questions: Sequence[Sample]) -> list[Completion]:
+    def complete(self, samples: Sequence[Sample]) -> list[Completion]:
         """Return one completion per sample, generated in one batch."""
-        rows = [self.prompts.row(question) for question in questions]
+        rows = [self.prompts.row(sample) for sample in samples]
         return [group[0] for group in self.backend.generate(self.policy, rows, self.sampling)]
 
-    def reply(self, questions: Sequence[Sample]) -> list[Reply]:
+    def reply(self, samples: Sequence[Sample]) -> list[Reply]:
         """Return one reply per sample. Prompts that do not fit are skipped."""
-        reasons = [self.unfit(question) for question in questions]
-        fit = [question for question, reason in zip(questions, reasons, strict=True) if reason is None]
+        reasons = [self.unfit(sample) for sample in samples]
+        fit = [sample for sample, reason in zip(samples, reasons, strict=True) if reason is None]
         completions = iter(self.complete(fit) if fit else [])
         return [Reply(next(completions)) if reason is None else Reply(_NOTHING, reason) for reason in reasons]
 

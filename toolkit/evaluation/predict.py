@@ -1,6 +1,6 @@
 """Predict with a run's model: answer one question, or predict one GUI step after another.
 
->>> predictor = load_model_for_inference("runs/steps")                                     # doctest: +SKIP
+>>> predictor = load_predictor("runs/steps")                                               # doctest: +SKIP
 >>> first = predictor.predict_step(image_path="1.png", user_goal="Load the MRI scan")      # doctest: +SKIP
 >>> predictor.predict_step(                                                                # doctest: +SKIP
 ...     image_path="2.png",
@@ -23,14 +23,12 @@ from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ModelError, RowProblem, warn
 from toolkit.evaluation.answers import read_answer, read_reply
 from toolkit.evaluation.episodes import task_with_memory
-from toolkit.evaluation.generate import Generator
-from toolkit.images import ImagePolicy, ImageStore, read_image_header
+from toolkit.evaluation.generate import Completer, is_whole_model, prompts_of_readable_images
+from toolkit.images import ImagePolicy, read_image_header
 from toolkit.images.ref import ImageRef
-from toolkit.models import Backend, choose_backend
-from toolkit.models.backend import Sampling
+from toolkit.models import Backend
 from toolkit.models.lengths import check_lengths
 from toolkit.models.llamacpp import is_gguf
-from toolkit.models.prompts import Prompts
 from toolkit.recipe import Evaluate, Model, Recipe, Run, for_language_models, load_recipe, recipe_model
 from toolkit.runfolder import RunFolder, current_weights, find_run, find_weights, is_run, read_json
 from toolkit.runfolder.usage import recording
@@ -111,11 +109,11 @@ class Predictor:
 
     Attributes:
         recipe: defines the prompt.
-        generator: the loaded model.
+        completer: the loaded model.
     """
 
     recipe: Recipe
-    generator: Generator
+    completer: Completer
 
     def predict_step(
         self,
@@ -144,9 +142,9 @@ class Predictor:
         memory = agent_memory.memory_of(
             _plain(short_term_memory, "short_term_memory"), _plain(long_term_memory, "long_term_memory")
         )
-        question = self._question(Path(image_path).absolute(), user_goal, memory, context or {})
-        reply = self.generator.reply([question])[0]
-        answer = read_reply(task, question, reply)
+        sample = self._step_sample(Path(image_path).absolute(), user_goal, memory, context or {})
+        reply = self.completer.reply([sample])[0]
+        answer = read_reply(task, sample, reply)
         after = agent_memory.plain(agent_memory.advance(memory, answer))
         place = answer.values.get("place")
         return StepPrediction(
@@ -161,7 +159,7 @@ class Predictor:
             truncated=answer.truncated,
         )
 
-    def _question(self, image: Path, goal: str, memory: Memory, context: Mapping[str, str]) -> Sample:
+    def _step_sample(self, image: Path, goal: str, memory: Memory, context: Mapping[str, str]) -> Sample:
         _check_context(self.recipe, context, "context")
         task, agent_memory = task_with_memory(self.recipe)
         # The size is read each time, because a program may overwrite its screenshots.
@@ -176,7 +174,7 @@ class Predictor:
         return agent_memory.put(replace(sample, fields={**sample.fields, **context}), memory)
 
 
-def load_model_for_inference(
+def load_predictor(
     model_path: Path | str,
     base_model_name: str | None = None,
     *,
@@ -219,21 +217,16 @@ def load_model_for_inference(
     loaded = chosen
     if weights is not None and path != run and not _is_adapter(weights) and not is_gguf(weights):
         loaded, weights = _named(chosen, str(weights)), None  # merged weights have their own processor
-    images = chosen.images.model_copy(update={"unreadable": "stop", "memory_cache_mb": 0})
-    prompts = Prompts.of(chosen, ImageStore.from_recipe(images))
-    return Predictor(chosen, Generator.load(loaded, prompts, weights, backend))
+    prompts = prompts_of_readable_images(chosen, memory_cache_mb=0)
+    return Predictor(chosen, Completer.load(loaded, prompts, weights, backend))
 
 
 def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) -> Answer:
-    # A prediction on the grey placeholder of an unreadable image would be meaningless.
-    prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images.model_copy(update={"unreadable": "stop"})))
-    weights, stored = chosen or own, chosen is not None and (chosen / "config.json").is_file()
-    backend = choose_backend(recipe.model, weights)
-    policy = backend.load(recipe, weights, trainable=False, mergeable=stored)
+    prompts = prompts_of_readable_images(recipe)
+    completer = Completer.load(recipe, prompts, chosen or own, stored=is_whole_model(chosen))
     limit = recipe.evaluation.max_completion_tokens
-    check_lengths(policy.processor, prompts, [sample], recipe.model.max_tokens, answer_tokens=limit)
-    completion = backend.generate(policy, [prompts.row(sample)], Sampling(limit))[0][0]
-    return read_answer(prompts.task, sample, completion)
+    check_lengths(completer.policy.processor, prompts, [sample], recipe.model.max_tokens, answer_tokens=limit)
+    return read_answer(prompts.task, sample, completer.complete([sample])[0])
 
 
 def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:

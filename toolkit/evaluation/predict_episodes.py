@@ -15,11 +15,10 @@ from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, ImageError, Problem, RowProblem, RunError, warn
 from toolkit.evaluation.answers import Reply, reply_of
 from toolkit.evaluation.episodes import Episode, Turn, find_episodes, rollout, task_with_memory
-from toolkit.evaluation.generate import Generator, weights_identity
+from toolkit.evaluation.generate import Completer, is_whole_model, prompts_of_readable_images, weights_identity
 from toolkit.evaluation.predict import PREDICT
-from toolkit.images import ImagePolicy, ImageStore, read_image_header
+from toolkit.images import ImagePolicy, read_image_header
 from toolkit.models import Backend
-from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
     Progress,
@@ -102,18 +101,15 @@ def predict_episodes(
     task, agent_memory = task_with_memory(recipe)
     rows, out = read_unlabelled(recipe, files.rows, files.image_root), files.out
     for note in rows.notes:
-        warn(note.code, note.rule, place=note.place, value=note.value)
+        warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
     weights = chosen or current_weights(run, recipe)
     digest = _identity(recipe, weights, rows)
     known = _known(out, digest)
     if len(known) < _total(rows):
         with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
-            prompts = Prompts.of(
-                recipe, ImageStore.from_recipe(recipe.images.model_copy(update={"unreadable": "stop"}))
-            )
-            stored = chosen is not None and (chosen / "config.json").is_file()
-            generator = Generator.load(recipe, prompts, weights, backend, stored=stored)
-            batches = rollout(task, rows.samples, rows.episodes, known, generator.reply, recipe.evaluation.batch_size)
+            prompts = prompts_of_readable_images(recipe)
+            completer = Completer.load(recipe, prompts, weights, backend, stored=is_whole_model(chosen))
+            batches = rollout(task, rows.samples, rows.episodes, known, completer.reply, recipe.evaluation.batch_size)
             _save(batches, _Output(agent_memory, digest, out, _total(rows)), stop, progress)
     return _in_order(out, rows)
 
@@ -150,7 +146,10 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
             tally.add("the screenshot cannot be opened", str(error), "predict.screenshot_not_readable")
     notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
     dropped = tally.of(str(file))
-    notes += [Problem("predict.rows_left_out", _left_out(one), one.source, one.count) for one in dropped]
+    notes += [
+        Problem("predict.rows_left_out", _left_out(one), one.source, one.count, "Correct these rows.")
+        for one in dropped
+    ]
     if not samples:
         raise DataError(
             "predict.no_usable_row",
@@ -231,13 +230,13 @@ def _is_cut(lines: Sequence[Record], torn: bytes) -> bool:
 
 
 def _line(agent_memory: AgentMemoryFunctions, turn: Turn, digest: str) -> Record:
-    question, answer = turn.question, turn.answer
+    sample, answer = turn.sample, turn.answer
     return {
-        "id": question.id,
-        **agent_memory.place_columns(question),
-        "question": question.fields["question"],
+        "id": sample.id,
+        **agent_memory.place_columns(sample),
+        "question": sample.fields["question"],
         **agent_memory.value_columns(answer.values),
-        "agent_memory": agent_memory.plain(agent_memory.held(question)),
+        "agent_memory": agent_memory.plain(agent_memory.held(sample)),
         "agent_memory_after": agent_memory.plain(turn.after),
         "completion": answer.text,
         "answer": dict(answer.values),
@@ -291,4 +290,5 @@ def _unreachable(agent_memory: AgentMemoryFunctions, samples: Sequence[Sample], 
     if positions:
         example = f"{positions[0].episode}, step {positions[0].position}"
         rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"
-        yield Problem("predict.rows_after_missing_step", rule, file, len(positions))
+        remedy = "Add the rows of the missing steps."
+        yield Problem("predict.rows_after_missing_step", rule, file, len(positions), remedy)

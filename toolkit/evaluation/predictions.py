@@ -12,15 +12,14 @@ from typing import Any
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import RunError
-from toolkit.evaluation.answers import Reply, judge, read_answer, read_reply, reply_of
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.answers import Reply, read_answer, read_reply, reply_of
 from toolkit.evaluation.episodes import rollout
 from toolkit.evaluation.evaluation_set import OWN, REFERENCE, EvaluationSet
-from toolkit.evaluation.generate import Generator
-from toolkit.evaluation.results import BASELINE, EVALUATE, EvaluationResult
+from toolkit.evaluation.generate import Completer, is_whole_model
+from toolkit.evaluation.results import BASELINE, EvaluationResult, evaluation_stage
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
 from toolkit.models.lengths import check_lengths
-from toolkit.models.prompts import Prompts
 from toolkit.runfolder import (
     Record,
     RunFolder,
@@ -61,7 +60,7 @@ def answers_file(mode: str, digest: str | None = None) -> str:
 def generate_missing(
     context: Context,
     name: str,
-    questions: EvaluationSet,
+    evaluation_set: EvaluationSet,
     files: Mapping[str, Path],
     weights: Path | None,
     backend: Backend | None = None,
@@ -71,32 +70,33 @@ def generate_missing(
     Args:
         context: the run.
         name: the name of the evaluation.
-        questions: the samples.
+        evaluation_set: the samples.
         files: mode -> JSONL file.
         weights: the weights. None: the base model.
         backend: loads the model. Default: that of the recipe.
 
     Raises:
         DataError: a row is too long.
+        RunError: a line of a file is damaged.
         Interrupted: after a signal. Saved predictions are kept.
     """
     waiting: dict[str, list[Sample]] = {}
     for mode, file in files.items():
         remove_partial_line(file)
         done = {line["id"] for line in read_lines(file, LINE_KEYS)}
-        if missing := [sample for sample in questions.samples_of(mode) if sample.id not in done]:
+        if missing := [sample for sample in evaluation_set.samples_of(mode) if sample.id not in done]:
             waiting[mode] = missing
     if not waiting:
         return
     recipe = context.recipe
-    stored = weights is not None and weights != context.weights and (weights / "config.json").is_file()
-    generator = Generator.load(recipe, questions.prompts, weights, backend, stored=stored)
+    stored = weights != context.weights and is_whole_model(weights)
+    completer = Completer.load(recipe, evaluation_set.prompts, weights, backend, stored=stored)
     if REFERENCE in waiting:
         most, tokens = recipe.model.max_tokens, recipe.evaluation.max_completion_tokens
-        processor = generator.policy.processor
-        check_lengths(processor, questions.prompts, waiting[REFERENCE], most, tokens, on_row=context.no_step_yet)
+        processor, check = completer.policy.processor, context.check_stop_before_first_step
+        check_lengths(processor, evaluation_set.prompts, waiting[REFERENCE], most, tokens, on_row=check)
     for mode, samples in waiting.items():
-        job = _Job(context, name, mode, questions, generator, files[mode])
+        job = _Job(context, name, mode, evaluation_set, completer, files[mode])
         if mode == OWN:
             _roll_out(job)
         else:
@@ -104,36 +104,35 @@ def generate_missing(
 
 
 def known_replies(file: Path) -> dict[str, Reply]:
-    """Return sample id -> the reply in a file of predictions."""
+    """Return sample id -> the reply in a file of predictions.
+
+    Raises:
+        RunError: a line is damaged.
+    """
     return {line["id"]: reply_of(line) for line in read_lines(file, LINE_KEYS)}
 
 
-def read_mode(questions: EvaluationSet, mode: str, file: Path) -> Answered:
+def read_mode(evaluation_set: EvaluationSet, mode: str, file: Path) -> Answered:
     """Return every sample of a mode with its agent memory, and its parsed answer. A rollout is replayed.
 
     Raises:
-        RunError: a prediction is missing.
+        RunError: a prediction is missing, or a line is damaged.
     """
-    known = _complete(file, [sample.id for sample in questions.samples_of(mode)])
+    task, samples = evaluation_set.task, evaluation_set.samples_of(mode)
+    known = _complete(file, [sample.id for sample in samples])
     if mode != OWN:
-        return [(sample, read_reply(questions.task, sample, known[sample.id])) for sample in questions.samples_of(mode)]
-    turns = rollout(questions.task, questions.samples, questions.episodes, known, lambda _: [], len(questions.samples))
-    return [(turn.question, turn.answer) for batch in turns for turn in batch]
+        return [(sample, read_reply(task, sample, known[sample.id])) for sample in samples]
+    everything = evaluation_set.samples
+    turns = rollout(task, everything, evaluation_set.episodes, known, lambda _: [], len(everything))
+    return [(turn.sample, turn.answer) for batch in turns for turn in batch]
 
 
-def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Sample], file: Path) -> Rows:
-    """Parse and score saved completions. Return one row per sample, in order."""
-    known, task = _complete(file, [sample.id for sample in samples]), prompts.task
-    by = context.recipe.results_by
-    return [judge(task, sample, read_reply(task, sample, known[sample.id]), by) for sample in samples]
-
-
-def earlier_rows(context: Context, questions: EvaluationSet, name: str) -> dict[str, Rows]:
+def earlier_rows(context: Context, evaluation_set: EvaluationSet, name: str) -> dict[str, Rows]:
     """Return mode -> the rows of an earlier evaluation, for the common modes."""
-    files = _answers_of(context.run, context.run.result(EVALUATE + name, EvaluationResult))
+    files = _answers_of(context.run, context.run.result(evaluation_stage(name), EvaluationResult))
     return {
-        mode: questions.judge(read_mode(questions, mode, files[mode]), context.recipe)
-        for mode in questions.modes
+        mode: evaluation_set.score_answers(read_mode(evaluation_set, mode, files[mode]), context.recipe)
+        for mode in evaluation_set.modes
         if mode in files
     }
 
@@ -155,21 +154,20 @@ class Baselines:
         return {**self.rows, BASELINE: self.own.get(score, self.rows[BASELINE])}
 
 
-def baseline_rows(context: Context, questions: EvaluationSet) -> Baselines:
+def baseline_rows(context: Context, evaluation_set: EvaluationSet) -> Baselines:
     """Return the baselines, scored like a model's completions."""
 
-    samples, task = questions.samples, questions.task
+    samples, task = evaluation_set.samples, evaluation_set.task
 
-    def judged(texts: Iterable[str]) -> Rows:
+    def scored(texts: Iterable[str]) -> Rows:
         answers = [(sample, task.parse(text, sample)) for sample, text in zip(samples, texts, strict=True)]
-        return questions.judge(answers, context.recipe)
+        return evaluation_set.score_answers(answers, context.recipe)
 
-    majority = {
-        score: judged(known[sample.id] for sample in samples) for score, known in _majority(context, questions).items()
-    }
+    known = _majority(context, evaluation_set)
+    majority = {score: scored(answers[sample.id] for sample in samples) for score, answers in known.items()}
     rows = {BASELINE: majority.pop(task.primary)}
-    for label, complete in (questions.agent_memory.baselines if questions.agent_memory else {}).items():
-        rows[label] = judged(map(complete, samples))
+    for label, complete in (evaluation_set.agent_memory.baselines if evaluation_set.agent_memory else {}).items():
+        rows[label] = scored(map(complete, samples))
     return Baselines(rows, majority)
 
 
@@ -178,40 +176,41 @@ class _Job:
     context: Context
     name: str
     mode: str
-    questions: EvaluationSet
-    generator: Generator
+    evaluation_set: EvaluationSet
+    completer: Completer
     file: Path
 
     def save(self, sample: Sample, answer: Answer, skipped: str | None = None) -> None:
         line = {"split": self.context.recipe.evaluation.split, **_prediction(sample, answer)}
-        append_line(self.file, line | _episode_columns(self.questions, sample, skipped))
+        append_line(self.file, line | _episode_columns(self.evaluation_set, sample, skipped))
 
     def report(self, done: int, total: int) -> None:
         """Report the progress, and raise Interrupted after a signal unless all is done."""
-        memory = self.questions.names[self.mode]
-        stage = f"evaluate-{self.name}" + (f" ({memory})" if memory else "")
+        memory = self.evaluation_set.names[self.mode]
+        stage = evaluation_stage(self.name) + (f" ({memory})" if memory else "")
         self.context.progress(stage, done, total, "")
         if done < total:
             self.context.stop.check(f"{stage} is saved after {done} of {total} samples")
 
 
 def _generate_each(job: _Job, samples: list[Sample]) -> None:
-    size, task = job.context.recipe.evaluation.batch_size, job.questions.task
+    size, task = job.context.recipe.evaluation.batch_size, job.evaluation_set.task
     for start in range(0, len(samples), size):
         batch = samples[start : start + size]
-        for sample, completion in zip(batch, job.generator.complete(batch), strict=True):
+        for sample, completion in zip(batch, job.completer.complete(batch), strict=True):
             job.save(sample, read_answer(task, sample, completion))
         job.report(start + len(batch), len(samples))
 
 
 def _roll_out(job: _Job) -> None:
-    questions = job.questions
-    total, done = sum(len(episode.numbers) for episode in questions.episodes), 0
+    evaluation_set = job.evaluation_set
+    episodes, samples = evaluation_set.episodes, evaluation_set.samples
+    total, done = sum(len(episode.numbers) for episode in episodes), 0
     known, size = known_replies(job.file), job.context.recipe.evaluation.batch_size
-    for turns in rollout(questions.task, questions.samples, questions.episodes, known, job.generator.reply, size):
+    for turns in rollout(evaluation_set.task, samples, episodes, known, job.completer.reply, size):
         for turn in turns:
             if turn.new:
-                job.save(turn.question, turn.answer, turn.skipped)
+                job.save(turn.sample, turn.answer, turn.skipped)
         done += len(turns)
         if any(turn.new for turn in turns):
             job.report(done, total)
@@ -230,9 +229,9 @@ def _prediction(sample: Sample, answer: Answer) -> Record:
     }
 
 
-def _episode_columns(questions: EvaluationSet, sample: Sample, skipped: str | None) -> Record:
+def _episode_columns(evaluation_set: EvaluationSet, sample: Sample, skipped: str | None) -> Record:
     """Return what a replay of a rollout needs: the position in the episode, and the agent memory of the prompt."""
-    agent_memory = questions.agent_memory
+    agent_memory = evaluation_set.agent_memory
     if agent_memory is None:
         return {}
     position, memory = agent_memory.position(sample), agent_memory.plain(agent_memory.held(sample))
@@ -272,18 +271,18 @@ def _complete(file: Path, ids: Sequence[str]) -> dict[str, Reply]:
     return known
 
 
-def _majority(context: Context, questions: EvaluationSet) -> Mapping[str, Mapping[str, str]]:
+def _majority(context: Context, evaluation_set: EvaluationSet) -> Mapping[str, Mapping[str, str]]:
     """Return score -> sample id -> the majority answer, with the primary score first.
 
     They are saved in the run, because computing them reads every training row.
     """
     file = context.run.stage_folder(BASELINE) / f"{context.recipe.evaluation.split}.json"
-    task = questions.task
+    task = evaluation_set.task
     wanted = {task.primary: task.baseline, **task.baselines}
     known = _saved_majority(file)
-    if known.keys() != wanted.keys() or any(sample.id not in known[task.primary] for sample in questions.samples):
+    if known.keys() != wanted.keys() or any(sample.id not in known[task.primary] for sample in evaluation_set.samples):
         found = {score: baseline(context.data.train) for score, baseline in wanted.items()}
-        known = {score: {one.id: complete(one) for one in questions.samples} for score, complete in found.items()}
+        known = {score: {one.id: complete(one) for one in evaluation_set.samples} for score, complete in found.items()}
         write_json(file, {"scores": known})
     return {score: known[score] for score in wanted}
 

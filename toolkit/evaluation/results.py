@@ -4,13 +4,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.images import StoreReport
+from toolkit.runfolder import TRAINING_STAGES
 from toolkit.scoring.statistics import Comparison, EpisodeMetrics, Estimate, Summary
 
 EVALUATE = "evaluate-"
 """Prefix of the stage of an evaluation."""
 
+BEFORE = "before"
+"""Name of the evaluation before training."""
+
 BASELINE = "baseline"
 """Key of the majority baseline in ``ScoreResult.differences``."""
+
+RESERVED_EVALUATION_NAMES = (BEFORE, *TRAINING_STAGES, BASELINE)
+"""Names that only the evaluations of `toolkit run` and the baseline have."""
+
+
+def evaluation_stage(name: str) -> str:
+    """Return the stage of an evaluation.
+
+    >>> evaluation_stage("sft")
+    'evaluate-sft'
+    """
+    return f"{EVALUATE}{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +155,12 @@ class AgentMemoryResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """The result of an evaluation. Its own value, baseline and differences are those of the primary score.
+    """The result of an evaluation.
 
     Attributes:
         split: the evaluated split.
-        score: the task's primary score, with the agent-memory mode if there are several.
-        value: see ``ScoreResult``.
-        baseline: see ``ScoreResult``.
-        differences: see ``ScoreResult``.
-        baselines: see ``ScoreResult``.
+        score: the name of the task's primary score, with the agent-memory mode if there are several.
+        primary: the primary score.
         also: other scores, agent-memory modes and whole episodes that get a table.
         summary: all metrics of the mode "reference".
         images: what happened to the images.
@@ -157,10 +170,7 @@ class EvaluationResult:
 
     split: str
     score: str
-    value: Estimate
-    baseline: Estimate
-    differences: Mapping[str, Difference]
-    baselines: Mapping[str, BaselineResult]
+    primary: ScoreResult
     also: Mapping[str, ScoreResult]
     summary: Summary
     images: StoreReport
@@ -170,5 +180,4 @@ class EvaluationResult:
     @property
     def scores(self) -> Mapping[str, ScoreResult]:
         """Return score -> its result, with the primary score first."""
-        primary = ScoreResult(self.value, self.baseline, self.differences, self.baselines)
-        return {self.score: primary, **self.also}
+        return {self.score: self.primary, **self.also}

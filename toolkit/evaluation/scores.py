@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from toolkit.errors import warn
-from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluation_set import OFF, OWN, REFERENCE, EvaluationSet
+from toolkit.evaluation.generate import SKIP_REMEDIES
 from toolkit.evaluation.predictions import PREDICTIONS, Baselines, Rows
 from toolkit.evaluation.results import (
     BASELINE,
-    EVALUATE,
+    BEFORE,
     AgentMemoryResult,
     BaselineResult,
     Difference,
     EvaluationResult,
     ModeResult,
     ScoreResult,
+    evaluation_stage,
 )
-from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
+from toolkit.evaluation.stage_context import Context
 from toolkit.scoring.statistics import (
     BEFORE_FAILURE,
     WHOLE,
@@ -40,7 +41,7 @@ CONFUSION = "confusion.png"
 
 Others = tuple[Baselines, Mapping[str, Mapping[str, Rows]]]
 """The baselines, and earlier evaluation -> mode -> its rows."""
-BEFORE = "fraction before the first failure"
+FRACTION_BEFORE_FAILURE = "fraction before the first failure"
 COMPARED = (OWN, REFERENCE, OFF)
 """A mode is compared with the later ones. Own minus reference is the cost of errors, own minus off the benefit."""
 
@@ -52,7 +53,7 @@ Measured = Mapping[str, Mapping[str, tuple[str, list[ScoredAnswer]]]]
 
 
 def make_result(
-    context: Context, name: str, questions: EvaluationSet, rows: Mapping[str, Rows], others: Others
+    context: Context, name: str, evaluation_set: EvaluationSet, rows: Mapping[str, Rows], others: Others
 ) -> EvaluationResult:
     """Return the result of the evaluation ``name`` from the rows of each mode, and draw the confusion matrix."""
     recipe = context.recipe
@@ -60,36 +61,37 @@ def make_result(
     summary = summarise(main, recipe.results_by, section.bootstrap, seed, positive=recipe.positive)
     if summary.confusion.labels:
         plot_confusion_matrix(
-            summary.confusion, context.run.stage_folder(f"evaluate-{name}") / CONFUSION, f"{name}: completions"
+            summary.confusion, context.run.stage_folder(evaluation_stage(name)) / CONFUSION, f"{name}: completions"
         )
     tables = {
         label: _score_result(context, view)
-        for label, view in _views(questions, rows, others).items()
+        for label, view in _views(evaluation_set, rows, others).items()
         if any(row.scores[view.score] is not None for row in view.rows)
     }
-    (primary, first), *also = tables.items()
+    (score, primary), *also = tables.items()
     _warn(name, "", summary)
-    stage = f"{EVALUATE}{name}"
+    stage = evaluation_stage(name)
+    comparison = _agent_memory(context, name, evaluation_set, rows, summary) if evaluation_set.agent_memory else None
     return EvaluationResult(
         split=section.split,
-        score=primary,
-        value=first.value,
-        baseline=first.baseline,
-        differences=first.differences,
-        baselines=first.baselines,
+        score=score,
+        primary=primary,
         also=dict(also),
         summary=summary,
         images=context.count_images(stage),
         predictions=f"stages/{stage}/{PREDICTIONS}",
-        agent_memory=_agent_memory(context, name, questions, rows, summary) if questions.agent_memory else None,
+        agent_memory=comparison,
     )
 
 
 def compare_modes(
-    questions: EvaluationSet, rows: Mapping[str, Sequence[ScoredAnswer]], summaries: Mapping[str, Summary], draws: Draws
+    evaluation_set: EvaluationSet,
+    rows: Mapping[str, Sequence[ScoredAnswer]],
+    summaries: Mapping[str, Summary],
+    draws: Draws,
 ) -> AgentMemoryResult:
     """Return the result of all modes, and their differences on common samples."""
-    task, positions, episodes = questions.task, questions.positions, _name_of_whole(questions)
+    task, positions, episodes = evaluation_set.task, evaluation_set.positions, _name_of_whole(evaluation_set)
     measured = {
         mode: {
             task.primary: (task.primary, list(found)),
@@ -97,31 +99,31 @@ def compare_modes(
                 WHOLE,
                 whole := [one.scored_answer() for one in find_scored_episodes(found, positions, task.primary)[0]],
             ),
-            BEFORE: (BEFORE_FAILURE, whole),
+            FRACTION_BEFORE_FAILURE: (BEFORE_FAILURE, whole),
         }
         for mode, found in rows.items()
     }
     return AgentMemoryResult(
-        metrics=(task.primary, episodes, BEFORE),
-        modes={mode: _mode_result(questions, mode, found, summaries[mode], draws) for mode, found in rows.items()},
+        metrics=(task.primary, episodes, FRACTION_BEFORE_FAILURE),
+        modes={mode: _mode_result(evaluation_set, mode, found, summaries[mode], draws) for mode, found in rows.items()},
         differences={
             mode: _differences(mode, measured, draws) for mode in COMPARED[:-1] if mode in rows and len(measured) > 1
         },
-        after_missing_step=len(questions.unreachable),
+        after_missing_step=len(evaluation_set.unreachable),
     )
 
 
 def _agent_memory(
-    context: Context, name: str, questions: EvaluationSet, rows: Mapping[str, Rows], reference: Summary
+    context: Context, name: str, evaluation_set: EvaluationSet, rows: Mapping[str, Rows], reference: Summary
 ) -> AgentMemoryResult:
     """Return the comparison of the agent-memory modes. Warn about failures and skipped samples."""
     recipe = context.recipe
     by, draws = recipe.results_by, (recipe.evaluation.bootstrap, recipe.run.seed)
     summaries = {mode: summarise(found, by, *draws) for mode, found in rows.items() if mode != REFERENCE}
     for mode, found in summaries.items():
-        _warn(name, f" ({questions.names[mode]})", found)
-    result = compare_modes(questions, rows, {REFERENCE: reference, **summaries}, draws)
-    _warn_about_skipped(name, questions, result)
+        _warn(name, f" ({evaluation_set.names[mode]})", found)
+    result = compare_modes(evaluation_set, rows, {REFERENCE: reference, **summaries}, draws)
+    _warn_about_skipped(name, evaluation_set, result)
     return result
 
 
@@ -135,37 +137,39 @@ class _View:
     earlier: Mapping[str, Rows]
 
 
-def _views(questions: EvaluationSet, rows: Mapping[str, Rows], others: Others) -> dict[str, _View]:
+def _views(evaluation_set: EvaluationSet, rows: Mapping[str, Rows], others: Others) -> dict[str, _View]:
     """Return title -> table, with the primary score first.
 
     With agent memory there are also tables of the mode own and of whole episodes. The other modes are only in the
     comparison of the agent-memory modes.
     """
-    task, (baselines, before) = questions.task, others
+    task, (baselines, before) = evaluation_set.task, others
     shown = [mode for mode in (REFERENCE, OWN) if mode in rows]
     views: dict[str, _View] = {}
     for mode in shown:
         ids = {row.id for row in rows[mode]}
         same = {label: [row for row in of if row.id in ids] for label, of in baselines.rows.items()}
         earlier = {name: modes[mode] for name, modes in before.items() if mode in modes}
-        views[_title(task.primary, questions, mode)] = _View(task.primary, rows[mode], same, earlier)
-    if questions.agent_memory:
-        steps = views[_title(task.primary, questions, shown[-1])]
-        views[_title(questions.agent_memory.title, questions, shown[-1])] = _of_episodes(steps, questions)
-    main = views[_title(task.primary, questions, REFERENCE)]
+        views[_title(task.primary, evaluation_set, mode)] = _View(task.primary, rows[mode], same, earlier)
+    if evaluation_set.agent_memory:
+        steps = views[_title(task.primary, evaluation_set, shown[-1])]
+        views[_title(evaluation_set.agent_memory.title, evaluation_set, shown[-1])] = _of_episodes(
+            steps, evaluation_set
+        )
+    main = views[_title(task.primary, evaluation_set, REFERENCE)]
     for score in task.also:
-        views[_title(score, questions, REFERENCE)] = _View(score, main.rows, baselines.of(score), main.earlier)
+        views[_title(score, evaluation_set, REFERENCE)] = _View(score, main.rows, baselines.of(score), main.earlier)
     return views
 
 
-def _title(score: str, questions: EvaluationSet, mode: str) -> str:
+def _title(score: str, evaluation_set: EvaluationSet, mode: str) -> str:
     """Return the name of a score, with the agent-memory mode if there are several."""
-    name = questions.names[mode]
+    name = evaluation_set.names[mode]
     return f"{score} ({name})" if name else score
 
 
-def _of_episodes(view: _View, questions: EvaluationSet) -> _View:
-    positions = questions.positions
+def _of_episodes(view: _View, evaluation_set: EvaluationSet) -> _View:
+    positions = evaluation_set.positions
 
     def episodes(rows: Rows) -> Rows:
         return [episode.scored_answer() for episode in find_scored_episodes(rows, positions, view.score)[0]]
@@ -200,36 +204,39 @@ def _score_result(context: Context, view: _View) -> ScoreResult:
 
 
 def _mean(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -> Estimate:
-    judged = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
+    scored = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
     return proportion(
-        [value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed
+        [value for value, _ in scored if value is not None], [group for _, group in scored], resamples, seed
     )
 
 
 def _warn(name: str, mode: str, summary: Summary) -> None:
-    overall, place = summary.overall, f"evaluate-{name}{mode}"
-    for code, rule, value in (
-        ("evaluate.completions_truncated", "reach the token limit", overall.truncated.value),
-        ("evaluate.completions_unreadable", "cannot be parsed", overall.unreadable.value),
+    overall, place = summary.overall, f"{evaluation_stage(name)}{mode}"
+    raise_limit = "Raise evaluate.max_completion_tokens."
+    read_them = f"Read their completions in {PREDICTIONS}, where `problem` has the reason."
+    for code, rule, value, remedy in (
+        ("evaluate.completions_truncated", "reach the token limit", overall.truncated.value, raise_limit),
+        ("evaluate.completions_unreadable", "cannot be parsed", overall.unreadable.value, read_them),
     ):
-        if value and name == "before":
+        if value and name == BEFORE:
             log.info("%s: %.0f%% of the completions %s (the format is not trained yet)", place, 100 * value, rule)
         elif value:
             rule = f"the fraction of completions that {rule} should be 0"
-            warn(code, rule, place=place, value=round(value, 3))
+            warn(code, rule, place=place, value=round(value, 3), remedy=remedy)
 
 
-def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemoryResult) -> None:
+def _warn_about_skipped(name: str, evaluation_set: EvaluationSet, result: AgentMemoryResult) -> None:
     """Warn about incomplete episodes, skipped prompts, and samples that no rollout reaches."""
-    episodes = questions.agent_memory.title if questions.agent_memory else ""
+    episodes = evaluation_set.agent_memory.title if evaluation_set.agent_memory else ""
     for mode, found in result.modes.items():
-        place = f"{EVALUATE}{name} ({questions.names[mode]})"
+        place = f"{evaluation_stage(name)} ({evaluation_set.names[mode]})"
         if incomplete := found.episodes.incomplete:
             warn(
                 "evaluate.episodes_incomplete",
                 f"the number of {episodes} with a missing step, which no figure includes, should be 0",
                 place=place,
                 value=incomplete,
+                remedy="Add the rows of the missing steps.",
             )
         for reason, count in found.skipped.items():
             warn(
@@ -237,38 +244,40 @@ def _warn_about_skipped(name: str, questions: EvaluationSet, result: AgentMemory
                 f"the number of skipped prompts, which count as wrong, should be 0: {reason}",
                 place=place,
                 value=count,
+                remedy=SKIP_REMEDIES[reason],
             )
     if result.after_missing_step:
         warn(
             "evaluate.questions_after_missing_step",
             "the number of questions after a missing step, which are skipped, should be 0",
-            place=f"{EVALUATE}{name}",
+            place=evaluation_stage(name),
             value=result.after_missing_step,
+            remedy="Add the rows of the missing steps.",
         )
 
 
-def _name_of_whole(questions: EvaluationSet) -> str:
-    return questions.agent_memory.title if questions.agent_memory else WHOLE
+def _name_of_whole(evaluation_set: EvaluationSet) -> str:
+    return evaluation_set.agent_memory.title if evaluation_set.agent_memory else WHOLE
 
 
 def _mode_result(
-    questions: EvaluationSet, mode: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws
+    evaluation_set: EvaluationSet, mode: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws
 ) -> ModeResult:
-    primary = questions.task.primary
-    episodes = episode_metrics(rows, questions.positions, primary, *draws)
+    primary = evaluation_set.task.primary
+    episodes = episode_metrics(rows, evaluation_set.positions, primary, *draws)
     return ModeResult(
-        name=questions.names[mode],
+        name=evaluation_set.names[mode],
         metrics={
             primary: summary.overall.scores[primary],
-            _name_of_whole(questions): episodes.whole,
-            BEFORE: episodes.before_failure,
+            _name_of_whole(evaluation_set): episodes.whole,
+            FRACTION_BEFORE_FAILURE: episodes.before_failure,
         },
         episodes=episodes,
         by={
             column: {value: part.scores[primary] for value, part in values.items()}
             for column, values in summary.by.items()
         },
-        skipped=dict(Counter(row.problem for row in rows if row.problem in (PROMPT_TOO_LONG, HAS_SPECIAL_TOKEN))),
+        skipped=dict(Counter(row.problem for row in rows if row.problem and row.problem in SKIP_REMEDIES)),
         summary=None if mode == REFERENCE else summary,
     )
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.loading import SampleSet
 from toolkit.data.sample import Sample
+from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, ModelError, warn
-from toolkit.evaluation.context import Context
-from toolkit.evaluation.evaluate import held_out
+from toolkit.evaluation.evaluation_set import held_out
+from toolkit.evaluation.generate import SKIP_REMEDIES
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.atomic_output import (
     OutputFolder,
     WrittenFolders,
@@ -67,14 +68,14 @@ def export(
     """
     weights = _weights(context)
     target = _Target(context.run, out, force=force)
-    order = _plan(context, weights, target)
+    plan = _plan_export(context, weights, target)
     if target.in_run:
-        _rename_outdated(target.folder, keep={*order.formats, *order.earlier.formats})
-    outputs = _prepare(context, weights, {name: target.output(name) for name in order.formats})
+        _rename_outdated(target.folder, keep={*plan.formats, *plan.earlier.formats})
+    outputs = _prepare(context, weights, {name: target.output(name) for name in plan.formats})
     job = prepare_job(context, backend or choose_backend(context.recipe.model), weights)
     for output in outputs.values():
         target.written.begin(output.target)
-    result = order.earlier
+    result = plan.earlier
     for name, output in outputs.items():
         context.stop.check(f"{name} was not written")
         found = _EXPORTS[name](job, target.folder, output)
@@ -100,8 +101,8 @@ def prepare_job(context: Context, backend: Backend, weights: Path) -> ExportJob:
         )
     images = max(len(sample.images) for sample in samples[:MAX_COUNTED])
     processor = backend.load_without_model(recipe).processor
-    questions = _questions(context, processor, samples)
-    return ExportJob(context, backend, weights, questions, Serving.of(recipe, processor, images))
+    chosen = _verification_set(context, processor, samples)
+    return ExportJob(context, backend, weights, chosen, Serving.of(recipe, processor, images))
 
 
 _EXPORTS: Mapping[str, Callable[[ExportJob, Path, OutputFolder], FormatExport]] = {
@@ -113,8 +114,8 @@ _EXPORTS: Mapping[str, Callable[[ExportJob, Path, OutputFolder], FormatExport]] 
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """What an export does.
+class _ExportPlan:
+    """The formats of an export.
 
     Attributes:
         formats: formats to write, in order.
@@ -173,12 +174,12 @@ def _weights(context: Context) -> Path:
     return context.weights
 
 
-def _plan(context: Context, weights: Path, target: _Target) -> _Order:
+def _plan_export(context: Context, weights: Path, target: _Target) -> _ExportPlan:
     """Return the formats to write, without those that these weights do not support."""
     recipe, section = context.recipe, context.recipe.export_settings
     earlier = _earlier(context.run, weights, in_run=target.in_run)
     supported = _without_optional(section, recipe, weights)
-    formats = _in_order(supported, earlier, target.folder)
+    formats = _formats_in_order(supported, earlier, target.folder)
     requested = tuple(dict.fromkeys([*earlier.requested, *formats]))
     skipped = section.optional if supported != section else earlier.skipped
     if "adapter" in formats and recipe.model.tuning == "full":
@@ -189,7 +190,7 @@ def _plan(context: Context, weights: Path, target: _Target) -> _Order:
             value="adapter",
         )
         formats.remove("adapter")
-    return _Order(formats, replace(earlier, requested=requested, skipped=skipped))
+    return _ExportPlan(formats, replace(earlier, requested=requested, skipped=skipped))
 
 
 def _earlier(run: RunFolder, weights: Path, *, in_run: bool) -> ExportResult:
@@ -216,7 +217,7 @@ def _without_optional(section: Export, recipe: Recipe, weights: Path) -> Export:
     return makeable
 
 
-def _in_order(section: Export, earlier: ExportResult, folder: Path) -> list[str]:
+def _formats_in_order(section: Export, earlier: ExportResult, folder: Path) -> list[str]:
     """Return the formats to write. GGUF is last, because it is converted from the merged weights."""
     wanted = formats_of(section)
     formats = [name for name in wanted if name != "gguf"]
@@ -263,7 +264,7 @@ def _prepare(context: Context, weights: Path, outputs: dict[str, OutputFolder]) 
     return outputs
 
 
-def _questions(context: Context, processor: Any, samples: SampleSet) -> VerificationSet:
+def _verification_set(context: Context, processor: Any, samples: SampleSet) -> VerificationSet:
     """Return the first samples that fit into ``model.max_tokens``, with a warning about skipped ones."""
     recipe, section = context.recipe, context.recipe.export_settings
     prompts = Prompts.of(recipe, context.images)
@@ -284,6 +285,7 @@ def _questions(context: Context, processor: Any, samples: SampleSet) -> Verifica
             f"the number of questions that verification skips should be 0: {reason}",
             place="export",
             value=count,
+            remedy=SKIP_REMEDIES[reason],
         )
     if section.verify and not chosen:
         raise DataError(
@@ -292,5 +294,5 @@ def _questions(context: Context, processor: Any, samples: SampleSet) -> Verifica
             place="[model] max_tokens",
             value=recipe.model.max_tokens,
         )
-    held_out = samples is not context.data.train
-    return VerificationSet(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen], held_out)
+    rows, is_held_out = [prompts.row(sample) for sample in chosen], samples is not context.data.train
+    return VerificationSet(recipe, prompts.task, chosen, rows, is_held_out)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import RunError
+from toolkit.evaluation.results import RESERVED_EVALUATION_NAMES
 from toolkit.exporting.results import ExportResult
-from toolkit.runfolder import EXPORT, TRAINING_STAGES, RunFolder
+from toolkit.runfolder import EXPORT, RunFolder
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 """Characters that an evaluation's name must not contain."""
@@ -73,7 +74,7 @@ def _name_of(weights: Path, own: Mapping[str, Path]) -> str:
     name = weights.name.removesuffix(".gguf")
     if (same := next((name for name, path in own.items() if path == weights), None)) is not None:
         return same if same in FORMATS else name
-    taken = name in (*FORMATS, GGUF, *own, *TRAINING_STAGES, "before", "baseline")
+    taken = name in (*FORMATS, GGUF, *own, *RESERVED_EVALUATION_NAMES)
     return _UNUSUAL.sub("-", f"{weights.parent.name}-{name}" if taken else name).lstrip("._-") or "path"
 
 

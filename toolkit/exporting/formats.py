@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ModelError, warn
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.atomic_output import OutputFolder, digest_of, megabytes
 from toolkit.exporting.model_card import write_card
 from toolkit.exporting.results import AdapterExport, FormatExport, MergedExport, Verification
@@ -35,14 +35,14 @@ class ExportJob:
         context: the run.
         backend: loads and writes the model.
         weights: the trained weights.
-        questions: the samples of the verification. Without samples nothing is verified.
+        verification_set: the samples of the verification. Without samples nothing is verified.
         serving: settings of servers.
     """
 
     context: Context
     backend: Backend
     weights: Path
-    questions: VerificationSet
+    verification_set: VerificationSet
     serving: Serving
 
     def save_card(self, folder: Path, export: FormatExport) -> None:
@@ -119,7 +119,7 @@ class _Written:
 def _write(job: ExportJob, name: str, target: Path) -> _Written:
     """Write a format. The model is freed at the end, before the exported one is loaded."""
     policy = job.backend.load(job.context.recipe, job.weights, trainable=False, mergeable=name == "merged")
-    before = generate_completions(job.backend, policy, job.questions)
+    before = generate_completions(job.backend, policy, job.verification_set)
     merge = None
     if name == "merged":
         merge = job.backend.save_merged(policy, target)
@@ -150,17 +150,17 @@ def _set_public_base_name(folder: Path) -> None:
 
 def _verify(job: ExportJob, name: str, output: OutputFolder, written: _Written, bound: Bound) -> Verification | None:
     """Reload a written format and compare its completions. None: no samples verify this export."""
-    if not job.questions.rows:
+    if not job.verification_set.rows:
         return None
     job.context.stop.check(f"{name} was not verified yet")
     policy = job.backend.load(job.context.recipe, output.partial, trainable=False, mergeable=name == "merged")
-    after = generate_completions(job.backend, policy, job.questions, written.before.texts)
+    after = generate_completions(job.backend, policy, job.verification_set, written.before.texts)
     compared = compare(written.before, after)
     if not compared.fits(bound):
         output.partial.replace(output.differs)
         raise _difference_error(output.differs, written.before, after, compared, bound)
-    _log_comparison(name, compared, written.bits, "held-out" if job.questions.held_out else "training")
-    return job.questions.verification(compared, after)
+    _log_comparison(name, compared, written.bits, "held-out" if job.verification_set.held_out else "training")
+    return job.verification_set.verification(compared, after)
 
 
 def _difference_error(

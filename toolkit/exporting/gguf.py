@@ -47,12 +47,12 @@ def export_gguf(job: ExportJob, merged: Path, output: OutputFolder) -> GgufExpor
     """
     section = job.context.recipe.export_settings
     quant = tuple(dict.fromkeys(section.quant))
-    require_for(quant, verify=bool(job.questions.rows))
+    require_for(quant, verify=bool(job.verification_set.rows))
     output.partial.mkdir(parents=True)
     files = _write(job, merged, output.partial, quant)
     expected = _expected(job, merged)
     metadata = [check_metadata(file, files.mmproj, name, expected) for name, file in files.models.items()]
-    verified = _verify(job, merged, files, output) if job.questions.rows else {}
+    verified = _verify(job, merged, files, output) if job.verification_set.rows else {}
     write_modelfiles(output.partial, job.serving)
     export = GgufExport(
         folder=job.context.run.relative(output.target),
@@ -132,7 +132,7 @@ def _verify(job: ExportJob, merged: Path, files: _Files, output: OutputFolder) -
 
     recipe = job.context.recipe
     policy = job.backend.load(recipe, merged, trainable=False, mergeable=True)
-    before = generate_completions(job.backend, policy, job.questions)
+    before = generate_completions(job.backend, policy, job.verification_set)
     del policy  # frees its memory before llama.cpp loads
     after: dict[str, GreedyCompletions] = {}
     verified: dict[str, Verification] = {}
@@ -141,12 +141,12 @@ def _verify(job: ExportJob, merged: Path, files: _Files, output: OutputFolder) -
         job.context.stop.check(f"gguf {name} was not verified yet")
         backend = GgufBackend()
         loaded = backend.load(recipe, file, trainable=False)
-        after[name] = generate_completions(backend, loaded, job.questions, before.texts)
+        after[name] = generate_completions(backend, loaded, job.verification_set, before.texts)
         loaded.model.close()
         compared = compare(before, after[name])
-        verified[name] = job.questions.verification(compared, after[name])
+        verified[name] = job.verification_set.verification(compared, after[name])
         problems += _problems(name, compared, backend.mismatched_prompts)
-    lines = compare_lines(job.questions, before, after)
+    lines = compare_lines(job.verification_set, before, after)
     _save_lines(lines, output)
     if problems:
         output.partial.replace(output.differs)

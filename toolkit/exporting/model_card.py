@@ -11,13 +11,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markupsafe import Markup
 
 from toolkit.data.result import DataResult
-from toolkit.evaluation.results import BASELINE, EVALUATE, Difference, EvaluationResult, ResultRow
+from toolkit.evaluation.results import BASELINE, BEFORE, Difference, EvaluationResult, ResultRow, evaluation_stage
 from toolkit.exporting.atomic_output import CARD
+from toolkit.exporting.card_template import render_card, table
 from toolkit.exporting.licence import licence_of
 from toolkit.exporting.public_names import is_hub_name, public_recipe, scrub
 from toolkit.exporting.results import FormatExport, GgufExport, Verification
 from toolkit.exporting.serving import Serving, fill_folder
-from toolkit.models.model_card import render_card, table
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
@@ -115,12 +115,12 @@ class CardFacts:
         """Return whether the last row of the results is that of these weights."""
         if self.evaluation is None or self.results is None:
             return False
-        return next(iter(self.results.tables.values()))[-1].estimate == self.evaluation.value
+        return next(iter(self.results.tables.values()))[-1].estimate == self.evaluation.primary.value
 
     @property
     def beats_baseline(self) -> bool:
         """Return whether these weights are better than the majority baseline, or nothing compares the two."""
-        found = self.evaluation.differences.get(BASELINE) if self.evaluation else None
+        found = self.evaluation.primary.differences.get(BASELINE) if self.evaluation else None
         return found is None or (found.clear and (found.difference.value or 0.0) > 0)
 
     @property
@@ -180,7 +180,7 @@ def write_card(
 
 def read_facts(run: RunFolder, recipe: Recipe, weights: Path, export: FormatExport, serving: Serving) -> CardFacts:
     """Read the content of the model card of ``weights`` from the run folder."""
-    stage = EVALUATE + _evaluation_of(run, weights)
+    stage = evaluation_stage(_evaluation_of(run, weights))
     return CardFacts(
         export=export,
         recipe=recipe,
@@ -369,7 +369,7 @@ def _read_tables(file: Path) -> ScoreTables | None:
 
 def _evaluation_of(run: RunFolder, weights: Path) -> str:
     """Return the name of the evaluation of these weights: that of their stage, otherwise of the base model."""
-    return next((name for name in TRAINING_STAGES if run.weights_folder(name) == weights), "before")
+    return next((name for name in TRAINING_STAGES if run.weights_folder(name) == weights), BEFORE)
 
 
 def _trained_into(run: RunFolder, weights: Path) -> tuple[str, ...]:

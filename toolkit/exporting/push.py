@@ -181,4 +181,5 @@ def _check_repository(api: HfApi, push: Push) -> None:
             "the number of other files in the repository, which stay, should be 0",
             place=push.repo,
             value=len(files),
+            remedy="Delete outdated files on the Hub.",
         )

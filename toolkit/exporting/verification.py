@@ -126,18 +126,18 @@ class Comparison:
 
 
 def generate_completions(
-    backend: Backend, policy: Policy, questions: VerificationSet, references: Sequence[str] | None = None
+    backend: Backend, policy: Policy, verification_set: VerificationSet, references: Sequence[str] | None = None
 ) -> GreedyCompletions:
     """Generate a completion per sample, and compute the log-probabilities of ``references``.
 
     Args:
         backend: the backend of the model.
         policy: the model.
-        questions: the samples.
+        verification_set: the samples.
         references: completions whose token log-probabilities are computed. Default: the generated ones.
     """
-    section = questions.recipe.evaluation
-    sampling, size, rows = Sampling(section.max_completion_tokens), section.batch_size, questions.rows
+    section = verification_set.recipe.evaluation
+    sampling, size, rows = Sampling(section.max_completion_tokens), section.batch_size, verification_set.rows
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     found = [group[0] for batch in batches for group in backend.generate(policy, batch, sampling)]
     return GreedyCompletions(found, backend.log_probs(policy, rows, references or [one.text for one in found]))
@@ -158,11 +158,11 @@ def compare(before: GreedyCompletions, after: GreedyCompletions) -> Comparison:
 
 
 def compare_lines(
-    questions: VerificationSet, before: GreedyCompletions, after: Mapping[str, GreedyCompletions]
+    verification_set: VerificationSet, before: GreedyCompletions, after: Mapping[str, GreedyCompletions]
 ) -> list[dict[str, object]]:
     """Return one line of JSON per sample: its id, the completion before, and the completions after by model."""
     return [
         {"id": sample.id, "before": old, "same": all(one.texts[i] == old for one in after.values())}
         | {name: one.texts[i] for name, one in after.items()}
-        for i, (sample, old) in enumerate(zip(questions.samples, before.texts, strict=True))
+        for i, (sample, old) in enumerate(zip(verification_set.samples, before.texts, strict=True))
     ]

@@ -12,9 +12,9 @@ from typing import Any
 
 from toolkit.data.sample import Sample
 from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, RecipeError, warn
-from toolkit.evaluation.context import DataAndImages
-from toolkit.pipeline.results import RunResults
+from toolkit.evaluation.stage_context import DataAndImages
 from toolkit.pipeline.run import Stages, require_export, run_recipe
+from toolkit.pipeline.run_results import RunResults
 from toolkit.recipe import (
     DRY_RUN_SUFFIX,
     SPLITS,

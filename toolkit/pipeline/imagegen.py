@@ -1,7 +1,5 @@
 """A recipe with [imagegen]: its stages in order with resume, results.json, and the push of a LoRA to the Hub."""
 
-import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
 from toolkit.pipeline.gpu_peaks import GpuPeak, gpu_peaks
+from toolkit.pipeline.run import logged, unfinished_stages
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
     SCHEMA_VERSION,
@@ -16,7 +15,6 @@ from toolkit.runfolder import (
     Record,
     RunFolder,
     StopRequest,
-    format_duration,
     no_progress,
     read_state,
     start_run,
@@ -28,8 +26,6 @@ from toolkit.runfolder.usage import ComputeSummary, recording, summarise_compute
 if TYPE_CHECKING:  # they import torch
     from toolkit.exporting.push import Push
     from toolkit.imagegen.results import ImagegenResult
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +93,12 @@ def run_imagegen(
             write_json(run.plan_file, plan)
         with recording(run, recipe.run, "run") as recorder, tracking(recipe.run, run) as trackers:
             session = RunSession(StageContext(recipe, run, stop, progress, trackers))
-            for name in imagegen_of(recipe).stages:
-                if run.is_done(name):
-                    log.info("%s: finished before, skipped", name)
-                    continue
+            for name in unfinished_stages(imagegen_of(recipe).stages, run.is_done):
                 stop.check(f"{name} has not begun, and the stages before it are finished")
-                log.info("%s begins", name)
-                started = time.monotonic()
-                with recorder.stage(name):
-                    run_stage(session, name)
-                write_imagegen_results(run, recipe)
-                log.info("%s is finished (%s)", name, format_duration(time.monotonic() - started))
+                with logged(name):
+                    with recorder.stage(name):
+                        run_stage(session, name)
+                    write_imagegen_results(run, recipe)
         return run, write_imagegen_results(run, recipe)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.data import Dropped
-from toolkit.data.loading import DataSplits, SampleSet, load_data
+from toolkit.data.loading import DataSplits, load_data
 from toolkit.data.result import DataResult, ImageScan, UnusableImage
+from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
@@ -41,7 +42,7 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     if recipe.rewards.custom:
         fingerprints["rewards"] = fingerprint_rewards(recipe)
     check_fingerprints(run, fingerprints)
-    for one in data.notices:
+    for one in data.warnings:
         warn(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     images = image_store(recipe, data)
     report = scan_images(recipe, data, images, progress)
@@ -208,7 +209,7 @@ def _result(data: DataSplits, report: ScanReport) -> DataResult:
         rows={name: len(samples) for name, samples in _splits(data).items()},
         dropped=data.dropped,
         leaks=data.leaks.leaks,
-        announcements=data.announcements,
+        warnings=data.warning_texts,
         images=ImageScan(
             scan=report.mode,
             checked=report.checked,

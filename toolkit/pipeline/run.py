@@ -2,16 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from toolkit.evaluation.context import Context, DataAndImages
-from toolkit.evaluation.results import EVALUATE, EvaluationResult
+from toolkit.evaluation.results import BEFORE, EvaluationResult, evaluation_stage
+from toolkit.evaluation.stage_context import Context, DataAndImages
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, require_for
-from toolkit.pipeline.results import RunResults, collect_results, evaluations, write_results
+from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
     EXPORT,
@@ -128,13 +129,9 @@ def run_recipe(
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         if plan is not None:
             write_json(run.plan_file, plan)
-        unfinished = []
-        for call in stage_calls(recipe, stages):
-            if _is_finished(call, run, recipe):
-                log.info("%s: finished before, skipped", call.name)
-            else:
-                unfinished.append(call)
-        if any(call.name == EXPORT for call in unfinished):
+        calls = {call.name: call for call in stage_calls(recipe, stages)}
+        unfinished = unfinished_stages(calls, lambda stage: _is_finished(stage, run, recipe))
+        if EXPORT in unfinished:
             require_export(recipe)
         with recording(run, recipe.run, "run") as recorder:
             if unfinished:
@@ -142,9 +139,9 @@ def run_recipe(
                     data, images = stages.prepare(recipe, run, stopping(stop, progress))
                 context = Context(recipe, run, data, images, stop, progress)
             wait_for_all()  # from here on the other processes read which stages are unfinished
-            for call in unfinished:
-                stop.check(f"{call.name} has not begun, and the stages before it are finished")
-                run_stage(call, context, recorder)
+            for name in unfinished:
+                stop.check(f"{name} has not begun, and the stages before it are finished")
+                run_stage(calls[name], context, recorder)
         return write_results(run)
 
 
@@ -184,7 +181,7 @@ def stage_calls(recipe: Recipe, stages: Stages) -> list[StageCall[Any]]:
     trained = _training_stages(recipe)
     calls: list[StageCall[Any]] = []
     if recipe.evaluate and (recipe.evaluate.before or not trained):
-        calls.append(evaluation_call("before", stages.evaluate))
+        calls.append(evaluation_call(BEFORE, stages.evaluate))
     for name in trained:
         calls.append(StageCall(name, getattr(stages, name)))
         if recipe.evaluate:
@@ -201,26 +198,45 @@ def evaluation_call(name: str, evaluate: EvaluateStage) -> StageCall[EvaluationR
         earlier = [other for other in evaluations(context.run) if other != name]
         return evaluate(context, name, context.weights, earlier)
 
-    return StageCall(EVALUATE + name, work)
+    return StageCall(evaluation_stage(name), work)
 
 
 def run_stage(call: StageCall[Result], context: Context, recorder: Recorder) -> Result:
     """Run one stage, save its result, and update results.json."""
-    log.info("%s begins", call.name)
-    started = time.monotonic()
     trains = call.name in TRAINING_STAGES
-    if call.name == EXPORT:
-        write_results(context.run)  # the model card is written from results.json, which a crash may have left outdated
-    with recorder.stage(call.name):
-        if trains:
-            wait_for_all()
-        result = call.work(context)
-        context.run.mark_done(call.name, result)
-        if trains:
-            wait_for_all()
-    write_results(context.run)
-    log.info("%s is finished (%s)", call.name, format_duration(time.monotonic() - started))
+    with logged(call.name):
+        if call.name == EXPORT:
+            # The model card is written from results.json, which a crash may have left outdated.
+            write_results(context.run)
+        with recorder.stage(call.name):
+            if trains:
+                wait_for_all()
+            result = call.work(context)
+            context.run.mark_done(call.name, result)
+            if trains:
+                wait_for_all()
+        write_results(context.run)
     return result
+
+
+@contextmanager
+def logged(stage: str) -> Iterator[None]:
+    """Log the begin of a stage, and its duration if it finishes."""
+    log.info("%s begins", stage)
+    started = time.monotonic()
+    yield
+    log.info("%s is finished (%s)", stage, format_duration(time.monotonic() - started))
+
+
+def unfinished_stages(stages: Iterable[str], is_finished: Callable[[str], bool]) -> list[str]:
+    """Return the stages that have not finished, and log the others."""
+    unfinished = []
+    for stage in stages:
+        if is_finished(stage):
+            log.info("%s: finished before, skipped", stage)
+        else:
+            unfinished.append(stage)
+    return unfinished
 
 
 def stopping(stop: StopRequest, progress: Progress) -> Progress:
@@ -247,14 +263,14 @@ def require_export(recipe: Recipe) -> None:
         require_for(section.quant, verify=section.verify > 0)
 
 
-def _is_finished(call: StageCall[Any], run: RunFolder, recipe: Recipe) -> bool:
+def _is_finished(stage: str, run: RunFolder, recipe: Recipe) -> bool:
     """Return whether a stage does not have to run again.
 
     `toolkit export` may have exported other formats, earlier weights, or without verification. An export counts if it
     has the recipe's formats of the last weights, verified if the recipe requires it.
     """
-    if call.name != EXPORT or recipe.export is None or not run.is_done(EXPORT):
-        return run.is_done(call.name)
+    if stage != EXPORT or recipe.export is None or not run.is_done(EXPORT):
+        return run.is_done(stage)
     found, trained = run.result(EXPORT, ExportResult), _training_stages(recipe)
     last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
     wanted = [name for name in formats_of(recipe.export) if name not in found.skipped]

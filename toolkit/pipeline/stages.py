@@ -6,8 +6,8 @@ The rows are prepared before the first stage. Unsloth, which must be imported be
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.evaluation.context import Context, DataAndImages
 from toolkit.evaluation.results import EvaluationResult
+from toolkit.evaluation.stage_context import Context, DataAndImages
 from toolkit.exporting.results import ExportResult
 from toolkit.pipeline.run import Stages
 from toolkit.recipe import Recipe

@@ -12,7 +12,7 @@ are null, and ``unknown`` has the reasons.
     problems        code, place, value, rule, remedy, certain (false: by an estimate)
     warnings        code, place, value, rule, remedy
     unknown         fact -> reason that it is unknown
-    data            rows by split, dropped, leaks, announcements, synthetic (true: synthetic rows)
+    data            rows by split, dropped, leaks, warnings, synthetic (true: synthetic rows)
     tokens          rows, counted, exact, limit, too_long, and median, p95, max of total, text, images, answer
     work            stage -> steps, samples, completions, answers, answer_tokens, evaluations
     model           name, configuration (folder, cache, shipped), type, parameters, vision_parameters,
@@ -33,7 +33,7 @@ include the CUDA context.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from toolkit.data.loading import SampleSet
+from toolkit.data.sample_set import SampleSet
 from toolkit.data.unusable_rows import Dropped
 from toolkit.errors import ToolkitError
 from toolkit.planning.architecture import Architecture, build_architecture
@@ -90,12 +90,12 @@ Unknown = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class PlannedData:
-    """The data of a plan: rows of each split, unusable rows by reason, leaks between splits, and announcements."""
+    """The data of a plan: rows of each split, unusable rows by reason, leaks between splits, and warnings."""
 
     rows: Mapping[str, int]
     dropped: tuple[Dropped, ...]
     leaks: tuple[str, ...]
-    announcements: tuple[str, ...]
+    warnings: tuple[str, ...]
     synthetic: bool
 
     def to_json(self) -> dict[str, object]:
@@ -104,7 +104,7 @@ class PlannedData:
             "rows": dict(self.rows),
             "dropped": [asdict(one) for one in self.dropped],
             "leaks": list(self.leaks),
-            "announcements": list(self.announcements),
+            "warnings": list(self.warnings),
             "synthetic": self.synthetic,
         }
 
@@ -360,7 +360,7 @@ def _disk(facts: Facts, settings: Mapping[Stage, Setting]) -> Disk | None:
 def _planned_data(rows: Rows) -> PlannedData:
     data = rows.data
     leaks = tuple(str(leak) for leak in data.leaks.leaks)
-    return PlannedData(rows.counts, tuple(data.dropped), leaks, tuple(data.announcements), rows.synthetic)
+    return PlannedData(rows.counts, tuple(data.dropped), leaks, tuple(data.warning_texts), rows.synthetic)
 
 
 def _planned_model(facts: Facts, settings: Mapping[Stage, Setting]) -> PlannedModel:

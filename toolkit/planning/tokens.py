@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
-from toolkit.data.loading import DataSplits, SampleSet
+from toolkit.data.loading import DataSplits
 from toolkit.data.sample import Sample
-from toolkit.data.sample_set import limit
+from toolkit.data.sample_set import SampleSet, limit
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.images import ImageStore
 from toolkit.models.chat_template import Length

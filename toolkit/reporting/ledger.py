@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.data.result import DataResult
 from toolkit.errors import RecipeError, RunError
+from toolkit.evaluation.results import BEFORE, EVALUATE, evaluation_stage
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, check_schema, find_run, is_run
 from toolkit.runfolder.usage import ComputeRecord, Session, Usage, read_compute, total
@@ -15,9 +16,6 @@ from toolkit.tasks import TASKS
 FAILED = "failed or unfinished"
 PURPOSES = ("training", "search", "ablation", "dry_run", FAILED)
 """Purposes of runs. A run that did not finish counts under the last one, regardless of its recipe."""
-
-EVALUATIONS = "evaluate-"
-BEFORE = "evaluate-before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +56,8 @@ class RunUse:
         The base model may not know the answer format, so the length of its completions is not typical.
         """
         stages = self.record.stages().items()
-        found = {name: used for name, used in stages if name.startswith(EVALUATIONS) and used.counts.answers}
-        trained = [used for name, used in found.items() if name != BEFORE]
+        found = {name: used for name, used in stages if name.startswith(EVALUATE) and used.counts.answers}
+        trained = [used for name, used in found.items() if name != evaluation_stage(BEFORE)]
         return total(trained or found.values())
 
 

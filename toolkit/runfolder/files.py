@@ -156,7 +156,7 @@ def _object(line: bytes, path: Path, number: int, keys: Collection[str]) -> dict
             "run.line_damaged",
             f"the line must be a JSON object{having}",
             place=f"{path}, line {number}",
-            value=line.decode(errors="replace"),
+            value=f"{len(line)} bytes",  # not the text, which may be a patient's
             remedy="Restore the file, or remove the line.",
         )
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import RunError
+from toolkit.errors import RunError, warn
 from toolkit.recipe import Recipe, RecipeTask, load_recipe
 from toolkit.runfolder.files import (
     Value,
@@ -14,7 +14,6 @@ from toolkit.runfolder.files import (
     from_json,
     read_json,
     read_lines,
-    read_saved,
     write_json,
     write_lines,
 )
@@ -111,12 +110,17 @@ class RunFolder:
         return self.path / "results.json"
 
     def plan(self) -> Record:
-        """Return the content of ``plan.json``. Empty: the run has no plan, or the file is corrupt.
+        """Return the content of ``plan.json``. Empty: the run has no plan.
 
-        The plan only adds estimates to reports, so a corrupt file does not end a command.
+        The plan only adds estimates to reports, so a corrupt file is a warning and counts as no plan.
         """
-        found = read_saved(self.plan_file)
-        return found if isinstance(found, dict) else {}
+        if not self.plan_file.is_file():
+            return {}
+        plan = _read_object(self.plan_file)
+        if plan is None:
+            rule, remedy = "plan.json should be valid", "Run the recipe again, which writes a new plan."
+            warn("run.plan_damaged", rule, place=self.plan_file, value="no estimates", remedy=remedy)
+        return plan or {}
 
     def recipe(self, tasks: Mapping[str, RecipeTask]) -> Recipe:
         """Return the resolved recipe of the run.
@@ -207,7 +211,11 @@ class RunFolder:
         append_line(self.metrics_file, {"stage": stage, "step": step, "time": now(), **figures})
 
     def remove_metrics(self, stage: str, step: int) -> int:
-        """Remove the metrics of a stage after ``step``, where training resumes. Return the number of lines removed."""
+        """Remove the metrics of a stage after ``step``, where training resumes. Return the number of lines removed.
+
+        Raises:
+            RunError: a line is damaged.
+        """
         lines = read_lines(self.metrics_file, ("stage", "step"))
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if len(kept) < len(lines):
@@ -219,6 +227,9 @@ class RunFolder:
 
         If a step was repeated after an interruption, its later line counts. Figures that were logged separately for one
         step are merged.
+
+        Raises:
+            RunError: a line is damaged.
         """
         steps: dict[tuple[str, int], Record] = {}
         for line in read_lines(self.metrics_file, ("stage", "step")):
@@ -280,13 +291,19 @@ def read_state_file(run: RunFolder) -> Record:
     Raises:
         RunError: the file is not a JSON object.
     """
-    try:
-        state = read_json(run.run_file)
-    except ValueError:
-        state = None
-    if not isinstance(state, dict):
+    state = _read_object(run.run_file)
+    if state is None:
         raise RunError("run.state_damaged", "run.json must be valid", place=run.run_file, remedy=_RESTORE)
     return state
+
+
+def _read_object(file: Path) -> Record | None:
+    """Return the content of a JSON file. None: it is not a JSON object."""
+    try:
+        found = read_json(file)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _reuse(run: RunFolder) -> str:

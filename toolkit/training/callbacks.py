@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import TrainingError
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.runfolder import RunFolder, StopRequest, format_duration
 from toolkit.training import distributed
 from toolkit.training.results import StepSeconds

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.columns import resolve_columns
-from toolkit.data.loading import SampleSet, read_file, synthetic_rows_file
-from toolkit.data.rows import row_settings
+from toolkit.data.loading import synthetic_rows_file
+from toolkit.data.rows import read_file, row_settings
 from toolkit.data.sample import Answer, Sample
+from toolkit.data.sample_set import SampleSet
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.recipe import SPLITS, Recipe

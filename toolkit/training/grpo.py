@@ -21,7 +21,7 @@ from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
 from toolkit.errors import ModelError, TrainingError, warn
 from toolkit.evaluation.answers import read_answer
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Completion, Policy, RewardScorer, Row, RowSource, TrainingJob
 from toolkit.models.flops import register_usage_hooks
@@ -49,7 +49,7 @@ STAGE = "grpo"
 
 
 def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult:
-    """Probe the rewards, train, and save the weights to the run folder. See ``evaluation.context``.
+    """Probe the rewards, train, and save the weights to the run folder. See ``evaluation.stage_context``.
 
     Args:
         context: The run.

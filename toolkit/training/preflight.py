@@ -15,7 +15,7 @@ import torch
 
 from toolkit.data.sample import Sample
 from toolkit.errors import TrainingError, warn
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
 from toolkit.models.backend import Completion, Policy, RewardScorer, Row, TrainingJob
 from toolkit.models.lengths import RowLengths, check_lengths
@@ -53,7 +53,8 @@ def check_rows(
         TrainingError: The model ignores the images. See ``check_images_change_loss``.
     """
     limit = context.recipe.model.max_tokens
-    lengths = check_lengths(policy.processor, prompts, samples, limit, answer_tokens, on_row=context.no_step_yet)
+    check = context.check_stop_before_first_step
+    lengths = check_lengths(policy.processor, prompts, samples, limit, answer_tokens, on_row=check)
     tokens = lengths.tokens
     log.info("%d rows, median %d and at most %d tokens", tokens.rows, tokens.median, tokens.max)
     check_images_used(backend, policy, prompts, samples)

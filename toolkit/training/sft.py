@@ -9,7 +9,7 @@ import datasets
 from trl import SFTConfig, SFTTrainer
 
 from toolkit.errors import warn
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.collate import SftCollator
@@ -27,7 +27,7 @@ STAGE = "sft"
 
 
 def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
-    """Train on every training row and save the weights to the run folder. See ``evaluation.context``.
+    """Train on every training row and save the weights to the run folder. See ``evaluation.stage_context``.
 
     Args:
         context: The run.

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.loading import SampleSet
-from toolkit.data.sample_set import balance
+from toolkit.data.sample_set import SampleSet, balance
 from toolkit.errors import TrainingError, warn
-from toolkit.evaluation.context import Context
+from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.lengths import TokenLengths

@@ -1,16 +1,9 @@
 """Statistics over answers. Every figure has its n and an interval."""
 
-from toolkit.scoring.statistics.classification import (
-    ClassificationMetrics,
-    classification_metrics,
-    macro_f1,
-    macro_f1_estimate,
-)
+from toolkit.scoring.statistics.classification import ClassificationMetrics
 from toolkit.scoring.statistics.confusion_matrix import (
     ConfusionMatrix,
-    Majority,
     confusion_matrix,
-    majority,
     plot_confusion_matrix,
 )
 from toolkit.scoring.statistics.episodes import (
@@ -44,21 +37,16 @@ __all__ = [
     "EpisodeMetrics",
     "EpisodePosition",
     "Estimate",
-    "Majority",
     "Metrics",
     "Paired",
     "ScoredAnswer",
     "Summary",
     "bin_label",
     "bootstrap_mean",
-    "classification_metrics",
     "compare",
     "confusion_matrix",
     "episode_metrics",
     "find_scored_episodes",
-    "macro_f1",
-    "macro_f1_estimate",
-    "majority",
     "mcnemar_exact",
     "paired_difference",
     "plot_confusion_matrix",

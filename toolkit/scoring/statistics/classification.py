@@ -128,37 +128,8 @@ Unlike F1, this fraction is a proportion of independent answers (Lam, Gopal and 
 indirect method)."""
 
 
-def macro_f1(true: Sequence[str], predicted: Sequence[str | None]) -> float | None:
-    """Return the mean F1 of the labels in ``true``, in [0, 1], or None without answers.
-
-    A label that is only predicted gets no F1 of its own. Such answers and unparsed answers are misses of their true
-    label (scikit-learn: ``f1_score(..., labels=sorted(set(true)), average="macro")``).
-
-    Raises:
-        ValueError: The sequences differ in length.
-    """
-    return class_mean(count_classes(true, predicted, ["all"] * len(true), 0, 0), F1).value
-
-
-def macro_f1_estimate(
-    true: Sequence[str],
-    predicted: Sequence[str | None],
-    groups: Sequence[str],
-    resamples: int,
-    seed: int,
-    confidence: float = 0.95,
-) -> Estimate:
-    """Return macro-F1 with the interval of ``class_mean``."""
-    return class_mean(count_classes(true, predicted, groups, resamples, seed), F1, confidence)
-
-
-def classification_metrics(
-    labels: Sequence[tuple[str, str | None]],
-    groups: Sequence[str],
-    resamples: int,
-    seed: int,
-    positive: str | None = None,
-    confidence: float = 0.95,
+def metrics_from_counts(
+    counted: ClassCounts, predicted: Sequence[str | None], positive: str | None, confidence: float = 0.95
 ) -> ClassificationMetrics:
     """Return balanced accuracy, and the one-vs-rest metrics of each class.
 
@@ -166,25 +137,11 @@ def classification_metrics(
     bootstrap interval over groups. All metrics use the same bootstrap samples.
 
     Args:
-        labels: (true, predicted) per answer. The prediction is None if the answer was not parsed.
-        groups: The group of each answer.
-        resamples: Number of bootstrap samples.
-        seed: Seed of the bootstrap.
-        positive: A class that is included even if no answer has it as its true label.
+        counted: The counts.
+        predicted: The predictions behind the counts. None: the answer was not parsed.
+        positive: The class of interest. See ``ClassificationMetrics``.
         confidence: Confidence level of the intervals.
-
-    Raises:
-        ValueError: The sequences differ in length.
     """
-    true, predicted = [a for a, _ in labels], [b for _, b in labels]
-    counted = count_classes(true, predicted, groups, resamples, seed, () if positive is None else (positive,))
-    return metrics_from_counts(counted, predicted, positive, confidence)
-
-
-def metrics_from_counts(
-    counted: ClassCounts, predicted: Sequence[str | None], positive: str | None, confidence: float = 0.95
-) -> ClassificationMetrics:
-    """Return ``classification_metrics`` from existing counts and the predictions behind them."""
     unreadable = sum(name is None for name in predicted)
     return ClassificationMetrics(
         n=counted.n,

@@ -16,7 +16,7 @@ from toolkit.scoring.statistics.classification import (
     count_classes,
     metrics_from_counts,
 )
-from toolkit.scoring.statistics.confusion_matrix import ConfusionMatrix, Majority, confusion_matrix, majority
+from toolkit.scoring.statistics.confusion_matrix import ConfusionMatrix, confusion_matrix
 from toolkit.scoring.statistics.intervals import Estimate, proportion
 from toolkit.scoring.statistics.paired import Paired, paired_difference
 
@@ -82,8 +82,6 @@ class Summary:
     failures: tuple[Failure, ...]
     """Most frequent first."""
     confusion: ConfusionMatrix
-    majority: Majority
-    """Majority of the true labels of these answers. The reported baseline is fitted on the training rows."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries for JSON, without NaN."""
@@ -122,7 +120,6 @@ def summarise(
         not_found=tuple(column for column in by if column not in found),
         failures=_failures(rows),
         confusion=confusion_matrix([true for true, _ in labels], [predicted for _, predicted in labels]),
-        majority=majority([true for true, _ in labels]),
     )
 
 

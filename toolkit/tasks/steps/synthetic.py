@@ -124,13 +124,6 @@ def _step(number: int, name: str, word: str) -> GuiStep:
     return GuiStep(number, name, action, f"{name} {word}" if action == "TEXT" else name)
 
 
-def agent_memory_before(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
-    """Return the agent memory that the model gets at this step: that after the previous step, empty at the first."""
-    if step.number == 1:
-        return {"Short Term": {}, "Long Term": {}}
-    return agent_memory_after(task, task.steps[step.number - 2])
-
-
 def agent_memory_after(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
     """Return the agent memory after this step, by ``Short Term`` and ``Long Term``."""
     subtasks = task.workflow.subtasks

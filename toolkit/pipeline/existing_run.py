@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
-from toolkit.evaluation.context import Context
-from toolkit.evaluation.results import EVALUATE, EvaluationResult
+from toolkit.evaluation.results import RESERVED_EVALUATION_NAMES, EvaluationResult, evaluation_stage
+from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.exported import Exported, find_exported
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, is_gguf
-from toolkit.pipeline.results import LABELS, RunResults, collect_results, evaluations, write_results
 from toolkit.pipeline.run import DATA, Result, StageCall, Stages, require_export, run_stage, stopping
+from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe, changed_keys, for_language_models, load_recipe
 from toolkit.runfolder import (
     EXPORT,
@@ -85,7 +85,7 @@ def evaluate_again(
         recipe = _with_section(run, "evaluate", settings)
         exported = find_exported(run, model) if model is not None else None
         name = _free_name(run, exported) if name is None else _valid_name(name)
-        if run.is_done(EVALUATE + name):
+        if run.is_done(evaluation_stage(name)):
             rule, remedy = "the name of an evaluation must be new in the run", "Choose another name."
             raise RunError("evaluate.name_taken", rule, place=run.path, value=name, remedy=remedy)
         earlier = evaluations(run) if _same_samples(run.recipe(TASKS), recipe) else []
@@ -95,7 +95,7 @@ def evaluate_again(
 
         if exported is not None and is_gguf(exported.weights):
             recipe = _without_backend(recipe)
-        _run_one(run, recipe, stages, StageCall(EVALUATE + name, work), callbacks)
+        _run_one(run, recipe, stages, StageCall(evaluation_stage(name), work), callbacks)
         return collect_results(run, [*earlier, name])
 
 
@@ -251,7 +251,7 @@ def _without_backend(recipe: Recipe) -> Recipe:
 
 
 def _valid_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name in (*LABELS, "baseline"):
+    if not _NAME.fullmatch(name) or name in RESERVED_EVALUATION_NAMES:
         raise RunError(
             "evaluate.name_invalid",
             "must be 1 to 100 letters, digits, dots, dashes and underscores, begin with a letter or digit, and not be "
@@ -272,9 +272,9 @@ def _same_samples(own: Recipe, recipe: Recipe) -> bool:
 
 def _free_name(run: RunFolder, exported: Exported | None) -> str:
     """Return a name for an evaluation that the run does not have yet."""
-    if exported is not None and not run.is_done(EVALUATE + exported.name):
+    if exported is not None and not run.is_done(evaluation_stage(exported.name)):
         return _valid_name(exported.name)
     number, base = (2, _valid_name(exported.name)) if exported else (1, "again")
-    while run.is_done(f"{EVALUATE}{base}-{number}"):
+    while run.is_done(evaluation_stage(f"{base}-{number}")):
         number += 1
     return f"{base}-{number}"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.cli.plan import (
+from toolkit.cli.plan_text import (
     GIB,
     MEMORY_TITLE,
     TIME_TITLE,
@@ -79,7 +79,7 @@ def _data(plan: "Plan") -> Iterator[str]:
     rows = ", ".join(f"{split} {count:,}" for split, count in plan.data.rows.items() if count)
     yield f"rows: {rows}" + (" (synthetic data, generated when the run starts)" if plan.data.synthetic else "")
     yield f"unusable rows: {sum(one.count for one in plan.data.dropped):,}, leaks: {len(plan.data.leaks)}"
-    yield from plan.data.announcements
+    yield from plan.data.warnings
 
 
 def _tokens(tokens: "Tokens") -> Iterator[str]:

@@ -9,12 +9,14 @@ from toolkit.data.result import DataResult
 from toolkit.errors import RunError
 from toolkit.evaluation.results import (
     BASELINE,
+    BEFORE,
     EVALUATE,
     AgentMemoryResult,
     BaselineResult,
     EvaluationResult,
     ResultRow,
     ScoreResult,
+    evaluation_stage,
 )
 from toolkit.exporting.results import ExportResult
 from toolkit.pipeline.gpu_peaks import GpuPeak, gpu_peaks
@@ -32,7 +34,7 @@ from toolkit.runfolder.files import Value
 from toolkit.runfolder.usage import ComputeSummary, summarise_compute
 from toolkit.training.results import GrpoResult, SftResult
 
-LABELS: Mapping[str, str] = {"before": "before", "sft": "after SFT", "grpo": "after GRPO"}
+LABELS: Mapping[str, str] = {BEFORE: "before", "sft": "after SFT", "grpo": "after GRPO"}
 """Evaluations of `toolkit run` in order -> their label in the table. Other evaluations are labelled by name."""
 
 
@@ -153,7 +155,7 @@ def collect_results(run: RunFolder, names: Sequence[str] | None = None) -> RunRe
         fingerprints=state.fingerprints,
         score=last.score if last else "",
         split=last.split if last else "",
-        rows=_rows({name: one.scores[one.score] for name, one in shown.items()}),
+        rows=_rows({name: one.primary for name, one in shown.items()}),
         also={score: _rows({name: one.also[score] for name, one in shown.items()}) for score in scores},
         compute=summarise_compute(run.compute_file),
         gpu_memory=gpu_peaks(run),
@@ -168,7 +170,7 @@ def collect_results(run: RunFolder, names: Sequence[str] | None = None) -> RunRe
 
 def evaluations(run: RunFolder) -> list[str]:
     """Return the finished evaluations of `toolkit run`, in order."""
-    return [name for name in LABELS if run.is_done(EVALUATE + name)]
+    return [name for name in LABELS if run.is_done(evaluation_stage(name))]
 
 
 def _result(run: RunFolder, stage: str, kind: type[Value]) -> Value | None:

@@ -59,7 +59,7 @@ class Context:
         log.debug("%s step %d of %d: %s", stage, step, steps, note)
         self.progress(stage, step, steps, _shown(figures))
 
-    def no_step_yet(self, done: int) -> None:
+    def check_stop_before_first_step(self, done: int) -> None:
         """Raise Interrupted after a signal, during work before the first optimizer step, which saves nothing."""
         self.stop.check("no step had begun")
 
@@ -72,6 +72,7 @@ class Context:
                 "the number of images replaced by a grey square should be 0",
                 place=stage,
                 value=found.placeholders,
+                remedy='Set images.unreadable = "stop" to find unreadable images, or "skip" to leave out their rows.',
             )
         if found.unstored:
             warn(
@@ -79,6 +80,7 @@ class Context:
                 f"the number of images missing from the disk cache should be 0 ({found.cache_problem})",
                 place=stage,
                 value=found.unstored,
+                remedy="Free disk space, or set images.disk_cache = false.",
             )
         return found
 

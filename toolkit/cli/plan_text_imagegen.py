@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.cli.plan import (
+from toolkit.cli.plan_text import (
     GIB,
     MEMORY_TITLE,
     TIME_TITLE,
