@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from tests.helpers.exports import make_gguf, make_merged, make_verification
-from tests.helpers.problems import raises
+from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
 from tests.helpers.results import evaluation_result, grpo_result, sft_result
-from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
+from toolkit.errors import Interrupted, MissingExtraError, RecipeError, RunError, TrainingError
 from toolkit.evaluation.results import EvaluationResult
 from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.results import ExportResult, GgufFile
 from toolkit.models.llamacpp import formats_of, missing_requirement
 from toolkit.pipeline import RunResults, Stages, read_results, run_recipe
-from toolkit.pipeline.existing_run import export_again
+from toolkit.pipeline.existing_run import evaluate_again, export_again, export_settings
 from toolkit.recipe import Export, Recipe
 from toolkit.runfolder import RunFolder, check_fingerprints, read_json, write_json
 from toolkit.training.results import GrpoResult, SftResult
@@ -38,7 +38,7 @@ train = "rows.json"
 [export]
 """
 
-SCORES = {"baseline": 0.25, "before": 0.2, "sft": 0.6, "grpo": 0.75}
+SCORES = {"baseline": 0.25, "before": 0.2, "sft": 0.6, "grpo": 0.75, "again-1": 0.2, "again-2": 0.75}
 
 
 @dataclass
@@ -294,6 +294,29 @@ def test_a_run_starts_from_the_weights_of_an_earlier_run(tmp_path: Path) -> None
     results = run_recipe(make_recipe(tmp_path, f"model.adapter={earlier.path}", text=text), stages)
     assert seen == [earlier.path / "stages" / "grpo" / "weights"]
     assert results.rows == ()
+
+
+def test_an_evaluation_of_a_run_without_a_finished_training_stage_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, stages = make_recipe(tmp_path), FakeStages(fail={"sft": TrainingError("training.test", "fails")})
+    with raises(TrainingError, "training.test"):
+        run_recipe(recipe, stages.table())
+    evaluate_again(recipe.run_folder, stages.table())
+    assert [problem.code for problem in warnings_in(caplog)] == ["run.model_untrained"]
+    stages.fail = {}
+    run_recipe(recipe, stages.table())
+    caplog.clear()
+    evaluate_again(recipe.run_folder, stages.table())
+    assert warnings_in(caplog) == []
+
+
+@pytest.mark.parametrize("text", ["", ",", " , "])
+def test_an_export_names_a_format_if_it_names_any(text: str) -> None:
+    assert export_settings((), ()) == []
+    with raises(RecipeError, "export.names_missing") as caught:
+        export_settings((text,), ())
+    assert caught.problem.place == "--to"
 
 
 def test_each_step_goes_to_metrics_and_log(tmp_path: Path) -> None:

@@ -401,7 +401,7 @@ def test_a_damaged_result_of_a_stage_is_an_error(tmp_path: Path, text: str, begi
     assert "--fresh" in caught.problem.remedy
 
 
-@pytest.mark.parametrize("found", ["missing", 0, 2, "1"])
+@pytest.mark.parametrize("found", ["missing", 0, 2, "1", True, 1.0, None])
 def test_a_run_of_another_schema_version_is_rejected_with_the_command_that_reuses_its_weights(
     tmp_path: Path, found: object
 ) -> None:

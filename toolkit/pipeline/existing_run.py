@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import RunError
+from toolkit.errors import Problem, RecipeError, RunError, warn
 from toolkit.evaluation.results import RESERVED_EVALUATION_NAMES, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.exported import Exported, find_exported
@@ -93,6 +93,8 @@ def evaluate_again(
         def work(context: Context) -> EvaluationResult:
             return stages.evaluate(context, name, exported.weights if exported else context.weights, earlier)
 
+        if exported is None:
+            _warn_if_untrained(run, recipe)
         if exported is not None and is_gguf(exported.weights):
             recipe = _without_backend(recipe)
         _run_one(run, recipe, stages, StageCall(evaluation_stage(name), work), callbacks)
@@ -158,10 +160,15 @@ def export_settings(to: Sequence[str], quant: Sequence[str], *, verify: bool = T
         to: formats. One text may hold several, separated by commas.
         quant: GGUF quantizations, likewise.
         verify: False: skip verification.
+
+    Raises:
+        RecipeError: a text has no name.
     """
     settings = []
     for key, given in (("to", to), ("quant", quant)):
         names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+        if given and not names:
+            raise RecipeError([Problem("export.names_missing", "must have at least one name", f"--{key}")])
         if names:
             settings.append(f"export.{key}={json.dumps(names)}")
             settings += ["export.optional=[]"] if key == "to" else []  # named formats are never optional
@@ -191,8 +198,17 @@ def open_for_inference(path: Path, model: str | None = None) -> tuple[RunFolder,
     for_language_models(run.recipe(TASKS), "toolkit predict")
     if model is not None:
         weights = find_exported(run, model).weights
+    elif weights is None:
+        _warn_if_untrained(run, run.recipe(TASKS))
     preload(run.recipe(TASKS), run.path, weights)
     return run, weights
+
+
+def _warn_if_untrained(run: RunFolder, recipe: Recipe) -> None:
+    if (recipe.sft or recipe.grpo) and run.trained_weights() is None:
+        rule = "a training stage should have finished, otherwise the model is the one before training"
+        remedy = "Finish the run first: toolkit run RECIPE."
+        warn("run.model_untrained", rule, place=run.path, remedy=remedy)
 
 
 def _run_one(

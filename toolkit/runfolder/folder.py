@@ -275,7 +275,7 @@ def check_schema(run: RunFolder) -> None:
         RunError: run.json has another ``schema_version``, or cannot be read.
     """
     found = read_state_file(run).get("schema_version", "missing")
-    if found != SCHEMA_VERSION:
+    if type(found) is not int or found != SCHEMA_VERSION:  # True and 1.0 are equal to 1
         raise RunError(
             "run.schema_version",
             f"schema_version in run.json must be {SCHEMA_VERSION}, that of this version of the toolkit",
