@@ -49,10 +49,12 @@ if found is None:
     home = Path("toolkit-source").absolute()
     subprocess.run(["git", "clone", "--depth", "1", SOURCE, str(home)], check=True)
     pinned = ["-c", str(home / "constraints.txt")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", str(home), *pinned], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(home), *pinned], check=True)
+    places = [home]
 else:
-    home = Path(found.origin).parent.parent
-RECIPES = home / "recipes"
+    home = Path(found.origin).parent
+    places = [home, home.parent]  # the installed package, or a checkout
+RECIPES = next(place / "recipes" for place in places if (place / "recipes" / "quickstart.toml").is_file())
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
 DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
