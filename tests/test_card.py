@@ -34,6 +34,8 @@ from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import RunFolder, find_run, read_json
 from toolkit.tasks.mcq.synthetic import write_chest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENT = "MRN-4815162342"
 TOKEN = "hf_" + "PlantedPlantedPlanted"
@@ -124,7 +126,6 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
         yield Planted(recipe, find_run(recipe.run_folder), home)
 
 
-@pytest.mark.slow
 def test_the_hubs_own_parser_reads_the_header_and_gives_the_scores_of_these_weights(planted: Planted) -> None:
     card = ModelCard.load(planted.folder("merged") / "README.md")
     assert card.data.library_name == "transformers"

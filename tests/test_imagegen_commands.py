@@ -27,6 +27,8 @@ from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json
 
+pytestmark = pytest.mark.slow
+
 LUNGS = "CT: clear lungs"
 
 
@@ -82,7 +84,6 @@ def files_of(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.slow
 def test_generate_writes_the_images_of_every_prompt_with_their_scores(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "images"
     prompts = ["--prompt", LUNGS, "--prompt", "MRI: normal brain"]
@@ -268,7 +269,6 @@ def test_the_same_seed_gives_the_same_sheet(run: Path, tmp_path: Path) -> None:
     assert files_of(tmp_path / "first") == files_of(tmp_path / "second") != files_of(tmp_path / "third")
 
 
-@pytest.mark.slow
 def test_collected_ratings_train_the_next_run(run: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "round2"
     done("sheet", run, "--out", sheet, "--images", 50, "--per-page", 60)

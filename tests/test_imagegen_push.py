@@ -23,6 +23,8 @@ from toolkit.planning.imagegen import make_imagegen_plan
 from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json
 
+pytestmark = pytest.mark.slow
+
 NAMED = f"imagegen.generator.licence={OPEN_RAIL.id}"
 SD = (
     "imagegen.generator.guidance_scale=2.0",
@@ -69,7 +71,6 @@ def export(run: Path, *more: str) -> Result:
     return CliRunner().invoke(app, ["export", str(run), *more])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["sft", "ddpo"])
 def test_a_run_writes_card_and_licence_beside_each_lora(run: Path, arm: str) -> None:
     folder = run / "stages" / arm / "weights"

@@ -28,6 +28,8 @@ from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, StopRequest, find_run, from_json, start_run
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 
 
@@ -94,7 +96,6 @@ def _arm(name: str, calls: int) -> None:
             setattr(module, name, lethal(getattr(module, name)))
 
 
-@pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_with_the_table_of_an_undisturbed_one(
     tmp_path: Path, base: Path, whole: Path
 ) -> None:
@@ -171,7 +172,6 @@ def test_commands_for_language_models_reject_runs_of_image_generators(tmp_path: 
     assert "toolkit predict" in caught.problem.rule
 
 
-@pytest.mark.slow
 def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_path: Path) -> None:
     save_tiny_pipeline(tmp_path / "sd")
     settings = [
@@ -188,7 +188,6 @@ def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_pa
     assert weights.is_file()
 
 
-@pytest.mark.slow
 def test_the_dry_run_of_a_recipe_for_a_gpu_runs_every_stage_without_its_models_and_ratings(tmp_path: Path) -> None:
     real = load_recipe(RECIPE.parent / "minim_rlhf.toml", [f"run.folder={tmp_path / 'runs'}"])
     run, result = dry_run_imagegen(real)
@@ -196,7 +195,6 @@ def test_the_dry_run_of_a_recipe_for_a_gpu_runs_every_stage_without_its_models_a
     assert [row.arm for row in result.rows] == ["base", "control", "sft", "ddpo"]
 
 
-@pytest.mark.slow
 def test_no_method_trains_on_an_image_that_an_evaluation_knows(tmp_path: Path, base: Path) -> None:
     small = recipe(tmp_path, base, "apart", ['imagegen.update.methods=["sft"]'])
     run_imagegen(small)
@@ -213,7 +211,6 @@ def test_no_method_trains_on_an_image_that_an_evaluation_knows(tmp_path: Path, b
         assert run.result("sft", SftResult).pool == run.result("control", SftResult).pool == len(own)
 
 
-@pytest.mark.slow
 def test_a_kept_refresh_chooses_the_threshold_again(tmp_path: Path, base: Path) -> None:
     # The learning rate is so small that agreement stays as it is, and the refresh is kept.
     more = ['imagegen.update.methods=["ddpo"]', "imagegen.update.control=false", "imagegen.update.refresh.enabled=true"]
@@ -227,7 +224,6 @@ def test_a_kept_refresh_chooses_the_threshold_again(tmp_path: Path, base: Path) 
     assert [one.threshold for one in rounds] == pytest.approx([first, first], abs=1e-4)
 
 
-@pytest.mark.slow
 def test_a_refresh_between_rounds_records_whether_it_was_kept_or_rolled_back(tmp_path: Path, base: Path) -> None:
     more = ['imagegen.update.methods=["ddpo"]', "imagegen.update.control=false", "imagegen.update.refresh.enabled=true"]
     _, found = run_imagegen(recipe(tmp_path, base, "refreshed", [*more, "imagegen.selector.target_precision=0.01"]))

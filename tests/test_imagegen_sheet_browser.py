@@ -14,6 +14,8 @@ from toolkit.imagegen.ratings.load import Ratings, load_ratings
 from toolkit.imagegen.ratings.next_round import collect_ratings
 from toolkit.imagegen.ratings.sheet import Sheet, SheetOptions
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -361,7 +363,6 @@ def test_other_ratings_have_digits_as_keys(tmp_path: Path, desk: Desk, levels: t
     assert [image.levels for image in ratings.images] == [(0,), (len(levels) - 1,), (1,)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_overflows_and_the_keyboard_help_is_visible(tmp_path: Path, desk: Desk, width: int) -> None:
     section = sheet_section(rating_range=tuple(range(1, 11)))

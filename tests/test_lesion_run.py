@@ -14,6 +14,8 @@ from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, find_run, read_lines
 from toolkit.training.completions_file import score_file
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
@@ -36,7 +38,6 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe
 
 
-@pytest.mark.slow
 def test_every_score_gets_a_table_beside_its_baseline(lesions: Recipe) -> None:
     run = RunFolder(lesions.run_folder)
     results = read_results(run.path)

@@ -40,6 +40,8 @@ from toolkit.runfolder import find_run, read_json, read_lines
 from toolkit.training.grpo import train_grpo
 from toolkit.training.sft import train_sft
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS = 24
 """Limit of completion tokens. A model that was trained for a few steps has not learned to stop."""
@@ -99,7 +101,6 @@ def answers_of_plain_transformers(model: Any, processor: Any, context: Context, 
     return found
 
 
-@pytest.mark.slow
 def test_an_evaluation_has_one_prediction_per_question(context: Context) -> None:
     lines = predictions(context, "sft")
     assert [line["id"] for line in lines] == [sample.id for sample in context.data.test]
@@ -131,7 +132,6 @@ def test_corrupt_answers_of_the_majority_baseline_are_written_again(context: Con
     assert file.read_text(encoding="utf-8") == text
 
 
-@pytest.mark.slow
 def test_an_interrupted_evaluation_resumes_without_repeating_questions(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +218,6 @@ def test_results_by_question_type_add_up(context: Context) -> None:
     assert {kind: figures.n for kind, figures in by.items()} == {kind: kinds.count(kind) for kind in kinds}
 
 
-@pytest.mark.slow
 def test_exported_weights_have_the_same_completions_in_plain_transformers(context: Context) -> None:
     backend = HfBackend()
     expected = answers_of(backend, backend.load(context.recipe, context.weights, trainable=False), context)
@@ -233,7 +232,6 @@ def test_exported_weights_have_the_same_completions_in_plain_transformers(contex
     assert answers_of_plain_transformers(adapted, AutoProcessor.from_pretrained(tiny.FOLDER), context) == expected
 
 
-@pytest.mark.slow
 def test_an_export_of_one_format_keeps_the_result_of_the_other(context: Context) -> None:
     context.run.mark_done("export", export(with_export(context, ["adapter"], verify=1)))
     result = export(with_export(context, ["merged"], verify=1))
@@ -243,7 +241,6 @@ def test_an_export_of_one_format_keeps_the_result_of_the_other(context: Context)
     assert [(context.run.path / found.folder).is_dir() for found in result.formats.values()] == [True, True]
 
 
-@pytest.mark.slow
 def test_an_export_carries_the_base_models_own_files(context: Context, tmp_path: Path) -> None:
     export(with_export(context, verify=1))
     folder = context.run.path / "stages/export"
@@ -291,7 +288,6 @@ class Careless(HfBackend):
         save_file({**weights, name: -weights[name]}, file, {"format": "pt"})
 
 
-@pytest.mark.slow
 def test_an_export_with_other_completions_fails_and_is_kept_under_another_name(context: Context) -> None:
     chosen = with_export(context, ["merged"])
     folder = context.run.stage_folder("export")
@@ -310,7 +306,6 @@ def test_an_export_with_other_completions_fails_and_is_kept_under_another_name(c
     assert (folder / "merged/model.safetensors").read_bytes() == good
 
 
-@pytest.mark.slow
 def test_a_quantized_recipe_is_merged_into_the_stored_base(context: Context) -> None:
     """Merging into 4 bits would round the updates, so the base is loaded again in the 16 bits of its file."""
     model = context.recipe.model.model_copy(update={"precision": "4bit"})
@@ -392,7 +387,6 @@ def test_a_prediction_of_an_untrained_run_uses_the_base_model(tmp_path: Path) ->
     assert answer.text
 
 
-@pytest.mark.slow
 def test_a_recipe_continues_from_an_earlier_runs_adapter(context: Context, trained: Recipe, tmp_path: Path) -> None:
     tables: Tables = {
         "model": {"adapter": trained.run_folder},
@@ -453,7 +447,6 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe
 
 
-@pytest.mark.slow
 def test_full_fine_tuning_trains_saves_and_exports_full_weights(full: Recipe) -> None:
     with context_of(full) as context:
         folder = context.run.weights_folder("sft")
@@ -472,7 +465,6 @@ def test_full_fine_tuning_trains_saves_and_exports_full_weights(full: Recipe) ->
         assert found == completions(context, "sft")[:4]
 
 
-@pytest.mark.slow
 def test_lora_continues_from_full_weights(full: Recipe, tmp_path: Path) -> None:
     """An adapter on an earlier full fine-tuning is loaded on that base, not on model.name."""
     tables: Tables = {
@@ -521,7 +513,6 @@ def vqa_rad(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Reci
     return recipe
 
 
-@pytest.mark.slow
 def test_vqa_rad_trains_and_is_evaluated(vqa_rad: Recipe) -> None:
     run = find_run(vqa_rad.run_folder)
     assert run.finished_stages()[1:] == ["evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export"]
@@ -554,7 +545,6 @@ def test_real_radiographs_have_predictions(trained: Recipe, shared_data: Path) -
     assert all(answer.problem is None or not answer.values.get("letter") for answer in answers)
 
 
-@pytest.mark.slow
 def test_training_and_export_print_nothing_of_their_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """No table per step, no progress bar per weights file, no message about aligned tokens."""
     recipe = small_recipe(tmp_path, {"sft": {"max_steps": 1}, "grpo": {"max_steps": 1}})
