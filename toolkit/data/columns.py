@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from toolkit.data.cells import fold
+from toolkit.data.row_images import numbered_column
 from toolkit.data.task import Task
 from toolkit.errors import Problem
 
@@ -35,6 +36,10 @@ def resolve_columns(
     for field, names in task.columns.items():
         if field not in fields and (column := _usual(names, available, set(fields.values()))) is not None:
             found[field] = column
+    if "image" in task.columns and "image" not in found and "image" not in fields:
+        free = [column for column in available if column not in fields.values()]
+        if (first := numbered_column(task.columns["image"], free)) is not None:
+            found["image"] = first
     return found, [*_wrong_fields(task, requested), *_missing(task, requested, found, available)]
 
 

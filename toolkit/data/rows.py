@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -23,11 +23,14 @@ from toolkit.data.columns import RowSettings, leaking_context, resolve_columns
 from toolkit.data.episodes import Links
 from toolkit.data.index import RowIndex, open_index, source_folder
 from toolkit.data.json_stream import Row
+from toolkit.data.row_images import forget_names, image_columns
+from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import KeyBuilder, RowKeys
 from toolkit.data.task import RowOrigin, Task
 from toolkit.data.unusable_rows import Dropped, Tally, stored_dropped, total
 from toolkit.errors import DataError, DataProblems, MissingImage, Problem, RowProblem
+from toolkit.images import names
 from toolkit.recipe import Recipe
 
 FIRST_ROWS = 200
@@ -63,6 +66,8 @@ class RowScan:
     """Links of all rows, if the task links them."""
     cacheable: bool = True
     """Whether the result can be cached. A missing image can exist next time."""
+    folders: Mapping[str, int] = field(default_factory=dict)
+    """Folder in which image names were searched -> time of its last change. The result is valid until one changes."""
 
 
 def read_file(
@@ -124,13 +129,28 @@ def _origin(task: Task, requested: RowSettings, where: tuple[str, Path | None], 
 
 
 def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_root: Path | None) -> None:
-    _, problems = resolve_columns(task, requested, index.columns)
+    column, problems = resolve_columns(task, requested, index.columns)
+    if "image" not in column and "image" not in requested.columns:
+        problems = _without_image_column(task, index, problems)
     if image_root is None and index.image_root is None:
         rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
         problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
     if problems:
         rule = "the recipe must fit the columns of the rows"
         raise DataProblems("data.columns_do_not_fit", rule, problems, place=index.source)
+
+
+def _without_image_column(task: Task, index: RowIndex, problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems of a source without a column of images.
+
+    If no other column looks like one, the rows have only text, which is no problem unless the task needs an image.
+    """
+    place = "data.columns.image"
+    found = image_columns([row for _, (_, row) in zip(range(FIRST_ROWS), index, strict=False)])
+    if not found:
+        return [problem for problem in problems if task.needs_image or problem.place != place]
+    remedy = f'Name it in {place}. Did you mean "{found[0]}"?'
+    return [replace(problem, remedy=remedy) if problem.place == place else problem for problem in problems]
 
 
 def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, maximum: float) -> None:
@@ -154,6 +174,9 @@ def _warnings(
     for column in leaking_context(task, requested, source.column):
         rule = "prompt.context should not have a column with the answer: scores say nothing about the images"
         yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
+    if "image" in task.columns and "image" not in source.column:
+        rule = "no column has images, so all rows have only text"
+        yield Problem("data.no_image_column", rule, name, remedy="Name a column in data.columns.image if there is one.")
     for note in row_scan.links.notes if row_scan.links else ():
         yield Problem("data.order_irregular", note)
     for one in (*index.skipped, *row_scan.dropped):
@@ -173,10 +196,12 @@ class RowScanner:
 
     def __init__(self, task: Task, source: RowOrigin) -> None:
         self.task, self.source = task, source
+        forget_names()  # files may have been added since the last scan
         self._rows: list[int] = []
         self._keys = KeyBuilder()
         self._tally, self._notes = Tally(), Tally()
         self._cacheable = True
+        self._folders: set[str] = set()
         self._trimmed: Counter[str] = Counter()
         self._columns = tuple(source.column.values())
 
@@ -195,14 +220,30 @@ class RowScanner:
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
             self._notes.add(rule, name, code)
+        self._note_images(name, sample)
         self._rows.append(number)
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
+
+    def _note_images(self, name: str, sample: Sample) -> None:
+        """Count a row without image, and image names that were not equal to the file's name."""
+        if not sample.images:
+            if "image" in self.source.column and not self.task.needs_image:
+                self._notes.add("the row has no image and is used as text", name, "data.row_without_image")
+            return
+        for image in sample.images:
+            if not image.found:
+                continue
+            self._folders.add(str(image.path.parent))
+            for way in image.found:
+                if way in names.WAYS:
+                    self._notes.add(names.WAYS[way], f"{name}: {image.path.name}", way)
 
     def done(self, name: str, links: Links | None = None) -> RowScan:
         """Return the scan of all rows so far."""
         dropped, noted = self._tally.of(name), self._notes.of(name)
         rows = np.array(self._rows, np.int64)
-        return RowScan(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._cacheable)
+        folders = names.changed_at(sorted(self._folders))
+        return RowScan(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._cacheable, folders)
 
 
 class _FirstPass:
@@ -274,6 +315,7 @@ def _save_row_scan(row_scan: RowScan, file: Path) -> None:
         "trimmed": row_scan.trimmed,
         "noted": [asdict(one) for one in row_scan.noted],
         "links": None if links is None else links.notes,
+        "folders": row_scan.folders,
     }
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     with temporary.open("wb") as stream:
@@ -291,8 +333,12 @@ def _load_row_scan(file: Path) -> RowScan | None:
             keys = RowKeys(**{name: stored[name] for name in _KEYS})
             rows = stored["rows"]
             arrays = {name: stored[f"links_{name}"] for name in _LINKS} if notes["links"] is not None else None
+            folders: dict[str, int] = notes["folders"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+    if names.changed_at(list(folders)) != folders:
         return None
     links = None if arrays is None else Links(**arrays, notes=tuple(notes["links"]))
     noted = stored_dropped(notes["noted"])
-    return RowScan(rows, keys, stored_dropped(notes["dropped"]), notes["trimmed"], noted, links)
+    dropped = stored_dropped(notes["dropped"])
+    return RowScan(rows, keys, dropped, notes["trimmed"], noted, links, folders=folders)

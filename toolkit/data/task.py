@@ -99,6 +99,7 @@ class Task:
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
         grouped_by: definition of a group if ``data.group`` names no column.
+        needs_image: whether every row must have an image. Otherwise, a row without one has only text.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
 
@@ -136,6 +137,7 @@ class Task:
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
     grouped_by: str = "each row's first image"
+    needs_image: bool = False
     entry: str = ""
 
     @property

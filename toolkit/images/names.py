@@ -47,6 +47,9 @@ SIMILAR = 70
 """Least similarity of a suggestion, from 0 to 100 (rapidfuzz)."""
 
 
+list_names = os.listdir  # a Path for each name would cost ten times as much
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """The path below the root with ``/``, and the codes of ``WAYS`` by which it was found."""
@@ -65,7 +68,7 @@ class _Folder:
     def _list(self) -> None:
         self._checked, self._changed = time.monotonic(), _changed_at(self.path)
         try:
-            self.names = frozenset(os.listdir(self.path))  # noqa: PTH208 (a Path for each name costs ten times as much)
+            self.names = frozenset(list_names(self.path))
         except OSError:
             self.names = frozenset()
         self._folded: dict[str, list[str]] | None = None
@@ -101,7 +104,8 @@ def find(root: str, path: str) -> Found | None:
     folder, _, name = path.rpartition("/")
     if name in _folder(f"{root}/{folder}" if folder else root).names:
         return Found(path)
-    at, ways = "", []
+    at = ""
+    ways: list[str] = []
     parts = path.split("/")
     for number, part in enumerate(parts):
         entries = _entries(f"{root}/{at}" if at else root, part, last=number == len(parts) - 1)
@@ -136,6 +140,12 @@ def candidates(path: Path) -> list[str]:
         return []
     found = process.extractOne(path.name, listed.names, scorer=fuzz.ratio, score_cutoff=SIMILAR)
     return [found[0]] if found else []
+
+
+def forget() -> None:
+    """List every folder again, for a new scan of rows."""
+    _folder.cache_clear()
+    _tree.cache_clear()
 
 
 def without_suffix(name: str) -> str:

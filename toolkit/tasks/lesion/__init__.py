@@ -53,4 +53,5 @@ LESION = Task(
     dry_run=dry_run_settings,
     placeholders=placeholders,
     grouped_by="each row's patient, else its lesion, else its image",
+    needs_image=True,
 )
