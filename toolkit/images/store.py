@@ -15,8 +15,8 @@ from PIL import Image
 
 from toolkit import recipe
 from toolkit.errors import ImageError
-from toolkit.images import dicom
-from toolkit.images.cache import DiskCache, MemoryCache, content_key
+from toolkit.images import dicom, nifti
+from toolkit.images.cache import DiskCache, MemoryCache, content_key, content_key_of_file
 from toolkit.images.decode import decode
 from toolkit.images.header import Header, read_header
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, placeholder
@@ -161,7 +161,7 @@ class ImageStore:
             self._count(disk_hits=1)
             return image
         data, header = _read(ref, self.policy)
-        key = content_key(data)
+        key = content_key_of_file(ref.path) if header.decoder == "nifti" else content_key(data)
         if key != known:
             self._store(lambda: cache.remember(ref.path, facts, key))
             if (image := cache.get(key, ref.part)) is not None:
@@ -237,7 +237,7 @@ def reduced_size(ref: ImageRef, policy: ImagePolicy) -> tuple[int, int]:
 
 
 def _read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
-    """Return the file's bytes and header. A file with a rejected header is not read any further.
+    """Return the file's bytes and header. A file with a rejected header is not read any further, and no volume is.
 
     Raises:
         ImageError: As for ``read_image_header``.
@@ -245,6 +245,8 @@ def _read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
     """
     with _opened(ref.path) as stream:
         header = read_header(stream, ref, policy.max_pixels)
+        if header.decoder == "nifti":
+            return b"", header
         stream.seek(0)
         return stream.read(), header
 
@@ -256,7 +258,9 @@ def _reduce(data: bytes, header: Header, ref: ImageRef, policy: ImagePolicy) -> 
         ImageError: The file is corrupt, or the policy does not apply to the image.
         MissingExtraError: The DICOM decoder for its compression is not installed.
     """
-    if header.decoder == "dicom":
+    if header.decoder == "nifti":
+        pixels = nifti.read_slice(ref)
+    elif header.decoder == "dicom":
         pixels = dicom.read_pixels(io.BytesIO(data), ref, own_window=policy.window in ("auto", "dicom"))
     else:
         pixels = decode(data, header, ref)
