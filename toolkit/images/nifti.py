@@ -236,7 +236,7 @@ def _nibabel() -> ModuleType:
         import nibabel.wrapstruct
     except ImportError:
         raise MissingExtraError("nibabel", "nifti", "reading NIfTI") from None
-    return nibabel  # type: ignore[no-any-return]
+    return nibabel
 
 
 def _malformed() -> tuple[type[Exception], ...]:

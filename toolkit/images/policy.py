@@ -52,6 +52,10 @@ class ImagePolicy:
 
     def __post_init__(self) -> None:
         self._check_fixed_window()
+        if len(self.windows) not in ((1, 3) if self.window == "hu" else (0,)):
+            rule = 'must have one window or three with window = "hu", and none otherwise'
+            remedy = "Correct the windows."
+            raise RecipeError([Problem("images.windows_malformed", rule, "images.window", self.windows, remedy)])
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             rule, remedy = "must be two numbers, 0 <= lower < upper <= 100", "Correct the numbers."

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Literal
 
-from toolkit.errors import ImageError, list_problems
+from toolkit.errors import ImageError, Problem, list_problems
 from toolkit.images.policy import ImageRecord
 from toolkit.images.ref import ImageRef
 from toolkit.images.render import header_notes
@@ -23,13 +23,17 @@ BATCH = 256
 SHOWN = 20
 EXAMPLES = 5
 
+PATCH = 14
+"""Side of a patch in pixels, as in SigLIP and Qwen2-VL. An image with a smaller side shows next to nothing."""
+
 NOTES: Mapping[str, str] = {
     "images.first_frame": "only the first frame of a file with several is used (name#1 is the second)",
     "images.colour_stretched": "a colour image above 8 bits is stretched by its window, which changes its colours",
     "images.not_windowed": "an image of 8 bits keeps its values, because images.window applies to more bits only",
     "images.no_value_below_zero": "an image has no value below 0 HU and may not be CT",
+    "images.smaller_than_patch": f"a side of an image has less than {PATCH} pixels, a patch of most vision towers",
     "images.pixels_not_square": "the pixels of a slice are not square, so its shapes are squeezed",
-    "images.slices_renumbered": "slices are counted along RAS (from inferior, posterior, left), unlike the file's array",
+    "images.slices_renumbered": "slices count along RAS (from inferior, posterior, left), unlike the array of the file",
 }
 """Code of what a reader must know about an image -> the sentence about it."""
 
@@ -51,10 +55,17 @@ class ScanNote:
 
 @dataclass(frozen=True, slots=True)
 class BadImage:
-    """An unusable image and its error."""
+    """An unusable image, its error, and the id of the first row that has it, if it is known."""
 
     ref: ImageRef
     error: ImageError
+    row: str = ""
+
+    @property
+    def problem(self) -> Problem:
+        """Return the problem with the row in its place."""
+        found = self.error.problem
+        return replace(found, place=f"{found.place} (row {self.row})") if self.row else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,10 @@ class ScanReport:
     def __post_init__(self) -> None:
         object.__setattr__(self, "bad_refs", frozenset(one.ref for one in self.bad))
 
+    def with_rows(self, row_of: Mapping[ImageRef, str]) -> "ScanReport":
+        """Return the report with the id of the first row of each unusable image."""
+        return replace(self, bad=tuple(replace(one, row=row_of.get(one.ref, "")) for one in self.bad))
+
     def raise_if_bad(self) -> None:
         """Raise one error with all unusable images, the first 20 by name.
 
@@ -102,7 +117,7 @@ class ScanReport:
         """
         if not self.bad:
             return
-        lines = list_problems(replace(one.error.problem, remedy="") for one in self.bad[:SHOWN])
+        lines = list_problems(replace(one.problem, remedy="") for one in self.bad[:SHOWN])
         more = f"  and {len(self.bad) - SHOWN:,} more\n" if len(self.bad) > SHOWN else ""
         counts = f"{len(self.bad):,} of {self.checked:,}"
         rule = f"all images must be usable, and {counts} are not:\n{lines}{more}"
@@ -174,8 +189,8 @@ def _check(store: ImageStore, mode: ScanMode, ref: ImageRef) -> ImageRecord | Im
     try:
         if mode == "full":
             return store.fetch(ref).record
-        header = store.read_header(ref)
-        size, notes = store.policy.output_size(header.size), header_notes(header, ref)
+        header, size = store.read_header(ref), store.reduced_size(ref)
+        notes = header_notes(header, ref)
         return ImageRecord(header.format, header.size, size, header.bits, notes=notes)
     except ImageError as error:
         # The traceback of a stored error would keep the whole file in RAM.
@@ -212,7 +227,8 @@ class _Tally:
         self.counts["clipped"] += found.clipped > 0
         self.counts["nonfinite"] += found.nonfinite > 0
         self.counts["transparent"] += found.transparent > 0
-        for code in found.notes:
+        small = ("images.smaller_than_patch",) if min(found.size) < PATCH else ()
+        for code in (*found.notes, *small):
             self.counts[code] += 1
             examples = self.noted.setdefault(code, [])
             if len(examples) < EXAMPLES and ref.path.name not in examples:

@@ -26,6 +26,8 @@ from toolkit.runfolder.cache import cache_folder
 
 Unreadable = Literal["stop", "skip", "placeholder"]
 
+Rejection = Callable[[tuple[int, int]], str]
+
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
@@ -66,6 +68,8 @@ class ImageStore:
         memory_mb: Size of the in-memory cache in MiB.
         disk: Folder of the disk cache, if any.
         roots: Data roots that must contain every file after resolving symbolic links. Empty means no check.
+        rejection: Returns why the model rejects an image of (width, height), or an empty text. None means no check.
+            Such an image is unreadable.
     """
 
     def __init__(
@@ -75,9 +79,10 @@ class ImageStore:
         memory_mb: int = 512,
         disk: Path | None = None,
         roots: Sequence[Path] = (),
+        rejection: Rejection | None = None,
     ) -> None:
         self.policy, self.unreadable, self.memory_mb, self.disk = policy, unreadable, memory_mb, disk
-        self.roots = tuple(roots)
+        self.roots, self.rejection = tuple(roots), rejection
         self._real_roots = tuple(str(Path(root).resolve()) for root in roots)
         self._memory = MemoryCache(memory_mb * 2**20)
         self._cache = None if disk is None else DiskCache(disk, policy.key)
@@ -85,13 +90,16 @@ class ImageStore:
         self._lock = Lock()
 
     @classmethod
-    def from_recipe(cls, images: recipe.Images, roots: Sequence[Path] = ()) -> "ImageStore":
+    def from_recipe(
+        cls, images: recipe.Images, roots: Sequence[Path] = (), rejection: Rejection | None = None
+    ) -> "ImageStore":
         """Return the store of a recipe. Its disk cache is ``images`` in the cache folder."""
         disk = cache_folder() / "images" if images.disk_cache else None
-        return cls(ImagePolicy.from_recipe(images), images.unreadable, images.memory_cache_mb, disk, roots)
+        policy = ImagePolicy.from_recipe(images)
+        return cls(policy, images.unreadable, images.memory_cache_mb, disk, roots, rejection)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageStore, (self.policy, self.unreadable, self.memory_mb, self.disk, self.roots)
+        return ImageStore, (self.policy, self.unreadable, self.memory_mb, self.disk, self.roots, self.rejection)
 
     def get(self, ref: ImageRef) -> Image.Image:
         """Return the image in mode RGB, owned by the caller.
@@ -132,6 +140,7 @@ class ImageStore:
             self._count(memory_hits=1)
             return image.load()
         image = self._opened(ref) if self._cache is None else self._opened_or_cached(ref, self._cache)
+        self._require_accepted(ref, image.record.size)
         self._memory.put(ref, image)
         self._count_window(image.record)
         return image.load()
@@ -144,6 +153,23 @@ class ImageStore:
             MissingExtraError: The file is DICOM and the extra ``dicom`` is not installed.
         """
         return read_image_header(ref, self.policy, self._real_roots)
+
+    def reduced_size(self, ref: ImageRef) -> tuple[int, int]:
+        """Return (width, height) of the image for the model, from the header alone.
+
+        Raises:
+            ImageError: The header is unreadable, or the model rejects the size.
+            MissingExtraError: As in ``read_header``.
+        """
+        size = self.policy.output_size(crop_size(ref.crop) if ref.crop else self.read_header(ref).size)
+        self._require_accepted(ref, size)
+        return size
+
+    def _require_accepted(self, ref: ImageRef, size: tuple[int, int]) -> None:
+        reason = "" if self.rejection is None else self.rejection(size)
+        if reason:
+            rule = f"the model must accept an image of {size[0]} x {size[1]} pixels (after images.max_side)"
+            raise unreadable_image(ref.path, "images.size_rejected", rule, reason)
 
     def report(self) -> StoreReport:
         """Return the current counters."""
