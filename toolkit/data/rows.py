@@ -230,13 +230,13 @@ class RowScanner:
             if "image" in self.source.column and not self.task.needs_image:
                 self._notes.add("the row has no image and is used as text", name, "data.row_without_image")
             return
+        ways: dict[str, str] = {}
         for image in sample.images:
-            if not image.found:
-                continue
-            self._folders.add(str(image.path.parent))
-            for way in image.found:
-                if way in names.WAYS:
-                    self._notes.add(names.WAYS[way], f"{name}: {image.path.name}", way)
+            if image.found:
+                self._folders.add(str(image.path.parent))
+                ways |= {way: image.path.name for way in image.found if way in names.WAYS and way not in ways}
+        for way, file in ways.items():
+            self._notes.add(names.WAYS[way], f"{name}: {file}", way)
 
     def done(self, name: str, links: Links | None = None) -> RowScan:
         """Return the scan of all rows so far."""
