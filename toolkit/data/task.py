@@ -136,7 +136,7 @@ class Task:
     link: Callable[[Iterable[tuple[str, Row]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
-    grouped_by: str = "each row's first image"
+    grouped_by: str = "each row's first image, or its question without one"
     needs_image: bool = False
     entry: str = ""
 

@@ -63,14 +63,27 @@ def image_ref(path_text: str, root: Path | str, place: object, frame: int = 0, f
     Raises:
         ImageError: The path is empty or leaves ``root``. Symbolic links are resolved later, when the image is opened.
     """
+    return ImageRef(Path(contained_path(path_text, root_folder(root), place)), frame, found=found)
+
+
+def root_folder(root: Path | str) -> str:
+    """Return a data root as ``contained_path`` needs it: normalised and with a separator at its end."""
+    return os.path.join(os.path.normpath(root), "")  # noqa: PTH118 (a Path costs ten times as much here)
+
+
+def contained_path(path_text: str, folder: str, place: object) -> str:
+    """Return the absolute path of ``image_ref`` as text. ``folder`` comes from ``root_folder``.
+
+    Raises:
+        ImageError: As in ``image_ref``.
+    """
     if not isinstance(path_text, str) or not path_text.strip() or "\0" in path_text:
         rule, remedy = "an image path must be text that names a file", "Correct the path."
         raise ImageError("images.path_not_text", rule, place=place, value=path_text, remedy=remedy)
-    folder = os.path.join(os.path.normpath(root), "")  # noqa: PTH118 (a Path costs ten times as much here)
     path = os.path.normpath(os.path.join(folder, path_text))  # noqa: PTH118
     if not path.startswith(folder) or path == folder:
         raise ImageError(*INSIDE, place=place, value=path_text, remedy=f"{SET_ROOT} It is {folder} now.")
-    return ImageRef(Path(path), frame, found=found)
+    return path
 
 
 def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
