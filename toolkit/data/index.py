@@ -20,7 +20,7 @@ from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, Tally, stored_drop
 from toolkit.errors import DataError
 from toolkit.runfolder.cache import cache_folder
 
-FORMAT = "2"
+FORMAT = "3"
 """Version of the index format. It is part of the file name."""
 
 EDGE_BYTES = 1 << 16
@@ -214,7 +214,7 @@ def _write(source: Source, temporary: Path, images: EmbeddedImageStore, visit: V
         for name, row, text in stream_source(source, images):
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"
-                skipped.add(rule, f"{name}: {json.dumps(row)[:40]}", "data.record_not_object")
+                skipped.add(rule, name, "data.record_not_object", row)
                 continue
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))

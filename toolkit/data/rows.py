@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -27,7 +27,7 @@ from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import KeyBuilder, RowKeys
 from toolkit.data.task import RowOrigin, Task
 from toolkit.data.unusable_rows import Dropped, Tally, stored_dropped, total
-from toolkit.errors import DataError, DataProblems, MissingImage, Problem, RowProblem
+from toolkit.errors import DataError, DataProblems, MissingImage, Problem, RowProblem, list_problems
 from toolkit.recipe import Recipe
 
 FIRST_ROWS = 200
@@ -137,13 +137,13 @@ def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, max
     lost = total(dropped)
     if usable and lost <= maximum * (lost + usable):
         return
-    reasons = "".join(f"\n  {one.count:,} rows: {one.reason} ({'; '.join(one.examples)})" for one in dropped)
+    reasons = list_problems(replace(one.notice(), place="") for one in dropped)
     raise DataError(
         "data.too_many_unusable_rows",
         f"at least one row must be usable, and unusable rows must be at most {maximum:.1%} (data.max_dropped)",
         place=index.source,
         value=f"{lost:,} of {lost + usable:,}",
-        remedy=f"Correct the rows or data.columns, or raise data.max_dropped:{reasons}",
+        remedy=f"Correct the rows or data.columns, or raise data.max_dropped:\n{reasons}",
     )
 
 
@@ -190,7 +190,7 @@ class RowScanner:
         try:
             sample = self.task.read(name, row, self.source)
         except RowProblem as problem:
-            self._tally.add(problem.reason, name, problem.code)
+            self._tally.add_problem(name, problem)
             self._cacheable &= not isinstance(problem, MissingImage)
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
