@@ -72,11 +72,11 @@ def set_differences(
     if not len(before) == len(after) == len(groups):
         raise ValueError(f"{len(before)} and {len(after)} parts, but {len(groups)} groups")
 
-    def change(chosen: Sequence[int]) -> dict[str, float | None]:
+    def change(chosen: NDArray[np.int64]) -> dict[str, float | None]:
         old, new = (_finite(values([parts[i] for i in chosen])) for parts in (before, after))
         return {name: _minus(value, old.get(name)) for name, value in new.items()}
 
-    whole = change(range(len(groups)))
+    whole = change(np.arange(len(groups)))
     drawn = [change(draw) for draw in draws(groups, resamples, seed)]
     return _estimates(whole, drawn, groups)
 
