@@ -167,9 +167,11 @@ def synthetic(task: str, files: Mapping[str, Path]) -> None:
 
 
 def data(found: "DataSplits", scan: "ScanReport") -> None:
-    """Print splits, warnings (such as leaks), unusable rows and images."""
+    """Print sources with their formats, splits, warnings (such as leaks), unusable rows and images."""
     from toolkit.pipeline.prepare_data import describe_scan
 
+    for source in found.sources:
+        print(source)
     for split in ("train", "validation", "test"):
         samples = getattr(found, split)
         groups = len({sample.group for sample in samples})
