@@ -7,6 +7,7 @@ from typing import Any
 from toolkit.errors import NOTHING, Problem, RowProblem, shorten
 
 MAX_EXAMPLES = 5
+_TUPLES = ("examples", "values", "rows")
 MAX_VALUE = 80
 """Maximum number of characters of a value that is shown."""
 
@@ -25,12 +26,15 @@ class Dropped:
     """The shortened value of each example, or an empty text. A model card must not have them."""
     remedy: str = ""
     """How to fix the rows."""
+    rows: tuple[int, ...] = ()
+    """Number of the row of each example in its file, from 0. Empty if the numbers are not those of a file."""
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Return the examples, each with its value if it has one: ``id: value``."""
+        """Return the examples with their row number and value: ``id (row 3): value``."""
+        rows = [f"row {row}" for row in self.rows] or [""] * len(self.examples)
         values = self.values or ("",) * len(self.examples)
-        return tuple(f"{one}: {value}" if value else one for one, value in zip(self.examples, values, strict=True))
+        return tuple(_example(*one) for one in zip(self.examples, rows, values, strict=True))
 
     def notice(self, verb: str = "") -> Problem:
         """Return the warning about these rows. ``verb`` says what happens to them, such as ``left out``."""
@@ -42,6 +46,11 @@ class Dropped:
         return str(self.notice())
 
 
+def _example(name: str, row: str, value: str) -> str:
+    place = row if row == f"row {name}" else f"{name} ({row})" if row else name
+    return f"{place}: {value}" if value else place
+
+
 @dataclass(slots=True)
 class _Counted:
     """The rows with one reason so far."""
@@ -50,6 +59,12 @@ class _Counted:
     count: int = 0
     examples: list[str] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+    def dropped(self, source: str, code: str, reason: str) -> Dropped:
+        """Return the rows as a value."""
+        examples, values, rows = tuple(self.examples), tuple(self.values), tuple(self.rows)
+        return Dropped(source, reason, self.count, examples, code, values, self.remedy, rows)
 
 
 class Tally:
@@ -68,24 +83,22 @@ class Tally:
             counted.examples.append(example)
             counted.values.append("" if value is NOTHING else shorten(value, MAX_VALUE))
 
-    def add_problem(self, example: str, problem: RowProblem) -> None:
-        """Count the row of a problem."""
+    def add_problem(self, example: str, problem: RowProblem, row: int | None = None) -> None:
+        """Count the row of a problem, with its number in the file if it is known."""
         self.add(problem.reason, example, problem.code, problem.problem.value, problem.remedy)
+        counted = self._counted[problem.code, problem.reason]
+        if row is not None and len(counted.rows) < len(counted.examples):
+            counted.rows.append(row)
 
     def of(self, source: str) -> tuple[Dropped, ...]:
         """Return the counts, most frequent reason first."""
-        found = (
-            Dropped(source, reason, one.count, tuple(one.examples), code, tuple(one.values), one.remedy)
-            for (code, reason), one in self._counted.items()
-        )
+        found = (one.dropped(source, code, reason) for (code, reason), one in self._counted.items())
         return tuple(sorted(found, key=lambda dropped: -dropped.count))
 
 
 def stored_dropped(stored: Iterable[Mapping[str, Any]]) -> tuple[Dropped, ...]:
     """Return the objects from the JSON of their ``dataclasses.asdict``."""
-    return tuple(
-        Dropped(**{**one, "examples": tuple(one["examples"]), "values": tuple(one["values"])}) for one in stored
-    )
+    return tuple(Dropped(**{**one, **{name: tuple(one[name]) for name in _TUPLES}}) for one in stored)
 
 
 def total(dropped: Iterable[Dropped]) -> int:
