@@ -34,6 +34,9 @@ _NO_GROUP = frozenset({"none", "null", "na", "n/a"})
 MOST_BRACKETS = 128
 """Maximum number of opening brackets in a text that is repaired. An answer of the task steps has about ten."""
 
+NOT_TEXT = "data.value_not_text"
+"""Code of a value that is a list, an object, bytes or an infinite number."""
+
 NO_QUESTION = ("data.question_missing", "the row must have a question")
 NO_ANSWER = ("data.answer_missing", "the row must have an answer")
 NO_IMAGE = ("data.image_path_missing", "the row must have an image path")
@@ -168,7 +171,7 @@ def decoded(value: Any) -> Any:
 def _not_text(value: Any) -> RowProblem:
     rule = "a text or number is expected, not a list, an object, bytes or an infinite number"
     remedy = "Store one text in each cell, or name another column in data.columns."
-    return RowProblem("data.value_not_text", rule, value=value, remedy=remedy)
+    return RowProblem(NOT_TEXT, rule, value=value, remedy=remedy)
 
 
 @lru_cache(maxsize=1 << 10)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.groups import NO_GROUPS
-from toolkit.data.rows import UsableRows, read_file
+from toolkit.data.rows import UsableRows, read_alike, read_file
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.splits import (
     Leak,
@@ -24,7 +24,6 @@ from toolkit.data.splits import (
 )
 from toolkit.data.task import GROUP_FIELDS, Task
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped
-from toolkit.data.whole_numbers import whole_columns
 from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
 
@@ -156,9 +155,7 @@ def _read_sources(
     if problems:
         found = [problem for error in problems for problem in error.problems]
         raise DataProblems("data.unusable", "the data must be usable", found, place="[data]")
-    whole = whole_columns(rows.numbers for rows in loaded.values())
-    affected = [name for name, rows in loaded.items() if any(column in rows.numbers for column in whole)]
-    return loaded | {name: read_file(recipe, task, sources[name], image_root, name, whole) for name in affected}
+    return read_alike(loaded, lambda name, whole: read_file(recipe, task, sources[name], image_root, name, whole))
 
 
 def _split_rows(
@@ -173,11 +170,19 @@ def _split_rows(
     if not fractions:
         return {name: everything.get(name, nothing) for name in SPLITS}, []
     fractions["train"] = 1 - sum(fractions.values())
-    split_of = split_keys(join_groups(train.keys), list(fractions.values()), recipe.run.seed)
-    everything |= {name: SplitRows(train, np.flatnonzero(split_of == number)) for number, name in enumerate(fractions)}
     group = _describe_group(train, recipe, task)
+    split_of = _split_off(train, list(fractions.values()), recipe, group)
+    everything |= {name: SplitRows(train, np.flatnonzero(split_of == number)) for number, name in enumerate(fractions)}
     warnings = [_split_warning(name, everything[name], group) for name in fractions if name != "train"]
     return {name: everything.get(name, nothing) for name in SPLITS}, warnings
+
+
+def _split_off(train: UsableRows, fractions: Sequence[float], recipe: Recipe, group: str) -> NDArray[np.int64]:
+    try:
+        return split_keys(join_groups(train.keys), fractions, recipe.run.seed)
+    except DataError as error:
+        remedy = f'{error.remedy} The group is {group}. data.group = "{NO_GROUPS}" makes it the first image.'
+        raise DataError(error.code, error.rule, place=error.place, value=error.value, remedy=remedy) from None
 
 
 def _describe_group(rows: UsableRows, recipe: Recipe, task: Task) -> str:

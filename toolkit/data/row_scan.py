@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.cells import group_name, with_whole_numbers
+from toolkit.data.cells import NOT_TEXT, group_name, with_whole_numbers
 from toolkit.data.conflicts import find_conflicts
 from toolkit.data.episodes import Links
 from toolkit.data.groups import IdentifierBuilder
@@ -105,7 +105,7 @@ class RowScanner:
         try:
             sample = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
         except RowProblem as problem:
-            self._tally.add_problem(name, problem, number)
+            self._tally.add_problem(name, _with_column(problem, row), number)
             self._cacheable &= not isinstance(problem, MissingImage)
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
@@ -139,6 +139,17 @@ class RowScanner:
             self._numbers.done(),
             np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
         )
+
+
+def _with_column(problem: RowProblem, row: Row) -> RowProblem:
+    """Return the problem of a value that is no text, with the column that has the value."""
+    if problem.code != NOT_TEXT or problem.value is None:
+        return problem
+    column = next((name for name, value in row.items() if value is problem.value), None)
+    if column is None:
+        return problem
+    rule = f"{problem.rule}, in the column {column}"
+    return RowProblem(problem.code, rule, place=problem.place, value=problem.value, remedy=problem.remedy)
 
 
 class FirstPass:

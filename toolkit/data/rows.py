@@ -4,7 +4,7 @@ Opening the same source again with the same columns reads no row.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import RowKeys
 from toolkit.data.task import GROUP_FIELDS, RowOrigin, Task
 from toolkit.data.unusable_rows import Dropped, total
-from toolkit.data.whole_numbers import Numbers
+from toolkit.data.whole_numbers import Numbers, whole_columns
 from toolkit.errors import DataError, DataProblems, Problem, list_problems
 from toolkit.recipe import Recipe
 
@@ -74,6 +74,15 @@ def read_file(
     warnings = tuple(_warnings(task, requested, origin, index, row_scan))
     samples = SampleSet(task, index, origin, row_scan.rows, row_scan.links)
     return UsableRows(samples, row_scan.keys, dropped, warnings, row_scan.identifiers, row_scan.numbers)
+
+
+def read_alike(
+    loaded: Mapping[str, UsableRows], read: Callable[[str, tuple[str, ...]], UsableRows]
+) -> dict[str, UsableRows]:
+    """Return the rows of all splits with the same columns of whole numbers. ``read`` reads a split with them."""
+    whole = whole_columns(rows.numbers for rows in loaded.values())
+    affected = [name for name, rows in loaded.items() if any(column in rows.numbers for column in whole)]
+    return {**loaded, **{name: read(name, whole) for name in affected}}
 
 
 def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSettings:
