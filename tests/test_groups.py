@@ -18,7 +18,7 @@ from toolkit.recipe import Recipe
 Row = dict[str, Any]
 
 
-def rows(count: int = 24, first: int = 0, **columns: Any) -> list[Row]:
+def rows(count: int = 24, first: int = 0, /, **columns: Any) -> list[Row]:
     """Return questions about one X-ray each. A column is a function of the row number."""
     return [
         {
@@ -103,7 +103,7 @@ def test_one_patient_alone_cannot_be_split(tmp_path: Path) -> None:
 
 def test_one_patient_in_two_files_stops_the_run_also_as_a_number_with_zeros_or_a_decimal_point(tmp_path: Path) -> None:
     train = write(tmp_path / "train.csv", rows(8, **{"Patient ID": lambda number: f"{number:08d}"}))
-    table = pandas.DataFrame(rows(8, first=100))
+    table = pandas.DataFrame(rows(8, 100))
     table["PatientID"] = [float(number) if number < 7 else None for number in range(8)]
     test = str(tmp_path / "test.parquet")
     table.to_parquet(test)

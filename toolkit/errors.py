@@ -296,8 +296,8 @@ def _limited(text: str) -> str:
     if not lines:
         return _cut(text, MOST_CHARACTERS)
     count = len(lines)
-    room = MOST_CHARACTERS - len(last) - 40
-    while sum(len(line) + 1 for line in lines) > room:
+    most = MOST_CHARACTERS - len(last) - 40
+    while sum(len(line) + 1 for line in lines) > most:
         lines.pop()
     return "\n".join([*lines, f"  … {count - len(lines):,} more lines", last])
 

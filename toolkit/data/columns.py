@@ -1,5 +1,6 @@
 """Mapping from the fields of a task to the columns of a source, and all mismatches with suggestions."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 from toolkit.data.cells import fold
 from toolkit.data.groups import NO_GROUPS, group_columns
+from toolkit.data.row_filter import Filter
 from toolkit.data.task import Task
 from toolkit.errors import Problem
 
@@ -23,6 +25,7 @@ class RowSettings:
     max_images: int = 8
     settings: Any = None
     whole: tuple[str, ...] = ()
+    filter: Filter = dataclasses.field(default_factory=dict)
 
 
 def resolve_columns(

@@ -68,7 +68,7 @@ def read_file(
     """
     requested = replace(row_settings(recipe, task, split), whole=whole)
     index, origin, row_scan = _open(task, requested, source, image_root or recipe.dataset.image_root)
-    row_scan = replace(row_scan, dropped=_with_row_numbers(row_scan.dropped, index))
+    row_scan = replace(row_scan, dropped=_with_row_numbers(row_scan.dropped, index, requested))
     dropped = (*index.skipped, *row_scan.dropped)
     _check_dropped(dropped, index, len(row_scan.rows), recipe.dataset.max_dropped)
     warnings = tuple(_warnings(task, requested, origin, index, row_scan))
@@ -90,7 +90,8 @@ def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSetting
     by = recipe.results_by if recipe.evaluate else ()
     settings = task.settings(recipe, split)
     columns, group, context = recipe.dataset.columns, recipe.dataset.group, recipe.prompt.context
-    return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings)
+    chosen = recipe.dataset.filter
+    return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings, chosen)
 
 
 def _open(
@@ -98,7 +99,8 @@ def _open(
 ) -> tuple[RowIndex, RowOrigin, RowScan]:
     root = image_root or source_folder(source)
     first_pass = FirstPass(task, lambda columns: _origin(task, requested, (source, root), columns))
-    index = open_index(source, id_column=requested.columns.get("id"), visit=None if task.link else first_pass.add)
+    id_column, visit = requested.columns.get("id"), None if task.link else first_pass.add
+    index = open_index(source, id_column=id_column, chosen=requested.filter, visit=visit)
     _check_columns(task, requested, index, image_root)
     # Embedded images are stored beside the index, so image_root does not apply to them.
     root = index.image_root if index.metadata.has_embedded_images else image_root or index.image_root
@@ -140,9 +142,9 @@ def group_columns_of(origin: RowOrigin) -> tuple[str, ...]:
     return tuple(dict.fromkeys(origin.column[name] for name in GROUP_FIELDS if name in origin.column))
 
 
-def _with_row_numbers(dropped: Sequence[Dropped], index: RowIndex) -> tuple[Dropped, ...]:
+def _with_row_numbers(dropped: Sequence[Dropped], index: RowIndex, requested: RowSettings) -> tuple[Dropped, ...]:
     """Return the counts with row numbers, if they are those of the file."""
-    is_one_file = not index.skipped and Path(index.source).expanduser().is_file()
+    is_one_file = not (index.skipped or requested.filter) and Path(index.source).expanduser().is_file()
     return tuple(dropped) if is_one_file else tuple(replace(one, rows=()) for one in dropped)
 
 
