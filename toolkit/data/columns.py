@@ -24,8 +24,8 @@ class RowSettings:
     by: tuple[str, ...] = ()
     max_images: int = 8
     settings: Any = None
-    whole: tuple[str, ...] = ()
     filter: Filter = dataclasses.field(default_factory=dict)
+    whole: tuple[str, ...] = ()
 
 
 def resolve_columns(
