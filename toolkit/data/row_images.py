@@ -17,13 +17,14 @@ from toolkit.data.cells import (
     check_unicode,
     decoded,
     fold,
+    group_name,
     is_missing,
     name_of,
     number_of,
     text_of,
 )
 from toolkit.data.json_stream import Row
-from toolkit.data.task import RowOrigin
+from toolkit.data.task import GROUP_FIELDS, RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import image_ref, names
 from toolkit.images.ref import AXES, ImageRef, contained_path, is_volume, root_folder
@@ -80,19 +81,22 @@ def read_one_image(name: str, row: Row, origin: RowOrigin) -> ImageRef:
 
 
 def read_group(row: Row, origin: RowOrigin, images: Sequence[ImageRef], text: str = "") -> str:
-    """Return the group: the recipe's column, otherwise the first image's path below the image root.
+    """Return the group: the recipe's column, otherwise the patient, lesion or study, otherwise the first image.
 
-    A row without images is grouped by a hash of ``text``, of its question, or of the whole row, in this order. Rows
-    with the same question are thus in one group, and others are not.
+    An image is its path below the image root. A row without images is grouped by a hash of ``text``, of its question,
+    or of the whole row, in this order. Rows with the same question are thus in one group, and others are not.
 
     Raises:
-        RowProblem: The group column is empty.
+        RowProblem: The recipe's column is empty, or the value is a list or an object.
     """
     if origin.group is None:
+        for field in GROUP_FIELDS:
+            if field in origin.column and (group := group_name(row.get(origin.column[field]))):
+                return group
         if not images:
             return f"text {_text_hash(text or _question(row, origin))}"
         return str(images[0].path).removeprefix(str(origin.image_root)).lstrip(os.sep).replace(os.sep, "/")
-    if group := name_of(row.get(origin.group)):
+    if group := group_name(row.get(origin.group)):
         return group
     rule = "the row must have a value in the column of data.group"
     raise RowProblem("data.group_missing", rule, place=f"{origin.file}", value=row.get(origin.group))

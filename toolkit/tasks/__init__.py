@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.data.cells import cell, text_of
 from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Answer, Sample
-from toolkit.data.task import RowOrigin, Synthetic, Task
+from toolkit.data.task import RowOrigin, SetMetrics, Synthetic, Task
 from toolkit.errors import RowProblem
 from toolkit.recipe.user_code import USER_CODE
 from toolkit.tasks.lesion import LESION
@@ -22,6 +22,7 @@ __all__ = [
     "RowOrigin",
     "RowProblem",
     "Sample",
+    "SetMetrics",
     "Synthetic",
     "Task",
     "Tasks",
