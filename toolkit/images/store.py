@@ -169,7 +169,8 @@ class ImageStore:
         reason = "" if self.rejection is None else self.rejection(size)
         if reason:
             rule = f"the model must accept an image of {size[0]} x {size[1]} pixels (after images.max_side)"
-            raise unreadable_image(ref.path, "images.size_rejected", rule, reason)
+            remedy = 'Crop the image, or set images.unreadable to "skip" or "placeholder".'
+            raise ImageError("images.size_rejected", rule, place=ref.path, value=reason, remedy=remedy)
 
     def report(self) -> StoreReport:
         """Return the current counters."""
