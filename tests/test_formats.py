@@ -508,3 +508,13 @@ def test_an_unknown_layout_shows_its_keys_and_the_nearest_format(tmp_path: Path)
     assert "annotations (question_id" in error.remedy
     wide = no_rows(Path(write(tmp_path / "wide.json", {"k" * 500 + str(n): [{"a": 1}] for n in range(20)})))
     assert len(str(wide)) < 2000
+
+
+def test_conversations_of_several_turns_name_the_reason(tmp_path: Path) -> None:
+    several = {"messages": SEVERAL, "images": ["1.png"]}
+    source = write(tmp_path / "several.json", [several])
+    with raises(DataError, "data.several_turns", "data.several_turns"):
+        load_data(recipe(train=source))
+    mixed = write(tmp_path / "mixed.json", [several, *({"messages": ASKED, "images": [f"{n}.png"]} for n in range(5))])
+    (dropped,) = load_data(recipe(train=mixed, max_dropped=0.5)).dropped
+    assert (dropped.code, dropped.count, dropped.values) == ("data.several_turns", 1, ("'4 turns'",))
