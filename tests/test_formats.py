@@ -238,9 +238,9 @@ def test_a_text_without_a_header_is_read_as_vqa_med_2019_only_if_it_has_question
         open_index(write(tmp_path / "prose.txt", "Some words.\nMore | words.\n"))
 
 
-ASKED = [{"role": "user", "content": "<image>Is it normal?"}, {"role": "assistant", "content": "Yes."}]
-SEVERAL = [*ASKED, {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes, sure."}]
-SAID = [{"from": "human", "value": "<image>Is it normal?"}, {"from": "gpt", "value": "Yes."}]
+SINGLE = [{"role": "user", "content": "<image>Is it normal?"}, {"role": "assistant", "content": "Yes."}]
+SEVERAL = [*SINGLE, {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes, sure."}]
+LLAVA_TURNS = [{"from": "human", "value": "<image>Is it normal?"}, {"from": "gpt", "value": "Yes."}]
 PARTS = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it normal?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
@@ -255,20 +255,23 @@ def parts_with(image: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("row", "name"),
     [
-        ({"conversations": SAID, "image": "1.png"}, "LLaVA conversations"),
-        ({"conversations": SAID, "image": ["1.png"]}, "LLaVA conversations"),
+        ({"conversations": LLAVA_TURNS, "image": "1.png"}, "LLaVA conversations"),
+        ({"conversations": LLAVA_TURNS, "image": ["1.png"]}, "LLaVA conversations"),
         (
-            {"conversations": [{"from": "Human", "value": "<image>Is it normal?"}, SAID[1]], "images": ["1.png"]},
+            {
+                "conversations": [{"from": "Human", "value": "<image>Is it normal?"}, LLAVA_TURNS[1]],
+                "images": ["1.png"],
+            },
             "LLaVA",
         ),
-        ({"messages": ASKED, "images": ["1.png"]}, "messages"),
+        ({"messages": SINGLE, "images": ["1.png"]}, "messages"),
         ({"messages": PARTS, "images": ["1.png"]}, "messages"),
         ({"messages": PARTS, "image": "1.png"}, "messages"),
         ({"messages": parts_with({"type": "image", "image": "1.png"})}, "messages"),
         ({"messages": parts_with({"type": "image_url", "image_url": {"url": "1.png"}})}, "messages"),
         ({"messages": parts_with({"type": "image_url", "value": "1.png"})}, "messages"),
         ({"messages": parts_with({"type": "image", "url": "file://1.png"})}, "messages"),
-        ({"prompt": ASKED[:1], "completion": ASKED[1:], "images": ["1.png"]}, "TRL prompt and completion"),
+        ({"prompt": SINGLE[:1], "completion": SINGLE[1:], "images": ["1.png"]}, "TRL prompt and completion"),
         ({"prompt": "<image>Is it normal?", "completion": "Yes.", "image": "1.png"}, "TRL prompt and completion"),
         ({"query": "<image>Is it normal?", "response": "Yes.", "images": ["1.png"]}, "ms-swift query and response"),
     ],
@@ -277,7 +280,7 @@ def test_every_layout_of_a_conversation_has_the_same_row(tmp_path: Path, row: di
     for file, content in (("rows.json", [row]), ("rows.jsonl", json.dumps(row))):
         index = open_index(write(tmp_path / file, content))
         found = index[0][1]
-        assert (found["images"], found["messages"]) == (["1.png"], ASKED)
+        assert (found["images"], found["messages"]) == (["1.png"], SINGLE)
         assert (found["question"], found["answer"]) == ("Is it normal?", "Yes.")
         assert index.metadata.format.startswith(name)
         assert index.skipped == index.metadata.noted == ()
@@ -291,12 +294,12 @@ def test_every_layout_of_a_conversation_has_the_same_row(tmp_path: Path, row: di
         {"messages": parts_with({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXELS}"}})},
         {"messages": parts_with({"type": "image", "image": PIXELS})},
         {"messages": parts_with({"type": "image", "source": {"type": "base64", "data": PIXELS}})},
-        {"messages": ASKED, "images": [f"data:image/png;base64,{PIXELS}"]},
+        {"messages": SINGLE, "images": [f"data:image/png;base64,{PIXELS}"]},
     ],
 )
 def test_images_in_base64_are_kept_as_files(tmp_path: Path, row: dict[str, Any]) -> None:
     index = open_index(write(tmp_path / "rows.json", [row]))
-    assert index[0][1]["messages"] == ASKED
+    assert index[0][1]["messages"] == SINGLE
     assert index.image_root is not None
     assert (index.image_root / index[0][1]["images"][0]).read_bytes() == png(3)
 
@@ -305,7 +308,7 @@ def test_messages_in_parquet_have_their_embedded_images(tmp_path: Path) -> None:
     rows = [{"messages": PARTS, "images": [{"bytes": png(3), "path": "x.png"}]}] * 2
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     index = open_index(str(tmp_path / "rows.parquet"))
-    assert [row["messages"] for _, row in index] == [ASKED, ASKED]
+    assert [row["messages"] for _, row in index] == [SINGLE, SINGLE]
     assert index.image_root is not None
     assert (index.image_root / index[1][1]["images"][0]).read_bytes() == png(3)
 
@@ -320,15 +323,15 @@ def test_history_and_system_come_before_the_query(tmp_path: Path) -> None:
 
 
 def test_other_columns_of_a_conversation_are_kept(tmp_path: Path) -> None:
-    rows = [{"messages": ASKED, "images": ["1.png"], "patient": "p1"}, {"messages": SEVERAL, "images": ["2.png"]}]
+    rows = [{"messages": SINGLE, "images": ["1.png"], "patient": "p1"}, {"messages": SEVERAL, "images": ["2.png"]}]
     found = [row for _, row in open_index(write(tmp_path / "rows.json", rows))]
     assert found[0]["patient"] == "p1"
     assert [set(row) & {"question", "answer"} for row in found] == [{"question", "answer"}, set()]
 
 
 def test_images_without_a_placeholder_come_first_and_are_reported(tmp_path: Path) -> None:
-    asked = [{"role": "user", "content": "Same?"}, ASKED[1]]
-    index = open_index(write(tmp_path / "rows.json", [{"messages": asked, "images": ["1.png", "2.png"]}]))
+    single = [{"role": "user", "content": "Same?"}, SINGLE[1]]
+    index = open_index(write(tmp_path / "rows.json", [{"messages": single, "images": ["1.png", "2.png"]}]))
     assert index[0][1]["messages"][0]["content"] == "<image>\n<image>\nSame?"
     assert index[0][1]["question"] == "Same?"
     (note,) = index.metadata.noted
@@ -338,26 +341,26 @@ def test_images_without_a_placeholder_come_first_and_are_reported(tmp_path: Path
 @pytest.mark.parametrize(
     ("row", "code"),
     [
-        ({"messages": ASKED, "images": ["1.png", "2.png"]}, "placeholders_do_not_match"),
-        ({"messages": ASKED}, "placeholders_do_not_match"),
-        ({"messages": ASKED, "images": ["https://a.org/1.png"]}, "image_is_url"),
+        ({"messages": SINGLE, "images": ["1.png", "2.png"]}, "placeholders_do_not_match"),
+        ({"messages": SINGLE}, "placeholders_do_not_match"),
+        ({"messages": SINGLE, "images": ["https://a.org/1.png"]}, "image_is_url"),
         ({"messages": parts_with({"type": "image", "image": "1.png"}), "images": ["2.png"]}, "images_in_two_places"),
         (
-            {"messages": [ASKED[0], {"role": "assistant", "content": "<image>"}], "images": ["1.png"]},
+            {"messages": [SINGLE[0], {"role": "assistant", "content": "<image>"}], "images": ["1.png"]},
             "image_not_in_user",
         ),
-        ({"messages": [ASKED[0], {"role": "tool", "content": "Yes."}], "images": ["1.png"]}, "role_unknown"),
-        ({"messages": [ASKED[0], {"role": "assistant"}], "images": ["1.png"]}, "conversation_malformed"),
+        ({"messages": [SINGLE[0], {"role": "tool", "content": "Yes."}], "images": ["1.png"]}, "role_unknown"),
+        ({"messages": [SINGLE[0], {"role": "assistant"}], "images": ["1.png"]}, "conversation_malformed"),
         ({"messages": parts_with({"type": "video", "video": "1.mp4"})}, "content_not_readable"),
-        ({"messages": ASKED, "videos": ["1.mp4"]}, "media_not_supported"),
-        ({"messages": ASKED, "images": ["data:image/png;base64,AAAA"]}, "data_url_invalid"),
-        ({"messages": ASKED, "images": [7]}, "image_not_readable"),
+        ({"messages": SINGLE, "videos": ["1.mp4"]}, "media_not_supported"),
+        ({"messages": SINGLE, "images": ["data:image/png;base64,AAAA"]}, "data_url_invalid"),
+        ({"messages": SINGLE, "images": [7]}, "image_not_readable"),
         ({"messages": None, "images": ["1.png"]}, "conversation_missing"),
-        ({"messages": ASKED, "images": [f"data:image/png;base64,{PIXELS}"]}, "images_of_two_kinds"),
+        ({"messages": SINGLE, "images": [f"data:image/png;base64,{PIXELS}"]}, "images_of_two_kinds"),
     ],
 )
 def test_a_conversation_that_cannot_be_used_is_counted(tmp_path: Path, row: dict[str, Any], code: str) -> None:
-    good = {"messages": ASKED, "images": ["1.png"]}
+    good = {"messages": SINGLE, "images": ["1.png"]}
     index = open_index(write(tmp_path / "rows.json", [good, row]))
     assert [name for name, _ in index] == ["0"]
     (skipped,) = index.skipped
@@ -366,9 +369,9 @@ def test_a_conversation_that_cannot_be_used_is_counted(tmp_path: Path, row: dict
 
 
 def test_an_image_between_two_words_or_a_system_message_gives_no_question(tmp_path: Path) -> None:
-    between = [{"role": "user", "content": "Compare <image> and <image>."}, ASKED[1]]
+    between = [{"role": "user", "content": "Compare <image> and <image>."}, SINGLE[1]]
     rows = [{"messages": between, "images": ["1.png", "2.png"]}]
-    rows.append({"messages": [{"role": "system", "content": "Be brief."}, *ASKED], "images": ["1.png"]})
+    rows.append({"messages": [{"role": "system", "content": "Be brief."}, *SINGLE], "images": ["1.png"]})
     assert all("question" not in row for _, row in open_index(write(tmp_path / "rows.json", rows)))
 
 
@@ -515,6 +518,6 @@ def test_conversations_of_several_turns_name_the_reason(tmp_path: Path) -> None:
     source = write(tmp_path / "several.json", [several])
     with raises(DataError, "data.several_turns", "data.several_turns"):
         load_data(recipe(train=source))
-    mixed = write(tmp_path / "mixed.json", [several, *({"messages": ASKED, "images": [f"{n}.png"]} for n in range(5))])
+    mixed = write(tmp_path / "mixed.json", [several, *({"messages": SINGLE, "images": [f"{n}.png"]} for n in range(5))])
     (dropped,) = load_data(recipe(train=mixed, max_dropped=0.5)).dropped
     assert (dropped.code, dropped.count, dropped.values) == ("data.several_turns", 1, ("'4 turns'",))
