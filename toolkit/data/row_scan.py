@@ -162,7 +162,7 @@ def _of_conversation(problem: RowProblem, row: Row, task: Task) -> RowProblem:
     """Return the reason why a conversation has no question and answer, instead of that they are missing."""
     if MESSAGES not in row or problem.code not in (NO_QUESTION[0], NO_ANSWER[0]) or MESSAGES in task.columns:
         return problem
-    found = several_turns(task.name, "question")
+    found = several_turns(task.name)
     turns = row[MESSAGES] if isinstance(row[MESSAGES], list) else []
     value = f"{len(turns)} turns" if len(turns) != 2 else turns
     return RowProblem(found.code, found.rule, place=problem.place, value=value, remedy=found.remedy)
