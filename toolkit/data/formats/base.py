@@ -12,6 +12,7 @@ from toolkit.data.formats.files import peek_text
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.json_stream import Record, peek_members
 from toolkit.data.unusable_rows import Tally
+from toolkit.errors import RowProblem
 
 ID_COLUMNS = ("id", "qid", "question_id", "uid")
 """Columns with the row id if the source is not an object id -> record."""
@@ -36,6 +37,11 @@ class Container:
     files: tuple[Path, ...]
     parts: Callable[[EmbeddedImageStore, str | None], Iterator[tuple[str, Iterator[Record]]]]
     splits: Callable[[], tuple[str, ...]] = tuple
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the source has splits. This is cheaper than their names, which can need a pass over the file."""
+        return self.splits is not tuple
 
 
 class Look:
@@ -117,6 +123,10 @@ class Reading:
     skipped: Tally = field(default_factory=Tally)
     notes: Tally = field(default_factory=Tally)
 
+    def skip(self, problem: RowProblem, name: str) -> None:
+        """Count a record that cannot be used, with its value."""
+        self.skipped.add_problem(name, problem)
+
     def rows(self) -> Iterator[tuple[str, Any, str | None]]:
         """Yield id, row and JSON text of the plain rows, streamed. Rows without an id are numbered in each file."""
         if self.look.container is None:
@@ -131,7 +141,9 @@ def own_id(row: Any, columns: tuple[str, ...]) -> str | None:
     """Return the id of a record from the first of these columns that has a value, or None."""
     if isinstance(row, dict):
         for column in columns:
-            if (value := row.get(column)) is not None and value != "":
+            value = row.get(column)
+            # NaN, which differs from itself, is a missing value of pandas.
+            if isinstance(value, str | int | float) and value != "" and value == value:
                 return str(value)
     return None
 

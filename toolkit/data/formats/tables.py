@@ -1,14 +1,14 @@
 """Tables of text: comma-separated (.csv), tab-separated (.tsv), or with another separator if it is certain (.txt)."""
 
-import codecs
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats.row_file import RowFile
-from toolkit.data.json_stream import Record
+from toolkit.data.json_stream import Record, likely_encoding
 from toolkit.errors import DataError
 
 NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
@@ -20,6 +20,9 @@ HEAD_BYTES, HEAD_LINES = 1 << 18, 200
 
 MAX_CELL_CHARS = 1 << 26
 """A longer cell indicates a missing quotation mark. The default of Python is 128 KB, less than an image in base64."""
+
+NEARLY_ALL = 0.9
+"""Fraction of the lines of a .txt that must look like those of a table."""
 
 _SEPARATORS = {"\t": "a tab", "|": "|", ";": "a semicolon"}
 
@@ -66,6 +69,7 @@ def text_layout(file: RowFile) -> TableLayout | None:
     counts = {sign: {line.count(sign) for line in lines} for sign in _SEPARATORS}
     found = [sign for sign, numbers in counts.items() if len(numbers) == 1 and 0 not in numbers]
     if len(found) != 1:
+        _check_regular(lines, file)
         return None
     separator = found[0]
     rows = [[cell.strip() for cell in line.split(separator)] for line in lines]
@@ -76,6 +80,18 @@ def text_layout(file: RowFile) -> TableLayout | None:
     rule = "the first line must name the columns"
     remedy = f"Add a first line such as {separator.join(('image', 'question', 'answer'))!r}."
     raise DataError("data.table_without_header", rule, place=f"{file.place}, line 1", value=lines[0], remedy=remedy)
+
+
+def _check_regular(lines: Sequence[str], file: RowFile) -> None:
+    """Check that a text is not a table with a few lines that have another number of separators."""
+    for sign in _SEPARATORS:
+        (number, count), *_ = Counter(line.count(sign) for line in lines).most_common(1) or [(0, 0)]
+        if number and NEARLY_ALL * len(lines) <= count < len(lines):
+            at, line = next((at, line) for at, line in enumerate(lines, 1) if line.count(sign) != number)
+            rule = f"a table of text must have {sign!r} equally often in each line ({number} times)"
+            remedy = "Correct the line, or convert the file to CSV."
+            place = f"{file.place}, line {at:,} that is not blank"
+            raise DataError("data.text_table_irregular", rule, place=place, value=line, remedy=remedy)
 
 
 def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
@@ -97,7 +113,7 @@ def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
         except UnicodeDecodeError as error:
             place = f"{file.place}, after line {rows.line_num:,}"
             found = error.object[error.start : error.start + 4]
-            remedy = CONVERT.format(_encoding(file))
+            remedy = CONVERT.format(likely_encoding(file.head(2)))
             raise DataError(*NOT_UTF8, place=place, value=found, remedy=remedy) from None
         except csv.Error as error:
             rule, place = "the table must be valid", f"{file.place}, line {rows.line_num:,}"
@@ -109,7 +125,7 @@ def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
 
 def _has_questions(cells: Sequence[str]) -> bool:
     """Return whether nearly all cells are questions, so that a line without names of columns is certain."""
-    return sum(cell.endswith("?") for cell in cells) >= 0.9 * len(cells)
+    return sum(cell.endswith("?") for cell in cells) >= NEARLY_ALL * len(cells)
 
 
 def _header(names: list[str], file: RowFile) -> list[str]:
@@ -125,11 +141,6 @@ def _header(names: list[str], file: RowFile) -> list[str]:
         remedy = "Name the file .tsv if a tab separates the columns, or .txt for a semicolon or |."
         raise DataError("data.csv_separator", rule, place=place, value=other, remedy=remedy)
     return names
-
-
-def _encoding(file: RowFile) -> str:
-    """Return the likely encoding of a file that is not UTF-8."""
-    return "UTF-16" if file.head(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
 
 
 def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:
