@@ -167,7 +167,7 @@ def test_a_value_that_can_be_read_in_two_ways_or_in_none_is_rejected(
 def test_a_missing_file_is_reported_with_the_nearest_name(root: Path) -> None:
     with raises(ImageError, "images.missing") as caught:
         load(ImageRef(root / "aa.png"), ImagePolicy())
-    assert '"a.png"' in caught.problem.remedy
+    assert '"a.png"' in caught.problem.rule
     with raises(ImageError, "images.name_ambiguous") as caught:
         load(ImageRef(root / "two"), ImagePolicy())
     assert caught.problem.value == ["two.jpg", "two.png"]

@@ -134,7 +134,7 @@ def _axis(volume: _Volume, ref: ImageRef) -> str:
         return ref.axis or "axial"
     rule = "a volume is shown by slice, and the row must name one"
     size = " x ".join(map(str, volume.shape))
-    remedy = f'Add a column slice, or write "{ref.path.name}#{volume.shape[2] // 2}" (slices count from 0).'
+    remedy = 'Add a column slice, or write the slice into the path, such as "ct.nii.gz#42". Slices count from 0.'
     raise ImageError(
         "images.volume_without_slice", rule, place=ref.path, value=f"NIfTI, {size} voxels in RAS", remedy=remedy
     )

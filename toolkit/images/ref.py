@@ -119,10 +119,8 @@ def _missing(path: Path) -> ImageError:
     if len(found) > 1:
         rule, remedy = "the image name must mean one file", "Add the suffix, or rename the files."
         return ImageError("images.name_ambiguous", rule, place=path, value=found[:5], remedy=remedy)
-    remedy = f"{SET_ROOT} {REPAIR}"
-    if found:
-        remedy = f'Did you mean "{found[0]}"? {remedy}'
-    return ImageError("images.missing", "the image must exist", place=path, remedy=remedy)
+    nearest = f', and the nearest name is "{found[0]}"' if found else ""
+    return ImageError("images.missing", f"the image must exist{nearest}", place=path, remedy=f"{SET_ROOT} {REPAIR}")
 
 
 def unreadable_image(path: Path, code: str, rule: str, value: object = NOTHING) -> ImageError:

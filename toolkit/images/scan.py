@@ -20,7 +20,7 @@ FULL_UP_TO = 20_000
 """Maximum number of images that ``auto`` decodes. Above it, only headers and file ends are checked."""
 
 BATCH = 256
-SHOWN = 20
+SHOWN = 10
 EXAMPLES = 5
 
 PATCH = 14
@@ -110,7 +110,7 @@ class ScanReport:
         return replace(self, bad=tuple(replace(one, row=row_of.get(one.ref, "")) for one in self.bad))
 
     def raise_if_bad(self) -> None:
-        """Raise one error with all unusable images, the first 20 by name.
+        """Raise one error with all unusable images, the first ten by name.
 
         Raises:
             ImageError: At least one image is unusable.
