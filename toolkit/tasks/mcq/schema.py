@@ -20,7 +20,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "answer": ("correct_answer", "answer"),
     "answer_index": ("answer_index", "answer_idx", "correct_index"),
     "explanation": ("correct_answer_explanation", "explanation", "rationale"),
-    "image": ("ImagePath", "image", "images", "image_name", "img_name"),
+    "image": ("ImagePath", "image", "images", "image_name", "img_name", "image_path"),
     "findings": ("Findings",),
     "impression": ("Impression",),
     "question_type": ("question_type", "task_name", "category"),

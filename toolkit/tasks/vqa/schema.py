@@ -14,7 +14,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "answer": ("answer", "correct_answer"),
     "answer_type": ("answer_type",),
     "question_type": ("question_type", "content_type", "category"),
-    "image": ("image_name", "img_name", "image", "images", "ImagePath"),
+    "image": ("image_name", "img_name", "image", "images", "ImagePath", "image_path"),
 }
 
 YES_NO = ("yes", "no")
