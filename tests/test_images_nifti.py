@@ -76,6 +76,19 @@ def test_the_patients_right_is_at_the_left_whatever_the_handedness(tmp_path: Pat
         assert (rows.tolist(), columns.tolist()) == ([SHAPE[1] - 1], [0])  # posterior at the bottom, right at the left
 
 
+@pytest.mark.parametrize("name", ["anatomical.nii", "reoriented_anat_moved.nii", "resampled_anat_moved.nii"])
+def test_slices_of_real_volumes_are_those_of_nibabels_canonical_volume(name: str) -> None:
+    path = Path(nibabel.__file__).parent / "tests" / "data" / name
+    if not path.is_file():
+        pytest.skip(f"nibabel was installed without {name}")
+    volume = nibabel.as_closest_canonical(nibabel.load(path)).get_fdata()
+    x, y, z = (side // 2 for side in volume.shape)
+    expected = {"axial": (z, volume[:, :, z]), "coronal": (y, volume[:, y]), "sagittal": (x, volume[x])}
+    for axis, (number, plane) in expected.items():
+        found = shown(ImageRef(path, number, axis=axis))
+        assert np.allclose(found, plane[::-1, ::-1].T, equal_nan=True), axis
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_slice_is_scaled_as_nibabel_scales_the_volume(
