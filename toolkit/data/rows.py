@@ -154,7 +154,8 @@ def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_ro
     column, problems = resolve_columns(task, requested, index.columns)
     if "image" not in column and "image" not in requested.columns:
         problems = _without_image_column(task, index, problems)
-    if image_root is None and index.image_root is None:
+    has_images = "image" in column or "image" not in task.columns
+    if has_images and image_root is None and index.image_root is None:
         rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
         problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
     if problems:
