@@ -1,8 +1,8 @@
 """Columns of values that pandas prints in another form: whole numbers as 2.0, and truth values as True.
 
 A column with missing values cannot have integers in pandas, so that 2 becomes 2.0. The answer 2 must be the same text
-in the training and the test rows. A column is read without decimal points if all of its numbers are whole in every source,
-and a source with decimal points has missing values. Other columns stay as they are: 2.0 can be a measurement.
+in the training and the test rows. A column is read without decimal points if all of its numbers are whole in every
+source, and a source with decimal points has missing values. Other columns stay as they are: 2.0 can be a measurement.
 
 A column of a CSV with only True and False has truth values. JSON and Parquet have them as such.
 """
