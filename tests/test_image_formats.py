@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from PIL import Image
 import toolkit
 from tests.helpers.cli import call
 from tests.helpers.image_files import AS_IT_IS, png16_bytes, tiff_bytes
-from tests.helpers.problems import raises
+from tests.helpers.problems import raises, warnings_in
+from tests.helpers.real_processors import unpack_processors
 from tests.helpers.recipes import load_recipe, make_recipe
 from toolkit.errors import ImageError, RecipeError
 from toolkit.images import ImagePolicy, ImageStore, load, scan
@@ -20,6 +22,8 @@ from toolkit.images.header import PILLOW_FORMATS
 from toolkit.images.ref import ImageRef
 from toolkit.images.scan import NOTES, ScanMode
 from toolkit.images.window import Array
+from toolkit.models.image_sizes import ProcessorSizes
+from toolkit.recipe import Model
 from toolkit.recipe.windows import hounsfield_windows
 
 GREY = [Image.new("L", (32, 20), value) for value in (10, 90, 200)]
@@ -158,6 +162,19 @@ def test_a_size_that_the_model_rejects_is_an_unreadable_image(tmp_path: Path, mo
     assert store.load(strip).record.placeholder
     large = ImageStore(ImagePolicy(max_side=4096), rejection=reject_strips)
     assert [one.ref.path.name for one in scan([strip, wide], large, mode).bad] == ["strip.png"]
+
+
+@pytest.mark.slow
+def test_a_real_processor_of_qwen_rejects_strips_of_200_to_1(
+    tmp_path: Path, shared_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = unpack_processors(shared_data, tmp_path) / "processors" / "qwen2_vl"
+    rejection = ProcessorSizes(Model(name=str(folder)))
+    accepted = {size: not rejection(size) for size in [(896, 4), (4, 896), (896, 5), (1, 1), (300, 200)]}
+    assert accepted == {(896, 4): False, (4, 896): False, (896, 5): True, (1, 1): True, (300, 200): True}
+    assert "200" in pickle.loads(pickle.dumps(rejection))((896, 4))
+    assert ProcessorSizes(Model(name=str(tmp_path / "none")))((896, 4)) == ""
+    assert "images.sizes_not_checked" in {problem.code for problem in warnings_in(caplog)}
 
 
 def test_an_image_smaller_than_a_patch_is_reported(tmp_path: Path) -> None:
