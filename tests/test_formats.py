@@ -598,3 +598,14 @@ def test_images_as_text_in_plain_rows_are_kept(tmp_path: Path, prefix: str) -> N
         assert index.image_root is not None
         assert (index.image_root / path).read_bytes() == content
         assert index[0][1].get("note", row["note"]) == row["note"]
+
+
+def test_a_row_that_is_nested_too_deeply_is_counted_or_an_error(tmp_path: Path) -> None:
+    for depth in (900, 950, 970, 985, 2000):
+        deep = '{"question": "Q?", "x": ' + "[" * depth + "]" * depth + "}"
+        source = write(tmp_path / f"{depth}.json", f'[{{"question": "Q?"}}, {deep}]')
+        try:
+            found = [one.code for one in open_index(source).skipped]
+        except DataError as error:
+            found = [error.code]
+        assert found in ([], ["data.json_nested_too_deeply"])

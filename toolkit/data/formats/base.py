@@ -139,13 +139,16 @@ class Reading:
             for number, (name, row, text) in enumerate(records):
                 own = name if name is not None else own_id(row, self.id_columns)
                 own = own if own is not None else f"{prefix}{number}"
-                if not may_have_images(row, text):
-                    yield own, row, text
-                    continue
                 try:
-                    yield own, with_kept_images(row, self.images), None
+                    if may_have_images(row):
+                        row, text = with_kept_images(row, self.images), None
                 except RowProblem as problem:
                     self.skip(problem, own)
+                except RecursionError:
+                    rule = "a record must not be nested deeper than Python can read"
+                    self.skipped.add(rule, own, "data.json_nested_too_deeply")
+                else:
+                    yield own, row, text
 
 
 def own_id(row: Any, columns: tuple[str, ...]) -> str | None:

@@ -38,12 +38,21 @@ def image_in_text(value: str) -> bytes | None:
     return content if is_image(content) else None
 
 
-def may_have_images(row: Any, text: str | None) -> bool:
-    """Return whether a row may have images as text. This is fast for rows without any."""
-    if text is not None:
-        return any(f'"{start}' in text for start in STARTS)
-    values = row.values() if isinstance(row, dict) else ()
-    return any(isinstance(value, list | dict) or (isinstance(value, str) and _starts(value)) for value in values)
+def may_have_images(value: Any) -> bool:
+    """Return whether a row, or a value in it, may have images as text. This is fast for rows without any."""
+    if isinstance(value, str):
+        return len(value) >= MIN_BASE64 and value.startswith(STARTS)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return False
+    for one in value:
+        if isinstance(one, str):
+            if len(one) >= MIN_BASE64 and one.startswith(STARTS):
+                return True
+        elif isinstance(one, list | dict) and may_have_images(one):
+            return True
+    return False
 
 
 def with_kept_images(value: Any, images: EmbeddedImageStore) -> Any:
@@ -53,14 +62,10 @@ def with_kept_images(value: Any, images: EmbeddedImageStore) -> Any:
         RowProblem: A data URL has no image.
     """
     if isinstance(value, str):
-        content = image_in_text(value) if _starts(value) else None
+        content = image_in_text(value) if may_have_images(value) else None
         return value if content is None else images.keep(content)
     if isinstance(value, list):
         return [with_kept_images(one, images) for one in value]
     if isinstance(value, dict):
         return {name: with_kept_images(one, images) for name, one in value.items()}
     return value
-
-
-def _starts(text: str) -> bool:
-    return len(text) >= MIN_BASE64 and text.startswith(STARTS)
