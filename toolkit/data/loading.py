@@ -31,6 +31,8 @@ class DataSplits:
     """Remaining leaks between splits."""
     warnings: tuple[Problem, ...]
     """Warnings about leaks, sources, removed rows, splits by group and limits, in this order."""
+    decided: Mapping[str, bool]
+    """Settings of the task that the training rows decide (``Task.decide``)."""
     fingerprint: str
     """Hash of task, columns, and the rows of each split. Equal data has the same fingerprint on every machine."""
 
@@ -80,6 +82,9 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
     splits, split_off = _split_rows(loaded, recipe, task)
     splits, leaks, removed = _handle_leaks(splits, recipe.dataset.on_leak)
     sets = {name: _limited(name, rows, recipe) for name, rows in splits.items()}
+    decided = task.decide(sets["train"].source.settings, sets["train"])
+    if decided:
+        sets = {name: one.with_settings(one.source.settings.model_copy(update=decided)) for name, one in sets.items()}
     warnings = [Problem("data.splits_leak", _describe_leak(leak, splits), "[data]") for leak in leaks.leaks]
     warnings += [warning for source in loaded.values() for warning in source.warnings]
     warnings += [*(one.notice("left out") for one in removed), *split_off]
@@ -88,7 +93,10 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
             rule = f"{len(sets[name]):,} of {len(rows):,} rows are used, drawn by the seed"
             warnings.append(Problem("data.rows_limited", rule, name))
     dropped = (*(one for source in loaded.values() for one in source.dropped), *removed)
-    return DataSplits(**sets, dropped=dropped, leaks=leaks, warnings=tuple(warnings), fingerprint=_fingerprint(sets))
+    fingerprint = _fingerprint(sets)
+    return DataSplits(
+        **sets, dropped=dropped, leaks=leaks, warnings=tuple(warnings), decided=decided, fingerprint=fingerprint
+    )
 
 
 def synthetic_rows_file(folder: Path, split: str) -> Path | None:

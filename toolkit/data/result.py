@@ -1,7 +1,7 @@
 """The result of reading the rows and scanning the images, as ``stages/data/done.json`` and results.json store it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from toolkit.data import Dropped
 from toolkit.data.splits import Leak
@@ -40,6 +40,7 @@ class DataResult:
         leaks: groups, images, or pairs of image and question in two splits.
         warnings: warnings about the rows.
         images: the scan of the images.
+        decided: settings of the task that the training rows decide.
     """
 
     rows: Mapping[str, int]
@@ -47,3 +48,4 @@ class DataResult:
     leaks: tuple[Leak, ...]
     warnings: tuple[str, ...]
     images: ImageScan
+    decided: Mapping[str, bool] = field(default_factory=dict)

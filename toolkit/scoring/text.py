@@ -171,7 +171,8 @@ def _fold(text: str) -> str:
     plain = _FULL_WIDTH_COMMA.sub(", ", text)
     plain = _dotless(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold()))
     plain = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.digit(digit[0])), plain.translate(_NUMBER_SIGNS))
-    return _UNSPACED.sub(r" \g<0> ", plain)
+    spaced: str = _UNSPACED.sub(r" \g<0> ", plain)
+    return spaced
 
 
 def _dotless(text: str) -> str:
