@@ -592,6 +592,8 @@ def test_a_column_of_letters_decides_between_two_readings() -> None:
     row = {**QUESTION, "options": ["O", "A"], "answer": "A", "Answer_label": "B"}
     assert fresh(row).reference["text"] == "A"
     assert fresh({**row, "Answer_label": "A"}).reference["text"] == "O"
+    by_name = {**QUESTION, "options": ["O", "A"], "label": ["A"]}
+    assert fresh(by_name).reference["text"] == "O"
 
 
 def test_options_that_a_question_repeats_are_cut_from_it() -> None:

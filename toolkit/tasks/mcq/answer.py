@@ -14,6 +14,9 @@ from toolkit.tasks.mcq.options import fold, letter_of_text, one_line, split_labe
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 _SEVERAL = re.compile(r"\(?[A-Z]\)?(?:(?:\s*[,;/&+]\s*|\s+and\s+)\(?[A-Z]\)?)+")
 
+LETTER_COLUMNS = frozenset({"label", "answer label", "answer letter", "correct letter"})
+"""Names of a column of answers, as ``fold`` returns them, whose single letters are never texts of options."""
+
 _NOT_AN_OPTION = ("tasks.mcq.answer_not_an_option", "the answer must be one of the options")
 _CONTRADICTS = "tasks.mcq.answer_contradicts_itself"
 
@@ -30,6 +33,8 @@ def read_letter(row: Mapping[str, Any], origin: RowOrigin, options: Mapping[str,
     """
     answer = _only_answer(cell(row, origin, "answer"), options, place)
     stated = _stated(text_of(cell(row, origin, "answer_letter")), options, place)
+    if stated is None and fold(origin.column.get("answer", "")) in LETTER_COLUMNS:
+        stated = _alone(answer, options)
     letter = _find_letter(answer, options, place, stated)
     if letter is None and not answer:
         letter = stated or _at_index(text_of(cell(row, origin, "answer_index")), options, place)
@@ -59,16 +64,21 @@ def _only_answer(value: Any, options: Mapping[str, str], place: str) -> str:
 def _stated(text: str, options: Mapping[str, str], place: str) -> str | None:
     if not text:
         return None
-    if (alone := _LETTER.fullmatch(text)) and alone[1].upper() in options:
-        return alone[1].upper()
+    if letter := _alone(text, options):
+        return letter
     raise RowProblem(*_NOT_AN_OPTION, place=place, value=text)
+
+
+def _alone(text: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter of an option, if the text is only that."""
+    alone = _LETTER.fullmatch(text)
+    return alone[1].upper() if alone and alone[1].upper() in options else None
 
 
 def _find_letter(answer: str, options: Mapping[str, str], place: str, stated: str | None) -> str | None:
     text = one_line(answer)
     by_text = letter_of_text(text, options)
-    alone = _LETTER.fullmatch(answer)
-    by_letter = alone[1].upper() if alone and alone[1].upper() in options else None
+    by_letter = _alone(answer, options)
     if by_letter and by_text and by_letter != by_text and stated is None:
         rule = "the answer must not be both a letter and the text of another option"
         value = f"{by_letter} - {options[by_letter]} or {by_text} - {options[by_text]}"
@@ -116,8 +126,8 @@ def _at_index(index: str, options: Mapping[str, str], place: str) -> str | None:
     number = index.removesuffix(".0")
     if number.isdecimal() and int(number) < len(options):
         return list(options)[int(number)]
-    if (alone := _LETTER.fullmatch(index)) and alone[1].upper() in options:
-        return alone[1].upper()
+    if letter := _alone(index, options):
+        return letter
     raise RowProblem(*_NOT_AN_OPTION, place=place, value=index)
 
 
