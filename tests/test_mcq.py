@@ -498,6 +498,9 @@ def test_option_columns_may_go_beyond_h_and_end_at_the_first_missing_letter() ->
     sample = fresh({**QUESTION, **columns, "answer": "J"})
     assert "".join(sample.fields["options"]) == "ABCDEFGHIJ"
     assert sample.reference["text"] == "jjj"
+    many = {f"option_{letter}": letter * 3 for letter in LETTERS[:19].lower()}
+    with raises(RowProblem, "tasks.mcq.options_not_list"):
+        fresh({**QUESTION, **many, "answer": "A"})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ from toolkit.errors import RowProblem
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
+MAX_COLUMNS = 18
+"""Maximum number of options in separate columns: option_a to option_r. A column option_s is read as options."""
+
 LETTER_KEYS = ("letter", "label", "key")
 TEXT_KEYS = ("content", "text", "value", "option")
 """Keys of an option that is an object, such as ``{"letter": "A", "content": "Normal"}`` in MedXpertQA."""
@@ -107,7 +110,7 @@ def _table(letters: list[Any], texts: list[Any]) -> Any:
 def _from_columns(row: Mapping[str, Any], origin: RowOrigin) -> dict[str, Any]:
     """Return the options that are not empty of option_a, option_b, …, up to the first letter without a column."""
     found: dict[str, Any] = {}
-    for letter in LETTERS:
+    for letter in LETTERS[:MAX_COLUMNS]:
         field = f"option_{letter.lower()}"
         if field not in origin.column:
             break

@@ -9,7 +9,7 @@ from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.recipe import Section
 from toolkit.tasks.mcq.answer import read_letter
-from toolkit.tasks.mcq.options import LETTERS, read_options
+from toolkit.tasks.mcq.options import LETTERS, MAX_COLUMNS, read_options
 
 TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
 
@@ -18,7 +18,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "options": ("options", "choices"),
     **{
         f"option_{letter.lower()}": (f"option_{letter}", f"op{letter}", f"choice_{letter}", letter)
-        for letter in LETTERS
+        for letter in LETTERS[:MAX_COLUMNS]
     },
     "answer": ("correct_answer", "answer", "gt_answer", "label"),
     "answer_letter": ("answer_label", "answer_letter", "correct_letter"),
