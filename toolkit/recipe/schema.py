@@ -191,6 +191,9 @@ class Prompt(Section):
     """Instruction that replaces the task's own."""
     context: tuple[str, ...] = ()
     """Columns that are shown before the question, such as Indication. No other column is shown."""
+    thinking: bool | None = None
+    """Value of ``enable_thinking`` in the model's chat template, in every stage and in exports. ``false`` is for models
+    whose template opens a reasoning block, such as Qwen3.5. Default: as the template decides."""
 
 
 class Optimisation(Section):
