@@ -21,6 +21,7 @@ from toolkit.runfolder.usage import compute_line
 from toolkit.scoring.statistics import Estimate
 
 if TYPE_CHECKING:
+    from toolkit.data.benchmark import Published
     from toolkit.data.loading import DataSplits
     from toolkit.images import ScanReport
     from toolkit.training.completions_file import ScoredCompletion
@@ -72,6 +73,12 @@ def results(found: RunResults) -> None:
     console.print("all figures: results.json. All completions: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.agent_memory:
         console.print("GUI steps: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
+
+
+def published(scores: "Sequence[Published]") -> None:
+    """Print the published scores of a benchmark, which were not measured here."""
+    for one in scores:
+        print(f"published: {100 * one.score:.1f} % for {one.model} ({one.source}). Not measured here")
 
 
 def exported(result: ExportResult, run: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.data.benchmark import Benchmark
 from toolkit.data.episodes import AgentMemoryFunctions, Links
 from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Reward, Sample
@@ -117,6 +118,8 @@ class Task:
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
         grouped_by: definition of a group if ``data.group`` names no column.
+        zero_shot: settings of the task for a model that was not trained for it, on a benchmark.
+        benchmarks: public datasets of the task, which ``toolkit evaluate --benchmark`` knows by name.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
 
@@ -156,6 +159,8 @@ class Task:
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
     grouped_by: str = "each row's first image"
+    zero_shot: Mapping[str, Any] = field(default_factory=dict)
+    benchmarks: tuple[Benchmark, ...] = ()
     entry: str = ""
 
     @property

@@ -1,6 +1,7 @@
 """Multiple choice with reasoning: rows of ReXVQA, answers with working out and solution, their parser and scores."""
 
 from toolkit.data.task import Task
+from toolkit.tasks.mcq.benchmarks import BENCHMARKS
 from toolkit.tasks.mcq.metrics import RESULTS_BY, baseline, labels, scores
 from toolkit.tasks.mcq.parse import parse
 from toolkit.tasks.mcq.prompt import instruction, question, target
@@ -39,4 +40,6 @@ MCQ = Task(
     synthetic=CHEST,
     takes_options=True,
     placeholders=lambda settings: {"answer": "A"},
+    zero_shot={"reasoning": False},
+    benchmarks=BENCHMARKS,
 )

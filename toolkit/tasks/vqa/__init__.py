@@ -1,6 +1,7 @@
 """Open and closed questions with short answers, in the style of VQA-RAD and SLAKE."""
 
 from toolkit.data.task import Task
+from toolkit.tasks.vqa.benchmarks import BENCHMARKS
 from toolkit.tasks.vqa.metrics import RESULTS_BY, baseline, labels, scores
 from toolkit.tasks.vqa.parse import parse
 from toolkit.tasks.vqa.prompt import instruction, question, target
@@ -33,4 +34,5 @@ VQA = Task(
     settings_model=Vqa,
     synthetic=CHEST_VQA,
     placeholders=lambda settings: {"answer": "unknown"},
+    benchmarks=BENCHMARKS,
 )
