@@ -41,6 +41,7 @@ class DataResult:
         warnings: warnings about the rows.
         images: the scan of the images.
         decided: settings of the task that the training rows decide.
+        group_columns: columns of the group. A model card must not have their values.
     """
 
     rows: Mapping[str, int]
@@ -49,3 +50,4 @@ class DataResult:
     warnings: tuple[str, ...]
     images: ImageScan
     decided: Mapping[str, bool] = field(default_factory=dict)
+    group_columns: tuple[str, ...] = ()

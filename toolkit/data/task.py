@@ -12,6 +12,9 @@ from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
 
+PATIENT, LESION, STUDY = GROUP_FIELDS = ("group.patient", "group.lesion", "group.study")
+"""Fields of ``RowOrigin.column`` that any task can have: the columns of the group if ``data.group`` names none."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowOrigin:
@@ -20,12 +23,14 @@ class RowOrigin:
     Attributes:
         file: the source of the row.
         image_root: the absolute folder that relative image paths start from. No path may leave it.
-        column: field of the task -> its column in this source.
-        group: the column with the group. None: as ``Task.grouped_by`` says.
+        column: field of the task, or one of ``GROUP_FIELDS`` -> its column in this source.
+        group: the column with the group. None: the columns of ``GROUP_FIELDS``, otherwise as ``Task.grouped_by`` says.
         context: columns for the prompt, which go into ``Sample.fields`` under their names.
         by: columns for results by column, likewise.
         max_images: a row with more images is unusable.
         settings: the settings of the task (``Task.settings``). Different settings must have a different ``repr``.
+        identifiers: other columns that look like identifiers of patients.
+        whole: columns of whole numbers that a table stores with a decimal point, because it has missing values.
     """
 
     file: Path
@@ -36,6 +41,8 @@ class RowOrigin:
     by: tuple[str, ...] = ()
     max_images: int = 8
     settings: Any = None
+    identifiers: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +124,10 @@ class Task:
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
-        grouped_by: definition of a group if ``data.group`` names no column.
         zero_shot: settings of the task for a model that was not trained for it, on a benchmark.
         benchmarks: public datasets of the task, which ``toolkit evaluate --benchmark`` knows by name.
+        grouped_by: definition of a group if ``data.group`` names no column and the rows have no column of the patient.
+        prompt_key: Sample -> text that is equal for equal prompts, if their wording is drawn. None: the prompt itself.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
 
@@ -161,6 +169,7 @@ class Task:
     grouped_by: str = "each row's first image"
     zero_shot: Mapping[str, Any] = field(default_factory=dict)
     benchmarks: tuple[Benchmark, ...] = ()
+    prompt_key: Callable[[Sample], str] | None = None
     entry: str = ""
 
     @property
