@@ -1,6 +1,7 @@
 """Published layouts of public datasets, and the evaluation of a model on one of them by name."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.helpers.problems import raises
 from toolkit.data.loading import load_data
 from toolkit.errors import DataError
 from toolkit.pipeline.benchmark import RECORD, benchmark_recipe, find_benchmarks
+from toolkit.recipe import load_recipe
 from toolkit.runfolder import read_json
 from toolkit.tasks import TASKS
 
@@ -45,8 +47,8 @@ def vqa_rad(folder: Path) -> None:
 
 
 def slake(folder: Path) -> None:
-    write_images(folder / "imgs", "xmlab1/source.jpg", "xmlab2/source.jpg")
-    for number, split in enumerate(("train", "test"), start=1):
+    write_images(folder / "imgs", *(f"xmlab{number}/source.jpg" for number in (1, 2, 3)))
+    for number, split in enumerate(("train", "test", "validate"), start=1):
         row = {
             "img_id": number,
             "img_name": f"xmlab{number}/source.jpg",
@@ -66,14 +68,15 @@ def path_vqa(folder: Path) -> None:
 
 
 def vqa_med_2019(folder: Path) -> None:
-    write_images(folder / "images", "synpic1.jpg", "synpic2.jpg")
-    (folder / "All_QA_Pairs_train.txt").write_text("synpic1|what modality is shown?|mr\n" * 2)
+    write_images(folder / "images", "synpic1.jpg", "synpic2.jpg", "synpic3.jpg")
+    for split, image in (("train", "synpic1"), ("val", "synpic3")):
+        (folder / f"All_QA_Pairs_{split}.txt").write_text(f"{image}|what modality is shown?|mr\n" * 2)
     test = "synpic2|organ|what organ is shown?|lung, mediastinum, pleura#spine and contents\n"
     (folder / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_text(test)
 
 
 def mimic_cxr_vqa(folder: Path) -> None:
-    write_images(folder / "files", "p10/a.png", "p11/b.png")
+    write_images(folder / "files", "p10/a.png", "p11/b.png", "p12/c.png")
     row = {"content_type": "attribute", "semantic_type": "query", "question": "Which findings are seen?"}
     train = [{**row, "idx": 1, "image_path": "p10/a.png", "subject_id": "10", "answer": ["nodule"]}]
     test = [
@@ -81,6 +84,7 @@ def mimic_cxr_vqa(folder: Path) -> None:
         {**row, "idx": 3, "image_path": "p11/b.png", "subject_id": "11", "answer": []},
     ]
     write_json_rows(folder / "train.json", train)
+    write_json_rows(folder / "valid.json", [{**train[0], "image_path": "p12/c.png", "subject_id": "12"}])
     write_json_rows(folder / "test.json", test)
 
 
@@ -126,7 +130,7 @@ def omnimedvqa(folder: Path) -> None:
             "image_path": f"Images/{number}.png",
             "option_A": "Normal",
             "option_B": "Mass",
-            "modality_type": "X-Ray",
+            "modality_type": "CT(Computed Tomography)",
         }
         for number in range(10)
     ]
@@ -192,6 +196,30 @@ def test_a_published_layout_is_read_without_columns(name: str, tmp_path: Path) -
     assert all(image.path.is_file() for sample in data.test for image in sample.images)
     for sample in data.test:
         assert task.scores(sample, task.parse(task.target(sample), sample))[task.primary] == 1
+
+
+def guide_recipes() -> list[str]:
+    guide = (Path(__file__).parents[1] / "docs/guides/benchmarks.md").read_text(encoding="utf-8")
+    return re.findall(r"```toml\n(\[data\].*?)```", guide, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    list(
+        zip(
+            guide_recipes(),
+            ("slake", "path_vqa", "vqa_med_2019", "mimic_cxr_vqa", "pmc_vqa", "omnimedvqa", "medxpertqa", "mmmu"),
+            strict=True,
+        )
+    ),
+)
+def test_the_lines_of_the_guide_read_the_published_files(text: str, name: str, tmp_path: Path) -> None:
+    write, target = LAYOUTS[name]
+    write(tmp_path)
+    (tmp_path / "r.toml").write_text(f'[run]\nname = "r"\n{text}\n[evaluate]\n', encoding="utf-8")
+    recipe = load_recipe(tmp_path / "r.toml", tasks=TASKS)
+    task = TASKS[recipe.dataset.task]
+    assert target in {task.target(sample) for sample in load_data(recipe, task).test}
 
 
 def test_every_benchmark_has_a_test_of_its_layout() -> None:
