@@ -10,8 +10,8 @@ Radiology needs these changes:
 
 Other scripts need these changes, which no English text is affected by:
 
-- Case is folded as Unicode defines it ("ß" is "ss"). Turkish "İ", "I" and "ı" are all "i", because a capital does not
-  say which one it stands for.
+- Case is folded as Unicode defines it ("ß" is "ss"). Turkish "İ", "I" and "ı" are all "i", because a capital can be
+  that of either.
 - Each character of a script without blanks between words is a token: Chinese characters, kana, Thai, Lao, Khmer and
   Burmese. Korean has blanks, so its tokens are words with their particles.
 - A mark stays in its word: vowel signs of Hindi, vowel points of Arabic.

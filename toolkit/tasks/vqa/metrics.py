@@ -13,7 +13,7 @@ RESULTS_BY = ("question_type",)
 """Columns with a separate result for each value."""
 
 Kind = tuple[str | None, str | None]
-"""Stated answer type and question type. None stands for all of them."""
+"""Stated answer type and question type. None means all of them."""
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
