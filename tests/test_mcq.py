@@ -513,6 +513,7 @@ def test_option_columns_may_go_beyond_h_and_end_at_the_first_missing_letter() ->
         {"A": "Normal", "B": "Mass", "C": None},
         {"A": "A. Normal", "B": "B. Mass"},
         ["A:Normal", " B:Mass "],
+        "A. Normal\nB. Mass",
     ],
 )
 def test_options_may_be_objects_python_text_or_labelled(options: object) -> None:

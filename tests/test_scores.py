@@ -72,6 +72,8 @@ def test_text_becomes_the_words_that_radiology_means(text: str, expected: str) -
         ("3,4 cm", "3.4 cm"),
         ("3,4x2,10 mm", "3.4 x 2.1 mm"),
         ("12,5 %", "12.5 percent"),
+        ("3,4-5,2 centímetros", "3.4 5.2 centímetros"),
+        ("38,5 °C", "38.5 c"),
         ("3,4 см，2,5厘米", "3.4 см 2.5 厘 米"),
         ("1.234,5 mm", "1234.5 mm"),
         ("1,234 mm", "1234 mm"),

@@ -89,8 +89,10 @@ def _model_sections(model: str, task: Task) -> dict[str, Any]:
     if is_run(path):
         recipe = _recipe_of(path)
         sections = recipe.model_dump(mode="json", exclude_none=True, include=set(_RUN_SECTIONS))
-        is_trained = find_run(path).trained_weights() is not None
-        return sections | ({"model": {**sections["model"], "adapter": str(path.absolute())}} if is_trained else {})
+        if find_run(path).trained_weights() is not None:
+            # Nothing is trained here. The adapter may also be full weights.
+            sections["model"] |= {"adapter": str(path.absolute()), "tuning": "lora"}
+        return sections
     if not is_folder_name(model) and not path.is_dir():
         return {"model": {"name": model}}
     base = _adapter_base(path)

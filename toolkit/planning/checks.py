@@ -380,11 +380,11 @@ def _opened_block(facts: Facts) -> Iterator[PlanFinding]:
         return
     if not tag or not isinstance(facts.rows, Rows):
         return
-    samples = facts.rows.data.train or facts.rows.data.test
-    if any(closing_tag(tag) not in facts.rows.data.train.task.target(sample) for sample in samples[:1]):
+    train = facts.rows.data.train
+    if len(train) and closing_tag(tag) not in train.task.target(train[0]):
         rule = f"the chat template opens {tag} before every answer, and the reference answers do not close it"
         remedy = "Set prompt.thinking = false if the template has this switch."
-        yield warning(Problem("plan.reasoning_block_open", rule, "[prompt] thinking", recipe.prompt.thinking, remedy))
+        yield warning(Problem("plan.reasoning_block_open", rule, "[prompt] thinking", remedy=remedy))
 
 
 def _no_gradient_checkpointing(facts: Facts) -> Iterator[PlanFinding]:

@@ -190,11 +190,13 @@ _PUNCTUATION = re.compile(r"""["'’‘“”`´!?;:()\[\]{}…]|(?<!\d)[.,]|[.,
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
 _UNITS = "mm|cm|m|ml|cc|l|mg|g|kg|kv|kvp|hu|t|gy|hz|mhz|s|min|h"
-_MEASURED = rf"\s*(?:(?:{_UNITS}|percent|мм|см|м|мл|л|мг|г|кг|сек|мин)\b|毫\s*米|厘\s*米|公\s*分|毫\s*升)"
+_FOREIGN_UNITS = "uh|he|ms|µm|μm|nm|mmhg|bpm|lpm|мм|см|м|мл|л|мг|г|кг|сек|мин"
+_UNIT_WORDS = r"(?:milli|milí|mili|centi|centí|zenti|санти|милли)\w*"
+_MEASURED = rf"\s*(?:(?:{_UNITS}|percent|{_FOREIGN_UNITS}|{_UNIT_WORDS})\b|°|毫\s*米|厘\s*米|公\s*分|毫\s*升)"
 # "3,4 cm", "3,4 x 2,1 cm", "1.234,5 mm". In "L3,4 cm" and "1,2,3 cm" the comma separates.
 _DECIMAL_COMMA = re.compile(
     r"(?:(?<![\w.,])|(?<=\d[x×]))(\d{1,3}(?:\.\d{3})+|\d+),(?!\d{3}(?!\d))(\d+)(?!\d)"
-    rf"(?=(?:\s*[x×]\s*\d+(?:[.,]\d+)?)*{_MEASURED})"
+    rf"(?=(?:\s*[x×–-]\s*\d+(?:[.,]\d+)?)*{_MEASURED})"
 )
 _REWRITES = tuple(
     (re.compile(pattern), replacement)

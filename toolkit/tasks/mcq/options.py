@@ -33,6 +33,8 @@ def read_options(row: Mapping[str, Any], origin: RowOrigin, place: str) -> dict[
     value = _pairs(decoded(cell(row, origin, "options")))
     if value is None:
         value = _from_columns(row, origin)
+    if isinstance(value, str):
+        value = _labelled_lines(value) or value
     if not isinstance(value, list | dict):
         raise RowProblem("tasks.mcq.options_not_list", "options must be a list or a table", place=place, value=value)
     if len(value) < 2:
@@ -76,6 +78,13 @@ def split_label(text: str) -> tuple[str, str] | None:
 def one_line(value: Any) -> str:
     """Return a text or number with single spaces."""
     return " ".join((value if isinstance(value, str) else text_of(value)).split())
+
+
+def _labelled_lines(text: str) -> list[str] | None:
+    """Return the lines of a text if they are labelled A, B, … in order, such as "A. Normal\\nB. Mass"."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    letters = [label[0] for line in lines if (label := split_label(line.strip())) is not None]
+    return lines if len(lines) > 1 and letters == list(LETTERS[: len(lines)]) else None
 
 
 def _pairs(value: Any) -> Any:
