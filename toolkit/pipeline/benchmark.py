@@ -54,7 +54,7 @@ def benchmark_recipe(
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-.") or "model"
     table = {
         "run": {"name": name or f"{benchmark}-{short}"[:100]},
-        **_model_sections(model, task),
+        **_model_sections(model),
         "evaluate": {"split": "test"},
     }
     rows = {"task": task.name, **found.find(data.absolute())}
@@ -83,7 +83,7 @@ def evaluate_benchmark(benchmark: str, recipe: Recipe, stages: Stages, *, callba
     return results
 
 
-def _model_sections(model: str, task: Task) -> dict[str, Any]:
+def _model_sections(model: str) -> dict[str, Any]:
     """Return the sections that load the model: those of its run, or [model]."""
     path = Path(model).expanduser()
     if is_run(path):
