@@ -13,6 +13,9 @@ from toolkit.data.row_filter import Filter
 from toolkit.data.task import Task
 from toolkit.errors import Problem
 
+MESSAGES = "messages"
+"""Field and column of the turns of a conversation."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
@@ -26,6 +29,8 @@ class RowSettings:
     settings: Any = None
     filter: Filter = dataclasses.field(default_factory=dict)
     whole: tuple[str, ...] = ()
+    chat: tuple[str, ...] = ()
+    """Names of the tasks that read conversations (with a field ``messages``)."""
 
 
 def resolve_columns(
@@ -89,6 +94,9 @@ def _missing(
         fields = choice.split("|")
         if not any(field in found or field in requested.columns for field in fields):
             names = [name for field in fields for name in task.columns[field]]
+            if MESSAGES in available and MESSAGES not in task.columns:
+                yield several_turns(task.name, fields[0], requested.chat)
+                continue
             rule = f"the rows must have a column for the field {fields[0]}, such as {', '.join(names)}"
             remedy = f"Name it in data.columns.{fields[0]}. {_nearest(names[0], available)}"
             yield Problem("data.field_without_column", rule, f"data.columns.{fields[0]}", remedy=remedy)
@@ -102,6 +110,16 @@ def _missing(
         for column in columns:
             if column not in available:
                 yield _no_column(key, column, available)
+
+
+def several_turns(task: str, field: str, chat: Sequence[str] = ()) -> Problem:
+    """Return the problem of conversations of several turns for a task that needs one question and one answer."""
+    rule = (
+        f"a row of the task {task} must have a {field}, and a conversation has one only with exactly one turn of the "
+        "user and one of the assistant, and no system message"
+    )
+    name = f'"{chat[0]}"' if chat else "a task for conversations"
+    return Problem("data.several_turns", rule, f"data.columns.{field}", remedy=f"Set data.task = {name}.")
 
 
 def _no_column(key: str, column: str, available: Sequence[str]) -> Problem:

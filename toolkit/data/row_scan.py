@@ -18,7 +18,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.cells import NOT_TEXT, group_name, with_whole_numbers
+from toolkit.data.cells import NO_ANSWER, NO_QUESTION, NOT_TEXT, group_name, with_whole_numbers
+from toolkit.data.columns import MESSAGES, several_turns
 from toolkit.data.conflicts import find_conflicts
 from toolkit.data.episodes import Links
 from toolkit.data.groups import IdentifierBuilder
@@ -105,6 +106,7 @@ class RowScanner:
         try:
             sample = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
         except RowProblem as problem:
+            problem = _of_conversation(problem, row, self.task)
             self._tally.add_problem(name, _with_column(problem, row), number)
             self._cacheable &= not isinstance(problem, MissingImage)
             return
@@ -139,6 +141,16 @@ class RowScanner:
             self._numbers.done(),
             np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
         )
+
+
+def _of_conversation(problem: RowProblem, row: Row, task: Task) -> RowProblem:
+    """Return the reason why a conversation has no question and answer, instead of that they are missing."""
+    if MESSAGES not in row or problem.code not in (NO_QUESTION[0], NO_ANSWER[0]) or MESSAGES in task.columns:
+        return problem
+    found = several_turns(task.name, "question")
+    turns = row[MESSAGES] if isinstance(row[MESSAGES], list) else []
+    value = f"{len(turns)} turns" if len(turns) != 2 else turns
+    return RowProblem(found.code, found.rule, place=problem.place, value=value, remedy=found.remedy)
 
 
 def _with_column(problem: RowProblem, row: Row) -> RowProblem:
