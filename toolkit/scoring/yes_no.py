@@ -25,7 +25,7 @@ _MEANING: Mapping[str, YesNo] = {
 _ENGLISH = re.compile(r"(?<![\w'-])(yes|no)(?![\w'-])", re.IGNORECASE)
 # "No. 5 rib" is a number, not a "no".
 _NUMBERED = re.compile(r"\bno\.\s*\d", re.IGNORECASE)
-_FIRST = re.compile(r"\s*([^\s.,;:!。，；：！、]+(?: [^\s.,;:!]+)?)\s*(?:[.,;:!。，；：！、]|\Z)")
+_FIRST = re.compile(r"\s*([^\s.,;:!。，；：！、]+)\s*(?:[.,;:!。，；：！、]|\Z)")
 
 
 def yes_or_no(text: str) -> YesNo | None:
