@@ -263,6 +263,7 @@ def test_a_model_is_evaluated_on_a_benchmark_and_the_command_resumes(
         printed = capsys.readouterr().out
         assert "majority baseline" in printed
         assert "published: 83.2 %" in printed
+        assert f"│ {model} " in printed
     record = read_json(tmp_path / "runs/tiny" / RECORD)
     assert (record["name"], record["published"][0]["score"]) == ("rexvqa", 0.8324)
     assert read_json(tmp_path / "runs/tiny/results.json")["rows"][0]["estimate"]["value"] == 1  # both answers are B

@@ -1,6 +1,7 @@
 """`toolkit evaluate --benchmark`: evaluate a model on a public benchmark, and print published scores beside it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -40,11 +41,14 @@ def run_benchmark(
         raise typer.BadParameter("must be used with --data and --model", param_hint="--benchmark")
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
+    from toolkit.evaluation.results import BEFORE
     from toolkit.pipeline.benchmark import benchmark_recipe, evaluate_benchmark
+    from toolkit.pipeline.run_results import LABELS
     from toolkit.pipeline.stages import STAGES
 
     recipe = benchmark_recipe(benchmark, data, model, settings, name=name)
     with show_progress() as callbacks:
         results = evaluate_benchmark(benchmark, recipe, STAGES, callbacks=callbacks)
-    show.results(results)
+    rows = tuple(replace(row, label=model) if row.label == LABELS[BEFORE] else row for row in results.rows)
+    show.results(replace(results, rows=rows))
     show.published(known[benchmark][1].published)
