@@ -514,6 +514,8 @@ def test_option_columns_may_go_beyond_h_and_end_at_the_first_missing_letter() ->
         {"A": "A. Normal", "B": "B. Mass"},
         ["A:Normal", " B:Mass "],
         "A. Normal\nB. Mass",
+        ["A、Normal", "B、Mass"],
+        ["（A）Normal", "（B）Mass"],
     ],
 )
 def test_options_may_be_objects_python_text_or_labelled(options: object) -> None:
@@ -598,6 +600,12 @@ def test_a_column_of_letters_decides_between_two_readings() -> None:
     assert fresh({**row, "Answer_label": "A"}).reference["text"] == "O"
     by_name = {**QUESTION, "options": ["O", "A"], "label": ["A"]}
     assert fresh(by_name).reference["text"] == "O"
+
+
+def test_full_width_labels_are_read_in_answers_and_completions() -> None:
+    sample = fresh({**QUESTION, "options": ["A．正常", "B．肿块"], "answer": "B、肿块"})
+    assert (sample.fields["options"], sample.reference["letter"]) == ({"A": "正常", "B": "肿块"}, "B")
+    assert MCQ.parse("B、肿块", sample).values["letter"] == "B"
 
 
 def test_options_that_a_question_repeats_are_cut_from_it() -> None:

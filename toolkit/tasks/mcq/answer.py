@@ -11,7 +11,7 @@ from toolkit.errors import RowProblem
 from toolkit.scoring.yes_no import yes_or_no
 from toolkit.tasks.mcq.options import fold, letter_of_text, one_line, split_label
 
-_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+_LETTER = re.compile(r"[(（]?([A-Za-z])[)）]?[.:．：、]?")
 _SEVERAL = re.compile(r"\(?[A-Z]\)?(?:(?:\s*[,;/&+]\s*|\s+and\s+)\(?[A-Z]\)?)+")
 
 LETTER_COLUMNS = frozenset({"label", "answer label", "answer letter", "correct letter"})

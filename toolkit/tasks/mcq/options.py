@@ -19,7 +19,7 @@ LETTER_KEYS = ("letter", "label", "key")
 TEXT_KEYS = ("content", "text", "value", "option")
 """Keys of an option that is an object, such as ``{"letter": "A", "content": "Normal"}`` in MedXpertQA."""
 
-_LABEL = re.compile(r"\(?([A-Za-z])(\)|[.:]|\s+-)\s*(.*)", re.DOTALL)
+_LABEL = re.compile(r"[(（]?([A-Za-z])([)）]|[.:．：、]|\s+-)\s*(.*)", re.DOTALL)
 _LETTER_REPEATED = ("tasks.mcq.option_letter_repeated", "each option must have a letter of its own")
 _FOLDED = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*|[<>≤≥=+±]|(?<![\w\p{M}])[-−](?=\d)")
 
@@ -167,7 +167,7 @@ def _are_labels(letters: Sequence[str], signs: Sequence[str]) -> bool | None:
 
     A full stop also follows an initial ("E. coli", "A. baumannii"). The letters of labels have no gap.
     """
-    if any(sign != "." for sign in signs) or list(letters) == list(LETTERS[: len(letters)]):
+    if any(sign not in ".．" for sign in signs) or list(letters) == list(LETTERS[: len(letters)]):
         return True
     return None if sorted(letters) == list(LETTERS[: len(letters)]) else False
 

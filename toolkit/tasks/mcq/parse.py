@@ -184,8 +184,8 @@ def _read(text: str, options: Mapping[str, str]) -> Choice | None:
 
 def _letter_and_its_text(text: str, options: Mapping[str, str]) -> Choice | None:
     """Return a letter followed by the text of its own option, with any separator: "B Mass", "B.Mass"."""
-    rest = text.lstrip("(")
-    letter, rest = rest[:1].upper(), rest[1:].lstrip(" ).:-–—")
+    rest = text.lstrip("(（")
+    letter, rest = rest[:1].upper(), rest[1:].lstrip(" ).:-–—）．：、")
     same = letter in options and bool(fold(rest)) and fold(rest) == fold(options[letter])
     return Choice(letter, rest) if same else None
 
