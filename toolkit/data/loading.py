@@ -104,7 +104,7 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
     patients = _check_patients(loaded, splits, recipe.dataset.on_leak)
     splits, leaks, removed = _handle_leaks(splits, recipe.dataset.on_leak)
     sets = {name: _limited(name, rows, recipe) for name, rows in splits.items()}
-    decided = task.decide(sets["train"].source.settings, sets["train"])
+    decided = task.decide(sets["train"].source, sets["train"])
     if decided:
         sets = {name: one.with_settings(one.source.settings.model_copy(update=decided)) for name, one in sets.items()}
     warnings = [Problem("data.splits_leak", _describe_leak(leak, splits), "[data]") for leak in leaks.leaks]

@@ -115,7 +115,7 @@ class Task:
         settings_model: the section [data.<name>]. Every key has a default. A key of type Path is a file.
         check: recipe of this task -> problems with its settings, with dotted keys as places.
         settings: (recipe, split) -> settings for the rows of this split. Raises RecipeError. Default: the section.
-        decide: (settings, training samples) -> settings that the training rows decide, by name, for all splits and for
+        decide: (source, training samples) -> settings that the training rows decide, by name, for all splits and for
             prediction. The settings must be a pydantic model.
         synthetic: its synthetic rows. If None, a dry run needs the recipe's own rows.
         dry_run: (recipe, whether the rows are synthetic) -> key of the section -> value in the dry run.
@@ -158,7 +158,7 @@ class Task:
     settings_model: type[Section] | None = None
     check: Callable[[Recipe], Iterable[Problem]] = lambda recipe: ()
     settings: Callable[[Recipe, str], Any] = lambda recipe, split: recipe.settings
-    decide: Callable[[Any, Sequence[Sample]], Mapping[str, bool]] = lambda settings, train: {}
+    decide: Callable[[RowOrigin, Sequence[Sample]], Mapping[str, bool]] = lambda source, train: {}
     synthetic: Synthetic | None = None
     dry_run: Callable[[Recipe, bool], Mapping[str, Any]] = lambda recipe, synthetic: {}
     takes_options: bool = False

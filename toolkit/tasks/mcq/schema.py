@@ -79,11 +79,13 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     return Sample(name, "mcq", read_group(row, origin, images), images, fields, reference)
 
 
-def has_explanations(settings: Mcq, train: Sequence[Sample]) -> Mapping[str, bool]:
+def has_explanations(source: RowOrigin, train: Sequence[Sample]) -> Mapping[str, bool]:
     """Return whether answers have reasoning, if the training rows decide it."""
-    if settings.reasoning != "auto":
+    if source.settings.reasoning != "auto":
         return {}
-    return {"reasoning": any(sample.reference["explanation"] for sample in train)}
+    # Without the column, no row has to be read.
+    found = "explanation" in source.column and any(sample.reference["explanation"] for sample in train)
+    return {"reasoning": found}
 
 
 def _requests_reasoning(origin: RowOrigin) -> bool:
