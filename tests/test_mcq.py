@@ -547,6 +547,7 @@ def test_labels_are_cut_from_option_columns_if_every_one_has_its_own_letter(
         (["A: left B: right", "A: right B: left"], "A: right B: left", ("B", "A: right B: left")),
         (["C) x", "A) y"], "C", ("C", "x")),
         (["निमोनिया", "नमन या"], "नमन या", ("B", "नमन या")),
+        (["İnfarkt", "Kanama"], "infarkt", ("A", "İnfarkt")),
         ([True, False], False, ("B", "False")),
         (["True", "False"], "true", ("A", "True")),
         (["Yes", "No"], False, ("B", "No")),

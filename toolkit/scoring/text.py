@@ -115,9 +115,19 @@ def label_text(text: str) -> str:
     >>> label_text(" Load-Volume. "), label_text("Zoom +"), label_text("3.5 mm"), label_text("…")
     ('load volume', 'zoom +', '3.5 mm', '…')
     """
-    plain = _dotless(unicodedata.normalize("NFC", text).casefold())
+    plain = fold_case(unicodedata.normalize("NFC", text))
     words = _PUNCTUATION.sub(" ", plain).split()
     return " ".join(words or plain.split())
+
+
+def fold_case(text: str) -> str:
+    """Return a text without differences of case, and with one "i" for the two of Turkish.
+
+    >>> fold_case("STRASSE Straße"), fold_case("İnfarkt ISI")
+    ('strasse strasse', 'infarkt isi')
+    """
+    # Folding "İ" leaves "i" and a combining dot.
+    return text.lower() if text.isascii() else text.casefold().replace("i\u0307", "i").replace("ı", "i")
 
 
 def content_words(text: str) -> list[str]:
@@ -169,15 +179,10 @@ def _take(words: Sequence[str], available: Counter[str]) -> tuple[tuple[str, ...
 def _fold(text: str) -> str:
     """Return a text that is not ASCII without differences of case, width and digits, and characters as words."""
     plain = _FULL_WIDTH_COMMA.sub(", ", text)
-    plain = _dotless(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold()))
+    plain = unicodedata.normalize("NFKC", fold_case(unicodedata.normalize("NFKC", plain)))
     plain = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.digit(digit[0])), plain.translate(_NUMBER_SIGNS))
     spaced: str = _UNSPACED.sub(r" \g<0> ", plain)
     return spaced
-
-
-def _dotless(text: str) -> str:
-    """Return a case-folded text with one "i" for the two of Turkish. Folding "İ" leaves "i" and a dot."""
-    return text if text.isascii() else text.replace("i\u0307", "i").replace("ı", "i")
 
 
 def _proportion(shared: int, others: int) -> float:

@@ -9,6 +9,7 @@ import regex
 from toolkit.data.cells import cell, decoded, is_missing, text_of
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
+from toolkit.scoring.text import fold_case
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -56,7 +57,7 @@ def fold(text: str) -> str:
     >>> fold("Size: > 5 mm."), fold("-3 to +2"), fold("T-cell")
     ('size > 5 mm', '- 3 to + 2', 't cell')
     """
-    return " ".join(_FOLDED.findall(text.casefold()))
+    return " ".join(_FOLDED.findall(fold_case(text)))
 
 
 def letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
