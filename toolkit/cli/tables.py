@@ -18,7 +18,7 @@ from toolkit.pipeline import ResultRow, RunResults
 from toolkit.pipeline.gpu_peaks import describe_peaks
 from toolkit.runfolder import EXPORT
 from toolkit.runfolder.usage import compute_line
-from toolkit.scoring.statistics import Estimate
+from toolkit.scoring.statistics import Estimate, OneClass, ProbabilityMetrics
 
 if TYPE_CHECKING:
     from toolkit.data.loading import DataSplits
@@ -271,12 +271,12 @@ def _further_tables(label: str, found: EvaluationResult, width: int) -> Iterator
     if found.set_metrics:
         yield _set_metrics(label, found, width)
     if found.probabilities is not None:
-        yield _probabilities(label, found.split, found.probabilities, width)
+        yield _probabilities(label, found.split, found.probabilities)
 
 
-def _probabilities(label: str, split: str, found: ProbabilityResult, width: int) -> Table:
+def _probabilities(label: str, split: str, found: ProbabilityResult) -> Table:
     """Return one row per class, and their means with the difference to the earlier evaluation."""
-    metrics, gap = found.metrics, "\n" if width < NARROW else " "
+    metrics = found.metrics
     table = Table(
         title=f"class probabilities on the {split} split, {label}, 95 % intervals in brackets",
         caption=probability_caption(found, split),
@@ -284,17 +284,16 @@ def _probabilities(label: str, split: str, found: ProbabilityResult, width: int)
     table.add_column("", overflow="fold")
     for name in ("positive / negative", "AUROC", "average precision", "prevalence", "sensitivity at 95 % specificity"):
         table.add_column(name, justify="right", overflow="fold")
+
+    def add(name: str, counts: str, one: OneClass | ProbabilityMetrics, reached: str) -> None:
+        cells = (percent(one.auroc), percent(one.average_precision), fraction(one.prevalence), reached)
+        table.add_row(name, counts, *(cell.replace(" [", "\n[") for cell in cells))
+
     for name, one in metrics.classes.items():
-        at = next(
-            (point for point in one.operating_points if (point.fixed, point.level) == ("specificity", 0.95)), None
-        )
-        cells = (percent(one.auroc), percent(one.average_precision), fraction(one.prevalence))
-        reached = percent(at.sensitivity) if at else "-"
-        counts = f"{one.positives:,} / {one.negatives:,}"
-        table.add_row(name, counts, *(cell.replace(" [", f"{gap}[") for cell in (*cells, reached)))
+        at = {(point.fixed, point.level): percent(point.sensitivity) for point in one.operating_points}
+        add(name, f"{one.positives:,} / {one.negatives:,}", one, at.get(("specificity", 0.95), "-"))
     table.add_section()
-    means = (percent(metrics.auroc), percent(metrics.average_precision), fraction(metrics.prevalence))
-    table.add_row("mean of classes", f"n {metrics.n:,}", *(cell.replace(" [", f"{gap}[") for cell in means), "")
+    add("mean of classes", f"n {metrics.n:,}", metrics, "")
     return table
 
 
