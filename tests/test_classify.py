@@ -42,7 +42,7 @@ FINDINGS = [
 
 def write(folder: Path, name: str, rows: Rows) -> str:
     """Write rows as CSV, or as JSON if a value is no text or number, with an image for each."""
-    plain = all(isinstance(value, str | int | float) for row in rows for value in row.values())
+    plain = all(type(value) in (str, int, float) for row in rows for value in row.values())
     file = folder / f"{name}.{'csv' if plain else 'json'}"
     for row in rows:
         image = folder / str(row.get("image") or row.get("Image Index"))
@@ -196,7 +196,8 @@ def test_a_label_that_may_be_several_labels_is_an_error_with_both_readings(tmp_p
     assert caught.problem.value == "edema, mass"
     assert 'separator = ","' in caught.problem.remedy
     assert read(tmp_path, rows, separator=",").found == {"labels": ["edema", "mass"], "multi": True}
-    assert read(tmp_path, rows, labels=("edema", "mass", "edema, mass"), names={"edema, mass": "both"})
+    listed = read(tmp_path, rows, labels=("edema", "mass", "both"), names={"edema, mass": "both"})
+    assert labels_of(listed) == [["edema"], ["mass"], ["both"]]
 
 
 CONFUSABLE = [("normal", "Normal mucosa"), ("no-DR", "no DR"), ("mel", "melanoma")]

@@ -241,14 +241,14 @@ def _check_classes(labels: Sequence[str], train: _Counts, multi: bool, settings:
     strays = [name for name in train.labels if name not in labels and not (multi and fold(name) == fold(none))]
     if strays:
         raise DataError(*NOT_LISTED, place="[data] train", value=strays[:MAX_SHOWN], remedy=ADD_LABEL)
-    if problems := list(_confused(labels, "[data] train")):
-        one = problems[0]
-        raise DataError(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     if settings.given is None and (found := joined_labels(labels)):
         name, separator = found
         rule = f"{name!r} can be read as one class or as several classes joined by {separator!r}"
         remedy = f'Set data.classify.separator = "{separator}", or list the classes in data.classify.labels.'
         raise DataError("tasks.classify.label_ambiguous", rule, place="[data] train", value=name, remedy=remedy)
+    if problems := list(_confused(labels, "[data] train")):
+        one = problems[0]
+        raise DataError(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
 
 
 def _confused(labels: Sequence[str], place: str) -> Iterator[Problem]:
