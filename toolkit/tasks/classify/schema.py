@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toolkit.data.cells import cell, extra_fields, name_of, read_group, read_images
+from toolkit.data.cells import cell, extra_fields, read_group, read_images
 from toolkit.data.sample import Sample
-from toolkit.data.task import Found, RowOrigin
+from toolkit.data.task import GROUP_FIELDS, Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
@@ -33,8 +33,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "image_name", "img_name", "image_path", "ImagePath", "Image Index", "id_code", "image_id",
               "Path", "file_name", "filename", "file"),
     "label": ("label", "labels", "dx", "diagnosis", "class", "Finding Labels", "target", "category"),
-    "patient": ("patient_id", "Patient ID", "subject_id"),
-    "lesion": ("lesion_id",),
 }  # fmt: skip
 
 ONE = "Which class does this image show?"
@@ -345,15 +343,11 @@ def _read_labels(row: Mapping[str, Any], origin: RowOrigin, settings: ClassifySe
 
 
 def _group(row: Mapping[str, Any], origin: RowOrigin, images: tuple[ImageRef, ...]) -> str:
-    """Return the recipe's column, otherwise the patient, the lesion, the patient's folder or the image.
+    """Return the group of the row's columns, otherwise the folder of the patient in its path, otherwise the image.
 
     Raises:
-        RowProblem: the recipe's column is empty.
+        RowProblem: a column of the group is empty.
     """
-    if origin.group is None:
-        for field in ("patient", "lesion"):
-            if group := name_of(cell(row, origin, field)):
-                return group
-        if folder := _PATIENT_FOLDER.search(str(images[0].path)):
-            return folder[1]
-    return read_group(row, origin, images)
+    in_columns = origin.group is not None or any(field in origin.column for field in GROUP_FIELDS)
+    folder = None if in_columns else _PATIENT_FOLDER.search(str(images[0].path))
+    return folder[1] if folder else read_group(row, origin, images)
