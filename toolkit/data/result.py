@@ -1,7 +1,8 @@
 """The result of reading the rows and scanning the images, as ``stages/data/done.json`` and results.json store it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from toolkit.data import Dropped
 from toolkit.data.splits import Leak
@@ -40,7 +41,7 @@ class DataResult:
         leaks: groups, images, or pairs of image and question in two splits.
         warnings: warnings about the rows.
         images: the scan of the images.
-        decided: settings of the task that the training rows decide.
+        found: settings of the task that its rows decide, such as the classes.
         group_columns: columns of the group. A model card must not have their values.
     """
 
@@ -49,5 +50,5 @@ class DataResult:
     leaks: tuple[Leak, ...]
     warnings: tuple[str, ...]
     images: ImageScan
-    decided: Mapping[str, bool] = field(default_factory=dict)
+    found: Mapping[str, Any]
     group_columns: tuple[str, ...] = ()

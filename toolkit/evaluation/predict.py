@@ -66,8 +66,8 @@ def predict(
         RunError: the weights that the recipe starts from are missing.
     """
     recipe = run.recipe(TASKS)
-    decided = run.result("data", DataResult).decided if run.is_done("data") else {}
-    sample = _with_context(recipe, _sample(recipe, decided, question, images, options), context or {})
+    found = run.result("data", DataResult).found if run.is_done("data") else {}
+    sample = _with_context(recipe, _sample(recipe, found, question, images, options), context or {})
     with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
         return _generate(recipe, sample, weights, current_weights(run, recipe))
 
@@ -232,13 +232,18 @@ def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | N
 
 
 def _sample(
-    recipe: Recipe, decided: Mapping[str, bool], question: str, images: Sequence[Path], options: Sequence[str]
+    recipe: Recipe, found: Mapping[str, Any], question: str, images: Sequence[Path], options: Sequence[str]
 ) -> Sample:
-    """Return the question as a sample of the task, so that its prompt is the same as in training."""
+    """Return the question as a sample of the task, so that its prompt is the same as in training.
+
+    ``found`` has the settings that the rows of the run decided.
+    """
     task = TASKS[recipe.dataset.task]
     _check_options(task, options)
-    settings = task.settings(recipe, "predict")
-    settings = settings.model_copy(update=decided) if decided else settings
+    if task.from_rows and not found:
+        rule = "the run must have read its rows, which decide settings of its task"
+        raise DataError("predict.rows_not_read", rule, place="[data]", remedy="Start the run with toolkit run.")
+    settings = task.settings_of(recipe, "predict", found)
     row = {
         "question": question,
         "options": list(options),

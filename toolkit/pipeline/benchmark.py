@@ -106,8 +106,9 @@ def _task_settings(model: str, task: Task) -> dict[str, Any]:
     if not is_run(path) or _recipe_of(path).dataset.task != task.name:
         return dict(task.zero_shot)
     run = find_run(path)
-    decided = run.result("data", DataResult).decided if run.is_done("data") else {}
-    return {**_recipe_of(path).settings.model_dump(mode="json", exclude_none=True), **decided}
+    found = run.result("data", DataResult).found if run.is_done("data") else {}
+    settings: dict[str, Any] = _recipe_of(path).settings.model_dump(mode="json", exclude_none=True)
+    return settings | {name: value for name, value in found.items() if name in settings}
 
 
 def _recipe_of(path: Path) -> Recipe:

@@ -231,6 +231,6 @@ def _result(data: DataSplits, report: ScanReport) -> DataResult:
             worst_clipped=report.worst_clipped,
             unusable=tuple(UnusableImage(str(bad.ref.path), bad.ref.frame, bad.error.rule) for bad in report.bad),
         ),
-        decided=data.decided,
+        found=data.found,
         group_columns=data.group_columns,
     )

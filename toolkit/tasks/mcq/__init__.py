@@ -6,7 +6,7 @@ from toolkit.tasks.mcq.metrics import RESULTS_BY, baseline, labels, scores
 from toolkit.tasks.mcq.parse import parse
 from toolkit.tasks.mcq.prompt import instruction, question, target
 from toolkit.tasks.mcq.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
-from toolkit.tasks.mcq.schema import COLUMNS, Mcq, has_explanations, read
+from toolkit.tasks.mcq.schema import COLUMNS, REASONING, Mcq, read
 from toolkit.tasks.mcq.synthetic import CHEST
 
 __all__ = ["MCQ"]
@@ -36,7 +36,7 @@ MCQ = Task(
     all_or_nothing=ALL_OR_NOTHING,
     results_by=RESULTS_BY,
     settings_model=Mcq,
-    decide=has_explanations,
+    from_rows=REASONING,
     synthetic=CHEST,
     takes_options=True,
     placeholders=lambda settings: {"answer": "A"},

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from toolkit.data.cells import NO_QUESTION, cell, extra_fields, read_group, read_images, text_of
 from toolkit.data.sample import Sample
-from toolkit.data.task import RowOrigin
+from toolkit.data.sample_set import SampleSet
+from toolkit.data.task import Found, RowOrigin, SettingsFromRows
 from toolkit.errors import RowProblem
 from toolkit.recipe import Section
 from toolkit.tasks.mcq.answer import read_letter
@@ -79,13 +80,18 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     return Sample(name, "mcq", read_group(row, origin, images), images, fields, reference)
 
 
-def has_explanations(source: RowOrigin, train: Sequence[Sample]) -> Mapping[str, bool]:
-    """Return whether answers have reasoning, if the training rows decide it."""
-    if source.settings.reasoning != "auto":
-        return {}
+def find_reasoning(settings: Mcq, rows: Mapping[str, Sequence[Sample]]) -> Found:
+    """Return whether answers have reasoning, which the explanations of the training rows decide if it is ``auto``."""
+    if settings.reasoning != "auto":
+        return Found({"reasoning": settings.reasoning})
+    train = rows["train"]
     # Without the column, no row has to be read.
-    found = "explanation" in source.column and any(sample.reference["explanation"] for sample in train)
-    return {"reasoning": found}
+    has_column = not isinstance(train, SampleSet) or "explanation" in train.source.column
+    return Found({"reasoning": has_column and any(sample.reference["explanation"] for sample in train)})
+
+
+REASONING = SettingsFromRows(find_reasoning, lambda settings, found: settings.model_copy(update=found))
+"""Whether answers have reasoning, as a setting that the training rows decide."""
 
 
 def _requests_reasoning(origin: RowOrigin) -> bool:
