@@ -105,10 +105,12 @@ class SettingsFromRows:
     Attributes:
         find: (settings, split -> samples) -> what the rows decide. Raises DataError.
         apply: (settings, ``Found.values``) -> settings with them.
+        needed: whether a row cannot be read alone, without these settings.
     """
 
     find: Callable[[Any, Mapping[str, Sequence[Sample]]], Found]
     apply: Callable[[Any, Mapping[str, Any]], Any]
+    needed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

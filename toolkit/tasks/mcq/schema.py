@@ -90,7 +90,7 @@ def find_reasoning(settings: Mcq, rows: Mapping[str, Sequence[Sample]]) -> Found
     return Found({"reasoning": has_column and any(sample.reference["explanation"] for sample in train)})
 
 
-REASONING = SettingsFromRows(find_reasoning, lambda settings, found: settings.model_copy(update=found))
+REASONING = SettingsFromRows(find_reasoning, lambda settings, found: settings.model_copy(update=found), needed=False)
 """Whether answers have reasoning, as a setting that the training rows decide."""
 
 
