@@ -8,7 +8,7 @@ Radiology needs these changes:
 - Number words up to twelve become digits.
 - Negation is never lost ("isn't" is "is not", "w/o" is "without").
 
-Other scripts need these changes, which no English text is affected by:
+Other languages need these changes. Of English texts, they change only those with a decimal comma:
 
 - Case is folded as Unicode defines it ("ß" is "ss"). Turkish "İ", "I" and "ı" are all "i", because a capital can be
   that of either.
