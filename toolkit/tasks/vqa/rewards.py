@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.scoring.text import Overlap, normalise, overlap, word_count
-from toolkit.scoring.yes_no import yes_or_no
+from toolkit.scoring.yes_no import find_yes_or_no, yes_or_no
 
 WORD_LIMIT = 20
 """The longest of the 8,434 English reference answers of VQA-RAD and SLAKE has 15 words."""
@@ -127,7 +127,7 @@ WHY = {"exact": why_exact, "token_f1": why_token_f1, "format": why_format}
 
 def _is_same(answer: Answer, text: str, sample: Sample) -> bool:
     if meaning := yes_or_no(text):
-        return bool(answer.values.get("yes_no") == meaning)
+        return bool((answer.values.get("yes_no") or find_yes_or_no(_read(answer))) == meaning)
     if parts := sample.reference.get("parts"):
         return {normalise(part) for part in _AND.split(_read(answer))} == {normalise(part) for part in parts}
     return normalise(_read(answer)) == normalise(text)
