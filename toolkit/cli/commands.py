@@ -348,7 +348,10 @@ def inspect(
         int, typer.Option("--show", min=0, help="Print this many training rows as the model sees them.")
     ] = 0,
 ) -> None:
-    """Report the splits, unusable rows, leaks and images of a recipe."""
+    """Report the splits, unusable rows, leaks and images of a recipe.
+
+    The exit code is 1 if an image is unusable and images.unreadable is "stop".
+    """
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.prepare_data import inspect_data
@@ -360,6 +363,8 @@ def inspect(
         data, scan, rendered = inspect_data(loaded, progress, rows)
     show.data(data, scan)
     show.rendered(rendered)
+    if scan.bad and loaded.images.unreadable == "stop":
+        raise typer.Exit(1)
 
 
 @reward_app.command("test")

@@ -194,8 +194,10 @@ def data(found: "DataSplits", scan: "ScanReport") -> None:
     if not found.leaks:
         print(found.leaks)
     print(describe_scan(scan))
+    for note in scan.notes:
+        print(f"  {note.rule}")
     for bad in scan.bad[:MAX_IMAGES]:
-        print(f"  {bad.error}")
+        print(f"  {bad.problem}")
     print(f"fingerprint: {found.fingerprint}")
 
 

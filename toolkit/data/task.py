@@ -172,6 +172,7 @@ class Task:
         zero_shot: settings of the task for a model that was not trained for it, on a benchmark.
         benchmarks: public datasets of the task, which ``toolkit evaluate --benchmark`` knows by name.
         grouped_by: definition of a group if ``data.group`` names no column and the rows have no column of the patient.
+        needs_image: whether every row must have an image. Otherwise, a row without one has only text.
         prompt_key: Sample -> text that is equal for equal prompts, if their wording is drawn. None: the prompt itself.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
@@ -213,7 +214,8 @@ class Task:
     link: Callable[[Iterable[tuple[str, Row]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
-    grouped_by: str = "each row's first image"
+    grouped_by: str = "each row's first image, or its question without one"
+    needs_image: bool = False
     zero_shot: Mapping[str, Any] = field(default_factory=dict)
     benchmarks: tuple[Benchmark, ...] = ()
     prompt_key: Callable[[Sample], str] | None = None

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from toolkit.data.cells import NO_QUESTION, cell, extra_fields, read_group, read_images, text_of
+from toolkit.data.cells import NO_QUESTION, cell, extra_fields, text_of
+from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.task import Found, RowOrigin, SettingsFromRows
