@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,28 @@ def test_measurements_keep_their_decimal_point(tmp_path: Path) -> None:
     assert [sample.reference["answer"] for sample in data.test] == ["4.0"]
 
 
+def test_bytes_and_durations_of_a_table_are_no_texts(tmp_path: Path) -> None:
+    for number, value in enumerate((b"yes", timedelta(days=1))):
+        source = write(tmp_path / f"{number}.parquet", [row(0, answer=value), row(1, answer=value)])
+        with raises(DataError, "data.too_many_unusable_rows") as caught:
+            load_data(recipe(source))
+        assert "data.value_not_text" in str(caught.error)
+
+
+def test_numbers_of_32_bits_keep_their_digits(tmp_path: Path) -> None:
+    table = pandas.DataFrame([row(n) for n in range(3)])
+    table["answer"] = pandas.Series([0.1, 2.3, None], dtype="float32")
+    table.to_parquet(tmp_path / "rows.parquet")
+    assert answers(recipe(str(tmp_path / "rows.parquet"), max_dropped=0.5)) == ["0.1", "2.3"]
+
+
+def test_json_that_is_used_as_text_is_reported_with_its_value(tmp_path: Path) -> None:
+    rows = [row(0, question='["Is it edema?"]'), row(1, question="[Frontal view] Is it edema?")]
+    (problem,) = load_data(recipe(write(tmp_path / "rows.csv", rows))).warnings
+    assert (problem.code, problem.rule.startswith("1 row:")) == ("data.text_is_json", True)
+    assert "Is it edema?" in problem.rule
+
+
 @pytest.mark.parametrize("missing", [None, "", "nan", "NaN", "<NA>"])
 def test_a_missing_answer_is_no_answer(tmp_path: Path, missing: Any) -> None:
     source = write(tmp_path / "rows.json", [row(0), row(1, answer=missing)])
@@ -179,7 +202,7 @@ def test_different_answers_to_one_prompt_are_reported(tmp_path: Path) -> None:
     same: Row = {"question": "What is it?", "image": "a.png"}
     rows = [row(n) for n in range(20)]
     rows += [row(20, **same, answer="edema"), row(21, **same, answer="mass"), row(22, **same, answer="mass")]
-    rows += [row(23), row(24, image="23.png", question="What  is 23?")]
+    rows += [row(23), row(24, image="23.png", question="what  is 23?", answer="Edema")]
     data = load_data(recipe(write(tmp_path / "rows.json", rows)))
     (problem,) = data.warnings
     assert problem.code == "data.answers_differ"

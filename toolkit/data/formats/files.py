@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,11 +16,16 @@ from toolkit.data.formats.class_labels import class_names, with_names
 from toolkit.data.formats.row_file import RowFile
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.formats.tables import CONVERT, NOT_UTF8, read_table
-from toolkit.data.json_stream import Record, peek_members, stream_json, stream_members
+from toolkit.data.json_stream import Record, likely_encoding, peek_members, stream_json, stream_members
 from toolkit.errors import DataError
 
 ARROW_ROWS = 256
 """Rows of a table that are in RAM together. Each can have embedded images."""
+
+_SHORT_FLOATS: Mapping[pa.DataType, Callable[[float], np.floating[Any]]] = {
+    pa.float16(): np.float16,
+    pa.float32(): np.float32,
+}
 
 PEEK_BYTES = 1 << 20
 """Bytes at the start of a file that determine its layout."""
@@ -76,13 +82,35 @@ def read_rows(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]:
 def read_split(file: RowFile, split: str | None) -> Iterator[Record]:
     """Yield the records of a JSON object of splits, of one split or of all of them."""
     with file.open() as stream:
-        for key, value, text in stream_members(stream, file.place):
+        for key, value, text, _ in stream_members(stream, file.place):
             if split_of(key) is None and isinstance(value, dict | list):
                 rule = "a JSON object of splits must have no list or object beside its splits"
                 remedy = "Remove it, or name it train, validation or test."
                 raise DataError("data.json_list_beside_splits", rule, place=file.place, value=key, remedy=remedy)
             if split_of(key) is not None and split in (None, key):
                 yield None, value, text
+
+
+def lists_of_objects(file: RowFile) -> list[str]:
+    """Return the keys of a JSON object whose values are lists of objects, from the start of the file."""
+    members = peek_members(peek_text(file))
+    return [key for key, one in members.items() if isinstance(one, list) and one and isinstance(one[0], dict)]
+
+
+def read_list(file: RowFile, wanted: str) -> Iterator[Record]:
+    """Yield the records of the only list of objects in a JSON object.
+
+    Raises:
+        DataError: There is another list of objects, so that it is not certain which one has the rows.
+    """
+    with file.open() as stream:
+        for key, value, text, is_element in stream_members(stream, file.place):
+            if key == wanted:
+                yield None, value, text
+            elif is_element and isinstance(value, dict):
+                rule = "a JSON object must have one list of objects, which are its rows"
+                remedy = "Remove the other list, or write each list to a file of its own."
+                raise DataError("data.json_several_lists", rule, place=file.place, value=[wanted, key], remedy=remedy)
 
 
 def splits_of_object(file: RowFile) -> tuple[str, ...]:
@@ -95,7 +123,7 @@ def splits_of_object(file: RowFile) -> tuple[str, ...]:
 def _splits_of(file: RowFile, size: int, time: int) -> tuple[str, ...]:
     """Return the splits of a file of this size and time."""
     with file.open() as stream:
-        return tuple(dict.fromkeys(key for key, _, _ in stream_members(stream, file.place) if split_of(key)))
+        return tuple(dict.fromkeys(key for key, *_ in stream_members(stream, file.place) if split_of(key)))
 
 
 def _read_json(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
@@ -117,7 +145,7 @@ def _decode(line: bytes, place: str, number: int) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        at, remedy = f"{place}, line {number:,}", CONVERT.format("LATIN1")
+        at, remedy = f"{place}, line {number:,}", CONVERT.format(likely_encoding(line))
         raise DataError(*NOT_UTF8, place=at, value=error.reason, remedy=remedy) from None
 
 
@@ -149,10 +177,13 @@ def plain_rows(
     """Yield rows with JSON values.
 
     An embedded image (bytes, or a struct with ``bytes`` and ``path`` as in Hub datasets) is kept in ``images`` and
-    replaced by its path in that folder. Other bytes, such as a checksum, become hexadecimal digits. ``names`` are the
-    class names of columns with numbers of classes.
+    replaced by its path in that folder. Other bytes, such as a checksum, become an object, which is no text. ``names``
+    are the class names of columns with numbers of classes. Numbers of 32 bits keep their digits: 0.1 does not become
+    0.10000000149011612.
     """
+    short = {field.name: kind for field in batch.schema if (kind := _SHORT_FLOATS.get(field.type)) is not None}
     for row in batch.to_pylist():
+        row |= {name: float(str(kind(row[name]))) for name, kind in short.items() if row[name] is not None}
         yield {name: _plain(with_names(value, names.get(name)), images) for name, value in row.items()}
 
 
@@ -160,7 +191,7 @@ def _plain(value: Any, images: EmbeddedImageStore) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, bytes):
-        return images.keep(value) if is_image(value) else value.hex()
+        return images.keep(value) if is_image(value) else {"hex": value.hex()}
     if isinstance(value, dict):
         if set(value) == {"bytes", "path"}:
             return value["path"] if value["bytes"] is None else images.keep(value["bytes"])
@@ -169,7 +200,7 @@ def _plain(value: Any, images: EmbeddedImageStore) -> Any:
         return [_plain(item, images) for item in value]
     if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
         return str(value)
-    return repr(value)
+    return {type(value).__name__: repr(value)}  # a duration, for example, has no text that is certain
 
 
 _READERS: dict[str, Callable[[RowFile, EmbeddedImageStore], Iterator[Record]]] = {
