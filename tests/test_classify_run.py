@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.recipes import load_recipe
-from tests.helpers.training import small_recipe
+from tests.helpers.training import Tables, small_recipe
 from toolkit.data.sample import Answer
 from toolkit.evaluation.predict import predict
 from toolkit.pipeline import read_results, run_recipe
@@ -56,7 +56,7 @@ def test_the_tiny_model_learns_to_classify(tmp_path: Path) -> None:
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Return a recipe whose run trained two steps, with a validation split."""
     synthetic = {"kind": "tissue", "train": 36, "validation": 18, "test": 18, "size": 64}
-    tables = {
+    tables: Tables = {
         "data": {"task": "classify", "synthetic": synthetic},
         "model": {"max_tokens": 320},
         "sft": {"max_steps": 2},
@@ -163,7 +163,7 @@ def test_several_labels_have_a_probability_each(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / f"{number}.png"), pixels)
         rows[f"r{number}"] = {"image": f"{number}.png", "label": "|".join(codes) or "No Finding"}
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    tables = {
+    tables: Tables = {
         "data": {"task": "classify", "train": str(tmp_path / "rows.json"), "synthetic": None, "split": {"test": 0.4}},
         "sft": {"max_steps": 2},
         "evaluate": {"max_completion_tokens": 24},
