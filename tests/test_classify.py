@@ -204,7 +204,7 @@ CONFUSABLE = [("normal", "Normal mucosa"), ("no-DR", "no DR"), ("mel", "melanoma
 
 
 @pytest.mark.parametrize("names", CONFUSABLE)
-def test_classes_that_a_parser_cannot_tell_apart_are_an_error(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_classes_that_a_parser_cannot_distinguish_are_an_error(tmp_path: Path, names: tuple[str, str]) -> None:
     rows = [{"image": f"{i}.png", "label": name} for i, name in enumerate(names)]
     with raises(DataError, "tasks.classify.names_confusable") as caught:
         read(tmp_path, rows)

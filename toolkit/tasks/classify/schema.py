@@ -93,7 +93,7 @@ class ClassifySettings:
 
 
 def check_settings(recipe: Recipe) -> Iterator[Problem]:
-    """Check that lists have distinct entries, and that classes can be told apart."""
+    """Check that lists have distinct entries, and that class names can be distinguished."""
     section: Classify = recipe.settings
     if section.labels is not None:
         yield from empty_or_repeated("data.classify.labels", section.labels)
@@ -169,7 +169,7 @@ def find_settings(settings: ClassifySettings, splits: Mapping[str, Sequence[Samp
     """Return the classes and whether images can have several of them, from the training rows.
 
     Raises:
-        DataError: the rows can be read in two ways, or classes cannot be told apart.
+        DataError: the rows can be read in two ways, or class names cannot be distinguished.
     """
     counts = {split: _count(samples) for split, samples in splits.items()}
     train = counts["train"]
