@@ -247,5 +247,6 @@ def _result(data: DataSplits, report: ScanReport) -> DataResult:
                 UnusableImage(str(bad.ref.path), bad.ref.frame, bad.error.rule, bad.row) for bad in report.bad
             ),
         ),
+        found=data.found,
         group_columns=data.group_columns,
     )

@@ -199,6 +199,9 @@ class Prompt(Section):
     """Instruction that replaces the task's own."""
     context: tuple[str, ...] = ()
     """Columns that are shown before the question, such as Indication. No other column is shown."""
+    thinking: bool | None = None
+    """Value of ``enable_thinking`` in the model's chat template, in every stage and in exports. ``false`` is for models
+    whose template opens a reasoning block, such as Qwen3.5. Default: as the template decides."""
 
 
 class Optimisation(Section):
@@ -337,6 +340,9 @@ class Evaluate(Section):
     """Columns by whose values the score is also reported. Default: those of the task."""
     positive: str | None = None
     """Label that is compared with all others (sensitivity, specificity), such as ``mel``. Default: that of the task."""
+    probabilities: bool = True
+    """For a task with classes, such as classify: compute the probability of each class from its log-probability, for
+    AUROC, calibration and thresholds."""
     bootstrap: int = Field(2000, ge=100)
     """Bootstrap resamples of the groups, for intervals that Wilson's formula does not cover."""
 
