@@ -300,10 +300,14 @@ def synthetic(
     test: Annotated[int, typer.Option(min=1, help="Test rows.")] = 400,
     size: Annotated[int, typer.Option(min=64, max=2048, help="Image width in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="The same seed generates the same images.")] = 3407,
+    force: Annotated[
+        bool, typer.Option("--force", help="Rename files in --out that this command did not write to NAME.old-1.")
+    ] = False,
 ) -> None:
     """Generate synthetic data in the layout of a real dataset. Every answer is visible in its image."""
     from toolkit.cli import tables as show
     from toolkit.recipe import SyntheticData
+    from toolkit.runfolder import output_files
     from toolkit.tasks import TASKS
 
     kinds = {task.synthetic.kind: (task, task.synthetic) for task in TASKS.values() if task.synthetic is not None}
@@ -312,8 +316,9 @@ def synthetic(
         raise typer.BadParameter(f"must be one of the following (got {kind!r}):{known}", param_hint="KIND")
     task, rows = kinds[kind]
     settings = SyntheticData(kind=kind, train=train, validation=validation, test=test, size=size)
-    out.mkdir(parents=True, exist_ok=True)
-    show.synthetic(task.name, rows.write(out, settings, seed))
+    with output_files(out, force=force) as folder:
+        files = {split: out / file.relative_to(folder) for split, file in rows.write(folder, settings, seed).items()}
+    show.synthetic(task.name, files)
 
 
 @data_app.command()

@@ -18,7 +18,6 @@ from toolkit.exporting.atomic_output import (
     WrittenFolders,
     digest_of,
     format_bytes,
-    free_name,
     require_disk_space,
 )
 from toolkit.exporting.formats import ExportJob, export_adapter, export_merged
@@ -34,7 +33,7 @@ from toolkit.models.loading import stored_quantized
 from toolkit.models.lora import is_adapter
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Export, Recipe
-from toolkit.runfolder import EXPORT, RunFolder
+from toolkit.runfolder import EXPORT, RunFolder, free_name
 
 log = logging.getLogger(__name__)
 WRITTEN = "written.json"

@@ -27,6 +27,7 @@ from toolkit.runfolder.folder import (
     locate_weights,
 )
 from toolkit.runfolder.logs import LOGGER, PlainFormatter, hide_secrets
+from toolkit.runfolder.output import add_output, check_output, claim_file, free_name, output_files, require_writable
 from toolkit.runfolder.process import (
     Progress,
     StopRequest,
@@ -52,14 +53,18 @@ __all__ = [
     "RunSession",
     "RunState",
     "StopRequest",
+    "add_output",
     "append_line",
     "check_fingerprints",
+    "check_output",
     "check_schema",
+    "claim_file",
     "current_weights",
     "find_run",
     "find_weights",
     "flush_folder",
     "format_duration",
+    "free_name",
     "from_json",
     "hide_secrets",
     "installed_versions",
@@ -69,6 +74,7 @@ __all__ = [
     "new_folder",
     "no_progress",
     "now",
+    "output_files",
     "rank",
     "read_json",
     "read_lines",
@@ -76,6 +82,7 @@ __all__ = [
     "read_state",
     "remove_partial_line",
     "reopen_run",
+    "require_writable",
     "start_run",
     "sync_folder",
     "untested_versions",
