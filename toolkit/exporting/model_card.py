@@ -56,6 +56,16 @@ MACHINE = ("platform",)
 """Entries of the versions in run.json that describe the machine."""
 
 
+_WINDOWS: Mapping[str, str] = {
+    "auto": "The window of a DICOM file was applied. Other images with more bits were reduced by the range of their "
+    "values.",
+    "range": "Images with more bits were reduced to 8 bits by the range of their values.",
+    "percentile": "Images with more bits were reduced to 8 bits by their percentiles {low:g} and {high:g}.",
+    "dicom": "The window of a DICOM file was applied.",
+}
+"""Value of images.window -> a sentence of the card."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreTables:
     """The tables of results.json: the evaluated split, and score -> rows, with the primary score first."""
@@ -109,6 +119,16 @@ class CardFacts:
     def commands(self) -> Sequence[str]:
         """Return the commands that serve the files, with their folder as the working directory."""
         return [fill_folder(command, ".") for command in self.export.commands]
+
+    @property
+    def windowing(self) -> str:
+        """Return how images with more than 8 bits became 8-bit images."""
+        images = self.recipe.images
+        low, high = images.percentiles
+        window = _WINDOWS.get(
+            images.window, "Images with more bits were reduced to 8 bits by the window in the recipe."
+        )
+        return f"8-bit images without a window of their own kept their values. {window.format(low=low, high=high)}"
 
     @property
     def is_last_row(self) -> bool:

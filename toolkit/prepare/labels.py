@@ -87,7 +87,7 @@ def make_labels(diagnoses: Iterable[str], wider: Mapping[str, str]) -> tuple[tup
     >>> diagnoses = ["Nevus", "MEL", "Melanoma in situ", "Nevus, Combined"]
     >>> labels, name_of = make_labels(diagnoses, wider={"Nevus, Combined": "Nevus"})
     >>> [label.code for label in labels], name_of["Melanoma in situ"], name_of["Nevus, Combined"]
-    (['mel', 'nv'], 'melanoma', 'melanocytic nevus')
+    (['nv', 'mel'], 'melanoma', 'melanocytic nevus')
     """
     texts = sorted(set(diagnoses))
     used = {fold_diagnosis(text) for text in texts}

@@ -170,7 +170,7 @@ def _distinct(pixels: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
 
 def _levels(codes: NDArray[np.intp], colours: NDArray[Any]) -> NDArray[np.intp]:
     """Return the indices of the colours that cover areas, in order."""
-    areas = np.bincount(codes[1:-1, 1:-1][_is_flat(codes)], minlength=len(colours))
+    areas = np.bincount(codes[1:-1, 1:-1][_inside_areas(codes)], minlength=len(colours))
     background = 0 if not colours[0].any() else -1
     others = np.where(np.arange(len(colours)) == background, 0, areas)
     large = np.flatnonzero((others >= SPECK * others.max()) & (others > 0))
@@ -194,15 +194,15 @@ def _merge_close(
     return np.array(sorted(kept))
 
 
-def _is_flat(codes: NDArray[np.intp]) -> Mask:
+def _inside_areas(codes: NDArray[np.intp]) -> Mask:
     """Return for each inner pixel whether its eight neighbours have its value."""
     height, width = codes.shape
     inner = codes[1:-1, 1:-1]
-    flat = np.ones(inner.shape, bool)
+    inside = np.ones(inner.shape, bool)
     for down in (0, 1, 2):
         for right in (0, 1, 2):
-            flat &= codes[down : height - 2 + down, right : width - 2 + right] == inner
-    return flat
+            inside &= codes[down : height - 2 + down, right : width - 2 + right] == inner
+    return inside
 
 
 def _shown(colours: NDArray[Any]) -> tuple[MaskValue, ...]:
