@@ -5,6 +5,7 @@ A source is parsed once. Each record is parsed again on access, so that RAM use 
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections import Counter
@@ -14,17 +15,22 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from toolkit.data.embedded_images import EmbeddedImageStore, not_writable
+from toolkit.data.formats.saved import HUB
 from toolkit.data.json_stream import Row
-from toolkit.data.sources import HUB, EmbeddedImageStore, Source, find_source, stream_source
-from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, Tally, stored_dropped
+from toolkit.data.row_filter import NO_FILTER, Filter, RowFilter
+from toolkit.data.sources import Source, find_source, parse_source, start_reading, stream_records
+from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, stored_dropped
 from toolkit.errors import DataError
 from toolkit.runfolder.cache import cache_folder
 
-FORMAT = "2"
+FORMAT = "3"
 """Version of the index format. It is part of the file name."""
 
 EDGE_BYTES = 1 << 16
 """Bytes at both ends of a file that are part of the index's key."""
+EDGE_FILES = 1000
+"""With more files, such as a folder of images, only their sizes and times are part of the key."""
 BATCH_ROWS, BATCH_CHARS = 4096, 1 << 24
 """A record batch is written when it has this many rows or characters."""
 
@@ -46,8 +52,14 @@ class IndexMetadata:
     """Rows with the id of an earlier row. They are kept as ``id#2``, ``id#3``, …"""
     duplicate_examples: tuple[str, ...]
     skipped: tuple[Dropped, ...]
-    """Records that are not objects."""
+    """Records that are not objects, or that their format cannot read."""
+    noted: tuple[Dropped, ...]
+    """Records with a warning of their format."""
     has_embedded_images: bool
+    format: str
+    """Name of the source's format."""
+    filtered: str
+    """Effect of the filter, such as ``4,919 of 9,835 rows have q_lang = en``. Empty without a filter."""
 
 
 class RowIndex:
@@ -75,8 +87,14 @@ class RowIndex:
 
     @property
     def skipped(self) -> tuple[Dropped, ...]:
-        """Records that are not objects and are not in the index."""
+        """Records that are not in the index: they are not objects, or their format cannot read them."""
         return self.metadata.skipped
+
+    @property
+    def description(self) -> str:
+        """Return source, format and number of rows, as in ``data/train.json: JSON, 1,200 rows``."""
+        rows = self.metadata.filtered or f"{self.metadata.rows:,} {'row' if self.metadata.rows == 1 else 'rows'}"
+        return f"{self.source}: {self.metadata.format}, {rows}"
 
     def __len__(self) -> int:
         return self.metadata.rows
@@ -95,16 +113,22 @@ class RowIndex:
 
 
 def open_index(
-    source: str, cache: Path | None = None, *, id_column: str | None = None, visit: Visit | None = None
+    source: str,
+    cache: Path | None = None,
+    *,
+    id_column: str | None = None,
+    chosen: Filter = NO_FILTER,
+    visit: Visit | None = None,
 ) -> RowIndex:
     """Return the index of a source. It is built in one pass if it is not cached.
 
     Args:
-        source: A .json (one object id -> record, or a list), .jsonl, .csv or .parquet file, a folder of them, or
-            ``hub:owner/name#split``.
+        source: A file or folder with one of the formats of ``toolkit.data.formats``, with an optional ``#split``, or
+            ``hub:owner/name:configuration#split``.
         cache: Folder of the indices. Default: ``row_cache()``.
         id_column: The column with the row id. Default: the keys of an object, otherwise id, qid, question_id or uid,
             otherwise the row number.
+        chosen: Column -> values. Only rows with one of the values in each column are in the index.
         visit: Called with every row while the index is built. Not called if the index is cached.
 
     Raises:
@@ -112,19 +136,21 @@ def open_index(
     """
     found = find_source(source, id_column)
     cache = cache or row_cache()
-    key = _source_key(found)
+    key = _source_key(found, chosen)
     file, images = cache / f"{key}.arrow", cache / "images"
     if (index := _open(found, file, images)) is None:
         _remove_older(cache, key)
-        metadata = _build_index(found, file, EmbeddedImageStore(images), visit)
+        metadata = _build_index(found, file, _Build(EmbeddedImageStore(images), RowFilter(chosen), visit))
         index = RowIndex(source, file, metadata, _image_root(found, metadata, images))
     return index
 
 
 def source_folder(source: str) -> Path | None:
     """Return the default folder of a source's image paths, or None for the Hub. Reads no rows."""
-    path = Path(source).expanduser().absolute()
-    return None if source.startswith(HUB) else path if path.is_dir() else path.parent
+    if source.startswith(HUB):
+        return None
+    path = Path(parse_source(source)[0]).expanduser().absolute()
+    return path if path.is_dir() else path.parent
 
 
 def row_cache() -> Path:
@@ -146,15 +172,17 @@ def _image_root(source: Source, metadata: IndexMetadata, images: Path) -> Path |
     return images if metadata.has_embedded_images else source_folder(source.name)
 
 
-def _source_key(source: Source) -> str:
+def _source_key(source: Source, chosen: Filter) -> str:
     """Return ``location-content``, hashes of the location and of size, time and both ends of each file."""
     where, what = (hashlib.blake2b(digest_size=8) for _ in range(2))
     where.update(source.location.encode())
-    what.update(f"{FORMAT} {source.id_column}".encode())
-    for file in source.files:
+    what.update(f"{FORMAT} {source.id_column} {source.title} {sorted(chosen.items())}".encode())
+    files = source.files
+    has_few_files = len(files) <= EDGE_FILES
+    for file in files:
         status = file.stat()
-        what.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-        with file.open("rb") as stream:
+        what.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode())
+        with file.open("rb") if has_few_files else io.BytesIO() as stream:
             what.update(stream.read(EDGE_BYTES))
             stream.seek(max(0, status.st_size - EDGE_BYTES))
             what.update(stream.read(EDGE_BYTES))
@@ -168,7 +196,16 @@ def _remove_older(cache: Path, key: str) -> None:
             old.unlink(missing_ok=True)
 
 
-def _build_index(source: Source, target: Path, images: EmbeddedImageStore, visit: Visit | None) -> IndexMetadata:
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What a pass over a source needs besides the source."""
+
+    images: EmbeddedImageStore
+    filter: RowFilter
+    visit: Visit | None
+
+
+def _build_index(source: Source, target: Path, build: _Build) -> IndexMetadata:
     """Write ``target`` and its metadata atomically, and return the metadata.
 
     Raises:
@@ -178,15 +215,13 @@ def _build_index(source: Source, target: Path, images: EmbeddedImageStore, visit
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            metadata = _write(source, temporary, images, visit)
+            metadata = _write(source, temporary, build)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
         _metadata_file(target).write_text(json.dumps(dataclasses.asdict(metadata)), encoding="utf-8")
     except OSError as error:
-        rule = "the folder of the row index must be writable and have space for a copy of the rows"
-        remedy = "Set the environment variable TOOLKIT_CACHE to another folder."
-        raise DataError("data.index_not_writable", rule, place=target, value=str(error), remedy=remedy) from error
+        raise not_writable(target, error) from error
     return metadata
 
 
@@ -196,9 +231,9 @@ def _read_metadata(target: Path) -> IndexMetadata | None:
         stored = json.loads(_metadata_file(target).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    skipped = stored_dropped(stored.pop("skipped"))
+    skipped, noted = (stored_dropped(stored.pop(name)) for name in ("skipped", "noted"))
     stored |= {name: tuple(stored[name]) for name in ("columns", "duplicate_examples")}
-    return IndexMetadata(**stored, skipped=skipped)
+    return IndexMetadata(**stored, skipped=skipped, noted=noted)
 
 
 def _metadata_file(target: Path) -> Path:
@@ -206,23 +241,27 @@ def _metadata_file(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def _write(source: Source, temporary: Path, images: EmbeddedImageStore, visit: Visit | None) -> IndexMetadata:
+def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
     columns: dict[str, None] = {}
-    ids, skipped = _Ids(), Tally()
+    ids, reading = _Ids(), start_reading(source, build.images)
+    skipped = reading.skipped
     number = 0
     with _Batches(temporary) as batches:
-        for name, row, text in stream_source(source, images):
+        for name, row, text in stream_records(source, reading):
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"
-                skipped.add(rule, f"{name}: {json.dumps(row)[:40]}", "data.record_not_object")
+                skipped.add(rule, name, "data.record_not_object", row)
                 continue
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))
+            if not build.filter.keeps(row):
+                continue
             own = ids.unique(name)
             batches.add(own, text if text is not None else json.dumps(row))
-            if visit is not None:
-                visit(number, own, row)
+            if build.visit is not None:
+                build.visit(number, own, row)
             number += 1
+    build.filter.check(source.name)
     if not number:
         rule = "the source must have at least one record that is an object with named fields"
         found = "; ".join(map(str, skipped.of(source.name))) or "no record"
@@ -235,7 +274,10 @@ def _write(source: Source, temporary: Path, images: EmbeddedImageStore, visit: V
         duplicates=ids.duplicates,
         duplicate_examples=tuple(ids.examples),
         skipped=skipped.of(source.name),
-        has_embedded_images=images.used,
+        noted=reading.notes.of(source.name),
+        has_embedded_images=build.images.used,
+        format=source.title,
+        filtered=build.filter.description,
     )
 
 

@@ -11,6 +11,9 @@ from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
 
+PATIENT, LESION, STUDY = GROUP_FIELDS = ("group.patient", "group.lesion", "group.study")
+"""Fields of ``RowOrigin.column`` that any task can have: the columns of the group if ``data.group`` names none."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowOrigin:
@@ -19,12 +22,14 @@ class RowOrigin:
     Attributes:
         file: the source of the row.
         image_root: the absolute folder that relative image paths start from. No path may leave it.
-        column: field of the task -> its column in this source.
-        group: the column with the group. None: as ``Task.grouped_by`` says.
+        column: field of the task, or one of ``GROUP_FIELDS`` -> its column in this source.
+        group: the column with the group. None: the columns of ``GROUP_FIELDS``, otherwise as ``Task.grouped_by`` says.
         context: columns for the prompt, which go into ``Sample.fields`` under their names.
         by: columns for results by column, likewise.
         max_images: a row with more images is unusable.
         settings: the settings of the task (``Task.settings``). Different settings must have a different ``repr``.
+        identifiers: other columns that look like identifiers of patients.
+        whole: columns of whole numbers that a table stores with a decimal point, because it has missing values.
     """
 
     file: Path
@@ -35,6 +40,8 @@ class RowOrigin:
     by: tuple[str, ...] = ()
     max_images: int = 8
     settings: Any = None
+    identifiers: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,21 @@ class Synthetic:
 
 
 @dataclass(frozen=True, slots=True)
+class SetMetrics:
+    """Metrics of a set of answers that are not means of their scores, such as mAP or corpus BLEU.
+
+    ``values`` is called for every bootstrap sample, so everything that concerns one answer belongs into ``part``.
+
+    Attributes:
+        part: (Sample, Answer) -> what ``values`` needs of one answer. None: the metrics do not apply to the sample.
+        values: the parts of a set -> metric -> value in [0, 1], or None if it is not defined for the set.
+    """
+
+    part: Callable[[Sample, Answer], Any]
+    values: Callable[[Sequence[Any]], Mapping[str, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One kind of question. All functions are pure.
 
@@ -83,6 +105,7 @@ class Task:
         baseline: training samples -> (Sample -> completion): the majority baseline, scored like a model.
         baselines: score -> its own majority baseline, where another answer is right more often.
         also: further names in ``scores`` with a separate table of results.
+        set_metrics: metrics of all answers together. None: every metric is a mean of ``scores``.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
         why: reward -> (Sample, Answer) -> the reason for its value.
         all_or_nothing: rewards that are 0 or 1 for nearly every answer.
@@ -98,7 +121,8 @@ class Task:
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
-        grouped_by: definition of a group if ``data.group`` names no column.
+        grouped_by: definition of a group if ``data.group`` names no column and the rows have no column of the patient.
+        prompt_key: Sample -> text that is equal for equal prompts, if their wording is drawn. None: the prompt itself.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
 
@@ -119,6 +143,7 @@ class Task:
     labels: Callable[[Sample, Answer], tuple[str, str | None] | None]
     baseline: Callable[[Sequence[Sample]], Callable[[Sample], str]]
     also: tuple[str, ...] = ()
+    set_metrics: SetMetrics | None = None
     baselines: Mapping[str, Callable[[Sequence[Sample]], Callable[[Sample], str]]] = field(default_factory=dict)
     stratum: Callable[[Sample], str] | None = None
     why: Mapping[str, Callable[[Sample, Answer], str]] = field(default_factory=dict)
@@ -136,6 +161,7 @@ class Task:
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
     grouped_by: str = "each row's first image"
+    prompt_key: Callable[[Sample], str] | None = None
     entry: str = ""
 
     @property

@@ -42,6 +42,8 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     if recipe.rewards.custom:
         fingerprints["rewards"] = fingerprint_rewards(recipe)
     check_fingerprints(run, fingerprints)
+    for source in data.sources:
+        log.info("%s", source)
     for one in data.warnings:
         warn(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     images = image_store(recipe, data)
@@ -220,4 +222,5 @@ def _result(data: DataSplits, report: ScanReport) -> DataResult:
             worst_clipped=report.worst_clipped,
             unusable=tuple(UnusableImage(str(bad.ref.path), bad.ref.frame, bad.error.rule) for bad in report.bad),
         ),
+        group_columns=data.group_columns,
     )
