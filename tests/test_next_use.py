@@ -210,7 +210,7 @@ def test_the_commands_name_this_models_files_and_the_recipes_limits(gemma: Any, 
     assert commands("adapter", tmp_path, replace(serving, vision=True)) == []
 
 
-FILM = (2500, 2048)
+XRAY = (2500, 2048)
 
 
 def exported(processor: Any, limit: PixelLimit | None, folder: Path) -> Any:
@@ -226,20 +226,20 @@ def exported(processor: Any, limit: PixelLimit | None, folder: Path) -> Any:
 def test_a_server_counts_the_image_tokens_of_training(processors: dict[str, Any], tmp_path: Path, name: str) -> None:
     processor, policy = copy.deepcopy(processors[name]), ImagePolicy(max_side=896)
     processor.image_processor.size["longest_edge"] = 12_845_056  # as in the models of the Hub
-    trained = image_tokens(processor, [policy.output_size(FILM)])
-    assert image_tokens(processor, [FILM]) > trained
-    for number, sizes in enumerate(([(640, 480)], [FILM, FILM, (2544, 3056), (300, 200)])):
+    trained = image_tokens(processor, [policy.output_size(XRAY)])
+    assert image_tokens(processor, [XRAY]) > trained
+    for number, sizes in enumerate(([(640, 480)], [XRAY, XRAY, (2544, 3056), (300, 200)])):
         limit = find_pixel_limit(processor, policy, sizes)
         assert limit is not None
         assert limit.same == limit.sizes
         served = exported(processor, limit, tmp_path / str(number))
-        for size in (FILM, *sizes):
+        for size in (XRAY, *sizes):
             # With the reduction before the server, and without it.
             assert image_tokens(served, [policy.output_size(size)]) == image_tokens(
                 processor, [policy.output_size(size)]
             )
             assert image_tokens(served, [size]) == image_tokens(processor, [policy.output_size(size)])
-        pixels = served(text=served.image_token, images=[Image.new("RGB", FILM)], return_tensors="pt")
+        pixels = served(text=served.image_token, images=[Image.new("RGB", XRAY)], return_tensors="pt")
         assert int((pixels["input_ids"] == served.image_token_id).sum()) == trained[0]
 
 
@@ -274,8 +274,8 @@ def test_processors_with_a_fixed_size_have_no_limit(shared_data: Path, gemma: An
     unpack_processors(shared_data, tmp_path)
     policy = ImagePolicy(max_side=896)
     for processor in (gemma, AutoProcessor.from_pretrained(tmp_path / "processors" / "smolvlm_256m_idefics3")):
-        assert find_pixel_limit(processor, policy, [FILM]) is None
-        assert image_tokens(processor, [FILM]) == image_tokens(processor, [policy.output_size(FILM)])
+        assert find_pixel_limit(processor, policy, [XRAY]) is None
+        assert image_tokens(processor, [XRAY]) == image_tokens(processor, [policy.output_size(XRAY)])
 
 
 def test_the_commands_have_the_limit_of_pixels(gemma: Any, tmp_path: Path) -> None:
