@@ -238,17 +238,31 @@ def predict(
     context: Annotated[
         list[str] | None, typer.Option(help="NAME=TEXT for a column of prompt.context. Repeat it.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="SOURCE", help="Predict all rows of a file or folder, or all images of a folder."),
+    ] = None,
     steps: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Predict all GUI steps of a file (Task_id, Image_id, Instruction).", exists=True
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --steps: the JSONL file to write.", dir_okay=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --data: the .csv or .jsonl file to write. With --steps: the JSONL file.", dir_okay=False
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --data: rename an existing --out to NAME.old-1.")
+    ] = False,
     image_root: Annotated[
         Path | None,
         typer.Option(
-            help="With --steps: folder of the screenshots. Default: that of the file.", exists=True, file_okay=False
+            help="With --data or --steps: folder of the images. Default: that of the file.",
+            exists=True,
+            file_okay=False,
         ),
     ] = None,
     goal: Annotated[str | None, typer.Option(help="With --interactive: the goal of the GUI steps.")] = None,
@@ -258,8 +272,15 @@ def predict(
     ] = False,
     model: ModelChoice = None,
 ) -> None:
-    """Predict with a run's model or one of its exports: one question, a file of GUI steps, or interactively."""
-    from toolkit.cli.predict import check_mode, predict_file, predict_interactively, predict_one
+    """Predict with a run's model or one of its exports: one question, rows, GUI steps, or interactively."""
+    from toolkit.cli.predict import (
+        TableOptions,
+        check_mode,
+        predict_file,
+        predict_interactively,
+        predict_one,
+        predict_table,
+    )
 
     columns = dict(_name_and_text(text) for text in context or ())
     given = {
@@ -267,6 +288,8 @@ def predict(
         "--image": image,
         "--option": option,
         "--context": context,
+        "--data": data,
+        "--force": force,
         "--steps": steps,
         "--out": out,
         "--image-root": image_root,
@@ -274,7 +297,10 @@ def predict(
         "--interactive": interactive,
     }
     mode = check_mode({name for name, value in given.items() if value})
-    if mode == "--steps" and steps is not None:
+    if mode == "--data" and data is not None and out is not None:
+        table = TableOptions(data, out, image_root, question, option or (), columns, force)
+        predict_table((run_folder, model), table)
+    elif mode == "--steps" and steps is not None:
         predict_file((run_folder, model), steps, out, image_root)
     elif mode == "--interactive" and goal is not None:
         predict_interactively((run_folder, model), goal, columns)

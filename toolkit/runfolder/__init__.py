@@ -27,7 +27,15 @@ from toolkit.runfolder.folder import (
     locate_weights,
 )
 from toolkit.runfolder.logs import LOGGER, PlainFormatter, hide_secrets
-from toolkit.runfolder.output import add_output, check_output, claim_file, free_name, output_files, require_writable
+from toolkit.runfolder.output import (
+    add_output,
+    check_free,
+    check_output,
+    claim_file,
+    free_name,
+    output_files,
+    require_writable,
+)
 from toolkit.runfolder.process import (
     Progress,
     StopRequest,
@@ -56,6 +64,7 @@ __all__ = [
     "add_output",
     "append_line",
     "check_fingerprints",
+    "check_free",
     "check_output",
     "check_schema",
     "claim_file",

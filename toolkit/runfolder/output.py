@@ -37,8 +37,8 @@ def free_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.old-{number}")
 
 
-def claim_file(path: Path, *, force: bool = False) -> None:
-    """Make a file name free: rename an existing file to ``NAME.old-1`` with ``force``. Create its folder.
+def check_free(path: Path, *, force: bool = False) -> None:
+    """Check before the work that ``claim_file`` can make a file name free, and create its folder.
 
     Raises:
         RunError: the file exists without ``force``, or its folder cannot be written.
@@ -47,6 +47,15 @@ def claim_file(path: Path, *, force: bool = False) -> None:
         rule, remedy = "the file must not exist", "Choose another --out, or add --force to rename it to NAME.old-1."
         raise RunError("output.file_exists", rule, place=path, remedy=remedy)
     require_writable(path.absolute().parent)
+
+
+def claim_file(path: Path, *, force: bool = False) -> None:
+    """Make a file name free: rename an existing file to ``NAME.old-1`` with ``force``. Create its folder.
+
+    Raises:
+        RunError: as in ``check_free``.
+    """
+    check_free(path, force=force)
     if os.path.lexists(path):
         path.rename(free_name(path))
 
