@@ -171,7 +171,7 @@ def _check_images(samples: Iterable[Sample], images: ImageStore) -> None:
         try:
             read_image_header(ref, images.policy)
         except ImageError as error:
-            bad[str(ref.path)] = str(error)
+            bad[str(ref.path)] = f"{error.place}: {error.rule}"
     if bad:
         shown = "\n".join(f"  {problem}" for problem in sorted(bad.values())[:SHOWN])
         more = f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
@@ -264,16 +264,16 @@ def _record(sample: Sample, answer: Answer) -> Record:
 
 def _csv(records: Sequence[Record]) -> str:
     """Return the records with a column for each part of an answer and each class. Lists are JSON."""
-    flat = [_flattened(record) for record in records]
-    columns = list(dict.fromkeys(name for record in flat for name in record))
+    rows = [_with_columns(record) for record in records]
+    columns = list(dict.fromkeys(name for record in rows for name in record))
     text = StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(columns)
-    table.writerows([_cell(record.get(name)) for name in columns] for record in flat)
+    table.writerows([_cell(record.get(name)) for name in columns] for record in rows)
     return text.getvalue()
 
 
-def _flattened(record: Mapping[str, Any]) -> dict[str, Any]:
+def _with_columns(record: Mapping[str, Any]) -> dict[str, Any]:
     answer = {f"answer_{name}": value for name, value in record["answer"].items()}
     classes = {f"probability_{name}": value for name, value in record.get("probabilities", {}).items()}
     first = {name: record[name] for name in ("id", "image", "completion", "problem", "truncated")}

@@ -21,7 +21,7 @@ FILES = ("processor_config.json", "preprocessor_config.json")
 """Files of a processor with the limits of images. The first one has them below ``image_processor``."""
 
 RADIOGRAPH = (2500, 2048)
-"""Width and height whose aspect ratio stands for the data if no image of it is reduced."""
+"""Width and height whose aspect ratio is used if no image of the data is reduced."""
 
 MOST_SIZES = 200
 """Most frequent image sizes that are compared."""
