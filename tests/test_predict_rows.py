@@ -200,6 +200,26 @@ def test_unreadable_images_follow_the_recipe(tmp_path: Path, unreadable: str, ca
         assert "images.placeholders_used" in [one.code for one in warnings_in(caplog)]
 
 
+def test_a_task_with_its_own_question_needs_only_images(tmp_path: Path) -> None:
+    data = {"task": "lesion", "synthetic": {"kind": "lesion", "train": 8, "test": 4, "size": 128}}
+    run = make_run(tmp_path, data=data)
+    synthetic, backend = run.path / "synthetic", Answering()
+    found = predicted(run, synthetic / "HAM10000_images_part_1", tmp_path / "p.jsonl", backend)
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert found.rows == len(lines) == len(list((synthetic / "HAM10000_images_part_1").iterdir()))
+    assert set(found.problems) == {line["problem"] for line in lines}
+    with raises(DataError, "predict.constant_unknown"):
+        predicted(run, synthetic / "HAM10000_images_part_1", tmp_path / "q.jsonl", constants=SIDE)
+    # Rows of a file need no mask and no box, and get the same prompt.
+    rows = json.loads((synthetic / "train.json").read_text())
+    for row in rows:
+        row |= {"dx": None, "mask": "missing.png", "boxes": None, "bbox": None, "spatial_description": None}
+    (synthetic / "bare.json").write_text(json.dumps(rows))
+    again = Answering()
+    assert predicted(run, synthetic / "bare.json", tmp_path / "r.jsonl", again).rows == len(rows)
+    assert all("diagnosis" in prompt for prompt in again.prompts)
+
+
 def test_rows_with_agent_memory_need_their_own_mode(tmp_path: Path) -> None:
     recipe = rolling_recipe(tmp_path)
     with context_of(recipe):

@@ -19,7 +19,7 @@ from toolkit.errors import DataError, ImageError, warn
 from toolkit.evaluation.answers import Reply, read_reply, reply_of
 from toolkit.evaluation.generate import Completer, is_whole_model, prompts_of_readable_images, weights_identity
 from toolkit.evaluation.predict import PREDICT
-from toolkit.evaluation.unlabelled import Constants, Unlabelled, read_unlabelled_rows
+from toolkit.evaluation.unlabelled import SPLIT, Constants, Unlabelled, read_unlabelled_rows
 from toolkit.images import ImageStore, read_image_header
 from toolkit.models import Backend
 from toolkit.models.backend import Completion
@@ -119,7 +119,8 @@ def predict_rows(
         rule, remedy = "the table must end in .csv or .jsonl", "Choose another name."
         raise DataError("predict.out_suffix_unknown", rule, place="--out", value=str(request.out), remedy=remedy)
     check_free(request.out, force=request.force)
-    rows = read_unlabelled_rows(recipe, request.source, request.image_root, request.constants)
+    settings = TASKS[recipe.dataset.task].settings(recipe, SPLIT)
+    rows = read_unlabelled_rows(recipe, settings, request.source, request.image_root, request.constants)
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
     prompts = _prompts(recipe)

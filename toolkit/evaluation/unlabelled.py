@@ -65,11 +65,14 @@ class Unlabelled:
     fingerprint: str
 
 
-def read_unlabelled_rows(recipe: Recipe, source: Path, image_root: Path | None, constants: Constants) -> Unlabelled:
+def read_unlabelled_rows(
+    recipe: Recipe, settings: Any, source: Path, image_root: Path | None, constants: Constants
+) -> Unlabelled:
     """Read the rows of a file or folder, or the images of a folder.
 
     Args:
-        recipe: defines the task, column names, prompt and settings. Its filter and groups are ignored.
+        recipe: defines the task, column names and prompt. Its filter and groups are ignored.
+        settings: the settings of the task.
         source: a source of rows in any format, or a folder of images.
         image_root: the folder of relative image paths. None: that of the source.
         constants: values of every row.
@@ -85,10 +88,9 @@ def read_unlabelled_rows(recipe: Recipe, source: Path, image_root: Path | None, 
         rule = "the source of the rows must exist"
         raise DataError("predict.source_missing", rule, place="--data", value=str(source), remedy="Correct the path.")
     _check_constants(task, constants)
-    settings = task.settings(recipe, SPLIT)
-    reader = _Reader(task, {**task.placeholders(settings), **constants.fields}, dict(constants.context))
+    reader = _Reader(task, {**task.placeholders(settings), **constants.fields}, dict(constants.context), settings)
     if source.is_dir() and not _has_rows(source):
-        return _read_images(recipe, reader, source.absolute(), settings)
+        return _read_images(recipe, reader, source.absolute())
     return _read_rows(recipe, reader, source, image_root, constants)
 
 
@@ -100,11 +102,13 @@ class _Reader:
         task: the task.
         fixed: field -> value that replaces the row's: placeholders of the reference, and constants.
         context: column of prompt.context -> text.
+        settings: the settings of the task.
     """
 
     task: Task
     fixed: Mapping[str, Any]
     context: Mapping[str, str]
+    settings: Any
 
     @property
     def reference(self) -> set[str]:
@@ -123,7 +127,8 @@ class _Reader:
         columns = {field: f"\0{field}" for field in self.fixed}
         kept = {field: column for field, column in origin.column.items() if field not in self.reference}
         values = {columns[field]: value for field, value in self.fixed.items()}
-        sample = self.task.read(name, {**row, **values}, replace(origin, column={**kept, **columns}))
+        own = replace(origin, column={**kept, **columns}, settings=self.settings)
+        sample = self.task.read(name, {**row, **values}, own)
         return replace(sample, fields={**sample.fields, **self.context})
 
 
@@ -152,14 +157,14 @@ def _read_rows(
     return Unlabelled(samples, found.dropped, found.warnings, table.fingerprint)
 
 
-def _read_images(recipe: Recipe, reader: _Reader, folder: Path, settings: Any) -> Unlabelled:
+def _read_images(recipe: Recipe, reader: _Reader, folder: Path) -> Unlabelled:
     task, tally, samples = reader.task, Tally(), []
     missing = [one for one in task.required if not set(one.split("|")) & {*reader.fixed, IMAGE}]
     if missing:
         needed = ", ".join(one.split("|")[0] for one in missing)
         rule, remedy = f"the rows of the task {task.name} must have: {needed}", "Add --question (and --option)."
         raise DataError("predict.question_missing", rule, place=folder, remedy=remedy)
-    origin = RowOrigin(folder, folder, {IMAGE: IMAGE}, max_images=recipe.images.max_per_question, settings=settings)
+    origin = RowOrigin(folder, folder, {IMAGE: IMAGE}, max_images=recipe.images.max_per_question)
     names = []
     for file in _files(folder):
         name = file.relative_to(folder).as_posix()

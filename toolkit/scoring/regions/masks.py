@@ -63,7 +63,7 @@ class MaskFile:
     """
 
     path: Path
-    index: NDArray[np.intp]
+    index: NDArray[np.integer[Any]]
     values: tuple[MaskValue, ...]
     rounded: bool = False
 
@@ -156,11 +156,11 @@ def _decode(path: Path) -> NDArray[Any]:
     return colour[..., 0] if grey else colour
 
 
-def _distinct(pixels: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
+def _distinct(pixels: NDArray[Any]) -> tuple[NDArray[np.integer[Any]], NDArray[Any]]:
     """Return the index of each pixel's colour, and the distinct colours, dark ones first. Shape (colours, channels)."""
     if pixels.ndim == 2:
         used = np.bincount(pixels.ravel()) > 0
-        return (np.cumsum(used) - 1)[pixels], np.flatnonzero(used)[:, None]
+        return (np.cumsum(used) - 1).astype(np.uint16)[pixels], np.flatnonzero(used)[:, None]
     channels = pixels.astype(np.int64)
     sums = channels.sum(axis=2)
     keys = (sums << 48) | (channels[..., 0] << 32) | (channels[..., 1] << 16) | channels[..., 2]
@@ -168,7 +168,7 @@ def _distinct(pixels: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
     return index.reshape(sums.shape), pixels.reshape(-1, 3)[first]
 
 
-def _levels(codes: NDArray[np.intp], colours: NDArray[Any]) -> NDArray[np.intp]:
+def _levels(codes: NDArray[np.integer[Any]], colours: NDArray[Any]) -> NDArray[np.intp]:
     """Return the indices of the colours that cover areas, in order."""
     areas = np.bincount(codes[1:-1, 1:-1][_inside_areas(codes)], minlength=len(colours))
     background = 0 if not colours[0].any() else -1
@@ -194,7 +194,7 @@ def _merge_close(
     return np.array(sorted(kept))
 
 
-def _inside_areas(codes: NDArray[np.intp]) -> Mask:
+def _inside_areas(codes: NDArray[np.integer[Any]]) -> Mask:
     """Return for each inner pixel whether its eight neighbours have its value."""
     height, width = codes.shape
     inner = codes[1:-1, 1:-1]
