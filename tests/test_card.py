@@ -261,7 +261,7 @@ def test_an_adapter_of_the_vision_tower_is_served_as_merged_weights(planted: Pla
 def test_the_card_describes_the_images_of_training_and_the_limit_of_the_processor(planted: Planted) -> None:
     facts = planted.facts()
     side = facts.recipe.images.max_side
-    assert f"at most {side:,} pixels" in model_card(facts)
+    assert f"at most {side:,} pixels" in str(model_card(facts))
     assert "DICOM" in facts.windowing
     limited = replace(facts, serving=replace(SERVING, limit=PixelLimit(657_667, 4, 3)))
     text = str(model_card(limited))

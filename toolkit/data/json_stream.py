@@ -52,8 +52,10 @@ def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
     window.finish()
 
 
-def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, Any, str]]:
-    """Yield key, value and JSON text of the members of one JSON object. A list is yielded element by element.
+def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, Any, str, bool]]:
+    """Yield key, value, JSON text, and whether the value is an element, of the members of one JSON object.
+
+    A list is yielded element by element.
 
     Peak RAM is as for ``stream_json``, however long a list is.
 
@@ -70,9 +72,9 @@ def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, Any, str]]
         begin = window.take(_LIST, "data.json_invalid", "a value must follow")
         if begin[1] is None:
             value, text = window.value()
-            yield key, value, text
+            yield key, value, text, False
         elif begin[2] is None:
-            yield from ((key, value, text) for _, value, text in _records(window, "["))
+            yield from ((key, value, text, True) for _, value, text in _records(window, "["))
         separator = window.take(_NEXT["{"], "data.json_comma_expected", _COMMA_RULE)[1]
     window.finish()
 
@@ -148,6 +150,11 @@ def _peek_value(text: str, begin: int) -> tuple[Any, int | None]:
             return elements, after.end()
         at = after.end()
         at = at if (blank := _NO_KEY.match(text, at)) is None else blank.end()
+
+
+def likely_encoding(content: bytes) -> str:
+    """Return the likely encoding of bytes that are not UTF-8, by their byte order mark."""
+    return "UTF-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
 
 
 def _key_text(quoted: str) -> str:
@@ -243,7 +250,7 @@ class _Window:
                 "the file must be UTF-8",
                 place=f"{self._place}, near byte {self._bytes + error.start:,}",
                 value=error.object[error.start : error.end],
-                remedy="Convert it, for example with: iconv -f LATIN1 -t UTF-8.",
+                remedy=f"Convert it, for example with: iconv -f {likely_encoding(error.object)} -t UTF-8.",
             ) from None
         self._bytes += len(chunk)
         self._ended = not chunk

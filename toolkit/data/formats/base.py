@@ -38,6 +38,11 @@ class Container:
     parts: Callable[[EmbeddedImageStore, str | None], Iterator[tuple[str, Iterator[Record]]]]
     splits: Callable[[], tuple[str, ...]] = tuple
 
+    @property
+    def has_splits(self) -> bool:
+        """Whether the source has splits. This is cheaper than their names, which can need a pass over the file."""
+        return self.splits is not tuple
+
 
 class Look:
     """What recognition may use of a source: its names and its first records. Each is read on first access.
@@ -136,7 +141,9 @@ def own_id(row: Any, columns: tuple[str, ...]) -> str | None:
     """Return the id of a record from the first of these columns that has a value, or None."""
     if isinstance(row, dict):
         for column in columns:
-            if (value := row.get(column)) is not None and value != "":
+            value = row.get(column)
+            # NaN, which differs from itself, is a missing value of pandas.
+            if isinstance(value, str | int | float) and value != "" and value == value:
                 return str(value)
     return None
 
