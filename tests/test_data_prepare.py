@@ -302,11 +302,12 @@ def test_inverted_masks_and_boxes_that_fill_the_image_are_counted_with_their_fil
     assert notes["data.box_fills_image"] == notes["data.mask_inverted"] | {"cross_segmentation.png"}
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a_mask.png", "A_MASK.PNG", "a_Segmentation.JPG"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a_mask.bmp", "A_MASK.PNG", "a_Segmentation.JPG"])
 def test_a_mask_is_found_by_every_usual_name(download: Download, name: str) -> None:
     download.add("a")
     cv2.imwrite(str(download.masks / name), box_mask((8, 8, 32, 24)))
-    download.prepare()
+    (download.masks / "a.npy").touch()
+    assert note(download.prepare(), "data.mask_type_unknown") == 1
     row = download.written()["a"]
     assert (row["mask"], row["bbox"]) == (f"masks/{name}", [8, 8, 32, 24])
 
@@ -321,6 +322,15 @@ def test_two_different_masks_of_an_image_are_an_error_that_names_both(download: 
     assert caught.problem.place == "a"
     assert isinstance(caught.problem.value, list)
     assert {Path(file).name for file in caught.problem.value} == {"a_mask.png", "a_segmentation.png"}
+
+
+def test_a_table_of_labels_is_written_for_other_classes_than_those_of_ham10000(download: Download) -> None:
+    fill(download, 3)
+    assert download.prepare().labels is None
+    download.add("x", "scc")
+    labels = download.prepare().labels
+    assert labels == download.out / "labels.toml"
+    assert {one["code"] for one in tomllib.loads(labels.read_text())["label"]} == {"nv", "mel", "bcc", "scc"}
 
 
 # Files of the user

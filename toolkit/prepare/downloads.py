@@ -10,7 +10,7 @@ from pathlib import Path
 from toolkit.data import Tally
 from toolkit.errors import DataError, DataProblems, Problem
 
-IMAGES = (".jpg", ".jpeg", ".png")
+IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 TABLES = (".csv",)
 _ROLE = re.compile(r"(.+?)_(?:(segmentation|mask)|attribute_(.+)|superpixels)", re.IGNORECASE)
 """Suffixes of files: the lesion mask, and ISIC's mask of one dermoscopic feature and superpixels for annotation."""

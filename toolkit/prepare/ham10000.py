@@ -2,13 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
 from toolkit.prepare.downloads import (
+    IMAGES,
     REPEATED,
+    TABLES,
     DownloadedFiles,
     Table,
     choose_masks,
@@ -18,11 +20,13 @@ from toolkit.prepare.downloads import (
     read_table,
     require_columns,
 )
+from toolkit.prepare.labels import make_labels
 from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage
 from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.write import DatasetNames, locations, measure_images, region_columns, split_and_write
 
 NEEDED = ("lesion_id", "image_id", "dx")
+CLASSES = frozenset({"akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"})
 NAMES = DatasetNames("ham10000_with_spatial_data", "lesion_id")
 
 
@@ -52,7 +56,7 @@ def prepare_ham10000(
     Args:
         images: Folders with ``{image_id}.jpg``, .jpeg or .png, also nested. The first copy of an image is used.
         masks: Folder with ``{image_id}.png``, ``{image_id}_segmentation.png`` or ``{image_id}_mask.png``, also nested,
-            if any. Also .jpg and .jpeg, and any case.
+            if any. Also .jpg, .jpeg, .tif, .tiff and .bmp, and any case.
         metadata: HAM10000_metadata.csv.
         request: Output folder and options.
 
@@ -77,7 +81,10 @@ def prepare_ham10000(
         _prepared(records[name], files, found, root)
         for (name, files), found in zip(image_files.items(), measured, strict=True)
     ]
-    return split_and_write(prepared, root, NAMES, request, tally)
+    labels, _ = make_labels([one.diagnosis for one in prepared], {})
+    # The task knows the classes of HAM10000. A table of its labels is needed only for others.
+    names = replace(NAMES, labels=labels) if {label.code for label in labels} - CLASSES else NAMES
+    return split_and_write(prepared, root, names, request, tally)
 
 
 def read_metadata(file: Path, tally: Tally) -> dict[str, Metadata]:
@@ -148,6 +155,9 @@ def _find_masks(
         return {}
     used, candidates = set(images.images.values()), defaultdict[str, list[Path]](list)
     found = list_files([folder])
+    for file in found.seen:
+        if file.suffix.lower() not in (*IMAGES, *TABLES):
+            tally.add("files in the folder of masks of another type", str(file), "data.mask_type_unknown")
     for name, files in [*found.plain.items(), *found.masks.items()]:
         candidates[name] += [file for file in files if file not in used]
     return choose_masks({name: files for name, files in candidates.items() if files}, records, tally)

@@ -12,6 +12,7 @@ from typing import Literal
 from toolkit.data import Tally
 from toolkit.errors import DataError
 from toolkit.prepare.downloads import (
+    IMAGES,
     REPEATED,
     DownloadedFiles,
     Table,
@@ -401,7 +402,7 @@ def _differ(one: str, other: str) -> bool:
 
 def _stem(name: str) -> str:
     """Return an image name without its file suffix."""
-    for ending in (".jpg", ".jpeg", ".png"):
+    for ending in IMAGES:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name
