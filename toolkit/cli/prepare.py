@@ -85,6 +85,8 @@ def show(prepared: "PrepareResult") -> None:
     print(f"\nfor a recipe:\n\n[data]\ntask = {_quoted(_task_of(prepared.columns))}")
     for split, file in prepared.splits.items():
         print(f"{split} = {_quoted(file.absolute())}")
+    if "boxes" in prepared.columns:
+        print('boxes = "xyxy"')
     print(f"image_root = {_quoted(prepared.image_root)}\ngroup = {_quoted(prepared.group)}")
 
 

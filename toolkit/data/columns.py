@@ -8,11 +8,12 @@ from typing import Any
 from toolkit.data.cells import fold
 from toolkit.data.task import Task
 from toolkit.errors import Problem
+from toolkit.scoring.regions import XYXY, BoxFormat
 
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """The recipe's settings for rows: column map, group, context and group-by columns, image limit, task settings."""
+    """The recipe's settings for rows: columns, group, context, group-by columns, image limit, task settings, boxes."""
 
     columns: Mapping[str, str]
     group: str | None = None
@@ -20,6 +21,7 @@ class RowSettings:
     by: tuple[str, ...] = ()
     max_images: int = 8
     settings: Any = None
+    boxes: BoxFormat | None = XYXY
 
 
 def resolve_columns(

@@ -12,13 +12,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.data.boxes import FileBoxes
 from toolkit.data.columns import RowSettings, leaking_context, resolve_columns
 from toolkit.data.episodes import Links
 from toolkit.data.index import RowIndex, open_index, source_folder
@@ -29,6 +30,8 @@ from toolkit.data.task import RowOrigin, Task
 from toolkit.data.unusable_rows import Dropped, Tally, stored_dropped, total
 from toolkit.errors import DataError, DataProblems, MissingImage, Problem, RowProblem
 from toolkit.recipe import Recipe
+from toolkit.scoring import regions
+from toolkit.scoring.regions import BOX_FORMATS, XYXY, BoxFormat
 
 FIRST_ROWS = 200
 """Rows that determine the columns of the first pass. If a later row adds a relevant column, the scan is repeated."""
@@ -63,6 +66,10 @@ class RowScan:
     """Links of all rows, if the task links them."""
     cacheable: bool = True
     """Whether the result can be cached. A missing image can exist next time."""
+    boxes: BoxFormat | None = None
+    """The format of the boxes that the scan found. None if the recipe names it, or the task has no boxes."""
+    boxes_found: str = ""
+    """The notice about this format. Empty without boxes."""
 
 
 def read_file(
@@ -77,6 +84,8 @@ def read_file(
             ``data.max_dropped`` are unusable.
     """
     requested = row_settings(recipe, task, split)
+    if image_root is not None:  # Synthetic data has corners in pixels, and may have too few boxes to find that out.
+        requested = replace(requested, boxes=XYXY)
     index, origin, row_scan = _open(task, requested, source, image_root or recipe.dataset.image_root)
     dropped = (*index.skipped, *row_scan.dropped)
     _check_dropped(dropped, index, len(row_scan.rows), recipe.dataset.max_dropped)
@@ -90,7 +99,8 @@ def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSetting
     by = recipe.results_by if recipe.evaluate else ()
     settings = task.settings(recipe, split)
     columns, group, context = recipe.dataset.columns, recipe.dataset.group, recipe.prompt.context
-    return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings)
+    boxes = BOX_FORMATS.get(recipe.dataset.boxes) if task.has_boxes else XYXY
+    return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings, boxes)
 
 
 def _open(
@@ -107,9 +117,12 @@ def _open(
     row_scan = _load_row_scan(file)
     if row_scan is None:
         row_scan = first_pass.done(origin, source) or _scan_rows(task, origin, index)
+        if row_scan.boxes not in (None, XYXY):
+            again = _scan_rows(task, replace(origin, boxes=row_scan.boxes), index)
+            row_scan = replace(again, boxes=row_scan.boxes, boxes_found=row_scan.boxes_found)
         if row_scan.cacheable:
             _save_row_scan(row_scan, file)
-    return index, origin, row_scan
+    return index, origin if row_scan.boxes is None else replace(origin, boxes=row_scan.boxes), row_scan
 
 
 def _origin(task: Task, requested: RowSettings, where: tuple[str, Path | None], columns: Sequence[str]) -> RowOrigin:
@@ -119,7 +132,15 @@ def _origin(task: Task, requested: RowSettings, where: tuple[str, Path | None], 
     # Path.resolve would follow a link and change the folder that relative image paths start from.
     folder = Path(os.path.abspath(root or "."))  # noqa: PTH100
     return RowOrigin(
-        Path(source), folder, column, requested.group, requested.context, by, requested.max_images, requested.settings
+        Path(source),
+        folder,
+        column,
+        requested.group,
+        requested.context,
+        by,
+        requested.max_images,
+        requested.settings,
+        requested.boxes,
     )
 
 
@@ -156,6 +177,8 @@ def _warnings(
         yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
     for note in row_scan.links.notes if row_scan.links else ():
         yield Problem("data.order_irregular", note)
+    if row_scan.boxes_found:
+        yield Problem("data.boxes_found", row_scan.boxes_found, name)
     for one in (*index.skipped, *row_scan.dropped):
         yield one.notice("left out")
     for one in row_scan.noted:
@@ -169,10 +192,11 @@ def _warnings(
 
 
 class RowScanner:
-    """Scans rows one by one."""
+    """Scans rows one by one. Boxes of an unknown format are read as corners in pixels, which most files have."""
 
     def __init__(self, task: Task, source: RowOrigin) -> None:
         self.task, self.source = task, source
+        self._boxes = FileBoxes() if source.boxes is None else None
         self._rows: list[int] = []
         self._keys = KeyBuilder()
         self._tally, self._notes = Tally(), Tally()
@@ -187,6 +211,8 @@ class RowScanner:
             # str.strip returns the same object if there is nothing to strip, which is faster than a comparison.
             if isinstance(value, str) and value.strip() is not value:
                 self._trimmed[column] += 1
+        if self._boxes is not None:
+            self._boxes.add(name, row, self.source)
         try:
             sample = self.task.read(name, row, self.source)
         except RowProblem as problem:
@@ -199,10 +225,16 @@ class RowScanner:
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
 
     def done(self, name: str, links: Links | None = None) -> RowScan:
-        """Return the scan of all rows so far."""
+        """Return the scan of all rows so far.
+
+        Raises:
+            DataError: No format fits all boxes, or several do.
+        """
+        boxes, notice = (None, "") if self._boxes is None else self._boxes.decide(name)
         dropped, noted = self._tally.of(name), self._notes.of(name)
         rows = np.array(self._rows, np.int64)
-        return RowScan(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._cacheable)
+        keys, trimmed = self._keys.done(), dict(self._trimmed)
+        return RowScan(rows, keys, dropped, trimmed, noted, links, self._cacheable, boxes, notice)
 
 
 class _FirstPass:
@@ -252,9 +284,11 @@ def _scan_rows(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
 def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     """Return the cache file of this index's scan with these settings."""
     where = (sorted(source.column.items()), str(source.image_root), source.group)
-    digest = hashlib.blake2b(repr((task.name, *where, source.max_images, source.settings)).encode(), digest_size=8)
-    # The result depends on the code of the task and of this package, which can change without a new version.
-    for code in sorted([*Path(__file__).parent.rglob("*.py"), *_code_of(task)]):
+    what = (task.name, *where, source.max_images, source.settings, source.boxes)
+    digest = hashlib.blake2b(repr(what).encode(), digest_size=8)
+    # The result depends on the code of the task, of this package and of boxes. It can change without a new version.
+    own = (code for package in (Path(__file__), Path(regions.__file__)) for code in package.parent.rglob("*.py"))
+    for code in sorted([*own, *_code_of(task)]):
         digest.update(code.read_bytes())
     return index.file.with_name(f"{index.file.stem}-{digest.hexdigest()}.npz")
 
@@ -274,6 +308,8 @@ def _save_row_scan(row_scan: RowScan, file: Path) -> None:
         "trimmed": row_scan.trimmed,
         "noted": [asdict(one) for one in row_scan.noted],
         "links": None if links is None else links.notes,
+        "boxes": None if row_scan.boxes is None else str(row_scan.boxes),
+        "boxes_found": row_scan.boxes_found,
     }
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     with temporary.open("wb") as stream:
@@ -295,4 +331,6 @@ def _load_row_scan(file: Path) -> RowScan | None:
         return None
     links = None if arrays is None else Links(**arrays, notes=tuple(notes["links"]))
     noted = stored_dropped(notes["noted"])
-    return RowScan(rows, keys, stored_dropped(notes["dropped"]), notes["trimmed"], noted, links)
+    boxes = BOX_FORMATS.get(notes["boxes"])
+    dropped = stored_dropped(notes["dropped"])
+    return RowScan(rows, keys, dropped, notes["trimmed"], noted, links, boxes=boxes, boxes_found=notes["boxes_found"])

@@ -10,6 +10,7 @@ from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
+from toolkit.scoring.regions import XYXY, BoxFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class RowOrigin:
         by: columns for results by column, likewise.
         max_images: a row with more images is unusable.
         settings: the settings of the task (``Task.settings``). Different settings must have a different ``repr``.
+        boxes: the format of boxes. None: the scan of the file finds it (``data.boxes = "auto"``).
     """
 
     file: Path
@@ -35,6 +37,7 @@ class RowOrigin:
     by: tuple[str, ...] = ()
     max_images: int = 8
     settings: Any = None
+    boxes: BoxFormat | None = XYXY
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class Task:
         takes_options: whether a question of ``toolkit predict`` has options.
         placeholders: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
+        has_boxes: whether rows have boxes in the format of ``data.boxes`` (``toolkit.data.boxes.read_boxes``).
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
         grouped_by: definition of a group if ``data.group`` names no column.
@@ -133,6 +137,7 @@ class Task:
     takes_options: bool = False
     placeholders: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
     link: Callable[[Iterable[tuple[str, Row]], RowOrigin], Links] | None = None
+    has_boxes: bool = False
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
     grouped_by: str = "each row's first image"

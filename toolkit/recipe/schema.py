@@ -139,6 +139,28 @@ class Data(Section):
     """Field of the task -> column of the source. Columns with common names are found without it."""
     group: str | None = None
     """Column of the patient or lesion. A group is never in two splits. Default: the row's first image."""
+    boxes: Literal[
+        "auto",
+        "xyxy",
+        "xywh",
+        "cxcywh",
+        "yxyx",
+        "xyxy unit",
+        "xywh unit",
+        "cxcywh unit",
+        "yxyx unit",
+        "xyxy percent",
+        "xywh percent",
+        "cxcywh percent",
+        "yxyx percent",
+        "xyxy thousand",
+        "xywh thousand",
+        "cxcywh thousand",
+        "yxyx thousand",
+    ] = "auto"
+    """Format of the boxes in the rows: corners, corner and size, or centre and size. Without a unit, in pixels. unit,
+    percent and thousand are 0 to 1, 100 or 1000 along each side. ``auto`` uses the only format that fits all boxes of
+    a file. It stops if several fit, or none."""
     split: Split = Split()
     """Fractions to hold out if the files have no split."""
     sampling: Literal["natural", "balanced"] = "natural"

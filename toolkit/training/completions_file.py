@@ -17,6 +17,7 @@ from toolkit.data.sample_set import SampleSet
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.recipe import SPLITS, Recipe
+from toolkit.scoring.regions import XYXY
 from toolkit.tasks import TASKS
 from toolkit.training.rewards import Explanation, RewardTable, explain, recipe_rewards
 
@@ -226,7 +227,8 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
             value=row,
         )
     task = TASKS[recipe.dataset.task]
-    column, _ = resolve_columns(task, row_settings(recipe, task), list(row))
+    requested = row_settings(recipe, task)
+    column, _ = resolve_columns(task, requested, list(row))
     column.setdefault("image", "image")
     source = RowOrigin(
         Path(line.place),
@@ -234,6 +236,7 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
         column,
         context=recipe.prompt.context,
         settings=task.settings(recipe, "test"),
+        boxes=requested.boxes or XYXY,
     )
     # Masks are not opened either. The outlines in the row replace them.
     absent = {column["mask"]: None} if "mask" in column else {}

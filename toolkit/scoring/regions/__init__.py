@@ -3,6 +3,7 @@
 Everything is in pixels of the upright original image: x to the right, y down, x2 and y2 exclusive.
 """
 
+from toolkit.scoring.regions.box_formats import BOX_FORMATS, TOLERANCE, XYXY, BoxEvidence, BoxFormat, FoundBox
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, match, order_box
 from toolkit.scoring.regions.coordinates import COORDINATES, Coordinates, Frame, choose_coordinates
 from toolkit.scoring.regions.locations import (
@@ -27,10 +28,16 @@ from toolkit.scoring.regions.masks import (
 )
 
 __all__ = [
+    "BOX_FORMATS",
     "COORDINATES",
     "GRIDS",
+    "TOLERANCE",
+    "XYXY",
     "Box",
+    "BoxEvidence",
+    "BoxFormat",
     "Coordinates",
+    "FoundBox",
     "Frame",
     "Location",
     "Mask",

@@ -52,5 +52,6 @@ LESION = Task(
     synthetic=LESIONS,
     dry_run=dry_run_settings,
     placeholders=placeholders,
+    has_boxes=True,
     grouped_by="each row's patient, else its lesion, else its image",
 )

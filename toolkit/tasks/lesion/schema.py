@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from toolkit.data.boxes import BOX_COLUMNS, read_boxes
 from toolkit.data.cells import (
     cell,
     coordinate_frame,
@@ -37,9 +38,7 @@ from toolkit.scoring.regions import (
     Polygon,
     Size,
     choose_coordinates,
-    clip_box,
     locate_box,
-    order_box,
     parse_location,
 )
 from toolkit.scoring.statistics import AGE_EDGES, bin_label
@@ -49,8 +48,7 @@ from toolkit.tasks.lesion.prompt import choose_question
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "image_name", "img_name", "ImagePath"),
     "diagnosis": ("dx", "diagnosis"),
-    "bbox": ("bbox",),
-    "boxes": ("boxes",),
+    **BOX_COLUMNS,
     "polygons": ("polygons",),
     "mask": ("mask",),
     "width": ("width",),
@@ -173,7 +171,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     place = f"{origin.file}: {name}"
     (image,) = read_images(name, row, replace(origin, max_images=1))
     size = whole_size = image_size(row, origin, image, place)
-    boxes, polygons = _boxes(row, origin, size, place), _polygons(row, origin, place)
+    boxes, polygons = read_boxes(row, origin, size, place), _polygons(row, origin, place)
     mask = _mask(row, origin, place)
     crop = choose_crop(boxes, size, settings, name) if boxes else None
     if crop is not None:
@@ -260,27 +258,6 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
         rule = "the diagnosis must be in the table of labels"
         raise RowProblem("tasks.lesion.diagnosis_unknown", rule, place=place, value=text)
     return code
-
-
-def _boxes(row: Mapping[str, Any], origin: RowOrigin, size: Size, place: str) -> list[Box]:
-    """Return all boxes inside the image."""
-    many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
-    listed = many if _has_value(many) else [one] if _has_value(one) else []
-    if not isinstance(listed, list):
-        rule = "boxes must be a list of [x1, y1, x2, y2]"
-        raise RowProblem("tasks.lesion.boxes_not_list", rule, place=place, value=listed)
-    return [_box(box, size, place) for box in listed]
-
-
-def _box(values: Any, size: Size, place: str) -> Box:
-    numbers = _numbers(values)
-    if numbers is None or len(numbers) != 4:
-        raise RowProblem("tasks.lesion.box_malformed", "a box must be [x1, y1, x2, y2]", place=place, value=values)
-    box = clip_box(order_box(*numbers), size)
-    if box[0] >= box[2] or box[1] >= box[3]:
-        rule = "a box must have an area inside the image"
-        raise RowProblem("tasks.lesion.box_without_area", rule, place=place, value=values)
-    return box
 
 
 def _polygons(row: Mapping[str, Any], origin: RowOrigin, place: str) -> list[Polygon]:
