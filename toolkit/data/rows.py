@@ -181,7 +181,7 @@ def _warnings(
         yield Problem("data.boxes_found", row_scan.boxes_found, name)
     for one in (*index.skipped, *row_scan.dropped):
         yield one.notice("left out")
-    for one in row_scan.noted:
+    for one in (*metadata.noted, *row_scan.noted):
         yield one.notice()
     if metadata.duplicates:
         rule = "ids should be unique: repeated ids are kept as id#2, id#3, …"
