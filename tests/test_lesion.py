@@ -104,6 +104,7 @@ def test_a_prepared_row_becomes_a_question_and_an_answer_in_the_models_coordinat
         # 600 x 450 becomes 588 x 448 pixels (multiples of 28): 0.1 x 588 = 58.8, 0.1 x 448 = 44.8, …
         ("Qwen/Qwen2.5-VL-3B-Instruct", "[59, 45, 235, 179]", "588"),
         ("google/medgemma-4b-it", "[100, 100, 400, 400]", "1000"),
+        ("google/medgemma-1.5-4b-it", "[100, 100, 400, 400]", "1000"),
         ("tiny", "[10, 10, 40, 40]", "100"),
     ],
 )
@@ -112,6 +113,20 @@ def test_each_model_family_gets_its_own_coordinates(model: str, box: str, span: 
     assert f"<bbox>{box}</bbox>" in LESION.target(sample)
     assert f"x from 0 to {span}" in LESION.instruction(sample)
     assert value(rewards(sample, LESION.target(sample))["box_iou"]) > 0.97
+
+
+def test_medgemma_1_5_names_y_first() -> None:
+    sample = read({**ROW, "boxes": [[60, 45, 300, 180]]}, model="google/medgemma-1.5-4b-it")
+    assert "<bbox>[100, 100, 400, 500]</bbox>" in LESION.target(sample)  # y 45 and 180 of 450, x 60 and 300 of 600
+    assert "<bbox>[y1, x1, y2, x2]</bbox>" in LESION.instruction(sample)
+    assert rewards(sample, LESION.target(sample))["box_iou"] == 1
+
+
+def test_paligemma_names_location_tokens() -> None:
+    sample = read(ROW, model="google/paligemma2-3b-mix-448", answer=("bbox",))
+    # 1024 x 0.1 = 102.4 and 1024 x 0.4 = 409.6
+    assert LESION.target(sample) == "<bbox><loc0102><loc0102><loc0410><loc0410></bbox>"
+    assert value(rewards(sample, LESION.target(sample))["box_iou"]) > 0.99
 
 
 def test_only_parts_that_a_row_has_are_requested() -> None:

@@ -61,6 +61,22 @@ class Model(Section):
     """``tiny`` (shipped with the package), a Hub name, or a folder that starts with ``./``, ``../``, ``~`` or ``/``."""
     revision: str | None = None
     """Branch, tag or commit of the model on the Hub."""
+    family: (
+        Literal[
+            "tiny",
+            "gemma-3",
+            "gemma-4",
+            "medgemma-1",
+            "medgemma-1.5",
+            "paligemma",
+            "qwen2-vl",
+            "qwen2.5-vl",
+            "qwen3-vl",
+        ]
+        | None
+    ) = None
+    """Model family, which determines how the model writes coordinates. Default: from config.json, the name and the
+    model card. Tasks with coordinates need it if these do not name the release, as for a folder ``medgemma-4b``."""
     backend: Literal["auto", "hf", "unsloth"] = "auto"
     """``hf`` is transformers and peft. ``auto`` is unsloth for LoRA on a CUDA device if it is installed, but hf for
     ``tiny``, 32bit and several processes."""

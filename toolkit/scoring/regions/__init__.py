@@ -4,8 +4,19 @@ Everything is in pixels of the upright original image: x to the right, y down, x
 """
 
 from toolkit.scoring.regions.box_formats import BOX_FORMATS, TOLERANCE, XYXY, BoxEvidence, BoxFormat, FoundBox
+from toolkit.scoring.regions.box_text import box_of, parse_box, parse_numbers, write_box
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, match, order_box
-from toolkit.scoring.regions.coordinates import COORDINATES, Coordinates, Frame, choose_coordinates
+from toolkit.scoring.regions.coordinates import (
+    COORDINATES,
+    FAMILIES,
+    Coordinates,
+    CoordinatesKey,
+    Family,
+    Frame,
+    choose_coordinates,
+    choose_family,
+    find_family,
+)
 from toolkit.scoring.regions.locations import (
     GRIDS,
     Location,
@@ -30,6 +41,7 @@ from toolkit.scoring.regions.masks import (
 __all__ = [
     "BOX_FORMATS",
     "COORDINATES",
+    "FAMILIES",
     "GRIDS",
     "TOLERANCE",
     "XYXY",
@@ -37,6 +49,8 @@ __all__ = [
     "BoxEvidence",
     "BoxFormat",
     "Coordinates",
+    "CoordinatesKey",
+    "Family",
     "FoundBox",
     "Frame",
     "Location",
@@ -45,12 +59,15 @@ __all__ = [
     "Size",
     "box_giou",
     "box_iou",
+    "box_of",
     "centre",
     "choose_coordinates",
+    "choose_family",
     "clip_box",
     "dice",
     "draw_boxes",
     "draw_polygons",
+    "find_family",
     "find_regions",
     "fit_mask",
     "format_location",
@@ -59,7 +76,10 @@ __all__ = [
     "mask_iou",
     "match",
     "order_box",
+    "parse_box",
     "parse_location",
+    "parse_numbers",
     "read_mask",
     "shorten",
+    "write_box",
 ]

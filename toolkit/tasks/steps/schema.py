@@ -89,8 +89,11 @@ class Steps(Section):
     """Parts of an answer, in the order of the row."""
     actions: tuple[str, ...] = ("CLICK", "SCROLL", "ZOOM", "SEGMENT", "TEXT", "COMPLETE")
     """Allowed actions. Rows with another action are unusable."""
-    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
-    """Convention for coordinates in completions. ``auto`` is that of the model family."""
+    coordinates: Literal["auto", "thousand", "thousand_yx", "hundred", "unit", "pixels", "pixels28", "locations"] = (
+        "auto"
+    )
+    """Convention for coordinates in completions. ``auto`` is that of the model family. thousand_yx has y first.
+    locations are the tokens of PaliGemma."""
     places: Literal["pixels", "thousand", "hundred", "unit"] = "pixels"
     """Convention for coordinates in the rows: pixels of the screenshot, or 0 to 1000, 100 or 1 along each side."""
     task_start: int | None = Field(None, ge=0)
@@ -135,10 +138,17 @@ def _memory_fractions_fit(steps: Steps) -> Iterator[Problem]:
 def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
     """Return the changes for a dry run: the model family's convention, and values that synthetic rows have."""
     steps: Steps = recipe.settings
-    coordinates = choose_coordinates(steps.coordinates, recipe.model.name, "data.steps.coordinates").name
+    coordinates = choose_coordinates(
+        steps.coordinates, recipe.model.name, "data.steps.coordinates", recipe.model.family
+    ).name
     defaults = Steps()
     names = ("actions", "places", "task_start", "task_end") if synthetic else ()
     return {"coordinates": coordinates, **{name: getattr(defaults, name) for name in names}}
+
+
+def _coordinates(recipe: Recipe) -> Coordinates:
+    model = recipe.model
+    return choose_coordinates(recipe.settings.coordinates, model.name, "data.steps.coordinates", model.family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +190,9 @@ def step_settings(recipe: Recipe, split: str) -> StepSettings:
         sections=steps.sections,
         answer=steps.answer,
         actions=steps.actions,
-        coordinates=choose_coordinates(steps.coordinates, recipe.model.name, "data.steps.coordinates"),
+        coordinates=choose_coordinates(
+            steps.coordinates, recipe.model.name, "data.steps.coordinates", recipe.model.family
+        ),
         places=COORDINATES[steps.places],
         max_side=recipe.images.max_side,
         seed=recipe.run.seed,
