@@ -33,6 +33,7 @@ from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import (
     Box,
     Coordinates,
+    CoordinatesKey,
     Frame,
     Location,
     Polygon,
@@ -82,9 +83,7 @@ class Lesion(Section):
     """TOML file of diagnoses (``[[label]] code, name, synonyms``) that replaces the seven of HAM10000."""
     grid: Literal[3, 5] = 3
     """Rows and columns of the grid whose cells name a location in the image."""
-    coordinates: Literal["auto", "thousand", "thousand_yx", "hundred", "unit", "pixels", "pixels28", "locations"] = (
-        "auto"
-    )
+    coordinates: CoordinatesKey = "auto"
     """Convention for coordinates in completions. ``auto`` is that of the model family. thousand_yx has y first.
     locations are the tokens of PaliGemma."""
     crop: float = Field(1.0, gt=0, le=1)
@@ -105,9 +104,7 @@ def check_settings(recipe: Recipe) -> Iterator[Problem]:
 
 def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
     """Return the changes for a dry run: the model family's convention, and no labels that synthetic rows lack."""
-    coordinates = choose_coordinates(
-        recipe.settings.coordinates, recipe.model.name, "data.lesion.coordinates", recipe.model.family
-    ).name
+    coordinates = _coordinates(recipe).name
     return {"coordinates": coordinates, **({"labels": None} if synthetic else {})}
 
 
@@ -148,9 +145,7 @@ def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
         answer=lesion.answer,
         grid=lesion.grid,
         labels=HAM10000 if lesion.labels is None else load_labels(lesion.labels),
-        coordinates=choose_coordinates(
-            lesion.coordinates, recipe.model.name, "data.lesion.coordinates", recipe.model.family
-        ),
+        coordinates=_coordinates(recipe),
         max_side=recipe.images.max_side,
         seed=recipe.run.seed,
         crop=lesion.crop if split in lesion.crop_splits else 1.0,
