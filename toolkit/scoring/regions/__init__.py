@@ -4,6 +4,7 @@ Everything is in pixels of the upright original image: x to the right, y down, x
 """
 
 from toolkit.scoring.regions.box_formats import BOX_FORMATS, TOLERANCE, XYXY, BoxEvidence, BoxFormat, FoundBox
+from toolkit.scoring.regions.box_lists import NONE, BoxList, parse_boxes, write_boxes
 from toolkit.scoring.regions.box_text import box_of, parse_box, parse_numbers, write_box
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, match, order_box
 from toolkit.scoring.regions.coordinates import (
@@ -16,6 +17,15 @@ from toolkit.scoring.regions.coordinates import (
     choose_coordinates,
     choose_family,
     find_family,
+    find_key,
+)
+from toolkit.scoring.regions.detection import (
+    ImageMatches,
+    Labelled,
+    detection_metrics,
+    f1_at,
+    match_image,
+    mean_overlap,
 )
 from toolkit.scoring.regions.locations import (
     GRIDS,
@@ -43,16 +53,20 @@ __all__ = [
     "COORDINATES",
     "FAMILIES",
     "GRIDS",
+    "NONE",
     "TOLERANCE",
     "XYXY",
     "Box",
     "BoxEvidence",
     "BoxFormat",
+    "BoxList",
     "Coordinates",
     "CoordinatesKey",
     "Family",
     "FoundBox",
     "Frame",
+    "ImageMatches",
+    "Labelled",
     "Location",
     "Mask",
     "Polygon",
@@ -64,10 +78,13 @@ __all__ = [
     "choose_coordinates",
     "choose_family",
     "clip_box",
+    "detection_metrics",
     "dice",
     "draw_boxes",
     "draw_polygons",
+    "f1_at",
     "find_family",
+    "find_key",
     "find_regions",
     "fit_mask",
     "format_location",
@@ -75,11 +92,15 @@ __all__ = [
     "location_score",
     "mask_iou",
     "match",
+    "match_image",
+    "mean_overlap",
     "order_box",
     "parse_box",
+    "parse_boxes",
     "parse_location",
     "parse_numbers",
     "read_mask",
     "shorten",
     "write_box",
+    "write_boxes",
 ]

@@ -176,6 +176,18 @@ def choose_family(model: str, key: str = "coordinates", family: str | None = Non
     raise RecipeError([Problem("recipe.coordinates_unknown", rule, "model.family", family, remedy)])
 
 
+def find_key(coordinates: Coordinates, model: str, family: str | None = None) -> str:
+    """Return the key of a box in a JSON list for this convention and model. Empty for tags and tokens.
+
+    >>> find_key(COORDINATES["thousand_yx"], "google/medgemma-1.5-4b-it"), find_key(COORDINATES["unit"], "acme/model")
+    ('box_2d', 'bbox_2d')
+    """
+    found = find_family(model, family)
+    if coordinates.tokens or (found is not None and not FAMILIES[found].key):
+        return ""
+    return "bbox_2d" if coordinates.first == "x" else "box_2d"
+
+
 def _named(name: str, patterns: Mapping[str, str]) -> str | None:
     """Return the family that a name says."""
     return next((family for pattern, family in patterns.items() if re.search(pattern, name.lower())), None)
