@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from toolkit.data import Dropped
 from toolkit.data.splits import Leak
@@ -40,6 +41,7 @@ class DataResult:
         leaks: groups, images, or pairs of image and question in two splits.
         warnings: warnings about the rows.
         images: the scan of the images.
+        found: settings of the task that its rows decide, such as the classes.
     """
 
     rows: Mapping[str, int]
@@ -47,3 +49,4 @@ class DataResult:
     leaks: tuple[Leak, ...]
     warnings: tuple[str, ...]
     images: ImageScan
+    found: Mapping[str, Any]

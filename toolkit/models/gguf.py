@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from PIL import Image
 
+from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
 from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import encode_answer, render_prompt
@@ -76,6 +77,18 @@ class GgufBackend:
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """See ``Backend.log_probs``."""
         return [self._score(policy, row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+    def choice_log_probs(
+        self, policy: Policy, rows: Sequence[Row], decisions: Sequence[Sequence[Decision]]
+    ) -> list[list[dict[str, float]]]:
+        """Raise ModelError: llama.cpp would encode the image again for every option."""
+        raise ModelError(
+            "model.gguf_without_probabilities",
+            "class probabilities need a model that is not a GGUF file",
+            place="[evaluate] probabilities",
+            value=policy.trained_from,
+            remedy="Evaluate the merged weights, or set evaluate.probabilities = false.",
+        )
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """See ``Backend.answer_loss``."""

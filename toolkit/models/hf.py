@@ -14,10 +14,12 @@ from peft import PeftModel
 from transformers import AutoProcessor
 from transformers.utils.hub import cached_file
 
+from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, MergeComparison, Original, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end
+from toolkit.models.choices import choice_log_probs
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.loading import bits_of, check_mergeable, dequantize, load_model, model_not_found, restore_weights
@@ -88,6 +90,12 @@ class HfBackend:
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """See ``Backend.log_probs``."""
         return log_probs(policy, rows, answers)
+
+    def choice_log_probs(
+        self, policy: Policy, rows: Sequence[Row], decisions: Sequence[Sequence[Decision]]
+    ) -> list[list[dict[str, float]]]:
+        """See ``Backend.choice_log_probs``."""
+        return choice_log_probs(policy, rows, decisions)
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """See ``Backend.restore``."""

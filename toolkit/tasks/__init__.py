@@ -8,6 +8,7 @@ from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin, SetMetrics, Synthetic, Task
 from toolkit.errors import RowProblem
 from toolkit.recipe.user_code import USER_CODE
+from toolkit.tasks.classify import CLASSIFY
 from toolkit.tasks.detect import DETECT
 from toolkit.tasks.lesion import LESION
 from toolkit.tasks.mcq import MCQ
@@ -49,7 +50,7 @@ class Tasks(Mapping[str, Task]):
         return "TASKS"
 
 
-TASKS = Tasks((MCQ, VQA, LESION, DETECT, STEPS))
+TASKS = Tasks((MCQ, VQA, CLASSIFY, LESION, DETECT, STEPS))
 
 
 def _reduce_task(task: Task) -> tuple[Any, ...]:
