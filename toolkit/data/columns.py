@@ -1,11 +1,13 @@
 """Mapping from the fields of a task to the columns of a source, and all mismatches with suggestions."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from toolkit.data.cells import fold
+from toolkit.data.row_filter import Filter
 from toolkit.data.task import Task
 from toolkit.errors import Problem
 from toolkit.scoring.regions import XYXY, BoxFormat
@@ -22,6 +24,7 @@ class RowSettings:
     max_images: int = 8
     settings: Any = None
     boxes: BoxFormat | None = XYXY
+    filter: Filter = dataclasses.field(default_factory=dict)
 
 
 def resolve_columns(
