@@ -152,7 +152,7 @@ def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_ro
         rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
         problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
     if problems:
-        rule = "the recipe must fit the columns of the rows"
+        rule = f"the recipe must fit the columns of the rows, which are read as {index.metadata.format}"
         raise DataProblems("data.columns_do_not_fit", rule, problems, place=index.source)
 
 
@@ -232,8 +232,10 @@ class RowScanner:
         Raises:
             DataError: No format fits all boxes, or several do.
         """
-        boxes, notice = (None, "") if self._boxes is None else self._boxes.decide(name)
         dropped, noted = self._tally.of(name), self._notes.of(name)
+        # If no row is usable for another reason, that is the error to report.
+        readable = self._rows or any(one.code.startswith("data.box_") for one in dropped)
+        boxes, notice = (None, "") if self._boxes is None or not readable else self._boxes.decide(name)
         rows = np.array(self._rows, np.int64)
         keys, trimmed = self._keys.done(), dict(self._trimmed)
         return RowScan(rows, keys, dropped, trimmed, noted, links, self._cacheable, boxes, notice)

@@ -1,9 +1,13 @@
 """Formats of rows, recognized by content: one table, in the order in which they are tried."""
 
 from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.box_table import BOX_TABLE, NIH_BOXES
+from toolkit.data.formats.coco import COCO
 from toolkit.data.formats.plain import PLAIN
+from toolkit.data.formats.voc import VOC
+from toolkit.data.formats.yolo import YOLO
 
-FORMATS: tuple[Format, ...] = (PLAIN,)
+FORMATS: tuple[Format, ...] = (COCO, VOC, YOLO, NIH_BOXES, BOX_TABLE, PLAIN)
 """The table of formats. The first that matches a source is its format, so that a more specific one comes earlier."""
 
 

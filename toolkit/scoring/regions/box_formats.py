@@ -14,10 +14,23 @@ from numpy.typing import NDArray
 from toolkit.scoring.regions.boxes import Box, Size
 
 ORDERS = ("xyxy", "xywh", "cxcywh", "yxyx")
-"""Meanings of four numbers. ``yxyx`` fits about as often as ``xyxy``, so it must be named and is never found."""
+"""Meanings of four numbers."""
 
 UNITS = {"pixels": None, "unit": 1, "percent": 100, "thousand": 1000}
 """Unit -> the number at the right and lower edge of the image. None: its sides in pixels."""
+
+KNOWN = (
+    "xyxy",
+    "xywh",
+    "cxcywh",
+    "xyxy unit",
+    "xywh unit",
+    "cxcywh unit",
+    "xyxy percent",
+    "xywh percent",
+    "xyxy thousand",
+)
+"""Formats that datasets and annotation tools write, which ``BoxEvidence`` checks. The others must be named."""
 
 TOLERANCE = 1.0
 """Pixels by which a box may leave its image, because annotation tools round corners. It is then cut at the edge."""
@@ -73,17 +86,18 @@ class _Fit:
 class BoxEvidence:
     """Collects the boxes of a file, and finds the formats that fit all of them.
 
-    A format fits a box if its corners are ordered and inside the image, up to ``TOLERANCE``. In addition:
+    The formats are ``KNOWN``. One fits a box if its corners are ordered and inside the image, up to ``TOLERANCE``. In
+    addition:
 
     - Numbers that are all at most 1 are not pixels, percent or thousandths.
-    - With at least ``MIN_BOXES`` boxes, a unit that puts all of them into the left half or into the upper half of their
-      images is left out, if another unit of the same order does not. This never decides between two orders.
+    - With at least ``MIN_BOXES`` boxes, a unit that leaves the right or the lower half of all images empty is left out,
+      if another unit does not. This never decides between two orders.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.first: FoundBox | None = None
-        self._fits = {name: _Fit() for name, one in BOX_FORMATS.items() if one.order != "yxyx"}
+        self._fits = {name: _Fit() for name in KNOWN}
         self._largest = 0.0
         self._sizes = (float("inf"), 0.0)
         self._names: list[str] = []
@@ -106,8 +120,8 @@ class BoxEvidence:
         formats = [BOX_FORMATS[name] for name in found]
         if self.count < MIN_BOXES:
             return formats
-        wide = [one for one in formats if min(self._fits[str(one)].extent) > 0.5]
-        return [one for one in formats if one in wide or one.order not in {other.order for other in wide}]
+        wide = {one.unit for one in formats if min(self._fits[str(one)].extent) > 0.5}
+        return [one for one in formats if one.unit in wide or not wide]
 
     def misfits(self) -> list[tuple[BoxFormat, int, FoundBox]]:
         """Return the formats that do not fit, the number of boxes that fit, and the first that does not.

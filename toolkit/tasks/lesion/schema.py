@@ -176,6 +176,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """
     settings: LesionSettings = origin.settings
     place = f"{origin.file}: {name}"
+    _check_not_detection(row, origin, place)
     (image,) = read_images(name, row, replace(origin, max_images=1))
     size = whole_size = image_size(row, origin, image, place)
     boxes, polygons = read_boxes(row, origin, size, place), _polygons(row, origin, place)
@@ -250,6 +251,17 @@ def _edges(boxes: Sequence[Box], side: int, length: int, fraction: float, random
     needed = max(round(fraction * length), high - low, 1)
     start = random.randint(max(0, high - needed), min(low, length - needed))
     return start, start + needed
+
+
+def _check_not_detection(row: Mapping[str, Any], origin: RowOrigin, place: str) -> None:
+    """Raise a RowProblem for a row with a class for each box, or with several diagnoses."""
+    several = isinstance(decoded(cell(row, origin, "diagnosis")), list)
+    named = row.get("source_format")
+    if several or (named and "labels" in row):
+        what = f"a row of the format {named}" if named else "a row with several diagnoses"
+        rule = f"the image must have one diagnosis, but {what} has a class for each box"
+        remedy = 'Set data.task to "detect".'
+        raise RowProblem("tasks.lesion.class_of_each_box", rule, place=place, remedy=remedy)
 
 
 def _shifted(box: Box, crop: Sequence[int]) -> Box:
