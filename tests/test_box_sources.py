@@ -14,6 +14,8 @@ from torchvision.ops import box_convert
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, make_recipe
 from toolkit.data import open_index
+from toolkit.data.formats import Look
+from toolkit.data.formats.coco import COCO as COCO_FORMAT
 from toolkit.data.loading import DataSplits
 from toolkit.errors import DataError
 
@@ -97,7 +99,9 @@ def test_unusable_annotations_are_counted_and_segmentations_are_reported(tmp_pat
 
 def test_captions_are_not_read_as_boxes(tmp_path: Path) -> None:
     captions = [{"id": 1, "image_id": 7, "caption": "two findings"}]
-    assert "COCO" not in open_index(str(coco_file(tmp_path, annotations=captions))).description
+    file = coco_file(tmp_path, annotations=captions)
+    assert not COCO_FORMAT.matches(Look(file, None))
+    assert COCO_FORMAT.matches(Look(coco_file(tmp_path), None))
 
 
 def test_lesion_names_the_format_and_the_task_for_it(tmp_path: Path) -> None:
@@ -106,7 +110,8 @@ def test_lesion_names_the_format_and_the_task_for_it(tmp_path: Path) -> None:
     assert "COCO instances" in str(caught.error)
 
 
-VOC = """<annotation><filename>{name}</filename><size><width>200</width><height>100</height></size>{objects}</annotation>"""
+IMAGE_SIZE = "<size><width>200</width><height>100</height></size>"
+VOC = f"<annotation><filename>{{name}}</filename>{IMAGE_SIZE}{{objects}}</annotation>"
 OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
 
 
@@ -178,7 +183,7 @@ def test_yolo_segments_and_odd_lines_are_reported(tmp_path: Path) -> None:
 
 def test_yolo_without_class_names_stops(tmp_path: Path) -> None:
     with raises(DataError, "data.yolo_class_names_missing"):
-        load(yolo(tmp_path, None))
+        open_index(str(yolo(tmp_path, None)))
     (tmp_path / "classes.txt").write_text("nodule\neffusion\n")
     assert len(load(tmp_path).train) == 2
 
