@@ -1,4 +1,4 @@
-"""Detection from synthetic data to a trained run: the tiny model learns classes and boxes, and mAP is in the results."""
+"""Detection from synthetic data to a trained run: the tiny model learns classes and boxes."""
 
 import json
 from pathlib import Path

@@ -177,8 +177,9 @@ def _source_key(source: Source, chosen: Filter) -> str:
     where, what = (hashlib.blake2b(digest_size=8) for _ in range(2))
     where.update(source.location.encode())
     what.update(f"{FORMAT} {source.id_column} {source.title} {sorted(chosen.items())}".encode())
-    has_few_files = len(source.files) <= EDGE_FILES
-    for file in source.files:
+    files = source.files
+    has_few_files = len(files) <= EDGE_FILES
+    for file in files:
         status = file.stat()
         what.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode())
         with file.open("rb") if has_few_files else io.BytesIO() as stream:
@@ -249,7 +250,7 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
         for name, row, text in stream_records(source, reading):
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"
-                skipped.add(rule, f"{name}: {json.dumps(row)[:40]}", "data.record_not_object")
+                skipped.add(rule, name, "data.record_not_object", row)
                 continue
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))

@@ -42,6 +42,7 @@ class DataResult:
         warnings: warnings about the rows.
         images: the scan of the images.
         found: settings of the task that its rows decide, such as the classes.
+        group_columns: columns of the group. A model card must not have their values.
     """
 
     rows: Mapping[str, int]
@@ -50,3 +51,4 @@ class DataResult:
     warnings: tuple[str, ...]
     images: ImageScan
     found: Mapping[str, Any]
+    group_columns: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.data.cells import with_whole_numbers
 from toolkit.data.episodes import Links
 from toolkit.data.index import RowIndex
 from toolkit.data.sample import Sample
@@ -47,7 +48,7 @@ class SampleSet(Sequence[Sample]):
         """
         name, row = self.table[number]
         linked = row if self.links is None else self.links.put(self.table, number, row)
-        return self.task.read(name, linked, self.source)
+        return self.task.read(name, with_whole_numbers(linked, self.source.whole), self.source)
 
     def with_settings(self, settings: Any) -> "SampleSet":
         """Return the same rows, read with other settings of the task."""

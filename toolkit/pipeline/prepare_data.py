@@ -223,4 +223,5 @@ def _result(data: DataSplits, report: ScanReport) -> DataResult:
             unusable=tuple(UnusableImage(str(bad.ref.path), bad.ref.frame, bad.error.rule) for bad in report.bad),
         ),
         found=data.found,
+        group_columns=data.group_columns,
     )

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -86,6 +87,13 @@ def read_split(file: RowFile, split: str | None) -> Iterator[Record]:
 
 def splits_of_object(file: RowFile) -> tuple[str, ...]:
     """Return the names of the splits of a JSON object of splits, in a pass over the whole file."""
+    status = file.path.stat()
+    return _splits_of(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _splits_of(file: RowFile, size: int, time: int) -> tuple[str, ...]:
+    """Return the splits of a file of this size and time."""
     with file.open() as stream:
         return tuple(dict.fromkeys(key for key, _, _ in stream_members(stream, file.place) if split_of(key)))
 

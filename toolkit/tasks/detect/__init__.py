@@ -50,5 +50,4 @@ DETECT = Task(
     dry_run=dry_run_settings,
     placeholders=placeholders,
     has_boxes=True,
-    grouped_by="each row's patient, otherwise its image",
 )

@@ -17,7 +17,6 @@ from toolkit.data.cells import (
     fold,
     image_size,
     is_missing,
-    name_of,
     read_group,
     read_images,
     texts_of,
@@ -25,7 +24,6 @@ from toolkit.data.cells import (
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
-from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import Coordinates, CoordinatesKey, choose_coordinates, find_key
@@ -37,7 +35,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "labels": ("labels", "label", "class_name", "classes", "class", "category", "diagnosis", "dx"),
     "width": ("width",),
     "height": ("height",),
-    "patient": ("patient_id",),
 }
 
 WITHOUT = frozenset(map(fold, ("no finding", "no findings")))
@@ -156,7 +153,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     }
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
     reference = {"labels": list(labels), "boxes": [list(box) for box in boxes]}
-    return Sample(name, "detect", _group(row, origin, image), (image,), fields, reference)
+    return Sample(name, "detect", read_group(row, origin, (image,)), (image,), fields, reference)
 
 
 def find_settings(settings: DetectSettings, splits: Mapping[str, Sequence[Sample]]) -> Found:
@@ -212,17 +209,6 @@ def _as_classes(labels: Sequence[str], settings: DetectSettings, place: str) -> 
         rule, remedy = "every label must be one of data.detect.classes", "Correct the row, or add the class."
         raise RowProblem("tasks.detect.label_not_listed", rule, place=place, value=others, remedy=remedy)
     return tuple(classes[fold(label)] for label in labels)
-
-
-def _group(row: Mapping[str, Any], origin: RowOrigin, image: ImageRef) -> str:
-    """Return the recipe's column, otherwise the patient or the image.
-
-    Raises:
-        RowProblem: The recipe's column is empty.
-    """
-    if origin.group is None and (group := name_of(cell(row, origin, "patient"))):
-        return group
-    return read_group(row, origin, (image,))
 
 
 def _count(split: str, samples: Sequence[Sample]) -> Counter[str]:
