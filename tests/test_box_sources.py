@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from PIL import Image
 from pycocotools.coco import COCO  # type: ignore[import-untyped]
 from torchvision.ops import box_convert
@@ -115,10 +115,10 @@ VOC = f"<annotation><filename>{{name}}</filename>{IMAGE_SIZE}{{objects}}</annota
 OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
 
 
-@pytest.mark.parametrize("layout", ["flat", "VOC2007"])
+@pytest.mark.parametrize("layout", ["one folder", "VOC2007"])
 def test_voc_corners_count_from_one_and_include_the_last_pixel(tmp_path: Path, layout: str) -> None:
-    folder = tmp_path if layout == "flat" else tmp_path / "Annotations"
-    images(tmp_path if layout == "flat" else tmp_path / "JPEGImages", "a.png", "b.png")
+    folder = tmp_path if layout == "one folder" else tmp_path / "Annotations"
+    images(tmp_path if layout == "one folder" else tmp_path / "JPEGImages", "a.png", "b.png")
     folder.mkdir(exist_ok=True)
     boxes = OBJECT.format("nodule", 1, 1, 10, 20) + OBJECT.format("effusion", 100, 50, 200, 100)
     (folder / "a.xml").write_text(VOC.format(name="a.png", objects=boxes))
@@ -173,7 +173,9 @@ def test_yolo_segments_and_odd_lines_are_reported(tmp_path: Path) -> None:
     (root / "labels/train/a.txt").write_text("0 0.1 0.2 0.3 0.2 0.3 0.6\n7 0.5 0.5 1 1\n0 0.5 0.5\n")
     images(root / "images/train", "d.png")
     data = load(root, max_dropped=0.9)
-    assert found(data)["a.png"] == [("nodule", [pytest.approx(one) for one in (20, 20, 60, 60)])]
+    ((label, box),) = found(data)["a.png"]
+    assert label == "nodule"
+    assert box == pytest.approx([20, 20, 60, 60])
     assert {one.code: one.count for one in data.dropped} == {
         "data.yolo_class_unknown": 1,
         "data.yolo_line_malformed": 1,
@@ -216,7 +218,9 @@ def test_corners_can_be_fractions_and_incomplete_rows_are_counted(tmp_path: Path
     lines = ["filename,cell_type,xmin,xmax,ymin,ymax", "a.png,RBC,0.1,0.5,0.2,0.4", "a.png,WBC,0.1,,0.2,0.4"]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\na.png,RBC,0.1,x,0.2,0.4\n")
     data = load(tmp_path / "t.csv", max_dropped=0.9)
-    assert found(data) == {"a.png": [("RBC", [pytest.approx(one) for one in (20, 20, 100, 40)])]}
+    ((label, box),) = found(data)["a.png"]
+    assert label == "RBC"
+    assert box == pytest.approx([20, 20, 100, 40])
     assert {one.code for one in data.dropped} == {"data.box_table_row_incomplete", "data.box_table_not_number"}
 
 

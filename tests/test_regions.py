@@ -285,7 +285,7 @@ def model_folder(folder: Path, model_type: str, card: str = "", **config: str) -
 
 
 @pytest.mark.parametrize("name", ["medgemma-4b", "medgemma-4b-it", "medgemma", "model", "1"])
-def test_a_folder_that_does_not_tell_the_release_needs_its_family(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_does_not_name_the_release_needs_its_family(tmp_path: Path, name: str) -> None:
     """MedGemma 1 and 1.5 have the same model_type and other coordinates."""
     model = model_folder(tmp_path / name, "gemma3")
     assert find_family(model) is None
@@ -308,7 +308,7 @@ def test_a_folder_that_does_not_tell_the_release_needs_its_family(tmp_path: Path
         ({"_name_or_path": "google/gemma-3-4b-it"}, "", "gemma-3"),
     ],
 )
-def test_the_files_of_a_model_tell_its_release(
+def test_the_files_of_a_model_name_its_release(
     tmp_path: Path, config: dict[str, str], card: str, family: str | None
 ) -> None:
     assert find_family(model_folder(tmp_path / "m", "gemma3", card, **config)) == family
@@ -346,7 +346,7 @@ def test_coordinates_round_trip_within_half_a_unit(name: str, size: Size, x: flo
     frame = Frame(size, (width, height), COORDINATES[name])
     point = (x * size[0], y * size[1])
     unit = 10.0**-frame.coordinates.digits
-    # The last of the 1024 tokens stands for the edge too.
+    # The last of the 1024 tokens is also that of the edge.
     half = 1.0001 if frame.coordinates.tokens else 0.5001
     for back, value, side, span in zip(frame.read(frame.write(point)), point, size, frame.span, strict=True):
         assert abs(back - value) <= half * unit * side / span

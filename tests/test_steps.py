@@ -366,8 +366,8 @@ def test_a_scroll_up_is_not_a_scroll_down(tmp_path: Path) -> None:
     ]
     first, second = samples(tmp_path, rows, {"answer": ["predicted"]})
     assert STEPS.target(first) != STEPS.target(second)
-    answers = [STEPS.parse(STEPS.target(one), one) for one in (first, second)]
-    for sample, right, wrong in ((first, *answers), (second, *reversed(answers))):
+    up_again, down_again = (STEPS.parse(STEPS.target(one), one) for one in (first, second))
+    for sample, right, wrong in ((first, up_again, down_again), (second, down_again, up_again)):
         assert (STEPS.scores(sample, right)["grounding"], STEPS.scores(sample, wrong)["grounding"]) == (1, 0)
         assert STEPS.scores(sample, right)["distance"] != STEPS.scores(sample, wrong)["distance"]
 

@@ -34,29 +34,27 @@ def _fold(name: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Names of the columns: image, class, four corners or one box, and reader or None."""
+    """Names of the columns: image, class, four corners or one box, and reader. Empty for a missing column."""
 
     image: str
     label: str
     corners: tuple[str, ...]
-    box: str | None
-    reader: str | None
+    box: str
+    reader: str
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "_Columns | None":
         names = {_fold(name): name for name in reversed(list(row))}
         image, label = (next((names[name] for name in known if name in names), None) for known in (_IMAGES, _LABELS))
         corners = next((tuple(names[one] for one in four) for four in _CORNERS if set(four) <= names.keys()), ())
-        box = next((names[name] for name in _BOXES if name in names), None)
+        box, reader = (next((names[name] for name in known if name in names), "") for known in (_BOXES, _READERS))
         if image is None or label is None or not (corners or box):
             return None
-        return cls(
-            image, label, corners, None if corners else box, next((names[n] for n in _READERS if n in names), None)
-        )
+        return cls(image, label, corners, "" if corners else box, reader)
 
     @property
     def used(self) -> frozenset[str]:
-        return frozenset({self.image, self.label, *self.corners, self.box or "", self.reader or ""})
+        return frozenset({self.image, self.label, *self.corners, self.box, self.reader})
 
 
 @dataclass(slots=True)
@@ -108,7 +106,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
         del known.others[key]
         rule = "columns that differ between the rows of an image are left out"
         reading.notes.add(rule, f"{name}: {key}", "data.box_table_column_differs")
-    cells = [row.get(one) for one in columns.corners] if columns.corners else [row.get(columns.box or "")]
+    cells = [row.get(one) for one in columns.corners] if columns.corners else [row.get(columns.box)]
     if _fold(label) in _WITHOUT:
         return
     if not label or any(cell is None or cell == "" or cell != cell for cell in cells):

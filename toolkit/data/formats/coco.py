@@ -47,10 +47,10 @@ def _records(reading: Reading) -> Iterator[Record]:
     labels: dict[Any, list[str]] = {image: [] for image in images}
     for number, one in enumerate(_objects(content.get("annotations"))):
         example = f"annotation {one.get('id', number)}"
-        box, name, image = one.get("bbox"), names.get(one.get("category_id")), one.get("image_id")
+        box, name, image = one.get("bbox", []), names.get(one.get("category_id")), one.get("image_id")
         if not _is_usable(reading, one, example, known=image in images, name=name):
             continue
-        x, y, width, height = box or ()
+        x, y, width, height = box
         boxes[image].append([x, y, x + width, y + height])
         labels[image].append(str(name))
         if one.get("segmentation"):

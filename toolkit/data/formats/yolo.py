@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.json_stream import Record

@@ -63,7 +63,7 @@ def write_boxes(boxes: Sequence[Labelled], frame: Frame, key: str) -> str:
 def parse_boxes(text: str, frame: Frame) -> BoxList:
     """Return the boxes of a completion in pixels.
 
-    JSON can be in a code fence or inside text, and one object can stand for a list of one. A list that was cut off
+    JSON can be in a code fence or inside text, and one object is a list of one. A list that was cut off
     keeps its complete boxes.
     """
     text = fenced[1] if (fenced := _FENCE.search(text)) else text

@@ -127,8 +127,8 @@ _PATH = re.compile(r"^(?:~|\.{1,2})?[/\\]|^[A-Za-z]:[/\\]")
 def find_family(model: str, family: str | None = None) -> str | None:
     """Return the family of a model, or None if it is unknown or could be one of several.
 
-    A folder is recognized by ``model_type`` in its config.json. Models of one type are told apart by the name of the
-    folder, ``_name_or_path``, and the base model and title of its model card.
+    A folder is recognized by ``model_type`` in its config.json. If several families have this type, the name of the
+    folder, ``_name_or_path``, and the base model and title of the model card must agree on one.
 
     Args:
         model: ``model.name`` of the recipe.

@@ -81,5 +81,5 @@ def _inside(sample: Sample, answer: Answer) -> float | None:
     if not boxes:
         return None
     width, height = sample.fields["size"]
-    good = sum(min(box) >= -1 and box[2] <= width + 1 and box[3] <= height + 1 for _, box in boxes)
+    good = [min(box) >= -1 and box[2] <= width + 1 and box[3] <= height + 1 for _, box in boxes].count(True)
     return good / len(boxes)

@@ -67,7 +67,7 @@ def format(sample: Sample, answer: Answer) -> float:
     >>> format(EXAMPLE, _answer()), format(EXAMPLE, Answer("?", {}, "no list"))
     (1.0, 0.0)
     """
-    return float(answer.problem is None and not answer.values["unread"])
+    return float(answer.problem is None and not answer.values.get("unread"))
 
 
 REWARDS: Mapping[str, Reward] = {"f1": f1, "iou": iou, "count": count, "format": format}

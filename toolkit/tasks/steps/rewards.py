@@ -98,9 +98,10 @@ def in_box(sample: Sample, answer: Answer) -> float | None:
     box, place = sample.reference["box"], answer.values.get("place")
     if box is None:
         return None
+    point: tuple[float, float] | None = None
     if sample.reference.get("gesture"):
-        same = place is not None and _direction(place) == _direction(sample.reference["place"])
-        point = place[:2] if same else None
+        if place is not None and _direction(place) == _direction(sample.reference["place"]):
+            point = place[0], place[1]
     else:
         point = _middle(place)
     return float(point is not None and box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3])
