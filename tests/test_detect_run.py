@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run with SFT alone."""
     parent = tmp_path_factory.mktemp("detect")
     recipe = load_recipe(ROOT / "recipes" / "detect_tiny.toml", [*SHORTER, f"run.folder='{parent}'"])
-    run_recipe(recipe.model_copy(update={"grpo": None}), STAGES)
+    run_recipe(recipe, STAGES)
     return parent / "detect_tiny"
 
 

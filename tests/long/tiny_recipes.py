@@ -12,6 +12,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PAIRS = {
     "quickstart": (("sft", "baseline"), ("grpo", "sft")),
     "lesions_tiny": (("sft", "baseline"), ("grpo", "sft")),
+    "detect_tiny": (("sft", "baseline"),),
     "steps_tiny": (("sft", "baseline"),),
 }
 """Recipe -> evaluations whose paired difference must be above 0 (after, before)."""

@@ -56,11 +56,18 @@ class BoxFormat:
         """Return corners in pixels. Nothing is ordered or clipped.
 
         >>> BoxFormat("xywh").to_pixels((10, 20, 30, 40), (100, 100))
-        (10.0, 20.0, 40.0, 60.0)
+        (10, 20, 40, 60)
         >>> BoxFormat("cxcywh", "unit").to_pixels((0.5, 0.5, 0.5, 0.25), (800, 400))
         (200.0, 150.0, 600.0, 250.0)
         """
-        x1, y1, x2, y2 = (float(edge) for edge in _corners(self, np.array([[*numbers, *size]], dtype=float))[0])
+        x1, y1, x2, y2 = numbers if self.order != "yxyx" else (numbers[1], numbers[0], numbers[3], numbers[2])
+        if (top := UNITS[self.unit]) is not None:
+            width, height = size[0] / top, size[1] / top
+            x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+        if self.order == "xywh":
+            return x1, y1, x1 + x2, y1 + y2
+        if self.order == "cxcywh":
+            return x1 - x2 / 2, y1 - y2 / 2, x1 + x2 / 2, y1 + y2 / 2
         return x1, y1, x2, y2
 
 
