@@ -236,6 +236,10 @@ def test_a_text_without_a_header_is_read_as_vqa_med_2019_only_if_it_has_question
     assert caught.problem.value == "s1|a|b|c"
     with raises(DataError, "data.file_type_unknown"):
         open_index(write(tmp_path / "prose.txt", "Some words.\nMore | words.\n"))
+    lines = ["image|question|answer", *["1.png|Is it?|no"] * 20, "2.png|Is it?|yes|maybe"]
+    with raises(DataError, "data.text_table_irregular") as caught:
+        open_index(write(tmp_path / "irregular.txt", "\n".join(lines)))
+    assert caught.problem.value == lines[-1]
 
 
 SINGLE = [{"role": "user", "content": "<image>Is it normal?"}, {"role": "assistant", "content": "Yes."}]
@@ -516,7 +520,7 @@ def test_an_unknown_layout_shows_its_keys_and_the_nearest_format(tmp_path: Path)
 def test_conversations_of_several_turns_name_the_reason(tmp_path: Path) -> None:
     several = {"messages": SEVERAL, "images": ["1.png"]}
     source = write(tmp_path / "several.json", [several])
-    with raises(DataError, "data.several_turns", "data.several_turns"):
+    with raises(DataError, "data.several_turns"):
         load_data(recipe(train=source))
     mixed = write(tmp_path / "mixed.json", [several, *({"messages": SINGLE, "images": [f"{n}.png"]} for n in range(5))])
     (dropped,) = load_data(recipe(train=mixed, max_dropped=0.5)).dropped

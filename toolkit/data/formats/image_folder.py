@@ -24,7 +24,7 @@ FILE_NAME = "file_name"
 
 _NOT_CLASSES = frozenset(
     {
-        *("image", "images", "img", "imgs", "jpegimages", "pics", "pictures", "png", "jpg", "jpeg", "dicom", "dcm"),
+        *("image", "images", "img", "imgs", "jpegimages", "pics", "png", "jpg", "jpeg", "dicom", "dcm"),
         *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "gt"),
         *("groundtruth", "ground_truth", "boxes", "videos", "data", "dataset", "raw", "reports", "files"),
     }
