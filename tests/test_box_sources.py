@@ -230,6 +230,9 @@ def test_rows_with_one_box_and_a_repeated_image_are_grouped_and_others_are_not(t
     (tmp_path / "t.csv").write_text(rows)
     data = load(tmp_path / "t.csv", boxes="xyxy")
     assert found(data)["a.png"] == [("nv", [16, 16, 32, 32]), ("mel", [32, 32, 48, 48])]
+    grounded = [{"image": "a.png", "label": "nv", "bbox": [1, 2, 3, 4], "question": "Where?", "answer": "here"}] * 2
+    (tmp_path / "grounded.json").write_text(json.dumps(grounded))
+    assert "question" in open_index(str(tmp_path / "grounded.json")).columns
     (tmp_path / "one.csv").write_text('image,dx,bbox\na.png,nv,"[16,16,32,32]"\n')
     assert open_index(str(tmp_path / "one.csv")).columns == ("image", "dx", "bbox")
 

@@ -24,6 +24,11 @@ _LABELS = ("classname", "label", "class", "category", "celltype", "findinglabel"
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"))
 _BOXES = ("bbox", "box")
 _READERS = ("radid", "reader", "readerid", "annotator", "annotatorid")
+_OTHER_TASKS = frozenset(
+    {"question", "answer", "instruction", "messages", "conversations", "options", "output", "report"}
+)
+"""Columns of rows whose boxes belong to a text."""
+
 _WITHOUT = frozenset({"nofinding", "nofindings"})
 _NIH_HEADER = "image index,finding label,bbox [x"
 
@@ -48,7 +53,7 @@ class _Columns:
         image, label = (next((names[name] for name in known if name in names), None) for known in (_IMAGES, _LABELS))
         corners = next((tuple(names[one] for one in four) for four in _CORNERS if set(four) <= names.keys()), ())
         box, reader = (next((names[name] for name in known if name in names), "") for known in (_BOXES, _READERS))
-        if image is None or label is None or not (corners or box):
+        if image is None or label is None or not (corners or box) or not _OTHER_TASKS.isdisjoint(names):
             return None
         return cls(image, label, corners, "" if corners else box, reader)
 
