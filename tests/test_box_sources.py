@@ -77,6 +77,15 @@ def test_coco_boxes_are_those_that_pycocotools_reads(tmp_path: Path) -> None:
     assert expected["b.png"] == []
 
 
+def test_resized_images_stop_the_run(tmp_path: Path) -> None:
+    Image.new("L", (100, 50)).save(tmp_path / "a.png")
+    with raises(DataError, "tasks.detect.image_size_differs") as caught:
+        load(coco_file(tmp_path))
+    assert "100 x 50" in str(caught.problem.value)
+    images(tmp_path, "a.png")
+    assert len(load(coco_file(tmp_path)).train) == 2
+
+
 def test_unusable_annotations_are_counted_and_segmentations_are_reported(tmp_path: Path) -> None:
     whole = CONTENT["annotations"][0]
     more = [
