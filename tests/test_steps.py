@@ -379,6 +379,21 @@ def test_coordinates_outside_the_screenshot_are_counted(step: Sample) -> None:
     assert STEPS.scores(step, STEPS.parse(GOOD.replace("[500,500]", "null"), step))["inside"] is None
 
 
+def test_boxes_can_be_a_corner_and_a_size(tmp_path: Path) -> None:
+    one = {
+        **row(1, 1),
+        "Output": json.dumps({"Predicted": {"action": "CLICK"}}),
+        "Grounding": json.dumps({"ground_truth": {"bbox": [200, 100, 40, 60]}}),
+    }
+    write_csv(tmp_path, [one, row(2, 1)])
+    assert {one.code for one in load_data(steps_recipe(tmp_path, max_dropped=1)).dropped} == {
+        "tasks.steps.box_corners_reversed"
+    }
+    (first, *_) = samples(tmp_path, [one], {"answer": ["predicted"]}, boxes="xywh")
+    assert (first.reference["box"], first.reference["place"]) == ([200, 100, 240, 160], [220, 130])
+    assert [one.code for one in STEPS.check(steps_recipe(tmp_path, boxes="xywh unit"))] == ["recipe.steps_box_unit"]
+
+
 def test_coordinates_may_be_fractions_or_thousandths(tmp_path: Path) -> None:
     one = {
         **row(1, 1),

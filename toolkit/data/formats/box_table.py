@@ -19,8 +19,14 @@ from toolkit.scoring.regions import box_iou
 NAME = "table of boxes"
 NIH = "NIH BBox_List_2017"
 
-_IMAGES = ("image", "imageid", "imagename", "imagepath", "imageindex", "filename", "file", "imgname")
-_LABELS = ("classname", "label", "class", "category", "celltype", "findinglabel", "finding", "dx", "diagnosis")
+_IMAGES = (
+    *("image", "imageid", "imagename", "imagepath", "imageindex", "imagefile"),
+    *("filename", "filepath", "file", "path", "imgname", "imgid"),
+)
+_LABELS = (
+    *("classname", "labelname", "categoryname", "label", "class", "category", "celltype", "findinglabel"),
+    *("finding", "pathology", "abnormality", "disease", "dx", "diagnosis"),
+)
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"))
 _BOXES = ("bbox", "box")
 _READERS = ("radid", "reader", "readerid", "annotator", "annotatorid")

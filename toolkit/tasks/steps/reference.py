@@ -210,6 +210,8 @@ def _pixels(
         rule, remedy = "coordinates must not be fractions of the screen", 'Set data.steps.places to "unit".'
         raise RowProblem("tasks.steps.coordinates_are_fractions", rule, place=where, value=value, remedy=remedy)
     place = Frame(size, size, settings.places).read(numbers)
+    if len(place) == 4 and ordered:
+        place = list(settings.boxes.to_pixels(place, size))
     if any(not 0 <= number <= side for number, side in zip(place, size * 2, strict=False)):
         rule = "coordinates must be inside the screenshot"
         raise RowProblem("tasks.steps.coordinates_outside_screenshot", rule, place=where, value=f"{value} of {size}")
@@ -217,8 +219,9 @@ def _pixels(
         return place[:2] if place[:2] == place[2:] else place
     if len(place) == 4:
         if list(order_box(*place)) != place:
-            rule = "a box must be [x1, y1, x2, y2] with x1 <= x2 and y1 <= y2"
-            raise RowProblem("tasks.steps.box_corners_reversed", rule, place=where, value=value)
+            rule = f"the corners of a box must be in order ({settings.boxes})"
+            remedy = 'Correct the box, or set data.boxes, for example to "xywh".'
+            raise RowProblem("tasks.steps.box_corners_reversed", rule, place=where, value=value, remedy=remedy)
         if place[0] == place[2] or place[1] == place[3]:
             return [(place[0] + place[2]) / 2, (place[1] + place[3]) / 2]
     return place

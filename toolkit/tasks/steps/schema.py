@@ -35,7 +35,15 @@ from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
-from toolkit.scoring.regions import COORDINATES, Coordinates, CoordinatesKey, choose_coordinates
+from toolkit.scoring.regions import (
+    BOX_FORMATS,
+    COORDINATES,
+    XYXY,
+    BoxFormat,
+    Coordinates,
+    CoordinatesKey,
+    choose_coordinates,
+)
 from toolkit.tasks.steps.agent_memory import EMPTY, AgentMemory, thin
 from toolkit.tasks.steps.reference import Note, agent_memory_after, read_reference
 
@@ -120,6 +128,9 @@ def check_settings(recipe: Recipe) -> Iterator[Problem]:
     if steps.task_start is not None and steps.task_end is not None and steps.task_start > steps.task_end:
         rule = f"must be at least task_start (={steps.task_start})"
         yield Problem("recipe.task_range_reversed", rule, "data.steps.task_end", steps.task_end, "Correct the range.")
+    if BOX_FORMATS.get(recipe.dataset.boxes, XYXY).unit != "pixels":
+        rule, remedy = "must have no unit for the task steps", "Name the unit in data.steps.places."
+        yield Problem("recipe.steps_box_unit", rule, "data.boxes", recipe.dataset.boxes, remedy)
     yield from _memory_fractions_fit(steps)
 
 
@@ -162,6 +173,7 @@ class StepSettings:
     seed: int
     on_gap: str
     gestures: tuple[str, ...] = ("SCROLL",)
+    boxes: BoxFormat = XYXY
     drop_memory: float = 0.0
     corrupt_memory: float = 0.0
     task_start: int | None = None
@@ -199,6 +211,7 @@ def step_settings(recipe: Recipe, split: str) -> StepSettings:
         seed=recipe.run.seed,
         on_gap=steps.on_gap,
         gestures=steps.gestures,
+        boxes=BOX_FORMATS.get(recipe.dataset.boxes, XYXY),
         drop_memory=steps.drop_memory if training else 0.0,
         corrupt_memory=steps.corrupt_memory if training else 0.0,
         task_start=steps.task_start if training else None,
