@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,12 @@ def _frame() -> Any:
     from toolkit.scoring.regions import COORDINATES, Frame
 
     return Frame((100, 100), (100, 100), COORDINATES["thousand"])
+
+
+def test_without_known_classes_the_labels_of_the_row_are_compared(sample: Sample) -> None:
+    alone = replace(sample, fields={**sample.fields, "classes": ()})
+    answer = DETECT.parse(DETECT.target(sample).upper().replace("BBOX_2D", "bbox_2d").replace("LABEL", "label"), alone)
+    assert DETECT.scores(alone, answer)["f1"] == DETECT.scores(alone, answer)["format"] == 1
 
 
 def answer_of(*boxes: tuple[str, list[float]]) -> Answer:

@@ -18,10 +18,11 @@ def parse(completion: str, sample: Sample) -> Answer:
     found = parse_boxes(completion, sample.fields["frame"])
     if found.problem is not None:
         return Answer(completion, {}, found.problem)
-    classes = {fold(name): name for name in sample.fields["classes"]}
+    known = sample.fields["classes"]
+    # Rewards of a single row, without the training rows, know only the classes of its reference.
+    classes = {fold(name): name for name in known or sample.reference.get("labels", ())}
     labels = [classes.get(fold(label), label) for label, _ in found.boxes]
-    known = set(classes.values())
-    unread = [*found.unread, *(UNKNOWN for label in labels if label not in known)]
+    unread = [*found.unread, *(UNKNOWN for label in labels if known and label not in known)]
     boxes = [list(box) for _, box in found.boxes]
     return Answer(completion, {"labels": labels, "boxes": boxes, "unread": unread})
 
