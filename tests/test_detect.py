@@ -120,6 +120,12 @@ def test_an_image_without_findings_is_a_row(tmp_path: Path, row: dict[str, Any])
     assert (len(train), train[3].reference) == (4, {"labels": [], "boxes": []})
 
 
+def test_a_box_without_an_area_in_the_coordinates_of_the_model_is_reported(tmp_path: Path) -> None:
+    rows = [*ROWS, {"image": "d.png", "boxes": [[10, 10, 13, 40]], "labels": ["nodule"]}]
+    assert "data.box_too_small" in {one.code for one in load(tmp_path, rows, "tiny").warnings}
+    assert "data.box_too_small" not in {one.code for one in load(tmp_path, rows).warnings}
+
+
 def test_two_rows_of_one_image_stop_the_run(tmp_path: Path) -> None:
     again = {"image": "b.png", "boxes": [[10, 20, 30, 40]], "labels": ["nodule"]}
     with raises(DataError, "tasks.detect.image_repeated"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from toolkit.data.cells import cell, decoded, fold, image_size, read_images
 from toolkit.data.json_stream import Row
+from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, RowProblem
 from toolkit.scoring.regions import (
@@ -18,8 +19,10 @@ from toolkit.scoring.regions import (
     BoxEvidence,
     BoxFormat,
     FoundBox,
+    Frame,
     Size,
     clip_box,
+    is_writable,
 )
 
 BOX_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -66,6 +69,14 @@ def read_boxes(row: Row, origin: RowOrigin, size: Size, place: str) -> list[Box]
         RowProblem: A box is malformed, reversed, outside the image or without an area, or in another unit.
     """
     return [_checked(raw, origin, size, place) for raw in raw_boxes(row, origin, place)]
+
+
+def small_boxes(sample: Sample) -> Iterator[tuple[str, str]]:
+    """Yield a note if a box of the reference has no area in the model's convention (``Task.notes``)."""
+    frame: Frame = sample.fields["frame"]
+    if not all(is_writable(frame, box) for box in sample.reference["boxes"]):
+        rule = "a box should not be smaller than one unit of the model's coordinates: its target has no area"
+        yield "data.box_too_small", rule
 
 
 class FileBoxes:

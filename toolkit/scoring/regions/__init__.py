@@ -5,7 +5,7 @@ Everything is in pixels of the upright original image: x to the right, y down, x
 
 from toolkit.scoring.regions.box_formats import BOX_FORMATS, TOLERANCE, XYXY, BoxEvidence, BoxFormat, FoundBox
 from toolkit.scoring.regions.box_lists import NONE, BoxList, parse_boxes, write_boxes
-from toolkit.scoring.regions.box_text import box_of, parse_box, parse_numbers, write_box
+from toolkit.scoring.regions.box_text import box_of, is_writable, parse_box, parse_numbers, write_box
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, match, order_box
 from toolkit.scoring.regions.coordinates import (
     COORDINATES,
@@ -88,6 +88,7 @@ __all__ = [
     "find_regions",
     "fit_mask",
     "format_location",
+    "is_writable",
     "locate_box",
     "location_score",
     "mask_iou",

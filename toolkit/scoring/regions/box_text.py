@@ -27,6 +27,17 @@ def write_box(frame: Frame, box: Sequence[float]) -> str:
     return json.dumps(numbers)
 
 
+def is_writable(frame: Frame, box: Sequence[float]) -> bool:
+    """Return whether a box in pixels still has an area after rounding to the model's convention.
+
+    >>> from toolkit.scoring.regions import COORDINATES
+    >>> frame = Frame((1000, 1000), (1000, 1000), COORDINATES["hundred"])
+    >>> is_writable(frame, (100, 100, 104, 160)), is_writable(frame, (100, 100, 120, 160))
+    (False, True)
+    """
+    return box_of(frame.write(box), frame) is not None
+
+
 def parse_box(text: str, frame: Frame) -> Box | None:
     """Return the box of a text in pixels, or None if it is not four numbers with an area between them.
 

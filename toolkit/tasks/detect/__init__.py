@@ -1,5 +1,6 @@
 """Boxes of any classes in medical images."""
 
+from toolkit.data.boxes import small_boxes
 from toolkit.data.task import SettingsFromRows, Task
 from toolkit.tasks.detect.metrics import SET_METRICS, baseline, labels, scores, stratum
 from toolkit.tasks.detect.parse import parse
@@ -50,4 +51,5 @@ DETECT = Task(
     dry_run=dry_run_settings,
     placeholders=placeholders,
     has_boxes=True,
+    notes=small_boxes,
 )
