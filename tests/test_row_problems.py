@@ -224,7 +224,10 @@ def test_rows_with_another_context_have_another_prompt(tmp_path: Path) -> None:
 
 
 def test_two_lesions_of_one_image_in_two_rows_are_reported_although_the_question_is_drawn(tmp_path: Path) -> None:
-    rows = [{"image": f"{n // 2}.png", "dx": ("nv", "mel")[n % 2], "location": "upper-left"} for n in range(40)]
+    rows = [
+        {"image": f"{n // 2}.png", "dx": ("nv", "mel")[n % 2], "width": 64, "height": 64, "location": "upper"}
+        for n in range(40)
+    ]
     source = write(tmp_path / "rows.json", rows)
     table = {"task": "lesion", "train": source, "split": {"test": 0.0}}
     data = load_data(make_recipe({"run": {"name": "x"}, "data": table}))
