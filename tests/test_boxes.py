@@ -99,6 +99,22 @@ def test_two_fitting_formats_stop_the_run_and_both_are_shown(tmp_path: Path, nam
     assert caught.problem.place == str(tmp_path / "rows.json")
 
 
+def test_the_box_that_is_shown_differs_between_the_formats(tmp_path: Path) -> None:
+    with raises(DataError, "data.boxes_ambiguous") as caught:
+        load(tmp_path, [[0, 0, 20, 30], [40, 30, 50, 60]])
+    assert "of row 1" in caught.problem.rule or "row 1 at" in caught.problem.rule
+
+
+def test_one_box_of_many_is_enough_evidence(tmp_path: Path) -> None:
+    evidence = BoxEvidence()
+    for number in range(10_000):
+        evidence.add(str(number), (300, 200, 320, 240), (640, 480))
+    assert BoxFormat("xywh") in evidence.fitting()
+    evidence.add("last", (600, 300, 630, 440), (640, 480))
+    assert evidence.fitting() == [XYXY]
+    assert all(box[0] in ("0", "last") for _, _, box in evidence.misfits())
+
+
 def test_boxes_of_several_formats_in_one_file_stop_the_run(tmp_path: Path) -> None:
     with raises(DataError, "data.boxes_fit_no_format"):
         load(tmp_path, [*VOC, [0.25, 0.25, 0.5, 0.75], [400, 450, 200, 150], [700, 500, 900, 700]])

@@ -103,13 +103,14 @@ class FileBoxes:
         Raises:
             DataError: No format fits all boxes, or several do.
         """
-        found, first = self._evidence.fitting(), self._evidence.first
-        if first is None:
+        found = self._evidence.fitting()
+        example = self._evidence.example(found)
+        if example is None:
             return XYXY, ""
         if not found:
             raise self._none_fits(place)
         if len(found) > 1:
-            raise _several_fit(place, first, found)
+            raise _several_fit(place, example, found)
         rule = f"all {self._evidence.count:,} boxes are read as {_WORDS[found[0].order]} in {_IN[found[0].unit]}"
         reason = "which is the only format that fits them (data.boxes names none)"
         return found[0], f"{rule}, {reason}"
@@ -129,8 +130,8 @@ class FileBoxes:
         )
 
 
-def _several_fit(place: str, first: FoundBox, found: list[BoxFormat]) -> DataError:
-    name, numbers, (width, height) = first
+def _several_fit(place: str, example: FoundBox, found: list[BoxFormat]) -> DataError:
+    name, numbers, (width, height) = example
     lines = (
         f'\n  "{one}": {_WORDS[one.order]} in {_IN[one.unit]} puts row {name} at '
         f"{_shown(one.to_pixels(numbers, (width, height)))} of {width} x {height} pixels"

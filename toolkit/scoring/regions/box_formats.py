@@ -38,6 +38,9 @@ TOLERANCE = 1.0
 MIN_BOXES = 10
 """Fewest boxes whose extent is evidence. See ``BoxEvidence``."""
 
+_EXAMPLES = 100
+"""First boxes of a file that are kept for messages."""
+
 _CHUNK = 4096
 """Boxes that are checked at a time."""
 
@@ -103,7 +106,7 @@ class BoxEvidence:
 
     def __init__(self) -> None:
         self.count = 0
-        self.first: FoundBox | None = None
+        self._examples: list[FoundBox] = []
         self._fits = {name: _Fit() for name in KNOWN}
         self._largest = 0.0
         self._sizes = (float("inf"), 0.0)
@@ -113,7 +116,8 @@ class BoxEvidence:
     def add(self, name: str, numbers: Sequence[float], size: Size) -> None:
         """Add a box of the row ``name``, whose image has this size."""
         x, y, z, w = numbers
-        self.first = self.first or (name, (x, y, z, w), size)
+        if len(self._examples) < _EXAMPLES:
+            self._examples.append((name, (x, y, z, w), size))
         self._names.append(name)
         self._rows.append((x, y, z, w, *size))
         if len(self._rows) == _CHUNK:
@@ -129,6 +133,11 @@ class BoxEvidence:
             return formats
         wide = {one.unit for one in formats if min(self._fits[str(one)].extent) > 0.5}
         return [one for one in formats if one.unit in wide or not wide]
+
+    def example(self, formats: Sequence[BoxFormat]) -> FoundBox | None:
+        """Return one of the first boxes, if possible one that these formats put at different pixels."""
+        different = (box for box in self._examples if len({one.to_pixels(*box[1:]) for one in formats}) == len(formats))
+        return next(different, self._examples[0] if self._examples else None)
 
     def misfits(self) -> list[tuple[BoxFormat, int, FoundBox]]:
         """Return the formats that do not fit, the number of boxes that fit, and the first that does not.
