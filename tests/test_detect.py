@@ -126,6 +126,20 @@ def test_a_box_without_an_area_in_the_coordinates_of_the_model_is_reported(tmp_p
     assert "data.box_too_small" not in {one.code for one in load(tmp_path, rows).warnings}
 
 
+@pytest.mark.parametrize(
+    "objects",
+    [
+        {"bbox": [[10, 20, 110, 220], [1, 2, 30, 40]], "category": ["mass", "nodule"]},
+        [{"bbox": [10, 20, 110, 220], "label": "mass"}, {"bbox": [1, 2, 30, 40], "label": "nodule"}],
+    ],
+)
+def test_objects_of_datasets_on_the_hub_are_read(tmp_path: Path, objects: Any) -> None:
+    rows = [{"image": "a.png", "objects": objects}, {"image": "b.png", "objects": {"bbox": [], "category": []}}]
+    first, second = load(tmp_path, rows).train
+    assert first.reference == {"labels": ["mass", "nodule"], "boxes": [[10, 20, 110, 220], [1, 2, 30, 40]]}
+    assert second.reference == {"labels": [], "boxes": []}
+
+
 def test_two_rows_of_one_image_stop_the_run(tmp_path: Path) -> None:
     again = {"image": "b.png", "boxes": [[10, 20, 30, 40]], "labels": ["nodule"]}
     with raises(DataError, "tasks.detect.image_repeated"):

@@ -32,6 +32,10 @@ BOX_COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """Fields with boxes, for ``Task.columns``. ``box_format`` is a format of ``data.boxes`` for the boxes of its row."""
 
+OBJECT_BOXES = ("bbox", "bboxes", "box", "boxes")
+OBJECT_LABELS = ("category", "categories", "label", "labels", "class", "class_name", "name")
+"""Keys of the column ``objects``. See ``objects_of``."""
+
 _CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
 _SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -54,12 +58,28 @@ def raw_boxes(row: Row, origin: RowOrigin, place: str) -> list[RawBox]:
         RowProblem: A box is malformed, or the row names an unknown format.
     """
     many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
+    if not _has_value(many):
+        many = objects_of(row, origin, OBJECT_BOXES)
     listed = many if _has_value(many) else [one] if _has_value(one) else []
     if not isinstance(listed, list):
         rule = "boxes must be a list of boxes"
         raise RowProblem("data.boxes_not_list", rule, place=place, value=listed)
     own = _own_format(row, origin, place)
     return [_raw_box(value, own, place) for value in listed]
+
+
+def objects_of(row: Row, origin: RowOrigin, keys: tuple[str, ...]) -> list[Any] | None:
+    """Return one value of each object in the column ``objects``, or None without such a column.
+
+    Datasets on the Hub have it. It is a table of lists, such as ``{"bbox": [...], "category": [...]}``, or a list of tables.
+    """
+    found = decoded(cell(row, origin, "objects"))
+    if isinstance(found, list) and all(isinstance(one, Mapping) for one in found):
+        return [next((one[key] for key in keys if key in one), None) for one in found]
+    if isinstance(found, Mapping):
+        listed = next((found[key] for key in keys if key in found), None)
+        return listed if isinstance(listed, list) else None
+    return None
 
 
 def read_boxes(row: Row, origin: RowOrigin, size: Size, place: str) -> list[Box]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from toolkit.data.boxes import BOX_COLUMNS, read_boxes
+from toolkit.data.boxes import BOX_COLUMNS, OBJECT_BOXES, OBJECT_LABELS, objects_of, read_boxes
 from toolkit.data.cells import (
     cell,
     coordinate_frame,
@@ -33,6 +33,7 @@ from toolkit.tasks.detect.prompt import QUESTION
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "image_name", "img_name", "image_path", "ImagePath", "file_name", "filename", "image_id"),
     **BOX_COLUMNS,
+    "objects": ("objects",),
     "labels": ("labels", "label", "class_name", "classes", "class", "category", "diagnosis", "dx"),
     "width": ("width",),
     "height": ("height",),
@@ -191,6 +192,8 @@ def _coordinates(recipe: Recipe) -> Coordinates:
 
 def _labels(row: Mapping[str, Any], origin: RowOrigin, place: str) -> tuple[str, ...]:
     value = decoded(cell(row, origin, "labels"))
+    if is_missing(value):
+        value = objects_of(row, origin, OBJECT_LABELS)
     if isinstance(value, list) and any(is_missing(one) for one in value):
         raise RowProblem("tasks.detect.label_missing", "every box must have a label", place=place, value=value)
     return texts_of(value)
@@ -199,6 +202,7 @@ def _labels(row: Mapping[str, Any], origin: RowOrigin, place: str) -> tuple[str,
 def _check_empty(row: Mapping[str, Any], origin: RowOrigin, place: str) -> None:
     """Raise a RowProblem unless the row says that its image has no findings, by an empty list or a label."""
     said = [decoded(cell(row, origin, field)) for field in ("boxes", "bbox", "labels")]
+    said.append(objects_of(row, origin, OBJECT_BOXES))
     if [] in said or any(isinstance(one, str) and fold(one) in WITHOUT for one in said):
         return
     rule = "the row must have boxes, or an empty list for an image without findings"
