@@ -71,7 +71,7 @@ def raw_boxes(row: Row, origin: RowOrigin, place: str) -> list[RawBox]:
 def objects_of(row: Row, origin: RowOrigin, keys: tuple[str, ...]) -> list[Any] | None:
     """Return one value of each object in the column ``objects``, or None without such a column.
 
-    Datasets on the Hub have it. It is a table of lists, such as ``{"bbox": [...], "category": [...]}``, or a list of tables.
+    Datasets on the Hub have it: a table of lists, such as ``{"bbox": [...], "category": [...]}``, or a list of tables.
     """
     found = decoded(cell(row, origin, "objects"))
     if isinstance(found, list) and all(isinstance(one, Mapping) for one in found):
