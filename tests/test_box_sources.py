@@ -77,6 +77,13 @@ def test_coco_boxes_are_those_that_pycocotools_reads(tmp_path: Path) -> None:
     assert expected["b.png"] == []
 
 
+def test_a_format_in_the_recipe_is_not_used_for_boxes_of_a_known_format(tmp_path: Path) -> None:
+    data = load(coco_file(tmp_path), boxes="xywh")
+    assert found(data) == found(load(coco_file(tmp_path)))
+    assert "data.boxes_of_rows" in {one.code for one in data.warnings}
+    assert "data.boxes_of_rows" not in {one.code for one in load(coco_file(tmp_path)).warnings}
+
+
 def test_resized_images_stop_the_run(tmp_path: Path) -> None:
     Image.new("L", (100, 50)).save(tmp_path / "a.png")
     with raises(DataError, "tasks.detect.image_size_differs") as caught:

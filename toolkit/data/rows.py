@@ -188,6 +188,9 @@ def _warnings(
         yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
     for note in row_scan.links.notes if row_scan.links else ():
         yield Problem("data.order_irregular", note)
+    if task.has_boxes and requested.boxes is not None and "box_format" in source.column:
+        rule = "the rows name the format of their boxes, so data.boxes should not be set: it applies only to other rows"
+        yield Problem("data.boxes_of_rows", rule, name, str(requested.boxes), "Remove data.boxes.")
     if row_scan.boxes_found:
         yield Problem("data.boxes_found", row_scan.boxes_found, name)
     for one in (*index.skipped, *row_scan.dropped):
