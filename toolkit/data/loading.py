@@ -46,10 +46,10 @@ class DataSplits:
     """Hash of task, columns, and the rows of each split. Equal data has the same fingerprint on every machine."""
     sources: tuple[str, ...] = ()
     """Each source with its format and number of rows, such as ``data/train.json: JSON, 1,200 rows``."""
-    found: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the task that its rows decide (``Found.values``)."""
     group_columns: tuple[str, ...] = ()
     """Columns of the group, first choice first. Their values can name patients."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the task that its rows decide (``Found.values``)."""
 
     @property
     def warning_texts(self) -> tuple[str, ...]:
@@ -108,8 +108,7 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
     warnings = [Problem("data.splits_leak", _describe_leak(leak, splits), "[data]") for leak in leaks.leaks]
     warnings += [warning for source in loaded.values() for warning in source.warnings]
     warnings += [*notes, *(one.notice("left out") for one in removed), *patients]
-    warnings += _describe_groups(loaded, recipe, split_off)
-    warnings += found.notes
+    warnings += [*_describe_groups(loaded, recipe, split_off), *found.notes]
     for name, rows in splits.items():
         if len(sets[name]) < len(rows):
             rule = f"{len(sets[name]):,} of {len(rows):,} rows are used, drawn by the seed"
@@ -123,8 +122,8 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
         warnings=tuple(warnings),
         fingerprint=_fingerprint(sets),
         sources=described,
-        found=found.values,
         group_columns=tuple(dict.fromkeys(name for one in loaded.values() for name in one.group_columns)),
+        found=found.values,
     )
 
 

@@ -20,7 +20,7 @@ from toolkit.models.oom import BatchLimit, Sizes
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import world_size
 
-HF, UNSLOTH = "hf", "unsloth"
+HF, UNSLOTH, GGUF = "hf", "unsloth", "gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One completion without its end of turn. ``truncated``: it reached the token limit first."""
+    """One completion without its end of turn. ``truncated``: it reached the token limit first.
+
+    ``probabilities`` has class -> probability if they were computed for the prompt. They do not depend on ``text``.
+    """
 
     text: str
     tokens: int
     truncated: bool
+    probabilities: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Log-probabilities of alternative texts of an answer, which share the pass over their prompt.
+"""Log-probabilities of alternative texts of an answer, with one pass over their prompt.
 
 Every prompt, with its images, is encoded once. The texts are then scored against its KV cache.
 """
@@ -125,7 +125,7 @@ def _ids(policy: Policy, before: str, decision: Decision, name: str) -> tuple[in
 def _score(policy: Policy, prompts: _Prompts, answers: Sequence[Answer], limit: int) -> list[float]:
     """Return the log-probability of each answer, in passes of at most ``limit`` texts.
 
-    The last token of an answer need not be read, so answers that differ only there share one pass.
+    The last token of an answer need not be read, so answers that differ only there need one pass.
     """
     lasts: dict[Answer, list[int]] = {}
     for row, ids in answers:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
-from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
+from toolkit.models.backend import GGUF, Completion, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import encode_answer, render_prompt
 from toolkit.models.collate import encode_prompts
 from toolkit.models.hf import load_processor, make_policy
@@ -26,7 +26,7 @@ FRAMED = "<|vision_start|><|image_pad|><|vision_end|>"
 class GgufBackend:
     """The inference part of ``Backend``. A GGUF cannot be trained."""
 
-    name = "gguf"
+    name = GGUF
 
     def __init__(self) -> None:
         self.mismatched_prompts = 0

@@ -373,6 +373,9 @@ class Evaluate(Section):
     """Columns by whose values the score is also reported. Default: those of the task."""
     positive: str | None = None
     """Label that is compared with all others (sensitivity, specificity), such as ``mel``. Default: that of the task."""
+    probabilities: bool = True
+    """For a task with classes, such as classify: compute the probability of each class from its log-probability, for
+    AUROC, calibration and thresholds."""
     bootstrap: int = Field(2000, ge=100)
     """Bootstrap resamples of the groups, for intervals that Wilson's formula does not cover."""
 

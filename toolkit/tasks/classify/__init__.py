@@ -51,5 +51,5 @@ CLASSIFY = Task(
     synthetic=TILES,
     dry_run=dry_run_settings,
     placeholders=placeholders,
-    grouped_by="each row's patient, else its lesion, else its image",
+    grouped_by="the folder of each row's patient, else its first image",
 )

@@ -48,7 +48,7 @@ def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
     for sample in samples:
         truth = _truth(sample)
         rows.update(sample.reference["labels"])
-        known.update(truth)
+        known.update(truth.keys())  # the values of a mapping would be added
         present.update(name for name, here in truth.items() if here)
     most_frequent = max(rows, key=lambda name: (rows[name], name), default="")
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toolkit.data.cells import cell, extra_fields, name_of, read_group, read_images
+from toolkit.data.cells import cell, extra_fields, read_group, read_images
 from toolkit.data.sample import Sample
-from toolkit.data.task import Found, RowOrigin
+from toolkit.data.task import GROUP_FIELDS, Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
@@ -33,8 +33,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "image_name", "img_name", "image_path", "ImagePath", "Image Index", "id_code", "image_id",
               "Path", "file_name", "filename", "file"),
     "label": ("label", "labels", "dx", "diagnosis", "class", "Finding Labels", "target", "category"),
-    "patient": ("patient_id", "Patient ID", "subject_id"),
-    "lesion": ("lesion_id",),
 }  # fmt: skip
 
 ONE = "Which class does this image show?"
@@ -94,7 +92,7 @@ class ClassifySettings:
 
 
 def check_settings(recipe: Recipe) -> Iterator[Problem]:
-    """Check that lists have distinct entries, and that classes can be told apart."""
+    """Check that lists have distinct entries, and that class names can be distinguished."""
     section: Classify = recipe.settings
     if section.labels is not None:
         yield from empty_or_repeated("data.classify.labels", section.labels)
@@ -170,7 +168,7 @@ def find_settings(settings: ClassifySettings, splits: Mapping[str, Sequence[Samp
     """Return the classes and whether images can have several of them, from the training rows.
 
     Raises:
-        DataError: the rows can be read in two ways, or classes cannot be told apart.
+        DataError: the rows can be read in two ways, or class names cannot be distinguished.
     """
     counts = {split: _count(samples) for split, samples in splits.items()}
     train = counts["train"]
@@ -241,14 +239,14 @@ def _check_classes(labels: Sequence[str], train: _Counts, multi: bool, settings:
     strays = [name for name in train.labels if name not in labels and not (multi and fold(name) == fold(none))]
     if strays:
         raise DataError(*NOT_LISTED, place="[data] train", value=strays[:MAX_SHOWN], remedy=ADD_LABEL)
-    if problems := list(_confused(labels, "[data] train")):
-        one = problems[0]
-        raise DataError(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     if settings.given is None and (found := joined_labels(labels)):
         name, separator = found
         rule = f"{name!r} can be read as one class or as several classes joined by {separator!r}"
         remedy = f'Set data.classify.separator = "{separator}", or list the classes in data.classify.labels.'
         raise DataError("tasks.classify.label_ambiguous", rule, place="[data] train", value=name, remedy=remedy)
+    if problems := list(_confused(labels, "[data] train")):
+        one = problems[0]
+        raise DataError(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
 
 
 def _confused(labels: Sequence[str], place: str) -> Iterator[Problem]:
@@ -345,15 +343,11 @@ def _read_labels(row: Mapping[str, Any], origin: RowOrigin, settings: ClassifySe
 
 
 def _group(row: Mapping[str, Any], origin: RowOrigin, images: tuple[ImageRef, ...]) -> str:
-    """Return the recipe's column, otherwise the patient, the lesion, the patient's folder or the image.
+    """Return the group of the row's columns, otherwise the folder of the patient in its path, otherwise the image.
 
     Raises:
-        RowProblem: the recipe's column is empty.
+        RowProblem: a column of the group is empty.
     """
-    if origin.group is None:
-        for field in ("patient", "lesion"):
-            if group := name_of(cell(row, origin, field)):
-                return group
-        if folder := _PATIENT_FOLDER.search(str(images[0].path)):
-            return folder[1]
-    return read_group(row, origin, images)
+    in_columns = origin.group is not None or any(field in origin.column for field in GROUP_FIELDS)
+    folder = None if in_columns else _PATIENT_FOLDER.search(str(images[0].path))
+    return folder[1] if folder else read_group(row, origin, images)
