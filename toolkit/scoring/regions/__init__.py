@@ -37,6 +37,7 @@ from toolkit.scoring.regions.locations import (
 )
 from toolkit.scoring.regions.masks import (
     Mask,
+    MaskReading,
     Polygon,
     dice,
     draw_boxes,
@@ -45,6 +46,7 @@ from toolkit.scoring.regions.masks import (
     fit_mask,
     mask_iou,
     read_mask,
+    read_mask_file,
     shorten,
 )
 
@@ -69,6 +71,7 @@ __all__ = [
     "Labelled",
     "Location",
     "Mask",
+    "MaskReading",
     "Polygon",
     "Size",
     "box_giou",
@@ -101,6 +104,7 @@ __all__ = [
     "parse_location",
     "parse_numbers",
     "read_mask",
+    "read_mask_file",
     "shorten",
     "write_box",
     "write_boxes",

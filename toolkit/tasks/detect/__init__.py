@@ -51,5 +51,6 @@ DETECT = Task(
     dry_run=dry_run_settings,
     placeholders=placeholders,
     has_boxes=True,
+    needs_image=True,
     notes=small_boxes,
 )

@@ -17,10 +17,9 @@ from toolkit.data.cells import (
     fold,
     image_size,
     is_missing,
-    read_group,
-    read_images,
     texts_of,
 )
+from toolkit.data.row_images import read_group, read_one_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin
 from toolkit.errors import DataError, ImageError, Problem, RowProblem
@@ -131,7 +130,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """
     settings: DetectSettings = origin.settings
     place = f"{origin.file}: {name}"
-    (image,) = read_images(name, row, replace(origin, max_images=1))
+    image = read_one_image(name, row, origin)
     size = image_size(row, origin, image, place)
     labels, boxes = _labels(row, origin, place), read_boxes(row, origin, size, place)
     if any(fold(label) in WITHOUT for label in labels):

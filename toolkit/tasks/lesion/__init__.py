@@ -55,5 +55,6 @@ LESION = Task(
     placeholders=placeholders,
     has_boxes=True,
     notes=lambda sample: small_boxes(sample) if "bbox" in sample.fields["requested"] else (),
+    needs_image=True,
     prompt_key=prompt_key,
 )
