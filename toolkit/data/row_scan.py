@@ -69,12 +69,12 @@ class RowScan:
     """Column of numbers -> what kind of numbers it has."""
     prompts: NDArray[np.int64] | None = None
     """Keys of the prompts of the usable rows, if the task has ``prompt_key``. They are not stored."""
-    folders: Mapping[str, int] = field(default_factory=dict)
-    """Folder in which image names were searched -> time of its last change. The result is valid until one changes."""
     boxes: BoxFormat | None = None
     """The format of the boxes that the scan found. None if the recipe names it, or the task has no boxes."""
     boxes_found: str = ""
     """The notice about this format. Empty without boxes."""
+    folders: Mapping[str, int] = field(default_factory=dict)
+    """Folder in which image names were searched -> time of its last change. The result is valid until one changes."""
 
 
 def scan_rows(
@@ -103,8 +103,8 @@ class RowScanner:
 
     def __init__(self, task: Task, source: RowOrigin) -> None:
         self.task, self.source = task, source
-        forget_names()  # files may have been added since the last scan
         self._boxes = FileBoxes() if source.boxes is None else None
+        forget_names()  # files may have been added since the last scan
         self._rows: list[int] = []
         self._keys = KeyBuilder()
         self._tally, self._notes = Tally(), Tally()
@@ -200,9 +200,9 @@ class RowScanner:
             {column: found for column, found in keys.items() if found is not None},
             self._numbers.done(),
             np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
-            names.changed_at(sorted(self._folders)),
             boxes,
             notice,
+            names.changed_at(sorted(self._folders)),
         )
 
 
@@ -346,7 +346,7 @@ def _load(file: Path) -> RowScan | None:
         links,
         identifiers=identifiers,
         numbers=numbers,
-        folders=folders,
         boxes=BOX_FORMATS.get(notes["boxes"]),
         boxes_found=notes["boxes_found"],
+        folders=folders,
     )
