@@ -59,8 +59,8 @@ MACHINE = ("platform",)
 
 
 _WINDOWS: Mapping[str, str] = {
-    "auto": "The window of a DICOM file was applied. Other images with more bits were reduced by the range of their "
-    "values.",
+    "auto": "The window of a DICOM file was applied. Other images with more than 8 bits were reduced by the range of "
+    "their values.",
     "range": "Images with more bits were reduced to 8 bits by the range of their values.",
     "percentile": "Images with more bits were reduced to 8 bits by their percentiles {low:g} and {high:g}.",
     "dicom": "The window of a DICOM file was applied.",
@@ -127,10 +127,13 @@ class CardFacts:
         """Return how images with more than 8 bits became 8-bit images."""
         images = self.recipe.images
         low, high = images.percentiles
-        window = _WINDOWS.get(
-            images.window, "Images with more bits were reduced to 8 bits by the window in the recipe."
-        )
-        return f"8-bit images without a window of their own kept their values. {window.format(low=low, high=high)}"
+        if not isinstance(images.window, str):
+            window = f"Images with more bits became red, green and blue by the windows {', '.join(images.window)}."
+        elif images.window in _WINDOWS:
+            window = _WINDOWS[images.window].format(low=low, high=high)
+        else:
+            window = f"Images with more bits were reduced to 8 bits by the window {images.window}."
+        return f"8-bit images without a window of their own kept their values. {window}"
 
     @property
     def is_last_row(self) -> bool:
