@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -194,11 +195,16 @@ def _with_column(problem: RowProblem, row: Row) -> RowProblem:
     """Return the problem of a value that is no text, with the column that has the value."""
     if problem.code != NOT_TEXT or problem.value is None:
         return problem
-    column = next((name for name, value in row.items() if value is problem.value), None)
+    column = next((name for name, value in row.items() if _has(value, problem.value)), None)
     if column is None:
         return problem
     rule = problem.rule.replace("the value", f"the value of the column {column}", 1)
     return RowProblem(problem.code, rule, place=problem.place, value=problem.value, remedy=problem.remedy)
+
+
+def _has(cell: Any, value: object) -> bool:
+    """Return whether a cell is this object or a list of it."""
+    return cell is value or (isinstance(cell, list) and any(one is value for one in cell))
 
 
 class FirstPass:

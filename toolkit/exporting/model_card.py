@@ -22,6 +22,7 @@ from toolkit.exporting.results import FormatExport, GgufExport, Verification
 from toolkit.exporting.serving import Serving, fill_folder
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
+from toolkit.recipe.windows import hounsfield_windows
 from toolkit.runfolder import (
     EXPORT,
     TRAINING_STAGES,
@@ -59,8 +60,8 @@ MACHINE = ("platform",)
 
 
 _WINDOWS: Mapping[str, str] = {
-    "auto": "The window of a DICOM file was applied. Other images with more than 8 bits were reduced by the range of "
-    "their values.",
+    "auto": "The window of a DICOM file was applied. Other images with more bits were reduced by the range of their "
+    "values.",
     "range": "Images with more bits were reduced to 8 bits by the range of their values.",
     "percentile": "Images with more bits were reduced to 8 bits by their percentiles {low:g} and {high:g}.",
     "dicom": "The window of a DICOM file was applied.",
@@ -127,12 +128,12 @@ class CardFacts:
         """Return how images with more than 8 bits became 8-bit images."""
         images = self.recipe.images
         low, high = images.percentiles
-        if not isinstance(images.window, str):
-            window = f"Images with more bits became red, green and blue by the windows {', '.join(images.window)}."
-        elif images.window in _WINDOWS:
-            window = _WINDOWS[images.window].format(low=low, high=high)
+        if shown := hounsfield_windows(images.window):
+            ranges = ", ".join(f"{bottom:g} to {top:g}" for bottom, top in shown)
+            colours = " as red, green and blue" if len(shown) > 1 else ""
+            window = f"Images in Hounsfield units (HU) show {ranges} HU{colours}."
         else:
-            window = f"Images with more bits were reduced to 8 bits by the window {images.window}."
+            window = _WINDOWS[str(images.window)].format(low=low, high=high)
         return f"8-bit images without a window of their own kept their values. {window}"
 
     @property
