@@ -152,7 +152,7 @@ def _settings(run: RunFolder, recipe: Recipe) -> Any:
         DataError: the run has not read its rows.
     """
     task, found = TASKS[recipe.dataset.task], run.result("data", DataResult).found if run.is_done("data") else {}
-    if task.from_rows and not found:
+    if task.from_rows and task.from_rows.needed and not found:
         rule = "the run must have read its rows, which decide settings of its task"
         raise DataError("predict.rows_not_read", rule, place="[data]", remedy="Start the run with toolkit run.")
     return task.settings_of(recipe, SPLIT, found)
