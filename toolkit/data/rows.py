@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from toolkit.data.columns import RowSettings, leaking_context, resolve_columns
 from toolkit.data.episodes import Links
+from toolkit.data.image_places import place_images
 from toolkit.data.index import RowIndex, open_index, source_folder
 from toolkit.data.json_stream import Row
 from toolkit.data.sample_set import SampleSet
@@ -188,7 +189,7 @@ class RowScanner:
             if isinstance(value, str) and value.strip() is not value:
                 self._trimmed[column] += 1
         try:
-            sample = self.task.read(name, row, self.source)
+            sample = place_images(self.task, self.task.read(name, row, self.source), self.source.context)
         except RowProblem as problem:
             self._tally.add(problem.reason, name, problem.code)
             self._cacheable &= not isinstance(problem, MissingImage)
@@ -251,7 +252,7 @@ def _scan_rows(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
 
 def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     """Return the cache file of this index's scan with these settings."""
-    where = (sorted(source.column.items()), str(source.image_root), source.group)
+    where = (sorted(source.column.items()), str(source.image_root), source.group, source.context)
     digest = hashlib.blake2b(repr((task.name, *where, source.max_images, source.settings)).encode(), digest_size=8)
     # The result depends on the code of the task and of this package, which can change without a new version.
     for code in sorted([*Path(__file__).parent.rglob("*.py"), *_code_of(task)]):

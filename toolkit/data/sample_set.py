@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.episodes import Links
+from toolkit.data.image_places import place_images
 from toolkit.data.index import RowIndex
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
@@ -47,7 +48,7 @@ class SampleSet(Sequence[Sample]):
         """
         name, row = self.table[number]
         linked = row if self.links is None else self.links.put(self.table, number, row)
-        return self.task.read(name, linked, self.source)
+        return place_images(self.task, self.task.read(name, linked, self.source), self.source.context)
 
     def with_settings(self, settings: Any) -> "SampleSet":
         """Return the same rows, read with other settings of the task."""

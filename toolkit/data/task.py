@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.data.episodes import AgentMemoryFunctions, Links
 from toolkit.data.json_stream import Row
-from toolkit.data.sample import Answer, Reward, Sample
+from toolkit.data.sample import Answer, Reward, Sample, Turn
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
 
@@ -98,6 +98,8 @@ class Task:
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
+        turns: Sample -> the turns before the answer, the last one a user turn. SFT also learns their assistant turns.
+            None: one user turn with the question.
         grouped_by: definition of a group if ``data.group`` names no column.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
@@ -135,6 +137,7 @@ class Task:
     link: Callable[[Iterable[tuple[str, Row]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
+    turns: Callable[[Sample], tuple[Turn, ...]] | None = None
     grouped_by: str = "each row's first image"
     entry: str = ""
 

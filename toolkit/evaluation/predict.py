@@ -18,6 +18,7 @@ from typing import Any
 
 from toolkit import tiny
 from toolkit.data.episodes import Memory
+from toolkit.data.image_places import place_images
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ModelError, RowProblem, warn
@@ -243,7 +244,7 @@ def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequ
     }
     source = RowOrigin(Path("--question"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
     try:
-        sample = task.read("question", row, source)
+        sample = place_images(task, task.read("question", row, source))
     except RowProblem as problem:
         raise _invalid_question(problem, "--question") from problem
     return replace(sample, fields={**sample.fields, "question": question}, reference={})

@@ -4,11 +4,14 @@ Training, sampling and evaluation use the same template. ``processor`` is always
 This module does not import torch.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.errors import ModelError
+from toolkit.data.image_places import PLACEHOLDER, split_at_images
+from toolkit.data.sample import Turn
+from toolkit.errors import DataError, ModelError
 
 Message = dict[str, Any]
 _SENTINEL = "SENTINEL"
@@ -24,11 +27,15 @@ class TurnEnd:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Token counts of one row: the text of the prompt, its images, and the answer with its end of turn."""
+    """Token counts of one row: the text of the prompt, its images, and the answer with its end of turn.
+
+    ``earlier`` is the part of ``text`` that SFT supervises too: the earlier assistant turns of a conversation.
+    """
 
     text: int
     images: int
     answer: int
+    earlier: int = 0
 
     @property
     def total(self) -> int:
@@ -38,11 +45,27 @@ class Length:
 
 def conversation(question: str, images: int, system: str | None = None) -> list[Message]:
     """Return a user turn with ``images`` image placeholders and the question, after an optional system turn."""
-    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
-    turns: list[Message] = [{"role": "user", "content": content}]
-    if system:
-        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-    return turns
+    return messages_of([*([Turn("system", system)] if system else []), Turn("user", question)], images)
+
+
+def messages_of(turns: Sequence[Turn], images: int) -> list[Message]:
+    """Return the turns as messages, with an image at each placeholder of a user turn.
+
+    Without placeholders, the images are the first parts of the first user turn.
+    """
+    messages: list[Message] = []
+    placed = any(PLACEHOLDER.search(turn.text) for turn in turns if turn.role == "user")
+    waiting = 0 if placed else images
+    for turn in turns:
+        if turn.role == "user" and placed:
+            parts = list(split_at_images(turn.text))
+            content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+        else:
+            content = [{"type": "text", "text": turn.text}]
+        if turn.role == "user":
+            content, waiting = [*({"type": "image"} for _ in range(waiting)), *content], 0
+        messages.append({"role": turn.role, "content": content})
+    return messages
 
 
 def render_prompt(processor: Any, messages: Sequence[Message]) -> str:
@@ -106,6 +129,77 @@ def encode_text(processor: Any, text: str) -> list[int]:
 def encode_answer(processor: Any, answer: str, end: TurnEnd) -> list[int]:
     """Return the token ids of an answer and its end of turn, which are exactly the supervised tokens of SFT."""
     return [*processor.tokenizer(answer, add_special_tokens=False)["input_ids"], end.id]
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierTurn:
+    """An assistant turn inside a rendered prompt.
+
+    Attributes:
+        end: number of end-of-turn tokens in the prompt before that of this turn.
+        opening: the last special token before the turn. Empty: there is none.
+        header: the text of the template between ``opening`` and the turn.
+        answer: the text of the turn.
+        inserted: the text that the template adds between the header and the turn, such as the blank of SmolVLM.
+    """
+
+    end: int
+    opening: str
+    header: str
+    answer: str
+    inserted: str
+
+
+def earlier_turns(processor: Any, messages: Sequence[Message], end: TurnEnd, place: str = "") -> list[EarlierTurn]:
+    """Return the assistant turns of a prompt, in order.
+
+    Args:
+        processor: The model's processor.
+        messages: The prompt.
+        end: The end of turn.
+        place: The row, for an error.
+
+    Raises:
+        DataError: The chat template changes an assistant turn that is not the last one, for example by removing its
+            reasoning.
+    """
+    answered = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answered:
+        return []
+    whole, special = render_prompt(processor, messages), special_pattern(processor)
+    turns = []
+    for number in answered:
+        answer = str(messages[number]["content"][0]["text"])
+        before = render_prompt(processor, messages[:number])
+        shown = whole[len(before) :].partition(end.text)[0] if whole.startswith(before) else whole
+        if shown.strip() != answer.strip():
+            raise _changed_turn(place, answer, shown)
+        opening, header = re.findall(f"({special}|^)((?:(?!{special}).)*)$", before, re.DOTALL)[-1]
+        inserted = shown[: len(shown) - len(shown.lstrip())]
+        turns.append(EarlierTurn(before.count(end.text), opening, header, answer, inserted))
+    return turns
+
+
+def inserted_text(processor: Any, end: TurnEnd) -> str:
+    """Return what the chat template adds before an earlier assistant turn, but not before an answer."""
+    turns = (Turn("user", "question"), Turn("assistant", _SENTINEL), Turn("user", "question"))
+    return earlier_turns(processor, messages_of(turns, 0), end)[0].inserted
+
+
+def _changed_turn(place: str, answer: str, shown: str) -> DataError:
+    return DataError(
+        "data.turn_changed_by_template",
+        "the chat template must keep the assistant turns of a conversation as they are",
+        place=place,
+        value=f"{answer[:80]!r} became {shown.strip()[-80:]!r}",
+        remedy="Remove reasoning from earlier assistant turns, or use a model whose chat template keeps it.",
+    )
+
+
+def special_pattern(processor: Any) -> str:
+    """Return a regular expression that matches the model's special tokens."""
+    names = [processor.tokenizer.convert_ids_to_tokens(token) for token in special_ids(processor)]
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
 
 
 def count_tokens(processor: Any, prompt: str, sizes: Sequence[tuple[int, int]], answer: Sequence[int]) -> Length:
