@@ -66,7 +66,7 @@ def other_kind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("language") / "chest"
     folder.mkdir()
     shutil.copy(RECIPE.parent / "quickstart.toml", folder / "recipe.toml")
-    (folder / "run.json").write_text('{"schema_version": 1}')
+    (folder / "run.json").write_text('{"schema_version": 2}')
     return folder
 
 

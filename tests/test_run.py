@@ -361,9 +361,9 @@ def test_the_run_folder_imports_no_large_library() -> None:
         "",
         "{",
         "[]",
-        '{"schema_version": 1}',
-        '{"schema_version": 1, "seed": 1, "fingerprints": {}, "sessions": []}',
-        '{"schema_version": 1, "seed": 1, "fingerprints": {}, "sessions": [{"started": "now"}]}',
+        '{"schema_version": 2}',
+        '{"schema_version": 2, "seed": 1, "fingerprints": {}, "sessions": []}',
+        '{"schema_version": 2, "seed": 1, "fingerprints": {}, "sessions": [{"started": "now"}]}',
     ],
 )
 def test_a_corrupt_run_json_is_an_error(tmp_path: Path, text: str) -> None:
@@ -401,7 +401,7 @@ def test_a_damaged_result_of_a_stage_is_an_error(tmp_path: Path, text: str, begi
     assert "--fresh" in caught.problem.remedy
 
 
-@pytest.mark.parametrize("found", ["missing", 0, 2, "1", True, 1.0, None])
+@pytest.mark.parametrize("found", ["missing", 0, 1, 3, "2", True, 2.0, None])
 def test_a_run_of_another_schema_version_is_rejected_with_the_command_that_reuses_its_weights(
     tmp_path: Path, found: object
 ) -> None:

@@ -28,6 +28,7 @@ def evaluation_result(name: str, value: float, baseline: float, others: Mapping[
         score="accuracy",
         primary=ScoreResult(found, estimate(baseline), differences, {}),
         also={},
+        set_metrics={},
         summary=Summary(metrics, {}, (), (), ConfusionMatrix((), {})),
         images=StoreReport(),
         predictions=f"stages/evaluate-{name}/predictions.jsonl",

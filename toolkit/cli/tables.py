@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.data.sample import Answer
-from toolkit.evaluation.results import AgentMemoryResult, Difference
+from toolkit.evaluation.results import BASELINE, AgentMemoryResult, Difference, EvaluationResult
 from toolkit.exporting.exported import outdated
 from toolkit.exporting.results import ExportResult, FormatExport, GgufExport, Verification
 from toolkit.pipeline import ResultRow, RunResults
@@ -55,6 +55,8 @@ def results(found: RunResults) -> None:
     console = _console()
     for score, rows in found.tables.items():
         console.print(_table(score, found.split, rows, console.width))
+    if found.last is not None and found.last[1].set_metrics:
+        console.print(_set_metrics(*found.last, console.width))
     for table in agent_memory_tables(found.agent_memory):
         console.print(table)
     if found.export is not None and found.export.gguf is not None and not outdated(found.run):
@@ -165,9 +167,11 @@ def synthetic(task: str, files: Mapping[str, Path]) -> None:
 
 
 def data(found: "DataSplits", scan: "ScanReport") -> None:
-    """Print splits, warnings (such as leaks), unusable rows and images."""
+    """Print sources with their formats, splits, warnings (such as leaks), unusable rows and images."""
     from toolkit.pipeline.prepare_data import describe_scan
 
+    for source in found.sources:
+        print(source)
     for split in ("train", "validation", "test"):
         samples = getattr(found, split)
         groups = len({sample.group for sample in samples})
@@ -210,9 +214,14 @@ def percent(estimate: Estimate) -> str:
 
 def points(found: Difference | None) -> str:
     """Return a paired difference in percentage points with its interval, or an empty string if it has no value."""
-    if found is None or found.difference.value is None:
+    return "" if found is None else change(found.difference)
+
+
+def change(found: Estimate | None) -> str:
+    """Return a difference in percentage points with its interval, or an empty string if it has no value."""
+    if found is None or found.value is None:
         return ""
-    return f"{100 * found.difference.value:+.1f}{_interval(found.difference, '+.1f')}"
+    return f"{100 * found.value:+.1f}{_interval(found, '+.1f')}"
 
 
 def agent_memory_tables(results: Results) -> Iterator[Table]:
@@ -251,6 +260,24 @@ def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> T
         cells = [percent(row.estimate), points(row.to_previous), points(row.to_baseline)]
         gap = "\n" if width < NARROW else " "
         table.add_row(row.label, f"{row.estimate.n:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
+    return table
+
+
+def _set_metrics(label: str, found: EvaluationResult, width: int) -> Table:
+    """Return one row per metric of the whole set, with its differences."""
+    table = Table(title=f"metrics of the whole {found.split} split, {label}, 95 % intervals in brackets")
+    table.add_column("", overflow="fold")
+    for name in ("n", "value", "majority baseline", "to the earlier evaluation", "to the baseline"):
+        table.add_column(name, justify="right", overflow="fold")
+    gap = "\n" if width < NARROW else " "
+    for name, one in found.set_metrics.items():
+        cells = (
+            percent(one.value),
+            percent(one.baseline),
+            change(one.to_previous),
+            change(one.differences.get(BASELINE)),
+        )
+        table.add_row(name, f"{one.value.n:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
     return table
 
 

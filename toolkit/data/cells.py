@@ -1,6 +1,7 @@
 """Cell values of a row as text, numbers, lists, images, context and group."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import json_repair
 
 from toolkit.data.json_stream import Row
+from toolkit.data.literals import is_printed_value, read_literal
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import ImagePolicy, image_ref, read_image_header
@@ -19,6 +21,12 @@ from toolkit.scoring.regions import Coordinates, Frame, Size
 
 _HALF = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"\d+\.0+")
+
+_SUSPECT = ("[", "{", "b'", 'b"', "array(", "tensor(", "<", "n", "N")
+"""Beginnings of texts that can be printed values or missing."""
+
+_MISSING = frozenset({"nan", "nat", "<na>"})
+"""Texts, in lower case, that pandas prints for missing values."""
 
 MOST_BRACKETS = 128
 """Maximum number of opening brackets in a text that is repaired. An answer of the task steps has about ten."""
@@ -31,19 +39,62 @@ IMAGE_OUTSIDE = ("data.image_outside_root", "an image path must not leave the fo
 
 
 def text_of(value: Any) -> str:
-    """Return a value as text without surrounding blanks. Missing values (None, NaN) are empty.
+    """Return a text, number or truth value as text without surrounding blanks. Missing values are empty.
 
-    >>> text_of(" yes "), text_of(3), text_of(2.0), text_of(None), text_of(float("nan"))
-    ('yes', '3', '2.0', '', '')
+    Missing are None, NaN, and the texts that pandas prints for them. JSON in a text is text.
+
+    >>> text_of(" yes "), text_of(3), text_of(2.5), text_of(None), text_of(float("nan")), text_of("NaN")
+    ('yes', '3', '2.5', '', '', '')
+
+    Raises:
+        RowProblem: The value is a list, an object, bytes or an infinite number, or a text that Python printed for one
+            (``['yes']`` in a CSV), or a text with half of a surrogate pair.
     """
     if isinstance(value, str):
-        if not value.isascii() and _HALF.search(value):
-            rule = "a text must not have half of a surrogate pair, which is not a character"
-            raise RowProblem("data.text_not_unicode", rule, value=ascii(value))
-        return value.strip()
+        check_unicode(value)
+        text = value.strip()
+        if not text.startswith(_SUSPECT):
+            return text
+        if is_printed_value(text):
+            raise _not_text(value)
+        return "" if text.lower() in _MISSING else text
     if value is None or value != value:  # only NaN differs from itself
         return ""
-    return str(value).strip()
+    if not isinstance(value, int | float) or math.isinf(value):
+        raise _not_text(value)
+    return str(value)
+
+
+def texts_of(value: Any) -> tuple[str, ...]:
+    """Return the texts of a list, or of a CSV cell with a list as JSON, Python or NumPy print it. One text is a list.
+
+    Missing values in a list are left out.
+
+    >>> texts_of(["a ", 2, None]), texts_of("['a', 'b']"), texts_of('["a"]'), texts_of("a, b"), texts_of(None)
+    (('a', '2'), ('a', 'b'), ('a',), ('a, b',), ())
+
+    Raises:
+        RowProblem: The value, or a value of the list, is not a text or number.
+    """
+    found = decoded(value)
+    values = found if isinstance(found, list | tuple) else [value]
+    return tuple(text for one in values if (text := text_of(one)))
+
+
+def check_unicode(text: str) -> None:
+    """Raise a RowProblem if a text has half of a surrogate pair."""
+    if not text.isascii() and _HALF.search(text):
+        rule = "a text must not have half of a surrogate pair, which is not a character"
+        raise RowProblem("data.text_not_unicode", rule, value=ascii(text))
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value of any type is missing: None, NaN, a blank text, or a text that pandas prints for these.
+
+    >>> is_missing(None), is_missing(" "), is_missing("nan"), is_missing([]), is_missing("None")
+    (True, True, True, False, False)
+    """
+    return value is None or value != value or (isinstance(value, str) and value.strip().lower() in ("", *_MISSING))
 
 
 def name_of(value: Any) -> str:
@@ -80,13 +131,21 @@ def cell(row: Row, origin: RowOrigin, field: str) -> Any:
 
 
 def decoded(value: Any) -> Any:
-    """Return a list or table from JSON text, as a CSV stores it. Any other value is returned unchanged."""
+    """Return a list or table from its text in a CSV: JSON, or as Python or NumPy print it. Other values stay as is.
+
+    >>> decoded("[1, 2]"), decoded("['a' 'b']"), decoded("[see report]")
+    ([1, 2], ['a', 'b'], '[see report]')
+    """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
+        found = read_literal(value)
+        return value if found is None else found
     return value
+
+
+def _not_text(value: Any) -> RowProblem:
+    rule = "a text or number is expected, not a list, an object, bytes or an infinite number"
+    remedy = "Store one text in each cell, or name another column in data.columns."
+    return RowProblem("data.value_not_text", rule, value=value, remedy=remedy)
 
 
 @lru_cache(maxsize=1 << 10)

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from toolkit.data.embedded_images import EmbeddedImageStore
+from toolkit.data.formats.hub import HUB
 from toolkit.data.json_stream import Row
-from toolkit.data.sources import HUB, EmbeddedImageStore, Source, find_source, stream_source
-from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, Tally, stored_dropped
+from toolkit.data.sources import Source, find_source, start_reading, stream_records
+from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, stored_dropped
 from toolkit.errors import DataError
 from toolkit.runfolder.cache import cache_folder
 
-FORMAT = "2"
+FORMAT = "3"
 """Version of the index format. It is part of the file name."""
 
 EDGE_BYTES = 1 << 16
@@ -46,8 +48,12 @@ class IndexMetadata:
     """Rows with the id of an earlier row. They are kept as ``id#2``, ``id#3``, …"""
     duplicate_examples: tuple[str, ...]
     skipped: tuple[Dropped, ...]
-    """Records that are not objects."""
+    """Records that are not objects, or that their format cannot read."""
+    noted: tuple[Dropped, ...]
+    """Records with a warning of their format."""
     has_embedded_images: bool
+    format: str
+    """Name of the source's format."""
 
 
 class RowIndex:
@@ -75,8 +81,13 @@ class RowIndex:
 
     @property
     def skipped(self) -> tuple[Dropped, ...]:
-        """Records that are not objects and are not in the index."""
+        """Records that are not in the index: they are not objects, or their format cannot read them."""
         return self.metadata.skipped
+
+    @property
+    def description(self) -> str:
+        """Return source, format and number of rows, as in ``data/train.json: JSON, 1,200 rows``."""
+        return f"{self.source}: {self.metadata.format}, {self.metadata.rows:,} rows"
 
     def __len__(self) -> int:
         return self.metadata.rows
@@ -196,9 +207,9 @@ def _read_metadata(target: Path) -> IndexMetadata | None:
         stored = json.loads(_metadata_file(target).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    skipped = stored_dropped(stored.pop("skipped"))
+    skipped, noted = (stored_dropped(stored.pop(name)) for name in ("skipped", "noted"))
     stored |= {name: tuple(stored[name]) for name in ("columns", "duplicate_examples")}
-    return IndexMetadata(**stored, skipped=skipped)
+    return IndexMetadata(**stored, skipped=skipped, noted=noted)
 
 
 def _metadata_file(target: Path) -> Path:
@@ -208,10 +219,11 @@ def _metadata_file(target: Path) -> Path:
 
 def _write(source: Source, temporary: Path, images: EmbeddedImageStore, visit: Visit | None) -> IndexMetadata:
     columns: dict[str, None] = {}
-    ids, skipped = _Ids(), Tally()
+    ids, reading = _Ids(), start_reading(source, images)
+    skipped = reading.skipped
     number = 0
     with _Batches(temporary) as batches:
-        for name, row, text in stream_source(source, images):
+        for name, row, text in stream_records(source, reading):
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"
                 skipped.add(rule, f"{name}: {json.dumps(row)[:40]}", "data.record_not_object")
@@ -235,7 +247,9 @@ def _write(source: Source, temporary: Path, images: EmbeddedImageStore, visit: V
         duplicates=ids.duplicates,
         duplicate_examples=tuple(ids.examples),
         skipped=skipped.of(source.name),
+        noted=reading.notes.of(source.name),
         has_embedded_images=images.used,
+        format=source.title,
     )
 
 

@@ -8,6 +8,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from toolkit.errors import DataError
@@ -17,6 +18,11 @@ MAX_RECORD_CHARS = 1 << 26
 """A longer record indicates a corrupt file (a missing quotation mark)."""
 LOOK_AHEAD = 1 << 16
 """A parse error this far before the window's end is invalid JSON, not a truncated record."""
+
+PEEK_BYTES = 1 << 20
+PEEK_MEMBERS = 20
+_CUT = object()
+"""A value that continues after the text of a peek."""
 
 _BLANK = r"[ \t\n\r]*"
 _KEY = re.compile(rf'{_BLANK}("(?:[^"\\]|\\.)*"){_BLANK}:{_BLANK}', re.DOTALL)
@@ -63,6 +69,55 @@ def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
         window.at, separator = after.end(), after[1]
         yield (_key_text(name[1]) if opener == "{" else None), value, text[begin:end]
     window.finish()
+
+
+def peek_members(file: Path) -> dict[str, Any]:
+    """Return the first members of a file that is one JSON object: key -> value. A list has only its first elements.
+
+    Only the first MB is read, and later members are absent. Invalid JSON ends the members without an error. A file that
+    is not one JSON object has none.
+    """
+    with file.open("rb") as stream:
+        text = stream.read(PEEK_BYTES).decode("utf-8", "ignore").removeprefix("\ufeff")
+    start, members = _START.match(text), dict[str, Any]()
+    if start is None or start[1] != "{":
+        return members
+    at = start.end()
+    while len(members) < PEEK_MEMBERS and (key := _KEY.match(text, at)) is not None:
+        value, end = _peek_value(text, key.end())
+        if value is not _CUT:
+            members[_key_text(key[1])] = value
+        if end is None or (after := _NEXT["{"].match(text, end)) is None:
+            break
+        at = after.end()
+    return members
+
+
+def _peek_value(text: str, begin: int) -> tuple[Any, int | None]:
+    """Return a value and its end, which is None if the text ends within the value."""
+    decode = json.JSONDecoder().raw_decode
+    opener = _START.match(text, begin)
+    try:
+        if opener is None or opener[1] == "{":
+            return decode(text, begin)
+    except (ValueError, RecursionError):
+        return _CUT, None
+    elements, at = list[Any](), opener.end()
+    if text.startswith("]", at):
+        return elements, at + 1
+    while True:
+        try:
+            element, end = decode(text, at)
+        except (ValueError, RecursionError):
+            return elements, None
+        if len(elements) < PEEK_MEMBERS:
+            elements.append(element)
+        if (after := _NEXT["["].match(text, end)) is None:
+            return elements, None
+        if after[1] == "]":
+            return elements, after.end()
+        at = after.end()
+        at = at if (blank := _NO_KEY.match(text, at)) is None else blank.end()
 
 
 def _key_text(quoted: str) -> str:

@@ -33,6 +33,8 @@ class DataSplits:
     """Warnings about leaks, sources, removed rows, splits by group and limits, in this order."""
     fingerprint: str
     """Hash of task, columns, and the rows of each split. Equal data has the same fingerprint on every machine."""
+    sources: tuple[str, ...] = ()
+    """Each source with its format and number of rows, such as ``data/train.json: JSON, 1,200 rows``."""
 
     @property
     def warning_texts(self) -> tuple[str, ...]:
@@ -88,7 +90,15 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
             rule = f"{len(sets[name]):,} of {len(rows):,} rows are used, drawn by the seed"
             warnings.append(Problem("data.rows_limited", rule, name))
     dropped = (*(one for source in loaded.values() for one in source.dropped), *removed)
-    return DataSplits(**sets, dropped=dropped, leaks=leaks, warnings=tuple(warnings), fingerprint=_fingerprint(sets))
+    described = tuple(dict.fromkeys(source.samples.table.description for source in loaded.values()))
+    return DataSplits(
+        **sets,
+        dropped=dropped,
+        leaks=leaks,
+        warnings=tuple(warnings),
+        fingerprint=_fingerprint(sets),
+        sources=described,
+    )
 
 
 def synthetic_rows_file(folder: Path, split: str) -> Path | None:

@@ -159,7 +159,7 @@ def _warnings(
         yield Problem("data.order_irregular", note)
     for one in (*index.skipped, *row_scan.dropped):
         yield one.notice("left out")
-    for one in row_scan.noted:
+    for one in (*metadata.noted, *row_scan.noted):
         yield one.notice()
     if metadata.duplicates:
         rule = "ids should be unique: repeated ids are kept as id#2, id#3, …"

@@ -61,6 +61,21 @@ class Synthetic:
 
 
 @dataclass(frozen=True, slots=True)
+class SetMetrics:
+    """Metrics of a set of answers that are not means of their scores, such as mAP or corpus BLEU.
+
+    ``values`` is called for every bootstrap sample, so everything that concerns one answer belongs into ``part``.
+
+    Attributes:
+        part: (Sample, Answer) -> what ``values`` needs of one answer. None: the metrics do not apply to the sample.
+        values: the parts of a set -> metric -> value in [0, 1], or None if it is not defined for the set.
+    """
+
+    part: Callable[[Sample, Answer], Any]
+    values: Callable[[Sequence[Any]], Mapping[str, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One kind of question. All functions are pure.
 
@@ -83,6 +98,7 @@ class Task:
         baseline: training samples -> (Sample -> completion): the majority baseline, scored like a model.
         baselines: score -> its own majority baseline, where another answer is right more often.
         also: further names in ``scores`` with a separate table of results.
+        set_metrics: metrics of all answers together. None: every metric is a mean of ``scores``.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
         why: reward -> (Sample, Answer) -> the reason for its value.
         all_or_nothing: rewards that are 0 or 1 for nearly every answer.
@@ -121,6 +137,7 @@ class Task:
     labels: Callable[[Sample, Answer], tuple[str, str | None] | None]
     baseline: Callable[[Sequence[Sample]], Callable[[Sample], str]]
     also: tuple[str, ...] = ()
+    set_metrics: SetMetrics | None = None
     baselines: Mapping[str, Callable[[Sequence[Sample]], Callable[[Sample], str]]] = field(default_factory=dict)
     stratum: Callable[[Sample], str] | None = None
     why: Mapping[str, Callable[[Sample, Answer], str]] = field(default_factory=dict)

@@ -50,6 +50,7 @@ def score_answer(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) 
         by={name: str(value) for name in by if (value := _value(sample, name)) is not None},
         truncated=answer.truncated,
         problem=answer.problem,
+        part=task.set_metrics.part(sample, answer) if task.set_metrics else None,
     )
 
 

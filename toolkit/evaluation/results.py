@@ -116,6 +116,28 @@ class ScoreResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SetResult:
+    """One metric of the whole set (``Task.set_metrics``).
+
+    Attributes:
+        value: the metric. Its n is the number of answers that it applies to.
+        baseline: the metric of the majority baseline on the same samples.
+        differences: ``BASELINE`` or the name of an earlier evaluation -> this evaluation minus the other, on the common
+            samples.
+    """
+
+    value: Estimate
+    baseline: Estimate
+    differences: Mapping[str, Estimate]
+
+    @property
+    def to_previous(self) -> Estimate | None:
+        """Return the difference to the latest earlier evaluation. None: there is none."""
+        names = [name for name in self.differences if name != BASELINE]
+        return self.differences[names[-1]] if names else None
+
+
+@dataclass(frozen=True, slots=True)
 class ModeResult:
     """The result of one agent-memory mode.
 
@@ -162,6 +184,7 @@ class EvaluationResult:
         score: the name of the task's primary score, with the agent-memory mode if there are several.
         primary: the primary score.
         also: other scores, agent-memory modes and whole episodes that get a table.
+        set_metrics: metric of the whole set -> its result. Empty if the task has none.
         summary: all metrics of the mode "reference".
         images: what happened to the images.
         predictions: the JSONL file of predictions, relative to the run folder.
@@ -172,6 +195,7 @@ class EvaluationResult:
     score: str
     primary: ScoreResult
     also: Mapping[str, ScoreResult]
+    set_metrics: Mapping[str, SetResult]
     summary: Summary
     images: StoreReport
     predictions: str

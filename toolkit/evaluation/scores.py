@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from toolkit.data.task import SetMetrics
 from toolkit.errors import warn
 from toolkit.evaluation.evaluation_set import OFF, OWN, REFERENCE, EvaluationSet
 from toolkit.evaluation.generate import SKIP_REMEDIES
@@ -19,6 +20,7 @@ from toolkit.evaluation.results import (
     EvaluationResult,
     ModeResult,
     ScoreResult,
+    SetResult,
     evaluation_stage,
 )
 from toolkit.evaluation.stage_context import Context
@@ -33,6 +35,8 @@ from toolkit.scoring.statistics import (
     find_scored_episodes,
     plot_confusion_matrix,
     proportion,
+    set_differences,
+    set_estimates,
     summarise,
 )
 
@@ -77,6 +81,7 @@ def make_result(
         score=score,
         primary=primary,
         also=dict(also),
+        set_metrics=_set_results(context, evaluation_set, main, others),
         summary=summary,
         images=context.count_images(stage),
         predictions=f"stages/{stage}/{PREDICTIONS}",
@@ -201,6 +206,42 @@ def _score_result(context: Context, view: _View) -> ScoreResult:
             if label != BASELINE
         },
     )
+
+
+def _set_results(context: Context, evaluation_set: EvaluationSet, rows: Rows, others: Others) -> dict[str, SetResult]:
+    """Return the metrics of the whole set in the mode "reference", compared with the baseline and earlier ones."""
+    metrics = evaluation_set.task.set_metrics
+    rows = [row for row in rows if row.part is not None]
+    if metrics is None or not rows:
+        return {}
+    draws = (context.recipe.evaluation.bootstrap, context.recipe.run.seed)
+    baselines, before = others
+    earlier = {BASELINE: baselines.rows[BASELINE], **{name: modes[REFERENCE] for name, modes in before.items()}}
+
+    def estimates(of: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
+        return set_estimates([row.part for row in of], [row.group for row in of], metrics.values, *draws)
+
+    changes = {name: _set_changes(metrics, other, rows, draws) for name, other in earlier.items()}
+    majority = estimates([row for row in earlier[BASELINE] if row.part is not None])
+    nothing = Estimate(None, 0, None, None, "none", 0)
+    return {
+        metric: SetResult(
+            value,
+            majority.get(metric, nothing),
+            {name: found[metric] for name, found in changes.items() if metric in found},
+        )
+        for metric, value in estimates(rows).items()
+    }
+
+
+def _set_changes(metrics: SetMetrics, before: Rows, after: Rows, draws: Draws) -> dict[str, Estimate]:
+    """Return after minus before of each metric, on the common samples. Empty if there are none."""
+    old = {row.id: row.part for row in before if row.part is not None}
+    both = [row for row in after if row.id in old]
+    if not both:
+        return {}
+    parts = [old[row.id] for row in both], [row.part for row in both]
+    return set_differences(*parts, [row.group for row in both], metrics.values, *draws)
 
 
 def _mean(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -> Estimate:

@@ -221,6 +221,7 @@ def model_card(facts: CardFacts) -> ModelCard:
         min_groups=MIN_GROUPS,
         unknown=UNKNOWN,
         score_table=score_table,
+        set_table=set_table,
         gguf_table=gguf_table,
         percent=percent,
         hours=lambda seconds: figure(seconds / HOUR),
@@ -235,6 +236,16 @@ def score_table(score: str, rows: Sequence[ResultRow]) -> Markup:
     cells = [
         (row.label, f"{row.estimate.n:,}", percent(row.estimate), points(row.to_previous), points(row.to_baseline))
         for row in rows
+    ]
+    return table(head, cells)
+
+
+def set_table(found: EvaluationResult) -> Markup:
+    """Return the table of the metrics of the whole set, with the differences to the baseline in percentage points."""
+    head = ("metric of the whole set", "n", "value", "majority baseline", "to the majority baseline, points")
+    cells = [
+        (name, f"{one.value.n:,}", percent(one.value), percent(one.baseline), change(one.differences.get(BASELINE)))
+        for name, one in found.set_metrics.items()
     ]
     return table(head, cells)
 
@@ -275,11 +286,17 @@ def percent(found: Estimate) -> Markup:
 
 def points(found: Difference | None) -> Markup:
     """Return a paired difference in percentage points with its interval, or an empty text."""
-    if found is None or found.difference.value is None:
+    return Markup("") if found is None else change(found.difference)
+
+
+def change(found: Estimate | None) -> Markup:
+    """Return a difference in percentage points with its interval, or an empty text if it has no value."""
+    if found is None or found.value is None:
         return Markup("")
-    low, high = found.difference.low, found.difference.high
-    interval = "no interval" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
-    return Markup(f"{100 * found.difference.value:+.1f} [{interval}]")
+    interval = "no interval"
+    if found.low is not None and found.high is not None:
+        interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return Markup(f"{100 * found.value:+.1f} [{interval}]")
 
 
 def card_header(facts: CardFacts) -> ModelCardData:

@@ -42,6 +42,8 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     if recipe.rewards.custom:
         fingerprints["rewards"] = fingerprint_rewards(recipe)
     check_fingerprints(run, fingerprints)
+    for source in data.sources:
+        log.info("%s", source)
     for one in data.warnings:
         warn(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     images = image_store(recipe, data)

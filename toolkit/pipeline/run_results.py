@@ -98,6 +98,12 @@ class RunResults:
             if found.agent_memory is not None and (label := LABELS.get(name, name)) in labels
         }
 
+    @property
+    def last(self) -> tuple[str, EvaluationResult] | None:
+        """Return the label and the evaluation of the last row of the tables. None: nothing is evaluated."""
+        label = self.rows[-1].label if self.rows else ""
+        return next(((label, one) for name, one in self.evaluations.items() if LABELS.get(name, name) == label), None)
+
 
 def read_results(path: Path | str) -> RunResults:
     """Return the content of results.json.

@@ -22,7 +22,7 @@ from toolkit.runfolder.versions import now
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the files of a run: run.json, results.json and the results of its stages. It changes with their fields."""
 
 TRAINING_STAGES = ("sft", "grpo")
@@ -275,7 +275,7 @@ def check_schema(run: RunFolder) -> None:
         RunError: run.json has another ``schema_version``, or cannot be read.
     """
     found = read_state_file(run).get("schema_version", "missing")
-    if type(found) is not int or found != SCHEMA_VERSION:  # True and 1.0 are equal to 1
+    if type(found) is not int or found != SCHEMA_VERSION:  # 2.0 is equal to 2
         raise RunError(
             "run.schema_version",
             f"schema_version in run.json must be {SCHEMA_VERSION}, that of this version of the toolkit",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.data.task import RowOrigin, Synthetic, Task
+from toolkit.data.task import RowOrigin, SetMetrics, Synthetic, Task
 from toolkit.errors import RowProblem
 from toolkit.recipe.user_code import USER_CODE
 from toolkit.tasks.chat import CHAT
@@ -16,7 +16,7 @@ from toolkit.tasks.steps import STEPS
 from toolkit.tasks.user_task import load_task
 from toolkit.tasks.vqa import VQA
 
-__all__ = ["TASKS", "Answer", "RowOrigin", "RowProblem", "Sample", "Synthetic", "Task", "Tasks"]
+__all__ = ["TASKS", "Answer", "RowOrigin", "RowProblem", "Sample", "SetMetrics", "Synthetic", "Task", "Tasks"]
 
 
 class Tasks(Mapping[str, Task]):

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.data.task import Task
+from toolkit.data.task import SetMetrics, Task
 from toolkit.errors import DataError, Problem, RecipeError, ToolkitError
 from toolkit.recipe import Data, Section
 from toolkit.recipe.user_code import UserCode, load_user_code, raised_at
@@ -33,6 +33,7 @@ _RESULTS: Mapping[str, type] = {
     "target": str,
     "parse": Answer,
     "scores": Mapping,
+    "set_metrics.values": Mapping,
 }
 """Function of a task -> the type of its result."""
 
@@ -98,6 +99,10 @@ def _guarded(task: Task) -> Task:
     for name in ("stratum", "link", "notes"):
         if (function := getattr(task, name)) is not None:
             wrapped[name] = _guard(task, name, function)
+    if task.set_metrics is not None:
+        metrics = task.set_metrics
+        part, values = (_guard(task, f"set_metrics.{name}", getattr(metrics, name)) for name in ("part", "values"))
+        wrapped["set_metrics"] = SetMetrics(part, values)
     baseline = _guard(task, "baseline", task.baseline)
     wrapped["baseline"] = lambda samples: _guard(task, "baseline", baseline(samples))
     if task.synthetic is not None:
@@ -123,15 +128,16 @@ def _guard(task: Task, name: str, function: Callable[..., Any]) -> Callable[...,
             rule, remedy = f"must return an object of type {kind.__name__}", "Correct the function."
             raise DataError("tasks.result_wrong_type", rule, place=place, value=found, remedy=remedy)
         if name == "scores":
-            _check_scores(task, found, place)
+            _check_scores(found, {task.primary, *task.also}, place)
+        if name == "set_metrics.values":
+            _check_scores(found, set(), place)
         return found
 
     return call
 
 
-def _check_scores(task: Task, scores: Mapping[str, object], place: str) -> None:
-    missing = {task.primary, *task.also} - scores.keys()
-    if missing or any(value is not None and not _is_fraction(value) for value in scores.values()):
+def _check_scores(scores: Mapping[str, object], needed: set[str], place: str) -> None:
+    if needed - scores.keys() or any(value is not None and not _is_fraction(value) for value in scores.values()):
         raise DataError(
             "tasks.scores_invalid",
             "must return numbers from 0 to 1 or None, with the scores that primary and also name",

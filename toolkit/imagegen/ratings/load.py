@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import Dropped, Tally, row_cache, source_folder
-from toolkit.data.sources import EmbeddedImageStore, find_source, stream_source
+from toolkit.data.embedded_images import EmbeddedImageStore
+from toolkit.data.sources import find_source, stream_source
 from toolkit.data.unusable_rows import total
 from toolkit.errors import DataError, ImageError, RowProblem
 from toolkit.images import image_ref

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import row_cache
-from toolkit.data.sources import EmbeddedImageStore, find_source, stream_source
+from toolkit.data.embedded_images import EmbeddedImageStore
+from toolkit.data.sources import find_source, stream_source
 from toolkit.errors import DataError, ToolkitError
 from toolkit.imagegen.generate import FinishedRun, load_base, prompts_by_modality, to_pixels, use_method
 from toolkit.imagegen.generators.ddim import make_schedule

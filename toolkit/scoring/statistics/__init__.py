@@ -16,6 +16,7 @@ from toolkit.scoring.statistics.episodes import (
 )
 from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion, wilson
 from toolkit.scoring.statistics.paired import Paired, mcnemar_exact, paired_difference
+from toolkit.scoring.statistics.sets import set_differences, set_estimates
 from toolkit.scoring.statistics.summary import (
     AGE_EDGES,
     Comparison,
@@ -51,6 +52,8 @@ __all__ = [
     "paired_difference",
     "plot_confusion_matrix",
     "proportion",
+    "set_differences",
+    "set_estimates",
     "summarise",
     "wilson",
 ]

@@ -34,7 +34,8 @@ class ScoredAnswer:
     """One scored answer.
 
     ``scores`` are in [0, 1], or None if a score does not apply. ``label`` is (true, predicted or None) if the task has
-    labels. ``by`` has the group-by columns. ``problem`` says why the answer was not parsed.
+    labels. ``by`` has the group-by columns. ``problem`` says why the answer was not parsed. ``part`` is what
+    ``SetMetrics`` need of this answer. None: the task has none, or they do not apply.
     """
 
     id: str
@@ -44,6 +45,7 @@ class ScoredAnswer:
     by: Mapping[str, str] = field(default_factory=dict)
     truncated: bool = False
     problem: str | None = None
+    part: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.cells import cell, name_of, number_of, parse_or_repair_json, text_of
+from toolkit.data.cells import cell, is_missing, name_of, number_of, parse_or_repair_json
 from toolkit.data.episodes import FIRST, GAP, REPEATED, AgentMemoryFunctions, Links
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import DataError
+from toolkit.errors import DataError, RowProblem
 from toolkit.scoring.statistics import EpisodePosition
 from toolkit.tasks.steps.agent_memory import EMPTY, AgentMemory, advance
 from toolkit.tasks.steps.metrics import repeat_last
@@ -58,12 +58,17 @@ def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Li
     count = 0
     for number, (_, row) in enumerate(rows):
         count = number + 1
-        if task := number_of(cell(row, origin, "task")):
+        try:
+            task, step = number_of(cell(row, origin, "task")), step_of(row, origin)
+            group = "" if origin.group is None else name_of(row.get(origin.group))
+        except RowProblem:
+            continue  # ``read`` reports the row
+        if task:
             of_task = tasks.setdefault(task, _TaskRows())
             of_task.rows.append(number)
-            of_task.steps.append(step_of(row, origin))
+            of_task.steps.append(step)
             if origin.group is not None:
-                of_task.groups.add(name_of(row.get(origin.group)))
+                of_task.groups.add(group)
     _check_groups(tasks, origin)
     found = Links(np.full(count, FIRST), np.ones(count, np.int64), np.ones(count, np.int64), np.ones(count, bool))
     irregularities = _Irregularities()
@@ -76,7 +81,7 @@ def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Li
 def step_of(row: Mapping[str, Any], origin: RowOrigin) -> int | None:
     """Return the step number of the row, or None."""
     value = cell(row, origin, "step")
-    if value is None or not text_of(value):
+    if is_missing(value):
         value = _original(cell(row, origin, "grounding")).get("step")
     if isinstance(value, bool):
         return None

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from toolkit.data.cells import cell, parse_or_repair_json, text_of
+from toolkit.data.cells import cell, check_unicode, is_missing, parse_or_repair_json, text_of
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.scoring.regions import Frame, Size, order_box
@@ -121,7 +121,7 @@ def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapp
     if faults:
         rule = "the parts of Output must have the right types"
         raise RowProblem("tasks.steps.output_wrong_type", rule, place=where, value=faults)
-    text_of(compact(raw))  # raises for half surrogate pairs
+    check_unicode(compact(raw))
     return raw, parts, notes
 
 
@@ -176,7 +176,8 @@ def _place(
     The coordinates are the row's coords. For a row without such a key, they are the centre of its box.
     """
     output, grounding = found
-    box = cell(row, origin, "bbox") if text_of(cell(row, origin, "bbox")) else grounding.predicted.coords
+    own = cell(row, origin, "bbox")
+    box = grounding.predicted.coords if is_missing(own) else own
     edges = _pixels(box, origin.settings, size, where)
     place = _pixels(output.predicted.coords, origin.settings, size, where)
     if place is None and edges is not None and "coords" not in output.predicted.model_fields_set:

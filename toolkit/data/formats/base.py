@@ -1,0 +1,163 @@
+"""The interface of a format: how it is recognized by content, and how its records are read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.embedded_images import EmbeddedImageStore, UnwrittenImages
+from toolkit.data.json_stream import Record, peek_members
+from toolkit.data.unusable_rows import Tally
+
+ID_COLUMNS = ("id", "qid", "question_id", "uid")
+"""Columns with the row id if the source is not an object id -> record."""
+
+FIRST_ROWS = 20
+"""Records that recognition may read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """Where plain rows are stored: a file, the files of a folder, or a Hub dataset.
+
+    Attributes:
+        name: how messages name it, such as ``JSON``.
+        files: its files. If one changes, the index is built again.
+        parts: (store of embedded images, split or None for all rows) -> for each file, the prefix of row numbers and
+            the records, streamed.
+        splits: names of the splits, as the source writes them. Empty if it has no splits.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    parts: Callable[[EmbeddedImageStore, str | None], Iterator[tuple[str, Iterator[Record]]]]
+    splits: Callable[[], tuple[str, ...]] = tuple
+
+
+class Look:
+    """What recognition may use of a source: its names and its first records. Each is read on first access.
+
+    Args:
+        path: the file or folder. For a Hub dataset, its name.
+        container: the plain rows of the source. None: a file or folder without any.
+    """
+
+    def __init__(self, path: Path, container: Container | None) -> None:
+        self.path, self.container = path, container
+
+    @cached_property
+    def is_folder(self) -> bool:
+        """Whether the source is a folder."""
+        return self.path.is_dir()
+
+    @cached_property
+    def suffix(self) -> str:
+        """The file's suffix in lower case. Empty for a folder."""
+        return "" if self.is_folder else self.path.suffix.lower()
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The files directly in the folder, sorted and without hidden ones. The file itself if it is a file."""
+        return tuple(one for one in self._inside if one.is_file()) if self.is_folder else (self.path,)
+
+    @cached_property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders directly in the folder, sorted and without hidden ones. Empty for a file."""
+        return tuple(one for one in self._inside if one.is_dir())
+
+    @cached_property
+    def members(self) -> dict[str, Any]:
+        """The first members of a JSON file that is one object: key -> value. A list has only its first elements.
+
+        Empty for any other source. Only the first MB of the file is read, so that later keys can be absent.
+        """
+        return peek_members(self.path) if self.suffix == ".json" and not self.is_folder else {}
+
+    @cached_property
+    def rows(self) -> tuple[Any, ...]:
+        """The first records of the container, 20 at most. They need not be objects."""
+        if self.container is None:
+            return ()
+        parts = self.container.parts(UnwrittenImages(), None)
+        return tuple(islice((row for _, records in parts for _, row, _ in records), FIRST_ROWS))
+
+    @cached_property
+    def objects(self) -> tuple[dict[str, Any], ...]:
+        """The first records that are objects with named fields."""
+        return tuple(row for row in self.rows if isinstance(row, dict))
+
+    @cached_property
+    def _inside(self) -> tuple[Path, ...]:
+        shown = (one for one in self.path.iterdir() if not one.name.startswith((".", "_"))) if self.is_folder else ()
+        return tuple(sorted(shown))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One pass over a source.
+
+    Attributes:
+        look: the source.
+        images: keeps images that the source contains as bytes.
+        split: name of the split to read, as the source writes it. None: all rows.
+        id_columns: columns with the row id, in order.
+        skipped: records that cannot be used. ``skipped.add(rule, example, code)`` counts one, which is not yielded.
+        notes: warnings about records that are used, counted likewise.
+    """
+
+    look: Look
+    images: EmbeddedImageStore
+    split: str | None = None
+    id_columns: tuple[str, ...] = ID_COLUMNS
+    skipped: Tally = field(default_factory=Tally)
+    notes: Tally = field(default_factory=Tally)
+
+    def rows(self) -> Iterator[tuple[str, Any, str | None]]:
+        """Yield id, row and JSON text of the plain rows, streamed. Rows without an id are numbered in each file."""
+        if self.look.container is None:
+            return
+        for prefix, records in self.look.container.parts(self.images, self.split):
+            for number, (name, row, text) in enumerate(records):
+                own = name if name is not None else own_id(row, self.id_columns)
+                yield own if own is not None else f"{prefix}{number}", row, text
+
+
+def own_id(row: Any, columns: tuple[str, ...]) -> str | None:
+    """Return the id of a record from the first of these columns that has a value, or None."""
+    if isinstance(row, dict):
+        for column in columns:
+            if (value := row.get(column)) is not None and value != "":
+                return str(value)
+    return None
+
+
+def _plain_files(look: Look) -> tuple[Path, ...]:
+    return look.container.files if look.container else look.files
+
+
+def _plain_splits(look: Look) -> tuple[str, ...]:
+    return look.container.splits() if look.container else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A layout of rows. A source has the first format of the table that matches.
+
+    Attributes:
+        name: how messages name it, such as ``LLaVA conversations``.
+        description: what the source must have, as a part of a sentence. Errors show it.
+        matches: Look -> whether the source has this format. It must be certain, and must not raise.
+        records: Reading -> (id, row, JSON text), streamed. The id is None if the source has none. The text is None if
+            the row is not stored as JSON. Relative image paths start from the folder of the source.
+        files: Look -> files whose change makes the index invalid.
+        splits: Look -> names of the splits, as the source writes them.
+    """
+
+    name: str
+    description: str
+    matches: Callable[[Look], bool]
+    records: Callable[[Reading], Iterator[Record]]
+    files: Callable[[Look], tuple[Path, ...]] = _plain_files
+    splits: Callable[[Look], tuple[str, ...]] = _plain_splits
