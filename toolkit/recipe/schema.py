@@ -329,6 +329,8 @@ class Evaluate(Section):
     """Columns by whose values the score is also reported. Default: those of the task."""
     positive: str | None = None
     """Label that is compared with all others (sensitivity, specificity), such as ``mel``. Default: that of the task."""
+    metrics: tuple[str, ...] = ()
+    """Custom metrics as ``file.py:function``, such as scores by another model. See the page on metrics."""
     bootstrap: int = Field(2000, ge=100)
     """Bootstrap resamples of the groups, for intervals that Wilson's formula does not cover."""
 

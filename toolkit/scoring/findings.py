@@ -36,7 +36,8 @@ MENTIONS: Mapping[str, str] = {
     "Pleural Other": r"pleural (?:thickening|plaques?|scar\w*)|fibrothorax|pleuro-?parenchymal scar\w*",
     "Fracture": r"fractur\w+",
     SUPPORT_DEVICES: r"pacemakers?|pacer|picc|(?:tracheostomy|endotracheal|enteric|nasogastric|feeding|chest) tubes?"
-    r"|(?:et|ng) tubes?|(?:central|dialysis|jugular|subclavian) (?:venous )?(?:line|catheter)s?|catheters?|defibrillators?|icd|stents?"
+    r"|(?:et|ng) tubes?|(?:central|dialysis|jugular|subclavian) (?:venous )?(?:line|catheter)s?|catheters?"
+    r"|defibrillators?|icd|stents?"
     r"|valve (?:replacement|prosthes[ei]s)|prosthetic valves?|sternotomy wires|port-?a-?cath|cannula\w*"
     r"|(?:surgical|orthopa?edic) hardware|metal device",
 }

@@ -17,7 +17,7 @@ from toolkit.scoring.text import tokens
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
@@ -42,18 +42,27 @@ def sentence_bleu(prediction: str, reference: str) -> float:
     return _unit(_bleu(_tokenizer([reference]), per_text=True).sentence_score(prediction, [reference]).score)
 
 
-def corpus_bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Return sacrebleu's BLEU of all texts together, in [0, 1]. It is not the mean of ``sentence_bleu``.
+def bleu_counts(prediction: str, reference: str) -> tuple[int, ...]:
+    """Return what the BLEU of a set needs of one text: both lengths, then matching and all n-grams of each order."""
+    found = _bleu(_tokenizer([reference]), per_text=False).corpus_score([prediction], [[reference]])
+    return (found.sys_len, found.ref_len, *found.counts, *found.totals)
 
-    >>> round(corpus_bleu(["The dog bit the man."], ["The dog bit the man."]), 6)
-    1.0
 
-    Raises:
-        ValueError: The sequences are empty or differ in length.
+def corpus_bleu(counts: Sequence[int]) -> float:
+    """Return sacrebleu's BLEU of a set, in [0, 1]. It is not the mean of ``sentence_bleu``.
+
+    >>> first, second = bleu_counts("no effusion", "no effusion"), bleu_counts("a clear lung", "a clear left lung")
+    >>> round(corpus_bleu([sum(pair) for pair in zip(first, second)]), 4)
+    0.3861
+
+    Args:
+        counts: The sums of the ``bleu_counts`` of its texts.
     """
-    if not predictions or len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions, but {len(references)} references")
-    return _unit(_bleu(_tokenizer(references), per_text=False).corpus_score(predictions, [references]).score)
+    from sacrebleu.metrics.bleu import BLEU
+
+    sys_len, ref_len, *grams = map(int, counts)
+    order = len(grams) // 2
+    return _unit(BLEU.compute_bleu(grams[:order], grams[order:], sys_len, ref_len).score)
 
 
 def length_score(prediction: str, reference: str) -> float:
@@ -82,7 +91,7 @@ def _rouge() -> "RougeScorer":
 
 @lru_cache(maxsize=8)
 def _bleu(tokenizer: str, *, per_text: bool) -> "BLEU":
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize=tokenizer, effective_order=per_text)
 

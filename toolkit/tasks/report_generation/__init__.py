@@ -1,7 +1,7 @@
 """Free-text reports of radiology and pathology images: findings, impression, or the whole report."""
 
-from toolkit.data.task import Task
-from toolkit.tasks.report_generation.metrics import baseline, finding_baseline, labels, scores
+from toolkit.data.task import SetMetrics, Task
+from toolkit.tasks.report_generation.metrics import baseline, finding_baseline, labels, part, scores, set_values
 from toolkit.tasks.report_generation.parse import parse
 from toolkit.tasks.report_generation.prompt import instruction, question, target
 from toolkit.tasks.report_generation.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
@@ -29,6 +29,7 @@ REPORT_GENERATION = Task(
     baseline=baseline,
     baselines={"finding_f1": finding_baseline},
     also=("finding_f1", "bleu"),
+    set_metrics=SetMetrics(part, set_values),
     why=WHY,
     all_or_nothing=ALL_OR_NOTHING,
     settings_model=ReportGeneration,

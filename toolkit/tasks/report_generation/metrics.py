@@ -3,11 +3,18 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from toolkit.data.sample import Answer, Sample
-from toolkit.scoring.findings import positive_findings
+from toolkit.scoring.findings import MENTIONS, NO_FINDING, find_findings, positive_findings
+from toolkit.scoring.reports import bleu_counts, corpus_bleu
 from toolkit.scoring.text import tokens
 from toolkit.tasks.report_generation.rewards import bleu, finding_f1, length, rouge_l
 from toolkit.tasks.report_generation.rewards import format as keeps_format
+
+OBSERVATIONS = (*MENTIONS, NO_FINDING)
+"""CheXpert's 14 observations, in the order of ``part``."""
 
 COMPARED = 200
 """Training reports, evenly spaced, among which the baseline is searched."""
@@ -21,6 +28,39 @@ def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
         "bleu": bleu(sample, answer),
         "length": length(sample, answer),
         "format": keeps_format(sample, answer),
+    }
+
+
+def part(sample: Sample, answer: Answer) -> NDArray[np.int64]:
+    """Return the counts of one report that ``set_values`` sums: those of BLEU, then of each observation.
+
+    Each observation has 1 or 0 for: expected and predicted, only expected, only predicted. All are 0 if the reference
+    mentions no observation.
+    """
+    text = str(answer.values.get("text") or "") if answer.problem is None else ""
+    reference = str(sample.reference["report"])
+    expected, predicted = positive_findings(reference), positive_findings(text)
+    known = OBSERVATIONS if find_findings(reference) else ()
+    found = [
+        [name in expected & predicted, name in expected - predicted, name in predicted - expected] for name in known
+    ]
+    findings = np.array(found or np.zeros((len(OBSERVATIONS), 3)), np.int64).ravel()
+    return np.concatenate([bleu_counts(text, reference), findings])
+
+
+def set_values(parts: Sequence[NDArray[np.int64]]) -> Mapping[str, float | None]:
+    """Return corpus BLEU, and micro and macro F1 of the observations.
+
+    Macro F1 is the mean over the observations that a reference of the set has. None: no reference has one.
+    """
+    total = np.sum(parts, axis=0)
+    right, missed, extra = total[-3 * len(OBSERVATIONS) :].reshape(-1, 3).T
+    occurs = right + missed > 0
+    f1 = 2 * right[occurs] / (2 * right + missed + extra)[occurs]
+    return {
+        "corpus_bleu": corpus_bleu(total[: -3 * len(OBSERVATIONS)]),
+        "finding_micro_f1": float(2 * right.sum() / (2 * right + missed + extra).sum()) if occurs.any() else None,
+        "finding_macro_f1": float(f1.mean()) if occurs.any() else None,
     }
 
 
