@@ -110,7 +110,7 @@ def _turn(message: Any, place: str) -> Turn:
     if not isinstance(message, Mapping):
         raise RowProblem(*NO_MESSAGES, place=place, value=_short(message))
     role, content = (message.get(name, message.get(other)) for name, other in (("role", "from"), ("content", "value")))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         remedy = f"Choose one of: {', '.join(ROLES)}."
         raise RowProblem(*ROLE_UNKNOWN, place=place, value=_short(role), remedy=remedy)
     if not isinstance(content, str):

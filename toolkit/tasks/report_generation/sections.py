@@ -46,9 +46,9 @@ def split_sections(report: str) -> Mapping[str, str]:
     {'FINDINGS': 'Clear lungs.', 'IMPRESSION': 'Normal.'}
     """
     found = list(_HEADING.finditer(report))
-    ends = [*(heading.start() for heading in found[1:]), len(report)]
+    starts = [*(heading.start() for heading in found), len(report)]
     sections: dict[str, str] = {}
-    for heading, end in zip(found, ends, strict=True):
+    for heading, end in zip(found, starts[1:], strict=True):
         text = report[heading.end() : end].strip()
         sections[heading[1]] = "\n".join(part for part in (sections.get(heading[1], ""), text) if part)
     return sections
