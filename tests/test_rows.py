@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.helpers.problems import raises
 from toolkit.data import RowIndex, json_stream, open_index
 from toolkit.data.json_stream import stream_json
-from toolkit.errors import NOTHING, DataError
+from toolkit.errors import DataError
 
 RECORDS = {f"case{i}": {"question": f"q{i}", "answer": i, "tags": ["ä", {"深": None}]} for i in range(5)}
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -93,7 +93,7 @@ def test_a_byte_order_mark_nan_and_escapes_are_read(tmp_path: Path) -> None:
         ('{"a": {"x": 1},\n}', "line 1, column 16", "json_key_expected"),
         ('[{"x": 1}, {"x": ', "line 1, column 18", "json_invalid"),
         ('[{"x": "open}]', "line 1, column 8", "json_invalid"),
-        ('{"a": {"x": 1}}\n{"a": {"x": 1}}', "line 2, column 1", "json_text_after_end"),
+        ('{"a": {"x": 1}}\n["x"]', "line 2, column 1", "json_text_after_end"),
         ("{]", "line 1, column 2", "json_key_expected"),
         ("[ }", "line 1, column 3", "json_invalid"),
         ("", "line 1, column 1", "json_not_records"),
@@ -201,9 +201,8 @@ def test_a_source_without_records_is_rejected(tmp_path: Path, text: str) -> None
     [
         ("rows.jsonl", '{"x": 1}\n{"x": \n', "json_line_invalid", ", line 2", '{"x":'),
         ("rows.csv", "a,b\n1\n", "csv_cell_count", ", line 2", 1),
-        ("rows.csv", "a,a\n1,2\n", "csv_header_invalid", "", ["a"]),
-        ("rows.csv", 'a,b\n"1,2\n', "csv_invalid", ", line 2", NOTHING),
-        ("rows.parquet", b"PAR1 nonsense", "parquet_invalid", "", NOTHING),
+        ("rows.csv", "a,a\n1,2\n", "csv_header_invalid", ", line 1", ["a"]),
+        ("rows.csv", 'a,b\n"1,2\n', "csv_invalid", ", line 2", "unexpected end of data"),
         ("rows.xml", "<a/>", "file_type_unknown", "", ".xml"),
     ],
 )

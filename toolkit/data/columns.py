@@ -1,11 +1,13 @@
 """Mapping from the fields of a task to the columns of a source, and all mismatches with suggestions."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from toolkit.data.cells import fold
+from toolkit.data.row_filter import Filter
 from toolkit.data.task import Task
 from toolkit.errors import Problem
 
@@ -20,6 +22,7 @@ class RowSettings:
     by: tuple[str, ...] = ()
     max_images: int = 8
     settings: Any = None
+    filter: Filter = dataclasses.field(default_factory=dict)
 
 
 def resolve_columns(

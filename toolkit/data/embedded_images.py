@@ -4,12 +4,17 @@ import hashlib
 import os
 from pathlib import Path
 
+from toolkit.errors import DataError
+
 _MAGIC = (
     (b"\x89PNG", ".png"),
     (b"\xff\xd8\xff", ".jpg"),
     (b"II*\x00", ".tif"),
     (b"MM\x00*", ".tif"),
 )
+
+_OTHERS = (b"GIF8", b"BM", b"RIFF", b"\x00\x00\x00\x0cjP", b"\x1f\x8b", b"\x5c\x01\x00\x00")
+"""Starts of GIF, BMP, WebP, JPEG 2000, and of NIfTI with and without gzip."""
 
 
 class EmbeddedImageStore:
@@ -24,10 +29,13 @@ class EmbeddedImageStore:
         inside = name_of_content(content)
         file = self.folder / inside
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f"{file.name}.{os.getpid()}")
-            temporary.write_bytes(content)
-            temporary.replace(file)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                temporary = file.with_name(f"{file.name}.{os.getpid()}")
+                temporary.write_bytes(content)
+                temporary.replace(file)
+            except OSError as error:
+                raise not_writable(self.folder, error) from error
         return inside
 
 
@@ -40,6 +48,18 @@ class UnwrittenImages(EmbeddedImageStore):
     def keep(self, content: bytes) -> str:
         """Return the path that the image would have."""
         return name_of_content(content)
+
+
+def not_writable(place: Path, error: OSError) -> DataError:
+    """Return the error of a cache folder that cannot be written."""
+    rule = "the folder of the row index must be writable and have space for a copy of the rows"
+    remedy = "Set the environment variable TOOLKIT_CACHE to another folder."
+    return DataError("data.index_not_writable", rule, place=place, value=str(error), remedy=remedy)
+
+
+def is_image(content: bytes) -> bool:
+    """Return whether bytes start like an image: PNG, JPEG, TIFF, GIF, BMP, WebP, JPEG 2000, DICOM or NIfTI."""
+    return bool(_suffix(content)) or content.startswith(_OTHERS)
 
 
 def name_of_content(content: bytes) -> str:

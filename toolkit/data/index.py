@@ -5,6 +5,7 @@ A source is parsed once. Each record is parsed again on access, so that RAM use 
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections import Counter
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from toolkit.data.embedded_images import EmbeddedImageStore
-from toolkit.data.formats.hub import HUB
+from toolkit.data.embedded_images import EmbeddedImageStore, not_writable
+from toolkit.data.formats.saved import HUB
 from toolkit.data.json_stream import Row
-from toolkit.data.sources import Source, find_source, start_reading, stream_records
+from toolkit.data.row_filter import NO_FILTER, Filter, RowFilter
+from toolkit.data.sources import Source, find_source, parse_source, start_reading, stream_records
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, stored_dropped
 from toolkit.errors import DataError
 from toolkit.runfolder.cache import cache_folder
@@ -27,6 +29,8 @@ FORMAT = "3"
 
 EDGE_BYTES = 1 << 16
 """Bytes at both ends of a file that are part of the index's key."""
+EDGE_FILES = 1000
+"""With more files, such as a folder of images, only their sizes and times are part of the key."""
 BATCH_ROWS, BATCH_CHARS = 4096, 1 << 24
 """A record batch is written when it has this many rows or characters."""
 
@@ -54,6 +58,8 @@ class IndexMetadata:
     has_embedded_images: bool
     format: str
     """Name of the source's format."""
+    filtered: str
+    """Effect of the filter, such as ``4,919 of 9,835 rows have q_lang = en``. Empty without a filter."""
 
 
 class RowIndex:
@@ -87,7 +93,8 @@ class RowIndex:
     @property
     def description(self) -> str:
         """Return source, format and number of rows, as in ``data/train.json: JSON, 1,200 rows``."""
-        return f"{self.source}: {self.metadata.format}, {self.metadata.rows:,} rows"
+        rows = self.metadata.filtered or f"{self.metadata.rows:,} {'row' if self.metadata.rows == 1 else 'rows'}"
+        return f"{self.source}: {self.metadata.format}, {rows}"
 
     def __len__(self) -> int:
         return self.metadata.rows
@@ -106,16 +113,22 @@ class RowIndex:
 
 
 def open_index(
-    source: str, cache: Path | None = None, *, id_column: str | None = None, visit: Visit | None = None
+    source: str,
+    cache: Path | None = None,
+    *,
+    id_column: str | None = None,
+    chosen: Filter = NO_FILTER,
+    visit: Visit | None = None,
 ) -> RowIndex:
     """Return the index of a source. It is built in one pass if it is not cached.
 
     Args:
-        source: A .json (one object id -> record, or a list), .jsonl, .csv or .parquet file, a folder of them, or
-            ``hub:owner/name#split``.
+        source: A file or folder with one of the formats of ``toolkit.data.formats``, with an optional ``#split``, or
+            ``hub:owner/name:configuration#split``.
         cache: Folder of the indices. Default: ``row_cache()``.
         id_column: The column with the row id. Default: the keys of an object, otherwise id, qid, question_id or uid,
             otherwise the row number.
+        chosen: Column -> values. Only rows with one of the values in each column are in the index.
         visit: Called with every row while the index is built. Not called if the index is cached.
 
     Raises:
@@ -123,19 +136,21 @@ def open_index(
     """
     found = find_source(source, id_column)
     cache = cache or row_cache()
-    key = _source_key(found)
+    key = _source_key(found, chosen)
     file, images = cache / f"{key}.arrow", cache / "images"
     if (index := _open(found, file, images)) is None:
         _remove_older(cache, key)
-        metadata = _build_index(found, file, EmbeddedImageStore(images), visit)
+        metadata = _build_index(found, file, _Build(EmbeddedImageStore(images), RowFilter(chosen), visit))
         index = RowIndex(source, file, metadata, _image_root(found, metadata, images))
     return index
 
 
 def source_folder(source: str) -> Path | None:
     """Return the default folder of a source's image paths, or None for the Hub. Reads no rows."""
-    path = Path(source).expanduser().absolute()
-    return None if source.startswith(HUB) else path if path.is_dir() else path.parent
+    if source.startswith(HUB):
+        return None
+    path = Path(parse_source(source)[0]).expanduser().absolute()
+    return path if path.is_dir() else path.parent
 
 
 def row_cache() -> Path:
@@ -157,15 +172,16 @@ def _image_root(source: Source, metadata: IndexMetadata, images: Path) -> Path |
     return images if metadata.has_embedded_images else source_folder(source.name)
 
 
-def _source_key(source: Source) -> str:
+def _source_key(source: Source, chosen: Filter) -> str:
     """Return ``location-content``, hashes of the location and of size, time and both ends of each file."""
     where, what = (hashlib.blake2b(digest_size=8) for _ in range(2))
     where.update(source.location.encode())
-    what.update(f"{FORMAT} {source.id_column}".encode())
+    what.update(f"{FORMAT} {source.id_column} {source.title} {sorted(chosen.items())}".encode())
+    has_few_files = len(source.files) <= EDGE_FILES
     for file in source.files:
         status = file.stat()
-        what.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-        with file.open("rb") as stream:
+        what.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode())
+        with file.open("rb") if has_few_files else io.BytesIO() as stream:
             what.update(stream.read(EDGE_BYTES))
             stream.seek(max(0, status.st_size - EDGE_BYTES))
             what.update(stream.read(EDGE_BYTES))
@@ -179,7 +195,16 @@ def _remove_older(cache: Path, key: str) -> None:
             old.unlink(missing_ok=True)
 
 
-def _build_index(source: Source, target: Path, images: EmbeddedImageStore, visit: Visit | None) -> IndexMetadata:
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What a pass over a source needs besides the source."""
+
+    images: EmbeddedImageStore
+    filter: RowFilter
+    visit: Visit | None
+
+
+def _build_index(source: Source, target: Path, build: _Build) -> IndexMetadata:
     """Write ``target`` and its metadata atomically, and return the metadata.
 
     Raises:
@@ -189,15 +214,13 @@ def _build_index(source: Source, target: Path, images: EmbeddedImageStore, visit
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            metadata = _write(source, temporary, images, visit)
+            metadata = _write(source, temporary, build)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
         _metadata_file(target).write_text(json.dumps(dataclasses.asdict(metadata)), encoding="utf-8")
     except OSError as error:
-        rule = "the folder of the row index must be writable and have space for a copy of the rows"
-        remedy = "Set the environment variable TOOLKIT_CACHE to another folder."
-        raise DataError("data.index_not_writable", rule, place=target, value=str(error), remedy=remedy) from error
+        raise not_writable(target, error) from error
     return metadata
 
 
@@ -217,9 +240,9 @@ def _metadata_file(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def _write(source: Source, temporary: Path, images: EmbeddedImageStore, visit: Visit | None) -> IndexMetadata:
+def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
     columns: dict[str, None] = {}
-    ids, reading = _Ids(), start_reading(source, images)
+    ids, reading = _Ids(), start_reading(source, build.images)
     skipped = reading.skipped
     number = 0
     with _Batches(temporary) as batches:
@@ -230,11 +253,14 @@ def _write(source: Source, temporary: Path, images: EmbeddedImageStore, visit: V
                 continue
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))
+            if not build.filter.keeps(row):
+                continue
             own = ids.unique(name)
             batches.add(own, text if text is not None else json.dumps(row))
-            if visit is not None:
-                visit(number, own, row)
+            if build.visit is not None:
+                build.visit(number, own, row)
             number += 1
+    build.filter.check(source.name)
     if not number:
         rule = "the source must have at least one record that is an object with named fields"
         found = "; ".join(map(str, skipped.of(source.name))) or "no record"
@@ -248,8 +274,9 @@ def _write(source: Source, temporary: Path, images: EmbeddedImageStore, visit: V
         duplicate_examples=tuple(ids.examples),
         skipped=skipped.of(source.name),
         noted=reading.notes.of(source.name),
-        has_embedded_images=images.used,
+        has_embedded_images=build.images.used,
         format=source.title,
+        filtered=build.filter.description,
     )
 
 

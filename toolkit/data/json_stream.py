@@ -8,8 +8,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from toolkit.errors import DataError
 
@@ -19,7 +18,6 @@ MAX_RECORD_CHARS = 1 << 26
 LOOK_AHEAD = 1 << 16
 """A parse error this far before the window's end is invalid JSON, not a truncated record."""
 
-PEEK_BYTES = 1 << 20
 PEEK_MEMBERS = 20
 _CUT = object()
 """A value that continues after the text of a peek."""
@@ -28,6 +26,7 @@ _BLANK = r"[ \t\n\r]*"
 _KEY = re.compile(rf'{_BLANK}("(?:[^"\\]|\\.)*"){_BLANK}:{_BLANK}', re.DOTALL)
 _NO_KEY = re.compile(_BLANK)
 _START = re.compile(rf"{_BLANK}([{{\[]){_BLANK}")
+_LIST = re.compile(rf"(\[{_BLANK}(\])?)?{_BLANK}")
 _CLOSING = {"{": "}", "[": "]"}
 _NEXT = {"{": re.compile(rf"{_BLANK}([,}}])"), "[": re.compile(rf"{_BLANK}([,\]])")}
 
@@ -48,13 +47,45 @@ def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
     """
     window = _Window(file, place)
     opener, is_empty = window.start()
+    if not is_empty:
+        yield from _records(window, opener)
+    window.finish()
+
+
+def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield key, value and JSON text of the members of one JSON object. A list is yielded element by element.
+
+    Peak RAM is as for ``stream_json``, however long a list is.
+
+    Raises:
+        DataError: As for ``stream_json``.
+    """
+    window = _Window(file, place)
+    opener, is_empty = window.start()
+    if opener != "{":
+        window.fail_here("data.json_not_object", "the file must be one JSON object")
+    separator = "" if is_empty else ","
+    while separator == ",":
+        key = _key_text(window.take(_KEY, "data.json_key_expected", _KEY_RULE)[1])
+        begin = window.take(_LIST, "data.json_invalid", "a value must follow")
+        if begin[1] is None:
+            value, text = window.value()
+            yield key, value, text
+        elif begin[2] is None:
+            yield from ((key, value, text) for _, value, text in _records(window, "["))
+        separator = window.take(_NEXT["{"], "data.json_comma_expected", _COMMA_RULE)[1]
+    window.finish()
+
+
+def _records(window: "_Window", opener: str) -> Iterator[tuple[str | None, Any, str]]:
+    """Yield key, value and text of the items of an object or list, up to and including its closing bracket."""
     key, following = (_KEY if opener == "{" else _NO_KEY), _NEXT[opener]
     decode = json.JSONDecoder().raw_decode
-    separator = "" if is_empty else ","
+    separator = ","
     while separator == ",":
         text, name = window.text, key.match(window.text, window.at)
         if name is None:
-            window.fill(window.at, "data.json_key_expected", "a key in quotation marks and a colon must follow")
+            window.fill(window.at, "data.json_key_expected", _KEY_RULE)
             continue
         begin = name.end()
         try:
@@ -64,21 +95,20 @@ def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
             continue
         after = following.match(text, end)
         if after is None:
-            window.fill(end, "data.json_comma_expected", "a comma or the closing bracket must follow")
+            window.fill(end, "data.json_comma_expected", _COMMA_RULE)
             continue
         window.at, separator = after.end(), after[1]
         yield (_key_text(name[1]) if opener == "{" else None), value, text[begin:end]
-    window.finish()
 
 
-def peek_members(file: Path) -> dict[str, Any]:
-    """Return the first members of a file that is one JSON object: key -> value. A list has only its first elements.
+def peek_members(text: str) -> dict[str, Any]:
+    """Return the first members of the start of a JSON object: key -> value. A list has only its first elements.
 
-    Only the first MB is read, and later members are absent. Invalid JSON ends the members without an error. A file that
-    is not one JSON object has none.
+    Invalid JSON, or the end of ``text``, ends the members without an error. Another text has none.
+
+    >>> peek_members('{"info": 1, "images": [{"id": 1}, {"id"')
+    {'info': 1, 'images': [{'id': 1}]}
     """
-    with file.open("rb") as stream:
-        text = stream.read(PEEK_BYTES).decode("utf-8", "ignore").removeprefix("\ufeff")
     start, members = _START.match(text), dict[str, Any]()
     if start is None or start[1] != "{":
         return members
@@ -145,6 +175,31 @@ class _Window:
         self.at = found.end() + is_empty
         return found[1], is_empty
 
+    def take(self, pattern: re.Pattern[str], code: str, rule: str) -> re.Match[str]:
+        """Return the match of a pattern at ``at``, and move behind it."""
+        while (found := pattern.match(self.text, self.at)) is None or self._is_at_end(found.end()):
+            self.fill(self.at, code, rule)
+        self.at = found.end()
+        return found
+
+    def value(self) -> tuple[Any, str]:
+        """Return the value at ``at`` with its text, and move behind it."""
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
+            except (ValueError, RecursionError) as error:
+                self.fill_after(error, self.at)
+                continue
+            if self._is_at_end(end):  # a number can continue
+                self._read()
+                continue
+            text, self.at = self.text[self.at : end], end
+            return value, text
+
+    def fail_here(self, code: str, rule: str) -> NoReturn:
+        """Raise an error with the place of ``at``."""
+        self._fail(self.at, code, rule)
+
     def finish(self) -> None:
         """Check that only blanks follow."""
         while True:
@@ -174,6 +229,9 @@ class _Window:
         else:
             self.fill(error.pos, "data.json_invalid", f"the JSON must be valid: {error.msg}")
 
+    def _is_at_end(self, at: int) -> bool:
+        return at == len(self.text) and not self._ended
+
     def _read(self) -> None:
         """Drop the text before ``at`` and append a chunk."""
         chunk = self._file.read(CHUNK_BYTES)
@@ -199,12 +257,14 @@ class _Window:
             return self._lines, self._column + at
         return self._lines + self.text.count("\n", 0, at), at - newline - 1
 
-    def _fail(self, at: int, code: str, rule: str, remedy: str = "Correct the file.") -> None:
+    def _fail(self, at: int, code: str, rule: str, remedy: str = "Correct the file.") -> NoReturn:
         line, column = self._position(at)
         place = f"{self._place}, line {line + 1:,}, column {column + 1:,}"
         found = self.text[at : at + 40]
         raise DataError(code, rule, place=place, value=found or "the end of the file", remedy=remedy)
 
 
+_KEY_RULE = "a key in quotation marks and a colon must follow"
+_COMMA_RULE = "a comma or the closing bracket must follow"
 _AFTER = "nothing must follow the closing bracket"
 _LINES = "If each line is one record, name the file .jsonl."

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.data.rows import UsableRows, read_file
 from toolkit.data.sample_set import SampleSet, limit
+from toolkit.data.split_sources import recipe_sources
 from toolkit.data.splits import Leak, LeakReport, RowKeys, find_leaks, join_groups, leaking_rows, split_keys
 from toolkit.data.task import Task
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped
@@ -67,7 +68,7 @@ class SplitRows:
 
 
 def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) -> DataSplits:
-    """Load all splits of a recipe. Validation and test are split off by group if they have no file.
+    """Load all splits of a recipe. Validation and test are split off by group if they have no source.
 
     Args:
         recipe: Its [data], [prompt] context, [evaluate] by and the seed are used.
@@ -78,13 +79,14 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
     Raises:
         DataError: A source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
     """
-    loaded = _read_sources(_sources(recipe, synthetic_folder), recipe, task, synthetic_folder)
+    sources, notes = _sources(recipe, synthetic_folder)
+    loaded = _read_sources(sources, recipe, task, synthetic_folder)
     splits, split_off = _split_rows(loaded, recipe, task)
     splits, leaks, removed = _handle_leaks(splits, recipe.dataset.on_leak)
     sets = {name: _limited(name, rows, recipe) for name, rows in splits.items()}
     warnings = [Problem("data.splits_leak", _describe_leak(leak, splits), "[data]") for leak in leaks.leaks]
     warnings += [warning for source in loaded.values() for warning in source.warnings]
-    warnings += [*(one.notice("left out") for one in removed), *split_off]
+    warnings += [*notes, *(one.notice("left out") for one in removed), *split_off]
     for name, rows in splits.items():
         if len(sets[name]) < len(rows):
             rule = f"{len(sets[name]):,} of {len(rows):,} rows are used, drawn by the seed"
@@ -107,19 +109,20 @@ def synthetic_rows_file(folder: Path, split: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _sources(recipe: Recipe, synthetic_folder: Path | None) -> dict[str, str]:
-    """Return split -> file, folder or Hub name, for the splits with a source."""
+def _sources(recipe: Recipe, synthetic_folder: Path | None) -> tuple[dict[str, str], list[Problem]]:
+    """Return split -> file, folder or Hub name, for the splits with a source, and reports of splits of a source."""
+    notes: list[Problem] = []
     if synthetic_folder is not None:
         found = {
             name: str(file) for name in SPLITS if (file := synthetic_rows_file(synthetic_folder, name)) is not None
         }
     else:
-        found = {name: source for name in SPLITS if (source := getattr(recipe.dataset, name)) is not None}
+        found, notes = recipe_sources(recipe)
     if "train" not in found:
         rule = "the data must have training rows"
         remedy = "Set data.train to a file, or add [data.synthetic] to generate synthetic data."
         raise DataError("data.no_training_rows", rule, place=synthetic_folder or "[data]", remedy=remedy)
-    return found
+    return found, notes
 
 
 def _read_sources(

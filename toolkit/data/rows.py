@@ -91,7 +91,8 @@ def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSetting
     by = recipe.results_by if recipe.evaluate else ()
     settings = task.settings(recipe, split)
     columns, group, context = recipe.dataset.columns, recipe.dataset.group, recipe.prompt.context
-    return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings)
+    chosen = recipe.dataset.filter
+    return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings, chosen)
 
 
 def _open(
@@ -99,7 +100,8 @@ def _open(
 ) -> tuple[RowIndex, RowOrigin, RowScan]:
     root = image_root or source_folder(source)
     first_pass = _FirstPass(task, lambda columns: _origin(task, requested, (source, root), columns))
-    index = open_index(source, id_column=requested.columns.get("id"), visit=None if task.link else first_pass.add)
+    id_column, visit = requested.columns.get("id"), None if task.link else first_pass.add
+    index = open_index(source, id_column=id_column, chosen=requested.filter, visit=visit)
     _check_columns(task, requested, index, image_root)
     # Embedded images are stored beside the index, so image_root does not apply to them.
     root = index.image_root if index.metadata.has_embedded_images else image_root or index.image_root

@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats import FORMATS, Format, Look, Reading, recognize
 from toolkit.data.formats.base import ID_COLUMNS
-from toolkit.data.formats.containers import container_of, hub_container
-from toolkit.data.formats.hub import HUB
+from toolkit.data.formats.containers import container_of
+from toolkit.data.formats.plain import PLAIN
+from toolkit.data.formats.saved import HUB, hub_container
 from toolkit.errors import DataError
 
 
@@ -23,6 +24,8 @@ class Source:
     format: Format
     id_column: str | None = None
     """The column with the row id. None means the usual names."""
+    split: str | None = None
+    """The split to read, as the source writes it. None means all rows."""
 
     @property
     def is_hub(self) -> bool:
@@ -32,7 +35,7 @@ class Source:
     @property
     def location(self) -> str:
         """Name or absolute path, independent of the content."""
-        return self.name if self.is_hub else str(self.look.path)
+        return self.name if self.is_hub else f"{self.look.path}#{self.split or ''}"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -42,8 +45,9 @@ class Source:
     @property
     def title(self) -> str:
         """Return the name of the format in messages: that of the container for plain rows."""
-        is_plain = self.format is FORMATS[-1] and self.look.container is not None
-        return self.look.container.name if is_plain and self.look.container else self.format.name
+        container = self.look.container
+        name = container.name if self.format is PLAIN and container is not None else self.format.name
+        return name if self.split is None else f"{name}, split {self.split}"
 
 
 def find_source(name: str, id_column: str | None = None, key: str = "[data]") -> Source:
@@ -59,14 +63,43 @@ def find_source(name: str, id_column: str | None = None, key: str = "[data]") ->
     """
     if name.startswith(HUB):
         return _with_format(name, Look(Path(name), hub_container(name)), id_column)
-    path = Path(name).expanduser().absolute()
+    text, split = parse_source(name)
+    path = Path(text).expanduser().absolute()
     if not path.exists():
         rule = "the file of rows must exist"
         raise DataError("data.file_missing", rule, place=path, remedy=f"Correct the path in {key}.")
     if not os.access(path, os.R_OK):
         rule = "the file of rows must be readable"
         raise DataError("data.file_not_readable", rule, place=path, remedy="Change its permissions.")
-    return _with_format(name, Look(path, container_of(path)), id_column)
+    source = _with_format(name, Look(path, container_of(path)), id_column)
+    return source if split is None else _with_split(source, split)
+
+
+def parse_source(name: str) -> tuple[str, str | None]:
+    """Return path and split of a local source. A ``#`` in the name of an existing file is a part of the name."""
+    path, mark, split = name.rpartition("#")
+    return (path, split) if mark and not Path(name).expanduser().exists() else (name, None)
+
+
+def source_splits(name: str) -> tuple[str, ...]:
+    """Return the splits of a local source, as it writes them. Empty if it has none, or if the name has a split.
+
+    Raises:
+        DataError: as ``find_source``.
+    """
+    if name.startswith(HUB) or parse_source(name)[1] is not None:
+        return ()
+    source = find_source(name)
+    return source.format.splits(source.look)
+
+
+def _with_split(source: Source, split: str) -> Source:
+    splits = source.format.splits(source.look)
+    if split not in splits:
+        rule, remedy = "the split must be in the source", f"Choose one of: {', '.join(splits)}."
+        remedy = remedy if splits else "Remove # and the split from the name: this source has no splits."
+        raise DataError("data.split_unknown", rule, place=source.look.path, value=split, remedy=remedy)
+    return replace(source, split=split)
 
 
 def stream_source(source: Source, images: EmbeddedImageStore) -> Iterator[tuple[str, Any, str | None]]:
@@ -80,7 +113,7 @@ def stream_source(source: Source, images: EmbeddedImageStore) -> Iterator[tuple[
 def start_reading(source: Source, images: EmbeddedImageStore) -> Reading:
     """Return a new pass over a source. Its tallies count records while the source is streamed."""
     columns = ID_COLUMNS if source.id_column is None else (source.id_column,)
-    return Reading(source.look, images, None, columns)
+    return Reading(source.look, images, source.split, columns)
 
 
 def stream_records(source: Source, reading: Reading) -> Iterator[tuple[str, Any, str | None]]:

@@ -213,6 +213,7 @@ def synthetic_data_changes(recipe: Recipe, task: Task, rows: Mapping[str, int]) 
         "data.synthetic": {"kind": task.synthetic.kind, "size": SIZE, **counts},
         **dict.fromkeys(("data.train", "data.validation", "data.test", "data.image_root")),
         "data.columns": {},
+        "data.filter": {},
         "data.group": data.group if data.group in columns else None,
         "prompt.context": tuple(name for name in recipe.prompt.context if name in columns),
     }

@@ -342,7 +342,7 @@ def missing_files(recipe: Recipe) -> Iterator[Problem]:
     """Yield files and folders of the recipe that do not exist."""
     for name in ("train", "validation", "test"):
         source = getattr(recipe.dataset, name)
-        if source is not None and not source.startswith("hub:") and not Path(source).exists():
+        if source is not None and not source.startswith("hub:") and not _source_exists(source):
             yield missing("recipe.rows_missing", "must be an existing file or folder", f"data.{name}", source)
     if recipe.dataset.image_root is not None and not recipe.dataset.image_root.is_dir():
         rule = "must be an existing folder"
@@ -361,6 +361,11 @@ def missing_files(recipe: Recipe) -> Iterator[Problem]:
     for key, file in ((key, Path(entry.rpartition(":")[0])) for key, entries in code.items() for entry in entries):
         if not file.is_file():
             yield missing("recipe.file_missing", "must be an existing file", key, file)
+
+
+def _source_exists(source: str) -> bool:
+    """Return whether a file or folder exists, with or without the ``#split`` at its end."""
+    return Path(source).exists() or ("#" in source and Path(source.rpartition("#")[0]).exists())
 
 
 def path_keys(section: type[object]) -> tuple[str, ...]:

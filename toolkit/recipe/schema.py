@@ -18,6 +18,9 @@ from toolkit.recipe.imagegen import Imagegen
 DATA_MISSING = "data_missing"
 """pydantic's type of the error that a recipe has neither [data] nor [imagegen]."""
 
+FilterValue = str | int | float | bool
+"""A value of ``data.filter``, compared without conversion: the text "1" is not the number 1."""
+
 DRY_RUN_SUFFIX = ".dry-run"
 """Suffix of the name of a dry run."""
 
@@ -125,12 +128,14 @@ class Data(Section):
     task: str
     """The task, which defines prompt, parser, rewards and metrics. ``file.py:TASK`` is a custom task."""
     train: str | None = None
-    """Training rows: a file (.json .jsonl .parquet .csv), a folder of files, or ``hub:owner/name`` with an optional
-    ``#split``."""
+    """Training rows: a file, a folder, or ``hub:owner/name`` with an optional ``:configuration``. ``#split`` at the end
+    chooses a split of the source. See the reference page of data formats."""
     validation: str | None = None
-    """Validation rows, likewise."""
+    """Validation rows, likewise. Default: the validation split of ``train`` if it has one."""
     test: str | None = None
-    """Test rows, likewise."""
+    """Test rows, likewise. Default: the test split of ``train`` if it has one."""
+    filter: dict[str, FilterValue | tuple[FilterValue, ...]] = Field(default_factory=dict)
+    """Column -> value, or a list of values. Only rows with exactly one of the values in each column are read."""
     synthetic: SyntheticData | None = None
     """Generate synthetic data instead of reading files."""
     image_root: Path | None = None

@@ -14,6 +14,7 @@ from toolkit.data.loading import synthetic_rows_file
 from toolkit.data.rows import read_file, row_settings
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.sample_set import SampleSet
+from toolkit.data.split_sources import recipe_sources
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.recipe import SPLITS, Recipe
@@ -178,12 +179,13 @@ def _read(samples: SampleSet, number: int) -> Sample | RowProblem:
 def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
     """Yield split, source and image root. Synthetic data are in the run folder after the first start."""
     synthetic = recipe.run_folder / "synthetic"
+    sources, _ = recipe_sources(recipe)
     for split in SPLITS:
         file = synthetic_rows_file(synthetic, split)
         if recipe.dataset.synthetic is not None and file is not None:
             yield split, str(file), synthetic
-        elif (source := getattr(recipe.dataset, split)) is not None:
-            yield split, source, None
+        elif split in sources:
+            yield split, sources[split], None
 
 
 def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) -> Sample:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.embedded_images import EmbeddedImageStore, UnwrittenImages
+from toolkit.data.formats.files import peek_text
+from toolkit.data.formats.row_file import row_file
 from toolkit.data.json_stream import Record, peek_members
 from toolkit.data.unusable_rows import Tally
 
@@ -73,7 +75,8 @@ class Look:
 
         Empty for any other source. Only the first MB of the file is read, so that later keys can be absent.
         """
-        return peek_members(self.path) if self.suffix == ".json" and not self.is_folder else {}
+        file = row_file(self.path)
+        return peek_members(peek_text(file)) if file is not None and file.suffix == ".json" else {}
 
     @cached_property
     def rows(self) -> tuple[Any, ...]:

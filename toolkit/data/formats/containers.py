@@ -1,46 +1,97 @@
 """The container of a source: where its plain rows are stored, whatever their layout."""
 
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from toolkit.data.embedded_images import EmbeddedImageStore
+from toolkit.data.formats import saved
 from toolkit.data.formats.base import Container
-from toolkit.data.formats.files import READERS
-from toolkit.data.formats.hub import hub_files, stream_hub
+from toolkit.data.formats.files import json_kind, read_rows, read_split, splits_of_object
+from toolkit.data.formats.row_file import RowFile, row_file
+from toolkit.data.formats.split_names import split_of
+from toolkit.data.formats.tables import text_layout
+from toolkit.data.formats.zip_images import with_zipped_images
 from toolkit.data.json_stream import Record
 
-NAMES = {".json": "JSON", ".jsonl": "JSON lines", ".csv": "CSV", ".parquet": "Parquet"}
+NAMES = {".csv": "CSV", ".tsv": "text separated by a tab", ".parquet": "Parquet"}
 
+_JSON_NAMES = {"lines": "JSON lines", "list": "JSON", "object": "JSON", "splits": "JSON object of splits"}
 
-def hub_container(name: str) -> Container:
-    """Return the container of a Hub dataset.
-
-    Raises:
-        DataError: The dataset is not available.
-    """
-    return Container("Hub dataset", hub_files(name), lambda images, _: iter([("", stream_hub(name, images))]))
+_FOLDER_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+"""Files of rows in a folder. A .txt can be anything else there, such as notes or the boxes of an image."""
 
 
 def container_of(path: Path) -> Container | None:
-    """Return the container of a file or folder, or None if it has no file of rows."""
+    """Return the container of a file or folder, or None if it has no file of rows.
+
+    Raises:
+        DataError: A file of rows is invalid.
+    """
+    if saved.is_saved(path):
+        return saved.saved_container(path)
     if not path.is_dir():
-        return _file_container(path) if path.suffix.lower() in READERS else None
-    files = tuple(file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS and _is_shown(file))
+        file = row_file(path)
+        return None if file is None else _file_container(file)
+    files = tuple(file for one in sorted(path.iterdir()) if _is_shown(one) if (file := _in_folder(one)) is not None)
     if len(files) == 1:
         return _file_container(files[0])
-    kinds = dict.fromkeys(NAMES[file.suffix.lower()] for file in files)
+    return _files_container(files) if files else None
+
+
+def _file_container(file: RowFile) -> Container | None:
+    if file.suffix == ".txt":
+        layout = text_layout(file)
+        return None if layout is None else _container(layout.name, file)
+    if file.suffix not in NAMES:
+        kind = json_kind(file)
+        if kind == "splits":
+            splits = partial(splits_of_object, file)
+            return Container(_JSON_NAMES[kind], (file.path,), partial(_split_part, file), splits)
+        return _container(_JSON_NAMES[kind], file)
+    return _container(NAMES[file.suffix], file)
+
+
+def _container(name: str, file: RowFile) -> Container:
+    return Container(name, (file.path,), lambda images, _: iter([("", _rows(file, images))]))
+
+
+def _rows(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]:
+    rows = read_rows(file, images)
+    return with_zipped_images(rows, file, images) if file.member else rows
+
+
+def _split_part(file: RowFile, images: EmbeddedImageStore, split: str | None) -> Iterator[tuple[str, Iterator[Record]]]:
+    rows = read_split(file, split)
+    yield "", with_zipped_images(rows, file, images) if file.member else rows
+
+
+def _files_container(files: tuple[RowFile, ...]) -> Container:
+    kinds = Counter(NAMES.get(file.suffix, "JSON") for file in files)
     name = f"folder of {' and '.join(kinds)} files"
-    return Container(name, files, lambda images, _: _parts(files, images)) if files else None
+    splits = [split_of(file.stem) for file in files]
+    names = tuple(dict.fromkeys(split for split in splits if split)) if None not in splits else ()
+    if len(names) < 2:
+        return Container(name, _paths(files), partial(_parts, files))
+    return Container(f"{name}, one for each split", _paths(files), partial(_parts, files), lambda: names)
 
 
-def _file_container(file: Path) -> Container:
-    suffix = file.suffix.lower()
-    return Container(NAMES[suffix], (file,), lambda images, _: iter([("", READERS[suffix](file, images))]))
+def _paths(files: tuple[RowFile, ...]) -> tuple[Path, ...]:
+    return tuple(file.path for file in files)
 
 
-def _parts(files: tuple[Path, ...], images: EmbeddedImageStore) -> Iterator[tuple[str, Iterator[Record]]]:
+def _parts(
+    files: tuple[RowFile, ...], images: EmbeddedImageStore, split: str | None
+) -> Iterator[tuple[str, Iterator[Record]]]:
     for file in files:
-        yield f"{file.stem}:", READERS[file.suffix.lower()](file, images)
+        if split is None or split_of(file.stem) == split:
+            yield f"{file.stem}:", read_rows(file, images)
+
+
+def _in_folder(path: Path) -> RowFile | None:
+    inner = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
+    return row_file(path) if inner.lower() in _FOLDER_SUFFIXES else None
 
 
 def _is_shown(file: Path) -> bool:

@@ -1,128 +1,158 @@
-"""Files of rows: JSON, JSON lines, CSV and Parquet, streamed record by record."""
+"""Files of rows: JSON, JSON lines, tables of text and Parquet, streamed record by record."""
 
-import codecs
-import csv
 import datetime
 import decimal
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toolkit.data.embedded_images import EmbeddedImageStore
-from toolkit.data.json_stream import Record, stream_json
+from toolkit.data.embedded_images import EmbeddedImageStore, is_image
+from toolkit.data.formats.class_labels import class_names, with_names
+from toolkit.data.formats.row_file import RowFile
+from toolkit.data.formats.split_names import split_of
+from toolkit.data.formats.tables import CONVERT, NOT_UTF8, read_table
+from toolkit.data.json_stream import Record, peek_members, stream_json, stream_members
 from toolkit.errors import DataError
 
 ARROW_ROWS = 256
 """Rows of a table that are in RAM together. Each can have embedded images."""
 
-_SEPARATORS = (";", "\t", "|")
-
-_NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
-
-_CONVERT = "Convert it, for example with: iconv -f {} -t UTF-8."
+PEEK_BYTES = 1 << 20
+"""Bytes at the start of a file that determine its layout."""
 
 
-def _read_json(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
-    with file.open("rb") as stream:
-        yield from stream_json(stream, str(file))
+def json_kind(file: RowFile) -> str:
+    """Return the layout of a JSON file by its content: ``lines``, ``list``, ``splits`` or ``object``."""
+    text = peek_text(file)
+    start = text.lstrip(" \t\r\n")
+    if not start.startswith("{"):
+        return "lines" if file.suffix != ".json" and not start.startswith("[") else "list"
+    return "lines" if _has_lines(start, file) else "splits" if json_splits(text) else "object"
 
 
-def _read_jsonl(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if text := _decode(line, file, number).strip():
-                yield None, _parse_line(text, file, number), text
+def peek_text(file: RowFile) -> str:
+    """Return the first MB of a file as text."""
+    return file.head(PEEK_BYTES).decode("utf-8", "ignore").removeprefix("\ufeff")
 
 
-def _decode(line: bytes, file: Path, number: int) -> str:
+def json_splits(text: str) -> bool:
+    """Return whether the start of a JSON text is an object of splits: split -> list of records.
+
+    >>> json_splits('{"train": [{"id": 1}], "val": ['), json_splits('{"train": {"id": 1}}')
+    (True, False)
+    """
+    members = peek_members(text)
+    splits = [name for name, value in members.items() if split_of(name) and isinstance(value, list)]
+    return bool(splits) and not any(isinstance(members[name], list | dict) for name in members if name not in splits)
+
+
+def _has_lines(text: str, file: RowFile) -> bool:
+    """Return whether each line is a record: the first value ends on the first line, and another one can follow."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        is_cut = error.pos >= len(text) - 1 or error.msg.startswith("Unterminated")
+        return file.suffix != ".json" and not ("\n" in text[: error.pos] and is_cut)
+    except (ValueError, RecursionError):
+        return file.suffix != ".json"
+    if "\n" in text[:end]:
+        return False
+    return text[end:].lstrip().startswith("{") or file.suffix != ".json"
+
+
+def read_rows(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]:
+    """Yield the records of a file of rows.
+
+    Raises:
+        DataError: The file is invalid. The error has file, line or column, and the value.
+    """
+    yield from _READERS[file.suffix](file, images)
+
+
+def read_split(file: RowFile, split: str | None) -> Iterator[Record]:
+    """Yield the records of a JSON object of splits, of one split or of all of them."""
+    with file.open() as stream:
+        for key, value, text in stream_members(stream, file.place):
+            if split_of(key) is None and isinstance(value, dict | list):
+                rule = "a JSON object of splits must have no list or object beside its splits"
+                remedy = "Remove it, or name it train, validation or test."
+                raise DataError("data.json_list_beside_splits", rule, place=file.place, value=key, remedy=remedy)
+            if split_of(key) is not None and split in (None, key):
+                yield None, value, text
+
+
+def splits_of_object(file: RowFile) -> tuple[str, ...]:
+    """Return the names of the splits of a JSON object of splits, in a pass over the whole file."""
+    with file.open() as stream:
+        return tuple(dict.fromkeys(key for key, _, _ in stream_members(stream, file.place) if split_of(key)))
+
+
+def _read_json(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
+    kind = json_kind(file)
+    if kind == "splits":
+        yield from read_split(file, None)
+        return
+    with file.open() as stream:
+        yield from _read_lines(stream, file.place) if kind == "lines" else stream_json(stream, file.place)
+
+
+def _read_lines(stream: BinaryIO, place: str) -> Iterator[Record]:
+    for number, line in enumerate(stream, start=1):
+        if text := _decode(line, place, number).strip():
+            yield None, _parse_line(text, place, number), text
+
+
+def _decode(line: bytes, place: str, number: int) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        place, remedy = f"{file}, line {number}", _CONVERT.format("LATIN1")
-        raise DataError(*_NOT_UTF8, place=place, value=error.reason, remedy=remedy) from None
+        at, remedy = f"{place}, line {number:,}", CONVERT.format("LATIN1")
+        raise DataError(*NOT_UTF8, place=at, value=error.reason, remedy=remedy) from None
 
 
-def _parse_line(text: str, file: Path, number: int) -> Any:
+def _parse_line(text: str, place: str, number: int) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        place = f"{file}, line {number:,}"
+        at = f"{place}, line {number:,}"
         rule, remedy = f"each line must be one JSON record: {error}", "Correct the line."
-        raise DataError("data.json_line_invalid", rule, place=place, value=text[:40], remedy=remedy) from None
+        raise DataError("data.json_line_invalid", rule, place=at, value=text[:40], remedy=remedy) from None
 
 
-def _read_csv(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
-    """Read all cells as text, so that identifiers keep leading zeros."""
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, strict=True)
-        try:
-            header = _header(next(rows, []), file)
-            for cells in rows:
-                if cells:
-                    yield None, _cells(header, cells, f"{file}, line {rows.line_num:,}"), None
-        except UnicodeDecodeError as error:
-            remedy = _CONVERT.format(_encoding(file))
-            raise DataError(*_NOT_UTF8, place=file, value=error.reason, remedy=remedy) from None
-        except csv.Error as error:
-            rule, place = f"the CSV must be valid: {error}", f"{file}, line {rows.line_num:,}"
-            raise DataError("data.csv_invalid", rule, place=place, remedy="Correct the file.") from None
-
-
-def _header(names: list[str], file: Path) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice:
-        rule, remedy = "the first line must name the columns, each once", "Correct the first line."
-        raise DataError("data.csv_header_invalid", rule, place=file, value=twice or names, remedy=remedy)
-    if len(names) == 1 and (other := next((sign for sign in _SEPARATORS if sign in names[0]), None)):
-        rule, remedy = "the columns of a CSV must be separated by commas", "Convert the file."
-        raise DataError("data.csv_separator", rule, place=file, value=other, remedy=remedy)
-    return names
-
-
-def _encoding(file: Path) -> str:
-    """Return the likely encoding of a file that is not UTF-8."""
-    with file.open("rb") as stream:
-        return "UTF-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
-
-
-def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:
-    if len(cells) != len(header):
-        rule = f"a row must have as many cells as the header ({len(header)})"
-        remedy = "Put cells that have a comma in quotation marks."
-        raise DataError("data.csv_cell_count", rule, place=place, value=len(cells), remedy=remedy)
-    return dict(zip(header, cells, strict=True))
-
-
-def _read_parquet(file: Path, images: EmbeddedImageStore) -> Iterator[Record]:
+def _read_parquet(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]:
     try:
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(file.path) as table:
+            names = class_names(table.schema_arrow.metadata)
             for batch in table.iter_batches(ARROW_ROWS):
-                for row in plain_rows(batch, images):
+                for row in plain_rows(batch, images, names):
                     yield None, row, None
-    except pa.ArrowInvalid as error:
-        rule = f"the Parquet file must be valid: {error}"
-        raise DataError("data.parquet_invalid", rule, place=file, remedy="Copy the file again.") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        rule, remedy = "the Parquet file must be valid", "Copy or download the file again."
+        raise DataError("data.parquet_invalid", rule, place=file.place, value=reason, remedy=remedy) from None
 
 
-def plain_rows(batch: pa.RecordBatch | pa.Table, images: EmbeddedImageStore) -> Iterator[dict[str, Any]]:
+def plain_rows(
+    batch: pa.RecordBatch | pa.Table, images: EmbeddedImageStore, names: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
     """Yield rows with JSON values.
 
     An embedded image (bytes, or a struct with ``bytes`` and ``path`` as in Hub datasets) is kept in ``images`` and
-    replaced by its path in that folder.
+    replaced by its path in that folder. Other bytes, such as a checksum, become hexadecimal digits. ``names`` are the
+    class names of columns with numbers of classes.
     """
     for row in batch.to_pylist():
-        yield {name: _plain(value, images) for name, value in row.items()}
+        yield {name: _plain(with_names(value, names.get(name)), images) for name, value in row.items()}
 
 
 def _plain(value: Any, images: EmbeddedImageStore) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, bytes):
-        return images.keep(value)
+        return images.keep(value) if is_image(value) else value.hex()
     if isinstance(value, dict):
         if set(value) == {"bytes", "path"}:
             return value["path"] if value["bytes"] is None else images.keep(value["bytes"])
@@ -134,9 +164,12 @@ def _plain(value: Any, images: EmbeddedImageStore) -> Any:
     return repr(value)
 
 
-READERS: dict[str, Callable[[Path, EmbeddedImageStore], Iterator[Record]]] = {
+_READERS: dict[str, Callable[[RowFile, EmbeddedImageStore], Iterator[Record]]] = {
     ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".csv": read_table,
+    ".tsv": read_table,
+    ".txt": read_table,
     ".parquet": _read_parquet,
 }

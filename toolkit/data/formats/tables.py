@@ -1,0 +1,140 @@
+"""Tables of text: comma-separated (.csv), tab-separated (.tsv), or with another separator if it is certain (.txt)."""
+
+import codecs
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from toolkit.data.embedded_images import EmbeddedImageStore
+from toolkit.data.formats.row_file import RowFile
+from toolkit.data.json_stream import Record
+from toolkit.errors import DataError
+
+NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
+
+CONVERT = "Convert it, for example with: iconv -f {} -t UTF-8."
+
+HEAD_BYTES, HEAD_LINES = 1 << 18, 200
+"""Start of a .txt that determines its separator and whether it has a header."""
+
+MAX_CELL_CHARS = 1 << 26
+"""A longer cell indicates a missing quotation mark. The default of Python is 128 KB, less than an image in base64."""
+
+_SEPARATORS = {"\t": "a tab", "|": "|", ";": "a semicolon"}
+
+_COLUMN_NAMES = frozenset(
+    {
+        *("id", "qid", "image", "images", "image_id", "img_id", "image_name", "img_name", "image_path", "file"),
+        *("file_name", "filename", "path", "question", "answer", "answers", "category", "question_type"),
+        *("answer_type", "caption", "report", "text", "label", "split", "patient", "patient_id"),
+    }
+)
+"""Names that a first line must have, one at least, to be a header of a .txt."""
+
+_WITHOUT_HEADER = {3: ("image", "question", "answer"), 4: ("image", "category", "question", "answer")}
+"""Columns of a .txt without a header, as VQA-Med 2019 publishes its questions (CLEF 2019 Working Notes, paper 272)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """How a table of text is read. ``columns`` are the names if the first line does not name them."""
+
+    separator: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the layout in messages."""
+        if not self.columns:
+            return f"text separated by {_SEPARATORS[self.separator]}"
+        columns = ", ".join(self.columns)
+        return f"text separated by {_SEPARATORS[self.separator]}, without a header, read as {columns} (VQA-Med 2019)"
+
+
+def text_layout(file: RowFile) -> TableLayout | None:
+    """Return the layout of a .txt, or None if it is not certainly a table.
+
+    Exactly one of tab, ``|`` and semicolon must be in every line, equally often.
+
+    Raises:
+        DataError: It is a table, and neither names its columns nor has those of VQA-Med 2019.
+    """
+    text = file.head(HEAD_BYTES).decode("utf-8-sig", "ignore")
+    lines = text.splitlines()[: -1 if len(text) >= HEAD_BYTES // 4 else None][:HEAD_LINES]
+    lines = [line for line in lines if line.strip()]
+    counts = {sign: {line.count(sign) for line in lines} for sign in _SEPARATORS}
+    found = [sign for sign, numbers in counts.items() if len(numbers) == 1 and 0 not in numbers]
+    if len(found) != 1:
+        return None
+    separator = found[0]
+    rows = [[cell.strip() for cell in line.split(separator)] for line in lines]
+    if _COLUMN_NAMES & {cell.strip('"').lower().replace(" ", "_") for cell in rows[0]}:
+        return TableLayout(separator)
+    if (columns := _WITHOUT_HEADER.get(len(rows[0]))) and _has_questions([row[-2] for row in rows]):
+        return TableLayout(separator, columns)
+    rule = "the first line must name the columns"
+    remedy = f"Add a first line such as {separator.join(('image', 'question', 'answer'))!r}."
+    raise DataError("data.table_without_header", rule, place=f"{file.place}, line 1", value=lines[0], remedy=remedy)
+
+
+def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
+    """Read all cells as text, so that identifiers keep leading zeros.
+
+    Raises:
+        DataError: The table is invalid.
+    """
+    layout = text_layout(file) if file.suffix == ".txt" else TableLayout("\t" if file.suffix == ".tsv" else ",")
+    csv.field_size_limit(MAX_CELL_CHARS)
+    with file.open() as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        rows = csv.reader(text, strict=True, delimiter=layout.separator if layout else ",")
+        try:
+            header = list(layout.columns if layout else ()) or _header(next(rows, []), file)
+            for cells in rows:
+                if cells:
+                    yield None, _cells(header, cells, f"{file.place}, line {rows.line_num:,}"), None
+        except UnicodeDecodeError as error:
+            place = f"{file.place}, after line {rows.line_num:,}"
+            found = error.object[error.start : error.start + 4]
+            remedy = CONVERT.format(_encoding(file))
+            raise DataError(*NOT_UTF8, place=place, value=found, remedy=remedy) from None
+        except csv.Error as error:
+            rule, place = "the table must be valid", f"{file.place}, line {rows.line_num:,}"
+            remedy = "Look for a quotation mark that is missing or not doubled."
+            raise DataError("data.csv_invalid", rule, place=place, value=str(error), remedy=remedy) from None
+        finally:
+            text.detach()
+
+
+def _has_questions(cells: Sequence[str]) -> bool:
+    """Return whether nearly all cells are questions, so that a line without names of columns is certain."""
+    return sum(cell.endswith("?") for cell in cells) >= 0.9 * len(cells)
+
+
+def _header(names: list[str], file: RowFile) -> list[str]:
+    place = f"{file.place}, line 1"
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        rule, remedy = "the first line must name the columns, each once", "Rename or remove the repeated columns."
+        remedy = remedy if names else "Add a first line with the names of the columns."
+        raise DataError("data.csv_header_invalid", rule, place=place, value=twice or names, remedy=remedy)
+    other = next((sign for sign in (";", "\t", "|") if sign in names[0]), None)
+    if len(names) == 1 and other and file.suffix == ".csv":
+        rule = "the columns of a .csv must be separated by commas"
+        remedy = "Name the file .tsv if a tab separates the columns, or .txt for a semicolon or |."
+        raise DataError("data.csv_separator", rule, place=place, value=other, remedy=remedy)
+    return names
+
+
+def _encoding(file: RowFile) -> str:
+    """Return the likely encoding of a file that is not UTF-8."""
+    return "UTF-16" if file.head(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
+
+
+def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:
+    if len(cells) != len(header):
+        rule = f"a row must have as many cells as the header ({len(header)})"
+        remedy = "Put cells that have the separator in quotation marks."
+        raise DataError("data.csv_cell_count", rule, place=place, value=len(cells), remedy=remedy)
+    return dict(zip(header, cells, strict=True))
