@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,10 @@ def test_training_and_generation_read_the_same_conversation(gemma: Policy, real:
     policy = gemma if name == "tiny" else real[name]
     prompt = encode_prompts(policy, [conversation_row()], "right")["input_ids"][0].tolist()
     trained = collate(policy, [conversation_row()])["input_ids"][0].tolist()
-    inserted = chat_template.inserted_text(policy.processor, policy.turn_end)
-    assert inserted == (" " if name.startswith("smolvlm") else "")
+    shown, header = chat_template.turn_headers(policy.processor, policy.turn_end)
     # SmolVLM's template has a blank before an earlier answer, which generation does not have.
-    assert (trained[: len(prompt)] == prompt) == (inserted == "")
+    assert shown == (f"{header} " if name.startswith("smolvlm") else header)
+    assert (trained[: len(prompt)] == prompt) == (shown == header)
 
 
 def test_only_the_last_answer_counts_in_the_loss_of_an_answer(gemma: Policy) -> None:
@@ -172,10 +173,16 @@ def test_the_labels_of_one_turn_are_unchanged_by_the_turns_before(gemma: Policy)
 
 
 class Thinking:
-    """The tiny model's processor with a template that removes the reasoning of earlier answers, as Qwen3's does."""
+    """The tiny model's processor with a template that removes the reasoning of earlier answers, as Qwen3's does.
 
-    def __init__(self, processor: Any) -> None:
-        self.tokenizer, self._processor = processor.tokenizer, processor
+    ``skipped`` is the empty reasoning block with which its generation prompt ends.
+    """
+
+    def __init__(self, processor: Any, skipped: str = "") -> None:
+        self.tokenizer, self._processor, self._skipped = processor.tokenizer, processor, skipped
+
+    def __call__(self, **options: Any) -> Any:
+        return self._processor(**options)
 
     def apply_chat_template(self, messages: list[Any], **options: Any) -> str:
         kept = [
@@ -184,7 +191,8 @@ class Thinking:
             else message
             for message in messages
         ]
-        return str(self._processor.apply_chat_template(kept, **options))
+        text = str(self._processor.apply_chat_template(kept, **options))
+        return text + self._skipped if options.get("add_generation_prompt") else text
 
 
 def test_a_template_that_removes_reasoning_from_earlier_turns_is_an_error_that_shows_both(gemma: Policy) -> None:
@@ -197,6 +205,16 @@ def test_a_template_that_removes_reasoning_from_earlier_turns_is_an_error_that_s
     kept = (turns[0], Turn("assistant", "Fluid."), turns[2])
     found = chat_template.earlier_turns(Thinking(gemma.processor), chat_template.messages_of(kept, 0), gemma.turn_end)
     assert [turn.answer for turn in found] == ["Fluid."]
+
+
+def test_every_turn_is_learned_after_the_text_that_precedes_a_generated_answer(gemma: Policy) -> None:
+    policy = replace(gemma, processor=Thinking(gemma.processor, "<think></think>"))
+    turns = (Turn("user", "What?"), Turn("assistant", "Fluid."), Turn("user", "Where?"))
+    assert chat_template.turn_headers(policy.processor, policy.turn_end) == ("model\n", "model\n<think></think>")
+    batch = collate(policy, [Row(chat_template.messages_of(turns, 0), [], "Left.")])
+    assert supervised(policy, batch, 0) == ["Fluid.<end_of_turn>", "Left.<end_of_turn>"]
+    text = policy.processor.tokenizer.decode(batch["input_ids"][0])
+    assert text.count("<think></think>") == 2
 
 
 def test_lengths_count_all_turns_exactly(gemma: Policy, tmp_path: Path) -> None:

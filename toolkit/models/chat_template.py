@@ -138,16 +138,16 @@ class EarlierTurn:
     Attributes:
         end: number of end-of-turn tokens in the prompt before that of this turn.
         opening: the last special token before the turn. Empty: there is none.
-        header: the text of the template between ``opening`` and the turn.
+        header: the text of the template between ``opening`` and an answer, when it is generated.
+        shown: the text of the template between ``opening`` and this turn in the prompt. Most templates have the same.
         answer: the text of the turn.
-        inserted: the text that the template adds between the header and the turn, such as the blank of SmolVLM.
     """
 
     end: int
     opening: str
     header: str
+    shown: str
     answer: str
-    inserted: str
 
 
 def earlier_turns(processor: Any, messages: Sequence[Message], end: TurnEnd, place: str = "") -> list[EarlierTurn]:
@@ -160,38 +160,44 @@ def earlier_turns(processor: Any, messages: Sequence[Message], end: TurnEnd, pla
         place: The row, for an error.
 
     Raises:
-        DataError: The chat template changes an assistant turn that is not the last one, for example by removing its
-            reasoning.
+        DataError: The chat template changes the text of an assistant turn that is not the last one, for example by
+            removing its reasoning.
     """
     answered = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if not answered:
         return []
-    whole, special = render_prompt(processor, messages), special_pattern(processor)
+    whole, special = render_prompt(processor, messages), re.compile(special_pattern(processor))
     turns = []
     for number in answered:
         answer = str(messages[number]["content"][0]["text"])
         before = render_prompt(processor, messages[:number])
-        shown = whole[len(before) :].partition(end.text)[0] if whole.startswith(before) else whole
-        if shown.strip() != answer.strip():
-            raise _changed_turn(place, answer, shown)
-        opening, header = re.findall(f"({special}|^)((?:(?!{special}).)*)$", before, re.DOTALL)[-1]
-        inserted = shown[: len(shown) - len(shown.lstrip())]
-        turns.append(EarlierTurn(before.count(end.text), opening, header, answer, inserted))
+        # A generation prompt may open or skip a reasoning block, which earlier turns do not have.
+        common = next(
+            (place for place, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before)
+        )
+        found = list(special.finditer(before[:common]))
+        opening, start = (found[-1][0], found[-1].end()) if found else ("", 0)
+        text = whole[start:].partition(end.text)[0].rstrip()
+        if not text.endswith(answer.strip()):
+            raise _changed_turn(place, answer, text)
+        shown = text.removesuffix(answer.strip())
+        turns.append(EarlierTurn(whole[:start].count(end.text), opening, before[start:], shown, answer))
     return turns
 
 
-def inserted_text(processor: Any, end: TurnEnd) -> str:
-    """Return what the chat template adds before an earlier assistant turn, but not before an answer."""
+def turn_headers(processor: Any, end: TurnEnd) -> tuple[str, str]:
+    """Return the text of the template before an earlier assistant turn, and before an answer that is generated."""
     turns = (Turn("user", "question"), Turn("assistant", _SENTINEL), Turn("user", "question"))
-    return earlier_turns(processor, messages_of(turns, 0), end)[0].inserted
+    turn = earlier_turns(processor, messages_of(turns, 0), end)[0]
+    return turn.shown, turn.header
 
 
 def _changed_turn(place: str, answer: str, shown: str) -> DataError:
     return DataError(
         "data.turn_changed_by_template",
-        "the chat template must keep the assistant turns of a conversation as they are",
+        "the chat template must keep the text of the assistant turns of a conversation",
         place=place,
-        value=f"{answer[:80]!r} became {shown.strip()[-80:]!r}",
+        value=f"{answer[:80]!r} became {shown[-80:]!r}",
         remedy="Remove reasoning from earlier assistant turns, or use a model whose chat template keeps it.",
     )
 

@@ -12,7 +12,7 @@ from toolkit.errors import warn
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Policy, TrainingJob
-from toolkit.models.chat_template import inserted_text
+from toolkit.models.chat_template import turn_headers
 from toolkit.models.collate import SftCollator
 from toolkit.models.lengths import TokenLengths
 from toolkit.models.oom import recipe_sizes
@@ -69,12 +69,13 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
 
 def _warn_about_template(policy: Policy) -> None:
     """Warn if the chat template begins an earlier assistant turn differently from an answer."""
-    if inserted := inserted_text(policy.processor, policy.turn_end):
+    shown, header = turn_headers(policy.processor, policy.turn_end)
+    if shown != header:
         warn(
-            "training.template_inserts_text",
+            "training.template_differs_between_turns",
             "the chat template should begin earlier assistant turns like answers. SFT learns all turns as answers",
             place="chat template",
-            value=inserted,
+            value=f"{shown!r} before earlier turns, {header!r} before an answer",
         )
 
 

@@ -1,6 +1,5 @@
 """Synthetic rows of the task: chest radiographs with up to four findings, and their reports."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +26,8 @@ LUNG_FINDINGS = ("Pneumonia", "Pulmonary nodule", "Pleural effusion", "Pneumotho
 LUNG_RATE, HEART_RATE, DEVICE_RATE = 0.4, 0.3, 0.2
 """Fractions of the lungs, hearts and patients with a finding."""
 
-NEGATIVES = ("Pneumothorax", "Pleural effusion")
-"""The first of these findings that is absent is negated in the report."""
+NEGATIVE = "No fracture."
+"""The negative finding of every report."""
 
 
 class Located(NamedTuple):
@@ -39,7 +38,7 @@ class Located(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The sentence of the section FINDINGS."""
+        """The sentence of the section Findings."""
         return f"{self.finding.description.format(location=self.location)}."
 
 
@@ -51,11 +50,13 @@ def write_chest_reports(folder: Path, synthetic: SyntheticData, seed: int) -> di
         found = draw_located(rng)
         light = draw_findings([(one.finding.name, one.location) for one in found], synthetic.size, rng)
         write_radiograph(folder / "images" / f"{case.id}.png", light, rng)
-        case = replace(case, finding=found[0].finding, location=found[0].location)
+        findings = " ".join([*(one.sentence for one in found), NEGATIVE])
+        impression = " ".join(f"{one.finding.name}." for one in found)
         record = {
             "image": f"images/{case.id}.png",
-            "findings": findings_text(found),
-            "impression": " ".join(f"{one.finding.name}." for one in found),
+            "report": f"Findings:\n{findings}\nDiagnosis:\n{impression}",
+            "findings": findings,
+            "impression": impression,
             "Indication": case.indication,
             "PatientID": case.id,
         }
@@ -80,16 +81,9 @@ def draw_located(rng: Rng) -> list[Located]:
     return found or [Located(NORMAL, "")]
 
 
-def findings_text(found: list[Located]) -> str:
-    """Return the section FINDINGS: a sentence for each finding, and a negative one."""
-    names = {one.finding.name for one in found}
-    absent = next((name for name in NEGATIVES if name not in names), "fracture")
-    return " ".join([*(one.sentence for one in found), f"No {absent.lower()}."])
-
-
 CHEST_REPORTS = Synthetic(
     kind="chest_reports",
     description="chest radiographs with several findings, reports",
     write=write_chest_reports,
-    columns=frozenset({"image", "findings", "impression", "Indication", "PatientID"}),
+    columns=frozenset({"image", "report", "findings", "impression", "Indication", "PatientID"}),
 )

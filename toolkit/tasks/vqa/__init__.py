@@ -3,7 +3,7 @@
 from toolkit.data.task import Task
 from toolkit.tasks.vqa.metrics import RESULTS_BY, baseline, labels, scores
 from toolkit.tasks.vqa.parse import parse
-from toolkit.tasks.vqa.prompt import instruction, question, target
+from toolkit.tasks.vqa.prompt import instruction, notes, question, target
 from toolkit.tasks.vqa.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
 from toolkit.tasks.vqa.schema import COLUMNS, read
 from toolkit.tasks.vqa.synthetic import CHEST_VQA
@@ -31,5 +31,6 @@ VQA = Task(
     all_or_nothing=ALL_OR_NOTHING,
     results_by=RESULTS_BY,
     synthetic=CHEST_VQA,
+    notes=notes,
     placeholders=lambda settings: {"answer": "unknown", "answer_type": "open"},
 )
