@@ -32,14 +32,14 @@ CHAT = TASKS["chat"]
 ROOT = Path("/data")
 COLUMNS = {"messages": "messages", "image": "images"}
 TWO_TURNS = [
-    {"role": "user", "content": "<image>\nDescribe the film."},
+    {"role": "user", "content": "<image>\nFindings:"},
     {"role": "assistant", "content": "Patchy opacity in the left lower zone."},
     {"role": "user", "content": "Which side?"},
     {"role": "assistant", "content": "Left side"},
 ]
 TURNS = [
     Turn("system", "Answer briefly."),
-    Turn("user", "Film of 2023: <image> and of 2024: <image> What changed?"),
+    Turn("user", "X-ray of 2023: <image> and of 2024: <image> What changed?"),
     Turn("assistant", "The nodule grew."),
     Turn("user", "And here? <image>"),
     Turn("assistant", "No\n\nchange: 3.4 cm, Größe gleich."),
@@ -54,12 +54,12 @@ def read(messages: Any, images: Any = ("x.png",), **settings: Any) -> Sample:
     return CHAT.read("r1", row, RowOrigin(ROOT / "rows.json", ROOT, COLUMNS, **settings))
 
 
-def films(count: int) -> list[Image.Image]:
+def xrays(count: int) -> list[Image.Image]:
     return [set_image_key(Image.new("RGB", (64, 48), (80 * number, 0, 0)), str(number)) for number in range(count)]
 
 
 def conversation_row() -> Row:
-    return Row(chat_template.messages_of(TURNS, 3), films(3), ANSWERS[-1])
+    return Row(chat_template.messages_of(TURNS, 3), xrays(3), ANSWERS[-1])
 
 
 def supervised(policy: Policy, batch: Mapping[str, torch.Tensor], number: int) -> list[str]:
@@ -132,7 +132,7 @@ def test_a_row_and_the_recipe_cannot_both_have_a_system_prompt() -> None:
 
 
 def test_the_loss_covers_all_assistant_turns_of_the_tiny_model_and_nothing_else(gemma: Policy) -> None:
-    batch = collate(gemma, [conversation_row(), Row(chat_template.conversation("What?", 1), films(1), "Yes")])
+    batch = collate(gemma, [conversation_row(), Row(chat_template.conversation("What?", 1), xrays(1), "Yes")])
     assert supervised(gemma, batch, 0) == [f"{answer}<end_of_turn>" for answer in ANSWERS]
     assert supervised(gemma, batch, 1) == ["Yes<end_of_turn>"]
     labels, ids = batch["labels"], batch["input_ids"]
@@ -143,7 +143,7 @@ def test_the_loss_covers_all_assistant_turns_of_the_tiny_model_and_nothing_else(
 @pytest.mark.parametrize("name", REAL)
 def test_the_loss_covers_all_assistant_turns_of_real_processors(real: dict[str, Policy], name: str) -> None:
     policy = real[name]
-    batch = collate(policy, [conversation_row(), Row(chat_template.conversation("What?", 1), films(1), "Yes")])
+    batch = collate(policy, [conversation_row(), Row(chat_template.conversation("What?", 1), xrays(1), "Yes")])
     assert supervised(policy, batch, 0) == [f"{answer}{policy.turn_end.text}" for answer in ANSWERS]
     assert supervised(policy, batch, 1) == [f"Yes{policy.turn_end.text}"]
 

@@ -27,7 +27,7 @@ SYSTEM_RATE = 0.5
 SYSTEM = "Answer briefly."
 
 QUESTIONS: Mapping[str, Callable[[ChestCase], str]] = {
-    "Describe the film.": lambda case: f"{case.description}.",
+    "Findings:": lambda case: f"{case.description}.",
     "What is the primary finding?": lambda case: case.finding.name,
     "Which side of the chest shows an abnormality?": lambda case: f"{(case.side or 'neither').capitalize()} side",
     "How large is the heart?": lambda case: ("Normal", "Enlarged")[case.finding.name == "Cardiomegaly"] + " heart",
@@ -40,11 +40,11 @@ def write_chest_chat(folder: Path, synthetic: SyntheticData, seed: int) -> dict[
     def write_case(index: int) -> Records:
         case, rng = make_case(seed, index)
         _draw(folder, case, synthetic.size, rng)
-        films = [case]
+        radiographs = [case]
         if rng.random() < SECOND_IMAGE_RATE:
-            films.append(_second_film(case, rng))
-            _draw(folder, films[1], synthetic.size, rng)
-        return [(case.id, _conversation(films, rng))]
+            radiographs.append(_second_radiograph(case, rng))
+            _draw(folder, radiographs[1], synthetic.size, rng)
+        return [(case.id, _conversation(radiographs, rng))]
 
     return write_cases(folder, synthetic, write_case)
 
@@ -54,7 +54,7 @@ def _draw(folder: Path, case: ChestCase, size: int, rng: Rng) -> None:
     write_radiograph(folder / "images" / f"{case.id}.png", light, rng)
 
 
-def _second_film(case: ChestCase, rng: Rng) -> ChestCase:
+def _second_radiograph(case: ChestCase, rng: Rng) -> ChestCase:
     """Return a later radiograph of the patient with another finding."""
     others = [finding for finding in FINDINGS if finding is not case.finding]
     finding = others[rng.integers(len(others))]
@@ -62,17 +62,17 @@ def _second_film(case: ChestCase, rng: Rng) -> ChestCase:
     return replace(case, id=f"{case.id}b", finding=finding, location=location)
 
 
-def _conversation(films: list[ChestCase], rng: Rng) -> dict[str, Any]:
+def _conversation(radiographs: list[ChestCase], rng: Rng) -> dict[str, Any]:
     """Return a record. The last question is about the last radiograph."""
-    case = films[0]
+    case = radiographs[0]
     order = [list(QUESTIONS)[i] for i in rng.permutation(len(QUESTIONS))[: int(rng.integers(2, 4))]]
     messages = [{"role": "system", "content": SYSTEM}] if rng.random() < SYSTEM_RATE else []
     for number, question in enumerate(order):
-        shown = films[-1] if number == len(order) - 1 else case
+        shown = radiographs[-1] if number == len(order) - 1 else case
         image = "<image>\n" if number == 0 or shown is not case else ""
         messages.append({"role": "user", "content": f"{image}{question}"})
         messages.append({"role": "assistant", "content": QUESTIONS[question](shown)})
-    return {"messages": messages, "images": [f"images/{film.id}.png" for film in films], "PatientID": case.id}
+    return {"messages": messages, "images": [f"images/{film.id}.png" for film in radiographs], "PatientID": case.id}
 
 
 CHEST_CHAT = Synthetic(
