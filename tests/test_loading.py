@@ -17,7 +17,7 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, make_recipe, read_file
 from toolkit.data import open_index
 from toolkit.data.loading import DataSplits
-from toolkit.data.rows import RowScanner, row_scan_file
+from toolkit.data.row_scan import RowScanner, row_scan_file
 from toolkit.errors import NOTHING, DataError
 from toolkit.recipe import Images, Recipe, SyntheticData
 from toolkit.tasks import TASKS, RowOrigin

@@ -187,7 +187,7 @@ def test_records_that_are_not_objects_are_counted(tmp_path: Path) -> None:
     assert [name for name, _ in index] == ["a"]
     (skipped,) = index.skipped
     assert skipped.code == "data.record_not_object"
-    assert (skipped.count, skipped.examples) == (2, ("version: 1.0", "b: null"))
+    assert (skipped.count, skipped.examples, skipped.values) == (2, ("version", "b"), ("1.0", "None"))
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"question": ["a", "b"]}', '{"version": 1}'])

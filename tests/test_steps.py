@@ -375,7 +375,7 @@ def test_the_order_is_stored_beside_the_index_and_pickled_with_the_samples(
     write_csv(tmp_path, [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"])
     recipe = steps_recipe(tmp_path, max_dropped=1)
     first = load_data(recipe)
-    monkeypatch.setattr("toolkit.data.rows._scan_rows", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("toolkit.data.row_scan._scan_index", lambda *_: pytest.fail("read again"))
     again = load_data(recipe)
     assert (again.fingerprint, again.warning_texts) == (first.fingerprint, first.warning_texts)
     assert list(pickle.loads(pickle.dumps(again.train[2:]))) == list(first.train)[2:]

@@ -37,6 +37,14 @@ NOTHING: Final = _Nothing.NOTHING
 
 CODE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
+MOST_CHARACTERS = 2_000
+"""Maximum length of a message."""
+MIN_BASE64 = 60
+"""Minimum length of a text that is recognised as base64."""
+
+_BASE64 = re.compile(rf"[A-Za-z0-9+/]{{{MIN_BASE64},}}(?:(?:\\r|\r)?(?:\\n|\n)[A-Za-z0-9+/]{{4,}})*={{0,2}}")
+_DATA_URL = re.compile(r"(data:[\w.+-]+/[\w.+;=-]*base64,)([A-Za-z0-9+/=_-]+)")
+
 _LOG = logging.getLogger("toolkit")
 
 
@@ -59,21 +67,21 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        """Return ``<place>: <rule> (got <value>). <remedy>``."""
+        """Return ``<place>: <rule> (got <value>). <remedy>``, with at most ``MOST_CHARACTERS`` and without base64."""
         got = "" if self.value is NOTHING else f" (got {shorten(self.value)})"
         head = f"{self.place}: " if self.place else ""
         is_list = self.rule.endswith("\n") and not got
         tail = self.remedy if is_list else f". {self.remedy}" if self.remedy else ""
-        return f"{head}{self.rule}{got}{tail}"
+        return _limited(_without_base64(f"{head}{self.rule}{got}{tail}"))
 
     def to_json(self) -> dict[str, str | None]:
         """Return the fields as JSON values. The value is its shortened text, or None if there is none."""
         value = None if self.value is NOTHING else shorten(self.value)
         return {
             "code": self.code,
-            "place": self.place,
+            "place": _without_base64(self.place),
             "value": value,
-            "rule": self.rule.rstrip("\n"),
+            "rule": _without_base64(self.rule.rstrip("\n")),
             "remedy": self.remedy,
         }
 
@@ -256,6 +264,49 @@ def list_problems(problems: Iterable[Problem]) -> str:
 
 
 def shorten(value: object, limit: int = 120) -> str:
-    """Return ``repr(value)``, cut to ``limit`` characters."""
-    text = repr(value)
+    """Return ``repr(value)``, cut to ``limit`` characters. Bytes and base64 are replaced by their length.
+
+    >>> shorten("yes"), shorten(b"12345"), shorten("data:image/png;base64,iVBORw0KGgo=")
+    ("'yes'", '<5 bytes>', "'data:image/png;base64,<12 characters>'")
+    """
+    text = f"<{len(value):,} bytes>" if isinstance(value, bytes | bytearray) else _without_base64(repr(value))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _without_base64(text: str) -> str:
+    """Return the text with the length of each base64 text in its place. Base64 has all kinds of characters."""
+    if len(text) < MIN_BASE64 and "base64," not in text:
+        return text
+    return _BASE64.sub(_length_of_base64, _DATA_URL.sub(_length_of_data_url, text))
+
+
+def _length_of_data_url(found: re.Match[str]) -> str:
+    return f"{found[1]}<{len(found[2]):,} characters>"
+
+
+def _length_of_base64(found: re.Match[str]) -> str:
+    run = found[0]
+    is_path = run.count("/") > len(run) / 16
+    if is_path or not all(any(kind(sign) for sign in run) for kind in (str.isupper, str.islower, str.isdigit)):
+        return run
+    return f"<{len(run):,} characters of base64>"
+
+
+def _limited(text: str) -> str:
+    """Return a message with at most ``MOST_CHARACTERS``. A list loses its last lines, but not the line after it."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    *lines, last = [_cut(line, MOST_CHARACTERS // 4) for line in text.split("\n")]
+    if not lines:
+        return _cut(text, MOST_CHARACTERS)
+    count = len(lines)
+    most = MOST_CHARACTERS - len(last) - 40
+    while sum(len(line) + 1 for line in lines) > most:
+        lines.pop()
+    return "\n".join([*lines, f"  … {count - len(lines):,} more lines", last])
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return the text without its middle if it is longer than ``limit``."""
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"

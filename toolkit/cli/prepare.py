@@ -80,7 +80,7 @@ def show(prepared: "PrepareResult") -> None:
         shown = ", ".join(f"{split} {number:,}" for split, number in counts.items())
         print(f"  {name or 'no diagnosis'}: {shown}")
     for note in prepared.notes:
-        print(f"{note.count:,} {note.reason} (for example {'; '.join(note.examples)})")
+        print(f"{note.count:,} {note.reason} (for example {'; '.join(note.shown)})")
     print(f"contact sheet: {prepared.out.absolute() / 'sheet.png'}, {prepared.out.absolute() / 'sheet.html'}")
     print(f"\nfor a recipe:\n\n[data]\ntask = {_quoted(_task_of(prepared.columns))}")
     for split, file in prepared.splits.items():

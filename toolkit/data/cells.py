@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import json_repair
 
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import is_printed_value, read_literal
-from toolkit.data.task import RowOrigin
+from toolkit.data.task import GROUP_FIELDS, RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import ImagePolicy, image_ref, read_image_header
 from toolkit.images.ref import ImageRef
 from toolkit.scoring.regions import Coordinates, Frame, Size
 
 _HALF = re.compile("[\ud800-\udfff]")
-_WHOLE = re.compile(r"\d+\.0+")
+_WHOLE = re.compile(r"-?\d+\.0+")
 
 _SUSPECT = ("[", "{", "b'", 'b"', "array(", "tensor(", "<", "n", "N")
 """Beginnings of texts that can be printed values or missing."""
@@ -28,8 +28,14 @@ _SUSPECT = ("[", "{", "b'", 'b"', "array(", "tensor(", "<", "n", "N")
 _MISSING = frozenset({"nan", "nat", "<na>"})
 """Texts, in lower case, that pandas prints for missing values."""
 
+_NO_GROUP = frozenset({"none", "null", "na", "n/a"})
+"""Names, in lower case, of a missing group."""
+
 MOST_BRACKETS = 128
 """Maximum number of opening brackets in a text that is repaired. An answer of the task steps has about ten."""
+
+NOT_TEXT = "data.value_not_text"
+"""Code of a value that is a list, an object, bytes or an infinite number."""
 
 NO_QUESTION = ("data.question_missing", "the row must have a question")
 NO_ANSWER = ("data.answer_missing", "the row must have an answer")
@@ -130,6 +136,26 @@ def cell(row: Row, origin: RowOrigin, field: str) -> Any:
     return row.get(origin.column.get(field, ""))
 
 
+def with_whole_numbers(row: Row, columns: Sequence[str]) -> Row:
+    """Return the row with whole numbers in these columns, without a decimal point.
+
+    >>> with_whole_numbers({"count": 2.0, "answer": "3.0", "other": 2.0}, ["count", "answer"])
+    {'count': 2, 'answer': '3', 'other': 2.0}
+    """
+    return {**row, **{column: _whole(row[column]) for column in columns if column in row}} if columns else row
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value.strip().partition(".")[0] if isinstance(value, str) and is_whole_text(value) else value
+
+
+def is_whole_text(text: str) -> bool:
+    """Return whether a text is a whole number with a decimal point, such as ``2.0``."""
+    return _WHOLE.fullmatch(text.strip()) is not None
+
+
 def decoded(value: Any) -> Any:
     """Return a list or table from its text in a CSV: JSON, or as Python or NumPy print it. Other values stay as is.
 
@@ -145,7 +171,7 @@ def decoded(value: Any) -> Any:
 def _not_text(value: Any) -> RowProblem:
     rule = "a text or number is expected, not a list, an object, bytes or an infinite number"
     remedy = "Store one text in each cell, or name another column in data.columns."
-    return RowProblem("data.value_not_text", rule, value=value, remedy=remedy)
+    return RowProblem(NOT_TEXT, rule, value=value, remedy=remedy)
 
 
 @lru_cache(maxsize=1 << 10)
@@ -244,17 +270,38 @@ def _image(text: str, root: str) -> ImageRef:
 
 
 def read_group(row: Row, origin: RowOrigin, images: tuple[ImageRef, ...]) -> str:
-    """Return the group: the recipe's column, otherwise the first image's path below the image root.
+    """Return the group: the recipe's column, otherwise the patient, lesion or study, otherwise the first image.
+
+    An image is its path below the image root.
 
     Raises:
-        RowProblem: The group column is empty.
+        RowProblem: The recipe's column is empty, or the value is a list or an object.
     """
     if origin.group is None:
+        for field in GROUP_FIELDS:
+            if field in origin.column and (group := group_name(row.get(origin.column[field]))):
+                return group
         return str(images[0].path).removeprefix(str(origin.image_root)).lstrip(os.sep).replace(os.sep, "/")
-    if group := name_of(row.get(origin.group)):
+    if group := group_name(row.get(origin.group)):
         return group
     rule = "the row must have a value in the column of data.group"
     raise RowProblem("data.group_missing", rule, place=f"{origin.file}", value=row.get(origin.group))
+
+
+def group_name(value: Any) -> str:
+    """Return the name of a group, or an empty text if the value is missing. A number has no decimal point.
+
+    >>> group_name(3.0), group_name("3.0"), group_name("P3"), group_name("None"), group_name("n/a")
+    ('3', '3', 'P3', '', '')
+
+    Raises:
+        RowProblem: The value is a list or an object. The problem does not have the value, which can name a patient.
+    """
+    try:
+        name = number_of(value)
+    except RowProblem as problem:
+        raise RowProblem(problem.code, problem.rule, remedy=problem.remedy) from None
+    return "" if name.lower() in _NO_GROUP else name
 
 
 def extra_fields(row: Row, origin: RowOrigin) -> Iterator[tuple[str, str]]:

@@ -1,12 +1,14 @@
 """Mapping from the fields of a task to the columns of a source, and all mismatches with suggestions."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from toolkit.data.cells import fold
+from toolkit.data.groups import NO_GROUPS, group_columns
 from toolkit.data.row_filter import Filter
 from toolkit.data.task import Task
 from toolkit.errors import Problem
@@ -23,6 +25,7 @@ class RowSettings:
     max_images: int = 8
     settings: Any = None
     filter: Filter = dataclasses.field(default_factory=dict)
+    whole: tuple[str, ...] = ()
 
 
 def resolve_columns(
@@ -31,14 +34,15 @@ def resolve_columns(
     """Return field -> column for the existing columns, and one problem per mismatch.
 
     A field without a mapping is searched under its usual names, first exactly, then without case, blanks and
-    underscores.
+    underscores. ``GROUP_FIELDS`` are included if the recipe says nothing about groups.
     """
     fields = {field: column for field, column in requested.columns.items() if field in task.columns}
     found = {field: column for field, column in fields.items() if column in available}
     for field, names in task.columns.items():
         if field not in fields and (column := _usual(names, available, set(fields.values()))) is not None:
             found[field] = column
-    return found, [*_wrong_fields(task, requested), *_missing(task, requested, found, available)]
+    problems = [*_wrong_fields(task, requested), *_used_twice(fields), *_missing(task, requested, found, available)]
+    return found | group_columns(task, requested.group, found, available), problems
 
 
 def leaking_context(task: Task, requested: RowSettings, column: Mapping[str, str]) -> tuple[str, ...]:
@@ -66,6 +70,15 @@ def _wrong_fields(task: Task, requested: RowSettings) -> Iterator[Problem]:
             yield Problem("data.field_unknown", rule, f"data.columns.{field}", remedy=_nearest(field, known))
 
 
+def _used_twice(fields: Mapping[str, str]) -> Iterator[Problem]:
+    for column, count in Counter(fields.values()).items():
+        if count > 1:
+            names = [field for field, one in fields.items() if one == column]
+            rule = f"must be a column of one field, not of {' and '.join(names)}"
+            remedy = f"Name another column for {' or '.join(names)}."
+            yield Problem("data.column_used_twice", rule, f"data.columns.{names[-1]}", column, remedy)
+
+
 def _missing(
     task: Task, requested: RowSettings, found: Mapping[str, str], available: Sequence[str]
 ) -> Iterator[Problem]:
@@ -80,7 +93,11 @@ def _missing(
             remedy = f"Name it in data.columns.{fields[0]}. {_nearest(names[0], available)}"
             yield Problem("data.field_without_column", rule, f"data.columns.{fields[0]}", remedy=remedy)
     by = [column for column in requested.by if column not in task.columns]
-    named = {"data.group": filter(None, [requested.group]), "prompt.context": requested.context, "evaluate.by": by}
+    if requested.group == NO_GROUPS and NO_GROUPS in available:
+        rule = f'"{NO_GROUPS}" says that the rows have no groups, so no column must have this name'
+        yield Problem("data.group_is_ambiguous", rule, "data.group", requested.group, "Rename the column.")
+    group = [] if requested.group in (None, NO_GROUPS) else [requested.group]
+    named = {"data.group": group, "prompt.context": requested.context, "evaluate.by": by}
     for key, columns in named.items():
         for column in columns:
             if column not in available:

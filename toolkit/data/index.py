@@ -249,7 +249,7 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
         for name, row, text in stream_records(source, reading):
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"
-                skipped.add(rule, f"{name}: {json.dumps(row)[:40]}", "data.record_not_object")
+                skipped.add(rule, name, "data.record_not_object", row)
                 continue
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))

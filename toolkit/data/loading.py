@@ -1,7 +1,7 @@
 """Load the data of a recipe: samples of each split, unusable rows, leaks and warnings."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,11 +9,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.rows import UsableRows, read_file
+from toolkit.data.groups import NO_GROUPS
+from toolkit.data.rows import UsableRows, read_alike, read_file
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.split_sources import recipe_sources
-from toolkit.data.splits import Leak, LeakReport, RowKeys, find_leaks, join_groups, leaking_rows, split_keys
-from toolkit.data.task import Task
+from toolkit.data.splits import (
+    Leak,
+    LeakReport,
+    RowKeys,
+    find_leaks,
+    join_groups,
+    leaking_rows,
+    patients_in_several,
+    split_keys,
+)
+from toolkit.data.task import GROUP_FIELDS, Task
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped
 from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
@@ -36,6 +46,8 @@ class DataSplits:
     """Hash of task, columns, and the rows of each split. Equal data has the same fingerprint on every machine."""
     sources: tuple[str, ...] = ()
     """Each source with its format and number of rows, such as ``data/train.json: JSON, 1,200 rows``."""
+    group_columns: tuple[str, ...] = ()
+    """Columns of the group, first choice first. Their values can name patients."""
 
     @property
     def warning_texts(self) -> tuple[str, ...]:
@@ -62,6 +74,11 @@ class SplitRows:
         """Return the id of a row."""
         return self.usable.samples[int(self.chosen[number])].id
 
+    def identifiers(self, column: str) -> NDArray[np.int64]:
+        """Return the keys of a column that looks like an identifier. Empty if the source does not have it."""
+        keys = self.usable.identifiers.get(column)
+        return np.zeros(0, np.int64) if keys is None else keys[self.chosen]
+
     def without(self, marked: NDArray[np.bool_]) -> "SplitRows":
         """Return the rows that are not marked."""
         return SplitRows(self.usable, self.chosen[~marked])
@@ -82,11 +99,13 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
     sources, notes = _sources(recipe, synthetic_folder)
     loaded = _read_sources(sources, recipe, task, synthetic_folder)
     splits, split_off = _split_rows(loaded, recipe, task)
+    patients = _check_patients(loaded, splits, recipe.dataset.on_leak)
     splits, leaks, removed = _handle_leaks(splits, recipe.dataset.on_leak)
     sets = {name: _limited(name, rows, recipe) for name, rows in splits.items()}
     warnings = [Problem("data.splits_leak", _describe_leak(leak, splits), "[data]") for leak in leaks.leaks]
     warnings += [warning for source in loaded.values() for warning in source.warnings]
-    warnings += [*notes, *(one.notice("left out") for one in removed), *split_off]
+    warnings += [*notes, *(one.notice("left out") for one in removed), *patients]
+    warnings += _describe_groups(loaded, recipe, split_off)
     for name, rows in splits.items():
         if len(sets[name]) < len(rows):
             rule = f"{len(sets[name]):,} of {len(rows):,} rows are used, drawn by the seed"
@@ -100,6 +119,7 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
         warnings=tuple(warnings),
         fingerprint=_fingerprint(sets),
         sources=described,
+        group_columns=tuple(dict.fromkeys(name for one in loaded.values() for name in one.group_columns)),
     )
 
 
@@ -139,7 +159,7 @@ def _read_sources(
     if problems:
         found = [problem for error in problems for problem in error.problems]
         raise DataProblems("data.unusable", "the data must be usable", found, place="[data]")
-    return loaded
+    return read_alike(loaded, lambda name, whole: read_file(recipe, task, sources[name], image_root, name, whole))
 
 
 def _split_rows(
@@ -154,12 +174,77 @@ def _split_rows(
     if not fractions:
         return {name: everything.get(name, nothing) for name in SPLITS}, []
     fractions["train"] = 1 - sum(fractions.values())
-    split_of = split_keys(join_groups(train.keys), list(fractions.values()), recipe.run.seed)
+    group = _describe_group(train, recipe, task)
+    split_of = _split_off(train, list(fractions.values()), recipe, group)
     everything |= {name: SplitRows(train, np.flatnonzero(split_of == number)) for number, name in enumerate(fractions)}
-    column = recipe.dataset.group
-    group = f"the column {column}" if column else f"{task.grouped_by} (data.group names no column)"
     warnings = [_split_warning(name, everything[name], group) for name in fractions if name != "train"]
     return {name: everything.get(name, nothing) for name in SPLITS}, warnings
+
+
+def _split_off(train: UsableRows, fractions: Sequence[float], recipe: Recipe, group: str) -> NDArray[np.int64]:
+    try:
+        return split_keys(join_groups(train.keys), fractions, recipe.run.seed)
+    except DataError as error:
+        remedy = f'{error.remedy} The group is {group}. data.group = "{NO_GROUPS}" makes it the first image.'
+        raise DataError(error.code, error.rule, place=error.place, value=error.value, remedy=remedy) from None
+
+
+def _describe_group(rows: UsableRows, recipe: Recipe, task: Task) -> str:
+    if rows.group_columns:
+        return f"the column {', otherwise '.join(rows.group_columns)}"
+    reason = "switches groups off" if recipe.dataset.group else "names no column"
+    return f"{task.grouped_by} (data.group {reason})"
+
+
+def _describe_groups(
+    loaded: Mapping[str, UsableRows], recipe: Recipe, split_off: Sequence[Problem]
+) -> Iterator[Problem]:
+    """Yield what the group is, if the recipe does not say it, and whether the sources can be compared by it."""
+    yield from split_off
+    if recipe.dataset.group is not None:
+        return
+    names = {name: _describe_group(rows, recipe, rows.samples.task) for name, rows in loaded.items()}
+    fields = {tuple(field for field in GROUP_FIELDS if field in one.samples.source.column) for one in loaded.values()}
+    if len(fields) > 1:
+        rule = "the splits must have the same group, otherwise a patient in two splits is not found"
+        value = ", ".join(f"{name}: {group}" for name, group in names.items())
+        yield Problem("data.group_differs", rule, "[data]", value, "Add the column of the patient to every file.")
+    elif not split_off:
+        for one in dict.fromkeys(rows.group_columns for rows in loaded.values() if rows.group_columns):
+            rule, remedy = f"The group is the column {', otherwise '.join(one)}", f'"{NO_GROUPS}" switches groups off.'
+            yield Problem("data.group_found", rule, "data.group", remedy=remedy)
+
+
+def _check_patients(
+    loaded: Mapping[str, UsableRows], splits: Mapping[str, SplitRows], on_leak: str
+) -> tuple[Problem, ...]:
+    """Return warnings about columns that look like patients who are in two splits.
+
+    Raises:
+        DataError: There is such a column, and ``on_leak`` is not "report".
+    """
+    train, found = loaded["train"], []
+    columns = dict.fromkeys(column for rows in loaded.values() for column in rows.identifiers)
+    for column in columns:
+        is_split = sum(len(rows) > 0 for rows in splits.values()) > len(loaded) and column in train.identifiers
+        grouped = [(train.identifiers[column], join_groups(train.keys))] if is_split else []
+        several = patients_in_several(grouped, [rows.identifiers(column) for rows in splits.values()])
+        if several is not None:
+            found.append(_patient_problem(column, *several))
+    if found and on_leak != "report":
+        raise DataProblems("data.patients_in_two_splits", "no patient must be in two splits", found, place="[data]")
+    return tuple(found)
+
+
+def _patient_problem(column: str, values: int, rows: int) -> Problem:
+    return Problem(
+        "data.patient_column_unused",
+        "the column looks like the identifier of a patient, but the rows are not grouped by it: "
+        f"{values:,} {'value is' if values == 1 else 'values are'} in {rows:,} rows of several groups or splits",
+        "data.group",
+        column,
+        f'Set data.group = "{column}" if the column identifies patients, otherwise data.group = "{NO_GROUPS}".',
+    )
 
 
 def _split_warning(name: str, rows: SplitRows, group: str) -> Problem:
@@ -236,6 +321,7 @@ def _fingerprint(sets: Mapping[str, SampleSet]) -> str:
             source.group,
             source.context,
             source.settings,
+            *filter(None, [source.whole]),
         )
         digest.update(repr((*settings, samples.table.fingerprint, len(samples))).encode())
         digest.update(samples.rows.astype("<i8").tobytes())

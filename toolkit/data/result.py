@@ -40,6 +40,7 @@ class DataResult:
         leaks: groups, images, or pairs of image and question in two splits.
         warnings: warnings about the rows.
         images: the scan of the images.
+        group_columns: columns of the group. A model card must not have their values.
     """
 
     rows: Mapping[str, int]
@@ -47,3 +48,4 @@ class DataResult:
     leaks: tuple[Leak, ...]
     warnings: tuple[str, ...]
     images: ImageScan
+    group_columns: tuple[str, ...] = ()

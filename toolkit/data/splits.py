@@ -22,6 +22,12 @@ Kind = Literal["group", "image", "question"]
 KINDS: tuple[Kind, ...] = ("group", "image", "question")
 MAX_EXAMPLES = 5
 
+NO_KEY = 0
+"""Key of a missing identifier."""
+
+
+_NO_KEYS = np.zeros(0, np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class RowKeys:
@@ -106,7 +112,7 @@ def split_by_group(groups: Sequence[str], fractions: Mapping[str, float], seed: 
         DataError: There are fewer groups than splits.
     """
     names = list(fractions)
-    keys = np.array([text_key(group) for group in groups], dtype=np.int64)
+    keys = np.array([identifier_key(group) for group in groups], dtype=np.int64)
     return [names[number] for number in split_keys(keys, list(fractions.values()), seed).tolist()]
 
 
@@ -181,6 +187,28 @@ def leaking_rows(split: RowKeys, later: Sequence[RowKeys]) -> NDArray[np.bool_]:
     return marked
 
 
+def patients_in_several(grouped: Sequence[tuple[Keys, Keys]], splits: Sequence[Keys]) -> tuple[int, int] | None:
+    """Return how many patients are in several groups or splits, and in how many rows, or None if no patient is.
+
+    Args:
+        grouped: for each source that is split by group, the patient and the group of each row.
+        splits: for each split, the patient of each row. ``NO_KEY`` is no patient.
+    """
+    places = [(np.arange(len(splits)).repeat([len(keys) for keys in splits]), np.concatenate([*splits, _NO_KEYS]))]
+    found = np.unique(np.concatenate([_in_several(*place) for place in [*places, *(one[::-1] for one in grouped)]]))
+    if not len(found):
+        return None
+    return len(found), sum(int(np.isin(keys, found).sum()) for keys in splits)
+
+
+def _in_several(places: Keys, patients: Keys) -> Keys:
+    """Return the patients whose rows are in several places."""
+    known = patients != NO_KEY
+    pairs = np.unique(np.stack([patients[known], places[known]]), axis=1)
+    names, counts = np.unique(pairs[0], return_counts=True)
+    return names[counts > 1]
+
+
 class KeyBuilder:
     """Collects the keys of rows one by one."""
 
@@ -190,7 +218,7 @@ class KeyBuilder:
     def add(self, group: str, images: Sequence[str], question: str) -> None:
         """Append one row."""
         row = len(self._groups)
-        self._groups.append(text_key(group))
+        self._groups.append(identifier_key(group))
         self._questions.append(text_key(" ".join(question.lower().split())))
         for image in images:
             self._images.append(text_key(image))
@@ -200,6 +228,11 @@ class KeyBuilder:
         """Return the keys of all rows so far."""
         columns = (self._groups, self._questions, self._images, self._image_rows)
         return RowKeys(*(np.frombuffer(column, dtype=np.int64) for column in columns))
+
+
+def identifier_key(name: str) -> int:
+    """Return ``text_key`` of a group. Leading zeros are ignored, because tables lose them: 00000013 is 13."""
+    return text_key(name.lstrip("0") or "0") if name.isdecimal() else text_key(name)
 
 
 @lru_cache(maxsize=1 << 12)

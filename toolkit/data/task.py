@@ -11,6 +11,9 @@ from toolkit.data.sample import Answer, Reward, Sample, Turn
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
 
+PATIENT, LESION, STUDY = GROUP_FIELDS = ("group.patient", "group.lesion", "group.study")
+"""Fields of ``RowOrigin.column`` that any task can have: the columns of the group if ``data.group`` names none."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowOrigin:
@@ -19,12 +22,14 @@ class RowOrigin:
     Attributes:
         file: the source of the row.
         image_root: the absolute folder that relative image paths start from. No path may leave it.
-        column: field of the task -> its column in this source.
-        group: the column with the group. None: as ``Task.grouped_by`` says.
+        column: field of the task, or one of ``GROUP_FIELDS`` -> its column in this source.
+        group: the column with the group. None: the columns of ``GROUP_FIELDS``, otherwise as ``Task.grouped_by`` says.
         context: columns for the prompt, which go into ``Sample.fields`` under their names.
         by: columns for results by column, likewise.
         max_images: a row with more images is unusable.
         settings: the settings of the task (``Task.settings``). Different settings must have a different ``repr``.
+        identifiers: other columns that look like identifiers of patients.
+        whole: columns of whole numbers that a table stores with a decimal point, because it has missing values.
     """
 
     file: Path
@@ -35,6 +40,8 @@ class RowOrigin:
     by: tuple[str, ...] = ()
     max_images: int = 8
     settings: Any = None
+    identifiers: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,8 @@ class Task:
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
         turns: Sample -> the turns before the answer, the last one a user turn. SFT also learns their assistant turns.
             None: one user turn with the question.
-        grouped_by: definition of a group if ``data.group`` names no column.
+        grouped_by: definition of a group if ``data.group`` names no column and the rows have no column of the patient.
+        prompt_key: Sample -> text that is equal for equal prompts, if their wording is drawn. None: the prompt itself.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
 
@@ -156,6 +164,7 @@ class Task:
     agent_memory: AgentMemoryFunctions | None = None
     turns: Callable[[Sample], tuple[Turn, ...]] | None = None
     grouped_by: str = "each row's first image"
+    prompt_key: Callable[[Sample], str] | None = None
     entry: str = ""
 
     @property

@@ -141,13 +141,13 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
                 read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
             samples.append(sample)
         except RowProblem as problem:
-            tally.add(problem.reason, name, problem.code)
+            tally.add_problem(name, problem)
         except ImageError as error:
-            tally.add("the screenshot cannot be opened", str(error), "predict.screenshot_not_readable")
+            tally.add("the screenshot cannot be opened", name, "predict.screenshot_not_readable", str(error))
     notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
     dropped = tally.of(str(file))
     notes += [
-        Problem("predict.rows_left_out", _left_out(one), one.source, one.count, "Correct these rows.")
+        Problem("predict.rows_left_out", _left_out(one), one.source, one.count, one.remedy or "Correct these rows.")
         for one in dropped
     ]
     if not samples:
@@ -262,7 +262,7 @@ def _text(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def _left_out(dropped: Dropped) -> str:
-    return f"the number of skipped rows should be 0: {dropped.reason} (for example {'; '.join(dropped.examples)})"
+    return f"the number of skipped rows should be 0: {dropped.reason} (for example {'; '.join(dropped.shown)})"
 
 
 def _origin(

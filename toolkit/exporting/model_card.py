@@ -127,7 +127,8 @@ class CardFacts:
     def subgroups(self) -> Sequence[Subgroups]:
         """Return the scores of these weights by column, without the column of the patients."""
         by = self.evaluation.summary.by if self.evaluation else {}
-        return [_subgroups(name, values) for name, values in by.items() if name != self.recipe.dataset.group]
+        patients = {self.recipe.dataset.group, *(self.data.group_columns if self.data else ())}
+        return [_subgroups(name, values) for name, values in by.items() if name not in patients]
 
     @property
     def rows(self) -> Sequence[tuple[str, str]]:

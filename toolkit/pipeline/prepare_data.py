@@ -222,4 +222,5 @@ def _result(data: DataSplits, report: ScanReport) -> DataResult:
             worst_clipped=report.worst_clipped,
             unusable=tuple(UnusableImage(str(bad.ref.path), bad.ref.frame, bad.error.rule) for bad in report.bad),
         ),
+        group_columns=data.group_columns,
     )

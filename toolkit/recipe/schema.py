@@ -143,7 +143,8 @@ class Data(Section):
     columns: dict[str, str] = Field(default_factory=dict)
     """Field of the task -> column of the source. Columns with common names are found without it."""
     group: str | None = None
-    """Column of the patient or lesion. A group is never in two splits. Default: the row's first image."""
+    """Column of the patient or lesion. A group is never in two splits. Default: a column such as ``patient_id``,
+    ``Patient ID`` or ``lesion_id``, otherwise the row's first image. ``none``: the first image in any case."""
     split: Split = Split()
     """Fractions to hold out if the files have no split."""
     sampling: Literal["natural", "balanced"] = "natural"

@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.data.columns import resolve_columns
 from toolkit.data.loading import synthetic_rows_file
-from toolkit.data.rows import read_file, row_settings
+from toolkit.data.rows import UsableRows, read_alike, read_file, row_settings
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.split_sources import recipe_sources
@@ -152,10 +152,14 @@ def _by_id(line: _Line) -> bool:
 def _find(wanted: set[str], recipe: Recipe) -> dict[str, dict[str, Sample | RowProblem]]:
     """Return a mapping from id and split to the sample, or to the reason why the row cannot be used."""
     found: dict[str, dict[str, Sample | RowProblem]] = {}
-    sources = list(_sources(recipe)) if wanted else []
-    others = set(SPLITS) - {split for split, _, _ in sources}
-    for split, source, root in sources:
-        samples = read_file(recipe, TASKS[recipe.dataset.task], source, root, split).samples
+    sources = {split: (source, root) for split, source, root in _sources(recipe)} if wanted else {}
+    others = set(SPLITS) - sources.keys()
+
+    def read(split: str, whole: tuple[str, ...]) -> UsableRows:
+        return read_file(recipe, TASKS[recipe.dataset.task], *sources[split], split, whole)
+
+    for split, rows in read_alike({split: read(split, ()) for split in sources}, read).items():
+        samples = rows.samples
         readings = {split: samples}
         if split == "train":  # a split without a file takes rows of this file, read with its own settings
             settings = samples.task.settings

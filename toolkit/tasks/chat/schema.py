@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.data.cells import NO_QUESTION, cell, decoded, extra_fields, read_group, read_images, text_of
 from toolkit.data.json_stream import Row
 from toolkit.data.sample import Sample, Turn
-from toolkit.data.task import RowOrigin
+from toolkit.data.task import GROUP_FIELDS, RowOrigin
 from toolkit.errors import Problem, RowProblem
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe
@@ -77,7 +77,8 @@ def read(name: str, row: Row, origin: RowOrigin) -> Sample:
     *before, last = turns
     fields: dict[str, Any] = {"question": before[-1].text, "turns": tuple(before)}
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
-    group = read_group(row, origin, images) if images or origin.group is not None else name
+    grouped = images or origin.group is not None or any(field in origin.column for field in GROUP_FIELDS)
+    group = read_group(row, origin, images) if grouped else name
     return Sample(name, "chat", group, images, fields, {"answer": last.text})
 
 

@@ -72,7 +72,7 @@ def _conversation(radiographs: list[ChestCase], rng: Rng) -> dict[str, Any]:
         image = "<image>\n" if number == 0 or shown is not case else ""
         messages.append({"role": "user", "content": f"{image}{question}"})
         messages.append({"role": "assistant", "content": QUESTIONS[question](shown)})
-    return {"messages": messages, "images": [f"images/{film.id}.png" for film in radiographs], "PatientID": case.id}
+    return {"messages": messages, "images": [f"images/{one.id}.png" for one in radiographs], "PatientID": case.id}
 
 
 CHEST_CHAT = Synthetic(

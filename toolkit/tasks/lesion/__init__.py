@@ -3,7 +3,7 @@
 from toolkit.data.task import Task
 from toolkit.tasks.lesion.metrics import POSITIVE, RESULTS_BY, baseline, labels, scores, stratum
 from toolkit.tasks.lesion.parse import parse
-from toolkit.tasks.lesion.prompt import instruction, question, target
+from toolkit.tasks.lesion.prompt import instruction, prompt_key, question, target
 from toolkit.tasks.lesion.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
 from toolkit.tasks.lesion.schema import (
     COLUMNS,
@@ -52,5 +52,5 @@ LESION = Task(
     synthetic=LESIONS,
     dry_run=dry_run_settings,
     placeholders=placeholders,
-    grouped_by="each row's patient, else its lesion, else its image",
+    prompt_key=prompt_key,
 )

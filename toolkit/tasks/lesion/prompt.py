@@ -49,6 +49,11 @@ def question(sample: Sample) -> str:
     return str(sample.fields["question"])
 
 
+def prompt_key(sample: Sample) -> str:
+    """Return the requested parts, because the wording of the question is drawn."""
+    return " ".join(sample.fields["requested"])
+
+
 def instruction(sample: Sample) -> str:
     """Return the answer format: tags, names of diagnoses and locations, and the coordinate convention."""
     settings: LesionSettings = sample.fields["settings"]

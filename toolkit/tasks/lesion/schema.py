@@ -17,7 +17,6 @@ from toolkit.data.cells import (
     decoded,
     extra_fields,
     image_size,
-    name_of,
     read_group,
     read_images,
     text_of,
@@ -209,7 +208,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     if text_of(age := cell(row, origin, "age_band")):
         fields["age_band"] = bin_label(age, AGE_EDGES)
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
-    return Sample(name, "lesion", _group(row, origin, image), (image,), fields, reference)
+    return Sample(name, "lesion", read_group(row, origin, (image,)), (image,), fields, reference)
 
 
 _REFERENCE_OF_PART = {
@@ -347,16 +346,3 @@ def _features(row: Mapping[str, Any], origin: RowOrigin) -> list[str]:
         listed = value if isinstance(value, list) else text_of(value).split(",")
         names += [text_of(one).replace("_", " ") for one in listed if text_of(one)]
     return list(dict.fromkeys(names))
-
-
-def _group(row: Mapping[str, Any], origin: RowOrigin, image: ImageRef) -> str:
-    """Return the recipe's column, otherwise the patient, the lesion or the image.
-
-    Raises:
-        RowProblem: The recipe's column is empty.
-    """
-    if origin.group is None:
-        for field in ("patient", "lesion"):
-            if group := name_of(cell(row, origin, field)):
-                return group
-    return read_group(row, origin, (image,))

@@ -1,0 +1,212 @@
+"""Problems of rows reach the user with code, value, row and remedy, and ambiguous values do not pass."""
+
+import base64
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from PIL import Image
+
+from tests.helpers.problems import raises
+from tests.helpers.recipes import load_data, make_recipe
+from tests.helpers.training import context_of, small_recipe
+from toolkit.cli import main
+from toolkit.data.result import DataResult
+from toolkit.errors import MOST_CHARACTERS, DataError, Problem, RecipeError, shorten
+from toolkit.recipe import Recipe
+from toolkit.runfolder import RunFolder
+
+Row = dict[str, Any]
+VALUE = {"letter": "B", "content": "Edema"}
+
+
+def row(number: int, **change: Any) -> Row:
+    return {
+        "id": f"id{number}",
+        "question": f"What is {number}?",
+        "answer": "edema",
+        "image": f"{number}.png",
+        **change,
+    }
+
+
+def write(file: Path, rows: list[Row]) -> str:
+    if file.suffix == ".csv":
+        pandas.DataFrame(rows).to_csv(file, index=False)
+    elif file.suffix == ".parquet":
+        pandas.DataFrame(rows).to_parquet(file)
+    else:
+        file.write_text(json.dumps(rows), encoding="utf-8")
+    return str(file)
+
+
+def recipe(train: str, **data: Any) -> Recipe:
+    table = {"task": "vqa", "train": train, "split": {"test": 0.0}, **data}
+    return make_recipe({"run": {"name": "x"}, "data": table})
+
+
+def answers(wanted: Recipe) -> list[str]:
+    return [sample.reference["answer"] for sample in load_data(wanted).train]
+
+
+def faulty(folder: Path) -> str:
+    """Write 30 rows with images. The answer of one is an object."""
+    for number in range(30):
+        Image.new("L", (32, 32), number).save(folder / f"{number}.png")
+    return write(folder / "rows.json", [row(number) if number != 7 else row(7, answer=VALUE) for number in range(30)])
+
+
+def test_a_warning_has_code_value_row_and_remedy_of_the_problem(tmp_path: Path) -> None:
+    data = load_data(recipe(faulty(tmp_path)))
+    (dropped,) = data.dropped
+    assert (dropped.code, dropped.count) == ("data.value_not_text", 1)
+    assert (dropped.examples, dropped.rows, dropped.values) == (("id7",), (7,), (repr(VALUE),))
+    (problem,) = data.warnings
+    assert problem.code == "data.value_not_text"
+    for part in ("id7", "row 7", repr(VALUE), "the column answer", dropped.remedy):
+        assert part in str(problem)
+    assert dropped.remedy
+
+
+def test_inspect_and_the_run_folder_have_value_and_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = faulty(tmp_path)
+    tables: dict[str, Row] = {"data": {"task": "vqa", "synthetic": None, "train": source, "split": {"test": 0.2}}}
+    wanted = small_recipe(tmp_path, tables)
+    with context_of(wanted) as context:
+        (dropped,) = context.run.result("data", DataResult).dropped
+    stored = json.loads((RunFolder(wanted.run_folder).path / "stages/data/done.json").read_text(encoding="utf-8"))
+    assert repr(VALUE) in json.dumps(stored).replace('\\"', '"')
+    assert (dropped.values, dropped.rows, bool(dropped.remedy)) == ((repr(VALUE),), (7,), True)
+    (tmp_path / "look.toml").write_text(
+        f'[run]\nname = "x"\n[data]\ntask = "vqa"\ntrain = "{source}"\n[evaluate]\n', encoding="utf-8"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "inspect", str(tmp_path / "look.toml")])
+    assert ended.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert repr(VALUE) in printed
+    assert dropped.remedy in printed
+
+
+def test_the_error_of_too_many_unusable_rows_has_value_row_code_and_remedy(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.json", [row(0), row(1, answer=["yes"]), row(2, question="")])
+    with raises(DataError, "data.too_many_unusable_rows") as caught:
+        load_data(recipe(source))
+    for part in ("id1 (row 1): ['yes']", "[data.value_not_text]", "Store one text", "[data.question_missing]"):
+        assert part in str(caught.error)
+    assert caught.problem.value == "2 of 3"
+
+
+def test_row_numbers_are_not_shown_if_they_are_not_those_of_the_file(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.json", [5, row(0), row(1, answer=["yes"])])  # type: ignore[list-item]
+    dropped = {one.code: one for one in load_data(recipe(source, max_dropped=0.9)).dropped}
+    assert dropped["data.value_not_text"].rows == ()
+    assert dropped["data.value_not_text"].shown == ("id1: ['yes']",)
+
+
+def test_no_message_has_base64_or_more_than_2000_characters() -> None:
+    image = base64.b64encode(random.Random(1).randbytes(30_000)).decode()
+    wrapped = base64.encodebytes(random.Random(1).randbytes(300)).decode()
+    for value in (image, wrapped, {"url": f"data:image/png;base64,{image}"}, [image], random.Random(1).randbytes(9000)):
+        text = str(Problem("data.x", "must be text", "a.json", value, "Correct it."))
+        assert text.endswith("Correct it.")
+        assert len(text) < 300
+        assert image[:40] not in text
+        assert image[60:90] not in text
+    assert image[:40] not in str(DataError("data.x", f"must not be {image}", place=image))
+    assert len(str(DataError("data.x", "wrong " * 9000, remedy="Correct it."))) <= MOST_CHARACTERS
+    problems = [Problem("data.x", "must be text", f"key {number}", "x" * 100) for number in range(100)]
+    text = str(RecipeError(problems))
+    assert len(text) <= MOST_CHARACTERS
+    assert "more lines" in text
+    assert text.endswith("Correct the recipe.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/home/user/Studies/PatientImages2024/chest/frontal/view1/image0001/original/resized/final/" * 2,
+        "0123456789abcdef" * 8,
+        "Thequickbrownfoxjumpsoverthelazydog" * 3,
+    ],
+)
+def test_paths_digests_and_long_words_are_not_base64(text: str) -> None:
+    assert shorten(text, 500) == repr(text)
+
+
+def test_one_column_is_not_question_and_answer(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.json", [row(0)])
+    with raises(DataError, "data.column_used_twice") as caught:
+        load_data(recipe(source, columns={"question": "answer", "answer": "answer"}))
+    assert caught.problem.value == "answer"
+    assert answers(recipe(source, columns={"id": "image", "image": "image"})) == ["edema"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_integers_with_gaps_stay_integers_in_every_split(tmp_path: Path, suffix: str) -> None:
+    rows = [row(number, answer=number if number != 3 else None) for number in range(30)]
+    train = write(tmp_path / f"train{suffix}", rows)
+    test = write(tmp_path / f"test{suffix}", [row(number, answer=float(number)) for number in range(100, 130)])
+    data = load_data(recipe(train, test=test))
+    assert [sample.reference["answer"] for sample in data.train][:4] == ["0", "1", "2", "4"]
+    assert {sample.reference["answer"] for sample in data.test} == {str(number) for number in range(100, 130)}
+    assert [one.code for one in data.warnings].count("data.whole_numbers") == 2
+    assert [(one.code, one.count) for one in data.dropped] == [("data.answer_missing", 1)]
+
+
+def test_measurements_keep_their_decimal_point(tmp_path: Path) -> None:
+    rows = [row(0, answer=2.0), row(1, answer=2.5), row(2, answer=None), row(3, answer=3.0)]
+    train = write(tmp_path / "train.csv", rows)
+    assert answers(recipe(train, max_dropped=0.5)) == ["2.0", "2.5", "3.0"]
+    whole = write(tmp_path / "whole.csv", [row(0, answer=2.0), row(1, answer=3.0)])
+    assert answers(recipe(whole)) == ["2.0", "3.0"]
+    test = write(tmp_path / "test.csv", [row(5, answer=4.0), row(6, answer=None)])
+    data = load_data(recipe(train, test=test, max_dropped=0.5))
+    assert [sample.reference["answer"] for sample in data.test] == ["4.0"]
+
+
+@pytest.mark.parametrize("missing", [None, "", "nan", "NaN", "<NA>"])
+def test_a_missing_answer_is_no_answer(tmp_path: Path, missing: Any) -> None:
+    source = write(tmp_path / "rows.json", [row(0), row(1, answer=missing)])
+    data = load_data(recipe(source, max_dropped=0.5))
+    assert [(one.code, one.count) for one in data.dropped] == [("data.answer_missing", 1)]
+
+
+def test_different_answers_to_one_prompt_are_reported(tmp_path: Path) -> None:
+    same: Row = {"question": "What is it?", "image": "a.png"}
+    rows = [row(n) for n in range(20)]
+    rows += [row(20, **same, answer="edema"), row(21, **same, answer="mass"), row(22, **same, answer="mass")]
+    rows += [row(23), row(24, image="23.png", question="What  is 23?")]
+    data = load_data(recipe(write(tmp_path / "rows.json", rows)))
+    (problem,) = data.warnings
+    assert problem.code == "data.answers_differ"
+    assert problem.rule.startswith("3 rows")
+    assert "id20 and id21: 'edema' or 'mass'" in problem.rule
+    assert problem.remedy
+    again = load_data(recipe(write(tmp_path / "rows.json", rows)))
+    assert again.warnings == data.warnings
+
+
+def test_rows_with_another_context_have_another_prompt(tmp_path: Path) -> None:
+    same: Row = {"question": "What is it?", "image": "a.png"}
+    rows = [row(0, **same, answer="edema", age="5"), row(1, **same, answer="mass", age="50")]
+    source = write(tmp_path / "rows.json", rows)
+    assert [one.code for one in load_data(recipe(source)).warnings] == ["data.answers_differ"]
+    table = {"task": "vqa", "train": source, "split": {"test": 0.0}}
+    shown = make_recipe({"run": {"name": "x"}, "data": table, "prompt": {"context": ["age"]}})
+    assert load_data(shown).warnings == ()
+
+
+def test_two_lesions_of_one_image_in_two_rows_are_reported_although_the_question_is_drawn(tmp_path: Path) -> None:
+    rows = [
+        {"image": f"{n // 2}.png", "dx": ("nv", "mel")[n % 2], "width": 64, "height": 64, "bbox": [8, 8, 40, 40]}
+        for n in range(40)
+    ]
+    source = write(tmp_path / "rows.json", rows)
+    table = {"task": "lesion", "train": source, "split": {"test": 0.0}}
+    data = load_data(make_recipe({"run": {"name": "x"}, "data": table}))
+    (problem,) = data.warnings
+    assert (problem.code, problem.rule.startswith("40 rows")) == ("data.answers_differ", True)

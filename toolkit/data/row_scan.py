@@ -1,0 +1,255 @@
+"""The scan of the rows of one source: which rows are usable, why the others are not, and the keys for leak checks.
+
+The scan reads every row once. It runs in the pass that builds the index and is stored beside it.
+"""
+
+import hashlib
+import inspect
+import io
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.cells import NOT_TEXT, group_name, with_whole_numbers
+from toolkit.data.conflicts import find_conflicts
+from toolkit.data.episodes import Links
+from toolkit.data.groups import IdentifierBuilder
+from toolkit.data.image_places import place_images
+from toolkit.data.index import RowIndex
+from toolkit.data.json_stream import Row
+from toolkit.data.sample import Sample
+from toolkit.data.sample_set import SampleSet
+from toolkit.data.splits import KeyBuilder, RowKeys, text_key
+from toolkit.data.task import GROUP_FIELDS, RowOrigin, Task
+from toolkit.data.unusable_rows import Dropped, Tally, stored_dropped
+from toolkit.data.whole_numbers import NumberBuilder, Numbers
+from toolkit.errors import MissingImage, RowProblem
+
+FIRST_ROWS = 200
+"""Rows that determine the columns of the first pass. If a later row adds a relevant column, the scan is repeated."""
+
+_KEYS = ("groups", "questions", "images", "image_rows")
+_LINKS = ("previous", "places", "lengths", "chosen")
+
+
+@dataclass(frozen=True, slots=True)
+class RowScan:
+    """``rows``: numbers of the usable rows, ascending. ``keys``: their keys, in the same order."""
+
+    rows: NDArray[np.int64]
+    keys: RowKeys
+    dropped: tuple[Dropped, ...]
+    trimmed: Mapping[str, int]
+    """Column -> number of values with surrounding blanks."""
+    noted: tuple[Dropped, ...] = ()
+    """Usable rows with a warning, by warning."""
+    links: Links | None = None
+    """Links of all rows, if the task links them."""
+    cacheable: bool = True
+    """Whether the result can be cached. A missing image can exist next time."""
+    identifiers: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Column that looks like an identifier of patients -> its key in each usable row."""
+    numbers: Mapping[str, Numbers] = field(default_factory=dict)
+    """Column of numbers -> what kind of numbers it has."""
+    prompts: NDArray[np.int64] | None = None
+    """Keys of the prompts of the usable rows, if the task has ``prompt_key``. They are not stored."""
+
+
+def scan_rows(
+    task: Task, origin: RowOrigin, index: RowIndex, first: Callable[[], RowScan | None] = lambda: None
+) -> RowScan:
+    """Return the stored scan of an index, or make it. ``first`` returns the scan of the pass that built the index."""
+    file = row_scan_file(task, origin, index)
+    row_scan = _load(file)
+    if row_scan is None:
+        row_scan = first() or _scan_index(task, origin, index)
+        samples = SampleSet(task, index, origin, row_scan.rows, row_scan.links)
+        conflicts = find_conflicts(samples, row_scan.keys, row_scan.prompts)
+        row_scan = replace(row_scan, noted=(*row_scan.noted, *conflicts))
+        if row_scan.cacheable:
+            _save(row_scan, file)
+    return row_scan
+
+
+class RowScanner:
+    """Scans rows one by one."""
+
+    def __init__(self, task: Task, source: RowOrigin) -> None:
+        self.task, self.source = task, source
+        self._rows: list[int] = []
+        self._keys = KeyBuilder()
+        self._tally, self._notes = Tally(), Tally()
+        self._cacheable = True
+        self._trimmed: Counter[str] = Counter()
+        self._columns = tuple(source.column.values())
+        self._group_columns = [source.column[name] for name in GROUP_FIELDS if name in source.column]
+        self._identifiers = [IdentifierBuilder(column) for column in source.identifiers]
+        self._numbers = NumberBuilder(dict.fromkeys((*self._columns, *source.context, *source.by)))
+        self._prompts = array("q")
+
+    def add(self, number: int, name: str, row: Row) -> None:
+        """Read one row and record whether it is usable."""
+        for column in self._columns:
+            value = row.get(column)
+            # str.strip returns the same object if there is nothing to strip, which is faster than a comparison.
+            if isinstance(value, str) and value.strip() is not value:
+                self._trimmed[column] += 1
+        self._numbers.add(row)
+        try:
+            read = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
+            sample = place_images(self.task, read, self.source.context)
+        except RowProblem as problem:
+            self._tally.add_problem(name, _with_column(problem, row), number)
+            self._cacheable &= not isinstance(problem, MissingImage)
+            return
+        for code, rule in self.task.notes(sample) if self.task.notes else ():
+            self._notes.add(rule, name, code)
+        self._rows.append(number)
+        self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
+        self._add_patient(name, row, sample)
+
+    def _add_patient(self, name: str, row: Row, sample: Sample) -> None:
+        for identifier in self._identifiers:
+            identifier.add(row.get(identifier.column))
+        if self._group_columns and not group_name(row.get(self._group_columns[0])):
+            others = [*self._group_columns[1:], "the first image"]
+            rule = f"the column {self._group_columns[0]} is empty, so the group is {' or '.join(others)}"
+            self._notes.add(rule, name, "data.group_empty")
+        if self.task.prompt_key is not None:
+            self._prompts.append(text_key(self.task.prompt_key(sample)))
+
+    def done(self, name: str, links: Links | None = None) -> RowScan:
+        """Return the scan of all rows so far."""
+        keys = {one.column: one.done() for one in self._identifiers}
+        return RowScan(
+            np.array(self._rows, np.int64),
+            self._keys.done(),
+            self._tally.of(name),
+            dict(self._trimmed),
+            self._notes.of(name),
+            links,
+            self._cacheable,
+            {column: found for column, found in keys.items() if found is not None},
+            self._numbers.done(),
+            np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
+        )
+
+
+def _with_column(problem: RowProblem, row: Row) -> RowProblem:
+    """Return the problem of a value that is no text, with the column that has the value."""
+    if problem.code != NOT_TEXT or problem.value is None:
+        return problem
+    column = next((name for name, value in row.items() if value is problem.value), None)
+    if column is None:
+        return problem
+    rule = f"{problem.rule}, in the column {column}"
+    return RowProblem(problem.code, rule, place=problem.place, value=problem.value, remedy=problem.remedy)
+
+
+class FirstPass:
+    """A row scan in the pass that builds the index, with the columns of the first rows."""
+
+    def __init__(self, task: Task, make_source: Callable[[Sequence[str]], RowOrigin]) -> None:
+        self._task, self._make_source = task, make_source
+        self._first: list[tuple[int, str, Row]] = []
+        self._scanner: RowScanner | None = None
+
+    def add(self, number: int, name: str, row: Row) -> None:
+        """Read one row. The first rows wait until the columns are known."""
+        if self._scanner is not None:
+            self._scanner.add(number, name, row)
+        else:
+            self._first.append((number, name, row))
+            if len(self._first) == FIRST_ROWS:
+                self._start()
+
+    def done(self, source: RowOrigin, name: str) -> RowScan | None:
+        """Return the scan, if there was a pass and its rows were read with the final columns."""
+        if self._first:
+            self._start()
+        fits = self._scanner is not None and self._scanner.source == source
+        return self._scanner.done(name) if self._scanner and fits else None
+
+    def _start(self) -> None:
+        self._scanner = RowScanner(
+            self._task, self._make_source(list(dict.fromkeys(c for _, _, row in self._first for c in row)))
+        )
+        for one in self._first:
+            self._scanner.add(*one)
+        self._first.clear()
+
+
+def _scan_index(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
+    """Return a scan of the rows of an existing index."""
+    scanner = RowScanner(task, source)
+    links = task.link(index, source) if task.link else None
+    for number, (name, row) in enumerate(index):
+        if links is None:
+            scanner.add(number, name, row)
+        elif links.chosen[number]:
+            scanner.add(number, name, links.put(index, number, row))
+    return scanner.done(index.source, links)
+
+
+def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
+    """Return the cache file of this index's scan with these settings."""
+    where = (sorted(source.column.items()), str(source.image_root), source.group, source.identifiers, source.whole)
+    prompt = (source.context, source.by)
+    content = (task.name, *where, *prompt, source.max_images, source.settings)
+    digest = hashlib.blake2b(repr(content).encode(), digest_size=8)
+    # The result depends on the code of the task and of this package, which can change without a new version.
+    for code in sorted([*Path(__file__).parent.rglob("*.py"), *_code_of(task)]):
+        digest.update(code.read_bytes())
+    return index.file.with_name(f"{index.file.stem}-{digest.hexdigest()}.npz")
+
+
+def _code_of(task: Task) -> list[Path]:
+    """Return the files of a task: those of its package, or the file of a user's task."""
+    if task.entry:
+        return [Path(task.entry.rpartition(":")[0])]
+    return list(Path(inspect.getfile(task.read)).parent.rglob("*.py"))
+
+
+def _save(row_scan: RowScan, file: Path) -> None:
+    """Write a scan atomically."""
+    links = row_scan.links
+    notes = {
+        "dropped": [asdict(one) for one in row_scan.dropped],
+        "trimmed": row_scan.trimmed,
+        "noted": [asdict(one) for one in row_scan.noted],
+        "links": None if links is None else links.notes,
+        "identifiers": list(row_scan.identifiers),
+        "numbers": {column: asdict(one) for column, one in row_scan.numbers.items()},
+    }
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    with temporary.open("wb") as stream:
+        arrays = {name: getattr(row_scan.keys, name) for name in _KEYS}
+        arrays |= {} if links is None else {f"links_{name}": getattr(links, name) for name in _LINKS}
+        arrays |= {f"identifier_{number}": keys for number, keys in enumerate(row_scan.identifiers.values())}
+        np.savez(stream, rows=row_scan.rows, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays)
+    temporary.replace(file)
+
+
+def _load(file: Path) -> RowScan | None:
+    """Return a stored scan, or None if it is missing or corrupt."""
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
+            notes = json.loads(stored["notes"].tobytes())
+            keys = RowKeys(**{name: stored[name] for name in _KEYS})
+            rows = stored["rows"]
+            arrays = {name: stored[f"links_{name}"] for name in _LINKS} if notes["links"] is not None else None
+            identifiers = {name: stored[f"identifier_{number}"] for number, name in enumerate(notes["identifiers"])}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+    links = None if arrays is None else Links(**arrays, notes=tuple(notes["links"]))
+    noted, dropped = stored_dropped(notes["noted"]), stored_dropped(notes["dropped"])
+    numbers = {column: Numbers(**one) for column, one in notes["numbers"].items()}
+    return RowScan(rows, keys, dropped, notes["trimmed"], noted, links, identifiers=identifiers, numbers=numbers)
