@@ -173,13 +173,13 @@ def test_the_tiny_model_learns_reports(tmp_path: Path) -> None:
         "run": {"name": "reports", "folder": tmp_path},
         "model": {"name": "tiny", "max_tokens": 256},
         "lora": {"vision": True},
-        "data": {"task": "report_generation",
+        "data": {"task": "report_generation", "report_generation": {"target": "impression"},
                  "synthetic": {"kind": "chest_reports", "train": 320, "test": 48, "size": 112}},
         "images": {"max_side": 112},
         "prompt": {"instruction": "Findings:"},
         "sft": {"learning_rate": 2e-3, "max_steps": 20, "batch_size": 16, "accumulation": 1,
                 "gradient_checkpointing": False},
-        "evaluate": {"batch_size": 48, "max_completion_tokens": 80, "bootstrap": 100},
+        "evaluate": {"batch_size": 48, "max_completion_tokens": 32, "bootstrap": 100},
     }  # fmt: skip
     with context_of(recipe_model(TASKS).model_validate(settings)) as context:
         train_sft(context)
