@@ -1,5 +1,6 @@
 """Formats of rows are recognized by content, and each gives the rows that its own library or paper describes."""
 
+import base64
 import gzip
 import io
 import json
@@ -235,3 +236,292 @@ def test_a_text_without_a_header_is_read_as_vqa_med_2019_only_if_it_has_question
     assert caught.problem.value == "s1|a|b|c"
     with raises(DataError, "data.file_type_unknown"):
         open_index(write(tmp_path / "prose.txt", "Some words.\nMore | words.\n"))
+    lines = ["image|question|answer", *["1.png|Is it?|no"] * 20, "2.png|Is it?|yes|maybe"]
+    with raises(DataError, "data.text_table_irregular") as caught:
+        open_index(write(tmp_path / "irregular.txt", "\n".join(lines)))
+    assert caught.problem.value == lines[-1]
+
+
+SINGLE = [{"role": "user", "content": "<image>Is it normal?"}, {"role": "assistant", "content": "Yes."}]
+SEVERAL = [*SINGLE, {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes, sure."}]
+LLAVA_TURNS = [{"from": "human", "value": "<image>Is it normal?"}, {"from": "gpt", "value": "Yes."}]
+PARTS = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it normal?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+]
+PIXELS = base64.b64encode(png(3)).decode()
+
+
+def parts_with(image: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [image, {"type": "text", "text": "Is it normal?"}]}, PARTS[1]]
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"conversations": LLAVA_TURNS, "image": "1.png"}, "LLaVA conversations"),
+        ({"conversations": LLAVA_TURNS, "image": ["1.png"]}, "LLaVA conversations"),
+        (
+            {
+                "conversations": [{"from": "Human", "value": "<image>Is it normal?"}, LLAVA_TURNS[1]],
+                "images": ["1.png"],
+            },
+            "LLaVA",
+        ),
+        ({"messages": SINGLE, "images": ["1.png"]}, "messages"),
+        ({"messages": PARTS, "images": ["1.png"]}, "messages"),
+        ({"messages": PARTS, "image": "1.png"}, "messages"),
+        ({"messages": parts_with({"type": "image", "image": "1.png"})}, "messages"),
+        ({"messages": parts_with({"type": "image_url", "image_url": {"url": "1.png"}})}, "messages"),
+        ({"messages": parts_with({"type": "image_url", "value": "1.png"})}, "messages"),
+        ({"messages": parts_with({"type": "image", "url": "file://1.png"})}, "messages"),
+        ({"prompt": SINGLE[:1], "completion": SINGLE[1:], "images": ["1.png"]}, "TRL prompt and completion"),
+        ({"prompt": "<image>Is it normal?", "completion": "Yes.", "image": "1.png"}, "TRL prompt and completion"),
+        ({"query": "<image>Is it normal?", "response": "Yes.", "images": ["1.png"]}, "ms-swift query and response"),
+    ],
+)
+def test_every_layout_of_a_conversation_has_the_same_row(tmp_path: Path, row: dict[str, Any], name: str) -> None:
+    for file, content in (("rows.json", [row]), ("rows.jsonl", json.dumps(row))):
+        index = open_index(write(tmp_path / file, content))
+        found = index[0][1]
+        assert (found["images"], found["messages"]) == (["1.png"], SINGLE)
+        assert (found["question"], found["answer"]) == ("Is it normal?", "Yes.")
+        assert index.metadata.format.startswith(name)
+        assert index.skipped == index.metadata.noted == ()
+    data = load_data(recipe(train=write(tmp_path / "rows.json", [row]), split={"test": 0}))
+    assert data.train[0].images[0].path == tmp_path / "1.png"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": parts_with({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXELS}"}})},
+        {"messages": parts_with({"type": "image", "image": PIXELS})},
+        {"messages": parts_with({"type": "image", "source": {"type": "base64", "data": PIXELS}})},
+        {"messages": SINGLE, "images": [f"data:image/png;base64,{PIXELS}"]},
+    ],
+)
+def test_images_in_base64_are_kept_as_files(tmp_path: Path, row: dict[str, Any]) -> None:
+    index = open_index(write(tmp_path / "rows.json", [row]))
+    assert index[0][1]["messages"] == SINGLE
+    assert index.image_root is not None
+    assert (index.image_root / index[0][1]["images"][0]).read_bytes() == png(3)
+
+
+def test_messages_in_parquet_have_their_embedded_images(tmp_path: Path) -> None:
+    rows = [{"messages": PARTS, "images": [{"bytes": png(3), "path": "x.png"}]}] * 2
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    index = open_index(str(tmp_path / "rows.parquet"))
+    assert [row["messages"] for _, row in index] == [SINGLE, SINGLE]
+    assert index.image_root is not None
+    assert (index.image_root / index[1][1]["images"][0]).read_bytes() == png(3)
+
+
+def test_history_and_system_come_before_the_query(tmp_path: Path) -> None:
+    row = {"system": "Be brief.", "history": [["<image>A?", "a"]], "query": "B?", "response": "b", "images": ["1.png"]}
+    found = open_index(write(tmp_path / "rows.jsonl", json.dumps(row)))[0][1]
+    roles = [(one["role"], one["content"]) for one in found["messages"]]
+    turns = [("user", "<image>A?"), ("assistant", "a"), ("user", "B?"), ("assistant", "b")]
+    assert roles == [("system", "Be brief."), *turns]
+    assert "question" not in found
+
+
+def test_other_columns_of_a_conversation_are_kept(tmp_path: Path) -> None:
+    rows = [{"messages": SINGLE, "images": ["1.png"], "patient": "p1"}, {"messages": SEVERAL, "images": ["2.png"]}]
+    found = [row for _, row in open_index(write(tmp_path / "rows.json", rows))]
+    assert found[0]["patient"] == "p1"
+    assert [set(row) & {"question", "answer"} for row in found] == [{"question", "answer"}, set()]
+
+
+def test_images_without_a_placeholder_come_first_and_are_reported(tmp_path: Path) -> None:
+    single = [{"role": "user", "content": "Same?"}, SINGLE[1]]
+    index = open_index(write(tmp_path / "rows.json", [{"messages": single, "images": ["1.png", "2.png"]}]))
+    assert index[0][1]["messages"][0]["content"] == "<image>\n<image>\nSame?"
+    assert index[0][1]["question"] == "Same?"
+    (note,) = index.metadata.noted
+    assert (note.code, note.count, note.examples) == ("data.images_come_first", 1, ("0",))
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"messages": SINGLE, "images": ["1.png", "2.png"]}, "placeholders_do_not_match"),
+        ({"messages": SINGLE}, "placeholders_do_not_match"),
+        ({"messages": SINGLE, "images": ["https://a.org/1.png"]}, "image_is_url"),
+        ({"messages": parts_with({"type": "image", "image": "1.png"}), "images": ["2.png"]}, "images_in_two_places"),
+        (
+            {"messages": [SINGLE[0], {"role": "assistant", "content": "<image>"}], "images": ["1.png"]},
+            "image_not_in_user",
+        ),
+        ({"messages": [SINGLE[0], {"role": "tool", "content": "Yes."}], "images": ["1.png"]}, "role_unknown"),
+        ({"messages": [SINGLE[0], {"role": "assistant"}], "images": ["1.png"]}, "conversation_malformed"),
+        ({"messages": parts_with({"type": "video", "video": "1.mp4"})}, "content_not_readable"),
+        ({"messages": SINGLE, "videos": ["1.mp4"]}, "media_not_supported"),
+        ({"messages": SINGLE, "images": ["data:image/png;base64,AAAA"]}, "data_url_invalid"),
+        ({"messages": SINGLE, "images": [7]}, "image_not_readable"),
+        ({"messages": None, "images": ["1.png"]}, "conversation_missing"),
+        ({"messages": SINGLE, "images": [f"data:image/png;base64,{PIXELS}"]}, "images_of_two_kinds"),
+    ],
+)
+def test_a_conversation_that_cannot_be_used_is_counted(tmp_path: Path, row: dict[str, Any], code: str) -> None:
+    good = {"messages": SINGLE, "images": ["1.png"]}
+    index = open_index(write(tmp_path / "rows.json", [good, row]))
+    assert [name for name, _ in index] == ["0"]
+    (skipped,) = index.skipped
+    assert skipped.code.startswith(f"data.{code}")
+    assert skipped.count == 1
+
+
+def test_an_image_between_two_words_or_a_system_message_gives_no_question(tmp_path: Path) -> None:
+    between = [{"role": "user", "content": "Compare <image> and <image>."}, SINGLE[1]]
+    rows = [{"messages": between, "images": ["1.png", "2.png"]}]
+    rows.append({"messages": [{"role": "system", "content": "Be brief."}, *SINGLE], "images": ["1.png"]})
+    assert all("question" not in row for _, row in open_index(write(tmp_path / "rows.json", rows)))
+
+
+def image_file(file: Path, grey: int) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(png(grey))
+    return file
+
+
+def class_folder(top: Path) -> Path:
+    for number, (split, name) in enumerate((s, n) for s in ("train", "val", "test") for n in ("normal", "pneumonia")):
+        image_file(top / split / name / f"{number}a.png", number)
+        image_file(top / split / name / f"{number}b.png", number + 50)
+    return top
+
+
+@pytest.mark.slow
+def test_class_folders_have_the_rows_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    top = class_folder(tmp_path / "xrays")
+    oracle = datasets.load_dataset("imagefolder", data_dir=str(top), cache_dir=str(tmp_path / "cache"))
+    for split, theirs in {"train": "train", "val": "validation", "test": "test"}.items():
+        rows = [row for _, row in open_index(f"{top}#{split}")]
+        names = oracle[theirs].features["label"].names
+        labels = sorted((names[one["label"]], one["image"].getpixel((0, 0))) for one in oracle[theirs])
+        assert sorted((row["label"], Image.open(top / row["image"]).getpixel((0, 0))) for row in rows) == labels
+        assert {row["split"] for row in rows} == {split}
+
+
+def test_class_folders_report_what_is_not_read(tmp_path: Path) -> None:
+    top = class_folder(tmp_path / "xrays")
+    image_file(top / "train" / "loose.png", 1)
+    write(top / "train" / "normal" / "notes.txt", "x")
+    index = open_index(f"{top}#train")
+    assert len(index) == 4
+    assert index[0] == (
+        "train/normal/0a.png",
+        {
+            "id": "train/normal/0a.png",
+            "image": "train/normal/0a.png",
+            "label": "normal",
+            "split": "train",
+        },
+    )
+    assert [(one.code, one.examples) for one in index.skipped] == [("data.image_without_class", ("train/loose.png",))]
+    assert [one.code for one in index.metadata.noted] == ["data.not_an_image"]
+
+
+@pytest.mark.parametrize("names", [("images", "masks"), ("normal",), ("train", "normal")])
+def test_folders_that_are_not_certainly_classes_have_no_format(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        image_file(tmp_path / name / "1.png", 1)
+    with raises(DataError, "data.folder_without_rows") as caught:
+        open_index(str(tmp_path))
+    assert all(f"{name}/" in str(caught.problem.value) for name in names)
+
+
+def test_a_table_of_file_names_has_the_rows_of_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for number in range(3):
+        image_file(tmp_path / "set" / "img" / f"{number}.png", number)
+    table = "file_name,question,answer\n" + "".join(f"img/{n}.png,Question {n}?,yes\n" for n in range(3))
+    write(tmp_path / "set" / "metadata.csv", table)
+    cache = str(tmp_path / "cache")
+    oracle = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"), cache_dir=cache, split="train")
+    rows = [row for _, row in open_index(str(tmp_path / "set"))]
+    assert [row["question"] for row in rows] == oracle["question"][:]
+    assert [Image.open(tmp_path / "set" / row["image"]).getpixel((0, 0)) for row in rows] == [0, 1, 2]
+
+
+def test_a_saved_dataset_has_its_splits_images_and_class_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    label = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string"), "answer": label})
+    columns = {"image": [{"bytes": png(n), "path": None} for n in range(3)], "question": ["Q?"] * 3}
+    rows = datasets.Dataset.from_dict({**columns, "answer": [1, 0, -1]}, features=features)
+    datasets.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(str(tmp_path / "saved"))
+    rows.to_parquet(tmp_path / "rows.parquet")
+    oracle = datasets.load_from_disk(str(tmp_path / "saved"))
+    index = open_index(f"{tmp_path / 'saved'}#train")
+    assert [row["answer"] for _, row in index] == ["yes", "no", None]
+    assert index.image_root is not None
+    shown = [Image.open(index.image_root / row["image"]).getpixel((0, 0)) for _, row in index]
+    assert shown == [one["image"].getpixel((0, 0)) for one in oracle["train"]]
+    assert [row["answer"] for _, row in open_index(f"{tmp_path / 'saved'}#test")] == ["no"]
+    assert [row["answer"] for _, row in open_index(str(tmp_path / "rows.parquet"))] == ["yes", "no", None]
+    arrow = next((tmp_path / "saved" / "train").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:200])
+    with raises(DataError, "data.saved_dataset_damaged"):
+        open_index(f"{tmp_path / 'saved'}#train")
+
+
+def answers(*texts: str) -> list[dict[str, Any]]:
+    return [{"answer": text, "answer_id": number} for number, text in enumerate(texts)]
+
+
+def test_questions_and_annotations_of_coco_vqa_are_joined(tmp_path: Path) -> None:
+    questions = [{"question": f"Question {n}?", "question_id": n, "image_id": 7} for n in range(4)]
+    annotations = [
+        {"question_id": 0, "image_id": 7, "answers": answers("lung", "left lung"), "multiple_choice_answer": "ap"},
+        {"question_id": 1, "image_id": 7, "answers": answers("no", "yes", "yes"), "multiple_choice_answer": "yes"},
+        {"question_id": 2, "image_id": 7, "answers": answers("no", "yes", "no", "yes")},
+    ]
+    write(tmp_path / "q.json", {"questions": questions})
+    write(tmp_path / "a.json", {"data_subtype": "val2014", "annotations": annotations})
+    index = open_index(str(tmp_path))
+    rows = [(row["question"], row["answer"], row.get("alternatives")) for _, row in index]
+    assert rows == [("Question 0?", "lung", ["left lung"]), ("Question 1?", "yes", None)]
+    assert index[0][1]["image"] == "COCO_val2014_000000000007.jpg"
+    assert {one.code for one in index.skipped} == {"data.votes_tied", "data.question_without_annotation"}
+    assert [one.code for one in index.metadata.noted] == ["data.choice_not_an_answer"]
+    with raises(DataError, "data.annotations_missing"):
+        open_index(str(tmp_path / "q.json"))
+    (skipped,) = no_rows(tmp_path / "a.json").problems
+    assert "data.question_missing" in str(skipped) or "an annotation must have its question" in str(skipped)
+
+
+def no_rows(file: Path) -> DataError:
+    with pytest.raises(DataError) as caught:
+        open_index(str(file))
+    return caught.value
+
+
+def test_reports_of_r2gen_are_rows_with_lists_of_images(tmp_path: Path) -> None:
+    study = {"id": "s1", "report": "Clear lungs.", "image_path": ["s1/0.png", "s1/1.png"], "split": "train"}
+    index = open_index(write(tmp_path / "annotation.json", {"train": [study], "val": [], "test": []}) + "#train")
+    assert index[0] == ("s1", study)
+    assert index.metadata.format == "R2Gen annotations, split train"
+
+
+def test_an_unknown_layout_shows_its_keys_and_the_nearest_format(tmp_path: Path) -> None:
+    content = {"meta": {}, "annotations": [{"answers": 1}], "questions": [{"a": 1}]}
+    error = no_rows(Path(write(tmp_path / "rows.json", content)))
+    assert error.code == "data.file_type_unknown"
+    assert "meta, annotations, questions" in str(error.value)
+    assert "annotations (question_id" in error.remedy
+    wide = no_rows(Path(write(tmp_path / "wide.json", {"k" * 500 + str(n): [{"a": 1}] for n in range(20)})))
+    assert len(str(wide)) < 2000
+
+
+def test_conversations_of_several_turns_name_the_reason(tmp_path: Path) -> None:
+    several = {"messages": SEVERAL, "images": ["1.png"]}
+    source = write(tmp_path / "several.json", [several])
+    with raises(DataError, "data.several_turns"):
+        load_data(recipe(train=source))
+    mixed = write(tmp_path / "mixed.json", [several, *({"messages": SINGLE, "images": [f"{n}.png"]} for n in range(5))])
+    (dropped,) = load_data(recipe(train=mixed, max_dropped=0.5)).dropped
+    assert (dropped.code, dropped.count, dropped.values) == ("data.several_turns", 1, ("'4 turns'",))

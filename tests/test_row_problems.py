@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,28 @@ def test_measurements_keep_their_decimal_point(tmp_path: Path) -> None:
     test = write(tmp_path / "test.csv", [row(5, answer=4.0), row(6, answer=None)])
     data = load_data(recipe(train, test=test, max_dropped=0.5))
     assert [sample.reference["answer"] for sample in data.test] == ["4.0"]
+
+
+def test_bytes_and_durations_of_a_table_are_no_texts(tmp_path: Path) -> None:
+    for number, value in enumerate((b"yes", timedelta(days=1))):
+        source = write(tmp_path / f"{number}.parquet", [row(0, answer=value), row(1, answer=value)])
+        with raises(DataError, "data.too_many_unusable_rows") as caught:
+            load_data(recipe(source))
+        assert "data.value_not_text" in str(caught.error)
+
+
+def test_numbers_of_32_bits_keep_their_digits(tmp_path: Path) -> None:
+    table = pandas.DataFrame([row(n) for n in range(3)])
+    table["answer"] = pandas.Series([0.1, 2.3, None], dtype="float32")
+    table.to_parquet(tmp_path / "rows.parquet")
+    assert answers(recipe(str(tmp_path / "rows.parquet"), max_dropped=0.5)) == ["0.1", "2.3"]
+
+
+def test_json_that_is_used_as_text_is_reported_with_its_value(tmp_path: Path) -> None:
+    rows = [row(0, question='["Is it edema?"]'), row(1, question="[Frontal view] Is it edema?")]
+    (problem,) = load_data(recipe(write(tmp_path / "rows.csv", rows))).warnings
+    assert (problem.code, problem.rule.startswith("1 row:")) == ("data.text_is_json", True)
+    assert "Is it edema?" in problem.rule
 
 
 @pytest.mark.parametrize("missing", [None, "", "nan", "NaN", "<NA>"])

@@ -259,7 +259,7 @@ def test_a_damaged_index_is_built_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_failed_build_leaves_no_index(tmp_path: Path, private_cache: Path) -> None:
-    source = write(tmp_path, "rows.json", '{"a": {"x": 1}, "b": ')
+    source = write(tmp_path, "rows.json", json.dumps([{"x": n} for n in range(100)])[:-5])
     for _ in range(2):
         with raises(DataError, "data.json_invalid"):
             open_index(source)

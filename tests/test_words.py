@@ -70,8 +70,10 @@ PHRASES: Mapping[str, str] = {
 }
 """Pattern of a phrase -> the terms that replace it."""
 
-NAMES_OF_LIBRARIES = re.compile(r"from itertools import .*|\bchain(\.from_iterable)?\(|CHAIN_APPROX_\w+|\w+_tell\b")
-"""Names of itertools, OpenCV and pydicom."""
+NAMES_OF_LIBRARIES = re.compile(
+    r"from itertools import .*|\bchain(\.from_iterable)?\(|CHAIN_APPROX_\w+|\w+_tell\b|ShareGPT"
+)
+"""Names of itertools, OpenCV, pydicom and a data format."""
 
 ALLOWED: Mapping[str, frozenset[str]] = {
     "tests/test_cli.py": frozenset({"rehearse", "phantom"}),  # former names, which are rejected

@@ -57,7 +57,8 @@ def text_of(value: Any) -> str:
             (``['yes']`` in a CSV), or a text with half of a surrogate pair.
     """
     if isinstance(value, str):
-        check_unicode(value)
+        if not value.isascii():
+            check_unicode(value)
         text = value.strip()
         if not text.startswith(_SUSPECT):
             return text
@@ -298,9 +299,15 @@ def group_name(value: Any) -> str:
         RowProblem: The value is a list or an object. The problem does not have the value, which can name a patient.
     """
     try:
-        name = number_of(value)
+        return _group_of_text(value) if isinstance(value, str) else number_of(value)
     except RowProblem as problem:
         raise RowProblem(problem.code, problem.rule, remedy=problem.remedy) from None
+
+
+@lru_cache(maxsize=1 << 12)
+def _group_of_text(text: str) -> str:
+    """Return a cached name, because rows of one patient are often adjacent."""
+    name = number_of(text)
     return "" if name.lower() in _NO_GROUP else name
 
 

@@ -13,6 +13,12 @@ from toolkit.data.row_filter import Filter
 from toolkit.data.task import Task
 from toolkit.errors import Problem
 
+MESSAGES = "messages"
+"""Field and column of the turns of a conversation."""
+
+_QUESTION_AND_ANSWER = ("question", "answer")
+"""Columns that only conversations of one turn of each side have."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
@@ -26,6 +32,8 @@ class RowSettings:
     settings: Any = None
     filter: Filter = dataclasses.field(default_factory=dict)
     whole: tuple[str, ...] = ()
+    chat: tuple[str, ...] = ()
+    """Names of the tasks that read conversations (with a field ``messages``)."""
 
 
 def resolve_columns(
@@ -85,13 +93,7 @@ def _missing(
     for field, column in requested.columns.items():
         if (field == "id" or field in task.columns) and column not in available:
             yield _no_column(f"data.columns.{field}", column, available)
-    for choice in sorted(task.required):
-        fields = choice.split("|")
-        if not any(field in found or field in requested.columns for field in fields):
-            names = [name for field in fields for name in task.columns[field]]
-            rule = f"the rows must have a column for the field {fields[0]}, such as {', '.join(names)}"
-            remedy = f"Name it in data.columns.{fields[0]}. {_nearest(names[0], available)}"
-            yield Problem("data.field_without_column", rule, f"data.columns.{fields[0]}", remedy=remedy)
+    yield from _missing_fields(task, requested, found, available)
     by = [column for column in requested.by if column not in task.columns]
     if requested.group == NO_GROUPS and NO_GROUPS in available:
         rule = f'"{NO_GROUPS}" says that the rows have no groups, so no column must have this name'
@@ -102,6 +104,34 @@ def _missing(
         for column in columns:
             if column not in available:
                 yield _no_column(key, column, available)
+
+
+def _missing_fields(
+    task: Task, requested: RowSettings, found: Mapping[str, str], available: Sequence[str]
+) -> Iterator[Problem]:
+    """Yield the required fields without a column. Conversations lack a question for a reason of their own."""
+    is_conversation = MESSAGES in available and MESSAGES not in task.columns
+    if is_conversation and any(field in task.required and field not in found for field in _QUESTION_AND_ANSWER):
+        yield several_turns(task.name, requested.chat)
+    for choice in sorted(task.required):
+        fields = choice.split("|")
+        if not any(field in found or field in requested.columns for field in fields):
+            names = [name for field in fields for name in task.columns[field]]
+            if is_conversation and fields[0] in _QUESTION_AND_ANSWER:
+                continue
+            rule = f"the rows must have a column for the field {fields[0]}, such as {', '.join(names)}"
+            remedy = f"Name it in data.columns.{fields[0]}. {_nearest(names[0], available)}"
+            yield Problem("data.field_without_column", rule, f"data.columns.{fields[0]}", remedy=remedy)
+
+
+def several_turns(task: str, chat: Sequence[str] = ()) -> Problem:
+    """Return the problem of conversations of several turns for a task that needs one question and one answer."""
+    rule = (
+        f"the task {task} must have rows of one question and one answer, and these are conversations. They must have "
+        "exactly one turn of the user and one of the assistant, and no system message"
+    )
+    remedy = f'Set data.task = "{chat[0]}".' if chat else "Choose a task for conversations in data.task."
+    return Problem("data.several_turns", rule, "data.task", remedy=remedy)
 
 
 def _no_column(key: str, column: str, available: Sequence[str]) -> Problem:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from toolkit.errors import DataError
@@ -12,6 +13,8 @@ _MAGIC = (
     (b"II*\x00", ".tif"),
     (b"MM\x00*", ".tif"),
 )
+
+_KEPT = re.compile(r"[0-9a-f]{2}/[0-9a-f]{40}(\.\w+)?")
 
 _OTHERS = (b"GIF8", b"BM", b"RIFF", b"\x00\x00\x00\x0cjP", b"\x1f\x8b", b"\x5c\x01\x00\x00")
 """Starts of GIF, BMP, WebP, JPEG 2000, and of NIfTI with and without gzip."""
@@ -48,6 +51,11 @@ class UnwrittenImages(EmbeddedImageStore):
     def keep(self, content: bytes) -> str:
         """Return the path that the image would have."""
         return name_of_content(content)
+
+
+def is_kept(path: str) -> bool:
+    """Return whether a path is that of an image in a store."""
+    return _KEPT.fullmatch(path) is not None
 
 
 def not_writable(place: Path, error: OSError) -> DataError:

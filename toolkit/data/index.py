@@ -177,8 +177,9 @@ def _source_key(source: Source, chosen: Filter) -> str:
     where, what = (hashlib.blake2b(digest_size=8) for _ in range(2))
     where.update(source.location.encode())
     what.update(f"{FORMAT} {source.id_column} {source.title} {sorted(chosen.items())}".encode())
-    has_few_files = len(source.files) <= EDGE_FILES
-    for file in source.files:
+    files = source.files
+    has_few_files = len(files) <= EDGE_FILES
+    for file in files:
         status = file.stat()
         what.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode())
         with file.open("rb") if has_few_files else io.BytesIO() as stream:

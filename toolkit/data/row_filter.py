@@ -74,7 +74,7 @@ class RowFilter:
     def _matches(self, name: str, row: Row) -> bool:
         if name not in row:
             return False
-        # The repr tells "1", 1 and true apart, as a recipe does.
+        # The repr distinguishes "1", 1 and true, as a recipe does.
         key, seen, wanted = repr(row[name]), self._seen[name], self._keys[name]
         if key in seen or key in wanted or len(seen) < MAX_VALUES:
             seen[key] += 1

@@ -18,13 +18,15 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.cells import NOT_TEXT, group_name, with_whole_numbers
+from toolkit.data.cells import NO_ANSWER, NO_QUESTION, NOT_TEXT, group_name, with_whole_numbers
+from toolkit.data.columns import MESSAGES, several_turns
 from toolkit.data.conflicts import find_conflicts
 from toolkit.data.episodes import Links
 from toolkit.data.groups import IdentifierBuilder
 from toolkit.data.image_places import place_images
 from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
+from toolkit.data.literals import read_literal
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import KeyBuilder, RowKeys, text_key
@@ -36,6 +38,7 @@ from toolkit.errors import MissingImage, RowProblem
 FIRST_ROWS = 200
 """Rows that determine the columns of the first pass. If a later row adds a relevant column, the scan is repeated."""
 
+_BRACKETS = ("[", "{")
 _KEYS = ("groups", "questions", "images", "image_rows")
 _LINKS = ("previous", "places", "lengths", "chosen")
 
@@ -97,8 +100,11 @@ class RowScanner:
 
     def add(self, number: int, name: str, row: Row) -> None:
         """Read one row and record whether it is usable."""
+        listed = []
         for column in self._columns:
             value = row.get(column)
+            if isinstance(value, str) and value.startswith(_BRACKETS):
+                listed.append(column)
             # str.strip returns the same object if there is nothing to strip, which is faster than a comparison.
             if isinstance(value, str) and value.strip() is not value:
                 self._trimmed[column] += 1
@@ -107,14 +113,25 @@ class RowScanner:
             read = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
             sample = place_images(self.task, read, self.source.context)
         except RowProblem as problem:
+            problem = _of_conversation(problem, row, self.task)
             self._tally.add_problem(name, _with_column(problem, row), number)
             self._cacheable &= not isinstance(problem, MissingImage)
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
             self._notes.add(rule, name, code)
+        for column in listed:
+            self._add_listed(column, name, row[column].strip(), sample)
         self._rows.append(number)
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
         self._add_patient(name, row, sample)
+
+    def _add_listed(self, column: str, name: str, text: str, sample: Sample) -> None:
+        """Count a question or reference that is JSON. It can be a list that was meant, or a text with brackets."""
+        shown = (sample.fields.get("question"), *sample.reference.values())
+        if any(text == value for value in shown if isinstance(value, str)) and read_literal(text) is not None:
+            rule = f"the column {column} has a list or an object as JSON, which is used as text"
+            remedy = "Store one text in each cell if a list was meant."
+            self._notes.add(rule, name, "data.text_is_json", text, remedy)
 
     def _add_patient(self, name: str, row: Row, sample: Sample) -> None:
         for identifier in self._identifiers:
@@ -141,6 +158,16 @@ class RowScanner:
             self._numbers.done(),
             np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
         )
+
+
+def _of_conversation(problem: RowProblem, row: Row, task: Task) -> RowProblem:
+    """Return the reason why a conversation has no question and answer, instead of that they are missing."""
+    if MESSAGES not in row or problem.code not in (NO_QUESTION[0], NO_ANSWER[0]) or MESSAGES in task.columns:
+        return problem
+    found = several_turns(task.name)
+    turns = row[MESSAGES] if isinstance(row[MESSAGES], list) else []
+    value = f"{len(turns)} turns" if len(turns) != 2 else turns
+    return RowProblem(found.code, found.rule, place=problem.place, value=value, remedy=found.remedy)
 
 
 def _with_column(problem: RowProblem, row: Row) -> RowProblem:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.columns import RowSettings, leaking_context, resolve_columns
+from toolkit.data.columns import MESSAGES, RowSettings, leaking_context, resolve_columns
 from toolkit.data.groups import NO_GROUPS, identifier_columns
 from toolkit.data.index import RowIndex, open_index, source_folder
 from toolkit.data.row_scan import FirstPass, RowScan, scan_rows
@@ -91,7 +91,8 @@ def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSetting
     settings = task.settings(recipe, split)
     columns, group, context = recipe.dataset.columns, recipe.dataset.group, recipe.prompt.context
     chosen = recipe.dataset.filter
-    return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings, chosen)
+    chat = tuple(name for name, one in recipe.tasks.items() if MESSAGES in one.columns)
+    return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings, chosen, chat=chat)
 
 
 def _open(

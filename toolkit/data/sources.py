@@ -12,6 +12,7 @@ from toolkit.data.formats.base import ID_COLUMNS
 from toolkit.data.formats.containers import container_of
 from toolkit.data.formats.plain import PLAIN
 from toolkit.data.formats.saved import HUB, hub_container
+from toolkit.data.formats.unrecognized import unrecognized
 from toolkit.errors import DataError
 
 
@@ -126,9 +127,4 @@ def _with_format(name: str, look: Look, id_column: str | None) -> Source:
     found = recognize(look)
     if found is not None:
         return Source(name, look, found, id_column)
-    known = "".join(f"\n  {one.name}: {one.description}" for one in FORMATS)
-    if look.is_folder:
-        rule = f"the folder must have one of these formats:{known}\n"
-        raise DataError("data.folder_without_rows", rule, place=look.path, remedy="Name another folder in [data].")
-    rule, remedy = f"the file must have one of these formats:{known}\n", "Convert the file."
-    raise DataError("data.file_type_unknown", rule, place=look.path, value=look.path.suffix, remedy=remedy)
+    raise unrecognized(look, FORMATS)

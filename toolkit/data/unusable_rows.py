@@ -7,6 +7,8 @@ from typing import Any
 from toolkit.errors import NOTHING, Problem, RowProblem, shorten
 
 MAX_EXAMPLES = 5
+CORRECT = "Correct these rows, or name other columns in data.columns."
+"""Remedy of a row problem that has none of its own."""
 _TUPLES = ("examples", "values", "rows")
 MAX_VALUE = 80
 """Maximum number of characters of a value that is shown."""
@@ -85,7 +87,7 @@ class Tally:
 
     def add_problem(self, example: str, problem: RowProblem, row: int | None = None) -> None:
         """Count the row of a problem, with its number in the file if it is known."""
-        self.add(problem.reason, example, problem.code, problem.problem.value, problem.remedy)
+        self.add(problem.reason, example, problem.code, problem.problem.value, problem.remedy or CORRECT)
         counted = self._counted[problem.code, problem.reason]
         if row is not None and len(counted.rows) < len(counted.examples):
             counted.rows.append(row)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from toolkit.data import Dropped
 from toolkit.data.loading import DataSplits, load_data
 from toolkit.data.result import DataResult, ImageScan, UnusableImage
 from toolkit.data.sample_set import SampleSet
-from toolkit.errors import DataError, warn
+from toolkit.errors import DataError, ImageError, shorten, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import SPLITS, Recipe
@@ -149,20 +149,29 @@ def without_unusable_images(recipe: Recipe, data: DataSplits, report: ScanReport
     if recipe.images.unreadable != "skip" or not report.bad:
         return data
     splits, dropped = _splits(data), list(data.dropped)
+    errors = {one.ref: one.error for one in report.bad}
     for name, samples in splits.items():
         bad = [i for i, sample in enumerate(samples) if not report.bad_refs.isdisjoint(sample.images)]
         if not bad:
             continue
-        examples = tuple(samples[i].id for i in bad[:EXAMPLES])
-        dropped.append(
-            Dropped(str(samples.source.file), "an image is unusable", len(bad), examples, "data.image_unusable")
-        )
-        rule = f"{len(bad):,} rows are skipped, because an image is unusable (for example {'; '.join(examples)})"
-        warn("data.image_unusable", rule, place=samples.source.file)
+        one = _with_unusable_images(samples, bad, errors)
+        dropped.append(one)
+        notice = one.notice("left out")
+        warn(notice.code, notice.rule, place=notice.place, remedy=notice.remedy)
         splits[name] = samples.take(np.delete(samples.rows, bad))
         if not len(splits[name]):
             raise DataError("data.no_usable_rows", "at least one row must have usable images", place=f"[data] {name}")
     return replace(data, **splits, dropped=tuple(dropped))  # type: ignore[arg-type]  # the splits are fields of DataSplits
+
+
+def _with_unusable_images(samples: SampleSet, bad: Sequence[int], errors: Mapping[ImageRef, ImageError]) -> Dropped:
+    """Return the rows at these positions as unusable rows. The value of a row is the error of its first such image."""
+    shown = [samples[number] for number in bad[:EXAMPLES]]
+    first = [next(errors[image] for image in sample.images if image in errors) for sample in shown]
+    values = tuple(shorten(f"{Path(error.place).name}: {error.rule}") for error in first)
+    ids = tuple(sample.id for sample in shown)
+    source, remedy = str(samples.source.file), first[0].remedy
+    return Dropped(source, "an image is unusable", len(bad), ids, "data.image_unusable", values, remedy)
 
 
 def fingerprint_rewards(recipe: Recipe) -> str:

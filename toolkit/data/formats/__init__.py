@@ -1,9 +1,13 @@
 """Formats of rows, recognized by content: one table, in the order in which they are tried."""
 
 from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.conversations import CONVERSATIONS
+from toolkit.data.formats.image_folder import CLASS_FOLDERS, IMAGE_TABLE
 from toolkit.data.formats.plain import PLAIN
+from toolkit.data.formats.reports import R2GEN
+from toolkit.data.formats.vqa_json import VQA_JSON
 
-FORMATS: tuple[Format, ...] = (PLAIN,)
+FORMATS: tuple[Format, ...] = (VQA_JSON, CLASS_FOLDERS, IMAGE_TABLE, *CONVERSATIONS, R2GEN, PLAIN)
 """The table of formats. The first that matches a source is its format, so that a more specific one comes earlier."""
 
 

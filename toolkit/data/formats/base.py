@@ -12,6 +12,7 @@ from toolkit.data.formats.files import peek_text
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.json_stream import Record, peek_members
 from toolkit.data.unusable_rows import Tally
+from toolkit.errors import RowProblem
 
 ID_COLUMNS = ("id", "qid", "question_id", "uid")
 """Columns with the row id if the source is not an object id -> record."""
@@ -116,6 +117,10 @@ class Reading:
     id_columns: tuple[str, ...] = ID_COLUMNS
     skipped: Tally = field(default_factory=Tally)
     notes: Tally = field(default_factory=Tally)
+
+    def skip(self, problem: RowProblem, name: str) -> None:
+        """Count a record that cannot be used, with its value."""
+        self.skipped.add_problem(name, problem)
 
     def rows(self) -> Iterator[tuple[str, Any, str | None]]:
         """Yield id, row and JSON text of the plain rows, streamed. Rows without an id are numbered in each file."""

@@ -4,8 +4,10 @@ import datetime
 import decimal
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,6 +21,11 @@ from toolkit.errors import DataError
 
 ARROW_ROWS = 256
 """Rows of a table that are in RAM together. Each can have embedded images."""
+
+_SHORT_FLOATS: Mapping[pa.DataType, Callable[[float], np.floating[Any]]] = {
+    pa.float16(): np.float16,
+    pa.float32(): np.float32,
+}
 
 PEEK_BYTES = 1 << 20
 """Bytes at the start of a file that determine its layout."""
@@ -86,6 +93,13 @@ def read_split(file: RowFile, split: str | None) -> Iterator[Record]:
 
 def splits_of_object(file: RowFile) -> tuple[str, ...]:
     """Return the names of the splits of a JSON object of splits, in a pass over the whole file."""
+    status = file.path.stat()
+    return _splits_of(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _splits_of(file: RowFile, size: int, time: int) -> tuple[str, ...]:
+    """Return the splits of a file of this size and time."""
     with file.open() as stream:
         return tuple(dict.fromkeys(key for key, _, _ in stream_members(stream, file.place) if split_of(key)))
 
@@ -141,10 +155,13 @@ def plain_rows(
     """Yield rows with JSON values.
 
     An embedded image (bytes, or a struct with ``bytes`` and ``path`` as in Hub datasets) is kept in ``images`` and
-    replaced by its path in that folder. Other bytes, such as a checksum, become hexadecimal digits. ``names`` are the
-    class names of columns with numbers of classes.
+    replaced by its path in that folder. Other bytes, such as a checksum, become an object, which is no text. ``names``
+    are the class names of columns with numbers of classes. Numbers of 32 bits keep their digits: 0.1 does not become
+    0.10000000149011612.
     """
+    short = {field.name: kind for field in batch.schema if (kind := _SHORT_FLOATS.get(field.type)) is not None}
     for row in batch.to_pylist():
+        row |= {name: float(str(kind(row[name]))) for name, kind in short.items() if row[name] is not None}
         yield {name: _plain(with_names(value, names.get(name)), images) for name, value in row.items()}
 
 
@@ -152,7 +169,7 @@ def _plain(value: Any, images: EmbeddedImageStore) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, bytes):
-        return images.keep(value) if is_image(value) else value.hex()
+        return images.keep(value) if is_image(value) else {"hex": value.hex()}
     if isinstance(value, dict):
         if set(value) == {"bytes", "path"}:
             return value["path"] if value["bytes"] is None else images.keep(value["bytes"])
@@ -161,7 +178,7 @@ def _plain(value: Any, images: EmbeddedImageStore) -> Any:
         return [_plain(item, images) for item in value]
     if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
         return str(value)
-    return repr(value)
+    return {type(value).__name__: repr(value)}  # a duration, for example, has no text that is certain
 
 
 _READERS: dict[str, Callable[[RowFile, EmbeddedImageStore], Iterator[Record]]] = {

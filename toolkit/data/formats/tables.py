@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ HEAD_BYTES, HEAD_LINES = 1 << 18, 200
 
 MAX_CELL_CHARS = 1 << 26
 """A longer cell indicates a missing quotation mark. The default of Python is 128 KB, less than an image in base64."""
+
+NEARLY_ALL = 0.9
+"""Fraction of the lines of a .txt that must look like those of a table."""
 
 _SEPARATORS = {"\t": "a tab", "|": "|", ";": "a semicolon"}
 
@@ -66,6 +70,7 @@ def text_layout(file: RowFile) -> TableLayout | None:
     counts = {sign: {line.count(sign) for line in lines} for sign in _SEPARATORS}
     found = [sign for sign, numbers in counts.items() if len(numbers) == 1 and 0 not in numbers]
     if len(found) != 1:
+        _check_regular(lines, file)
         return None
     separator = found[0]
     rows = [[cell.strip() for cell in line.split(separator)] for line in lines]
@@ -76,6 +81,18 @@ def text_layout(file: RowFile) -> TableLayout | None:
     rule = "the first line must name the columns"
     remedy = f"Add a first line such as {separator.join(('image', 'question', 'answer'))!r}."
     raise DataError("data.table_without_header", rule, place=f"{file.place}, line 1", value=lines[0], remedy=remedy)
+
+
+def _check_regular(lines: Sequence[str], file: RowFile) -> None:
+    """Check that a text is not a table with a few lines that have another number of separators."""
+    for sign in _SEPARATORS:
+        (number, count), *_ = Counter(line.count(sign) for line in lines).most_common(1) or [(0, 0)]
+        if number and NEARLY_ALL * len(lines) <= count < len(lines):
+            at, line = next((at, line) for at, line in enumerate(lines, 1) if line.count(sign) != number)
+            rule = f"a table of text must have {sign!r} equally often in each line ({number} times)"
+            remedy = "Correct the line, or convert the file to CSV."
+            place = f"{file.place}, line {at:,} that is not blank"
+            raise DataError("data.text_table_irregular", rule, place=place, value=line, remedy=remedy)
 
 
 def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
@@ -109,7 +126,7 @@ def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
 
 def _has_questions(cells: Sequence[str]) -> bool:
     """Return whether nearly all cells are questions, so that a line without names of columns is certain."""
-    return sum(cell.endswith("?") for cell in cells) >= 0.9 * len(cells)
+    return sum(cell.endswith("?") for cell in cells) >= NEARLY_ALL * len(cells)
 
 
 def _header(names: list[str], file: RowFile) -> list[str]:

@@ -1,0 +1,331 @@
+"""Conversations with images: LLaVA and ShareGPT, OpenAI and TRL messages, TRL prompts, and ms-swift.
+
+Every layout becomes the same row: ``images`` (paths), ``messages`` (role and text, with ``<image>`` where an image is),
+and, for exactly one question and one answer, ``question`` and ``answer``. The other columns are kept.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from toolkit.data.embedded_images import is_image, is_kept
+from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.json_stream import Record
+from toolkit.data.literals import read_literal
+from toolkit.errors import RowProblem
+
+PLACEHOLDER = "<image>"
+
+ROLES: Mapping[str, str] = {
+    **dict.fromkeys(("user", "human", "question"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "bard", "bing", "answer"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+"""Name of a speaker in lower case -> role."""
+
+IMAGE_COLUMNS = ("images", "image", "image_path", "image_paths")
+_OTHER_MEDIA = ("videos", "video", "audios", "audio")
+_IMAGE_TYPES = ("image", "image_url", "input_image", "image_path")
+_TEXT_TYPES = ("text", "input_text", "output_text")
+_TEXT_KEYS = ("text", "value", "content")
+_IMAGE_KEYS = ("image", "image_url", "url", "path", "value", "data", "base64", "source", "file", "bytes")
+
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+MIN_BASE64 = 64
+"""A shorter text is never read as an image in base64."""
+
+_EDGES = re.compile(r"^(\s*<image>)+|(<image>\s*)+$")
+
+Turn = tuple[str, Any]
+"""Speaker and content, as the source writes them."""
+
+
+def turns_of_list(column: str, row: Mapping[str, Any]) -> list[Turn]:
+    """Return the turns of a column with a list of turns, after those of the column ``system`` if there is one.
+
+    This is ``conversations`` of LLaVA and ShareGPT, with ``from`` and ``value``, and ``messages`` of OpenAI, TRL,
+    LLaMA-Factory and ms-swift, with ``role`` and ``content``.
+    """
+    system, turns = _system(row), _turns(row[column])
+    if system and ROLES.get(turns[0][0].strip().lower()) == "system":
+        rule, remedy = "a conversation must have one system message", "Remove the column or the turn."
+        raise RowProblem("data.system_message_twice", rule, value=row["system"], remedy=remedy)
+    return [*system, *turns]
+
+
+def turns_of_prompt(row: Mapping[str, Any]) -> list[Turn]:
+    """Return the turns of TRL's ``prompt`` and ``completion``, each a text or a list of messages."""
+    sides = (("user", _decoded(row["prompt"])), ("assistant", _decoded(row["completion"])))
+    return [turn for role, side in sides for turn in (_turns(side) if isinstance(side, list) else [(role, side)])]
+
+
+def turns_of_query(row: Mapping[str, Any]) -> list[Turn]:
+    """Return the turns of ms-swift: ``query`` and ``response``, with earlier pairs in ``history``."""
+    turns = _system(row)
+    for pair in _decoded(row.get("history")) or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            rule = "history must be a list of pairs of query and response"
+            raise RowProblem("data.conversation_malformed", rule, value=pair, remedy="Correct the pair.")
+        turns += [("user", pair[0]), ("assistant", pair[1])]
+    return [*turns, ("user", row["query"]), ("assistant", row["response"])]
+
+
+def _system(row: Mapping[str, Any]) -> list[Turn]:
+    return [("system", row["system"])] if isinstance(row.get("system"), str) and row["system"].strip() else []
+
+
+def _turns(messages: Any) -> list[Turn]:
+    found = _decoded(messages)
+    turns = [_turn(one) for one in found] if isinstance(found, list) else []
+    if not turns:
+        rule = "a conversation must be a list of turns, each with a role and a text"
+        raise RowProblem("data.conversation_malformed", rule, value=messages, remedy="Correct the conversation.")
+    return turns
+
+
+def _turn(message: Any) -> Turn:
+    if isinstance(message, dict):
+        for speaker, content in (("role", "content"), ("from", "value"), ("from", "content"), ("role", "value")):
+            if isinstance(message.get(speaker), str) and message.get(content) is not None:
+                return message[speaker], message[content]
+    rule = "a turn must have role and content, or from and value"
+    raise RowProblem("data.conversation_malformed", rule, value=message, remedy="Correct the turn.")
+
+
+def _decoded(value: Any) -> Any:
+    """Return a list from its text in a CSV."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        found = read_literal(value)
+        return value if found is None else found
+    return value
+
+
+class _Converter:
+    """Turns rows of one layout into canonical rows. Images as bytes or base64 are kept in the store."""
+
+    def __init__(self, reading: Reading, turns: Callable[[Mapping[str, Any]], list[Turn]], columns: tuple[str, ...]):
+        self._images, self._notes, self._turns, self._columns = reading.images, reading.notes, turns, columns
+        self._embedded: bool | None = None
+
+    def row(self, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the canonical row.
+
+        Raises:
+            RowProblem: The conversation cannot be used.
+        """
+        if other := next((one for one in _OTHER_MEDIA if row.get(one)), None):
+            rule, remedy = "a conversation must not have video or audio", "Remove the row."
+            raise RowProblem("data.media_not_supported", rule, value={other: row[other]}, remedy=remedy)
+        column = next((one for one in IMAGE_COLUMNS if row.get(one)), None)
+        given = self._paths(_as_list(_decoded(row[column]))) if column else []
+        inline: list[str] = []
+        messages = [self._message(speaker, content, inline) for speaker, content in self._turns(row)]
+        images = self._ordered(name, messages, given, inline)
+        kept = {key: value for key, value in row.items() if key not in self._columns or isinstance(value, str)}
+        paths = dict.fromkeys((one for one in IMAGE_COLUMNS if one in row), images)
+        own = {"id": name, "images": images, "messages": messages, **_question_and_answer(messages)}
+        return {**kept, **paths, **own}
+
+    def _message(self, speaker: str, content: Any, inline: list[str]) -> dict[str, str]:
+        role = ROLES.get(speaker.strip().lower())
+        if role is None:
+            rule = f"the role of a turn must be one of {', '.join(ROLES)}"
+            raise RowProblem("data.role_unknown", rule, value=speaker, remedy="Rename the role, or remove the row.")
+        text = content if isinstance(content, str) else self._parts(content, inline)
+        if role != "user" and PLACEHOLDER in text:
+            rule, remedy = "images must be in turns of the user", "Move the image to a turn of the user."
+            raise RowProblem("data.image_not_in_user_turn", rule, value=text, remedy=remedy)
+        return {"role": role, "content": text}
+
+    def _parts(self, content: Any, inline: list[str]) -> str:
+        """Return the text of content in parts, with a placeholder for each image."""
+        texts = []
+        for part in content if isinstance(content, list) else [content]:
+            kind = part.get("type") if isinstance(part, dict) else None
+            text = next((part[key] for key in _TEXT_KEYS if isinstance(part.get(key), str)), None) if kind else part
+            if kind in _IMAGE_TYPES:
+                inline += self._paths([one for one in [_inline_image(part)] if one is not None])
+                texts.append(PLACEHOLDER)
+            elif kind in (None, *_TEXT_TYPES) and isinstance(text, str):
+                texts.append(text)
+            else:
+                rule = "content must be a text, or parts of the types text, image and image_url"
+                raise RowProblem("data.content_not_readable", rule, value=part, remedy="Correct the content.")
+        return _joined(texts)
+
+    def _ordered(self, name: str, messages: list[dict[str, str]], given: list[str], inline: list[str]) -> list[str]:
+        """Return the images in the order of their placeholders. Without placeholders, the images come first."""
+        if given and inline:
+            rule = "images must be either in a column or in the parts of the messages"
+            remedy = "Remove one of them."
+            raise RowProblem("data.images_in_two_places", rule, value=[*given, *inline], remedy=remedy)
+        images = given or inline
+        count = sum(message["content"].count(PLACEHOLDER) for message in messages)
+        user = next((message for message in messages if message["role"] == "user"), None)
+        if images and not count and user is not None:
+            user["content"] = f"{PLACEHOLDER}\n" * len(images) + user["content"]
+            rule = f"the images come before the first question, because the conversation has no {PLACEHOLDER}"
+            self._notes.add(rule, name, "data.images_come_first")
+        elif count != len(images):
+            rule = f"a conversation must have as many images as {PLACEHOLDER} in its texts"
+            value = f"{count} {PLACEHOLDER} and {len(images)} images"
+            remedy = "Correct the texts or the images."
+            raise RowProblem("data.placeholders_do_not_match", rule, value=value, remedy=remedy)
+        return images
+
+    def _paths(self, values: list[Any]) -> list[str]:
+        return [self._path(value) for value in values]
+
+    def _path(self, value: Any) -> str:
+        image = _unwrapped(value)
+        content = _embedded(image)
+        path = self._images.keep(content) if content is not None else image
+        if not isinstance(path, str) or not path.strip():
+            rule = "an image must be a path, a data URL, base64 or bytes"
+            raise RowProblem("data.image_not_readable", rule, value=value, remedy="Correct the image.")
+        if content is None and re.match(r"https?://", path, re.IGNORECASE):
+            rule, remedy = "an image must be a file, not an address of the web", "Download it, and write its path."
+            raise RowProblem("data.image_is_url", rule, value=path, remedy=remedy)
+        self._check_one_kind(content is not None or is_kept(path), value)
+        return path.removeprefix("file://")
+
+    def _check_one_kind(self, is_embedded: bool, value: Any) -> None:
+        """Check that the images of a source are all files, or all embedded. Both start from one folder."""
+        if self._embedded is None:
+            self._embedded = is_embedded
+        if self._embedded != is_embedded:
+            rule = "the images of a source must be all files, or all stored in the rows"
+            raise RowProblem("data.images_of_two_kinds", rule, value=value, remedy="Store all of them in one way.")
+
+
+def _as_list(value: Any) -> list[Any]:
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if one is not None and one == one]  # pandas writes NaN for a missing value
+
+
+def _inline_image(part: Mapping[str, Any]) -> Any:
+    """Return the image of a part, or None if the part is only a placeholder for an image of the column."""
+    return next((part[key] for key in _IMAGE_KEYS if part.get(key)), None)
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return path, base64 or data URL of an image in an object, such as ``{"url": ...}`` or ``{"data": ...}``."""
+    for _ in range(3):
+        if not isinstance(value, dict):
+            break
+        value = _inline_image(value)
+    return value
+
+
+def _embedded(value: Any) -> bytes | None:
+    """Return the bytes of a data URL or of an image in base64, or None for a path."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        return None
+    header = _DATA_URL.match(value)
+    text = value[header.end() :] if header else value
+    if header is None and (len(text) < MIN_BASE64 or _BASE64.fullmatch(text) is None):
+        return None
+    try:
+        content = base64.b64decode(text, validate=False)
+    except (binascii.Error, ValueError):
+        content = b""
+    if header is not None and not is_image(content):
+        rule, remedy = "a data URL must have an image in base64", "Encode the image again."
+        raise RowProblem("data.data_url_invalid", rule, value=value, remedy=remedy)
+    return content if is_image(content) else None
+
+
+def _joined(texts: list[str]) -> str:
+    """Return parts as one text: a line break between two texts, none beside an image."""
+    result = ""
+    for text in texts:
+        is_apart = not result or result[-1].isspace() or text[:1].isspace()
+        needs_break = not is_apart and PLACEHOLDER not in (text, result[-len(PLACEHOLDER) :])
+        result += f"\n{text}" if needs_break else text
+    return result
+
+
+def _question_and_answer(messages: list[dict[str, str]]) -> dict[str, str]:
+    """Return question and answer of exactly one turn each, or nothing.
+
+    They are left out if they would lose something: a system message, or an image between two words.
+    """
+    if [message["role"] for message in messages] != ["user", "assistant"]:
+        return {}
+    question = _EDGES.sub("", messages[0]["content"].strip()).strip()
+    return {} if PLACEHOLDER in question else {"question": question, "answer": messages[1]["content"].strip()}
+
+
+def _records(
+    turns: Callable[[Mapping[str, Any]], list[Turn]], columns: tuple[str, ...], reading: Reading
+) -> Iterator[Record]:
+    converter = _Converter(reading, turns, columns)
+    for name, row, _ in reading.rows():
+        if not isinstance(row, dict) or any(row.get(column) is None for column in columns if column != "history"):
+            rule = f"the row must have {' and '.join(column for column in columns if column != 'history')}"
+            reading.skipped.add(rule, name, "data.conversation_missing")
+            continue
+        try:
+            yield name, converter.row(name, row), None
+        except RowProblem as problem:
+            reading.skip(problem, name)
+
+
+def _has_turns(look: Look, column: str, *keys: tuple[str, str]) -> bool:
+    """Return whether the first row with a value in the column has a list of objects with one of the pairs of keys."""
+    value = next((row[column] for row in look.objects if row.get(column) is not None), None)
+    found = _decoded(value)
+    first = found[0] if isinstance(found, list) and found else None
+    return isinstance(first, dict) and any(pair <= first.keys() for pair in map(set, keys))
+
+
+def _has_columns(look: Look, *columns: str) -> bool:
+    return bool(look.objects) and all(set(columns) <= row.keys() for row in look.objects)
+
+
+def _format(
+    name: str,
+    description: str,
+    matches: Callable[[Look], bool],
+    turns: Callable[[Mapping[str, Any]], list[Turn]],
+    columns: tuple[str, ...],
+) -> Format:
+    return Format(name, description, matches, partial(_records, turns, columns))
+
+
+LLAVA = _format(
+    "LLaVA conversations",
+    "rows with conversations, a list of turns with from (human, gpt) and value, and image or images",
+    lambda look: _has_turns(look, "conversations", ("from", "value"), ("role", "content")),
+    partial(turns_of_list, "conversations"),
+    ("conversations",),
+)
+MESSAGES = _format(
+    "messages",
+    "rows with messages, a list of turns with role and content, and images in a column or in the parts of the content",
+    lambda look: _has_turns(look, "messages", ("role", "content"), ("from", "value")),
+    partial(turns_of_list, "messages"),
+    ("messages",),
+)
+PROMPT_COMPLETION = _format(
+    "TRL prompt and completion",
+    "rows with prompt and completion, each a text or a list of messages, and image or images",
+    lambda look: _has_columns(look, "prompt", "completion"),
+    turns_of_prompt,
+    ("prompt", "completion"),
+)
+QUERY_RESPONSE = _format(
+    "ms-swift query and response",
+    "rows with query and response, optionally history (pairs of query and response), and images",
+    lambda look: _has_columns(look, "query", "response"),
+    turns_of_query,
+    ("query", "response", "history"),
+)
+
+CONVERSATIONS = (LLAVA, MESSAGES, PROMPT_COMPLETION, QUERY_RESPONSE)

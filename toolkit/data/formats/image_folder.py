@@ -1,0 +1,179 @@
+"""Folders of images with a folder for each class, or with a table of file names, as ``datasets`` reads ImageFolder.
+
+Unlike ``datasets``, a layout that can be read in two ways has no match: folders such as images and masks are not
+classes, and a class has no folders inside.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from toolkit.data.embedded_images import EmbeddedImageStore, UnwrittenImages
+from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.files import read_rows
+from toolkit.data.formats.row_file import row_file
+from toolkit.data.formats.split_names import split_of
+from toolkit.data.json_stream import Record
+
+IMAGE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm", ".nii", ".nii.gz", ".jp2")
+)
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+FILE_NAME = "file_name"
+
+_NOT_CLASSES = frozenset(
+    {
+        *("image", "images", "img", "imgs", "jpegimages", "pics", "png", "jpg", "jpeg", "dicom", "dcm"),
+        *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "gt"),
+        *("groundtruth", "ground_truth", "boxes", "videos", "data", "dataset", "raw", "reports", "files"),
+    }
+)
+"""Names of folders that are not those of classes."""
+
+MAX_ENTRIES = 10_000
+"""Entries of a folder that recognition looks at."""
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES or file.name.lower().endswith(".nii.gz")
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if not one.name.startswith((".", "_")))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [one for one in _inside(folder) if one.is_dir()]
+
+
+def _is_class(folder: Path) -> bool:
+    """Return whether a folder has images directly in it, no folders, and a name that can be one of a class."""
+    inside = _inside(folder)[:MAX_ENTRIES]
+    has_images = any(_is_image(one) for one in inside)
+    is_other = folder.name.lower() in _NOT_CLASSES or split_of(folder.name) is not None
+    return has_images and not is_other and not any(one.is_dir() for one in inside)
+
+
+def _has_classes(folder: Path) -> bool:
+    folders = _folders(folder)
+    return len(folders) >= 2 and all(map(_is_class, folders))
+
+
+def _split_folders(look: Look) -> tuple[Path, ...]:
+    """Return the folders of the splits, or nothing if a folder has another name."""
+    folders = look.folders
+    return folders if folders and all(split_of(one.name) for one in folders) else ()
+
+
+def _has_class_folders(look: Look) -> bool:
+    if not look.is_folder or look.container is not None:
+        return False
+    if splits := _split_folders(look):
+        return any(map(_has_classes, splits)) and not any(_metadata(one) for one in splits)
+    return _has_classes(look.path)
+
+
+def _splits(look: Look) -> tuple[str, ...]:
+    return tuple(folder.name for folder in _split_folders(look))
+
+
+def _class_files(look: Look) -> tuple[Path, ...]:
+    return tuple(file for file in sorted(look.path.rglob("*")) if file.is_file())
+
+
+def _class_records(reading: Reading) -> Iterator[Record]:
+    """Yield the images in order of split, class and name."""
+    top = reading.look.path
+    splits = _split_folders(reading.look)
+    for split in splits or (top,):
+        if splits and reading.split not in (None, split.name):
+            continue
+        _count_others(reading, split, "an image must be in the folder of its class")
+        for folder in _folders(split):
+            for inner in _folders(folder):
+                for file in filter(_is_image, sorted(inner.rglob("*"))):
+                    reading.skipped.add(
+                        "an image must be directly in the folder of its class", _name(file, top), "data.image_too_deep"
+                    )
+            for file in _inside(folder):
+                if file.is_file() and _is_image(file):
+                    name = _name(file, top)
+                    row = {"id": name, "image": name, "label": folder.name}
+                    yield name, {**row, "split": split.name} if splits else row, None
+                elif file.is_file():
+                    reading.notes.add("a file that is not an image is not read", _name(file, top), "data.not_an_image")
+
+
+def _count_others(reading: Reading, folder: Path, rule: str) -> None:
+    for file in _inside(folder):
+        if file.is_file() and _is_image(file):
+            reading.skipped.add(rule, _name(file, reading.look.path), "data.image_without_class")
+
+
+def _name(file: Path, top: Path) -> str:
+    return file.relative_to(top).as_posix()
+
+
+def _metadata(folder: Path) -> Path | None:
+    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+
+
+def _tables(look: Look) -> tuple[Path, ...]:
+    """Return the tables of file names: of the folder, or of each split."""
+    own = _metadata(look.path)
+    found = (_metadata(folder) for folder in _split_folders(look))
+    return (own,) if own else tuple(one for one in found if one is not None)
+
+
+def _has_metadata(look: Look) -> bool:
+    tables = _tables(look) if look.is_folder else ()
+    return bool(tables) and all(_names_files(table) for table in tables)
+
+
+def _names_files(table: Path) -> bool:
+    first = next(_table_rows(table, UnwrittenImages()), None)
+    return isinstance(first, dict) and FILE_NAME in first and "image" not in first
+
+
+def _table_rows(table: Path, images: EmbeddedImageStore) -> Iterator[object]:
+    file = row_file(table)
+    if file is not None:
+        yield from (row for _, row, _ in read_rows(file, images))
+
+
+def _metadata_splits(look: Look) -> tuple[str, ...]:
+    return tuple(table.parent.name for table in _tables(look) if table.parent != look.path)
+
+
+def _metadata_records(reading: Reading) -> Iterator[Record]:
+    """Yield the rows of the tables. An image is named relative to the folder of its table."""
+    top = reading.look.path
+    for table in _tables(reading.look):
+        if table.parent != top and reading.split not in (None, table.parent.name):
+            continue
+        for number, row in enumerate(_table_rows(table, reading.images)):
+            path = row.get(FILE_NAME) if isinstance(row, dict) else None
+            if not isinstance(row, dict) or not isinstance(path, str) or not path:
+                rule = f"the row must have a {FILE_NAME}"
+                reading.skipped.add(rule, f"{_name(table, top)}, row {number + 1}", "data.file_name_missing")
+                continue
+            yield None, {**row, "image": _name(table.parent / path, top)}, None
+
+
+CLASS_FOLDERS = Format(
+    name="folder for each class",
+    description="a folder with a folder of images for each class, optionally below folders train, val and test",
+    matches=_has_class_folders,
+    records=_class_records,
+    files=_class_files,
+    splits=_splits,
+)
+IMAGE_TABLE = Format(
+    name="image folder with metadata",
+    description="a folder of images with metadata.csv, metadata.jsonl or metadata.parquet and its column file_name",
+    matches=_has_metadata,
+    records=_metadata_records,
+    files=_tables,
+    splits=_metadata_splits,
+)

@@ -1,0 +1,57 @@
+"""The error of a source without a known format: what was seen, and what the nearest format needs."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from toolkit.data.formats.base import Format, Look
+from toolkit.data.formats.image_folder import IMAGE_SUFFIXES
+from toolkit.errors import DataError
+
+MAX_NAMES = 12
+
+
+def unrecognized(look: Look, formats: Sequence[Format]) -> DataError:
+    """Return the error of a source that matches none of the formats."""
+    seen, words = _seen(look)
+    nearest = _nearest(words, formats)
+    known = ", ".join(one.name for one in formats)
+    what = "folder" if look.is_folder else "file"
+    rule = f"the {what} must have one of the formats: {known}"
+    remedy = f"The nearest one is {nearest.name}, which needs {nearest.description}." if nearest else _CONVERT
+    code = "data.folder_without_rows" if look.is_folder else "data.file_type_unknown"
+    return DataError(code, rule, place=look.path, value=_Seen(seen), remedy=remedy)
+
+
+_CONVERT = "Convert it to one of them, or name another source."
+
+
+class _Seen(str):
+    """A description that an error shows without quotation marks."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _seen(look: Look) -> tuple[str, set[str]]:
+    """Return a description of the content, and the words that formats are compared by."""
+    if look.is_folder:
+        suffixes = Counter(file.suffix.lower() or "no suffix" for file in look.files)
+        kinds = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(MAX_NAMES)]
+        folders = [f"{one.name}/" for one in look.folders[:MAX_NAMES]]
+        words = {word for name in (*suffixes, *folders) for word in re.findall(r"\w+", name.lower())}
+        words |= {"images", "class"} if any(suffix in IMAGE_SUFFIXES for suffix in suffixes) else set()
+        return ", ".join([*kinds, *folders]) or "an empty folder", words
+    if look.members:
+        keys = list(look.members)
+        return f"a JSON object with the keys {', '.join(keys[:MAX_NAMES])}", set(map(str.lower, keys))
+    return look.path.suffix or "no suffix", set()
+
+
+def _nearest(words: set[str], formats: Sequence[Format]) -> Format | None:
+    """Return the format whose description has the most of the words, or None if none has one."""
+    scores = [len(words & set(re.findall(r"\w+", one.description.lower()))) for one in formats]
+    best = max(range(len(formats)), key=scores.__getitem__)
+    return formats[best] if scores[best] else None
