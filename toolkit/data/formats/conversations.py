@@ -38,6 +38,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 MIN_BASE64 = 64
 """A shorter text is never read as an image in base64."""
 
+_NUMBERED = re.compile(r"<image \d+>")
 _EDGES = re.compile(r"^(\s*<image>)+|(<image>\s*)+$")
 
 Turn = tuple[str, Any]
@@ -164,6 +165,8 @@ class _Converter:
             remedy = "Remove one of them."
             raise RowProblem("data.images_in_two_places", rule, value=[*given, *inline], remedy=remedy)
         images = given or inline
+        if any(_NUMBERED.search(message["content"]) for message in messages):
+            return images  # their numbers say where they are, see data/image_places.py
         count = sum(message["content"].count(PLACEHOLDER) for message in messages)
         user = next((message for message in messages if message["role"] == "user"), None)
         if images and not count and user is not None:
