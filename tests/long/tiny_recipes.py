@@ -13,6 +13,8 @@ PAIRS = {
     "quickstart": (("sft", "baseline"), ("grpo", "sft")),
     "lesions_tiny": (("sft", "baseline"), ("grpo", "sft")),
     "steps_tiny": (("sft", "baseline"),),
+    "chat_tiny": (("sft", "baseline"), ("sft", "before")),
+    "report_tiny": (("sft", "baseline"), ("sft", "before")),
 }
 """Recipe -> evaluations whose paired difference must be above 0 (after, before)."""
 
