@@ -18,6 +18,10 @@ from tests.helpers import recipe_reference
 from tests.helpers.recipes import load_data, load_recipe
 from toolkit.cli import tables as show
 from toolkit.cli.commands import app
+from toolkit.data import open_index
+from toolkit.data.formats.conversations import CONVERSATIONS
+from toolkit.data.formats.reports import R2GEN
+from toolkit.data.formats.vqa_json import VQA_JSON
 from toolkit.data.sample import Answer
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe, recipe_model
@@ -268,8 +272,24 @@ def test_the_worked_example_of_a_reward_prints_what_it_says(tmp_path: Path, caps
 
 
 def test_the_rows_that_are_shown_can_be_read(tmp_path: Path) -> None:
-    (text,) = (block for _, language, block in fenced(page("reference/data_formats.md")) if language == "json")
-    (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+    blocks = [block for _, language, block in fenced(page("reference/data_formats.md")) if language == "json"]
+    formats = set()
+    for number, block in enumerate(blocks):
+        content = json.loads(block)
+        is_row = isinstance(content, dict) and not any(isinstance(one, dict) for one in content.values())
+        is_file = is_row and {"train", "annotations"} & content.keys()
+        source = tmp_path / f"{number}.json"
+        source.write_text(block if is_file or not is_row else json.dumps([content]), encoding="utf-8")
+        index = open_index(str(source))
+        assert (len(index), index.skipped, index.metadata.noted) == (1, (), ()), block
+        formats.add(index.metadata.format)
+    assert {one.name for one in (VQA_JSON, R2GEN, *CONVERSATIONS)} <= formats
+
+
+def test_the_row_of_multiple_choice_has_the_answer_that_it_shows(tmp_path: Path) -> None:
+    text = page("reference/data_formats.md").partition("## mcq")[2]
+    block = next(block for _, language, block in fenced(text) if language == "json")
+    (tmp_path / "rows.json").write_text(block, encoding="utf-8")
     recipe = '[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "rows.json"\nsplit = { test = 0 }\n[sft]\n'
     (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
     data = load_data(load_recipe(tmp_path / "recipe.toml"))

@@ -1,9 +1,11 @@
 """Formats of rows are recognized by content, and each gives the rows that its own library or paper describes."""
 
 import base64
+import csv
 import gzip
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tests.helpers.recipes import load_data, make_recipe
 from toolkit.data import open_index
 from toolkit.data.formats import FORMATS, Look, row_file
 from toolkit.data.formats.containers import container_of
+from toolkit.data.formats.plain import PLAIN
 from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 
@@ -52,8 +55,12 @@ def test_the_index_keeps_the_name_of_the_format(tmp_path: Path) -> None:
         assert open_index(source).description == f"{source}: JSON lines, 1 row"
 
 
-def test_names_of_formats_are_unique() -> None:
+def test_names_of_formats_are_unique_and_documented_with_an_example() -> None:
     assert len({one.name for one in FORMATS}) == len(FORMATS)
+    text = (Path(__file__).parent.parent / "docs" / "reference" / "data_formats.md").read_text(encoding="utf-8")
+    for one in FORMATS:
+        if one is not PLAIN:
+            assert re.search(rf"(\*\*|## ){re.escape(one.name)}\b.*?```", text, re.DOTALL), one.name
 
 
 def test_a_look_has_the_first_members_of_an_object_and_the_first_elements_of_its_lists(tmp_path: Path) -> None:
@@ -525,3 +532,35 @@ def test_conversations_of_several_turns_name_the_reason(tmp_path: Path) -> None:
     mixed = write(tmp_path / "mixed.json", [several, *({"messages": SINGLE, "images": [f"{n}.png"]} for n in range(5))])
     (dropped,) = load_data(recipe(train=mixed, max_dropped=0.5)).dropped
     assert (dropped.code, dropped.count, dropped.values) == ("data.several_turns", 1, ("'4 turns'",))
+
+
+def test_a_configuration_of_a_hub_dataset_is_chosen_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # load_dataset takes a folder below the working directory for the dataset of that name.
+    folder = tmp_path / "owner" / "name"
+    write(folder / "en" / "test.jsonl", json.dumps({"question": "Is it?"}))
+    write(folder / "de" / "test.jsonl", json.dumps({"question": "Ist es?"}))
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}/*\n" for name in ("en", "de")
+    )
+    write(folder / "README.md", f"---\nconfigs:\n{configs}---\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    assert [row["question"] for _, row in open_index("hub:owner/name:de#test")] == ["Ist es?"]
+    with raises(DataError, "data.hub_not_loaded") as caught:
+        open_index("hub:owner/name#test")
+    assert "en" in str(caught.problem.value)
+
+
+def test_conversations_in_a_csv_are_json_texts(tmp_path: Path) -> None:
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([["messages", "images"], [json.dumps(SINGLE), json.dumps(["1.png"])]])
+    found = open_index(str(tmp_path / "rows.csv"))[0][1]
+    assert (found["messages"], found["images"]) == (SINGLE, ["1.png"])
+
+
+def test_an_id_that_is_not_a_text_or_number_is_not_used(tmp_path: Path) -> None:
+    index = open_index(write(tmp_path / "rows.json", [{"id": ["a"], "x": 1}, {"id": 7}, {"id": float("nan")}]))
+    assert [name for name, _ in index] == ["0", "7", "2"]

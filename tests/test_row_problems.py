@@ -202,7 +202,7 @@ def test_different_answers_to_one_prompt_are_reported(tmp_path: Path) -> None:
     same: Row = {"question": "What is it?", "image": "a.png"}
     rows = [row(n) for n in range(20)]
     rows += [row(20, **same, answer="edema"), row(21, **same, answer="mass"), row(22, **same, answer="mass")]
-    rows += [row(23), row(24, image="23.png", question="What  is 23?")]
+    rows += [row(23), row(24, image="23.png", question="what  is 23?", answer="Edema")]
     data = load_data(recipe(write(tmp_path / "rows.json", rows)))
     (problem,) = data.warnings
     assert problem.code == "data.answers_differ"

@@ -421,6 +421,15 @@ def test_a_range_needs_numbers(tmp_path: Path) -> None:
     assert caught.problem.value == ["load"]
 
 
+def test_tasks_about_one_patient_are_one_group_without_a_setting(tmp_path: Path) -> None:
+    rows = [{**one, "Patient ID": f"P{task // 2}"} for task in range(4) for one in task_rows(task)]
+    assert {one.group for one in samples(tmp_path, rows)} == {"P0", "P1"}
+    assert {one.group for one in samples(tmp_path / "off", rows, group="none")} == {"0", "1", "2", "3"}
+    rows[0]["Patient ID"] = "P9"
+    with raises(DataError, "tasks.steps.group_splits_task"):
+        samples(tmp_path / "cut", rows)
+
+
 def test_a_group_column_must_not_split_a_task(tmp_path: Path) -> None:
     rows = [{**one, "Site": f"site {task % 2}"} for task in range(1, 5) for one in task_rows(task)]
     assert {one.group for one in samples(tmp_path, rows, group="Site")} == {"site 0", "site 1"}

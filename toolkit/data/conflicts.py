@@ -65,7 +65,7 @@ class _Prompt:
 
     def add(self, name: str, target: str) -> None:
         self.rows += 1
-        key = text_key(target)
+        key = text_key(_folded(target))
         if key not in self.answers and len(self.answers) < 2:
             self.answers[key] = name
             self.texts.append(shorten(target, MAX_VALUE // 2))
@@ -84,4 +84,9 @@ def _prompt_of(samples: SampleSet, sample: Sample) -> Hashable:
     task = samples.task
     own = task.prompt_key(sample) if task.prompt_key else f"{task.question(sample)}\n{task.instruction(sample)}"
     context = [str(sample.fields.get(column, "")) for column in samples.source.context]
-    return sample.images, text_key("\n".join([own, *context]))
+    return sample.images, text_key(_folded("\n".join([own, *context])))
+
+
+def _folded(text: str) -> str:
+    """Return the text without case and additional blanks, which change neither a prompt nor an answer."""
+    return " ".join(text.casefold().split())

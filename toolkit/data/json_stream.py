@@ -150,6 +150,11 @@ def _peek_value(text: str, begin: int) -> tuple[Any, int | None]:
         at = at if (blank := _NO_KEY.match(text, at)) is None else blank.end()
 
 
+def likely_encoding(content: bytes) -> str:
+    """Return the likely encoding of bytes that are not UTF-8, by their byte order mark."""
+    return "UTF-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
+
+
 def _key_text(quoted: str) -> str:
     return str(json.loads(quoted)) if "\\" in quoted else quoted[1:-1]
 
@@ -243,7 +248,7 @@ class _Window:
                 "the file must be UTF-8",
                 place=f"{self._place}, near byte {self._bytes + error.start:,}",
                 value=error.object[error.start : error.end],
-                remedy="Convert it, for example with: iconv -f LATIN1 -t UTF-8.",
+                remedy=f"Convert it, for example with: iconv -f {likely_encoding(error.object)} -t UTF-8.",
             ) from None
         self._bytes += len(chunk)
         self._ended = not chunk

@@ -209,7 +209,7 @@ def _describe_groups(
         rule = "the splits must have the same group, otherwise a patient in two splits is not found"
         value = ", ".join(f"{name}: {group}" for name, group in names.items())
         yield Problem("data.group_differs", rule, "[data]", value, "Add the column of the patient to every file.")
-    elif not split_off:
+    elif not split_off and recipe.dataset.synthetic is None:
         for one in dict.fromkeys(rows.group_columns for rows in loaded.values() if rows.group_columns):
             rule, remedy = f"The group is the column {', otherwise '.join(one)}", f'"{NO_GROUPS}" switches groups off.'
             yield Problem("data.group_found", rule, "data.group", remedy=remedy)

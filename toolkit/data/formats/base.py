@@ -136,7 +136,9 @@ def own_id(row: Any, columns: tuple[str, ...]) -> str | None:
     """Return the id of a record from the first of these columns that has a value, or None."""
     if isinstance(row, dict):
         for column in columns:
-            if (value := row.get(column)) is not None and value != "":
+            value = row.get(column)
+            # NaN, which differs from itself, is a missing value of pandas.
+            if isinstance(value, str | int | float) and value != "" and value == value:
                 return str(value)
     return None
 

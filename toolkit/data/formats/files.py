@@ -16,7 +16,7 @@ from toolkit.data.formats.class_labels import class_names, with_names
 from toolkit.data.formats.row_file import RowFile
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.formats.tables import CONVERT, NOT_UTF8, read_table
-from toolkit.data.json_stream import Record, peek_members, stream_json, stream_members
+from toolkit.data.json_stream import Record, likely_encoding, peek_members, stream_json, stream_members
 from toolkit.errors import DataError
 
 ARROW_ROWS = 256
@@ -123,7 +123,7 @@ def _decode(line: bytes, place: str, number: int) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        at, remedy = f"{place}, line {number:,}", CONVERT.format("LATIN1")
+        at, remedy = f"{place}, line {number:,}", CONVERT.format(likely_encoding(line))
         raise DataError(*NOT_UTF8, place=at, value=error.reason, remedy=remedy) from None
 
 

@@ -1,6 +1,5 @@
 """Tables of text: comma-separated (.csv), tab-separated (.tsv), or with another separator if it is certain (.txt)."""
 
-import codecs
 import csv
 import io
 from collections import Counter
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats.row_file import RowFile
-from toolkit.data.json_stream import Record
+from toolkit.data.json_stream import Record, likely_encoding
 from toolkit.errors import DataError
 
 NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
@@ -114,7 +113,7 @@ def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
         except UnicodeDecodeError as error:
             place = f"{file.place}, after line {rows.line_num:,}"
             found = error.object[error.start : error.start + 4]
-            remedy = CONVERT.format(_encoding(file))
+            remedy = CONVERT.format(likely_encoding(file.head(2)))
             raise DataError(*NOT_UTF8, place=place, value=found, remedy=remedy) from None
         except csv.Error as error:
             rule, place = "the table must be valid", f"{file.place}, line {rows.line_num:,}"
@@ -142,11 +141,6 @@ def _header(names: list[str], file: RowFile) -> list[str]:
         remedy = "Name the file .tsv if a tab separates the columns, or .txt for a semicolon or |."
         raise DataError("data.csv_separator", rule, place=place, value=other, remedy=remedy)
     return names
-
-
-def _encoding(file: RowFile) -> str:
-    """Return the likely encoding of a file that is not UTF-8."""
-    return "UTF-16" if file.head(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
 
 
 def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.cells import cell, is_missing, name_of, number_of, parse_or_repair_json
+from toolkit.data.cells import cell, group_name, is_missing, number_of, parse_or_repair_json
 from toolkit.data.episodes import FIRST, GAP, REPEATED, AgentMemoryFunctions, Links
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
@@ -60,7 +60,7 @@ def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Li
         count = number + 1
         try:
             task, step = number_of(cell(row, origin, "task")), step_of(row, origin)
-            group = "" if origin.group is None else name_of(row.get(origin.group))
+            group = "" if origin.group is None else group_name(row.get(origin.group))
         except RowProblem:
             continue  # ``read`` reports the row
         if task:
@@ -268,10 +268,10 @@ def _check_groups(tasks: Mapping[str, _TaskRows], origin: RowOrigin) -> None:
     if split := [task for task, of_task in tasks.items() if len(of_task.groups) > 1]:
         raise DataError(
             "tasks.steps.group_splits_task",
-            f'the column "{origin.group}" of data.group must have one value in each task',
+            f'the column "{origin.group}" of the group must have one value in each task',
             place=origin.file,
             value=f"several in {len(split):,} tasks, such as {split[0]}",
-            remedy="Remove data.group (the task is the group), or name a column that has whole tasks.",
+            remedy='Set data.group to "none" (the task is the group), or to a column that has whole tasks.',
         )
 
 
