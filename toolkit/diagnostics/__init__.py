@@ -89,6 +89,8 @@ TINY = (
     "recipes/ham10000_tiny.toml",
     "recipes/lesions_tiny.toml",
     "recipes/steps_tiny.toml",
+    "recipes/chat_tiny.toml",
+    "recipes/report_tiny.toml",
     "recipes/imagegen_tiny.toml",
 )
 """Shipped recipes of the tiny model. A test checks the list."""
