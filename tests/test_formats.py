@@ -136,7 +136,7 @@ def test_a_filter_keeps_rows_with_exactly_its_values(tmp_path: Path, filters: An
     ("filters", "code", "value"),
     [
         ({"q_lan": "en"}, "data.filter_column_missing", "q_lan"),
-        ({"q_lang": ["en", "fr"]}, "data.filter_value_missing", "fr"),
+        ({"q_lang": ["fr", "es"]}, "data.filter_value_missing", "fr"),
         ({"n": "1"}, "data.filter_value_missing", "1"),
     ],
 )
@@ -147,6 +147,24 @@ def test_a_filter_of_a_column_or_value_that_no_row_has_is_an_error(
     with raises(DataError, code) as caught:
         load_data(recipe(train=source, filter=filters))
     assert caught.problem.value == value
+
+
+def test_a_value_of_a_filter_that_no_row_has_is_reported(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.json", [qa(0, q_lang="en"), qa(1, q_lang="zh")])
+    index = open_index(source, chosen={"q_lang": ["en", "fr"]})
+    (note,) = index.metadata.noted
+    assert (len(index), note.code, note.examples) == (1, "data.filter_value_missing", ("q_lang = fr",))
+
+
+def test_an_object_with_one_list_of_objects_gives_the_rows_of_the_list(tmp_path: Path) -> None:
+    content = {"info": {"year": 2021}, "data": [qa(0), qa(1)], "version": 1}
+    index = open_index(write(tmp_path / "rows.json", content))
+    assert [row for _, row in index] == content["data"]
+    assert index.metadata.format == 'JSON, list "data"'
+    more = {"data": [qa(n) for n in range(15_000)], "other": [qa(0)]}
+    with raises(DataError, "data.json_several_lists") as caught:
+        open_index(write(tmp_path / "more.json", more))
+    assert caught.problem.value == ["data", "other"]
 
 
 def test_compressed_files_have_the_same_rows(tmp_path: Path) -> None:

@@ -262,6 +262,8 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
                 build.visit(number, own, row)
             number += 1
     build.filter.check(source.name)
+    for value in build.filter.missing:
+        reading.notes.add("no row has the value of the filter", value, "data.filter_value_missing")
     if not number:
         rule = "the source must have at least one record that is an object with named fields"
         found = "; ".join(map(str, skipped.of(source.name))) or "no record"

@@ -52,8 +52,10 @@ def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
     window.finish()
 
 
-def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, Any, str]]:
-    """Yield key, value and JSON text of the members of one JSON object. A list is yielded element by element.
+def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, Any, str, bool]]:
+    """Yield key, value, JSON text, and whether the value is an element, of the members of one JSON object.
+
+    A list is yielded element by element.
 
     Peak RAM is as for ``stream_json``, however long a list is.
 
@@ -70,9 +72,9 @@ def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, Any, str]]
         begin = window.take(_LIST, "data.json_invalid", "a value must follow")
         if begin[1] is None:
             value, text = window.value()
-            yield key, value, text
+            yield key, value, text, False
         elif begin[2] is None:
-            yield from ((key, value, text) for _, value, text in _records(window, "["))
+            yield from ((key, value, text, True) for _, value, text in _records(window, "["))
         separator = window.take(_NEXT["{"], "data.json_comma_expected", _COMMA_RULE)[1]
     window.finish()
 

@@ -50,8 +50,14 @@ class RowFilter:
         self._kept += all(found)
         return all(found)
 
+    @property
+    def missing(self) -> list[str]:
+        """Return the values that no row has, as ``column = value``."""
+        pairs = ((name, value) for name, values in self._wanted.items() for value in values)
+        return [f"{name} = {value}" for name, value in pairs if self._rows and repr(value) not in self._seen[name]]
+
     def check(self, source: str) -> None:
-        """Check that each column exists and that each value is in at least one row.
+        """Check that each column exists, and that at least one row has one of its values.
 
         Raises:
             DataError: It is not, which shows the columns or values that exist.
@@ -64,12 +70,11 @@ class RowFilter:
                 remedy = f'Did you mean "{close[0]}"?' if close else f"Choose one of: {known[:600]}."
                 rule = "the rows must have the column of the filter"
                 raise DataError("data.filter_column_missing", rule, place=place, value=name, remedy=remedy)
-            missing = [one for one in values if repr(one) not in seen]
-            if self._rows and missing:
+            if self._rows and not any(repr(one) in seen for one in values):
                 known = ", ".join(one[:40] for one, _ in seen.most_common(MAX_VALUES))
                 remedy = f"Choose from the values of the column: {known[:600]}."
-                rule = "at least one row must have the value of the filter"
-                raise DataError("data.filter_value_missing", rule, place=place, value=missing[0], remedy=remedy)
+                rule = "at least one row must have a value of the filter"
+                raise DataError("data.filter_value_missing", rule, place=place, value=values[0], remedy=remedy)
 
     def _matches(self, name: str, row: Row) -> bool:
         if name not in row:

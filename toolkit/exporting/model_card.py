@@ -1,8 +1,10 @@
-"""Write the model card of an export (README.md in the Hub's format) from the results of the run.
+"""Write the model card of an export (README.md in the Hub's format) import re
+from the results of the run.
 
 ``model_card.md.jinja`` has the text of the card. This module has its figures and its YAML header.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,7 +361,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
 def _hub_datasets(recipe: Recipe) -> list[str]:
     """Return the datasets on the Hub that the recipe reads."""
     sources = [recipe.dataset.train, recipe.dataset.validation, recipe.dataset.test]
-    hub = [text.removeprefix("hub:").partition("#")[0] for text in sources if text and text.startswith("hub:")]
+    hub = [re.split("[:#]", text.removeprefix("hub:"))[0] for text in sources if text and text.startswith("hub:")]
     return list(dict.fromkeys(hub))
 
 

@@ -38,6 +38,11 @@ class Container:
     parts: Callable[[EmbeddedImageStore, str | None], Iterator[tuple[str, Iterator[Record]]]]
     splits: Callable[[], tuple[str, ...]] = tuple
 
+    @property
+    def has_splits(self) -> bool:
+        """Whether the source has splits. This is cheaper than their names, which can need a pass over the file."""
+        return self.splits is not tuple
+
 
 class Look:
     """What recognition may use of a source: its names and its first records. Each is read on first access.

@@ -1,14 +1,14 @@
 """The container of a source: where its plain rows are stored, whatever their layout."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats import saved
 from toolkit.data.formats.base import Container
-from toolkit.data.formats.files import json_kind, read_rows, read_split, splits_of_object
+from toolkit.data.formats.files import json_kind, lists_of_objects, read_list, read_rows, read_split, splits_of_object
 from toolkit.data.formats.row_file import RowFile, row_file
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.formats.tables import text_layout
@@ -49,16 +49,19 @@ def _file_container(file: RowFile) -> Container | None:
         if kind == "splits":
             splits = partial(splits_of_object, file)
             return Container(_JSON_NAMES[kind], (file.path,), partial(_split_part, file), splits)
+        lists = lists_of_objects(file) if kind == "object" else []
+        if len(lists) == 1:
+            return _container(f'JSON, list "{lists[0]}"', file, partial(read_list, file, lists[0]))
         return _container(_JSON_NAMES[kind], file)
     return _container(NAMES[file.suffix], file)
 
 
-def _container(name: str, file: RowFile) -> Container:
-    return Container(name, (file.path,), lambda images, _: iter([("", _rows(file, images))]))
+def _container(name: str, file: RowFile, read: Callable[[], Iterator[Record]] | None = None) -> Container:
+    return Container(name, (file.path,), lambda images, _: iter([("", _rows(file, images, read))]))
 
 
-def _rows(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]:
-    rows = read_rows(file, images)
+def _rows(file: RowFile, images: EmbeddedImageStore, read: Callable[[], Iterator[Record]] | None) -> Iterator[Record]:
+    rows = read_rows(file, images) if read is None else read()
     return with_zipped_images(rows, file, images) if file.member else rows
 
 

@@ -82,13 +82,35 @@ def read_rows(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]:
 def read_split(file: RowFile, split: str | None) -> Iterator[Record]:
     """Yield the records of a JSON object of splits, of one split or of all of them."""
     with file.open() as stream:
-        for key, value, text in stream_members(stream, file.place):
+        for key, value, text, _ in stream_members(stream, file.place):
             if split_of(key) is None and isinstance(value, dict | list):
                 rule = "a JSON object of splits must have no list or object beside its splits"
                 remedy = "Remove it, or name it train, validation or test."
                 raise DataError("data.json_list_beside_splits", rule, place=file.place, value=key, remedy=remedy)
             if split_of(key) is not None and split in (None, key):
                 yield None, value, text
+
+
+def lists_of_objects(file: RowFile) -> list[str]:
+    """Return the keys of a JSON object whose values are lists of objects, from the start of the file."""
+    members = peek_members(peek_text(file))
+    return [key for key, one in members.items() if isinstance(one, list) and one and isinstance(one[0], dict)]
+
+
+def read_list(file: RowFile, wanted: str) -> Iterator[Record]:
+    """Yield the records of the only list of objects in a JSON object.
+
+    Raises:
+        DataError: There is another list of objects, so that it is not certain which one has the rows.
+    """
+    with file.open() as stream:
+        for key, value, text, is_element in stream_members(stream, file.place):
+            if key == wanted:
+                yield None, value, text
+            elif is_element and isinstance(value, dict):
+                rule = "a JSON object must have one list of objects, which are its rows"
+                remedy = "Remove the other list, or write each list to a file of its own."
+                raise DataError("data.json_several_lists", rule, place=file.place, value=[wanted, key], remedy=remedy)
 
 
 def splits_of_object(file: RowFile) -> tuple[str, ...]:
@@ -101,7 +123,7 @@ def splits_of_object(file: RowFile) -> tuple[str, ...]:
 def _splits_of(file: RowFile, size: int, time: int) -> tuple[str, ...]:
     """Return the splits of a file of this size and time."""
     with file.open() as stream:
-        return tuple(dict.fromkeys(key for key, _, _ in stream_members(stream, file.place) if split_of(key)))
+        return tuple(dict.fromkeys(key for key, *_ in stream_members(stream, file.place) if split_of(key)))
 
 
 def _read_json(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:

@@ -41,6 +41,8 @@ def _pair(look: Look) -> tuple[Path | None, Path | None]:
     members = {file: _members(file) for file in files[:20]} if look.is_folder else {look.path: look.members}
     questions = [file for file, found in members.items() if _is_questions(found)]
     annotations = [file for file, found in members.items() if _is_annotations(found)]
+    if look.container is not None and set(look.container.files) - {*questions, *annotations}:
+        return None, None
     if len(questions) > 1 or len(annotations) > 1 or len(members) > len({*questions, *annotations}):
         return None, None
     return next(iter(questions), None), next(iter(annotations), None)
@@ -64,7 +66,7 @@ def _records(reading: Reading) -> Iterator[Record]:
     questions = dict(_questions(questions_file)) if questions_file else {}
     subtype = str(_members(file).get("data_subtype", ""))
     seen: set[str] = set()
-    for key, one, _ in _elements_of(file):
+    for key, one, *_ in _elements_of(file):
         if key != "annotations":
             continue
         name = str(one.get("question_id")) if isinstance(one, dict) else ""
@@ -77,7 +79,7 @@ def _records(reading: Reading) -> Iterator[Record]:
         reading.skipped.add("a question must have an annotation", name, "data.question_without_annotation")
 
 
-def _elements_of(path: Path) -> Iterator[tuple[str, Any, str]]:
+def _elements_of(path: Path) -> Iterator[tuple[str, Any, str, bool]]:
     file = row_file(path)
     if file is not None:
         with file.open() as stream:
@@ -85,7 +87,7 @@ def _elements_of(path: Path) -> Iterator[tuple[str, Any, str]]:
 
 
 def _questions(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for key, one, _ in _elements_of(path):
+    for key, one, *_ in _elements_of(path):
         if key == "questions" and isinstance(one, dict):
             yield str(one.get("question_id")), one
 
