@@ -25,6 +25,9 @@ _WHOLE = re.compile(r"-?\d+\.0+")
 _SUSPECT = ("[", "{", "b'", 'b"', "array(", "tensor(", "<", "n", "N")
 """Beginnings of texts that can be printed values or missing."""
 
+TRUTH = {"True": True, "False": False}
+"""Texts that pandas prints for truth values."""
+
 _MISSING = frozenset({"nan", "nat", "<na>"})
 """Texts, in lower case, that pandas prints for missing values."""
 
@@ -138,10 +141,10 @@ def cell(row: Row, origin: RowOrigin, field: str) -> Any:
 
 
 def with_whole_numbers(row: Row, columns: Sequence[str]) -> Row:
-    """Return the row with whole numbers in these columns, without a decimal point.
+    """Return the row with whole numbers in these columns, without a decimal point, and with truth values.
 
-    >>> with_whole_numbers({"count": 2.0, "answer": "3.0", "other": 2.0}, ["count", "answer"])
-    {'count': 2, 'answer': '3', 'other': 2.0}
+    >>> with_whole_numbers({"count": 2.0, "answer": "3.0", "sick": "True", "other": 2.0}, ["count", "answer", "sick"])
+    {'count': 2, 'answer': '3', 'sick': True, 'other': 2.0}
     """
     return {**row, **{column: _whole(row[column]) for column in columns if column in row}} if columns else row
 
@@ -149,6 +152,8 @@ def with_whole_numbers(row: Row, columns: Sequence[str]) -> Row:
 def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
+    if isinstance(value, str) and value.strip() in TRUTH:
+        return TRUTH[value.strip()]
     return value.strip().partition(".")[0] if isinstance(value, str) and is_whole_text(value) else value
 
 
@@ -170,7 +175,7 @@ def decoded(value: Any) -> Any:
 
 
 def _not_text(value: Any) -> RowProblem:
-    rule = "a text or number is expected, not a list, an object, bytes or an infinite number"
+    rule = "the value must be a text or a number, not a list, an object, bytes or infinite"
     remedy = "Store one text in each cell, or name another column in data.columns."
     return RowProblem(NOT_TEXT, rule, value=value, remedy=remedy)
 

@@ -177,7 +177,7 @@ def _with_column(problem: RowProblem, row: Row) -> RowProblem:
     column = next((name for name, value in row.items() if value is problem.value), None)
     if column is None:
         return problem
-    rule = f"{problem.rule}, in the column {column}"
+    rule = problem.rule.replace("the value", f"the value of the column {column}", 1)
     return RowProblem(problem.code, rule, place=problem.place, value=problem.value, remedy=problem.remedy)
 
 

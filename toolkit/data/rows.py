@@ -191,8 +191,16 @@ def _warnings(
         value = f"{metadata.duplicates:,} repeated, such as {', '.join(metadata.duplicate_examples)}"
         yield Problem("data.ids_repeated", rule, name, value)
     for column in source.whole:
-        rule = "whole numbers with a decimal point are read without it, because the column has missing values"
-        value = f"{row_scan.numbers[column].whole:,} numbers" if column in row_scan.numbers else "0 numbers"
-        yield Problem("data.whole_numbers", rule, f"{name}, column {column}", value)
+        yield from _reread(column, row_scan.numbers.get(column, Numbers()), name)
     for column, count in row_scan.trimmed.items():
         yield Problem("data.blanks_removed", f"blanks around {count:,} values of {column} were removed", name)
+
+
+def _reread(column: str, numbers: Numbers, source: str) -> Iterator[Problem]:
+    place = f"{source}, column {column}"
+    if numbers.whole:
+        rule = "whole numbers with a decimal point are read without it, because the column has missing values"
+        yield Problem("data.whole_numbers", rule, place, f"{numbers.whole:,} numbers")
+    if numbers.truth:
+        rule = "the texts True and False are read as truth values, because the column has no other text"
+        yield Problem("data.truth_values", rule, place, f"{numbers.truth:,} texts")
