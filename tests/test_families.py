@@ -2,14 +2,39 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.exports import export_of, merged_of, verified
 from tests.helpers.model_families import build
 from tests.helpers.training import Tables, small_recipe
+from toolkit.data.task import Decision
+from toolkit.models.backend import Row
+from toolkit.models.chat_template import conversation
+from toolkit.models.hf import HfBackend
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.runfolder import find_run, read_json
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_log_probabilities_of_options_are_those_of_whole_answers(
+    family: str, shared_data: Path, tmp_path: Path
+) -> None:
+    """The two images have equally many tokens, but their positions differ."""
+    recipe = small_recipe(tmp_path, {"model": {"name": str(build(family, shared_data, tmp_path))}})
+    backend, rng = HfBackend(), np.random.default_rng(0)
+    policy = backend.load(recipe, None, trainable=False)
+    sizes = ((112, 56), (56, 112))
+    images = [Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)) for size in sizes]
+    rows = [Row(conversation("Which tissue?", 1), [image]) for image in images]
+    names = {"a": "adipose", "b": "smooth muscle", "c": "mucus"}
+    found = backend.choice_log_probs(policy, rows, [[Decision(names, ends=True)]] * len(rows))
+    for row, (values,) in zip(rows, found, strict=True):
+        whole = backend.log_probs(policy, [row] * len(names), list(names.values()))
+        assert list(values.values()) == pytest.approx([sum(tokens) for tokens in whole], abs=1e-4)
 
 
 @pytest.mark.slow

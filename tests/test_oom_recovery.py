@@ -26,6 +26,7 @@ from tests.helpers.oom import SmallMemory, backend_class, lines_of, recipe_of, r
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
 from tests.helpers.training import StopAfter, adapter_of, context_of, same, small_recipe
+from toolkit.data.task import Decision
 from toolkit.errors import Interrupted, ModelError, RunError, TrainingError
 from toolkit.evaluation.stage_context import Context
 from toolkit.models.backend import Row, Sampling, TrainingJob
@@ -766,6 +767,23 @@ def test_one_completion_that_does_not_fit_is_an_error_with_advice(tmp_path: Path
             HfBackend().generate(policy, rows[:2], Sampling(8))
         assert "images.max_side" in caught.problem.remedy
         assert not policy.model.training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fits", "seen"), [(8, [2, 8]), (3, [1, 2, 2])])
+def test_options_that_do_not_fit_are_scored_in_halves(tmp_path: Path, fits: int, seen: list[int]) -> None:
+    """Four prompts with four options each. The smallest batch is one prompt, which is encoded once."""
+    decision = Decision({text: text for text in ("Nodule", "Effusion", "Pneumonia", "Normal")}, ends=True)
+    with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=100) as (memory, policy, rows):
+        rows = [Row(rows[0].messages, rows[0].images)] * 4
+        expected = HfBackend().choice_log_probs(policy, rows, [[decision]] * 4)
+        memory.fits = fits
+        memory.seen.clear()
+        found = HfBackend().choice_log_probs(policy, rows, [[decision]] * 4)
+        assert memory.seen[-2 * len(seen) :] == [*seen, *seen]
+        assert memory.raised == {8: 1, 3: 3}[fits]
+    for (one,), (other,) in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 @pytest.mark.slow

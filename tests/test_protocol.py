@@ -10,6 +10,7 @@ import torch
 
 from tests.helpers.problems import raises
 from tests.helpers.training import Tables, context_of, length_reward, small_recipe
+from toolkit.data.task import Decision
 from toolkit.errors import ModelError, TrainingError
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, chat_template
@@ -156,6 +157,47 @@ def test_an_answers_loss_is_minus_the_mean_of_its_tokens_log_probabilities(
     for values, row in zip(found, prompts, strict=True):
         assert len(values) > 5
         assert sum(values) / len(values) == pytest.approx(-backend.answer_loss(policy, row), abs=rounding)
+
+
+ROUNDING = 0.05 if torch.cuda.is_available() else 1e-4
+NAMES = {"one": "No acute finding", "two": "Pleural effusion", "three": "Pneumothorax", "short": "A"}
+
+
+def test_log_probabilities_of_options_are_those_of_whole_answers(
+    backend: Backend, policy: Policy, rows: list[Row]
+) -> None:
+    prompts = [Row(row.messages, row.images) for row in rows[:4]]
+    prompts.append(Row(chat_template.conversation("Describe the X-ray.", 1), rows[0].images))
+    found = backend.choice_log_probs(policy, prompts, [[Decision(NAMES, ends=True)]] * len(prompts))
+    for row, (values,) in zip(prompts, found, strict=True):
+        whole = backend.log_probs(policy, [row] * len(NAMES), list(NAMES.values()))
+        assert list(values) == list(NAMES)
+        assert list(values.values()) == pytest.approx([sum(tokens) for tokens in whole], abs=ROUNDING)
+
+
+def test_a_later_decision_continues_the_most_probable_option(backend: Backend, policy: Policy, rows: list[Row]) -> None:
+    first = Decision({"yes": "Nodule: yes", "no": "Nodule: no"}, ends=False)
+    second = Decision({"yes": "\nEffusion: yes", "no": "\nEffusion: no"}, ends=True)
+    prompts = [Row(row.messages, row.images) for row in rows[:3]]
+    found = backend.choice_log_probs(policy, prompts, [[first, second]] * len(prompts))
+    for row, (one, two) in zip(prompts, found, strict=True):
+        taken = first.options[max(one, key=lambda name: one[name])]
+        whole = backend.log_probs(policy, [row] * 2, [taken + text for text in second.options.values()])
+        assert list(two.values()) == pytest.approx([sum(tokens) for tokens in whole], abs=ROUNDING)
+        start = backend.log_probs(policy, [row] * 2, list(first.options.values()))
+        assert list(one.values()) == pytest.approx([sum(tokens[:-1]) for tokens in start], abs=ROUNDING)
+
+
+def test_a_prompt_is_encoded_once_for_all_of_its_options(backend: Backend, policy: Policy, rows: list[Row]) -> None:
+    """The vision tower sees each image once, in one pass for prompts of equal length."""
+    base = policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
+    seen: list[int] = []
+    hook = base.model.vision_tower.register_forward_hook(lambda module, args, output: seen.append(len(output[0])))
+    try:
+        backend.choice_log_probs(policy, [Row(rows[0].messages, rows[0].images)] * 3, [[Decision(NAMES, True)]] * 3)
+    finally:
+        hook.remove()
+    assert seen == [3]
 
 
 @pytest.mark.slow

@@ -38,7 +38,14 @@ def data() -> DataResult:
     dropped = Dropped("train.json", "no answer", 1, ("7",), "tasks.mcq.answer_missing")
     leak = Leak("group", "train", "test", 1, (2, 3), ((0, 1),))
     scan = ImageScan("full", 8, {"PNG": 8}, {16: 8}, 8, 1, 0.01, (UnusableImage("a.png", 0, "truncated"),))
-    return DataResult({"train": 8, "validation": 0, "test": 4}, (dropped,), (leak,), ("1 row is dropped",), scan)
+    return DataResult(
+        {"train": 8, "validation": 0, "test": 4},
+        (dropped,),
+        (leak,),
+        ("1 row is dropped",),
+        scan,
+        {"labels": ["a", "b"]},
+    )
 
 
 def grpo() -> Any:

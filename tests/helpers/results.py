@@ -29,6 +29,7 @@ def evaluation_result(name: str, value: float, baseline: float, others: Mapping[
         primary=ScoreResult(found, estimate(baseline), differences, {}),
         also={},
         set_metrics={},
+        probabilities=None,
         summary=Summary(metrics, {}, (), (), ConfusionMatrix((), {})),
         images=StoreReport(),
         predictions=f"stages/evaluate-{name}/predictions.jsonl",

@@ -11,6 +11,7 @@ from toolkit.pipeline import read_results
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PAIRS = {
     "quickstart": (("sft", "baseline"), ("grpo", "sft")),
+    "classify_tiny": (("sft", "baseline"),),
     "lesions_tiny": (("sft", "baseline"), ("grpo", "sft")),
     "steps_tiny": (("sft", "baseline"),),
     "chat_tiny": (("sft", "baseline"), ("sft", "before")),

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from toolkit import __version__
+from toolkit.cli.benchmark import run_benchmark
 from toolkit.cli.doctor import doctor
 from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
@@ -133,14 +134,37 @@ app.command()(plan)
 
 @app.command()
 def evaluate(
-    run_folder: RunPath,
+    run_folder: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")
+    ] = None,
     settings: Settings = None,
     name: Annotated[
-        str | None, typer.Option(help="Name in the table. Default: the model's name, otherwise again-1, again-2, …")
+        str | None,
+        typer.Option(
+            help="Name in the table. Default: the model's name, otherwise again-1, again-2, … "
+            "With --benchmark: name of the run."
+        ),
     ] = None,
     model: ModelChoice = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Evaluate on a public benchmark, with --data and --model. An unknown name prints all benchmarks.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --benchmark: the folder of its published files.", file_okay=False)
+    ] = None,
 ) -> None:
-    """Evaluate a run's model, or one of its exports, on the held-out split. --set changes the section evaluate."""
+    """Evaluate a run's model, or one of its exports, on the held-out split. --set changes the section evaluate.
+
+    With --benchmark NAME --data FOLDER --model MODEL, evaluate tiny, a Hub name, a folder of weights or a run on a
+    public benchmark, in a run folder of its own.
+    """
+    if benchmark is not None or data is not None or run_folder is None:
+        run_benchmark(benchmark, data, model, settings or (), (run_folder, name))
+        return
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.existing_run import evaluate_again
@@ -324,7 +348,10 @@ def inspect(
         int, typer.Option("--show", min=0, help="Print this many training rows as the model sees them.")
     ] = 0,
 ) -> None:
-    """Report the splits, unusable rows, leaks and images of a recipe."""
+    """Report the splits, unusable rows, leaks and images of a recipe.
+
+    The exit code is 1 if an image is unusable and images.unreadable is "stop".
+    """
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.prepare_data import inspect_data
@@ -336,6 +363,8 @@ def inspect(
         data, scan, rendered = inspect_data(loaded, progress, rows)
     show.data(data, scan)
     show.rendered(rendered)
+    if scan.bad and loaded.images.unreadable == "stop":
+        raise typer.Exit(1)
 
 
 @reward_app.command("test")

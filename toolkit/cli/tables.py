@@ -11,16 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.data.sample import Answer
-from toolkit.evaluation.results import BASELINE, AgentMemoryResult, Difference, EvaluationResult
+from toolkit.evaluation.results import BASELINE, AgentMemoryResult, Difference, EvaluationResult, ProbabilityResult
 from toolkit.exporting.exported import outdated
 from toolkit.exporting.results import ExportResult, FormatExport, GgufExport, Verification
 from toolkit.pipeline import ResultRow, RunResults
 from toolkit.pipeline.gpu_peaks import describe_peaks
 from toolkit.runfolder import EXPORT
 from toolkit.runfolder.usage import compute_line
-from toolkit.scoring.statistics import Estimate
+from toolkit.scoring.statistics import Estimate, OneClass, ProbabilityMetrics
 
 if TYPE_CHECKING:
+    from toolkit.data.benchmark import Published
     from toolkit.data.loading import DataSplits
     from toolkit.images import ScanReport
     from toolkit.training.completions_file import ScoredCompletion
@@ -55,8 +56,9 @@ def results(found: RunResults) -> None:
     console = _console()
     for score, rows in found.tables.items():
         console.print(_table(score, found.split, rows, console.width))
-    if found.last is not None and found.last[1].set_metrics:
-        console.print(_set_metrics(*found.last, console.width))
+    if found.last is not None:
+        for table in _further_tables(*found.last, console.width):
+            console.print(table)
     for table in agent_memory_tables(found.agent_memory):
         console.print(table)
     if found.export is not None and found.export.gguf is not None and not outdated(found.run):
@@ -72,6 +74,12 @@ def results(found: RunResults) -> None:
     console.print("all figures: results.json. All completions: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.agent_memory:
         console.print("GUI steps: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
+
+
+def published(scores: "Sequence[Published]") -> None:
+    """Print the published scores of a benchmark, which were not measured here."""
+    for one in scores:
+        print(f"published: {100 * one.score:.1f} % for {one.model} ({one.source}). Not measured here")
 
 
 def exported(result: ExportResult, run: Path) -> None:
@@ -130,6 +138,8 @@ def answer(found: Answer) -> None:
     for name, value in found.values.items():
         shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
         print(f"{name.replace('_', ' ')}: {shown}")
+    for name, probability in (found.probabilities or {}).items():
+        print(f"probability of {name}: {probability:.3f}")
     if found.problem is not None:
         print(f"could not be parsed: {found.problem}")
     if found.truncated:
@@ -184,8 +194,10 @@ def data(found: "DataSplits", scan: "ScanReport") -> None:
     if not found.leaks:
         print(found.leaks)
     print(describe_scan(scan))
+    for note in scan.notes:
+        print(f"  {note.rule}")
     for bad in scan.bad[:MAX_IMAGES]:
-        print(f"  {bad.error}")
+        print(f"  {bad.problem}")
     print(f"fingerprint: {found.fingerprint}")
 
 
@@ -261,6 +273,56 @@ def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> T
         gap = "\n" if width < NARROW else " "
         table.add_row(row.label, f"{row.estimate.n:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
     return table
+
+
+def _further_tables(label: str, found: EvaluationResult, width: int) -> Iterator[Table]:
+    """Yield the tables of the metrics of the whole set, and of class probabilities, if the task has them."""
+    if found.set_metrics:
+        yield _set_metrics(label, found, width)
+    if found.probabilities is not None:
+        yield _probabilities(label, found.split, found.probabilities)
+
+
+def _probabilities(label: str, split: str, found: ProbabilityResult) -> Table:
+    """Return one row per class, and their means with the difference to the earlier evaluation."""
+    metrics = found.metrics
+    table = Table(
+        title=f"class probabilities on the {split} split, {label}, 95 % intervals in brackets",
+        caption=probability_caption(found, split),
+    )
+    table.add_column("", overflow="fold")
+    for name in ("positive / negative", "AUROC", "average precision", "prevalence", "sensitivity at 95 % specificity"):
+        table.add_column(name, justify="right", overflow="fold")
+
+    def add(name: str, counts: str, one: OneClass | ProbabilityMetrics, reached: str) -> None:
+        cells = (percent(one.auroc), percent(one.average_precision), fraction(one.prevalence), reached)
+        table.add_row(name, counts, *(cell.replace(" [", "\n[") for cell in cells))
+
+    for name, one in metrics.classes.items():
+        at = {(point.fixed, point.level): percent(point.sensitivity) for point in one.operating_points}
+        add(name, f"{one.positives:,} / {one.negatives:,}", one, at.get(("specificity", 0.95), "-"))
+    table.add_section()
+    add("mean of classes", f"n {metrics.n:,}", metrics, "")
+    return table
+
+
+def probability_caption(found: ProbabilityResult, split: str) -> str:
+    """Return calibration, differences to the earlier evaluation, and the origin of thresholds, in sentences."""
+    metrics = found.metrics
+    parts = [
+        f"A constant probability has an AUROC of 50 % and the prevalence as its average precision. Calibration error "
+        f"({metrics.bins} bins): {percent(metrics.calibration_error)}. Brier score: {percent(metrics.brier)}."
+    ]
+    for name, differences in list(found.differences.items())[-1:]:
+        parts += [f"{metric} minus {name}: {change(value)} points." for metric, value in differences.items()]
+    own = "the evaluated split itself, so these rates are optimistic"
+    parts.append(f"Thresholds were chosen on {own if metrics.thresholds_from == split else 'the validation split'}.")
+    return " ".join(parts)
+
+
+def fraction(value: float | None) -> str:
+    """Return a fraction in percent, or "-" if it has no value."""
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _set_metrics(label: str, found: EvaluationResult, width: int) -> Table:

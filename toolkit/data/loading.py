@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from toolkit.data.splits import (
     patients_in_several,
     split_keys,
 )
-from toolkit.data.task import GROUP_FIELDS, Task
+from toolkit.data.task import GROUP_FIELDS, Found, Task
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped
 from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
@@ -41,13 +41,15 @@ class DataSplits:
     leaks: LeakReport
     """Remaining leaks between splits."""
     warnings: tuple[Problem, ...]
-    """Warnings about leaks, sources, removed rows, splits by group and limits, in this order."""
+    """Warnings about leaks, sources, removed rows, splits by group, found settings and limits, in this order."""
     fingerprint: str
     """Hash of task, columns, and the rows of each split. Equal data has the same fingerprint on every machine."""
     sources: tuple[str, ...] = ()
     """Each source with its format and number of rows, such as ``data/train.json: JSON, 1,200 rows``."""
     group_columns: tuple[str, ...] = ()
     """Columns of the group, first choice first. Their values can name patients."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the task that its rows decide (``Found.values``)."""
 
     @property
     def warning_texts(self) -> tuple[str, ...]:
@@ -101,11 +103,12 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
     splits, split_off = _split_rows(loaded, recipe, task)
     patients = _check_patients(loaded, splits, recipe.dataset.on_leak)
     splits, leaks, removed = _handle_leaks(splits, recipe.dataset.on_leak)
-    sets = {name: _limited(name, rows, recipe) for name, rows in splits.items()}
+    found = _find_settings(splits, recipe, task)
+    sets = {name: _limited(name, rows, recipe, found) for name, rows in splits.items()}
     warnings = [Problem("data.splits_leak", _describe_leak(leak, splits), "[data]") for leak in leaks.leaks]
     warnings += [warning for source in loaded.values() for warning in source.warnings]
     warnings += [*notes, *(one.notice("left out") for one in removed), *patients]
-    warnings += _describe_groups(loaded, recipe, split_off)
+    warnings += [*_describe_groups(loaded, recipe, split_off), *found.notes]
     for name, rows in splits.items():
         if len(sets[name]) < len(rows):
             rule = f"{len(sets[name]):,} of {len(rows):,} rows are used, drawn by the seed"
@@ -120,6 +123,7 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
         fingerprint=_fingerprint(sets),
         sources=described,
         group_columns=tuple(dict.fromkeys(name for one in loaded.values() for name in one.group_columns)),
+        found=found.values,
     )
 
 
@@ -303,11 +307,20 @@ def _describe_leak(leak: Leak, splits: Mapping[str, SplitRows]) -> str:
     return f"{leak}, in {leak.rows[0]:,} rows of {leak.first} (for example {', '.join(pairs)})"
 
 
-def _limited(name: str, rows: SplitRows, recipe: Recipe) -> SampleSet:
+def _find_settings(splits: Mapping[str, SplitRows], recipe: Recipe, task: Task) -> Found:
+    """Return the settings that the rows decide, from all rows, so that a limit on the rows does not change them."""
+    if task.from_rows is None:
+        return Found()
+    samples = {name: rows.usable.samples for name, rows in splits.items()}
+    chosen = {name: samples[name].take(samples[name].rows[rows.chosen]) for name, rows in splits.items()}
+    return task.from_rows.find(task.settings(recipe, "train"), chosen)
+
+
+def _limited(name: str, rows: SplitRows, recipe: Recipe, found: Found) -> SampleSet:
     maximum = getattr(recipe.dataset, f"limit_{name}")
     samples = rows.usable.samples
     chosen = limit(samples.rows[rows.chosen], maximum, recipe.run.seed, name)
-    return samples.with_settings(samples.task.settings(recipe, name)).take(chosen)
+    return samples.with_settings(samples.task.settings_of(recipe, name, found.values)).take(chosen)
 
 
 def _fingerprint(sets: Mapping[str, SampleSet]) -> str:

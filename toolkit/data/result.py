@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from toolkit.data import Dropped
 from toolkit.data.splits import Leak
@@ -9,11 +10,12 @@ from toolkit.data.splits import Leak
 
 @dataclass(frozen=True, slots=True)
 class UnusableImage:
-    """An image that cannot be used: its path, the frame, and why."""
+    """An image that cannot be used: its path, the frame, why, and the first row that has it."""
 
     path: str
     frame: int
     problem: str
+    row: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class DataResult:
         leaks: groups, images, or pairs of image and question in two splits.
         warnings: warnings about the rows.
         images: the scan of the images.
+        found: settings of the task that its rows decide, such as the classes.
         group_columns: columns of the group. A model card must not have their values.
     """
 
@@ -48,4 +51,5 @@ class DataResult:
     leaks: tuple[Leak, ...]
     warnings: tuple[str, ...]
     images: ImageScan
+    found: Mapping[str, Any]
     group_columns: tuple[str, ...] = ()

@@ -28,13 +28,15 @@ class Answer:
     """One parsed completion.
 
     ``text`` is the completion without its end-of-turn token. ``values`` has the parsed parts. ``problem`` says why
-    parsing failed, or is None. ``truncated`` says whether generation stopped at the token limit.
+    parsing failed, or is None. ``truncated`` says whether generation stopped at the token limit. ``probabilities`` has
+    class -> probability if they were computed.
     """
 
     text: str
     values: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
     truncated: bool = False
+    probabilities: Mapping[str, float] | None = None
 
 
 class Turn(NamedTuple):

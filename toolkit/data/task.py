@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.data.benchmark import Benchmark
 from toolkit.data.episodes import AgentMemoryFunctions, Links
 from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Reward, Sample, Turn
@@ -83,6 +84,49 @@ class SetMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """Settings that were found in the rows.
+
+    Attributes:
+        values: their names and values, in types of JSON. The run folder keeps them for prediction.
+        notes: what was found, and warnings about the rows.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsFromRows:
+    """Settings of a task that its rows decide, such as the classes.
+
+    Rows are read without these settings first, and again with them.
+
+    Attributes:
+        find: (settings, split -> samples) -> what the rows decide. Raises DataError.
+        apply: (settings, ``Found.values``) -> settings with them.
+        needed: whether a row cannot be read alone, without these settings.
+    """
+
+    find: Callable[[Any, Mapping[str, Sequence[Sample]]], Found]
+    apply: Callable[[Any, Mapping[str, Any]], Any]
+    needed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Alternative texts at one place of an answer, of which a model takes one.
+
+    Attributes:
+        options: option -> its text, which continues the texts of the decisions before. The texts differ.
+        ends: whether the answer ends after the text, so that the end of turn belongs to it.
+    """
+
+    options: Mapping[str, str]
+    ends: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One kind of question. All functions are pure.
 
@@ -114,6 +158,10 @@ class Task:
         settings_model: the section [data.<name>]. Every key has a default. A key of type Path is a file.
         check: recipe of this task -> problems with its settings, with dotted keys as places.
         settings: (recipe, split) -> settings for the rows of this split. Raises RecipeError. Default: the section.
+        from_rows: settings that the rows decide. None: the recipe decides all of them.
+        choices: Sample -> the decisions that make an answer. An option named "" is no class. None: the task has none.
+        truth: Sample -> class -> whether it is right, without the classes of which the reference does not say it. It is
+            what the probabilities of ``choices`` are compared with.
         synthetic: its synthetic rows. If None, a dry run needs the recipe's own rows.
         dry_run: (recipe, whether the rows are synthetic) -> key of the section -> value in the dry run.
         takes_options: whether a question of ``toolkit predict`` has options.
@@ -123,7 +171,10 @@ class Task:
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
         turns: Sample -> the turns before the answer, the last one a user turn. SFT also learns their assistant turns.
             None: one user turn with the question.
+        zero_shot: settings of the task for a model that was not trained for it, on a benchmark.
+        benchmarks: public datasets of the task, which ``toolkit evaluate --benchmark`` knows by name.
         grouped_by: definition of a group if ``data.group`` names no column and the rows have no column of the patient.
+        needs_image: whether every row must have an image. Otherwise, a row without one has only text.
         prompt_key: Sample -> text that is equal for equal prompts, if their wording is drawn. None: the prompt itself.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
@@ -155,6 +206,9 @@ class Task:
     settings_model: type[Section] | None = None
     check: Callable[[Recipe], Iterable[Problem]] = lambda recipe: ()
     settings: Callable[[Recipe, str], Any] = lambda recipe, split: recipe.settings
+    from_rows: SettingsFromRows | None = None
+    choices: Callable[[Sample], Sequence[Decision]] | None = None
+    truth: Callable[[Sample], Mapping[str, bool]] = lambda sample: {}
     synthetic: Synthetic | None = None
     dry_run: Callable[[Recipe, bool], Mapping[str, Any]] = lambda recipe, synthetic: {}
     takes_options: bool = False
@@ -163,9 +217,17 @@ class Task:
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
     turns: Callable[[Sample], tuple[Turn, ...]] | None = None
-    grouped_by: str = "each row's first image"
+    grouped_by: str = "each row's first image, or its question without one"
+    needs_image: bool = False
+    zero_shot: Mapping[str, Any] = field(default_factory=dict)
+    benchmarks: tuple[Benchmark, ...] = ()
     prompt_key: Callable[[Sample], str] | None = None
     entry: str = ""
+
+    def settings_of(self, recipe: Recipe, split: str, found: Mapping[str, Any]) -> Any:
+        """Return the settings for the rows of a split, with those that were found in the rows (``Found.values``)."""
+        settings = self.settings(recipe, split)
+        return self.from_rows.apply(settings, found) if self.from_rows and found else settings
 
     @property
     def has_classes(self) -> bool:

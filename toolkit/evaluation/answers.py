@@ -11,8 +11,9 @@ from toolkit.scoring.statistics import ScoredAnswer
 
 
 def read_answer(task: Task, sample: Sample, completion: Completion) -> Answer:
-    """Parse a completion, and note whether it was truncated at the token limit."""
-    return replace(task.parse(completion.text, sample), truncated=completion.truncated)
+    """Parse a completion, and note whether it was truncated at the token limit, and the class probabilities."""
+    parsed = task.parse(completion.text, sample)
+    return replace(parsed, truncated=completion.truncated, probabilities=completion.probabilities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Reply:
 
 def reply_of(line: Mapping[str, Any]) -> Reply:
     """Return the reply that a line of a predictions file has."""
-    return Reply(Completion(line["completion"], 0, line["truncated"]), line.get("skipped"))
+    completion = Completion(line["completion"], 0, line["truncated"], line.get("probabilities"))
+    return Reply(completion, line.get("skipped"))
 
 
 def read_reply(task: Task, sample: Sample, reply: Reply) -> Answer:
@@ -51,6 +53,8 @@ def score_answer(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) 
         truncated=answer.truncated,
         problem=answer.problem,
         part=task.set_metrics.part(sample, answer) if task.set_metrics else None,
+        probabilities=answer.probabilities,
+        truth=task.truth(sample),
     )
 
 

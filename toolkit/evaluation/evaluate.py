@@ -15,7 +15,7 @@ from typing import Any
 
 from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.sample import Answer, Sample
-from toolkit.evaluation.evaluation_set import REFERENCE, EvaluationSet
+from toolkit.evaluation.evaluation_set import REFERENCE, VALIDATION, EvaluationSet
 from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.predictions import (
     PARTIAL,
@@ -25,9 +25,10 @@ from toolkit.evaluation.predictions import (
     earlier_rows,
     generate_missing,
     read_mode,
+    validation_rows,
 )
 from toolkit.evaluation.results import EvaluationResult, evaluation_stage
-from toolkit.evaluation.scores import make_result, whole_results
+from toolkit.evaluation.scores import Others, make_result, whole_results
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
 from toolkit.runfolder import write_json, write_text
@@ -60,19 +61,22 @@ def evaluate(
     evaluation_set = EvaluationSet.of(context)
     folder = context.run.stage_folder(evaluation_stage(name))
     digest = _identity(context, weights)
-    partial = {mode: folder / answers_file(mode, digest) for mode in evaluation_set.modes}
+    modes = (*evaluation_set.modes, *([VALIDATION] if evaluation_set.validation else []))
+    partial = {mode: folder / answers_file(mode, digest) for mode in modes}
     generate_missing(context, name, evaluation_set, partial, weights, backend)
-    answers = {mode: read_mode(evaluation_set, mode, file) for mode, file in partial.items()}
+    answers = {mode: read_mode(evaluation_set, mode, partial[mode]) for mode in evaluation_set.modes}
     rows: dict[str, Rows] = {
         mode: evaluation_set.score_answers(found, context.recipe) for mode, found in answers.items()
     }
+    validation = validation_rows(evaluation_set, partial[VALIDATION]) if VALIDATION in partial else []
     for mode, file in partial.items():
-        file.replace(folder / answers_file(mode))
+        if file.exists():  # that of the validation split is missing if there are no probabilities
+            file.replace(folder / answers_file(mode))
     for other in folder.glob(PARTIAL.format("*")):
         other.unlink()
     before = {other: earlier_rows(context, evaluation_set, other) for other in earlier}
     baselines = baseline_rows(context, evaluation_set)
-    result = make_result(context, name, evaluation_set, rows, (baselines, before))
+    result = make_result(context, name, evaluation_set, rows, Others(baselines, before, validation))
     if evaluation_set.custom:
         whole = evaluation_set.custom.values(answers[REFERENCE]).whole
         n, groups = len(rows[REFERENCE]), len({row.group for row in rows[REFERENCE]})
@@ -110,7 +114,9 @@ def _identity(context: Context, weights: Path | None) -> str:
     section = recipe.evaluation
     how = (recipe.model.name, recipe.model.precision, section.max_completion_tokens, recipe.prompt.model_dump_json())
     samples = (context.data.fingerprint, section.split, section.max_tasks, context.images.policy.key)
-    return blake2b(repr((weights_identity(weights), how, samples)).encode(), digest_size=6).hexdigest()
+    return blake2b(
+        repr((weights_identity(weights), how, samples, section.probabilities)).encode(), digest_size=6
+    ).hexdigest()
 
 
 def _table_row(

@@ -23,6 +23,9 @@ from toolkit.tasks import TASKS
 REFERENCE, OWN, OFF = "reference", "own", "off"
 """Agent-memory modes, as in evaluate.memory. Tasks without agent memory have only the first one."""
 
+VALIDATION = "validation"
+"""Name of the file of class probabilities on the validation split, which thresholds are chosen on."""
+
 NAMES: Mapping[str, str] = {REFERENCE: "reference agent memory", OWN: "own agent memory", OFF: "no agent memory"}
 """Agent-memory mode -> its label in tables. A task whose prompts show no agent memory has the label of ``OFF``."""
 
@@ -38,6 +41,8 @@ class EvaluationSet:
         positions: sample id -> its position in an episode, in the order of the samples. Empty without agent memory.
         episodes: the episodes to roll out.
         unreachable: indices of the samples that no rollout reaches.
+        validation: samples of the validation split that get class probabilities. Empty: thresholds are chosen on the
+            evaluated split.
         custom: the custom metrics of the recipe. None: there are none.
     """
 
@@ -47,6 +52,7 @@ class EvaluationSet:
     positions: Mapping[str, EpisodePosition] = field(default_factory=dict)
     episodes: tuple[Episode, ...] = ()
     unreachable: tuple[int, ...] = ()
+    validation: Sequence[Sample] = ()
     custom: CustomMetrics | None = None
 
     @classmethod
@@ -60,7 +66,8 @@ class EvaluationSet:
         prompts = Prompts.of(recipe, context.images)
         agent_memory, custom = prompts.task.agent_memory, _custom_metrics(context)
         if agent_memory is None:
-            return cls(prompts, samples, {REFERENCE: ""}, custom=custom)
+            validation = _for_thresholds(context, prompts.task)
+            return cls(prompts, samples, {REFERENCE: ""}, validation=validation, custom=custom)
         samples, positions = _whole_episodes(samples, agent_memory, recipe)
         modes: Sequence[str] = recipe.evaluation.memory if agent_memory.shown(samples[0]) else ()
         names = {mode: name for mode, name in NAMES.items() if mode in modes} or {REFERENCE: NAMES[OFF]}
@@ -75,7 +82,7 @@ class EvaluationSet:
                 value=OWN,
             )
             names = {mode: name for mode, name in names.items() if mode != OWN}
-        return cls(prompts, samples, names, positions, tuple(episodes), tuple(unreachable), custom)
+        return cls(prompts, samples, names, positions, tuple(episodes), tuple(unreachable), custom=custom)
 
     @property
     def task(self) -> Task:
@@ -99,6 +106,8 @@ class EvaluationSet:
 
     def samples_of(self, mode: str) -> Sequence[Sample]:
         """Return the samples with the agent memory of a mode. That of ``own`` is known only during the rollout."""
+        if mode == VALIDATION:
+            return self.validation
         if mode == OWN:
             left_out = set(self.unreachable)
             return [sample for number, sample in enumerate(self.samples) if number not in left_out]
@@ -149,6 +158,15 @@ def held_out(context: Context) -> SampleSet:
             remedy="Name a file for it in [data], or give it a fraction in [data.split].",
         )
     return samples
+
+
+def _for_thresholds(context: Context, task: Task) -> Sequence[Sample]:
+    """Return the samples to choose thresholds on: those of the validation split if the test split is evaluated."""
+    section = context.recipe.evaluation
+    if task.choices is None or not section.probabilities or section.split == VALIDATION:
+        return ()
+    samples = context.data.validation
+    return samples.take(limit(samples.rows, section.limit, context.recipe.run.seed, "thresholds"))
 
 
 def _whole_episodes(

@@ -1,17 +1,21 @@
 """Generate greedy completions of a loaded model in batches."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.data.sample import Sample
+from toolkit.errors import warn
 from toolkit.evaluation.answers import Reply
 from toolkit.images import ImageStore
 from toolkit.models import Backend, choose_backend
-from toolkit.models.backend import Completion, Policy, Sampling
+from toolkit.models.backend import GGUF, Completion, Policy, Row, Sampling
+from toolkit.models.image_sizes import ProcessorSizes
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG, prompt_checker
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
+from toolkit.tasks import Task
 
 SKIP_REMEDIES: Mapping[str, str] = {
     PROMPT_TOO_LONG: "Raise model.max_tokens.",
@@ -39,7 +43,7 @@ def prompts_of_readable_images(recipe: Recipe, **images: int) -> Prompts:
         images: other keys of [images].
     """
     section = recipe.images.model_copy(update={"unreadable": "stop", **images})
-    return Prompts.of(recipe, ImageStore.from_recipe(section))
+    return Prompts.of(recipe, ImageStore.from_recipe(section, rejection=ProcessorSizes(recipe.model)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Completer:
         prompts: renders samples as prompts.
         sampling: the generation settings.
         unfit: returns why a prompt cannot be used, or None.
+        probabilities: whether completions have class probabilities. The task must have ``choices``.
     """
 
     backend: Backend
@@ -59,6 +64,7 @@ class Completer:
     prompts: Prompts
     sampling: Sampling
     unfit: Callable[[Sample], str | None]
+    probabilities: bool = False
 
     @classmethod
     def load(
@@ -86,12 +92,27 @@ class Completer:
         policy = backend.load(recipe, weights, trainable=False, mergeable=stored)
         most, tokens = recipe.model.max_tokens, recipe.evaluation.max_completion_tokens
         unfit = prompt_checker(policy.processor, prompts, most, tokens)
-        return cls(backend, policy, prompts, Sampling(tokens), unfit)
+        probabilities = computes_probabilities(recipe, prompts.task) and _supports_probabilities(backend)
+        return cls(backend, policy, prompts, Sampling(tokens), unfit, probabilities)
 
     def complete(self, samples: Sequence[Sample]) -> list[Completion]:
         """Return one completion per sample, generated in one batch."""
         rows = [self.prompts.row(sample) for sample in samples]
-        return [group[0] for group in self.backend.generate(self.policy, rows, self.sampling)]
+        completions = [group[0] for group in self.backend.generate(self.policy, rows, self.sampling)]
+        if not self.probabilities:
+            return completions
+        found = self._choose(samples, rows)
+        return [replace(one, probabilities=chosen) for one, chosen in zip(completions, found, strict=True)]
+
+    def choose(self, samples: Sequence[Sample]) -> list[Mapping[str, float]]:
+        """Return class -> probability for each sample, without a completion."""
+        return self._choose(samples, [self.prompts.row(sample) for sample in samples])
+
+    def _choose(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Mapping[str, float]]:
+        choices = self.prompts.task.choices
+        decisions = [choices(sample) if choices else () for sample in samples]
+        found = self.backend.choice_log_probs(self.policy, rows, decisions)
+        return [class_probabilities(of_sample) for of_sample in found]
 
     def reply(self, samples: Sequence[Sample]) -> list[Reply]:
         """Return one reply per sample. Prompts that do not fit are skipped."""
@@ -99,6 +120,39 @@ class Completer:
         fit = [sample for sample, reason in zip(samples, reasons, strict=True) if reason is None]
         completions = iter(self.complete(fit) if fit else [])
         return [Reply(next(completions)) if reason is None else Reply(_NOTHING, reason) for reason in reasons]
+
+
+def computes_probabilities(recipe: Recipe, task: Task) -> bool:
+    """Return whether the recipe wants class probabilities, and its task has classes."""
+    return task.choices is not None and recipe.evaluation.probabilities
+
+
+def class_probabilities(decisions: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return class -> probability from option -> log-probability of each decision. The option "" is no class.
+
+    >>> class_probabilities([{"edema": -1.0, "": -1.0}, {"effusion": 0.0, "": -99.0}])
+    {'edema': 0.5, 'effusion': 1.0}
+    """
+    found: dict[str, float] = {}
+    for log_probs in decisions:
+        top = max(log_probs.values())
+        weights = {name: math.exp(value - top) for name, value in log_probs.items()}
+        found |= {name: weight / sum(weights.values()) for name, weight in weights.items() if name}
+    return found
+
+
+def _supports_probabilities(backend: Backend) -> bool:
+    """Return whether the backend computes class probabilities, and warn if it does not."""
+    if backend.name != GGUF:
+        return True
+    warn(
+        "evaluate.probabilities_not_available",
+        "class probabilities need a model that is not a GGUF file, so there is no AUROC and no calibration",
+        place="[evaluate] probabilities",
+        value=GGUF,
+        remedy="Evaluate the merged weights.",
+    )
+    return False
 
 
 _NOTHING = Completion("", 0, truncated=False)

@@ -19,6 +19,7 @@ from typing import Any
 from toolkit import tiny
 from toolkit.data.episodes import Memory
 from toolkit.data.image_places import place_images
+from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ModelError, RowProblem, warn
@@ -66,7 +67,8 @@ def predict(
         RunError: the weights that the recipe starts from are missing.
     """
     recipe = run.recipe(TASKS)
-    sample = _with_context(recipe, _sample(recipe, question, images, options), context or {})
+    found = run.result("data", DataResult).found if run.is_done("data") else {}
+    sample = _with_context(recipe, _sample(recipe, found, question, images, options), context or {})
     with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
         return _generate(recipe, sample, weights, current_weights(run, recipe))
 
@@ -230,11 +232,19 @@ def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | N
     return read_answer(prompts.task, sample, completer.complete([sample])[0])
 
 
-def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:
-    """Return the question as a sample of the task, so that its prompt is the same as in training."""
+def _sample(
+    recipe: Recipe, found: Mapping[str, Any], question: str, images: Sequence[Path], options: Sequence[str]
+) -> Sample:
+    """Return the question as a sample of the task, so that its prompt is the same as in training.
+
+    ``found`` has the settings that the rows of the run decided.
+    """
     task = TASKS[recipe.dataset.task]
     _check_options(task, options)
-    settings = task.settings(recipe, "predict")
+    if task.from_rows and task.from_rows.needed and not found:
+        rule = "the run must have read its rows, which decide settings of its task"
+        raise DataError("predict.rows_not_read", rule, place="[data]", remedy="Start the run with toolkit run.")
+    settings = task.settings_of(recipe, "predict", found)
     row = {
         "question": question,
         "options": list(options),

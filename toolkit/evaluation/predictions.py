@@ -14,7 +14,7 @@ from toolkit.data.sample import Answer, Sample
 from toolkit.errors import RunError
 from toolkit.evaluation.answers import Reply, read_answer, read_reply, reply_of
 from toolkit.evaluation.episodes import rollout
-from toolkit.evaluation.evaluation_set import OWN, REFERENCE, EvaluationSet
+from toolkit.evaluation.evaluation_set import OWN, REFERENCE, VALIDATION, EvaluationSet
 from toolkit.evaluation.generate import Completer, is_whole_model
 from toolkit.evaluation.results import BASELINE, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context
@@ -39,6 +39,8 @@ PARTIAL = "predictions.{}.partial.jsonl"
 """Name of an incomplete file. Its digest identifies the model, prompt and settings."""
 LINE_KEYS = ("id", "completion", "truncated")
 """Keys of a line that an evaluation reads back."""
+CHOICE_KEYS = ("id", "probabilities")
+"""Keys of a line with class probabilities alone."""
 Rows = list[ScoredAnswer]
 Answered = list[tuple[Sample, Answer]]
 
@@ -83,7 +85,7 @@ def generate_missing(
     waiting: dict[str, list[Sample]] = {}
     for mode, file in files.items():
         remove_partial_line(file)
-        done = {line["id"] for line in read_lines(file, LINE_KEYS)}
+        done = {line["id"] for line in read_lines(file, CHOICE_KEYS if mode == VALIDATION else LINE_KEYS)}
         if missing := [sample for sample in evaluation_set.samples_of(mode) if sample.id not in done]:
             waiting[mode] = missing
     if not waiting:
@@ -99,8 +101,26 @@ def generate_missing(
         job = _Job(context, name, mode, evaluation_set, completer, files[mode])
         if mode == OWN:
             _roll_out(job)
+        elif mode == VALIDATION:
+            _choose_each(job, samples)
         else:
             _generate_each(job, samples)
+
+
+def validation_rows(evaluation_set: EvaluationSet, file: Path) -> Rows:
+    """Return the rows of the validation split with their class probabilities. Empty if a row or the file is missing.
+
+    Raises:
+        RunError: a line is damaged.
+    """
+    known = {line["id"]: line["probabilities"] for line in read_lines(file, CHOICE_KEYS)}
+    samples, task = evaluation_set.validation, evaluation_set.task
+    if any(sample.id not in known for sample in samples):
+        return []
+    return [
+        ScoredAnswer(sample.id, sample.group, {}, probabilities=known[sample.id], truth=task.truth(sample))
+        for sample in samples
+    ]
 
 
 def known_replies(file: Path) -> dict[str, Reply]:
@@ -192,7 +212,7 @@ class _Job:
 
     def report(self, done: int, total: int) -> None:
         """Report the progress, and raise Interrupted after a signal unless all is done."""
-        memory = self.evaluation_set.names[self.mode]
+        memory = self.evaluation_set.names.get(self.mode, self.mode)
         stage = evaluation_stage(self.name) + (f" ({memory})" if memory else "")
         self.context.progress(stage, done, total, "")
         if done < total:
@@ -205,6 +225,16 @@ def _generate_each(job: _Job, samples: list[Sample]) -> None:
         batch = samples[start : start + size]
         for sample, completion in zip(batch, job.completer.complete(batch), strict=True):
             job.save(sample, read_answer(task, sample, completion))
+        job.report(start + len(batch), len(samples))
+
+
+def _choose_each(job: _Job, samples: list[Sample]) -> None:
+    """Save class probabilities without completions."""
+    size = job.context.recipe.evaluation.batch_size
+    for start in range(0, len(samples) if job.completer.probabilities else 0, size):
+        batch = samples[start : start + size]
+        for sample, probabilities in zip(batch, job.completer.choose(batch), strict=True):
+            append_line(job.file, {"id": sample.id, "probabilities": probabilities})
         job.report(start + len(batch), len(samples))
 
 
@@ -232,6 +262,7 @@ def _prediction(sample: Sample, answer: Answer) -> Record:
         "answer": {key: value for key, value in answer.values.items() if _is_plain(value)},
         "problem": answer.problem,
         "truncated": answer.truncated,
+        **({} if answer.probabilities is None else {"probabilities": dict(answer.probabilities)}),
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from toolkit.images import StoreReport
 from toolkit.runfolder import TRAINING_STAGES
-from toolkit.scoring.statistics import Comparison, EpisodeMetrics, Estimate, Summary
+from toolkit.scoring.statistics import Comparison, EpisodeMetrics, Estimate, ProbabilityMetrics, Summary
 
 EVALUATE = "evaluate-"
 """Prefix of the stage of an evaluation."""
@@ -138,6 +138,19 @@ class SetResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbabilityResult:
+    """The class probabilities of an evaluation.
+
+    Attributes:
+        metrics: their metrics.
+        differences: earlier evaluation -> mean over classes -> this evaluation minus the other, on the common samples.
+    """
+
+    metrics: ProbabilityMetrics
+    differences: Mapping[str, Mapping[str, Estimate]]
+
+
+@dataclass(frozen=True, slots=True)
 class ModeResult:
     """The result of one agent-memory mode.
 
@@ -185,6 +198,7 @@ class EvaluationResult:
         primary: the primary score.
         also: other scores, agent-memory modes and whole episodes that get a table.
         set_metrics: metric of the whole set -> its result. Empty if the task has none.
+        probabilities: metrics of class probabilities. None: the task has no classes, or they were not computed.
         summary: all metrics of the mode "reference".
         images: what happened to the images.
         predictions: the JSONL file of predictions, relative to the run folder.
@@ -196,6 +210,7 @@ class EvaluationResult:
     primary: ScoreResult
     also: Mapping[str, ScoreResult]
     set_metrics: Mapping[str, SetResult]
+    probabilities: ProbabilityResult | None
     summary: Summary
     images: StoreReport
     predictions: str

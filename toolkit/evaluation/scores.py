@@ -8,7 +8,7 @@ from itertools import combinations
 
 from toolkit.data.task import SetMetrics
 from toolkit.errors import warn
-from toolkit.evaluation.evaluation_set import OFF, OWN, REFERENCE, EvaluationSet
+from toolkit.evaluation.evaluation_set import OFF, OWN, REFERENCE, VALIDATION, EvaluationSet
 from toolkit.evaluation.generate import SKIP_REMEDIES
 from toolkit.evaluation.predictions import PREDICTIONS, Baselines, Rows
 from toolkit.evaluation.results import (
@@ -19,11 +19,13 @@ from toolkit.evaluation.results import (
     Difference,
     EvaluationResult,
     ModeResult,
+    ProbabilityResult,
     ScoreResult,
     SetResult,
     evaluation_stage,
 )
 from toolkit.evaluation.stage_context import Context
+from toolkit.scoring import statistics
 from toolkit.scoring.statistics import (
     BEFORE_FAILURE,
     WHOLE,
@@ -31,9 +33,11 @@ from toolkit.scoring.statistics import (
     ScoredAnswer,
     Summary,
     compare,
+    compare_probabilities,
     episode_metrics,
     find_scored_episodes,
     plot_confusion_matrix,
+    probability_metrics,
     proportion,
     set_differences,
     set_estimates,
@@ -43,14 +47,28 @@ from toolkit.scoring.statistics import (
 log = logging.getLogger(__name__)
 CONFUSION = "confusion.png"
 
-Others = tuple[Baselines, Mapping[str, Mapping[str, Rows]]]
-"""The baselines, and earlier evaluation -> mode -> its rows."""
 FRACTION_BEFORE_FAILURE = "fraction before the first failure"
 COMPARED = (OWN, REFERENCE, OFF)
 """A mode is compared with the later ones. Own minus reference is the cost of errors, own minus off the benefit."""
 
 Draws = tuple[int, int]
 """Resamples and seed of the bootstrap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What an evaluation is compared with.
+
+    Attributes:
+        baselines: the baselines.
+        earlier: earlier evaluation -> mode -> its rows.
+        validation: rows of the validation split with class probabilities, on which thresholds are chosen.
+    """
+
+    baselines: Baselines
+    earlier: Mapping[str, Mapping[str, Rows]]
+    validation: Rows
+
 
 Measured = Mapping[str, Mapping[str, tuple[str, list[ScoredAnswer]]]]
 """Mode -> metric -> score and rows."""
@@ -82,6 +100,7 @@ def make_result(
         primary=primary,
         also=dict(also),
         set_metrics=_set_results(context, evaluation_set, main, others),
+        probabilities=_probabilities(context, evaluation_set, main, others),
         summary=summary,
         images=context.count_images(stage),
         predictions=f"stages/{stage}/{PREDICTIONS}",
@@ -148,7 +167,7 @@ def _views(evaluation_set: EvaluationSet, rows: Mapping[str, Rows], others: Othe
     With agent memory there are also tables of the mode own and of whole episodes. The other modes are only in the
     comparison of the agent-memory modes.
     """
-    task, (baselines, before) = evaluation_set.task, others
+    task, baselines, before = evaluation_set.task, others.baselines, others.earlier
     shown = [mode for mode in (REFERENCE, OWN) if mode in rows]
     views: dict[str, _View] = {}
     for mode in shown:
@@ -216,8 +235,7 @@ def _set_results(context: Context, evaluation_set: EvaluationSet, rows: Rows, ot
     if metrics is None or not rows:
         return {}
     draws = (context.recipe.evaluation.bootstrap, context.recipe.run.seed)
-    baselines, before = others
-    earlier = {BASELINE: baselines.rows[BASELINE], **{name: modes[REFERENCE] for name, modes in before.items()}}
+    earlier = {BASELINE: others.baselines.rows[BASELINE], **_earlier(others)}
 
     def estimates(of: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         return set_estimates([row.part for row in of], [row.group for row in of], metrics.values, *draws)
@@ -244,6 +262,29 @@ def whole_results(
         return Estimate(value, n, None, None, "none", groups)
 
     return {name: SetResult(estimate(value), estimate(baseline.get(name)), {}) for name, value in values.items()}
+
+
+def _probabilities(
+    context: Context, evaluation_set: EvaluationSet, rows: Rows, others: Others
+) -> ProbabilityResult | None:
+    """Return the metrics of class probabilities, compared with earlier evaluations. None: there are none."""
+    choices, section = evaluation_set.task.choices, context.recipe.evaluation
+    if choices is None:
+        return None
+    draws = statistics.Draws(section.bootstrap, context.recipe.run.seed)
+    one_label = len(choices(evaluation_set.samples[0])) == 1
+    chosen_on = (VALIDATION, others.validation) if others.validation else None
+    found = probability_metrics(rows, one_label, draws, section.split, chosen_on)
+    if found is None:
+        return None
+    return ProbabilityResult(
+        found, {name: compare_probabilities(earlier, rows, draws) for name, earlier in _earlier(others).items()}
+    )
+
+
+def _earlier(others: Others) -> dict[str, Rows]:
+    """Return earlier evaluation -> its rows in the mode "reference"."""
+    return {name: modes[REFERENCE] for name, modes in others.earlier.items()}
 
 
 def _set_changes(metrics: SetMetrics, before: Rows, after: Rows, draws: Draws) -> dict[str, Estimate]:

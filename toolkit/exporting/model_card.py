@@ -33,7 +33,7 @@ from toolkit.runfolder import (
     write_text,
 )
 from toolkit.runfolder.usage import HOUR, UNKNOWN, ComputeRecord, Usage, energy, figure, read_compute, total
-from toolkit.scoring.statistics import Estimate, Metrics
+from toolkit.scoring.statistics import Estimate, Metrics, ProbabilityMetrics
 from toolkit.tasks import TASKS
 
 TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
@@ -225,6 +225,7 @@ def model_card(facts: CardFacts) -> ModelCard:
         unknown=UNKNOWN,
         score_table=score_table,
         set_table=set_table,
+        probability_table=probability_table,
         gguf_table=gguf_table,
         percent=percent,
         hours=lambda seconds: figure(seconds / HOUR),
@@ -251,6 +252,32 @@ def set_table(found: EvaluationResult) -> Markup:
         for name, one in found.set_metrics.items()
     ]
     return table(head, cells)
+
+
+def probability_table(found: ProbabilityMetrics) -> Markup:
+    """Return the table of class probabilities: one row per class with its counts, and the means over classes."""
+    points = [(one.fixed, one.level) for one in next(iter(found.classes.values())).operating_points]
+    other = {"specificity": "sensitivity", "sensitivity": "specificity"}
+    titles = [f"{other[fixed]} at {100 * level:.0f} % {fixed}" for fixed, level in points]
+    head = ("class", "positive", "negative", "AUROC", "average precision", "prevalence", *titles)
+    rows = [
+        (
+            name,
+            f"{one.positives:,}",
+            f"{one.negatives:,}",
+            percent(one.auroc),
+            percent(one.average_precision),
+            _fraction(one.prevalence),
+            *(percent(getattr(point, other[point.fixed])) for point in one.operating_points),
+        )
+        for name, one in found.classes.items()
+    ]
+    means = (percent(found.auroc), percent(found.average_precision), _fraction(found.prevalence))
+    return table(head, [*rows, ("mean of classes", "", "", *means, *[""] * len(points))])
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def gguf_table(export: GgufExport) -> Markup:

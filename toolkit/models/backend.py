@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from PIL import Image
 
+from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
 from toolkit.models.chat_template import Message, TurnEnd
 from toolkit.models.llamacpp import is_gguf
@@ -19,7 +20,7 @@ from toolkit.models.oom import BatchLimit, Sizes
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import world_size
 
-HF, UNSLOTH = "hf", "unsloth"
+HF, UNSLOTH, GGUF = "hf", "unsloth", "gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One completion without its end of turn. ``truncated``: it reached the token limit first."""
+    """One completion without its end of turn. ``truncated``: it reached the token limit first.
+
+    ``probabilities`` has class -> probability if they were computed for the prompt. They do not depend on ``text``.
+    """
 
     text: str
     tokens: int
     truncated: bool
+    probabilities: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +198,18 @@ class Backend(Protocol):
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """Return the natural log-probability of each token of each row's answer, end of turn included."""
+
+    def choice_log_probs(
+        self, policy: Policy, rows: Sequence[Row], decisions: Sequence[Sequence[Decision]]
+    ) -> list[list[dict[str, float]]]:
+        """Return, for each decision of each row, option -> natural log-probability of the answer up to its text.
+
+        The first decision begins the answer. Each later one continues the most probable option of the one before. A
+        decision that ends the answer includes the end of turn, as ``log_probs`` does. Each prompt is encoded once.
+
+        Raises:
+            ModelError: A single text does not fit, or the backend cannot compute log-probabilities this way.
+        """
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """Load all trained weights of a checkpoint into a policy.

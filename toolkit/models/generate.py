@@ -36,13 +36,18 @@ def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[li
         each = min(limit, count - made)
         part = attempt(functools.partial(_generate, policy, batch, replace(sampling, count=each)))
         if part is None:
-            _halve(policy, len(batch) * each)
+            halve(policy, len(batch) * each)
         else:
             found += part
     return [found[i : i + count] for i in range(0, len(found), count)]
 
 
-def _halve(policy: Policy, completions: int) -> None:
+def halve(policy: Policy, completions: int) -> None:
+    """Halve the batches of a policy after ``completions`` did not fit.
+
+    Raises:
+        ModelError: One completion does not fit into GPU memory.
+    """
     if not policy.batch_limit.halve(completions):
         raise ModelError(
             "generation.out_of_memory",

@@ -8,8 +8,9 @@ from typing import Any, Literal, NoReturn
 import torch
 from PIL import Image
 
+from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
-from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
+from toolkit.models.backend import GGUF, Completion, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import encode_answer, render_prompt
 from toolkit.models.collate import encode_prompts
 from toolkit.models.hf import load_processor, make_policy
@@ -25,7 +26,7 @@ FRAMED = "<|vision_start|><|image_pad|><|vision_end|>"
 class GgufBackend:
     """The inference part of ``Backend``. A GGUF cannot be trained."""
 
-    name = "gguf"
+    name = GGUF
 
     def __init__(self) -> None:
         self.mismatched_prompts = 0
@@ -44,7 +45,7 @@ class GgufBackend:
         if trainable or weights is None:
             _reject("trained")
         model, mmproj = find_gguf_pair(weights)
-        policy = make_policy(None, load_processor(recipe.model), weights)
+        policy = make_policy(None, load_processor(recipe), weights)
         child = Child()
         ends = child.load(model, mmproj, recipe.model.max_tokens + recipe.evaluation.max_completion_tokens)
         if policy.turn_end.id not in ends:
@@ -59,7 +60,7 @@ class GgufBackend:
 
     def load_without_model(self, recipe: Recipe) -> Policy:
         """See ``Backend.load_without_model``."""
-        return make_policy(None, load_processor(recipe.model), None)
+        return make_policy(None, load_processor(recipe), None)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """Return one greedy completion per row, row by row.
@@ -76,6 +77,18 @@ class GgufBackend:
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """See ``Backend.log_probs``."""
         return [self._score(policy, row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+    def choice_log_probs(
+        self, policy: Policy, rows: Sequence[Row], decisions: Sequence[Sequence[Decision]]
+    ) -> list[list[dict[str, float]]]:
+        """Raise ModelError: llama.cpp would encode the image again for every option."""
+        raise ModelError(
+            "model.gguf_without_probabilities",
+            "class probabilities need a model that is not a GGUF file",
+            place="[evaluate] probabilities",
+            value=policy.trained_from,
+            remedy="Evaluate the merged weights, or set evaluate.probabilities = false.",
+        )
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """See ``Backend.answer_loss``."""

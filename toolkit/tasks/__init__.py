@@ -4,11 +4,14 @@ import copyreg
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from toolkit.data.cells import cell, text_of
+from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin, SetMetrics, Synthetic, Task
 from toolkit.errors import RowProblem
 from toolkit.recipe.user_code import USER_CODE
 from toolkit.tasks.chat import CHAT
+from toolkit.tasks.classify import CLASSIFY
 from toolkit.tasks.lesion import LESION
 from toolkit.tasks.mcq import MCQ
 from toolkit.tasks.report_generation import REPORT_GENERATION
@@ -16,7 +19,21 @@ from toolkit.tasks.steps import STEPS
 from toolkit.tasks.user_task import load_task
 from toolkit.tasks.vqa import VQA
 
-__all__ = ["TASKS", "Answer", "RowOrigin", "RowProblem", "Sample", "SetMetrics", "Synthetic", "Task", "Tasks"]
+__all__ = [
+    "TASKS",
+    "Answer",
+    "RowOrigin",
+    "RowProblem",
+    "Sample",
+    "SetMetrics",
+    "Synthetic",
+    "Task",
+    "Tasks",
+    "cell",
+    "read_group",
+    "read_images",
+    "text_of",
+]
 
 
 class Tasks(Mapping[str, Task]):
@@ -50,7 +67,7 @@ class Tasks(Mapping[str, Task]):
         return "TASKS"
 
 
-TASKS = Tasks((MCQ, VQA, LESION, STEPS, CHAT, REPORT_GENERATION))
+TASKS = Tasks((MCQ, VQA, CLASSIFY, LESION, STEPS, CHAT, REPORT_GENERATION))
 
 
 def _reduce_task(task: Task) -> tuple[Any, ...]:

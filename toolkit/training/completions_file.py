@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.columns import resolve_columns
-from toolkit.data.loading import synthetic_rows_file
+from toolkit.data.loading import load_data, synthetic_rows_file
 from toolkit.data.rows import UsableRows, read_alike, read_file, row_settings
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.sample_set import SampleSet
@@ -75,7 +75,8 @@ def score_file(recipe: Recipe, path: Path, base: Path = Path()) -> list[ScoredCo
     evaluation can be scored without changes.
 
     Args:
-        recipe: Its task, rewards and data are used. The data are read only if a line has an ``id``.
+        recipe: Its task, rewards and data are used. The data are read only if a line has an ``id``, or if they decide
+            settings of the task.
         path: The completions file.
         base: The folder that relative paths of custom rewards start from.
 
@@ -86,11 +87,12 @@ def score_file(recipe: Recipe, path: Path, base: Path = Path()) -> list[ScoredCo
     """
     table = recipe_rewards(recipe, base)
     lines, problems = _read_lines(path)
-    known = _find({str(line.content["id"]) for line in lines if _by_id(line)}, recipe)
+    found = _found_settings(recipe)
+    known = _find({str(line.content["id"]) for line in lines if _by_id(line)}, recipe, found)
     pairs: list[tuple[_Line, Sample]] = []
     for line in lines:
         try:
-            pairs.append((line, _named(line, known) if _by_id(line) else _inline(line, recipe)))
+            pairs.append((line, _named(line, known) if _by_id(line) else _inline(line, recipe, found)))
         except DataError as error:
             problems.append(error.problem)
     if problems:
@@ -149,7 +151,26 @@ def _by_id(line: _Line) -> bool:
     return "sample" not in line.content and "id" in line.content
 
 
-def _find(wanted: set[str], recipe: Recipe) -> dict[str, dict[str, Sample | RowProblem]]:
+def _found_settings(recipe: Recipe) -> Mapping[str, Any]:
+    """Return the settings of the task that its rows decide. Empty: each row can be read without them.
+
+    Raises:
+        DataError: Rows need these settings, and the recipe's rows cannot be read.
+    """
+    task = TASKS[recipe.dataset.task]
+    if task.from_rows is None:
+        return {}
+    try:
+        return load_data(recipe, task, recipe.run_folder / "synthetic" if recipe.dataset.synthetic else None).found
+    except DataError:
+        if task.from_rows.needed:
+            raise
+        return {}
+
+
+def _find(
+    wanted: set[str], recipe: Recipe, found_settings: Mapping[str, Any]
+) -> dict[str, dict[str, Sample | RowProblem]]:
     """Return a mapping from id and split to the sample, or to the reason why the row cannot be used."""
     found: dict[str, dict[str, Sample | RowProblem]] = {}
     sources = {split: (source, root) for split, source, root in _sources(recipe)} if wanted else {}
@@ -160,10 +181,11 @@ def _find(wanted: set[str], recipe: Recipe) -> dict[str, dict[str, Sample | RowP
 
     for split, rows in read_alike({split: read(split, ()) for split in sources}, read).items():
         samples = rows.samples
-        readings = {split: samples}
+        settings = samples.task.settings_of
+        readings = {split: samples.with_settings(settings(recipe, split, found_settings))}
         if split == "train":  # a split without a file takes rows of this file, read with its own settings
-            settings = samples.task.settings
-            readings |= {_OFF + name: samples.with_settings(settings(recipe, name)) for name in others}
+            of_other = {name: settings(recipe, name, found_settings) for name in others}
+            readings |= {_OFF + name: samples.with_settings(one) for name, one in of_other.items()}
         for number, (name, _) in enumerate(samples.table):
             if name in wanted:
                 found.setdefault(name, {}).update({key: _read(some, number) for key, some in readings.items()})
@@ -222,7 +244,7 @@ def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) 
     return row
 
 
-def _inline(line: _Line, recipe: Recipe) -> Sample:
+def _inline(line: _Line, recipe: Recipe, found: Mapping[str, Any]) -> Sample:
     row = line.content.get("sample", {key: value for key, value in line.content.items() if key != "completion"})
     if not isinstance(row, dict):
         raise DataError(
@@ -239,7 +261,7 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
         Path().absolute(),
         column,
         context=recipe.prompt.context,
-        settings=task.settings(recipe, "test"),
+        settings=task.settings_of(recipe, "test", found),
     )
     # Masks are not opened either. The outlines in the row replace them.
     absent = {column["mask"]: None} if "mask" in column else {}

@@ -21,9 +21,11 @@ from peft import PeftModel
 from unsloth import FastVisionModel
 from unsloth.models.loader_utils import get_model_name
 
+from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, MergeComparison, Policy, Row, Sampling, TrainerTraits
+from toolkit.models.choices import choice_log_probs
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
@@ -82,7 +84,7 @@ class UnslothBackend:
             model = _attach(model, recipe)
         register_usage_hooks(model)
         note_unmeasured("the output head in Unsloth's loss, and all passes in torch's counter")
-        policy = make_policy(model, load_processor(recipe.model), weights)
+        policy = make_policy(model, load_processor(recipe), weights)
         (FastVisionModel.for_training if trainable else FastVisionModel.for_inference)(model)
         if half_precision(policy) is None:
             warn(
@@ -132,6 +134,16 @@ class UnslothBackend:
                 return self._hf.log_probs(policy, rows, answers)
         with _training_precision(policy):
             return log_probs(policy, rows, answers)
+
+    def choice_log_probs(
+        self, policy: Policy, rows: Sequence[Row], decisions: Sequence[Sequence[Decision]]
+    ) -> list[list[dict[str, float]]]:
+        """See ``Backend.choice_log_probs``."""
+        if _loaded_by_hf(policy):
+            with _patched_classes(policy):
+                return self._hf.choice_log_probs(policy, rows, decisions)
+        with _training_precision(policy):
+            return choice_log_probs(policy, rows, decisions)
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """See ``Backend.restore``."""

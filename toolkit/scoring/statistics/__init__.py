@@ -16,6 +16,14 @@ from toolkit.scoring.statistics.episodes import (
 )
 from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion, wilson
 from toolkit.scoring.statistics.paired import Paired, mcnemar_exact, paired_difference
+from toolkit.scoring.statistics.probabilities import (
+    Draws,
+    OneClass,
+    OperatingPoint,
+    ProbabilityMetrics,
+    compare_probabilities,
+    probability_metrics,
+)
 from toolkit.scoring.statistics.sets import set_differences, set_estimates
 from toolkit.scoring.statistics.summary import (
     AGE_EDGES,
@@ -35,22 +43,28 @@ __all__ = [
     "ClassificationMetrics",
     "Comparison",
     "ConfusionMatrix",
+    "Draws",
     "EpisodeMetrics",
     "EpisodePosition",
     "Estimate",
     "Metrics",
+    "OneClass",
+    "OperatingPoint",
     "Paired",
+    "ProbabilityMetrics",
     "ScoredAnswer",
     "Summary",
     "bin_label",
     "bootstrap_mean",
     "compare",
+    "compare_probabilities",
     "confusion_matrix",
     "episode_metrics",
     "find_scored_episodes",
     "mcnemar_exact",
     "paired_difference",
     "plot_confusion_matrix",
+    "probability_metrics",
     "proportion",
     "set_differences",
     "set_estimates",

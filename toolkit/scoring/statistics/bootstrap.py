@@ -4,7 +4,7 @@ Answers about one patient, lesion or image are correlated. Resampling single ans
 evidence, and its intervals would be too narrow. Resampling whole groups keeps the correlation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -53,6 +53,16 @@ def drawn_sums(sums_GK: np.ndarray, resamples: int, seed: int) -> np.ndarray:
         _times_drawn(rng, min(chunk, resamples - start), n_groups) @ sums_GK for start in range(0, resamples, chunk)
     ]
     return np.concatenate(parts)
+
+
+def drawn_weights(groups: Sequence[str], resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each value is drawn, shape (some resamples, values), for metrics that are no ratio of sums."""
+    codes = {group: code for code, group in enumerate(dict.fromkeys(groups))}
+    of_value_N = np.array([codes[group] for group in groups], dtype=int)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CELLS // max(1, len(groups)))
+    for start in range(0, resamples if len(groups) else 0, chunk):
+        yield _times_drawn(rng, min(chunk, resamples - start), len(codes))[:, of_value_N]
 
 
 def percentile_interval(statistics: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -46,6 +46,10 @@ class ScoredAnswer:
     truncated: bool = False
     problem: str | None = None
     part: Any = None
+    probabilities: Mapping[str, float] | None = None
+    """Class -> probability. None: they were not computed."""
+    truth: Mapping[str, bool] = field(default_factory=dict)
+    """Class -> whether it is right, without the classes that the reference leaves open."""
 
 
 @dataclass(frozen=True, slots=True)

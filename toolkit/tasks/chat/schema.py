@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.cells import NO_QUESTION, cell, decoded, extra_fields, read_group, read_images, text_of
+from toolkit.data.cells import NO_QUESTION, cell, decoded, extra_fields, text_of
 from toolkit.data.json_stream import Row
+from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample, Turn
-from toolkit.data.task import GROUP_FIELDS, RowOrigin
+from toolkit.data.task import RowOrigin
 from toolkit.errors import Problem, RowProblem
-from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -73,19 +73,12 @@ def read(name: str, row: Row, origin: RowOrigin) -> Sample:
     turns = _turns(row, origin, f"{origin.file}: {name}")
     if origin.settings is not None and origin.settings.has_system and turns[0].role == "system":
         raise RowProblem(*TWO_SYSTEM_PROMPTS, value=turns[0].text[:80], remedy="Remove prompt.system, or the messages.")
-    images = _images(name, row, origin)
+    images = read_images(name, row, origin)
     *before, last = turns
     fields: dict[str, Any] = {"question": before[-1].text, "turns": tuple(before)}
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
-    grouped = images or origin.group is not None or any(field in origin.column for field in GROUP_FIELDS)
-    group = read_group(row, origin, images) if grouped else name
+    group = read_group(row, origin, images, "\n".join(turn.text for turn in turns))
     return Sample(name, "chat", group, images, fields, {"answer": last.text})
-
-
-def _images(name: str, row: Row, origin: RowOrigin) -> tuple[ImageRef, ...]:
-    """Return the images of a row. A conversation may have none."""
-    value = decoded(cell(row, origin, "image"))
-    return () if value in (None, "", []) or value != value else read_images(name, row, origin)
 
 
 def _turns(row: Row, origin: RowOrigin, place: str) -> list[Turn]:

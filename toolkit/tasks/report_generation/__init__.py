@@ -36,4 +36,5 @@ REPORT_GENERATION = Task(
     synthetic=CHEST_REPORTS,
     placeholders=placeholders,
     notes=notes,
+    needs_image=True,
 )

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from toolkit.data.cells import cell, extra_fields, read_group, read_images, text_of
+from toolkit.data.cells import NO_IMAGE, cell, extra_fields, text_of
 from toolkit.data.json_stream import Row
+from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
@@ -54,6 +55,8 @@ def read(name: str, row: Row, origin: RowOrigin) -> Sample:
     target = origin.settings.target if origin.settings is not None else "report"
     report = _reference(row, origin, target, f"{origin.file}: {name}")
     images = read_images(name, row, origin)
+    if not images:
+        raise RowProblem(*NO_IMAGE, place=f"{origin.file}: {name}", value=cell(row, origin, "image"))
     fields: dict[str, Any] = {"target": target, "headings": headings(report)}
     if question := text_of(cell(row, origin, "question")):
         fields["question"] = question

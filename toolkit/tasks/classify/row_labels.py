@@ -1,0 +1,197 @@
+"""Labels of rows: from a label column, a list, or one-hot columns to the classes that a row has."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+from toolkit.data.cells import decoded, is_missing, number_of, text_of
+from toolkit.errors import RowProblem
+
+LABEL_MISSING = ("tasks.classify.label_missing", "the row must have a label")
+UNCERTAIN = ("tasks.classify.label_uncertain", "data.classify.uncertain must say how to read an uncertain label (-1)")
+BLANK = ("tasks.classify.label_blank", "data.classify.blank must say how to read a blank in a label column")
+"""Codes and rules of problems with the labels of a row."""
+
+_SEPARATORS = (",", ";", "|", "/", "+", "&", " and ")
+"""Texts that may join several labels in one cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLabels:
+    """The labels of one row.
+
+    Attributes:
+        present: the classes that the row has.
+        unknown: the classes of which the row does not say whether it has them.
+    """
+
+    present: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How labels are read, from [data.classify].
+
+    Attributes:
+        names: label in the rows -> name of the class.
+        one_hot: columns of 0 and 1, one for each class.
+        separator: text between several labels in one cell.
+        none: label of rows without any class, in data with several labels per row.
+        uncertain: how to read -1 in a one-hot column. None: the recipe does not say.
+        blank: how to read a blank in a one-hot column, likewise.
+    """
+
+    names: Mapping[str, str]
+    one_hot: tuple[str, ...]
+    separator: str
+    none: str
+    uncertain: Literal["ignore", "positive", "negative"] | None
+    blank: Literal["ignore", "negative"] | None
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether the rows have a column for each class."""
+        return bool(self.one_hot)
+
+
+def fold(name: str) -> str:
+    """Return a class name without case and punctuation.
+
+    >>> fold("Pleural_Thickening"), fold(" no-DR. ")
+    ('pleural thickening', 'no dr')
+    """
+    return " ".join(re.findall(r"\w+", name.replace("_", " ").casefold()))
+
+
+def read_label_cell(value: Any, reading: Reading) -> RowLabels:
+    """Return the labels of a cell with one label, several labels with the separator, or a list of labels.
+
+    Raises:
+        RowProblem: there is no label, a label occurs twice, or a truth value has no name.
+    """
+    found = decoded(value)
+    if isinstance(found, list):
+        texts = [_text(one, reading) for one in found]
+    else:
+        texts = [text.strip() for text in _text(found, reading).split(reading.separator)]
+    names = [_name(text, reading) for text in texts]
+    if not names or "" in names:
+        raise RowProblem(*LABEL_MISSING, value=value)
+    if len(set(names)) < len(names):
+        rule = "a label must occur once in a row"
+        raise RowProblem("tasks.classify.label_repeated", rule, value=value, remedy="Remove the repetition.")
+    return RowLabels(tuple(names))
+
+
+def read_one_hot(row: Mapping[str, Any], reading: Reading) -> RowLabels:
+    """Return the labels of a row with a column of 0 and 1 for each class, and -1 or a blank for an unknown label.
+
+    Raises:
+        RowProblem: a column is missing, a value is another one, or the recipe does not say how to read an unknown one.
+    """
+    present, unknown = [], []
+    for column in reading.one_hot:
+        if column not in row:
+            rule = "a row must have every column of data.classify.one_hot"
+            raise RowProblem("tasks.classify.column_missing", rule, value=column, remedy="Correct the names.")
+        state = _state(column, row[column], reading)
+        name = _name(column, reading)
+        if state == "ignore":
+            unknown.append(name)
+        elif state == "positive":
+            present.append(name)
+    return RowLabels(tuple(present), tuple(unknown))
+
+
+def one_hot_columns(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a row whose value is 0 or 1, which are probably one-hot columns."""
+    return [name for name, value in row.items() if not isinstance(value, bool) and _number(value) in (0.0, 1.0)]
+
+
+def without_none(labels: RowLabels, none: str) -> RowLabels:
+    """Return the labels of a row without the label that means that there is none.
+
+    Raises:
+        RowProblem: the row has another label too.
+    """
+    named = [name for name in labels.present if fold(name) == fold(none)]
+    others = tuple(name for name in labels.present if name not in named)
+    if named and others:
+        rule = "a row must not have the label data.classify.none together with another one"
+        remedy = "Correct the row, or set data.classify.none to another label."
+        raise RowProblem("tasks.classify.labels_contradict", rule, value=list(labels.present), remedy=remedy)
+    return RowLabels(others, tuple(name for name in labels.unknown if fold(name) != fold(none)))
+
+
+def confusable(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return two class names that are equal without case and punctuation, or of which one begins the other.
+
+    >>> confusable(["normal", "Normal mucosa"]), confusable(["no DR", "mild"])
+    (('normal', 'Normal mucosa'), None)
+    """
+    for one, other in combinations(names, 2):
+        short, long = sorted((fold(one), fold(other)), key=len)
+        if long.startswith(short):
+            return one, other
+    return None
+
+
+def joined_labels(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return a class name that may be several other classes in one cell, and the text between them.
+
+    >>> joined_labels(["edema", "effusion", "edema, effusion"]), joined_labels(["a, b", "c"])
+    (('edema, effusion', ','), None)
+    """
+    known = {fold(name) for name in names}
+    for name in names:
+        for separator in _SEPARATORS:
+            parts = [fold(part) for part in name.split(separator)]
+            if len(parts) > 1 and all(part in known for part in parts):
+                return name, separator
+    return None
+
+
+def _text(value: Any, reading: Reading) -> str:
+    if isinstance(value, bool):
+        text = "true" if value else "false"
+        if text not in reading.names:
+            rule = "a truth value must have a class name"
+            remedy = 'Set data.classify.names = { true = "...", false = "..." }.'
+            raise RowProblem("tasks.classify.label_not_text", rule, value=value, remedy=remedy)
+        return text
+    return number_of(value) if isinstance(value, float) else number_of(text_of(value))
+
+
+def _name(text: str, reading: Reading) -> str:
+    return reading.names.get(text, text)
+
+
+def _state(column: str, value: Any, reading: Reading) -> str:
+    """Return "positive", "negative" or "ignore" for a value of a one-hot column."""
+    if is_missing(value):
+        if reading.blank is None:
+            remedy = 'Set data.classify.blank to "negative" (the label is absent) or "ignore" (it is unknown).'
+            raise RowProblem(*BLANK, value=f"{column} is blank", remedy=remedy)
+        return reading.blank
+    number = _number(value)
+    if number in (0.0, 1.0):
+        return "positive" if number else "negative"
+    if number == -1:
+        if reading.uncertain is None:
+            remedy = 'Set data.classify.uncertain to "ignore", "positive" or "negative".'
+            raise RowProblem(*UNCERTAIN, value=f"{column} is -1", remedy=remedy)
+        return reading.uncertain
+    rule = "a one-hot column must be 1, 0, -1 (uncertain) or blank"
+    raise RowProblem(
+        "tasks.classify.label_not_one_hot", rule, value=f"{column} is {value!r}", remedy="Correct the value."
+    )
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
