@@ -13,6 +13,7 @@ PAIRS = {
     "quickstart": (("sft", "baseline"), ("grpo", "sft")),
     "classify_tiny": (("sft", "baseline"),),
     "lesions_tiny": (("sft", "baseline"), ("grpo", "sft")),
+    "detect_tiny": (("sft", "baseline"),),
     "steps_tiny": (("sft", "baseline"),),
     "chat_tiny": (("sft", "baseline"), ("sft", "before")),
     "report_tiny": (("sft", "baseline"), ("sft", "before")),

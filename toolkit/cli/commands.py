@@ -262,17 +262,31 @@ def predict(
     context: Annotated[
         list[str] | None, typer.Option(help="NAME=TEXT for a column of prompt.context. Repeat it.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="SOURCE", help="Predict all rows of a file or folder, or all images of a folder."),
+    ] = None,
     steps: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Predict all GUI steps of a file (Task_id, Image_id, Instruction).", exists=True
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --steps: the JSONL file to write.", dir_okay=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --data: the .csv or .jsonl file to write. With --steps: the JSONL file.", dir_okay=False
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --data: rename an existing --out to NAME.old-1.")
+    ] = False,
     image_root: Annotated[
         Path | None,
         typer.Option(
-            help="With --steps: folder of the screenshots. Default: that of the file.", exists=True, file_okay=False
+            help="With --data or --steps: folder of the images. Default: that of the file.",
+            exists=True,
+            file_okay=False,
         ),
     ] = None,
     goal: Annotated[str | None, typer.Option(help="With --interactive: the goal of the GUI steps.")] = None,
@@ -282,8 +296,15 @@ def predict(
     ] = False,
     model: ModelChoice = None,
 ) -> None:
-    """Predict with a run's model or one of its exports: one question, a file of GUI steps, or interactively."""
-    from toolkit.cli.predict import check_mode, predict_file, predict_interactively, predict_one
+    """Predict with a run's model or one of its exports: one question, rows, GUI steps, or interactively."""
+    from toolkit.cli.predict import (
+        TableOptions,
+        check_mode,
+        predict_file,
+        predict_interactively,
+        predict_one,
+        predict_table,
+    )
 
     columns = dict(_name_and_text(text) for text in context or ())
     given = {
@@ -291,6 +312,8 @@ def predict(
         "--image": image,
         "--option": option,
         "--context": context,
+        "--data": data,
+        "--force": force,
         "--steps": steps,
         "--out": out,
         "--image-root": image_root,
@@ -298,7 +321,10 @@ def predict(
         "--interactive": interactive,
     }
     mode = check_mode({name for name, value in given.items() if value})
-    if mode == "--steps" and steps is not None:
+    if mode == "--data" and data is not None and out is not None:
+        table = TableOptions(data, out, image_root, question, option or (), columns, force)
+        predict_table((run_folder, model), table)
+    elif mode == "--steps" and steps is not None:
         predict_file((run_folder, model), steps, out, image_root)
     elif mode == "--interactive" and goal is not None:
         predict_interactively((run_folder, model), goal, columns)
@@ -324,10 +350,14 @@ def synthetic(
     test: Annotated[int, typer.Option(min=1, help="Test rows.")] = 400,
     size: Annotated[int, typer.Option(min=64, max=2048, help="Image width in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="The same seed generates the same images.")] = 3407,
+    force: Annotated[
+        bool, typer.Option("--force", help="Rename files in --out that this command did not write to NAME.old-1.")
+    ] = False,
 ) -> None:
     """Generate synthetic data in the layout of a real dataset. Every answer is visible in its image."""
     from toolkit.cli import tables as show
     from toolkit.recipe import SyntheticData
+    from toolkit.runfolder import output_files
     from toolkit.tasks import TASKS
 
     kinds = {task.synthetic.kind: (task, task.synthetic) for task in TASKS.values() if task.synthetic is not None}
@@ -336,8 +366,9 @@ def synthetic(
         raise typer.BadParameter(f"must be one of the following (got {kind!r}):{known}", param_hint="KIND")
     task, rows = kinds[kind]
     settings = SyntheticData(kind=kind, train=train, validation=validation, test=test, size=size)
-    out.mkdir(parents=True, exist_ok=True)
-    show.synthetic(task.name, rows.write(out, settings, seed))
+    with output_files(out, force=force) as folder:
+        files = {split: out / file.relative_to(folder) for split, file in rows.write(folder, settings, seed).items()}
+    show.synthetic(task.name, files)
 
 
 @data_app.command()

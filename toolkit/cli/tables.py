@@ -23,6 +23,7 @@ from toolkit.scoring.statistics import Estimate, OneClass, ProbabilityMetrics
 if TYPE_CHECKING:
     from toolkit.data.benchmark import Published
     from toolkit.data.loading import DataSplits
+    from toolkit.evaluation.predict_rows import RowPredictions
     from toolkit.images import ScanReport
     from toolkit.training.completions_file import ScoredCompletion
 
@@ -144,6 +145,16 @@ def answer(found: Answer) -> None:
         print(f"could not be parsed: {found.problem}")
     if found.truncated:
         print("truncated at the token limit")
+
+
+def row_predictions(found: "RowPredictions") -> None:
+    """Print the counts of a table of predictions. Unusable rows were logged before."""
+    unparsed = sum(found.problems.values())
+    print(f"{found.rows:,} rows, {unparsed:,} without an answer, {found.truncated:,} truncated: {found.out}")
+    for problem, number in found.problems.items():
+        print(f"  {number:,} {'row' if number == 1 else 'rows'}: {problem}")
+    if dropped := sum(one.count for one in found.dropped):
+        print(f"{dropped:,} rows of the source are not in the file")
 
 
 def steps(lines: Sequence[Mapping[str, Any]], file: Path) -> None:
