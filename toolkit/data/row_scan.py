@@ -25,6 +25,7 @@ from toolkit.data.columns import MESSAGES, several_turns
 from toolkit.data.conflicts import find_conflicts
 from toolkit.data.episodes import Links
 from toolkit.data.groups import IdentifierBuilder
+from toolkit.data.image_places import place_images
 from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import read_literal
@@ -131,7 +132,8 @@ class RowScanner:
         if self._boxes is not None:
             self._boxes.add(name, row, self.source)
         try:
-            sample = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
+            read = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
+            sample = place_images(self.task, read, self.source.context)
         except RowProblem as problem:
             problem = _of_conversation(problem, row, self.task)
             self._tally.add_problem(name, _with_column(problem, row), number)
