@@ -274,3 +274,23 @@ def test_a_model_is_evaluated_on_a_benchmark_and_the_command_resumes(
 )
 def test_missing_or_contradicting_options_are_an_error(arguments: list[str]) -> None:
     assert call(["evaluate", *arguments]) == 2
+
+
+@pytest.mark.slow
+def test_a_finished_run_does_not_return_its_results_for_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        vqa_rad(tmp_path / name)
+    arguments = ["evaluate", "--benchmark", "vqa_rad", "--model", "tiny", "--data"]
+    assert call([*arguments, "one"]) == 0
+    assert call([*arguments, "other"]) == 0  # equal data at another place
+    rows = json.loads((tmp_path / "other/testset.json").read_text())
+    write_json_rows(tmp_path / "other/testset.json", [{**rows[0], "answer": "No"}])
+    for _ in range(2):
+        capsys.readouterr()
+        assert call([*arguments, "other"]) == 1
+        assert "run.inputs_changed" in "".join(capsys.readouterr())
+    assert call([*arguments, "one"]) == 0

@@ -207,3 +207,23 @@ def test_the_lesion_task_groups_as_every_other_task(tmp_path: Path) -> None:
     assert train | test == {f"P{number}" for number in range(6)}
     assert train.isdisjoint(test)
     assert splits.group_columns == ("pid", "lesion_id")
+
+
+@pytest.mark.parametrize("column", ["participant_id", "pid", "donor_id", "empi_anon"])
+def test_other_names_of_patients_stop_the_run(tmp_path: Path, column: str) -> None:
+    source = write(tmp_path / "train.csv", rows(**{column: lambda number: 100 + number // 4}))
+    with raises(DataError, "data.patient_column_unused"):
+        load_data(recipe(source))
+
+
+@pytest.mark.parametrize("group", ["study", "none"])
+def test_patients_in_two_files_are_counted_if_the_group_is_another_column(tmp_path: Path, group: str) -> None:
+    columns = {"patient_id": lambda number: number // 4, "study": lambda number: f"S{number}"}
+    train = write(tmp_path / "train.csv", rows(10, **columns))
+    test = write(tmp_path / "test.csv", rows(10, 10, **columns))
+    warnings = {one.code: one for one in load_data(recipe(train, test=test, group=group)).warnings}
+    # Rows 8 to 11 are of patient 2, who alone is in both files.
+    assert "1 patient" in warnings["data.patient_in_two_splits"].rule
+    assert "4 rows" in warnings["data.patient_in_two_splits"].rule
+    other = write(tmp_path / "other.csv", rows(8, 12, **columns))
+    assert "data.patient_in_two_splits" not in codes(load_data(recipe(train, test=other, group=group)))

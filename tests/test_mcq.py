@@ -644,3 +644,58 @@ def test_the_training_rows_decide_about_reasoning_for_all_splits(tmp_path: Path)
 def test_a_row_with_half_a_surrogate_pair_is_unusable() -> None:
     with raises(RowProblem, "data.text_not_unicode"):
         fresh({"question": "bad \ud800 x", "options": ["a", "b"], "answer": "A", "image": "a.png"})
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "text"),
+    [
+        ([{"id": "B", "text": "Mass"}, {"id": "A", "text": "Cyst"}], "B", "Mass"),
+        ([{"option_id": "b", "content": "Mass"}, {"option_id": "a", "content": "Cyst"}], "B", "Mass"),
+        ([{"id": 7, "text": "Mass"}, {"id": 9, "text": "Cyst"}], "B", "Cyst"),
+        (["C) Mass", "A) Cyst"], "C", "Mass"),
+        (["A: Mass", "C: Cyst"], "C", "Cyst"),
+    ],
+)
+def test_letters_of_options_out_of_order_are_those_of_the_source(options: object, answer: str, text: str) -> None:
+    assert read({**REXVQA, "options": options, "correct_answer": answer}).reference["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("index", "code"),
+    [
+        ("C", "tasks.mcq.answer_contradicts_itself"),
+        (3, "tasks.mcq.answer_contradicts_itself"),
+        ("B", None),
+        (1, None),
+        (2.0, None),
+        (None, None),
+    ],
+)
+def test_an_index_beside_an_answer_must_agree_with_it(index: object, code: str | None) -> None:
+    columns = {**COLUMNS, "answer_index": "answer_idx"}
+    row = {**REXVQA, "correct_answer": "Pneumonia", "answer_idx": index}
+    if code is None:
+        assert read(row, columns=columns).reference["letter"] == "B"
+    else:
+        with raises(RowProblem, code):
+            read(row, columns=columns)
+
+
+def test_a_number_in_a_column_of_labels_is_no_text_of_another_option() -> None:
+    row = {**REXVQA, "options": ["1", "2", "3"], "label": 2}
+    with raises(RowProblem, "tasks.mcq.answer_ambiguous") as caught:
+        read(row, columns={**COLUMNS, "answer": "label"})
+    assert caught.problem.value == "B - 2 or, as a position, C - 3"
+    assert read({**row, "label": "B"}, columns={**COLUMNS, "answer": "label"}).reference["text"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "code"),
+    [
+        (["Mass", "Mass", "Cyst"], "mass", "tasks.mcq.correct_option_repeated"),
+        (["L: left", "A: right"], "A", "tasks.mcq.options_ambiguous"),
+    ],
+)
+def test_an_answer_that_means_two_options_is_unusable(options: list[str], answer: str, code: str) -> None:
+    with raises(RowProblem, code):
+        read({**REXVQA, "options": options, "correct_answer": answer})

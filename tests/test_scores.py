@@ -187,3 +187,31 @@ def test_the_spellings_of_one_real_answer_agree(shared_data: Path) -> None:
     for spellings in ({"X-ray", "x-ray", "Xray"}, {"5 cm", "5cm"}, {"Chest X-ray", "Chest xray", "chest x Ray"}):
         assert spellings <= written
         assert len({normalise(spelling) for spelling in spellings}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ER+/PR-, HER2 3+", "er positive pr negative her2 3 plus"),
+        ("CD20+ (IgM-)", "cd20 positive igm negative"),
+        ("pre- and post-contrast T1+C", "pre and post contrast t1 c"),
+        ("+", "plus"),
+        ("++", "plus plus"),
+        ("-", "minus"),
+        ("T2*-weighted", "t2star weighted"),
+        ("±5 mm", "± 5 mm"),
+        ("10² cells", "10 2 cells"),
+        ("5 cm²", "5 cm2"),
+        ("\U00010d40", "\U00010d40"),
+        ("دايره ك", normalise("دایره ک")),
+    ],
+)
+def test_signs_and_powers_distinguish_answers(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+    assert normalise(expected) == expected
+
+
+@pytest.mark.parametrize(("one", "other"), [("ER+", "ER-"), ("+", "-"), ("3+", "3"), ("T2*", "T2"), ("10²", "102")])
+def test_answers_that_differ_in_a_sign_do_not_match(one: str, other: str) -> None:
+    assert not exact_match(one, other)
+    assert token_f1(one, other) < 1

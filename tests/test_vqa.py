@@ -327,3 +327,40 @@ def test_slake_is_read_in_both_languages(shared_data: Path) -> None:
     assert (len(samples), codes) == (9834, {"data.answer_missing": 1})  # one answer of the 9,835 is empty
     perfect = sum(VQA.scores(one, VQA.parse(VQA.target(one), one))["score"] == 1 for one in samples)
     assert perfect == len(samples)
+
+
+@pytest.mark.parametrize("value", ["pulmonary embolism|PE", "cyst | mass"])
+def test_a_bar_between_texts_has_two_readings(value: str) -> None:
+    with raises(RowProblem, "tasks.vqa.answers_ambiguous"):
+        read({**ROW, "answer": value}, settings=Vqa())
+    either = read({**ROW, "answer": value}, settings=Vqa(answers="any"))
+    assert either.reference["alternatives"] == (value.split("|")[1].strip(),)
+    assert read({**ROW, "answer": "a|b"}).reference["answer"] == "a|b"
+
+
+@pytest.mark.parametrize(("value", "expected"), [([True], "yes"), ("[False]", "no"), ([True, "Yes"], "yes")])
+def test_truth_values_in_a_list_are_yes_or_no(value: object, expected: str) -> None:
+    reference = read({**ROW, "answer": value, "answer_type": None}).reference
+    assert (reference["answer"], reference["closed"]) == (expected, True)
+
+
+@pytest.mark.parametrize("value", ["\u200b", "\ufeff", " \ufeff\u200b "])
+def test_characters_without_width_are_no_answer(value: str) -> None:
+    with raises(RowProblem, "data.answer_missing"):
+        read({**ROW, "answer": value})
+
+
+def test_alternatives_of_an_answer_with_parts_are_not_lost() -> None:
+    row = {**ROW, "answer": ["left", "right"], "alternatives": "both"}
+    with raises(RowProblem, "tasks.vqa.alternatives_of_parts") as caught:
+        read(row, {**COLUMNS, "alternatives": "alternatives"}, settings=Vqa(answers="all"))
+    assert caught.problem.value == ("both",)
+
+
+@pytest.mark.parametrize(
+    "words", ["Da Nu", "да не", "taip ne", "jah ei", "jā nē", "มี ไม่มี", "있음 없음", "ある ない", "ہاں نہیں", "有 没"]
+)
+def test_yes_and_no_are_labels_of_both_classes(words: str) -> None:
+    yes, no = (read({**ROW, "answer": word, "answer_type": None}) for word in words.split())
+    assert VQA.labels(yes, VQA.parse(VQA.target(yes), yes)) == ("yes", "yes")
+    assert VQA.labels(no, VQA.parse(VQA.target(no), no)) == ("no", "no")

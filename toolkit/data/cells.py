@@ -20,6 +20,8 @@ from toolkit.scoring.regions import Coordinates, Frame, Size
 
 _HALF = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"-?\d+\.0+")
+_INVISIBLE = re.compile("\\A[\\s\u200b\u2060\ufeff]+|[\\s\u200b\u2060\ufeff]+\\Z")
+"""Blanks and characters without width around a text, such as the byte order mark of a table."""
 
 _SUSPECT = ("[", "{", "b'", 'b"', "array(", "tensor(", "<", "n", "N")
 """Beginnings of texts that can be printed values or missing."""
@@ -61,7 +63,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, str):
         if not value.isascii():
             check_unicode(value)
-        text = value.strip()
+        text = value.strip() if value.isascii() else _INVISIBLE.sub("", value)
         if not text.startswith(_SUSPECT):
             return text
         if is_printed_value(text):

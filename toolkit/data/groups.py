@@ -30,14 +30,14 @@ NO_GROUPS = "none"
 MAX_CHARACTERS = 64
 """Maximum length of an identifier."""
 
-_PATIENT = re.compile(r"patient|subject|mrn|^person|^case")
+_PATIENT = re.compile(r"patient|subject|participant|donor|mrn|^person|^case|^pid$|^empi$")
 _NUMBER_WORD = re.compile(r"(id|ids|no|nr|num|number|code|key|uid|uuid|index|idx|name|hash|mrn|pseudonym)\d*")
 _ATTRIBUTE = re.compile(
     r"age|ages|sex|gender|weight|height|size|bmi|history|position|orientation|race|ethnicity|birth|born|dob|date|day|"
     r"year|time|type|kind|status|stage|group|class|category|label|count|comments?|description|report|text|question|"
     r"answer|summary|info|sensitive|presentation|diagnosis|outcome|dose"
 )
-_ALONE = frozenset({"person", "mrn"})
+_ALONE = frozenset({"person", "mrn", "pid"})
 _FRACTION = re.compile(r"-?\d*\.\d+")
 
 
@@ -57,9 +57,13 @@ def group_columns(task: Task, group: str | None, found: Mapping[str, str], avail
 def identifier_columns(
     task: Task, group: str | None, found: Mapping[str, str], available: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return other columns that can identify patients or their studies. The names of a task's fields do not."""
+    """Return other columns that can identify patients or their studies. The names of a task's fields do not.
+
+    If the recipe names the group, only a column whose name is certainly that of a patient is compared.
+    """
     if group is not None:
-        return ()
+        names = {fold(name) for name in NAMES[PATIENT]}
+        return tuple(one for one in available if fold(one) in names and one not in (group, *found.values()))
     taken = set(found.values())
     studies = {fold(name) for name in NAMES[STUDY]}
     return tuple(one for one in available if one not in taken and (fold(one) in studies or _is_about_patients(one)))

@@ -101,7 +101,7 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
     sources, notes = _sources(recipe, synthetic_folder)
     loaded = _read_sources(sources, recipe, task, synthetic_folder)
     splits, split_off = _split_rows(loaded, recipe, task)
-    patients = _check_patients(loaded, splits, recipe.dataset.on_leak)
+    patients = _check_patients(loaded, splits, recipe)
     splits, leaks, removed = _handle_leaks(splits, recipe.dataset.on_leak)
     found = _find_settings(splits, recipe, task)
     sets = {name: _limited(name, rows, recipe, found) for name, rows in splits.items()}
@@ -220,27 +220,32 @@ def _describe_groups(
 
 
 def _check_patients(
-    loaded: Mapping[str, UsableRows], splits: Mapping[str, SplitRows], on_leak: str
+    loaded: Mapping[str, UsableRows], splits: Mapping[str, SplitRows], recipe: Recipe
 ) -> tuple[Problem, ...]:
     """Return warnings about columns that look like patients who are in two splits.
 
     Raises:
-        DataError: There is such a column, and ``on_leak`` is not "report".
+        DataError: There is such a column, ``on_leak`` is not "report", and the recipe does not name the group.
     """
-    train, found = loaded["train"], []
+    train, found, group = loaded["train"], [], recipe.dataset.group
     columns = dict.fromkeys(column for rows in loaded.values() for column in rows.identifiers)
     for column in columns:
         is_split = sum(len(rows) > 0 for rows in splits.values()) > len(loaded) and column in train.identifiers
+        is_split &= group is None  # the groups of the recipe may be those of the studies of a patient
         grouped = [(train.identifiers[column], join_groups(train.keys))] if is_split else []
         several = patients_in_several(grouped, [rows.identifiers(column) for rows in splits.values()])
         if several is not None:
-            found.append(_patient_problem(column, *several))
-    if found and on_leak != "report":
+            found.append(_patient_problem(column, *several, group))
+    if found and group is None and recipe.dataset.on_leak != "report":
         raise DataProblems("data.patients_in_two_splits", "no patient must be in two splits", found, place="[data]")
     return tuple(found)
 
 
-def _patient_problem(column: str, values: int, rows: int) -> Problem:
+def _patient_problem(column: str, values: int, rows: int, group: str | None) -> Problem:
+    if group is not None:
+        patients = f"{values:,} {'patient' if values == 1 else 'patients'} of the column {column}"
+        rule = f"no patient should be in two splits ({patients} in {rows:,} rows)"
+        return Problem("data.patient_in_two_splits", rule, "data.group", group, f'Set data.group = "{column}".')
     return Problem(
         "data.patient_column_unused",
         "the column looks like the identifier of a patient, but the rows are not grouped by it: "

@@ -1,11 +1,13 @@
 """The result of reading the rows and scanning the images, as ``stages/data/done.json`` and results.json store it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from toolkit.data import Dropped
 from toolkit.data.splits import Leak
+from toolkit.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class DataResult:
         images: the scan of the images.
         found: settings of the task that its rows decide, such as the classes.
         group_columns: columns of the group. A model card must not have their values.
+        sources: the sources that were read, as ``source_times`` returns them. Empty: not saved.
     """
 
     rows: Mapping[str, int]
@@ -53,3 +56,23 @@ class DataResult:
     images: ImageScan
     found: Mapping[str, Any]
     group_columns: tuple[str, ...] = ()
+    sources: Mapping[str, int] = field(default_factory=dict)
+
+    def has_other_sources(self, recipe: Recipe) -> bool:
+        """Return whether a recipe names other sources, or one of them has changed. A file can be missing by now."""
+        times = source_times(recipe)
+        return bool(self.sources) and (
+            times.keys() != self.sources.keys()
+            or any(time and self.sources[name] and time != self.sources[name] for name, time in times.items())
+        )
+
+
+def source_times(recipe: Recipe) -> dict[str, int]:
+    """Return the key and source of each split and of the images -> time of the last change in ns. 0: it is no file."""
+    keys = ("train", "validation", "test", "image_root")
+    named = {key: str(value) for key in keys if (value := getattr(recipe.dataset, key)) is not None}
+    return {f"{key}: {name}": _time_of(Path(name).expanduser()) for key, name in named.items()}
+
+
+def _time_of(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from toolkit.data import Dropped
 from toolkit.data.loading import DataSplits, load_data
-from toolkit.data.result import DataResult, ImageScan, UnusableImage
+from toolkit.data.result import DataResult, ImageScan, UnusableImage, source_times
 from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, ImageError, shorten, warn
 from toolkit.images import ImageStore, ScanReport, scan
@@ -56,7 +56,7 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
         bad = sorted(f"{ref.path.name}#{ref.part}" for ref in report.bad_refs)
         check_fingerprints(run, {"unusable images": hashlib.blake2b(repr(bad).encode(), digest_size=16).hexdigest()})
     data = without_unusable_images(recipe, data, report)
-    run.mark_done("data", _result(data, report))
+    run.mark_done("data", _result(data, report, source_times(recipe)))
     return data, images
 
 
@@ -229,7 +229,7 @@ def _first_rows(data: DataSplits, splits: Iterable[str], report: ScanReport) -> 
     return row_of
 
 
-def _result(data: DataSplits, report: ScanReport) -> DataResult:
+def _result(data: DataSplits, report: ScanReport, sources: Mapping[str, int]) -> DataResult:
     return DataResult(
         rows={name: len(samples) for name, samples in _splits(data).items()},
         dropped=data.dropped,
@@ -249,4 +249,5 @@ def _result(data: DataSplits, report: ScanReport) -> DataResult:
         ),
         found=data.found,
         group_columns=data.group_columns,
+        sources=sources,
     )

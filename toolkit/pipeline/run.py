@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from toolkit.data.result import DataResult
 from toolkit.evaluation.results import BEFORE, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context, DataAndImages
 from toolkit.exporting.results import ExportResult
@@ -134,7 +135,8 @@ def run_recipe(
         if EXPORT in unfinished:
             require_export(recipe)
         with recording(run, recipe.run, "run") as recorder:
-            if unfinished:
+            # Without this, a finished run would return its results as those of other data.
+            if unfinished or _has_other_sources(run, recipe):
                 with recorder.stage(DATA):
                     data, images = stages.prepare(recipe, run, stopping(stop, progress))
                 context = Context(recipe, run, data, images, stop, progress)
@@ -280,6 +282,10 @@ def _is_finished(stage: str, run: RunFolder, recipe: Recipe) -> bool:
     if recipe.export.verify and not all(one.verification for one in written):
         return False
     return "gguf" not in wanted or (found.gguf is not None and set(recipe.export.quant) <= set(found.gguf.files))
+
+
+def _has_other_sources(run: RunFolder, recipe: Recipe) -> bool:
+    return run.is_done(DATA) and run.result(DATA, DataResult).has_other_sources(recipe)
 
 
 def _training_stages(recipe: Recipe) -> list[str]:

@@ -155,7 +155,7 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
             "the inputs of a run must not change",
             place=run.path,
             value=f"changed: {', '.join(changed)}",
-            remedy=f"Restore them, {_FRESH}, or choose another run.name.",
+            remedy=f"Restore them, {_FRESH}, or choose another name with --set run.name=...",
         )
     write_json(run.run_file, replace(state, fingerprints={**known, **fingerprints}))
 

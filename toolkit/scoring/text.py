@@ -7,15 +7,18 @@ Radiology needs these changes:
 - A hyphen separates words ("T2-weighted" is "T2 weighted"). "x-ray", "x ray" and "Xray" are one word.
 - Number words up to twelve become digits.
 - Negation is never lost ("isn't" is "is not", "w/o" is "without").
+- The sign of a status is a word ("ER+" is "ER positive", "3+" is "3 plus"), and "T2*" is not "T2".
 
-Other languages need these changes. Of English texts, they change only those with a decimal comma:
+Other languages need these changes. Of English texts, they change only those with a decimal comma or a power:
 
 - Case is folded as Unicode defines it ("ß" is "ss"). Turkish "İ", "I" and "ı" are all "i", because a capital can be
   that of either.
 - Each character of a script without blanks between words is a token: Chinese characters, kana, Thai, Lao, Khmer and
   Burmese. Korean has blanks, so its tokens are words with their particles.
 - A mark stays in its word: vowel signs of Hindi, vowel points of Arabic.
-- Digits and decimal signs of every script are those of ASCII.
+- Digits and decimal signs of every script are those of ASCII. A raised digit after a digit is a power ("10²" is
+  "10^2").
+- The letters yeh and kaf of Arabic and Persian keyboards are the same.
 - A decimal comma before a unit is a point ("3,4 cm" is "3.4 cm", and "1.234,5" is "1234.5"). A comma before exactly
   three digits separates thousands ("1,234 mm" is "1234 mm"). Without a unit, "3,4" remains a list of 3 and 4.
 """
@@ -178,9 +181,9 @@ def _take(words: Sequence[str], available: Counter[str]) -> tuple[tuple[str, ...
 
 def _fold(text: str) -> str:
     """Return a text that is not ASCII without differences of case, width and digits, and characters as words."""
-    plain = _FULL_WIDTH_COMMA.sub(", ", text)
+    plain = _POWER.sub(r"^\g<0>", _FULL_WIDTH_COMMA.sub(", ", text))
     plain = unicodedata.normalize("NFKC", fold_case(unicodedata.normalize("NFKC", plain)))
-    plain = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.digit(digit[0])), plain.translate(_NUMBER_SIGNS))
+    plain = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.digit(digit[0], digit[0])), plain.translate(_NUMBER_SIGNS))
     spaced: str = _UNSPACED.sub(r" \g<0> ", plain)
     return spaced
 
@@ -213,6 +216,11 @@ _REWRITES = tuple(
         (r"n't\b", " not"),
         (r"'s\b|'", ""),
         (r"\bx[\s-]?rays?\b", "xray"),
+        (r"([^\W\d_]\d{0,4})\+(?![\w+])", r"\1 positive"),
+        (r"([^\W\d_]\d{0,4})-(?=\s*(?:[,;/)]|\.?\s*\Z))", r"\1 negative"),
+        (r"(?<=[\w+])\+(?!\w)|\A\s*\+(?=\s*\Z)|\A\s*\+(?=\+*\s*\Z)", " plus "),
+        (r"\A\s*-\s*\Z", "minus"),
+        (r"\bt2(?:\*|[\s-]star\b)", "t2star"),
         (r"(?<=\d),(?=\d{3}(?!\d))", ""),
         (r"(?<![\w.])\.(?=\d)", "0."),
         (r"(?<=\d)\s*[x×]\s*(?=\d)", " x "),
@@ -227,11 +235,13 @@ _UNSPACED = regex.compile(
 )
 _FULL_WIDTH_COMMA = re.compile(r"(?<!\d)，|，(?!\d{3}(?!\d))")
 _FOREIGN_DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.VERSION1)
-_NUMBER_SIGNS = str.maketrans({"٫": ".", "٬": None, "ـ": None, "\u200c": None, "\u200d": None})
-"""Arabic decimal and thousands separators, the line that stretches Arabic words, and signs that join letters."""
+_NUMBER_SIGNS = str.maketrans({"٫": ".", "٬": None, "ـ": None, "\u200c": None, "\u200d": None, "ی": "ي", "ک": "ك"})
+"""Arabic decimal and thousands separators, the line that stretches Arabic words, signs that join letters, and letters
+that Arabic and Persian keyboards write in two ways."""
+_POWER = re.compile(r"(?<=\d)[⁰¹²³⁴⁵⁶⁷⁸⁹]")
 # A comparison sign before a number, a number with its sign and decimals, or a word.
-_WORD = re.compile(r"[<>≤≥](?=\s*-?\d)|(?:(?<![^\s(])-)?\d+(?:\.\d+)?(?![^\W_]|\.\d)|[^\W_]+")
+_WORD = re.compile(r"[<>≤≥±](?=\s*-?\d)|(?:(?<![^\s(])-)?\d+(?:\.\d+)?(?![^\W_]|\.\d)|[^\W_]+")
 # Likewise, with the marks of a word.
 _WORD_OF_ANY_SCRIPT = regex.compile(
-    r"[<>≤≥](?=\s*-?\d)|(?:(?<![^\s(])-)?\d+(?:\.\d+)?(?![\p{L}\p{N}]|\.\d)|[\p{L}\p{N}][\p{L}\p{N}\p{M}]*"
+    r"[<>≤≥±](?=\s*-?\d)|(?:(?<![^\s(])-)?\d+(?:\.\d+)?(?![\p{L}\p{N}]|\.\d)|[\p{L}\p{N}][\p{L}\p{N}\p{M}]*"
 )

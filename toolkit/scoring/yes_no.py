@@ -10,12 +10,13 @@ YesNo = Literal["yes", "no"]
 
 _WORDS: Mapping[YesNo, str] = {
     "yes": """
-        yes|sí|si|sì|sim|oui|ja|jawohl|jo|tak|ano|áno|да|так|evet|var|ya|ναι|igen|kyllä|có|হ্যাঁ|हाँ|हां|
-        نعم|بله|بلی|כן|ใช่|有|是|是的|对|对的|存在|包含|包括|可以|能|はい|あり|예|네|있다
+        yes|sí|si|sì|sim|oui|ja|jawohl|jo|já|tak|ano|áno|da|да|так|evet|var|ya|ναι|igen|kyllä|jah|taip|jā|có|হ্যাঁ|हाँ|हां|
+        ஆம்|نعم|بله|بلی|ہاں|כן|ใช่|มี|有|有的|是|是的|对|对的|存在|包含|包括|可以|能|はい|あり|ある|예|네|있다|있음|있습니다
     """,
     "no": """
-        no|não|nao|non|nein|nee|nej|nei|nie|ne|нет|ні|hayır|yok|tidak|όχι|nem|ei|nu|không|না|नहीं|
-        لا|خیر|לא|ไม่|ไม่ใช่|没有|无|否|不是|不|不对|不存在|不包含|不包括|不可以|不能|いいえ|なし|아니요|아니오|없다
+        no|não|nao|non|nein|nee|nej|nei|nie|ne|нет|не|ні|hayır|yok|tidak|όχι|nem|ei|nē|nu|không|না|नहीं|
+        இல்லை|لا|خیر|نہیں|לא|ไม่|ไม่ใช่|ไม่มี|没有|没|无|否|不是|不|不对|不存在|不包含|不包括|不可以|不能|いいえ|なし|ない|
+        아니요|아니오|없다|없음|없습니다
     """,
 }
 _MEANING: Mapping[str, YesNo] = {

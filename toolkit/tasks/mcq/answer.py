@@ -19,13 +19,15 @@ LETTER_COLUMNS = frozenset({"label", "answer label", "answer letter", "correct l
 
 _NOT_AN_OPTION = ("tasks.mcq.answer_not_an_option", "the answer must be one of the options")
 _CONTRADICTS = "tasks.mcq.answer_contradicts_itself"
+_REPEATED = ("tasks.mcq.correct_option_repeated", "the correct option must be listed once")
 
 
 def read_letter(row: Mapping[str, Any], origin: RowOrigin, options: Mapping[str, str], place: str) -> str:
     """Return the letter of the correct option.
 
     Accepted in ``answer``: a letter ("B", "B.", "(B)"), "B. text", or the text of an option. ``answer_letter`` has a
-    letter. It must agree with the answer. ``answer_index`` has a number from 0, and is read if there is no answer.
+    letter. It must agree with the answer. ``answer_index`` has a letter or a number from 0, and is read if there is no
+    answer. A letter must agree with the answer. A number may count from 1 if there is an answer.
 
     Raises:
         RowProblem: There is no answer or there are several, it is no option, or it is a letter and the text of another
@@ -36,17 +38,19 @@ def read_letter(row: Mapping[str, Any], origin: RowOrigin, options: Mapping[str,
     if stated is None and fold(origin.column.get("answer", "")) in LETTER_COLUMNS:
         stated = _alone(answer, options)
     letter = _find_letter(answer, options, place, stated)
+    if letter and fold(origin.column.get("answer", "")) in LETTER_COLUMNS:
+        _check_label(letter, answer, options, place)
     if letter is None and not answer:
         letter = stated or _at_index(text_of(cell(row, origin, "answer_index")), options, place)
     letter = letter or _bool_letter(cell(row, origin, "answer"), options)
     if letter is None:
-        raise _no_letter(answer, place)
+        raise _no_letter(answer, options, place)
+    _check_index(letter, text_of(cell(row, origin, "answer_index")), options, place)
     if stated is not None and letter != stated:
         rule, value = "the letter and the text of the answer must agree", f"{stated} and {answer}"
         raise RowProblem(_CONTRADICTS, rule, place=place, value=value)
     if len(set(options.values())) < len(options) and list(options.values()).count(options[letter]) > 1:
-        rule = "the correct option must be listed once"
-        raise RowProblem("tasks.mcq.correct_option_repeated", rule, place=place, value=options[letter])
+        raise RowProblem(*_REPEATED, place=place, value=options[letter])
     return letter
 
 
@@ -131,9 +135,34 @@ def _at_index(index: str, options: Mapping[str, str], place: str) -> str | None:
     raise RowProblem(*_NOT_AN_OPTION, place=place, value=index)
 
 
-def _no_letter(answer: str, place: str) -> RowProblem:
+def _check_label(letter: str, label: str, options: Mapping[str, str], place: str) -> None:
+    """Raise a RowProblem if the number in a column of labels is the text of an option and the position of another."""
+    number = label.removesuffix(".0")
+    if number.isdecimal() and int(number) < len(options) and list(options)[int(number)] != letter:
+        other = list(options)[int(number)]
+        value = f"{letter} - {options[letter]} or, as a position, {other} - {options[other]}"
+        rule = "the answer must not be both the text of an option and the position of another"
+        remedy = "Name the column as answer_index in data.columns if it counts the options from 0, or rename it."
+        raise RowProblem("tasks.mcq.answer_ambiguous", rule, place=place, value=value, remedy=remedy)
+
+
+def _check_index(letter: str, index: str, options: Mapping[str, str], place: str) -> None:
+    """Raise a RowProblem if the index beside an answer is another option, counted from 0 and from 1."""
+    if not index:
+        return
+    position, number = list(options).index(letter), index.removesuffix(".0")
+    if number.isdecimal() and int(number) in (position, position + 1):
+        return
+    if _alone(index, options) != letter:
+        rule, value = "the index and the answer must agree", f"{index} and {letter} - {options[letter]}"
+        raise RowProblem(_CONTRADICTS, rule, place=place, value=value)
+
+
+def _no_letter(answer: str, options: Mapping[str, str], place: str) -> RowProblem:
     if not answer:
         return RowProblem(*NO_ANSWER, place=place)
+    if sum(fold(option) == fold(answer) for option in options.values()) > 1:
+        return RowProblem(*_REPEATED, place=place, value=answer)
     if answer.removesuffix(".0").isdecimal():
         remedy = "Name the column as answer_index in data.columns if it counts the options from 0."
         rule = "the answer must be a letter or the text of an option, not a number"

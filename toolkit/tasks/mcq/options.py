@@ -97,12 +97,22 @@ def _pairs(value: Any) -> Any:
         # Parquet gives a table every key of its column, with None for those that a row lacks.
         return {key: text for key, text in value.items() if text is not None}
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        found = [[_only(one, keys) for keys in (LETTER_KEYS, TEXT_KEYS)] for one in value]
+        letter_keys = (*LETTER_KEYS, *_other_letter_keys(value))
+        found = [[_only(one, keys) for keys in (letter_keys, TEXT_KEYS)] for one in value]
         if all(letter is not None for letter, _ in found):
             return _table([letter for letter, _ in found], [text for _, text in found])
         if all(text is not None for _, text in found):
             return [text for _, text in found]
     return value
+
+
+def _other_letter_keys(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys with a letter in every object, such as ``id``. A text of one letter is no name of an option."""
+    return [
+        key
+        for key in options[0]
+        if key not in TEXT_KEYS and all(isinstance(one.get(key), str) and len(one[key].strip()) == 1 for one in options)
+    ]
 
 
 def _only(option: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -166,11 +176,15 @@ def _from_list(texts: list[Any], answer: Any, place: str) -> dict[str, str]:
 def _are_labels(letters: Sequence[str], signs: Sequence[str]) -> bool | None:
     """Return whether texts that all begin with different letters and a sign are labelled. None: it is uncertain.
 
-    A full stop also follows an initial ("E. coli", "A. baumannii"). The letters of labels have no gap.
+    A full stop also follows an initial ("E. coli", "A. baumannii"), and a colon or hyphen an abbreviation ("L: left").
+    The letters of labels have no gap. Letters with a gap that are in order are labels, unless a full stop follows them.
     """
-    if any(sign not in ".．" for sign in signs) or list(letters) == list(LETTERS[: len(letters)]):
+    expected = list(LETTERS[: len(letters)])
+    if list(letters) == expected or all(sign in ")）" for sign in signs):
         return True
-    return None if sorted(letters) == list(LETTERS[: len(letters)]) else False
+    if any(sign not in ".．" for sign in signs):
+        return True if sorted(letters) in (expected, list(letters)) else None
+    return None if sorted(letters) == expected else False
 
 
 def _show(options: Mapping[str, str]) -> str:

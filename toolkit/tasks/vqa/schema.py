@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from toolkit.data.cells import NO_ANSWER, NO_QUESTION, cell, extra_fields, text_of, texts_of
+from toolkit.data.cells import NO_ANSWER, NO_QUESTION, cell, decoded, extra_fields, text_of, texts_of
 from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
@@ -31,7 +31,10 @@ SET_TYPES = frozenset({"verify", "choose", "query"})
 
 # "lung#heart", as in VQA-Med 2019. "#3", "C#" and "left # femur" are texts.
 _BETWEEN_TEXTS = re.compile(r"(?<=[^\W_][^\W_]|[^\W_][).])#(?=[^\W\d_][^\W_])")
-_LOOSE = re.compile(r"(?<=[^\W\d_][^\W\d_]) +# +(?=[^\W\d_][^\W\d_])")
+# "left # femur" is uncertain, and so is "embolism|PE", as in VQA-Med 2021.
+_LOOSE = re.compile(
+    r"(?<=[^\W\d_][^\W\d_]) +# +(?=[^\W\d_][^\W\d_])|(?<=[^\W_][^\W_]|[^\W_][).]) *\| *(?=[^\W_][^\W_])"
+)
 
 _SEVERAL = (
     "tasks.vqa.answers_ambiguous",
@@ -80,17 +83,33 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
 
 def _read_answers(row: Mapping[str, Any], origin: RowOrigin, place: str) -> dict[str, Any]:
     value = cell(row, origin, "answer")
-    texts = _different(("yes" if value else "no",) if isinstance(value, bool) else texts_of(value))
-    others = texts_of(cell(row, origin, "alternatives"))
+    texts = _different(texts_of(_without_truth_values(value)))
+    others = texts_of(_without_truth_values(cell(row, origin, "alternatives")))
     if not texts:
         raise RowProblem(*NO_ANSWER, place=place, value=value)
     meaning = _meaning(texts, row, origin, place)
     if len(texts) == 1 and meaning == "any":
         texts = _different(part for loose in _LOOSE.split(texts[0]) for part in _BETWEEN_TEXTS.split(loose))
     if meaning == "all" and len(texts) > 1:
+        if others:
+            rule = "a row must not have both parts of the answer and alternatives"
+            remedy = "Remove the alternatives, or name another column in data.columns.alternatives."
+            raise RowProblem("tasks.vqa.alternatives_of_parts", rule, place=place, value=others, remedy=remedy)
         return {"answer": ", ".join(texts), "parts": texts}
     found = _different((*texts, *others))
     return {"answer": found[0], "alternatives": found[1:]} if len(found) > 1 else {"answer": found[0]}
+
+
+def _without_truth_values(value: Any) -> Any:
+    """Return yes for True and no for False, also in a list. Other values stay as they are.
+
+    >>> _without_truth_values([True, "left"]), _without_truth_values(False), _without_truth_values(0)
+    (['yes', 'left'], 'no', 0)
+    """
+    value = decoded(value)
+    if isinstance(value, list | tuple):
+        return [_without_truth_values(one) if isinstance(one, bool) else one for one in value]
+    return ("yes" if value else "no") if isinstance(value, bool) else value
 
 
 def _meaning(texts: tuple[str, ...], row: Mapping[str, Any], origin: RowOrigin, place: str) -> str:
