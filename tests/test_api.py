@@ -17,7 +17,7 @@ from toolkit.runfolder import find_run, read_json, start_run
 from toolkit.tasks import TASKS
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "typer", "rich")
-FUNCTIONS = ["evaluate", "export", "load_predictor", "plan", "predict", "run"]
+FUNCTIONS = ["evaluate", "export", "load_predictor", "plan", "predict", "predict_rows", "run"]
 
 
 def write_recipe(folder: Path, stages: str) -> Path:

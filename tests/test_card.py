@@ -26,6 +26,7 @@ from toolkit.exporting.model_card import CardFacts, model_card, read_facts
 from toolkit.exporting.public_names import public_recipe, scrub
 from toolkit.exporting.results import AdapterExport, GgufFile, MergedExport
 from toolkit.exporting.serving import Serving
+from toolkit.models.image_limits import PixelLimit
 from toolkit.models.model_paths import public_name
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.existing_run import export_again
@@ -255,6 +256,18 @@ def test_an_adapter_of_the_vision_tower_is_served_as_merged_weights(planted: Pla
     card = str(model_card(facts))
     assert "Serve the merged weights." in card
     assert "```bash" not in card
+
+
+def test_the_card_describes_the_images_of_training_and_the_limit_of_the_processor(planted: Planted) -> None:
+    facts = planted.facts()
+    side = facts.recipe.images.max_side
+    assert f"at most {side:,} pixels" in str(model_card(facts))
+    assert "DICOM" in facts.windowing
+    limited = replace(facts, serving=replace(SERVING, limit=PixelLimit(657_667, 4, 3)))
+    text = str(model_card(limited))
+    assert "657,667 pixels" in text
+    assert "3 of 4 sizes" in text
+    assert "657,667" not in str(model_card(facts))
 
 
 def test_the_card_names_synthetic_data(planted: Planted, tmp_path: Path) -> None:

@@ -190,12 +190,12 @@ def test_synthetic_data_is_written_and_inspected(tmp_path: Path, capsys: pytest.
     assert "6 with 16 bits" in text
 
 
-def test_inspect_lists_missing_images_and_does_not_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_lists_missing_images_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(["data", "synthetic", "chest", "--out", str(tmp_path), "--train", "8", "--test", "4", "--size", "64"])
     next(iter(sorted((tmp_path / "images").iterdir()))).unlink()
     capsys.readouterr()
     path = write_recipe(tmp_path, "[evaluate]\n")
-    assert call(["data", "inspect", path, "-s", f"data.test={tmp_path}/test.json"]) == 0
+    assert call(["data", "inspect", path, "-s", f"data.test={tmp_path}/test.json"]) == 1
     text = capsys.readouterr().out
     assert "6 checked, 1 unusable" in text
     assert "radiograph000000.png" in text

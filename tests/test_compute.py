@@ -696,6 +696,13 @@ def test_markdown_is_written_to_a_file_and_another_suffix_is_rejected(finished: 
     file = tmp_path / "report.md"
     done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
     assert file.read_text() == done.stdout
+    file.write_text("mine")
+    again = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
+    assert isinstance(again.exception, RunError)
+    assert (again.exception.code, file.read_text()) == ("output.file_exists", "mine")
+    CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file), "--force"])
+    assert (tmp_path / "report.md.old-1").read_text() == "mine"
+    assert file.read_text() == done.stdout
     rejected = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(tmp_path / "report.pdf")])
     assert isinstance(rejected.exception, RunError)
     assert rejected.exception.code == "run.report_format_unknown"

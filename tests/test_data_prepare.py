@@ -185,7 +185,7 @@ def test_all_written_files_have_the_same_rows(download: Download) -> None:
     download.add("ISIC_9999", "df", age="", sex="unknown")
     prepared = download.prepare()
     rows = list(download.written().values())
-    assert names_in(download.out) == OUTPUT | {"train.json", "validation.json", "test.json"}
+    assert names_in(download.out) == OUTPUT | {"train.json", "validation.json", "test.json", ".written.json"}
     assert pq.read_table(download.out / "ham10000_with_spatial_data.parquet").to_pylist() == rows
     with (download.out / "ham10000_with_spatial_data.csv").open(encoding="utf-8", newline="") as stream:
         cells = list(csv.DictReader(stream))
@@ -223,9 +223,9 @@ def test_rows_have_locations_and_unknown_values_are_null(download: Download) -> 
 
 def test_splits_of_an_earlier_call_are_removed(download: Download) -> None:
     fill(download, 12)
-    (download.out / ".prepare-killed").mkdir(parents=True)
+    (download.out / ".partial-killed").mkdir(parents=True)
     assert set(download.prepare().splits) == {"train", "validation", "test"}
-    assert not (download.out / ".prepare-killed").exists()
+    assert not (download.out / ".partial-killed").exists()
     assert set(download.prepare(validation=0.0).splits) == {"train", "test"}
     assert not (download.out / "validation.json").exists()
     summary = json.loads((download.out / "summary.json").read_text())
@@ -271,6 +271,100 @@ def test_empty_masks_full_masks_and_specks(download: Download) -> None:
     assert rows["full"]["area_fraction"] == 1.0
     assert rows["speck"]["boxes"] == [[10, 10, 40, 40]]
     assert (note(prepared, "data.mask_empty"), note(prepared, "data.region_too_small")) == (1, 1)
+
+
+def test_a_mask_with_several_values_is_an_error_until_a_reading_is_chosen(download: Download) -> None:
+    labels = box_mask((5, 5, 15, 15), value=2) + box_mask((30, 20, 50, 40)) // 255
+    download.add("a", mask=labels)
+    with raises(DataError, "data.files_unusable") as caught:
+        download.prepare()
+    for words in ("a_segmentation.png", "0: 2,200 pixels, 1: 400 pixels, 2: 100 pixels", "any", "each"):
+        assert words in caught.problem.rule
+    prepared = download.prepare(mask_values="each")
+    assert download.written()["a"]["boxes"] == [[30, 20, 50, 40], [5, 5, 15, 15]]
+    assert note(prepared, "data.mask_values_several") == 1
+    adjacent = box_mask((10, 10, 20, 30), value=1) + box_mask((20, 10, 40, 30), value=2)
+    cv2.imwrite(str(download.masks / "a_segmentation.png"), adjacent)
+    for reading, boxes in (("each", [[20, 10, 40, 30], [10, 10, 20, 30]]), ("any", [[10, 10, 40, 30]])):
+        download.prepare(mask_values=reading)
+        row = download.written()["a"]
+        assert row["boxes"] == boxes
+        assert row["area_fraction"] == pytest.approx(600 / 2700, abs=1e-6)
+
+
+def test_inverted_masks_and_boxes_that_fill_the_image_are_counted_with_their_files(download: Download) -> None:
+    download.add("inverted", mask=255 - box_mask((20, 10, 40, 30)))
+    download.add("full", mask=box_mask((0, 0, 60, 45)))
+    download.add("cross", mask=box_mask((0, 20, 60, 24), (28, 0, 32, 45)))  # touches all sides, and is no inverted mask
+    prepared = download.prepare()
+    notes = {one.code: {Path(example).name for example in one.examples} for one in prepared.notes}
+    assert notes["data.mask_inverted"] == {"inverted_segmentation.png", "full_segmentation.png"}
+    assert notes["data.box_fills_image"] == notes["data.mask_inverted"] | {"cross_segmentation.png"}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a_mask.bmp", "A_MASK.PNG", "a_Segmentation.JPG"])
+def test_a_mask_is_found_by_every_usual_name(download: Download, name: str) -> None:
+    download.add("a")
+    cv2.imwrite(str(download.masks / name), box_mask((8, 8, 32, 24)))
+    (download.masks / "a.npy").touch()
+    assert note(download.prepare(), "data.mask_type_unknown") == 1
+    row = download.written()["a"]
+    assert (row["mask"], row["bbox"]) == (f"masks/{name}", [8, 8, 32, 24])
+
+
+def test_two_different_masks_of_an_image_are_an_error_that_names_both(download: Download) -> None:
+    download.add("a", mask=box_mask((1, 1, 9, 9)))
+    cv2.imwrite(str(download.masks / "a_mask.png"), box_mask((1, 1, 9, 9)))
+    assert note(download.prepare(), "data.file_name_repeated") == 1  # equal files are one mask
+    cv2.imwrite(str(download.masks / "a_mask.png"), box_mask((20, 20, 40, 40)))
+    with raises(DataError, "data.masks_of_image") as caught:
+        download.prepare()
+    assert caught.problem.place == "a"
+    assert isinstance(caught.problem.value, list)
+    assert {Path(file).name for file in caught.problem.value} == {"a_mask.png", "a_segmentation.png"}
+
+
+def test_a_table_of_labels_is_written_for_other_classes_than_those_of_ham10000(download: Download) -> None:
+    fill(download, 3)
+    assert download.prepare().labels is None
+    download.add("x", "scc")
+    labels = download.prepare().labels
+    assert labels == download.out / "labels.toml"
+    assert {one["code"] for one in tomllib.loads(labels.read_text())["label"]} == {"nv", "mel", "bcc", "scc"}
+
+
+# Files of the user
+
+
+def test_files_that_the_preparation_did_not_write_are_kept(download: Download) -> None:
+    fill(download, 12)
+    download.out.mkdir()
+    for name in ("validation.json", "recipe.toml"):
+        (download.out / name).write_text("mine")
+    with raises(RunError, "output.files_exist") as caught:
+        download.prepare(validation=0.0)
+    assert caught.problem.value == "validation.json"
+    assert names_in(download.out) == {"validation.json", "recipe.toml"}
+    assert set(download.prepare(force=True).splits) == {"train", "validation", "test"}
+    assert (download.out / "validation.json.old-1").read_text() == "mine"
+    assert (download.out / "recipe.toml").read_text() == "mine"
+    first = (download.out / "train.json").read_bytes()
+    download.prepare()  # its own unchanged files are replaced
+    assert (download.out / "train.json").read_bytes() == first
+    (download.out / "train.json").write_text("[]")
+    with raises(RunError, "output.files_exist") as caught:
+        download.prepare()
+    assert caught.problem.value == "train.json"
+    assert (download.out / "train.json").read_text() == "[]"
+
+
+def test_an_output_folder_that_cannot_be_created_is_an_error(download: Download) -> None:
+    fill(download, 3)
+    (download.folder / "file").touch()
+    download.out = download.folder / "file" / "out"
+    with raises(RunError, "output.folder_not_writable") as caught:
+        download.prepare()
+    assert caught.problem.place == str(download.out)
 
 
 def test_all_unusable_files_are_reported_together(download: Download) -> None:

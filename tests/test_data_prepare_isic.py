@@ -11,15 +11,23 @@ import pytest
 from PIL import Image
 from skimage import measure as sk
 
+from tests.helpers.cli import call
 from tests.helpers.downloads import box_mask, isic, note
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError
+from toolkit.pipeline.prepare_data import inspect_data
 from toolkit.prepare import PrepareRequest, PrepareResult, prepare_isic
+from toolkit.prepare.isic_diagnoses import Classes
+from toolkit.runfolder import no_progress
+from toolkit.tasks.lesion.diagnoses import load_labels
 
 
-def prepare_rows(source: Path, stage: Any = 1) -> tuple[dict[str, dict[str, Any]], PrepareResult]:
-    out = source.parent / f"out{stage}"
-    prepared = prepare_isic(source, stage, PrepareRequest(out))
+def prepare_rows(
+    source: Path, stage: Any = 1, classes: Classes | None = None
+) -> tuple[dict[str, dict[str, Any]], PrepareResult]:
+    out = source.parent / f"out{stage}{classes or ''}"
+    prepared = prepare_isic(source, stage, PrepareRequest(out), classes)
     return {row["image_name"]: row for row in json.loads((out / f"isic_stage{stage}.json").read_text())}, prepared
 
 
@@ -43,10 +51,12 @@ def test_metadata_of_the_archive_become_rows_of_both_stages(tmp_path: Path) -> N
         *("IL_1", "IP_1", 85.0, "male", "lower extremity", "IP_1"),
     ]
     assert one["mask"] == "Data/GroundTruth/ISIC_1_Segmentation.png"
-    assert set(rows["ISIC_2"]) == {"image_name", "diagnosis", "image", "width", "height", "group", "split"}
-    assert rows["ISIC_2"]["diagnosis"] == "Benign"
-    assert set(rows) == {"ISIC_1", "ISIC_2"}
-    assert note(prepared, "data.description_missing") == 1
+    assert set(rows) == {"ISIC_1"}  # ISIC_2 is only known as benign
+    assert note(prepared, "data.diagnosis_not_specific") == 1
+    assert note(prepared, "data.description_missing") == 2
+    malignancies, _ = prepare_rows(source, classes="malignancy")
+    assert {name: row["diagnosis"] for name, row in malignancies.items()} == {"ISIC_1": "malignant", "ISIC_2": "benign"}
+    assert set(malignancies["ISIC_2"]) == {"image_name", "diagnosis", "image", "width", "height", "group", "split"}
     second, prepared = prepare_rows(source, stage=2)
     assert list(second) == ["ISIC_1"]
     assert second["ISIC_1"]["bbox"] == [3, 3, 15, 12]
@@ -57,6 +67,10 @@ def test_metadata_of_the_archive_become_rows_of_both_stages(tmp_path: Path) -> N
 
 ONE_HOT_2018 = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\nISIC_1,1.0,0,0,0,0,0,0\nISIC_2,0,0,0,1.0,0,0,0\n"
 ONE_HOT_2019 = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\nISIC_1,0,0,0,0,0,0,0,1.0,0\nISIC_2,0,1.0,0,0,0,0,0,0,0\n"
+SLICE_3D = "isic_id,target,lesion_id,patient_id,age_approx,iddx_full,iddx_1,iddx_2,iddx_3,iddx_4\n"
+BCC = "Basal cell carcinoma"
+BCC_2024 = f"Malignant::Adnexal::{BCC},Malignant,Malignant adnexal epithelial proliferations - Follicular,{BCC}"
+BCN = "bcn_filename,age_approx,anatom_site_general,diagnosis,lesion_id,capture_date,sex,split\n"
 OLD = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target\n"
 
 
@@ -73,16 +87,21 @@ OLD = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagno
         (ONE_HOT_2019, ["squamous cell carcinoma", "melanocytic nevus"]),
         (
             f"{OLD}ISIC_1,IP_1,male,45.0,torso,unknown,benign,0\nISIC_2,IP_2,,,,nevus,benign,0\n",
-            ["benign", "nevus"],
+            [None, "nevus"],
         ),
         ("ISIC_ID,Target\nISIC_1.jpg,1\nISIC_2.jpg,0\n", ["malignant", "benign"]),
-        ("isic_id,iddx_1,iddx_2\nISIC_1,Benign,Nevus\nISIC_2,Benign,\n", ["Nevus", "Benign"]),
+        (f"{SLICE_3D}ISIC_1,0,,IP_1,50,Benign,Benign,,,\nISIC_2,1,IL_1,IP_2,60,{BCC_2024},\n", [None, BCC]),
+        (f"{SLICE_3D}ISIC_1,0,,IP_1,50,Benign,Benign,,,\nISIC_2,0,,IP_2,60,Benign,Benign,,,\n", ["benign", "benign"]),
+        (f"{BCN}ISIC_1.jpg,55.0,torso,MEL,BCN_1,,male,train\nISIC_2.jpg,,,SCC,BCN_2,,,train\n", ["MEL", "SCC"]),
     ],
-    ids=["2016", "2016 as numbers", "2017", "2018", "2019", "2020", "other case", "2024"],
+    ids=[
+        *("2016", "2016 as numbers", "2017", "2018", "2019", "2020", "other case", "2024"),
+        *("2024 without diagnoses", "BCN20000"),
+    ],
 )
 def test_tables_of_the_challenges_give_their_diagnoses(tmp_path: Path, table: str, diagnoses: list[str]) -> None:
     rows, _ = prepare_rows(isic(tmp_path, ["ISIC_1", "ISIC_2"], truth=table))
-    assert [rows[name].get("diagnosis") for name in ("ISIC_1", "ISIC_2")] == diagnoses
+    assert [rows.get(name, {}).get("diagnosis") for name in ("ISIC_1", "ISIC_2")] == diagnoses
 
 
 def test_tables_are_joined_and_differing_values_are_counted(tmp_path: Path) -> None:
@@ -132,12 +151,83 @@ def test_features_come_from_columns_and_from_masks_that_are_not_empty(tmp_path: 
 
 
 def test_copies_are_left_out(tmp_path: Path) -> None:
-    names = ["ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4_downsampled", "ISIC_5_superpixels"]
-    table = "image,diagnosis\nISIC_1,nevus\nISIC_2,nevus\nISIC_3,nevus\nISIC_4_downsampled,nevus\n"
+    names = ["ISIC_1", "ISIC_2", "ISIC_3", "ISIC_1_downsampled", "ISIC_5_superpixels"]
+    table = "image,diagnosis\nISIC_1,nevus\nISIC_2,nevus\nISIC_3,nevus\nISIC_1_downsampled,nevus\n"
     pairs = "image_name_1,image_name_2\nISIC_1,ISIC_2\nISIC_2,ISIC_3\nISIC_3,ISIC_1\n"
     rows, prepared = prepare_rows(isic(tmp_path, names, meta=table, duplicates=pairs))
     assert set(rows) == {"ISIC_1"}
     assert (note(prepared, "data.image_downsampled"), note(prepared, "data.image_duplicated")) == (1, 2)
+
+
+def test_a_downsampled_image_without_a_full_size_image_is_a_row_of_its_own(tmp_path: Path) -> None:
+    table = "image,MEL,NV\nISIC_1_downsampled,1.0,0.0\nISIC_2,0.0,1.0\nISIC_3_downsampled,1.0,0.0\n"
+    names = ["ISIC_1_downsampled", "ISIC_2", "ISIC_3", "ISIC_3_downsampled"]
+    rows, prepared = prepare_rows(isic(tmp_path, names, truth=table))
+    # The full-size ISIC_3 has no row, so its copy with a diagnosis is used.
+    assert {name: row["diagnosis"] for name, row in rows.items()} == {
+        "ISIC_1_downsampled": "melanoma",
+        "ISIC_2": "melanocytic nevus",
+        "ISIC_3_downsampled": "melanoma",
+    }
+    assert note(prepared, "data.image_downsampled") == 0
+
+
+def test_a_class_is_no_member_of_another_class(tmp_path: Path) -> None:
+    levels = [
+        ("Malignant", "Melanocytic", "Melanoma, NOS", ""),
+        ("Malignant", "Melanocytic", "Melanoma in situ", ""),
+        ("Benign", "Melanocytic", "Nevus", ""),
+        ("Benign", "Melanocytic", "Nevus", "Nevus, Combined"),
+        ("Benign", "Epidermal", "Solar lentigo", ""),
+        ("Benign", "Epidermal", "", ""),
+        ("Benign", "", "", ""),
+    ]
+    lines = [
+        f"ISIC_{number},{','.join(f'{chr(34)}{one}{chr(34)}' for one in row)}" for number, row in enumerate(levels)
+    ]
+    table = "\n".join(["isic_id,diagnosis_1,diagnosis_2,diagnosis_3,diagnosis_4", *lines]) + "\n"
+    rows, prepared = prepare_rows(isic(tmp_path, [f"ISIC_{number}" for number in range(7)], metadata=table))
+    assert {row["diagnosis"] for row in rows.values()} == {
+        *("Melanoma, NOS", "Melanoma in situ", "Nevus", "Nevus, Combined", "Solar lentigo"),
+    }
+    assert {name: sum(counts.values()) for name, counts in prepared.classes.items()} == {
+        "melanoma": 2,
+        "melanocytic nevus": 2,
+        "Solar lentigo": 1,
+    }
+    assert note(prepared, "data.diagnosis_not_specific") == 2
+    assert prepared.labels is not None
+    found = load_labels(prepared.labels)
+    assert [found.find(row["diagnosis"]) for _, row in sorted(rows.items())] == [
+        "mel",
+        "mel",
+        "nv",
+        "nv",
+        "solar_lentigo",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [None, "malignancy"])
+def test_the_printed_section_of_a_recipe_loads_every_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: str | None
+) -> None:
+    names = ["lentigo NOS", "nevus", "melanoma", "unknown"]
+    lines = [
+        f"ISIC_{i},IP_{i},male,45,torso,{names[i % 4]},{'malignant' if i % 4 == 2 else 'benign'}," for i in range(24)
+    ]
+    source = isic(tmp_path, [f"ISIC_{i}" for i in range(24)], truth=OLD + "\n".join(lines) + "\n")
+    chosen = ["--classes", classes] if classes else []
+    command = ["data", "prepare", "isic", "--source", str(source), "--stage", "1", "--out", str(tmp_path / "out")]
+    assert call([*command, *chosen]) == 0
+    section = capsys.readouterr().out.partition("for a recipe:")[2]
+    file = tmp_path / "recipe.toml"
+    file.write_text(f'[run]\nname = "one"\n[model]\nname = "tiny"\n[sft]\n{section}')
+    data, _, _ = inspect_data(load_recipe(file), no_progress)
+    assert len(data.train) + len(data.validation) + len(data.test) == (24 if classes else 18)
+    assert not data.dropped
+    found = {sample.reference["diagnosis"] for split in (data.train, data.validation, data.test) for sample in split}
+    assert found == ({"benign", "malignant"} if classes else {"lentigo_nos", "nv", "mel"})
 
 
 def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(

@@ -39,7 +39,7 @@ MAY_CHANGE = re.compile(
 )
 """Keys that a dry run on a recipe's own rows may change."""
 MAY_CHANGE_TOO = re.compile(
-    r"data\.(train|validation|test|image_root|columns\.\w+|group|synthetic\.\w+|lesion\.labels"
+    r"data\.(train|validation|test|image_root|columns\.\w+|group|filter\.\w+|synthetic\.\w+|lesion\.labels"
     r"|steps\.(actions|places|task_start|task_end))|prompt\.context|evaluate\.by"
 )
 """And on synthetic data."""

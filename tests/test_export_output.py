@@ -27,7 +27,6 @@ from toolkit.exporting.atomic_output import (
     Size,
     base_size,
     format_bytes,
-    free_name,
     require_disk_space,
     weights_size,
 )
@@ -37,6 +36,7 @@ from toolkit.models.hf import HfBackend
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Export, Model, Recipe
+from toolkit.runfolder import free_name
 
 FILES = 30
 Disk = namedtuple("Disk", "total used free")
@@ -134,14 +134,14 @@ def test_an_empty_folder_is_replaced_and_a_file_is_rejected(tmp_path: Path) -> N
 
 def test_a_folder_that_cannot_be_written_is_rejected_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with raises(RunError, "export.target_not_writable") as caught:
+    with raises(RunError, "output.folder_not_writable") as caught:
         OutputFolder(tmp_path / "file" / "merged").prepare()
     assert caught.problem.place == str(tmp_path / "file")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     # Root may write anywhere except to /proc.
     read_only = Path("/proc") if os.geteuid() == 0 else locked
-    with raises(RunError, "export.target_not_writable"):
+    with raises(RunError, "output.folder_not_writable"):
         OutputFolder(read_only / "merged").prepare()
     assert list(locked.iterdir()) == []
 

@@ -56,5 +56,8 @@ def test_a_family_trains_and_exports(family: str, shared_data: Path, tmp_path: P
     merged = run.path / "stages/export/merged"
     assert read_json(merged / "tokenizer_config.json")["eos_token"] == "<|im_end|>"
     assert 151645 in read_json(merged / "generation_config.json")["eos_token_id"]
+    # The server's limit of pixels is that of images of 56 x 56, which some families enlarge to their own minimum.
+    size = read_json(merged / "processor_config.json")["image_processor"]["size"]
+    assert size["longest_edge"] <= max(2 * 56 * 56, size["shortest_edge"]) < 1_000_000
     steps = {line["stage"]: line for line in run.metrics() if "loss" in line}
     assert set(steps) == {"sft", "grpo"}

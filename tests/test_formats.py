@@ -582,3 +582,30 @@ def test_conversations_in_a_csv_are_json_texts(tmp_path: Path) -> None:
 def test_an_id_that_is_not_a_text_or_number_is_not_used(tmp_path: Path) -> None:
     index = open_index(write(tmp_path / "rows.json", [{"id": ["a"], "x": 1}, {"id": 7}, {"id": float("nan")}]))
     assert [name for name, _ in index] == ["0", "7", "2"]
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_images_as_text_in_plain_rows_are_kept(tmp_path: Path, prefix: str) -> None:
+    content = png(9) + bytes(100)  # decoders ignore what follows the end of a PNG
+    text = prefix + base64.b64encode(content).decode()
+    row = qa(1, image=text, note="/9j/ is a path")
+    table = f'image,question,answer\n"{text}",Is it?,yes\n'
+    sources = [write(tmp_path / "rows.json", [row]), write(tmp_path / "rows.csv", table)]
+    sources.append(write(tmp_path / "list.jsonl", json.dumps({**row, "image": [text]})))
+    for source in sources:
+        index = open_index(source)
+        (path,) = [index[0][1]["image"]] if isinstance(index[0][1]["image"], str) else index[0][1]["image"]
+        assert index.image_root is not None
+        assert (index.image_root / path).read_bytes() == content
+        assert index[0][1].get("note", row["note"]) == row["note"]
+
+
+def test_a_row_that_is_nested_too_deeply_is_counted_or_an_error(tmp_path: Path) -> None:
+    for depth in (900, 950, 970, 985, 2000):
+        deep = '{"question": "Q?", "x": ' + "[" * depth + "]" * depth + "}"
+        source = write(tmp_path / f"{depth}.json", f'[{{"question": "Q?"}}, {deep}]')
+        try:
+            found = [one.code for one in open_index(source).skipped]
+        except DataError as error:
+            found = [error.code]
+        assert found in ([], ["data.json_nested_too_deeply"])

@@ -137,6 +137,33 @@ def test_the_policy_range_ignores_the_window_of_the_file() -> None:
     assert (record.window, record.window_from) == ((127.0, 2145.0), "range")
 
 
+HU = ImagePolicy(max_side=4096, window="hu", windows=((-160.0, 240.0),))
+
+
+def test_a_hounsfield_window_applies_after_the_rescale() -> None:
+    loaded = load(example("CT_small.dcm"), HU)
+    ct = pydicom.dcmread(path_of("CT_small.dcm"))
+    hounsfield = ct.pixel_array * float(ct.RescaleSlope) + float(ct.RescaleIntercept)
+    expected = np.round((hounsfield.clip(-160, 240) + 160) / 400 * 255)
+    assert np.abs(np.asarray(loaded.image)[..., 0] - expected).max() <= 1
+    assert loaded.record.window_from == "hu"
+    three = ImagePolicy(max_side=4096, window="hu", windows=((-1024.0, 1024.0), (-135.0, 215.0), (0.0, 80.0)))
+    colours = np.asarray(load(example("CT_small.dcm"), three).image, np.float64)
+    for plane, (low, high) in zip(np.moveaxis(colours, 2, 0), three.windows, strict=True):
+        assert np.abs(plane - np.round((hounsfield.clip(low, high) - low) / (high - low) * 255)).max() <= 1
+
+
+def test_a_hounsfield_window_rejects_other_units() -> None:
+    for name in ("MR_small.dcm", "rtdose.dcm"):
+        with raises(ImageError, "images.not_hounsfield"):
+            load(example(name), HU)
+
+
+def test_a_multi_frame_file_is_reported() -> None:
+    report = scan([example("rtdose.dcm"), example("rtdose.dcm", 3)], ImageStore(AUTO))
+    assert {note.code: note.count for note in report.notes}["images.first_frame"] == 1
+
+
 @pytest.mark.parametrize(
     "elements", [{"WindowCenter": 100, "WindowWidth": 0}, {"WindowCenter": "", "WindowWidth": ""}, {}]
 )

@@ -377,7 +377,7 @@ def test_auto_is_full_for_few_images_and_header_for_many(tmp_path: Path, monkeyp
     assert (off.mode, off.checked, off.bad) == ("off", 0, ())
 
 
-def test_all_bad_images_are_reported_in_one_error_with_twenty_names(tmp_path: Path) -> None:
+def test_all_bad_images_are_reported_in_one_error_with_ten_names(tmp_path: Path) -> None:
     refs = [ImageRef(tmp_path / f"{i:03}.png") for i in range(33)]
     report = scan(refs, ImageStore(POLICY))
     assert {bad.error.code for bad in report.bad} == {"images.missing"}
@@ -386,9 +386,9 @@ def test_all_bad_images_are_reported_in_one_error_with_twenty_names(tmp_path: Pa
     text = str(caught.error)
     assert "33 of 33" in text
     assert "\n. " not in text
-    assert all(f"{i:03}.png" in text for i in range(20))
-    assert "020.png" not in text
-    assert "and 13 more" in text
+    assert all(f"{i:03}.png" in text for i in range(10))
+    assert "010.png" not in text
+    assert "and 23 more" in text
     assert caught.problem.remedy == report.bad[0].error.remedy  # the same remedy once, not 33 times
     scan([xray(tmp_path, "a.png")], ImageStore(POLICY)).raise_if_bad()
 

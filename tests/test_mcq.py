@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
 from toolkit.data.columns import RowSettings, resolve_columns
+from toolkit.data.loading import load_data
 from toolkit.data.sample import Sample
 from toolkit.errors import RowProblem
 from toolkit.images.ref import ImageRef
+from toolkit.recipe import load_recipe
 from toolkit.tasks import TASKS, RowOrigin
+from toolkit.tasks.mcq.options import LETTERS
 from toolkit.tasks.mcq.parse import (
     EMPTY_COMPLETION,
     EMPTY_SOLUTION,
@@ -30,7 +33,7 @@ from toolkit.tasks.mcq.parse import (
     UNKNOWN_OPTION,
     choose,
 )
-from toolkit.tasks.mcq.schema import LETTERS
+from toolkit.tasks.mcq.prompt import requests_reasoning
 
 MCQ = TASKS["mcq"]
 ROOT = Path("/data")
@@ -166,8 +169,8 @@ def test_texts_that_merely_begin_with_a_letter_are_not_labelled() -> None:
         ({"correct_answer": "Mass"}, "tasks.mcq.answer_not_an_option"),
         ({"correct_answer": 1}, "tasks.mcq.answer_is_number"),
         ({"correct_answer": "B. Normal"}, "tasks.mcq.answer_contradicts_itself"),
-        ({"ImagePath": []}, "data.image_path_missing"),
-        ({"ImagePath": ""}, "data.image_path_missing"),
+        ({"ImagePath": True}, "data.image_not_text"),
+        ({"ImagePath": {"bytes": None}}, "data.image_object_without_path"),
         ({"ImagePath": [f"{i}.png" for i in range(9)]}, "data.too_many_images"),
         ({"ImagePath": ["a.png", None]}, "data.image_path_missing"),
         ({"ImagePath": "../a.png"}, "data.image_outside_root"),
@@ -487,10 +490,155 @@ def test_signs_distinguish_options(answer: str) -> None:
         fresh({"question": "Size?", "options": options, "answer": answer, "image": "a.png"})
 
 
-def test_a_ninth_option_column_is_an_error() -> None:
-    columns = {f"option_{letter}": letter * 3 for letter in "abcdefghi"}
-    with raises(RowProblem, "tasks.mcq.too_many_option_columns"):
-        fresh({"question": "Which?", **columns, "answer": "A", "image": "a.png"})
+QUESTION = {"question": "Which?", "image": "a.png"}
+
+
+def test_option_columns_may_go_beyond_h_and_end_at_the_first_missing_letter() -> None:
+    columns = {f"option_{letter}": letter * 3 for letter in "abcdefghij"} | {"option_x": "stray"}
+    sample = fresh({**QUESTION, **columns, "answer": "J"})
+    assert "".join(sample.fields["options"]) == "ABCDEFGHIJ"
+    assert sample.reference["text"] == "jjj"
+    many = {f"option_{letter}": letter * 3 for letter in LETTERS[:19].lower()}
+    with raises(RowProblem, "tasks.mcq.options_not_list"):
+        fresh({**QUESTION, **many, "answer": "A"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [{"letter": "A", "content": "Normal"}, {"letter": "B", "content": "Mass"}],
+        "[{'letter': 'A', 'content': 'Normal'}, {'letter': 'B', 'content': 'Mass'}]",
+        {"label": ["A", "B"], "text": ["Normal", "Mass"]},
+        "['Normal', 'Mass']",
+        {"A": "Normal", "B": "Mass", "C": None},
+        {"A": "A. Normal", "B": "B. Mass"},
+        ["A:Normal", " B:Mass "],
+        "A. Normal\nB. Mass",
+        ["A、Normal", "B、Mass"],
+        ["（A）Normal", "（B）Mass"],
+    ],
+)
+def test_options_may_be_objects_python_text_or_labelled(options: object) -> None:
+    sample = fresh({**QUESTION, "options": options, "answer": "B"})
+    assert sample.fields["options"] == {"A": "Normal", "B": "Mass"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ((" A:Blue ", " B:Red "), {"A": "Blue", "B": "Red"}),
+        (("A. Blue", "Red"), {"A": "A. Blue", "B": "Red"}),
+        (("E. coli", "B. cereus"), {"A": "E. coli", "B": "B. cereus"}),
+    ],
+)
+def test_labels_are_cut_from_option_columns_if_every_one_has_its_own_letter(
+    texts: tuple[str, str], expected: Mapping[str, str]
+) -> None:
+    row = {"Figure_path": "a.png", "Question": "Which?", "Choice A": texts[0], "Choice B": texts[1], "Answer": "B"}
+    assert fresh(row).fields["options"] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "expected"),
+    [
+        (["E. coli", "A. baumannii", "S. aureus", "K. pneumoniae"], "A", ("A", "E. coli")),
+        (["E. coli", "A. baumannii", "S. aureus", "K. pneumoniae"], "A. baumannii", ("B", "A. baumannii")),
+        (["A-P", "P-A", "Lateral"], "P-A", ("B", "P-A")),
+        (["A: left B: right", "A: right B: left"], "A: right B: left", ("B", "A: right B: left")),
+        (["C) x", "A) y"], "C", ("C", "x")),
+        (["निमोनिया", "नमन या"], "नमन या", ("B", "नमन या")),
+        (["İnfarkt", "Kanama"], "infarkt", ("A", "İnfarkt")),
+        ([True, False], False, ("B", "False")),
+        (["True", "False"], "true", ("A", "True")),
+        (["Yes", "No"], False, ("B", "No")),
+        ([1, 2, 3], 2.0, ("B", "2")),
+        (["1.5", "2.0"], "2", ("B", "2.0")),
+        (["Normal", "Mass"], ["B"], ("B", "Mass")),
+        (["O", "A", "B", "AB"], "AB", ("D", "AB")),
+    ],
+)
+def test_initials_letters_and_numbers_in_options_are_read_as_they_are_meant(
+    options: list[object], answer: object, expected: tuple[str, str]
+) -> None:
+    reference = fresh({**QUESTION, "options": options, "answer": answer}).reference
+    assert (reference["letter"], reference["text"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "value"),
+    [
+        ({"options": ["O", "A"], "answer": "A"}, "tasks.mcq.answer_ambiguous", "A - O or B - A"),
+        (
+            {"options": ["B. burgdorferi", "A. baumannii"], "answer": "A"},
+            "tasks.mcq.options_ambiguous",
+            "B = burgdorferi, A = baumannii or A = B. burgdorferi, B = A. baumannii",
+        ),
+        ({"options": ["x", "y", "z"], "answer": "A, B"}, "tasks.mcq.several_answers", "A, B"),
+        ({"options": ["x", "y", "z"], "answer": ["A", "B"]}, "tasks.mcq.several_answers", ["A", "B"]),
+        (
+            {"options": ["x", "y"], "answer": "x", "Answer_label": "B"},
+            "tasks.mcq.answer_contradicts_itself",
+            "B and x",
+        ),
+        ({"options": ["x", "y"], "Answer_label": "C"}, "tasks.mcq.answer_not_an_option", "C"),
+        (
+            {"options": [{"letter": "A", "content": "x"}, {"letter": "A", "content": "y"}], "answer": "A"},
+            "tasks.mcq.option_letter_repeated",
+            ["A) x", "A) y"],
+        ),
+        ({"options": ["x", ["y"]], "answer": "A"}, "data.value_not_text", ["y"]),
+    ],
+)
+def test_a_row_with_two_readings_is_unusable_and_shows_both(row: dict[str, Any], code: str, value: object) -> None:
+    with raises(RowProblem, code) as caught:
+        fresh({**QUESTION, **row})
+    assert caught.problem.value == value
+
+
+def test_a_column_of_letters_decides_between_two_readings() -> None:
+    row = {**QUESTION, "options": ["O", "A"], "answer": "A", "Answer_label": "B"}
+    assert fresh(row).reference["text"] == "A"
+    assert fresh({**row, "Answer_label": "A"}).reference["text"] == "O"
+    by_name = {**QUESTION, "options": ["O", "A"], "label": ["A"]}
+    assert fresh(by_name).reference["text"] == "O"
+
+
+def test_full_width_labels_are_read_in_answers_and_completions() -> None:
+    sample = fresh({**QUESTION, "options": ["A．正常", "B．肿块"], "answer": "B、肿块"})
+    assert (sample.fields["options"], sample.reference["letter"]) == ({"A": "正常", "B": "肿块"}, "B")
+    assert MCQ.parse("B、肿块", sample).values["letter"] == "B"
+
+
+def test_options_that_a_question_repeats_are_cut_from_it() -> None:
+    row = {**QUESTION, "options": {"A": "Graves disease", "B": "Iron deficiency"}, "answer": "B"}
+    listed = "Which?\nAnswer Choices: (A) Graves disease (B) Iron deficiency"
+    assert fresh({**row, "question": listed}).fields["question"] == "Which?"
+    other = listed.replace("Iron", "Zinc")
+    assert fresh({**row, "question": other}).fields["question"] == other
+
+
+def test_without_explanations_nothing_requests_or_rewards_reasoning() -> None:
+    sample = fresh({**QUESTION, "options": ["Normal", "Mass"], "answer": "B", "Findings": "A mass."})
+    assert (MCQ.target(sample), "<start" in MCQ.instruction(sample)) == ("B - Mass", False)
+    right, tagged = (MCQ.parse(text, sample) for text in (MCQ.target(sample), "<SOLUTION>B - Mass</SOLUTION>"))
+    rewards = {name: reward(sample, right) for name, reward in MCQ.rewards.items()}
+    assert rewards == {"letter": 1, "explanation": None, "evidence": None, "format": 1, "brevity": 1}
+    assert (MCQ.scores(sample, tagged)["accuracy"], MCQ.scores(sample, tagged)["format"]) == (1, 0)
+    assert MCQ.baseline([sample])(sample) == "B - Mass"
+
+
+def test_the_training_rows_decide_about_reasoning_for_all_splits(tmp_path: Path) -> None:
+    row = {"options": ["Normal", "Mass"], "answer": "B", "question": "Which?"}
+    for explanation, setting, expected in (("", "auto", False), ("because", "auto", True), ("", "true", True)):
+        for name in ("train", "test"):
+            rows = [{**row, "image": f"{name}.png"} | ({"explanation": explanation} if name == "train" else {})]
+            (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+        (tmp_path / "r.toml").write_text(
+            '[run]\nname = "r"\n[data]\ntask = "mcq"\ntrain = "train.json"\ntest = "test.json"\n[evaluate]\n'
+        )
+        recipe = load_recipe(tmp_path / "r.toml", [f"data.mcq.reasoning={setting}"], tasks=TASKS)
+        data = load_data(recipe, MCQ)
+        assert [requests_reasoning(split[0]) for split in (data.train, data.test)] == [expected] * 2
 
 
 def test_a_row_with_half_a_surrogate_pair_is_unusable() -> None:

@@ -1,5 +1,6 @@
 """Serving an export: separators of the chat template, Ollama's Modelfile, and the commands of servers."""
 
+import copy
 import json
 import re
 import shlex
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from transformers import AutoProcessor
 
 from tests.helpers.real_processors import unpack_processors
@@ -26,7 +30,9 @@ from toolkit.exporting.serving import (
     read_turns,
     write_modelfiles,
 )
-from toolkit.models.chat_template import conversation, render_prompt
+from toolkit.images import ImagePolicy
+from toolkit.models.chat_template import conversation, image_tokens, render_prompt
+from toolkit.models.image_limits import PixelLimit, find_pixel_limit, write_pixel_limit
 
 QWEN = ("qwen2_vl", "qwen3_vl")
 TEXTS = ["What is it?", 'An "opacity".', "And where?", "Left <side>", "How large & sure?"]
@@ -202,6 +208,81 @@ def test_the_commands_name_this_models_files_and_the_recipes_limits(gemma: Any, 
     assert words[words.index("--max-lora-rank") + 1] == "32"
     assert words[words.index("--lora-modules") + 1] == "chest_xrays.2=."
     assert commands("adapter", tmp_path, replace(serving, vision=True)) == []
+
+
+XRAY = (2500, 2048)
+
+
+def exported(processor: Any, limit: PixelLimit | None, folder: Path) -> Any:
+    """Return the processor as a server loads it from an export."""
+    processor.save_pretrained(folder)
+    if limit is not None:
+        write_pixel_limit(folder, limit)
+    return AutoProcessor.from_pretrained(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QWEN)
+def test_a_server_counts_the_image_tokens_of_training(processors: dict[str, Any], tmp_path: Path, name: str) -> None:
+    processor, policy = copy.deepcopy(processors[name]), ImagePolicy(max_side=896)
+    processor.image_processor.size["longest_edge"] = 12_845_056  # as in the models of the Hub
+    trained = image_tokens(processor, [policy.output_size(XRAY)])
+    assert image_tokens(processor, [XRAY]) > trained
+    for number, sizes in enumerate(([(640, 480)], [XRAY, XRAY, (2544, 3056), (300, 200)])):
+        limit = find_pixel_limit(processor, policy, sizes)
+        assert limit is not None
+        assert limit.same == limit.sizes
+        served = exported(processor, limit, tmp_path / str(number))
+        for size in (XRAY, *sizes):
+            # With the reduction before the server, and without it.
+            assert image_tokens(served, [policy.output_size(size)]) == image_tokens(
+                processor, [policy.output_size(size)]
+            )
+            assert image_tokens(served, [size]) == image_tokens(processor, [policy.output_size(size)])
+        pixels = served(text=served.image_token, images=[Image.new("RGB", XRAY)], return_tensors="pt")
+        assert int((pixels["input_ids"] == served.image_token_id).sum()) == trained[0]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(30, 4000), st.integers(30, 4000)), min_size=1, max_size=8),
+    side=st.integers(200, 1500),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_limit_never_reduces_images_that_were_reduced_before(
+    processors: dict[str, Any], sizes: list[tuple[int, int]], side: int
+) -> None:
+    processor, policy = processors["qwen2_vl"], ImagePolicy(max_side=side)
+    limit = find_pixel_limit(processor, policy, sizes)
+    assert limit is not None
+    reduced = [policy.output_size(size) for size in sizes]
+    trained, edges = image_tokens(processor, reduced), processor.image_processor.size
+    most, edges["longest_edge"] = edges["longest_edge"], limit.max_pixels
+    try:
+        assert image_tokens(processor, reduced) == trained
+        served = image_tokens(processor, sizes)
+    finally:
+        edges["longest_edge"] = most
+    large = {size for size in sizes if policy.output_size(size) != size}
+    equal = sum(
+        dict(zip(sizes, served, strict=True))[one] == dict(zip(sizes, trained, strict=True))[one] for one in large
+    )
+    assert limit.sizes == len(large)
+    assert limit.same <= equal
+
+
+def test_processors_with_a_fixed_size_have_no_limit(shared_data: Path, gemma: Any, tmp_path: Path) -> None:
+    unpack_processors(shared_data, tmp_path)
+    policy = ImagePolicy(max_side=896)
+    for processor in (gemma, AutoProcessor.from_pretrained(tmp_path / "processors" / "smolvlm_256m_idefics3")):
+        assert find_pixel_limit(processor, policy, [XRAY]) is None
+        assert image_tokens(processor, [XRAY]) == image_tokens(processor, [policy.output_size(XRAY)])
+
+
+def test_the_commands_have_the_limit_of_pixels(gemma: Any, tmp_path: Path) -> None:
+    serving = Serving.of(RECIPE, gemma, 1, PixelLimit(657_667, 1, 1))
+    for name in ("merged", "adapter"):
+        words = shlex.split(commands(name, tmp_path, serving)[0])
+        assert json.loads(words[words.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 657_667}
 
 
 def test_a_gguf_pair_is_served_by_llama_cpp_and_ollama(gemma: Any, tmp_path: Path) -> None:

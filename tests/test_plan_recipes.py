@@ -80,6 +80,7 @@ def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> Non
         ("ham10000_sft", 16),
         ("medgemma_grpo", 16),
         ("medgemma_sft_grpo", 16),
+        ("medvlm_r1", 16),
         ("nct_crc", 16),
         ("skin_stage1_sft", 16),
         ("skin_stage2_grpo", 16),

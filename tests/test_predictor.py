@@ -339,7 +339,7 @@ def test_interactive_prediction_reads_screenshots_until_the_input_ends(
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ([], "use --question and --image, or --steps, or --goal and --interactive"),
+        ([], "use --question and --image, or --data and --out, or --steps, or --goal and --interactive"),
         (["--question", "What?"], "--question needs --image"),
         (["--goal", "Load"], "--goal and --interactive"),
         (["--interactive"], "--interactive needs --goal"),

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,6 +42,7 @@ from toolkit.scoring.regions import (
     order_box,
     parse_location,
     read_mask,
+    read_mask_file,
 )
 
 EDGE = st.integers(0, 300)
@@ -119,6 +121,90 @@ def test_masks_of_any_two_values_are_read(tmp_path: Path, values: tuple[int, int
         image = np.dstack([image, np.full((30, 40), 255, np.uint8)])
     cv2.imwrite(str(tmp_path / "mask.png"), image)
     assert np.array_equal(read_mask(tmp_path / "mask.png"), expected)
+
+
+BLACK, WHITE, RED, GREEN = (0, 0, 0), (255, 255, 255), (0, 0, 255), (0, 255, 0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0, 1, 2),
+        (0, 1, 255),
+        (0, 127, 255),
+        (0, 100, 110),
+        (1, 2, 2),
+        (200, 255, 255),
+        (BLACK, RED, GREEN),
+        (WHITE, RED, RED),
+    ],
+)
+def test_masks_with_two_readings_are_an_error_with_their_values(tmp_path: Path, values: Any) -> None:
+    image = np.full((40, 60, 3), values[0], np.uint8)
+    image[5:15, 5:25] = values[1]
+    image[20:35, 30:50] = values[2]
+    cv2.imwrite(str(tmp_path / "mask.png"), image)
+    with raises(DataError, "data.mask_values_ambiguous") as caught:
+        read_mask(tmp_path / "mask.png")
+    for value in set(values):
+        assert str(value) in str(caught.problem.value)
+    if values[0] in (0, BLACK):
+        assert read_mask(tmp_path / "mask.png", "any").sum() == 200 + 300
+        first, second = read_mask_file(tmp_path / "mask.png").masks("each")
+        assert {first.sum(), second.sum()} == {200, 300}
+
+
+def test_each_of_many_labels_has_a_mask(tmp_path: Path) -> None:
+    image = np.kron(np.arange(48, dtype=np.uint8).reshape(6, 8), np.ones((5, 5), np.uint8))
+    cv2.imwrite(str(tmp_path / "mask.png"), image)
+    found = read_mask_file(tmp_path / "mask.png")
+    assert found.values == tuple(range(48))
+    assert [int(mask.sum()) for mask in found.masks("each")] == [25] * 47
+
+
+def ellipse_mask(size: int = 300) -> NDArray[np.uint8]:
+    mask = np.zeros((size, size), np.uint8)
+    cv2.ellipse(mask, (140, 160), (70, 40), 30, 0, 360, 255, -1)
+    return mask
+
+
+@pytest.mark.parametrize("quality", [10, 30, 50, 75, 95])
+def test_a_compressed_mask_is_the_original_but_for_its_edge(tmp_path: Path, quality: int) -> None:
+    expected = ellipse_mask()
+    cv2.imwrite(str(tmp_path / "mask.jpg"), expected, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    found = read_mask_file(tmp_path / "mask.jpg")
+    assert found.rounded
+    assert mask_iou(found.masks()[0], expected > 0) > 0.97
+    labels = np.where(np.arange(300) < 140, expected // 2, expected).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "labels.jpg"), labels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    with raises(DataError, "data.mask_values_ambiguous"):
+        read_mask(tmp_path / "labels.jpg")
+
+
+@pytest.mark.parametrize("scale", [2, 5])
+def test_a_smoothed_mask_has_its_edge_at_the_middle_value(tmp_path: Path, scale: int) -> None:
+    smooth = cv2.resize(ellipse_mask(), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    cv2.imwrite(str(tmp_path / "mask.png"), smooth)
+    found = read_mask_file(tmp_path / "mask.png")
+    assert (found.values, found.rounded) == ((0, 255), True)
+    assert np.array_equal(found.masks()[0], smooth > 127)
+
+
+def test_a_thin_region_and_a_constant_mask_are_read(tmp_path: Path) -> None:
+    line = np.zeros((20, 30), np.uint8)
+    line[10, 5:25] = 255
+    line[11, 5:25] = 128
+    for name, image, count in (("line", line, 40), ("full", np.full((20, 30), 255, np.uint8), 600)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+        assert read_mask(tmp_path / f"{name}.png").sum() == count
+
+
+def test_a_mask_in_the_opacity_is_an_error(tmp_path: Path) -> None:
+    image = np.zeros((20, 30, 4), np.uint8)
+    image[5:10, 5:10, 3] = 255
+    cv2.imwrite(str(tmp_path / "mask.png"), image)
+    with raises(DataError, "data.mask_in_opacity"):
+        read_mask(tmp_path / "mask.png")
 
 
 def test_a_mask_that_is_empty_missing_or_no_image(tmp_path: Path) -> None:

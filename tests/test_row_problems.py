@@ -148,13 +148,14 @@ def test_one_column_is_not_question_and_answer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_integers_with_gaps_stay_integers_in_every_split(tmp_path: Path, suffix: str) -> None:
-    rows = [row(number, answer=number if number != 3 else None) for number in range(30)]
+    rows = [row(n, answer=n if n != 3 else None, question_type=n if n else None) for n in range(30)]
     train = write(tmp_path / f"train{suffix}", rows)
-    test = write(tmp_path / f"test{suffix}", [row(number, answer=float(number)) for number in range(100, 130)])
-    data = load_data(recipe(train, test=test))
+    rows = [row(number, answer=float(number), question_type=None) for number in range(100, 130)]
+    data = load_data(recipe(train, test=write(tmp_path / f"test{suffix}", rows)))
+    assert data.train[1].fields["question_type"] == "1"
     assert [sample.reference["answer"] for sample in data.train][:4] == ["0", "1", "2", "4"]
     assert {sample.reference["answer"] for sample in data.test} == {str(number) for number in range(100, 130)}
-    assert [one.code for one in data.warnings].count("data.whole_numbers") == 2
+    assert [one.code for one in data.warnings].count("data.whole_numbers") == 3
     assert [(one.code, one.count) for one in data.dropped] == [("data.answer_missing", 1)]
 
 
@@ -167,6 +168,18 @@ def test_measurements_keep_their_decimal_point(tmp_path: Path) -> None:
     test = write(tmp_path / "test.csv", [row(5, answer=4.0), row(6, answer=None)])
     data = load_data(recipe(train, test=test, max_dropped=0.5))
     assert [sample.reference["answer"] for sample in data.test] == ["4.0"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
+def test_truth_values_are_the_same_in_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    rows = [row(number, answer=number % 2 == 0) for number in range(4)]
+    assert answers(recipe(write(tmp_path / f"rows{suffix}", rows))) == ["yes", "no", "yes", "no"]
+
+
+def test_true_beside_another_text_or_number_is_a_text(tmp_path: Path) -> None:
+    for number, other in enumerate(("edema", "1", 2.0)):
+        source = write(tmp_path / f"{number}.csv", [row(0, answer="True"), row(1, answer=other)])
+        assert answers(recipe(source)) == ["True", str(other)]
 
 
 def test_bytes_and_durations_of_a_table_are_no_texts(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Text scores: tokens, and overlap against SQuAD's own scorer."""
 
 import json
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.scoring.text import content_words, exact_match, normalise, overlap, token_f1, tokens
+from toolkit.scoring.text import (
+    content_words,
+    exact_match,
+    label_text,
+    normalise,
+    overlap,
+    token_f1,
+    tokens,
+    word_count,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +53,69 @@ from toolkit.scoring.text import content_words, exact_match, normalise, overlap,
 )
 def test_text_becomes_the_words_that_radiology_means(text: str, expected: str) -> None:
     assert normalise(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("İnfiltrasyon", "infiltrasyon"),
+        ("ISI ısı", "isi isi"),
+        ("Straße STRASSE", "strasse strasse"),
+        ("病灶3.5厘米，L5", "病 灶 3.5 厘 米 l5"),
+        ("胸部ｘ線、ＣＴ", "胸 部 x 線 ct"),
+        ("エコー", "エ コ ー"),
+        ("ปอดบวม มีน้ำ", "ป อ ด บ ว ม มี น้ํ า"),
+        ("निमोनिया है", "निमोनिया है"),
+        ("اِلتِهاب رئـوي", "اِلتِهاب رئوي"),
+        ("폐렴입니다", "폐렴입니다"),
+        ("٣٫٤ ३", "3.4 3"),
+        ("3,4 cm", "3.4 cm"),
+        ("3,4x2,10 mm", "3.4 x 2.1 mm"),
+        ("12,5 %", "12.5 percent"),
+        ("3,4-5,2 centímetros", "3.4 5.2 centímetros"),
+        ("38,5 °C", "38.5 c"),
+        ("3,4 см，2,5厘米", "3.4 см 2.5 厘 米"),
+        ("1.234,5 mm", "1234.5 mm"),
+        ("1,234 mm", "1234 mm"),
+        ("1,234.5 mm", "1234.5 mm"),
+        ("L3,4 and 1,2,3 cm", "l3 4 and 1 2 3 cm"),
+        ("grades 3,4", "grades 3 4"),
+        ("1，2", "1 2"),
+    ],
+)
+def test_words_of_other_scripts_are_tokens(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+
+
+def test_f1_of_chinese_counts_characters() -> None:
+    # 7 of 8 characters are equal.
+    assert token_f1("病灶位于右肺下叶", "病灶位于右肺上叶") == pytest.approx(7 / 8)
+    assert token_f1("右上肺叶", "右肺上叶") == 1
+    assert token_f1("肺炎", "肺炎，胸腔积液") == pytest.approx(2 * 2 / 8)
+    assert token_f1("नमन या", "निमोनिया") == 0
+    assert [word_count(text) for text in ("右肺下叶", "右肺下叶 3 cm", "right lower lobe", "")] == [2, 4, 3, 0]
+
+
+def test_a_label_with_a_turkish_capital_is_the_same_label() -> None:
+    assert label_text("İPTAL") == label_text("iptal")
+
+
+def test_english_tokens_are_those_of_earlier_versions(shared_data: Path) -> None:
+    folder = shared_data / "cxr"
+    files = [folder / "vqa_rad" / f"{name}set.json" for name in ("train", "test")]
+    rows = [
+        row for file in (*files, folder / "slake/Slake1.0/train.json") for row in json.loads(file.read_text("utf-8"))
+    ]
+    texts = sorted({str(row[field]) for row in rows for field in ("question", "answer")})
+    english = [text for text in texts if all(ord(character) < 0x2E80 for character in text)]
+    assert len(english) == 3887
+    assert sha256("\n".join(map(normalise, english)).encode()).hexdigest()[:16] == "acb04f1fcadd0c13"
+
+
+@given(st.text(max_size=30))
+def test_normalising_any_text_twice_changes_nothing_in_other_scripts(text: str) -> None:
+    foreign = "".join(character for character in text if ord(character) > 0x2FF)
+    assert tokens(normalise(foreign)) == tokens(foreign)
 
 
 def test_negation_is_a_word_that_counts() -> None:

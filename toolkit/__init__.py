@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from toolkit.api import evaluate, export, load_predictor, plan, predict, run
 
-__all__ = ["evaluate", "export", "load_predictor", "plan", "predict", "run"]
+__all__ = ["evaluate", "export", "load_predictor", "plan", "predict", "predict_rows", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toolkit.data.sample import Answer
     from toolkit.evaluation.predict import Predictor
+    from toolkit.evaluation.predict_rows import RowPredictions
     from toolkit.exporting.results import ExportResult
     from toolkit.imagegen.results import ImagegenResult
     from toolkit.pipeline import RunResults
@@ -170,6 +171,50 @@ def predict(
 
     paths = [Path(image) for image in _several(images)]
     return answer(opened, question, paths, _several(options), context, weights)
+
+
+def predict_rows(
+    run_folder: Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    fields: Mapping[str, Any] | None = None,
+    image_root: Path | str | None = None,
+    model: str | None = None,
+) -> "RowPredictions":
+    """Predict every row of a file, or every image of a folder, and write a table. The same call resumes.
+
+    Args:
+        run_folder: a run folder, or weights inside one.
+        data: a file or folder of rows in any format, or a folder of images. References in the rows are ignored.
+        out: the table to write: .csv or .jsonl. It must not exist.
+        fields: values of every row: ``question`` and ``options`` if the rows have none, and for a folder of images the
+            columns of ``prompt.context``.
+        image_root: the folder of relative image paths. Default: that of the source.
+        model: adapter, merged, gguf, a quantization such as q8_0, or a path. Default: the last trained weights.
+
+    Returns:
+        The file, the number of its rows, and counts of problems and of unusable rows.
+
+    Raises:
+        RunError: the folder is not a run, the weights are missing, or ``out`` exists.
+        DataError: the rows do not fit the recipe.
+        ImageError: images cannot be read, and the recipe has ``unreadable = "stop"``.
+        Interrupted: after a signal. The same call resumes.
+    """
+    from toolkit.pipeline.existing_run import open_for_inference
+    from toolkit.runfolder import StopRequest
+
+    with StopRequest() as stop:
+        opened, weights = open_for_inference(Path(run_folder), model)
+        from toolkit.evaluation.predict_rows import RowsRequest, predict_rows  # after Unsloth is imported
+        from toolkit.evaluation.unlabelled import Constants
+
+        context = dict(fields or {})
+        question, options = context.pop("question", None), _several(context.pop("options", ()))
+        root = None if image_root is None else Path(image_root)
+        request = RowsRequest(Path(data), Path(out), root, Constants(question, tuple(options), context))
+        return predict_rows(opened, request, stop, weights=weights)
 
 
 def load_predictor(

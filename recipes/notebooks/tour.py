@@ -107,6 +107,7 @@ toolkit("data", "inspect", RECIPE, *SHORT, "--show", 1)
 
 # %%
 import json
+import tempfile
 
 ROW = {
     "question": "What is the primary finding?",
@@ -119,8 +120,9 @@ ROW = {
 FORM = "<start_working_out>{}<end_working_out><SOLUTION>{}</SOLUTION>"
 ANSWERS = [FORM.format("Opacity in the right lower zone.", "B - Pneumonia"), "B", FORM.format("It is large.", "C")]
 lines = [json.dumps({"sample": ROW, "completion": answer}) for answer in ANSWERS]
-Path("answers.jsonl").write_text("\n".join(lines) + "\n")
-toolkit("reward", "test", RECIPE, *SHORT, "answers.jsonl")
+answers = Path(tempfile.mkdtemp()) / "answers.jsonl"
+answers.write_text("\n".join(lines) + "\n")
+toolkit("reward", "test", RECIPE, *SHORT, answers)
 
 # %% [markdown]
 # ## Training

@@ -146,7 +146,7 @@ def _coordinates(recipe: Recipe) -> dict[str, Any]:
 
 
 def _synthetic_data(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
-    none = dict.fromkeys(("train", "validation", "test", "image_root", "group"))
+    none = dict.fromkeys(("train", "validation", "test", "image_root", "group")) | {"filter": {}}
     if recipe.dataset.task == "vqa":
         return {**none, **_questions(folder / "vqa", rows)}
     kind = {"mcq": "chest", "lesion": "lesion", "steps": "steps"}[recipe.dataset.task]

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from toolkit import __version__
+from toolkit.cli.benchmark import run_benchmark
 from toolkit.cli.doctor import doctor
 from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
@@ -133,14 +134,37 @@ app.command()(plan)
 
 @app.command()
 def evaluate(
-    run_folder: RunPath,
+    run_folder: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")
+    ] = None,
     settings: Settings = None,
     name: Annotated[
-        str | None, typer.Option(help="Name in the table. Default: the model's name, otherwise again-1, again-2, …")
+        str | None,
+        typer.Option(
+            help="Name in the table. Default: the model's name, otherwise again-1, again-2, … "
+            "With --benchmark: name of the run."
+        ),
     ] = None,
     model: ModelChoice = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Evaluate on a public benchmark, with --data and --model. An unknown name prints all benchmarks.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --benchmark: the folder of its published files.", file_okay=False)
+    ] = None,
 ) -> None:
-    """Evaluate a run's model, or one of its exports, on the held-out split. --set changes the section evaluate."""
+    """Evaluate a run's model, or one of its exports, on the held-out split. --set changes the section evaluate.
+
+    With --benchmark NAME --data FOLDER --model MODEL, evaluate tiny, a Hub name, a folder of weights or a run on a
+    public benchmark, in a run folder of its own.
+    """
+    if benchmark is not None or data is not None or run_folder is None:
+        run_benchmark(benchmark, data, model, settings or (), (run_folder, name))
+        return
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.existing_run import evaluate_again
@@ -238,17 +262,31 @@ def predict(
     context: Annotated[
         list[str] | None, typer.Option(help="NAME=TEXT for a column of prompt.context. Repeat it.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="SOURCE", help="Predict all rows of a file or folder, or all images of a folder."),
+    ] = None,
     steps: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Predict all GUI steps of a file (Task_id, Image_id, Instruction).", exists=True
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --steps: the JSONL file to write.", dir_okay=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --data: the .csv or .jsonl file to write. With --steps: the JSONL file.", dir_okay=False
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --data: rename an existing --out to NAME.old-1.")
+    ] = False,
     image_root: Annotated[
         Path | None,
         typer.Option(
-            help="With --steps: folder of the screenshots. Default: that of the file.", exists=True, file_okay=False
+            help="With --data or --steps: folder of the images. Default: that of the file.",
+            exists=True,
+            file_okay=False,
         ),
     ] = None,
     goal: Annotated[str | None, typer.Option(help="With --interactive: the goal of the GUI steps.")] = None,
@@ -258,8 +296,15 @@ def predict(
     ] = False,
     model: ModelChoice = None,
 ) -> None:
-    """Predict with a run's model or one of its exports: one question, a file of GUI steps, or interactively."""
-    from toolkit.cli.predict import check_mode, predict_file, predict_interactively, predict_one
+    """Predict with a run's model or one of its exports: one question, rows, GUI steps, or interactively."""
+    from toolkit.cli.predict import (
+        TableOptions,
+        check_mode,
+        predict_file,
+        predict_interactively,
+        predict_one,
+        predict_table,
+    )
 
     columns = dict(_name_and_text(text) for text in context or ())
     given = {
@@ -267,6 +312,8 @@ def predict(
         "--image": image,
         "--option": option,
         "--context": context,
+        "--data": data,
+        "--force": force,
         "--steps": steps,
         "--out": out,
         "--image-root": image_root,
@@ -274,7 +321,10 @@ def predict(
         "--interactive": interactive,
     }
     mode = check_mode({name for name, value in given.items() if value})
-    if mode == "--steps" and steps is not None:
+    if mode == "--data" and data is not None and out is not None:
+        table = TableOptions(data, out, image_root, question, option or (), columns, force)
+        predict_table((run_folder, model), table)
+    elif mode == "--steps" and steps is not None:
         predict_file((run_folder, model), steps, out, image_root)
     elif mode == "--interactive" and goal is not None:
         predict_interactively((run_folder, model), goal, columns)
@@ -300,10 +350,14 @@ def synthetic(
     test: Annotated[int, typer.Option(min=1, help="Test rows.")] = 400,
     size: Annotated[int, typer.Option(min=64, max=2048, help="Image width in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="The same seed generates the same images.")] = 3407,
+    force: Annotated[
+        bool, typer.Option("--force", help="Rename files in --out that this command did not write to NAME.old-1.")
+    ] = False,
 ) -> None:
     """Generate synthetic data in the layout of a real dataset. Every answer is visible in its image."""
     from toolkit.cli import tables as show
     from toolkit.recipe import SyntheticData
+    from toolkit.runfolder import output_files
     from toolkit.tasks import TASKS
 
     kinds = {task.synthetic.kind: (task, task.synthetic) for task in TASKS.values() if task.synthetic is not None}
@@ -312,8 +366,9 @@ def synthetic(
         raise typer.BadParameter(f"must be one of the following (got {kind!r}):{known}", param_hint="KIND")
     task, rows = kinds[kind]
     settings = SyntheticData(kind=kind, train=train, validation=validation, test=test, size=size)
-    out.mkdir(parents=True, exist_ok=True)
-    show.synthetic(task.name, rows.write(out, settings, seed))
+    with output_files(out, force=force) as folder:
+        files = {split: out / file.relative_to(folder) for split, file in rows.write(folder, settings, seed).items()}
+    show.synthetic(task.name, files)
 
 
 @data_app.command()
@@ -324,7 +379,10 @@ def inspect(
         int, typer.Option("--show", min=0, help="Print this many training rows as the model sees them.")
     ] = 0,
 ) -> None:
-    """Report the splits, unusable rows, leaks and images of a recipe."""
+    """Report the splits, unusable rows, leaks and images of a recipe.
+
+    The exit code is 1 if an image is unusable and images.unreadable is "stop".
+    """
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.prepare_data import inspect_data
@@ -336,6 +394,8 @@ def inspect(
         data, scan, rendered = inspect_data(loaded, progress, rows)
     show.data(data, scan)
     show.rendered(rendered)
+    if scan.bad and loaded.images.unreadable == "stop":
+        raise typer.Exit(1)
 
 
 @reward_app.command("test")

@@ -1,7 +1,8 @@
-"""The modes of `toolkit predict`: one question, a file of GUI steps, or one screenshot after another."""
+"""The modes of `toolkit predict`: one question, rows, a file of GUI steps, or one screenshot after another."""
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 MODES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "--interactive": (frozenset({"--interactive", "--goal"}), frozenset({"--context"})),
     "--steps": (frozenset({"--steps"}), frozenset({"--out", "--image-root"})),
+    "--data": (
+        frozenset({"--data", "--out"}),
+        frozenset({"--question", "--option", "--context", "--image-root", "--force"}),
+    ),
     "--question": (frozenset({"--question", "--image"}), frozenset({"--option", "--context"})),
 }
 """Option that selects a mode -> required options, and optional ones."""
@@ -38,7 +43,7 @@ def check_mode(given: set[str]) -> str:
     return selected[0]
 
 
-_USAGE = "use --question and --image, or --steps, or --goal and --interactive"
+_USAGE = "use --question and --image, or --data and --out, or --steps, or --goal and --interactive"
 
 
 def predict_one(
@@ -55,6 +60,37 @@ def predict_one(
 
         answer = predict(run, question, images, options, context, weights)
     show.answer(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """Options of ``--data``: rows and output, and values of every row."""
+
+    data: Path
+    out: Path
+    image_root: Path | None
+    question: str | None
+    options: Sequence[str]
+    context: Mapping[str, str]
+    force: bool
+
+
+def predict_table(chosen: Chosen, given: TableOptions) -> None:
+    """Predict every row of a file, or every image of a folder, and print the counts."""
+    from toolkit.cli import tables as show
+    from toolkit.cli.progress import show_progress
+    from toolkit.pipeline.existing_run import open_for_inference
+    from toolkit.runfolder import StopRequest
+
+    with show_progress() as (progress, notify), StopRequest(notify) as stop:
+        run, weights = open_for_inference(*chosen)
+        from toolkit.evaluation.predict_rows import RowsRequest, predict_rows  # after Unsloth is imported
+        from toolkit.evaluation.unlabelled import Constants
+
+        constants = Constants(given.question, tuple(given.options), given.context)
+        request = RowsRequest(given.data, given.out, given.image_root, constants, given.force)
+        found = predict_rows(run, request, stop, progress, weights=weights)
+    show.row_predictions(found)
 
 
 def predict_file(chosen: Chosen, steps: Path, out: Path | None, image_root: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,10 +16,36 @@ prepare_app = typer.Typer(
     no_args_is_help=True,
 )
 
+
+class MaskReadings(StrEnum):
+    """Readings of a mask with more than two values. Typer does not accept a list of literals."""
+
+    TWO = "two"
+    ANY = "any"
+    EACH = "each"
+
+
+class ClassKinds(StrEnum):
+    """What the diagnosis of a row is."""
+
+    DIAGNOSIS = "diagnosis"
+    MALIGNANCY = "malignancy"
+
+
 Out = Annotated[Path, typer.Option(help="The folder to write to.", file_okay=False)]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same splits on every machine.")]
 Validation = Annotated[float, typer.Option(min=0, max=0.9, help="Fraction held out for validation.")]
 Test = Annotated[float, typer.Option(min=0, max=0.9, help="Fraction held out for testing.")]
+MaskValues = Annotated[
+    MaskReadings,
+    typer.Option(
+        help="Masks with more values than 0 and another one. two: an error. any: all values but 0 are the lesion. "
+        "each: each value has regions of its own."
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Rename files in --out that this command did not write to NAME.old-1.")
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read masks. Default: one per core.")]
 
 
@@ -33,17 +60,19 @@ def ham10000(
     masks: Annotated[
         Path | None, typer.Option(help="The folder of the official masks.", exists=True, file_okay=False)
     ] = None,
+    mask_values: MaskValues = MaskReadings.TWO,
     seed: Seed = 3407,
     validation: Validation = 0.1,
     test: Test = 0.2,
     workers: Workers = None,
+    force: Force = False,
 ) -> None:
     """Prepare HAM10000: one row per image, split by lesion, with boxes and outlines from masks."""
     from toolkit.cli.progress import show_progress
     from toolkit.prepare import PrepareRequest, prepare_ham10000
 
     with show_progress() as (progress, notify):
-        request = PrepareRequest(out, seed, validation, test, workers, progress, notify)
+        request = PrepareRequest(out, seed, validation, test, workers, progress, notify, mask_values.value, force)
         prepared = prepare_ham10000(images, masks, metadata, request)
     show(prepared)
 
@@ -55,18 +84,27 @@ def isic(
     ],
     stage: Annotated[int, typer.Option(min=1, max=2, help="1: all known fields of each image. 2: boxes.")],
     out: Out,
+    classes: Annotated[
+        ClassKinds | None,
+        typer.Option(
+            help="The diagnosis of a row: diagnosis (named ones only) or malignancy (benign, malignant). "
+            "Default: diagnosis if any image has a named one."
+        ),
+    ] = None,
+    mask_values: MaskValues = MaskReadings.TWO,
     seed: Seed = 3407,
     validation: Validation = 0.1,
     test: Test = 0.2,
     workers: Workers = None,
+    force: Force = False,
 ) -> None:
     """Prepare an ISIC archive or challenge: one row per image, split by patient, otherwise by lesion."""
     from toolkit.cli.progress import show_progress
     from toolkit.prepare import PrepareRequest, prepare_isic
 
     with show_progress() as (progress, notify):
-        request = PrepareRequest(out, seed, validation, test, workers, progress, notify)
-        prepared = prepare_isic(source, 1 if stage == 1 else 2, request)
+        request = PrepareRequest(out, seed, validation, test, workers, progress, notify, mask_values.value, force)
+        prepared = prepare_isic(source, 1 if stage == 1 else 2, request, None if classes is None else classes.value)
     show(prepared)
 
 
@@ -82,10 +120,17 @@ def show(prepared: "PrepareResult") -> None:
     for note in prepared.notes:
         print(f"{note.count:,} {note.reason} (for example {'; '.join(note.shown)})")
     print(f"contact sheet: {prepared.out.absolute() / 'sheet.png'}, {prepared.out.absolute() / 'sheet.html'}")
-    print(f"\nfor a recipe:\n\n[data]\ntask = {_quoted(_task_of(prepared.columns))}")
+    task = _task_of(prepared.columns)
+    print(f"\nfor a recipe:\n\n[data]\ntask = {_quoted(task)}")
     for split, file in prepared.splits.items():
         print(f"{split} = {_quoted(file.absolute())}")
     print(f"image_root = {_quoted(prepared.image_root)}\ngroup = {_quoted(prepared.group)}")
+    if prepared.labels or prepared.answer:
+        print(f"\n[data.{task}]")
+    if prepared.answer:
+        print(f"answer = {json.dumps(prepared.answer)}")
+    if prepared.labels:
+        print(f"labels = {_quoted(prepared.labels.absolute())}")
 
 
 def _task_of(columns: Sequence[str]) -> str:

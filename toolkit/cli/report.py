@@ -19,11 +19,12 @@ def compute(
     out: Annotated[
         Path | None, typer.Option(help="Also write the report to this file: .md or .json.", dir_okay=False)
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Rename an existing --out to NAME.old-1.")] = False,
 ) -> None:
     """Report hours, RAM, GPU memory, energy, CO2 and FLOPs by purpose, and the cost of 1,000 predictions."""
     from toolkit.reporting import as_markdown, read_ledger, write_report
 
     ledger = read_ledger(runs)
     if out is not None:
-        write_report(ledger, out)
+        write_report(ledger, out, force=force)
     print(as_markdown(ledger), end="")

@@ -21,7 +21,9 @@ from toolkit.runfolder.usage import compute_line
 from toolkit.scoring.statistics import Estimate, OneClass, ProbabilityMetrics
 
 if TYPE_CHECKING:
+    from toolkit.data.benchmark import Published
     from toolkit.data.loading import DataSplits
+    from toolkit.evaluation.predict_rows import RowPredictions
     from toolkit.images import ScanReport
     from toolkit.training.completions_file import ScoredCompletion
 
@@ -73,6 +75,12 @@ def results(found: RunResults) -> None:
     console.print("all figures: results.json. All completions: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.agent_memory:
         console.print("GUI steps: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
+
+
+def published(scores: "Sequence[Published]") -> None:
+    """Print the published scores of a benchmark, which were not measured here."""
+    for one in scores:
+        print(f"published: {100 * one.score:.1f} % for {one.model} ({one.source}). Not measured here")
 
 
 def exported(result: ExportResult, run: Path) -> None:
@@ -139,6 +147,16 @@ def answer(found: Answer) -> None:
         print("truncated at the token limit")
 
 
+def row_predictions(found: "RowPredictions") -> None:
+    """Print the counts of a table of predictions. Unusable rows were logged before."""
+    unparsed = sum(found.problems.values())
+    print(f"{found.rows:,} rows, {unparsed:,} without an answer, {found.truncated:,} truncated: {found.out}")
+    for problem, number in found.problems.items():
+        print(f"  {number:,} {'row' if number == 1 else 'rows'}: {problem}")
+    if dropped := sum(one.count for one in found.dropped):
+        print(f"{dropped:,} rows of the source are not in the file")
+
+
 def steps(lines: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Print predicted GUI steps, and the file that has all of them."""
     table = Table()
@@ -187,8 +205,10 @@ def data(found: "DataSplits", scan: "ScanReport") -> None:
     if not found.leaks:
         print(found.leaks)
     print(describe_scan(scan))
+    for note in scan.notes:
+        print(f"  {note.rule}")
     for bad in scan.bad[:MAX_IMAGES]:
-        print(f"  {bad.error}")
+        print(f"  {bad.problem}")
     print(f"fingerprint: {found.fingerprint}")
 
 

@@ -2,20 +2,19 @@
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import json_repair
 
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import is_printed_value, read_literal
-from toolkit.data.task import GROUP_FIELDS, RowOrigin
+from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
-from toolkit.images import ImagePolicy, image_ref, read_image_header
+from toolkit.images import ImagePolicy, read_image_header
 from toolkit.images.ref import ImageRef
 from toolkit.scoring.regions import Coordinates, Frame, Size
 
@@ -24,6 +23,9 @@ _WHOLE = re.compile(r"-?\d+\.0+")
 
 _SUSPECT = ("[", "{", "b'", 'b"', "array(", "tensor(", "<", "n", "N")
 """Beginnings of texts that can be printed values or missing."""
+
+TRUTH = {"True": True, "False": False}
+"""Texts that pandas prints for truth values."""
 
 _MISSING = frozenset({"nan", "nat", "<na>"})
 """Texts, in lower case, that pandas prints for missing values."""
@@ -138,10 +140,10 @@ def cell(row: Row, origin: RowOrigin, field: str) -> Any:
 
 
 def with_whole_numbers(row: Row, columns: Sequence[str]) -> Row:
-    """Return the row with whole numbers in these columns, without a decimal point.
+    """Return the row with whole numbers in these columns, without a decimal point, and with truth values.
 
-    >>> with_whole_numbers({"count": 2.0, "answer": "3.0", "other": 2.0}, ["count", "answer"])
-    {'count': 2, 'answer': '3', 'other': 2.0}
+    >>> with_whole_numbers({"count": 2.0, "answer": "3.0", "sick": "True", "other": 2.0}, ["count", "answer", "sick"])
+    {'count': 2, 'answer': '3', 'sick': True, 'other': 2.0}
     """
     return {**row, **{column: _whole(row[column]) for column in columns if column in row}} if columns else row
 
@@ -149,6 +151,8 @@ def with_whole_numbers(row: Row, columns: Sequence[str]) -> Row:
 def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
+    if isinstance(value, str) and value.strip() in TRUTH:
+        return TRUTH[value.strip()]
     return value.strip().partition(".")[0] if isinstance(value, str) and is_whole_text(value) else value
 
 
@@ -170,7 +174,7 @@ def decoded(value: Any) -> Any:
 
 
 def _not_text(value: Any) -> RowProblem:
-    rule = "a text or number is expected, not a list, an object, bytes or an infinite number"
+    rule = "the value must be a text or a number, not a list, an object, bytes or infinite"
     remedy = "Store one text in each cell, or name another column in data.columns."
     return RowProblem(NOT_TEXT, rule, value=value, remedy=remedy)
 
@@ -225,7 +229,7 @@ def image_size(row: Row, origin: RowOrigin, image: ImageRef, place: str) -> Size
             rule = "width and height must be numbers"
             raise RowProblem("data.image_size_not_number", rule, place=place, value=(width, height)) from None
     try:
-        return _size(image.path)
+        return _size(replace(image, crop=None))
     except ImageError as error:
         rule = "the row must have width and height, or an image that can be opened"
         raise MissingImage("data.image_size_unknown", rule, place=place, value=str(error)) from None
@@ -237,56 +241,8 @@ def coordinate_frame(size: Size, max_side: int, coordinates: Coordinates) -> Fra
 
 
 @lru_cache(maxsize=1 << 14)
-def _size(path: Path) -> Size:
-    return read_image_header(ImageRef(path), ImagePolicy()).size
-
-
-def read_images(name: str, row: Row, origin: RowOrigin) -> tuple[ImageRef, ...]:
-    """Return all images of a row: one path, a list of paths, or such a list as JSON text.
-
-    Raises:
-        RowProblem: There is no image, there are too many, or a path leaves the image root.
-    """
-    value = decoded(cell(row, origin, "image"))
-    texts = [text_of(path) for path in value] if isinstance(value, list) else [text_of(value)]
-    if not texts or "" in texts:
-        raise RowProblem(*NO_IMAGE, place=f"{origin.file}: {name}", value=value)
-    if len(texts) > origin.max_images:
-        rule, remedy = "the row must have at most images.max_per_question images", "Raise images.max_per_question."
-        where = f"{origin.file}: {name}"
-        raise RowProblem("data.too_many_images", rule, place=where, value=len(texts), remedy=remedy)
-    root = str(origin.image_root)
-    try:
-        return tuple([_image(text, root) for text in texts])
-    except ImageError as error:
-        remedy = "Set data.image_root to the folder that all images are in."
-        where = f"{origin.file}: {name}"
-        raise RowProblem(*IMAGE_OUTSIDE, place=where, value=error.value, remedy=remedy) from None
-
-
-@lru_cache(maxsize=1 << 14)
-def _image(text: str, root: str) -> ImageRef:
-    """Return a cached reference. Rows of one image are often adjacent, and building the path is slow."""
-    return image_ref(text, root, "")
-
-
-def read_group(row: Row, origin: RowOrigin, images: tuple[ImageRef, ...]) -> str:
-    """Return the group: the recipe's column, otherwise the patient, lesion or study, otherwise the first image.
-
-    An image is its path below the image root.
-
-    Raises:
-        RowProblem: The recipe's column is empty, or the value is a list or an object.
-    """
-    if origin.group is None:
-        for field in GROUP_FIELDS:
-            if field in origin.column and (group := group_name(row.get(origin.column[field]))):
-                return group
-        return str(images[0].path).removeprefix(str(origin.image_root)).lstrip(os.sep).replace(os.sep, "/")
-    if group := group_name(row.get(origin.group)):
-        return group
-    rule = "the row must have a value in the column of data.group"
-    raise RowProblem("data.group_missing", rule, place=f"{origin.file}", value=row.get(origin.group))
+def _size(image: ImageRef) -> Size:
+    return read_image_header(image, ImagePolicy()).size
 
 
 def group_name(value: Any) -> str:

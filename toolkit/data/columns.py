@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.data.cells import fold
 from toolkit.data.groups import NO_GROUPS, group_columns
 from toolkit.data.row_filter import Filter
+from toolkit.data.row_images import numbered_column
 from toolkit.data.task import Task
 from toolkit.errors import Problem
 
@@ -49,6 +50,10 @@ def resolve_columns(
     for field, names in task.columns.items():
         if field not in fields and (column := _usual(names, available, set(fields.values()))) is not None:
             found[field] = column
+    if "image" in task.columns and "image" not in found and "image" not in fields:
+        free = [column for column in available if column not in fields.values()]
+        if (first := numbered_column(task.columns["image"], free)) is not None:
+            found["image"] = first
     problems = [*_wrong_fields(task, requested), *_used_twice(fields), *_missing(task, requested, found, available)]
     return found | group_columns(task, requested.group, found, available), problems
 

@@ -5,6 +5,7 @@ found by sorting, so that only these rows are read again.
 """
 
 from collections.abc import Hashable
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def find_conflicts(samples: SampleSet, keys: RowKeys, prompts: NDArray[np.int64]
             sum(one.rows for one in conflicts),
             tuple(" and ".join(one.answers.values()) for one in shown),
             "data.answers_differ",
-            tuple(" or ".join(one.texts) for one in shown),
+            tuple(_difference(*one.texts) for one in shown),
             "Merge them into one row, or name the column that distinguishes them in prompt.context.",
         ),
     )
@@ -68,7 +69,20 @@ class _Prompt:
         key = text_key(_folded(target))
         if key not in self.answers and len(self.answers) < 2:
             self.answers[key] = name
-            self.texts.append(shorten(target, MAX_VALUE // 2))
+            self.texts.append(target)
+
+
+def _difference(first: str, second: str) -> str:
+    """Return two answers in short, from shortly before their first difference.
+
+    >>> _difference("no", "yes"), _difference("a" * 90 + " no", "a" * 90 + " yes")
+    ("'no' or 'yes'", "'…aaaaaaaaaaaaaaaaaaa no' or '…aaaaaaaaaaaaaaaaaaa yes'")
+    """
+    pairs = enumerate(zip_longest(first, second))
+    equal = next((number for number, (one, other) in pairs if one != other), len(first))
+    start = max(equal - MAX_VALUE // 4, 0) if max(len(first), len(second)) > MAX_VALUE // 2 else 0
+    lead = "…" if start else ""
+    return " or ".join(shorten(f"{lead}{text[start:]}", MAX_VALUE // 2) for text in (first, second))
 
 
 def _candidates(keys: RowKeys, prompts: NDArray[np.int64]) -> NDArray[np.int64]:

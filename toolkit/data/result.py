@@ -10,11 +10,12 @@ from toolkit.data.splits import Leak
 
 @dataclass(frozen=True, slots=True)
 class UnusableImage:
-    """An image that cannot be used: its path, the frame, and why."""
+    """An image that cannot be used: its path, the frame, why, and the first row that has it."""
 
     path: str
     frame: int
     problem: str
+    row: str = ""
 
 
 @dataclass(frozen=True, slots=True)

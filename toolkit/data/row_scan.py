@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -26,6 +27,7 @@ from toolkit.data.groups import IdentifierBuilder
 from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import read_literal
+from toolkit.data.row_images import forget_names
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import KeyBuilder, RowKeys, text_key
@@ -33,6 +35,7 @@ from toolkit.data.task import GROUP_FIELDS, RowOrigin, Task
 from toolkit.data.unusable_rows import Dropped, Tally, stored_dropped
 from toolkit.data.whole_numbers import NumberBuilder, Numbers
 from toolkit.errors import MissingImage, RowProblem
+from toolkit.images import names
 
 FIRST_ROWS = 200
 """Rows that determine the columns of the first pass. If a later row adds a relevant column, the scan is repeated."""
@@ -63,6 +66,8 @@ class RowScan:
     """Column of numbers -> what kind of numbers it has."""
     prompts: NDArray[np.int64] | None = None
     """Keys of the prompts of the usable rows, if the task has ``prompt_key``. They are not stored."""
+    folders: Mapping[str, int] = field(default_factory=dict)
+    """Folder in which image names were searched -> time of its last change. The result is valid until one changes."""
 
 
 def scan_rows(
@@ -86,10 +91,12 @@ class RowScanner:
 
     def __init__(self, task: Task, source: RowOrigin) -> None:
         self.task, self.source = task, source
+        forget_names()  # files may have been added since the last scan
         self._rows: list[int] = []
         self._keys = KeyBuilder()
         self._tally, self._notes = Tally(), Tally()
         self._cacheable = True
+        self._folders: set[str] = set()
         self._trimmed: Counter[str] = Counter()
         self._columns = tuple(source.column.values())
         self._group_columns = [source.column[name] for name in GROUP_FIELDS if name in source.column]
@@ -117,6 +124,7 @@ class RowScanner:
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
             self._notes.add(rule, name, code)
+        self._note_images(name, sample)
         for column in listed:
             self._add_listed(column, name, row[column].strip(), sample)
         self._rows.append(number)
@@ -141,6 +149,20 @@ class RowScanner:
         if self.task.prompt_key is not None:
             self._prompts.append(text_key(self.task.prompt_key(sample)))
 
+    def _note_images(self, name: str, sample: Sample) -> None:
+        """Count a row without image, and image names that were not equal to the file's name."""
+        if not sample.images:
+            if "image" in self.source.column and not self.task.needs_image:
+                self._notes.add("the row has no image and is used as text", name, "data.row_without_image")
+            return
+        ways: dict[str, str] = {}
+        for image in sample.images:
+            if image.found:
+                self._folders.add(str(image.path.parent))
+                ways |= {way: image.path.name for way in image.found if way in names.WAYS and way not in ways}
+        for way, file in ways.items():
+            self._notes.add(names.WAYS[way], f"{name}: {file}", way)
+
     def done(self, name: str, links: Links | None = None) -> RowScan:
         """Return the scan of all rows so far."""
         keys = {one.column: one.done() for one in self._identifiers}
@@ -155,6 +177,7 @@ class RowScanner:
             {column: found for column, found in keys.items() if found is not None},
             self._numbers.done(),
             np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
+            names.changed_at(sorted(self._folders)),
         )
 
 
@@ -172,11 +195,16 @@ def _with_column(problem: RowProblem, row: Row) -> RowProblem:
     """Return the problem of a value that is no text, with the column that has the value."""
     if problem.code != NOT_TEXT or problem.value is None:
         return problem
-    column = next((name for name, value in row.items() if value is problem.value), None)
+    column = next((name for name, value in row.items() if _has(value, problem.value)), None)
     if column is None:
         return problem
-    rule = f"{problem.rule}, in the column {column}"
+    rule = problem.rule.replace("the value", f"the value of the column {column}", 1)
     return RowProblem(problem.code, rule, place=problem.place, value=problem.value, remedy=problem.remedy)
+
+
+def _has(cell: Any, value: object) -> bool:
+    """Return whether a cell is this object or a list of it."""
+    return cell is value or (isinstance(cell, list) and any(one is value for one in cell))
 
 
 class FirstPass:
@@ -253,6 +281,7 @@ def _save(row_scan: RowScan, file: Path) -> None:
         "links": None if links is None else links.notes,
         "identifiers": list(row_scan.identifiers),
         "numbers": {column: asdict(one) for column, one in row_scan.numbers.items()},
+        "folders": row_scan.folders,
     }
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     with temporary.open("wb") as stream:
@@ -272,9 +301,22 @@ def _load(file: Path) -> RowScan | None:
             rows = stored["rows"]
             arrays = {name: stored[f"links_{name}"] for name in _LINKS} if notes["links"] is not None else None
             identifiers = {name: stored[f"identifier_{number}"] for number, name in enumerate(notes["identifiers"])}
+            folders: dict[str, int] = notes["folders"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+    if names.changed_at(list(folders)) != folders:
         return None
     links = None if arrays is None else Links(**arrays, notes=tuple(notes["links"]))
     noted, dropped = stored_dropped(notes["noted"]), stored_dropped(notes["dropped"])
     numbers = {column: Numbers(**one) for column, one in notes["numbers"].items()}
-    return RowScan(rows, keys, dropped, notes["trimmed"], noted, links, identifiers=identifiers, numbers=numbers)
+    return RowScan(
+        rows,
+        keys,
+        dropped,
+        notes["trimmed"],
+        noted,
+        links,
+        identifiers=identifiers,
+        numbers=numbers,
+        folders=folders,
+    )

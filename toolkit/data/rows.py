@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from toolkit.data.columns import MESSAGES, RowSettings, leaking_context, resolve_columns
 from toolkit.data.groups import NO_GROUPS, identifier_columns
 from toolkit.data.index import RowIndex, open_index, source_folder
-from toolkit.data.row_scan import FirstPass, RowScan, scan_rows
+from toolkit.data.row_images import image_columns
+from toolkit.data.row_scan import FIRST_ROWS, FirstPass, RowScan, scan_rows
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import RowKeys
 from toolkit.data.task import GROUP_FIELDS, RowOrigin, Task
@@ -150,13 +151,29 @@ def _with_row_numbers(dropped: Sequence[Dropped], index: RowIndex, requested: Ro
 
 
 def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_root: Path | None) -> None:
-    _, problems = resolve_columns(task, requested, index.columns)
-    if image_root is None and index.image_root is None:
+    column, problems = resolve_columns(task, requested, index.columns)
+    if "image" not in column and "image" not in requested.columns:
+        problems = _without_image_column(task, index, problems)
+    has_images = "image" in column or "image" not in task.columns
+    if has_images and image_root is None and index.image_root is None:
         rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
         problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
     if problems:
         rule = "the recipe must fit the columns of the rows"
         raise DataProblems("data.columns_do_not_fit", rule, problems, place=index.source)
+
+
+def _without_image_column(task: Task, index: RowIndex, problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems of a source without a column of images.
+
+    If no other column looks like one, the rows have only text, which is no problem unless the task needs an image.
+    """
+    place = "data.columns.image"
+    found = image_columns([row for _, (_, row) in zip(range(FIRST_ROWS), index, strict=False)])
+    if not found:
+        return [problem for problem in problems if task.needs_image or problem.place != place]
+    remedy = f'Name it in {place}. Did you mean "{found[0]}"?'
+    return [replace(problem, remedy=remedy) if problem.place == place else problem for problem in problems]
 
 
 def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, maximum: float) -> None:
@@ -180,6 +197,9 @@ def _warnings(
     for column in leaking_context(task, requested, source.column):
         rule = "prompt.context should not have a column with the answer: scores say nothing about the images"
         yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
+    if "image" in task.columns and "image" not in source.column:
+        rule = "no column has images, so all rows have only text"
+        yield Problem("data.no_image_column", rule, name, remedy="Name a column in data.columns.image if there is one.")
     for note in row_scan.links.notes if row_scan.links else ():
         yield Problem("data.order_irregular", note)
     for one in (*index.skipped, *row_scan.dropped):
@@ -191,8 +211,16 @@ def _warnings(
         value = f"{metadata.duplicates:,} repeated, such as {', '.join(metadata.duplicate_examples)}"
         yield Problem("data.ids_repeated", rule, name, value)
     for column in source.whole:
-        rule = "whole numbers with a decimal point are read without it, because the column has missing values"
-        value = f"{row_scan.numbers[column].whole:,} numbers" if column in row_scan.numbers else "0 numbers"
-        yield Problem("data.whole_numbers", rule, f"{name}, column {column}", value)
+        yield from _reread(column, row_scan.numbers.get(column, Numbers()), name)
     for column, count in row_scan.trimmed.items():
         yield Problem("data.blanks_removed", f"blanks around {count:,} values of {column} were removed", name)
+
+
+def _reread(column: str, numbers: Numbers, source: str) -> Iterator[Problem]:
+    place = f"{source}, column {column}"
+    if numbers.whole:
+        rule = "whole numbers with a decimal point are read without it, because the column has missing values"
+        yield Problem("data.whole_numbers", rule, place, f"{numbers.whole:,} numbers")
+    if numbers.truth:
+        rule = "the texts True and False are read as truth values, because the column has no other text"
+        yield Problem("data.truth_values", rule, place, f"{numbers.truth:,} texts")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.data.benchmark import Benchmark
 from toolkit.data.episodes import AgentMemoryFunctions, Links
 from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Reward, Sample
@@ -104,10 +105,12 @@ class SettingsFromRows:
     Attributes:
         find: (settings, split -> samples) -> what the rows decide. Raises DataError.
         apply: (settings, ``Found.values``) -> settings with them.
+        needed: whether a row cannot be read alone, without these settings.
     """
 
     find: Callable[[Any, Mapping[str, Sequence[Sample]]], Found]
     apply: Callable[[Any, Mapping[str, Any]], Any]
+    needed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,10 @@ class Task:
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
+        zero_shot: settings of the task for a model that was not trained for it, on a benchmark.
+        benchmarks: public datasets of the task, which ``toolkit evaluate --benchmark`` knows by name.
         grouped_by: definition of a group if ``data.group`` names no column and the rows have no column of the patient.
+        needs_image: whether every row must have an image. Otherwise, a row without one has only text.
         prompt_key: Sample -> text that is equal for equal prompts, if their wording is drawn. None: the prompt itself.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
@@ -208,7 +214,10 @@ class Task:
     link: Callable[[Iterable[tuple[str, Row]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
-    grouped_by: str = "each row's first image"
+    grouped_by: str = "each row's first image, or its question without one"
+    needs_image: bool = False
+    zero_shot: Mapping[str, Any] = field(default_factory=dict)
+    benchmarks: tuple[Benchmark, ...] = ()
     prompt_key: Callable[[Sample], str] | None = None
     entry: str = ""
 

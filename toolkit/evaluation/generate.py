@@ -11,6 +11,7 @@ from toolkit.evaluation.answers import Reply
 from toolkit.images import ImageStore
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import GGUF, Completion, Policy, Row, Sampling
+from toolkit.models.image_sizes import ProcessorSizes
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG, prompt_checker
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
@@ -42,7 +43,7 @@ def prompts_of_readable_images(recipe: Recipe, **images: int) -> Prompts:
         images: other keys of [images].
     """
     section = recipe.images.model_copy(update={"unreadable": "stop", **images})
-    return Prompts.of(recipe, ImageStore.from_recipe(section))
+    return Prompts.of(recipe, ImageStore.from_recipe(section, rejection=ProcessorSizes(recipe.model)))
 
 
 @dataclass(frozen=True, slots=True)

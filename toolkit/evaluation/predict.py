@@ -240,7 +240,7 @@ def _sample(
     """
     task = TASKS[recipe.dataset.task]
     _check_options(task, options)
-    if task.from_rows and not found:
+    if task.from_rows and task.from_rows.needed and not found:
         rule = "the run must have read its rows, which decide settings of its task"
         raise DataError("predict.rows_not_read", rule, place="[data]", remedy="Start the run with toolkit run.")
     settings = task.settings_of(recipe, "predict", found)

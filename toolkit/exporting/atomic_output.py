@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from toolkit.models.loading import precision_of
 from toolkit.models.lora import is_adapter
 from toolkit.models.model_paths import model_source
 from toolkit.recipe import Model
-from toolkit.runfolder import flush_folder, read_json, write_json
+from toolkit.runfolder import flush_folder, free_name, read_json, require_writable, write_json
 
 CARD = "README.md"
 """File of the model card. Its owner may edit it, so no digest includes it."""
@@ -76,7 +75,7 @@ class OutputFolder:
         if self.begun and _exists(self.old) and not _exists(self.target):
             self.old.replace(self.target)
         _reject_foreign(self)
-        _require_writable(self.target.parent)
+        require_writable(self.target.parent)
         for left in filter(_exists, (self.partial, self.differs, self.old)):
             if self.begun:
                 _remove(left)
@@ -230,14 +229,6 @@ def digest_of(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def free_name(path: Path) -> Path:
-    """Return ``NAME.old-1`` beside ``path``, or the next free number."""
-    number = 1
-    while path.with_name(f"{path.name}.old-{number}").exists():
-        number += 1
-    return path.with_name(f"{path.name}.old-{number}")
-
-
 def _exists(path: Path) -> bool:
     """Return whether a file, folder or link has this name, even a broken link."""
     return path.is_symlink() or path.exists()
@@ -293,21 +284,6 @@ def _reject_foreign(output: OutputFolder) -> None:
             place=target,
             remedy="Choose another --out, or add --force to rename it to NAME.old-1.",
         )
-
-
-def _require_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RunError(
-            "export.target_not_writable",
-            "the folder must be writable",
-            place=folder,
-            value=error.strerror or str(error),
-            remedy="Choose another folder with --out.",
-        ) from error
 
 
 def _existing(folder: Path) -> Path:

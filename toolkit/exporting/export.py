@@ -2,14 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
-from toolkit.errors import DataError, ModelError, warn
+from toolkit.errors import DataError, ImageError, ModelError, warn
 from toolkit.evaluation.evaluation_set import held_out
 from toolkit.evaluation.generate import SKIP_REMEDIES
 from toolkit.evaluation.stage_context import Context
@@ -18,7 +18,6 @@ from toolkit.exporting.atomic_output import (
     WrittenFolders,
     digest_of,
     format_bytes,
-    free_name,
     require_disk_space,
 )
 from toolkit.exporting.formats import ExportJob, export_adapter, export_merged
@@ -26,15 +25,18 @@ from toolkit.exporting.gguf import export_gguf
 from toolkit.exporting.results import ExportResult, FormatExport
 from toolkit.exporting.serving import Serving
 from toolkit.exporting.verification import VerificationSet
+from toolkit.images.ref import ImageRef
+from toolkit.images.store import read_image_header
 from toolkit.models import Backend, choose_backend
 from toolkit.models.hf import base_source
+from toolkit.models.image_limits import PixelLimit, find_pixel_limit
 from toolkit.models.lengths import prompt_checker
 from toolkit.models.llamacpp import formats_of, mergeable_formats, missing_requirement
 from toolkit.models.loading import stored_quantized
 from toolkit.models.lora import is_adapter
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Export, Recipe
-from toolkit.runfolder import EXPORT, RunFolder
+from toolkit.runfolder import EXPORT, RunFolder, free_name
 
 log = logging.getLogger(__name__)
 WRITTEN = "written.json"
@@ -102,7 +104,32 @@ def prepare_job(context: Context, backend: Backend, weights: Path) -> ExportJob:
     images = max(len(sample.images) for sample in samples[:MAX_COUNTED])
     processor = backend.load_without_model(recipe).processor
     chosen = _verification_set(context, processor, samples)
-    return ExportJob(context, backend, weights, chosen, Serving.of(recipe, processor, images))
+    limit = _pixel_limit(context, processor, samples)
+    return ExportJob(context, backend, weights, chosen, Serving.of(recipe, processor, images, limit))
+
+
+def _pixel_limit(context: Context, processor: Any, samples: SampleSet) -> PixelLimit | None:
+    """Return the limit for servers, with a warning if they see some images of the data at another size."""
+    refs = {ref for split in (context.data.train, samples) for sample in split[:MAX_COUNTED] for ref in sample.images}
+    limit = find_pixel_limit(processor, context.images.policy, _sizes(context, refs))
+    if limit is not None and limit.same < limit.sizes:
+        warn(
+            "export.image_sizes_differ",
+            "a server should resize images as the toolkit does, but a limit of pixels is not one of the longest side",
+            place="export",
+            value=f"{limit.sizes - limit.same} of {limit.sizes} image sizes differ",
+            remedy=f"Reduce images to a longest side of {context.images.policy.max_side} pixels before a server.",
+        )
+    return limit
+
+
+def _sizes(context: Context, refs: Iterable[ImageRef]) -> Iterator[tuple[int, int]]:
+    """Yield the sizes of the readable images. Unreadable ones were counted before."""
+    for ref in refs:
+        try:
+            yield read_image_header(ref, context.images.policy).size
+        except ImageError:
+            continue
 
 
 _EXPORTS: Mapping[str, Callable[[ExportJob, Path, OutputFolder], FormatExport]] = {

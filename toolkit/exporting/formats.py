@@ -21,6 +21,7 @@ from toolkit.exporting.verification import (
 )
 from toolkit.models import Backend
 from toolkit.models.backend import MergeComparison
+from toolkit.models.image_limits import write_pixel_limit
 from toolkit.models.model_paths import public_name
 from toolkit.runfolder import read_json, write_json
 
@@ -134,6 +135,8 @@ def _write(job: ExportJob, name: str, target: Path) -> _Written:
     else:
         job.backend.save(policy, target)
     _set_public_base_name(target)
+    if job.serving.limit is not None:
+        write_pixel_limit(target, job.serving.limit)
     return _Written(before, policy.bits, policy.dequantized, merge)
 
 

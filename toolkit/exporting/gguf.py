@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ModelError
-from toolkit.exporting.atomic_output import OutputFolder, digest_of, free_name, megabytes
+from toolkit.exporting.atomic_output import OutputFolder, digest_of, megabytes
 from toolkit.exporting.formats import ExportJob
 from toolkit.exporting.results import GgufExport, GgufFile, Verification
 from toolkit.exporting.serving import commands, write_modelfiles
@@ -21,7 +21,7 @@ from toolkit.exporting.verification import (
 from toolkit.models.llamacpp import CONVERTED, Child, require_for
 from toolkit.models.llamacpp.convert import convert
 from toolkit.models.llamacpp.files import QUANTIZATIONS, Expected, check_metadata
-from toolkit.runfolder import append_line
+from toolkit.runfolder import append_line, free_name
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from toolkit.exporting.results import FormatExport, GgufExport, Verification
 from toolkit.exporting.serving import Serving, fill_folder
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
+from toolkit.recipe.windows import hounsfield_windows
 from toolkit.runfolder import (
     EXPORT,
     TRAINING_STAGES,
@@ -56,6 +57,16 @@ MIN_GROUPS = 5
 and it might identify a patient."""
 MACHINE = ("platform",)
 """Entries of the versions in run.json that describe the machine."""
+
+
+_WINDOWS: Mapping[str, str] = {
+    "auto": "The window of a DICOM file was applied. Other images with more bits were reduced by the range of their "
+    "values.",
+    "range": "Images with more bits were reduced to 8 bits by the range of their values.",
+    "percentile": "Images with more bits were reduced to 8 bits by their percentiles {low:g} and {high:g}.",
+    "dicom": "The window of a DICOM file was applied.",
+}
+"""Value of images.window -> a sentence of the card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +122,19 @@ class CardFacts:
     def commands(self) -> Sequence[str]:
         """Return the commands that serve the files, with their folder as the working directory."""
         return [fill_folder(command, ".") for command in self.export.commands]
+
+    @property
+    def windowing(self) -> str:
+        """Return how images with more than 8 bits became 8-bit images."""
+        images = self.recipe.images
+        low, high = images.percentiles
+        if shown := hounsfield_windows(images.window):
+            ranges = ", ".join(f"{bottom:g} to {top:g}" for bottom, top in shown)
+            colours = " as red, green and blue" if len(shown) > 1 else ""
+            window = f"Images in Hounsfield units (HU) show {ranges} HU{colours}."
+        else:
+            window = _WINDOWS[str(images.window)].format(low=low, high=high)
+        return f"8-bit images without a window of their own kept their values. {window}"
 
     @property
     def is_last_row(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from toolkit.models.chat_template import Message, conversation, find_turn_end, render_prompt
+from toolkit.models.image_limits import PixelLimit
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
 
@@ -64,6 +65,7 @@ class Serving:
         stops: texts that end a completion.
         turns: separators of the chat template. None: it cannot be described by separators.
         system: the system prompt.
+        limit: the limit of pixels with which a server resizes images as the toolkit does. None: it needs no limit.
     """
 
     name: str
@@ -76,9 +78,10 @@ class Serving:
     stops: tuple[str, ...]
     turns: Turns | None
     system: str | None = None
+    limit: PixelLimit | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, processor: Any, images: int) -> "Serving":
+    def of(cls, recipe: Recipe, processor: Any, images: int, limit: PixelLimit | None = None) -> "Serving":
         """Return the settings for a recipe and its processor. ``images`` is the maximum per prompt."""
         return cls(
             name=recipe.run.name.lower(),  # Ollama accepts only lowercase names
@@ -91,6 +94,7 @@ class Serving:
             stops=(find_turn_end(processor).text,),
             turns=read_turns(processor),
             system=recipe.prompt.system,
+            limit=limit,
         )
 
 
@@ -116,6 +120,8 @@ def commands(name: str, folder: Path, serving: Serving) -> list[str]:
         pair = GgufFiles.of(folder)
         return [] if pair is None else _gguf_commands(pair, serving)
     limit = f"--max-model-len {serving.max_tokens} --limit-mm-per-prompt '{{\"image\": {serving.images}}}'"
+    if serving.limit is not None:  # an adapter is served with the processor of its base
+        limit += f" --mm-processor-kwargs '{{\"max_pixels\": {serving.limit.max_pixels}}}'"
     template = f"--chat-template {FOLDER}/chat_template.jinja" if (folder / "chat_template.jinja").is_file() else ""
     if name == "merged":
         parts = [f"vllm serve {FOLDER} --served-model-name {serving.name}", limit, template]

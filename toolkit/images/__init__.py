@@ -2,7 +2,7 @@
 
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage
 from toolkit.images.ref import image_ref
-from toolkit.images.scan import BadImage, ScanReport, scan
+from toolkit.images.scan import BadImage, ScanNote, ScanReport, scan
 from toolkit.images.store import ImageStore, StoreReport, load, read_image_header, reduced_size
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ImageRecord",
     "ImageStore",
     "LoadedImage",
+    "ScanNote",
     "ScanReport",
     "StoreReport",
     "image_ref",

@@ -25,7 +25,7 @@ import xxhash
 from toolkit.images.policy import ImageRecord
 from toolkit.images.render import Reduced
 
-MAGIC = "toolkit-image-1"
+MAGIC = "toolkit-image-2"
 FREE_FRACTION, FREE_MOST, FREE_LEAST = 0.1, 20 * 2**30, 2 * 2**30
 """The disk cache stops storing images if less than this fraction of the disk would stay free, clamped to the two byte
 counts. Checkpoints and exports need the space more."""
@@ -117,6 +117,19 @@ class DiskCache:
 def content_key(data: bytes) -> str:
     """Return 32 hex digits of the xxh3 hash. A cryptographic hash would add a tenth to the decoding time."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def content_key_of_file(path: Path) -> str:
+    """Return ``content_key`` of a file that is too large to be read at once.
+
+    Raises:
+        OSError: The file is not readable.
+    """
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while part := stream.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images import tiff
-from toolkit.images.header import MALFORMED_BY_PILLOW, Header, first_line
+from toolkit.images.header import MALFORMED_BY_PILLOW, Header, first_line, open_with_pillow
 from toolkit.images.ref import ImageRef, unreadable_image
 from toolkit.images.window import Array, Pixels
 
@@ -20,6 +20,8 @@ from toolkit.images.window import Array, Pixels
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 SAMPLE_KIND = {tiff.UNSIGNED: "u", tiff.SIGNED: "i", tiff.FLOAT: "f"}
+PLAIN_PHOTOMETRICS = {tiff.WHITE_IS_ZERO, tiff.BLACK_IS_ZERO, tiff.RGB, tiff.PALETTE, tiff.CMYK, tiff.YCBCR}
+TIFF_UNSUPPORTED = "images.tiff_layout_unsupported"
 WITH_ALPHA = {"LA", "PA", "La", "RGBA", "RGBa"}
 
 
@@ -52,9 +54,9 @@ def _with_opencv(data: bytes, header: Header, ref: ImageRef) -> Pixels:
     try:
         values = _opencv_values(data, ref.frame)
     except cv2.error as error:
-        raise unreadable_image(ref.path, *_not_decodable(header.format), first_line(error)) from error
+        raise _not_decodable(header, ref, first_line(error)) from error
     if values is None:
-        raise unreadable_image(ref.path, *_not_decodable(header.format), "damaged or truncated pixel data")
+        raise _not_decodable(header, ref, "damaged or truncated pixel data")
     _require_what_was_announced(values, header, ref)
     inverted = header.page is not None and header.page.photometric == tiff.WHITE_IS_ZERO
     if values.ndim == 3 and values.shape[2] == 4:
@@ -77,10 +79,11 @@ def _require_plain_page(page: tiff.TiffPage, ref: ImageRef) -> None:
     """Reject TIFF layouts that OpenCV misreads, such as CMYK (read as RGB with alpha) or separate planes."""
     samples = {tiff.WHITE_IS_ZERO: (1,), tiff.BLACK_IS_ZERO: (1,), tiff.RGB: (3, 4)}.get(page.photometric, ())
     if page.samples not in samples or (page.separate and page.samples > 1):
-        rule = f"a TIFF of {page.bits} bits must be grey, RGB or RGB with alpha, its channels pixel by pixel"
-        planes = " in separate planes" if page.separate else ""
-        found = f"{page.samples} channels{planes} and photometric interpretation {page.photometric}"
-        raise unreadable_image(ref.path, "images.tiff_layout_unsupported", rule, found)
+        rule = "a TIFF of more than 8 bits must be grey, RGB or RGB with alpha, its channels pixel by pixel"
+        raise unreadable_image(ref.path, TIFF_UNSUPPORTED, rule, str(page))
+    if page.sample_format not in SAMPLE_KIND or (page.sample_format == tiff.FLOAT and page.bits not in (32, 64)):
+        rule = "the numbers of a TIFF must be integers, or floats of 32 or 64 bits"
+        raise unreadable_image(ref.path, TIFF_UNSUPPORTED, rule, str(page))
 
 
 def _require_what_was_announced(values: Array, header: Header, ref: ImageRef) -> None:
@@ -106,19 +109,25 @@ def _alpha(channel: Array, header: Header) -> Array | None:
 
 
 def _with_pillow(data: bytes, header: Header, ref: ImageRef) -> Pixels:
+    if header.page is not None and header.page.photometric not in PLAIN_PHOTOMETRICS:
+        rule = "a TIFF must be grey, RGB, YCbCr or CMYK, or have a palette"
+        raise unreadable_image(ref.path, TIFF_UNSUPPORTED, rule, str(header.page))
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_with_pillow(io.BytesIO(data)) as image:
             image.seek(ref.frame)
             image.load()
             return _pillow_pixels(image, header.bits)
     except ImageError:
         raise
     except MALFORMED_BY_PILLOW as error:
-        raise unreadable_image(ref.path, *_not_decodable(header.format), first_line(error)) from error
+        raise _not_decodable(header, ref, first_line(error)) from error
 
 
-def _not_decodable(file_format: str) -> tuple[str, str]:
-    return "images.not_decodable", f"the {file_format} file must be decodable"
+def _not_decodable(header: Header, ref: ImageRef, found: str) -> ImageError:
+    layout = "" if header.page is None else f" ({header.page})"
+    return unreadable_image(
+        ref.path, "images.not_decodable", f"the {header.format} file{layout} must be decodable", found
+    )
 
 
 def _pillow_pixels(image: Image.Image, bits: int) -> Pixels:

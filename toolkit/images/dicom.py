@@ -35,8 +35,8 @@ def is_dicom(head: bytes, path: Path) -> bool:
     return head[128:132] == b"DICM" or path.suffix.lower() in SUFFIXES
 
 
-def read_header_fields(stream: BinaryIO, ref: ImageRef) -> tuple[tuple[int, int], int]:
-    """Return ((width, height), bits stored) without decoding, after checking that the pixel data is complete.
+def read_header_fields(stream: BinaryIO, ref: ImageRef) -> tuple[tuple[int, int], int, int]:
+    """Return ((width, height), bits stored, frames) without decoding, after checking that the pixel data is complete.
 
     Raises:
         ImageError: The file has no image, lacks the frame, or is truncated.
@@ -55,7 +55,7 @@ def read_header_fields(stream: BinaryIO, ref: ImageRef) -> tuple[tuple[int, int]
         raise unreadable_image(ref.path, *TRUNCATED)
     if ref.frame >= frames:
         raise unreadable_image(ref.path, *NO_FRAME, f"frame {ref.frame} of {frames}")
-    return size, int(bits)
+    return size, int(bits), frames
 
 
 def read_pixels(stream: BinaryIO, ref: ImageRef, own_window: bool) -> Pixels:
@@ -145,7 +145,17 @@ def _grey(pydicom: ModuleType, stored: Array, data: Any, own_window: bool) -> Pi
     if own_window:
         values, window = _own_window(pydicom, values, data)
     inverted = data.PhotometricInterpretation == "MONOCHROME1"
-    return Pixels(values, bits, window=window, hidden=padding, inverted=inverted)
+    return Pixels(values, bits, window=window, hidden=padding, inverted=inverted, hounsfield=_is_hounsfield(data))
+
+
+def _is_hounsfield(data: Any) -> bool:
+    """Return whether the rescaled values are in Hounsfield units (PS3.3 C.11.1.1.2, C.8.2.1)."""
+    unit = str(data.get("RescaleType") or "").upper()
+    if unit in ("HU", "HU_MOD"):
+        return True
+    # The type is required only if it is not HU, and only CT has a rescale to HU.
+    rescaled = data.get("RescaleSlope") is not None and data.get("RescaleIntercept") is not None
+    return data.get("Modality") == "CT" and rescaled and unit in ("", "US")
 
 
 def _is_transformed(data: Any) -> bool:

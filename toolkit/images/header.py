@@ -9,13 +9,39 @@ from typing import BinaryIO, Literal
 from PIL import Image
 
 from toolkit.errors import ImageError
-from toolkit.images import dicom, tiff
-from toolkit.images.ref import NO_FRAME, TRUNCATED, ImageRef, unreadable_image
+from toolkit.images import dicom, nifti, tiff
+from toolkit.images.ref import NO_FRAME, TRUNCATED, ImageRef, is_volume, unreadable_image
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
 TAIL = 65_536
 """Bytes at a file's end that are searched for an end marker, because some writers add padding after it."""
+
+PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "JPEG2000", "PPM")
+"""The only formats that Pillow may open. Others run further programs (PostScript). MPO is opened as JPEG."""
+
+OTHER_FORMATS: tuple[tuple[bytes, int, str], ...] = (
+    (b"%!PS", 0, "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", 0, "PostScript"),
+    (b"%PDF", 0, "PDF"),
+    (b"8BPS", 0, "Photoshop"),
+    (b"ftypheic", 4, "HEIC"),
+    (b"ftypmif1", 4, "HEIC"),
+    (b"ftypavif", 4, "AVIF"),
+    (b"\xff\x0a", 0, "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", 0, "JPEG XL"),
+    (b"\x89HDF", 0, "HDF5"),
+    (b"\x93NUMPY", 0, "a NumPy array"),
+    (b"PK\x03\x04", 0, "a ZIP archive"),
+    (b"\x1f\x8b", 0, "a gzip file"),
+    (b"NRRD", 0, "NRRD"),
+    (b"<svg", 0, "SVG"),
+    (b"<?xml", 0, "XML or SVG"),
+    (b"<!doctype html", 0, "an HTML page"),
+    (b"<html", 0, "an HTML page"),
+    (b"version https://git-lfs", 0, "a Git LFS pointer without the file itself"),
+)
+"""First bytes in lower case or as they are, their place, and the name of formats that are not read."""
 
 BITS_OF_MODE = {"1": 1, "I": 32, "F": 32}
 """Pillow's mode -> bits per channel. Modes like I;16 have 16 bits and all others 8."""
@@ -24,7 +50,7 @@ MALFORMED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError,
 MALFORMED_BY_PILLOW = (*MALFORMED, struct.error, zlib.error, NotImplementedError, Image.DecompressionBombError)
 """Exceptions of Pillow's format plugins for malformed files."""
 
-Decoder = Literal["opencv", "pillow", "dicom"]
+Decoder = Literal["opencv", "pillow", "dicom", "nifti"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +68,15 @@ class Header:
     orientation: int = 1
     upright: bool = False
     page: tiff.TiffPage | None = None
+    frames: int = 1
+    """Frames of the file, such as the pages of a TIFF."""
+    notes: tuple[str, ...] = ()
+    """Codes of ``scan.NOTES``."""
+
+
+def open_with_pillow(stream: BinaryIO) -> Image.Image:
+    """Open an image of one of ``PILLOW_FORMATS``. No other code of the package calls ``Image.open``."""
+    return Image.open(stream, formats=PILLOW_FORMATS)
 
 
 def read_header(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
@@ -70,11 +105,14 @@ def _too_large(ref: ImageRef, max_pixels: int, size: str) -> ImageError:
 
 
 def _sniff(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
+    if is_volume(ref.path):
+        found = nifti.read_slice_header(ref)
+        return Header("NIfTI", found.size, found.bits, "nifti", upright=True, frames=found.slices, notes=found.notes)
     head = stream.read(132)
     stream.seek(0)
     if dicom.is_dicom(head, ref.path):
-        size, bits = dicom.read_header_fields(stream, ref)
-        return Header("DICOM", size, bits, "dicom", upright=True)
+        size, bits, frames = dicom.read_header_fields(stream, ref)
+        return Header("DICOM", size, bits, "dicom", upright=True, frames=frames)
     if head[:4] in tiff.MAGIC:
         return _tiff_header(stream, ref)
     return _pillow_header(
@@ -86,6 +124,8 @@ def _tiff_header(stream: BinaryIO, ref: ImageRef) -> Header:
     try:
         page = tiff.read_page(stream, ref.frame)
     except tiff.NoSuchPageError as error:
+        if not error.pages:
+            raise unreadable_image(ref.path, *TRUNCATED) from error
         raise unreadable_image(ref.path, *NO_FRAME, f"frame {ref.frame} of {error.pages}") from error
     except ValueError as error:
         rule = "the TIFF directory must be complete"
@@ -93,26 +133,39 @@ def _tiff_header(stream: BinaryIO, ref: ImageRef) -> Header:
     # Orientations 5 to 8 are turned by a quarter, so the upright image has its sides swapped.
     size = page.size[::-1] if page.orientation >= 5 else page.size
     decoder: Decoder = "opencv" if page.deep else "pillow"
-    return Header("TIFF", size, page.bits, decoder, page.orientation, True, page)
+    return Header("TIFF", size, page.bits, decoder, page.orientation, True, page, tiff.count_pages(stream))
 
 
 def _pillow_header(stream: BinaryIO, ref: ImageRef, max_pixels: int, png_bits: int) -> Header:
     _allow_pixels(max_pixels)
     try:
-        with Image.open(stream) as image:
+        with open_with_pillow(stream) as image:
             orientation = _orientation(image)
             size = image.size[::-1] if orientation >= 5 else image.size
             name, mode = image.format or "unknown", image.mode
             # Plain grey and RGB go to OpenCV, which is faster. Palettes and transparency are left to Pillow.
             plain = mode in ("L", "RGB") and "transparency" not in image.info
+            # The further frames of an MPO are previews and depth maps.
+            frames = 1 if name == "MPO" else int(getattr(image, "n_frames", 1))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(ref, max_pixels, "far more") from None
     except MALFORMED_BY_PILLOW as error:
-        rule = "the file must be an image of a known format"
-        raise unreadable_image(ref.path, "images.format_unknown", rule, first_line(error)) from error
+        raise _unknown_format(stream, ref, error) from error
+    if ref.frame >= frames:
+        raise unreadable_image(ref.path, *NO_FRAME, f"frame {ref.frame} of {frames}")
     bits = png_bits or (16 if mode.startswith("I;16") else BITS_OF_MODE.get(mode, 8))
     fast = bits == 16 if name == "PNG" and bits != 8 else plain and name in ("PNG", "JPEG")
-    return Header(name, size, bits, "opencv" if fast and not ref.frame else "pillow", orientation)
+    return Header(name, size, bits, "opencv" if fast and frames == 1 else "pillow", orientation, frames=frames)
+
+
+def _unknown_format(stream: BinaryIO, ref: ImageRef, error: Exception) -> ImageError:
+    """Return the error for a file that Pillow does not open, with its format if that is a well-known one."""
+    stream.seek(0)
+    head = stream.read(64)
+    low = head.lstrip().lower()
+    names = (name for start, at, name in OTHER_FORMATS if head[at:].startswith(start) or low[at:].startswith(start))
+    rule = f"the file must be an image of a known format ({', '.join(PILLOW_FORMATS)}, DICOM or NIfTI)"
+    return unreadable_image(ref.path, "images.format_unknown", rule, next(names, first_line(error)))
 
 
 def _allow_pixels(max_pixels: int) -> None:

@@ -10,11 +10,12 @@ from PIL import Image
 
 from toolkit import recipe
 from toolkit.errors import Problem, RecipeError
+from toolkit.recipe.windows import hounsfield_windows
 
-Window = Literal["auto", "range", "percentile", "dicom", "fixed"]
+Window = Literal["auto", "range", "percentile", "dicom", "fixed", "hu"]
 Resample = Literal["area", "bilinear", "bicubic", "lanczos", "nearest"]
 Square = Literal["off", "pad", "crop"]
-WindowSource = Literal["none", "range", "percentile", "dicom", "fixed"]
+WindowSource = Literal["none", "range", "percentile", "dicom", "fixed", "hu"]
 
 FIXED_WINDOWS: Mapping[str, tuple[float, float]] = {"ct_lung": (-600.0, 1500.0), "ct_soft_tissue": (40.0, 400.0)}
 """Name of a common CT window -> its centre and width in Hounsfield units."""
@@ -32,7 +33,8 @@ class ImagePolicy:
     8-bit images keep their values for every ``window``. Only a DICOM file's own window applies to them. ``dicom``
     rejects deeper images without a window, and ``auto`` uses their data range. ``fixed`` maps ``centre`` - ``width`` /
     2 to black and ``centre`` + ``width`` / 2 to white (LINEAR_EXACT of PS3.3 C.11.2.1.3.2), in the file's units after
-    DICOM's rescale.
+    DICOM's rescale. ``hu`` does the same with ``windows``, one (low, high) or three for red, green and blue. It rejects
+    images above 8 bits that are not in Hounsfield units.
 
     With ``square``, every image becomes ``max_side`` x ``max_side`` and smaller images are enlarged. ``pad`` adds black
     margins, which the record separates from the image. ``crop`` takes the central square.
@@ -46,9 +48,14 @@ class ImagePolicy:
     centre: float | None = None
     width: float | None = None
     square: Square = "off"
+    windows: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         self._check_fixed_window()
+        if len(self.windows) not in ((1, 3) if self.window == "hu" else (0,)):
+            rule = 'must have one window or three with window = "hu", and none otherwise'
+            remedy = "Correct the windows."
+            raise RecipeError([Problem("images.windows_malformed", rule, "images.window", self.windows, remedy)])
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             rule, remedy = "must be two numbers, 0 <= lower < upper <= 100", "Correct the numbers."
@@ -74,7 +81,9 @@ class ImagePolicy:
         Raises:
             RecipeError: ``percentiles`` are not increasing numbers from 0 to 100.
         """
-        return cls(images.max_side, images.window, images.percentiles, images.resample, images.max_pixels)
+        windows = hounsfield_windows(images.window)
+        kind: Any = "hu" if windows else images.window
+        return cls(images.max_side, kind, images.percentiles, images.resample, images.max_pixels, windows=windows)
 
     @property
     def key(self) -> str:
@@ -86,6 +95,8 @@ class ImagePolicy:
             facts += self.fixed_window
         if self.square != "off":
             facts += (self.square,)
+        if self.window == "hu":
+            facts += (self.windows,)
         return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
     @property
@@ -130,6 +141,8 @@ class ImageRecord:
         placeholder: Whether this is a grey placeholder for an unreadable file. ``reason`` has the error.
         content: x1, y1, x2, y2 of the image inside the result, x2 and y2 exclusive, with ``square = "pad"``. Around it
             is the black margin. None means no margin.
+        windows: (low, high) of red, green and blue, if each has its own window. ``window`` is the first one.
+        notes: codes of ``scan.NOTES``: what a reader must know about this image.
     """
 
     format: str
@@ -146,6 +159,8 @@ class ImageRecord:
     placeholder: bool = False
     reason: str = ""
     content: tuple[int, int, int, int] | None = None
+    windows: tuple[tuple[float, float], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -173,7 +188,8 @@ class ImageRecord:
             raise ValueError(values["window_from"])
         listed = ("source_size", "size", "window", "content")
         pairs = {name: tuple(values[name]) for name in listed if values.get(name) is not None}
-        return cls(**{**values, **pairs})
+        windows = tuple((low, high) for low, high in values.get("windows", ()))
+        return cls(**{**values, **pairs, "windows": windows, "notes": tuple(values.get("notes", ()))})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

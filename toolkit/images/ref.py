@@ -3,10 +3,11 @@
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.errors import NOTHING, ImageError
+from toolkit.images import names
 
 REPAIR = 'Repair or replace the file, or set images.unreadable to "skip" or "placeholder".'
 
@@ -18,26 +19,38 @@ NO_FRAME = ("images.frame_missing", "the frame (from 0) must be less than the nu
 
 SET_ROOT = "Set data.image_root to the folder that has the images."
 
+AXES = ("axial", "coronal", "sagittal")
+VOLUMES = (".nii", ".nii.gz")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
     """One image on disk, not yet opened.
 
-    ``path`` is absolute and inside the data root. ``frame`` counts from 0 (multi-frame DICOM and multi-page TIFF).
-    ``crop`` is x1, y1, x2, y2 in pixels of the upright image, x2 and y2 exclusive. None means the whole image.
+    ``path`` is absolute and inside the data root. ``frame`` counts from 0 (multi-frame DICOM, multi-page TIFF, slices
+    of a volume). ``axis`` is that of a volume's slices, one of ``AXES``. Empty: no slice is named. ``crop`` is
+    x1, y1, x2, y2 in pixels of the upright image, x2 and y2 exclusive. None means the whole image. ``found`` has the
+    codes of ``names.WAYS`` by which the file was found.
     """
 
     path: Path
     frame: int = 0
     crop: tuple[int, int, int, int] | None = None
+    axis: str = ""
+    found: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def part(self) -> str:
-        """Frame and crop as one word. Together with the path or the content it identifies the pixels."""
-        return "_".join(map(str, (self.frame, *(self.crop or ()))))
+        """Frame, axis and crop as one word. Together with the path or the content it identifies the pixels."""
+        return "_".join(map(str, (self.frame, *filter(None, [self.axis]), *(self.crop or ()))))
 
 
-def image_ref(path_text: str, root: Path | str, place: object, frame: int = 0) -> ImageRef:
+def is_volume(path: Path) -> bool:
+    """Return whether a file is a NIfTI volume, by its suffix."""
+    return path.name.lower().endswith(VOLUMES)
+
+
+def image_ref(path_text: str, root: Path | str, place: object, frame: int = 0, found: tuple[str, ...] = ()) -> ImageRef:
     """Return the reference of an image path without touching the disk, which keeps it cheap for every row.
 
     Args:
@@ -45,18 +58,32 @@ def image_ref(path_text: str, root: Path | str, place: object, frame: int = 0) -
         root: Absolute data root.
         place: Row and column, for the error message.
         frame: Frame number, from 0.
+        found: How the file was found, see ``ImageRef``.
 
     Raises:
         ImageError: The path is empty or leaves ``root``. Symbolic links are resolved later, when the image is opened.
     """
+    return ImageRef(Path(contained_path(path_text, root_folder(root), place)), frame, found=found)
+
+
+def root_folder(root: Path | str) -> str:
+    """Return a data root as ``contained_path`` needs it: normalised and with a separator at its end."""
+    return os.path.join(os.path.normpath(root), "")  # noqa: PTH118 (a Path costs ten times as much here)
+
+
+def contained_path(path_text: str, folder: str, place: object) -> str:
+    """Return the absolute path of ``image_ref`` as text. ``folder`` comes from ``root_folder``.
+
+    Raises:
+        ImageError: As in ``image_ref``.
+    """
     if not isinstance(path_text, str) or not path_text.strip() or "\0" in path_text:
         rule, remedy = "an image path must be text that names a file", "Correct the path."
         raise ImageError("images.path_not_text", rule, place=place, value=path_text, remedy=remedy)
-    folder = os.path.join(os.path.normpath(root), "")  # noqa: PTH118 (a Path costs ten times as much here)
     path = os.path.normpath(os.path.join(folder, path_text))  # noqa: PTH118
     if not path.startswith(folder) or path == folder:
         raise ImageError(*INSIDE, place=place, value=path_text, remedy=f"{SET_ROOT} It is {folder} now.")
-    return ImageRef(Path(path), frame)
+    return path
 
 
 def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
@@ -73,8 +100,7 @@ def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
         facts = path.stat()
         real = os.path.realpath(path, strict=True) if roots else ""
     except FileNotFoundError:
-        rule, remedy = "the image must exist", f"{SET_ROOT} {REPAIR}"
-        raise ImageError("images.missing", rule, place=path, remedy=remedy) from None
+        raise _missing(path) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise unreadable_image(path, *NOT_READABLE, str(error)) from error
     if not stat.S_ISREG(facts.st_mode):
@@ -85,6 +111,16 @@ def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
         link = "A symbolic link leads out of it. Set data.image_root to the folder that has the files themselves."
         raise ImageError(*INSIDE, place=path, value=real, remedy=link)
     return facts
+
+
+def _missing(path: Path) -> ImageError:
+    """Return the error for a missing file, with the names that it could mean."""
+    found = names.candidates(path)
+    if len(found) > 1:
+        rule, remedy = "the image name must mean one file", "Add the suffix, or rename the files."
+        return ImageError("images.name_ambiguous", rule, place=path, value=found[:5], remedy=remedy)
+    nearest = f', and the nearest name is "{found[0]}"' if found else ""
+    return ImageError("images.missing", f"the image must exist{nearest}", place=path, remedy=f"{SET_ROOT} {REPAIR}")
 
 
 def unreadable_image(path: Path, code: str, rule: str, value: object = NOTHING) -> ImageError:

@@ -5,7 +5,7 @@ window, resized at their own depth and then reduced to 8 bits, which costs a fra
 types are first mapped to [0, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import cv2
@@ -17,7 +17,7 @@ from toolkit.errors import ImageError
 from toolkit.images.header import Header
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, Resample
 from toolkit.images.ref import ImageRef
-from toolkit.images.window import Array, Pixels, Windowed, choose_window
+from toolkit.images.window import Array, Pixels, Windowed, choose_window, further_windows
 
 NARROW = 1024
 """Integer windows narrower than this are resized as floats, because rounding to integers would be visible."""
@@ -63,6 +63,7 @@ def render(pixels: Pixels, header: Header, policy: ImagePolicy, ref: ImageRef) -
     """
     # Before the crop and the resize: a crop must look as it does in the whole image, and averaging hides the extremes.
     window = choose_window(pixels, policy, ref.path)
+    further = further_windows(pixels, policy, window)
     if policy.square == "crop":
         ref = replace(ref, crop=central_square(ref.crop or (0, 0, *header.size)))
     turn = None if header.upright else UPRIGHT.get(header.orientation)
@@ -70,14 +71,39 @@ def render(pixels: Pixels, header: Header, policy: ImagePolicy, ref: ImageRef) -
     if ref.crop is not None:
         pixels, turn = _cut(pixels, turn, ref), None
     height, width = pixels.values.shape[:2]
-    small = _to_8_bits(pixels, window, policy.content_size((width, height)), policy.resample)
+    size = policy.content_size((width, height))
+    if further:
+        small = np.dstack([_to_8_bits(pixels, one, size, policy.resample) for one in further])
+    else:
+        small = _to_8_bits(pixels, window, size, policy.resample)
     if pixels.bgr:
         small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
     if turn is not None:
         small = np.ascontiguousarray(turn(small))
     shown = crop_size(ref.crop) if ref.crop else header.size
     small, content = _padded(small, policy)
-    return Reduced(small, replace(_record(pixels, header, shown, window, small), content=content))
+    record = _record(pixels, header, shown, window, small)
+    windows = tuple((one.low, one.high) for one in further)
+    notes = (*header_notes(header, ref), *_window_notes(pixels, policy, window))
+    return Reduced(small, replace(record, content=content, windows=windows, notes=notes))
+
+
+def header_notes(header: Header, ref: ImageRef) -> tuple[str, ...]:
+    """Return the codes of ``scan.NOTES`` that follow from the header."""
+    first = ("images.first_frame",) if header.frames > 1 and not ref.frame and not ref.axis else ()
+    return *first, *header.notes
+
+
+def _window_notes(pixels: Pixels, policy: ImagePolicy, window: Windowed | None) -> Iterator[str]:
+    """Yield the codes of ``scan.NOTES`` that follow from the window."""
+    if window is None:
+        if policy.window == "hu":
+            yield "images.not_windowed"
+        return
+    if pixels.values.ndim == 3 and window.source != "dicom":
+        yield "images.colour_stretched"
+    if window.source == "hu" and not np.any(pixels.values < 0):
+        yield "images.no_value_below_zero"
 
 
 def central_square(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

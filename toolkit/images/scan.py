@@ -8,9 +8,10 @@ from functools import partial
 from itertools import chain, islice
 from typing import Literal
 
-from toolkit.errors import ImageError, list_problems
+from toolkit.errors import ImageError, Problem, list_problems
 from toolkit.images.policy import ImageRecord
 from toolkit.images.ref import ImageRef
+from toolkit.images.render import header_notes
 from toolkit.images.store import ImageStore
 
 ScanMode = Literal["auto", "full", "header", "off"]
@@ -19,15 +20,52 @@ FULL_UP_TO = 20_000
 """Maximum number of images that ``auto`` decodes. Above it, only headers and file ends are checked."""
 
 BATCH = 256
-SHOWN = 20
+SHOWN = 10
+EXAMPLES = 5
+
+PATCH = 14
+"""Side of a patch in pixels, as in SigLIP and Qwen2-VL. An image with a smaller side shows next to nothing."""
+
+NOTES: Mapping[str, str] = {
+    "images.first_frame": "only the first frame of a file with several is used (name#1 is the second)",
+    "images.colour_stretched": "a colour image above 8 bits is stretched by its window, which changes its colours",
+    "images.not_windowed": "an image of 8 bits keeps its values, because images.window applies to more bits only",
+    "images.no_value_below_zero": "an image has no value below 0 HU and may not be CT",
+    "images.smaller_than_patch": f"a side of an image has less than {PATCH} pixels, a patch of most vision towers",
+    "images.pixels_not_square": "the pixels of a slice are not square, so its shapes are squeezed",
+    "images.slices_renumbered": "slices count along RAS (from inferior, posterior, left), unlike the array of the file",
+}
+"""Code of what a reader must know about an image -> the sentence about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanNote:
+    """Usable images with the same note. ``examples`` has at most five of their names."""
+
+    code: str
+    count: int
+    examples: tuple[str, ...]
+
+    @property
+    def rule(self) -> str:
+        """Return the sentence with the count and examples."""
+        images = f"{self.count:,} image{'' if self.count == 1 else 's'}"
+        return f"{images}: {NOTES[self.code]} (for example {'; '.join(self.examples)})"
 
 
 @dataclass(frozen=True, slots=True)
 class BadImage:
-    """An unusable image and its error."""
+    """An unusable image, its error, and the id of the first row that has it, if it is known."""
 
     ref: ImageRef
     error: ImageError
+    row: str = ""
+
+    @property
+    def problem(self) -> Problem:
+        """Return the problem with the row in its place."""
+        found = self.error.problem
+        return replace(found, place=f"{found.place} (row {self.row})") if self.row else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +84,7 @@ class ScanReport:
         worst_clipped: Largest fraction of such pixels, in [0, 1] (full scan).
         nonfinite: Number of usable images with NaN or infinite values (full scan).
         transparent: Number of usable images with pixels that are not opaque (full scan).
+        notes: What a reader must know about usable images, by code (frames and slices also in a header scan).
     """
 
     mode: ScanMode
@@ -60,20 +99,25 @@ class ScanReport:
     worst_clipped: float = 0.0
     nonfinite: int = 0
     transparent: int = 0
+    notes: tuple[ScanNote, ...] = ()
     bad_refs: frozenset[ImageRef] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bad_refs", frozenset(one.ref for one in self.bad))
 
+    def with_rows(self, row_of: Mapping[ImageRef, str]) -> "ScanReport":
+        """Return the report with the id of the first row of each unusable image."""
+        return replace(self, bad=tuple(replace(one, row=row_of.get(one.ref, "")) for one in self.bad))
+
     def raise_if_bad(self) -> None:
-        """Raise one error with all unusable images, the first 20 by name.
+        """Raise one error with all unusable images, the first ten by name.
 
         Raises:
             ImageError: At least one image is unusable.
         """
         if not self.bad:
             return
-        lines = list_problems(replace(one.error.problem, remedy="") for one in self.bad[:SHOWN])
+        lines = list_problems(replace(one.problem, remedy="") for one in self.bad[:SHOWN])
         more = f"  and {len(self.bad) - SHOWN:,} more\n" if len(self.bad) > SHOWN else ""
         counts = f"{len(self.bad):,} of {self.checked:,}"
         rule = f"all images must be usable, and {counts} are not:\n{lines}{more}"
@@ -145,8 +189,9 @@ def _check(store: ImageStore, mode: ScanMode, ref: ImageRef) -> ImageRecord | Im
     try:
         if mode == "full":
             return store.fetch(ref).record
-        header = store.read_header(ref)
-        return ImageRecord(header.format, header.size, store.policy.output_size(header.size), header.bits)
+        header, size = store.read_header(ref), store.reduced_size(ref)
+        notes = header_notes(header, ref)
+        return ImageRecord(header.format, header.size, size, header.bits, notes=notes)
     except ImageError as error:
         # The traceback of a stored error would keep the whole file in RAM.
         error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -165,6 +210,7 @@ class _Tally:
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
     worst_clipped: float = 0.0
+    noted: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, ref: ImageRef, found: ImageRecord | ImageError) -> None:
         self.checked += 1
@@ -181,6 +227,12 @@ class _Tally:
         self.counts["clipped"] += found.clipped > 0
         self.counts["nonfinite"] += found.nonfinite > 0
         self.counts["transparent"] += found.transparent > 0
+        small = ("images.smaller_than_patch",) if min(found.size) < PATCH else ()
+        for code in (*found.notes, *small):
+            self.counts[code] += 1
+            examples = self.noted.setdefault(code, [])
+            if len(examples) < EXAMPLES and ref.path.name not in examples:
+                examples.append(ref.path.name)
 
     def report(self, mode: ScanMode) -> ScanReport:
         return ScanReport(
@@ -192,6 +244,7 @@ class _Tally:
             smallest=self.smallest,
             largest=self.largest,
             worst_clipped=self.worst_clipped,
+            notes=tuple(ScanNote(code, self.counts.pop(code), tuple(names)) for code, names in self.noted.items()),
             **self.counts,
         )
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from toolkit import recipe
 from toolkit.errors import ImageError
-from toolkit.images import dicom
-from toolkit.images.cache import DiskCache, MemoryCache, content_key
+from toolkit.images import dicom, nifti
+from toolkit.images.cache import DiskCache, MemoryCache, content_key, content_key_of_file
 from toolkit.images.decode import decode
 from toolkit.images.header import Header, read_header
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, placeholder
@@ -25,6 +25,8 @@ from toolkit.images.render import Reduced, crop_size, render
 from toolkit.runfolder.cache import cache_folder
 
 Unreadable = Literal["stop", "skip", "placeholder"]
+
+Rejection = Callable[[tuple[int, int]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class ImageStore:
         memory_mb: Size of the in-memory cache in MiB.
         disk: Folder of the disk cache, if any.
         roots: Data roots that must contain every file after resolving symbolic links. Empty means no check.
+        rejection: Returns why the model rejects an image of (width, height), or an empty text. None means no check.
+            Such an image is unreadable.
     """
 
     def __init__(
@@ -75,9 +79,10 @@ class ImageStore:
         memory_mb: int = 512,
         disk: Path | None = None,
         roots: Sequence[Path] = (),
+        rejection: Rejection | None = None,
     ) -> None:
         self.policy, self.unreadable, self.memory_mb, self.disk = policy, unreadable, memory_mb, disk
-        self.roots = tuple(roots)
+        self.roots, self.rejection = tuple(roots), rejection
         self._real_roots = tuple(str(Path(root).resolve()) for root in roots)
         self._memory = MemoryCache(memory_mb * 2**20)
         self._cache = None if disk is None else DiskCache(disk, policy.key)
@@ -85,13 +90,16 @@ class ImageStore:
         self._lock = Lock()
 
     @classmethod
-    def from_recipe(cls, images: recipe.Images, roots: Sequence[Path] = ()) -> "ImageStore":
+    def from_recipe(
+        cls, images: recipe.Images, roots: Sequence[Path] = (), rejection: Rejection | None = None
+    ) -> "ImageStore":
         """Return the store of a recipe. Its disk cache is ``images`` in the cache folder."""
         disk = cache_folder() / "images" if images.disk_cache else None
-        return cls(ImagePolicy.from_recipe(images), images.unreadable, images.memory_cache_mb, disk, roots)
+        policy = ImagePolicy.from_recipe(images)
+        return cls(policy, images.unreadable, images.memory_cache_mb, disk, roots, rejection)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageStore, (self.policy, self.unreadable, self.memory_mb, self.disk, self.roots)
+        return ImageStore, (self.policy, self.unreadable, self.memory_mb, self.disk, self.roots, self.rejection)
 
     def get(self, ref: ImageRef) -> Image.Image:
         """Return the image in mode RGB, owned by the caller.
@@ -132,6 +140,7 @@ class ImageStore:
             self._count(memory_hits=1)
             return image.load()
         image = self._opened(ref) if self._cache is None else self._opened_or_cached(ref, self._cache)
+        self._require_accepted(ref, image.record.size)
         self._memory.put(ref, image)
         self._count_window(image.record)
         return image.load()
@@ -144,6 +153,24 @@ class ImageStore:
             MissingExtraError: The file is DICOM and the extra ``dicom`` is not installed.
         """
         return read_image_header(ref, self.policy, self._real_roots)
+
+    def reduced_size(self, ref: ImageRef) -> tuple[int, int]:
+        """Return (width, height) of the image for the model, from the header alone.
+
+        Raises:
+            ImageError: The header is unreadable, or the model rejects the size.
+            MissingExtraError: As in ``read_header``.
+        """
+        size = self.policy.output_size(crop_size(ref.crop) if ref.crop else self.read_header(ref).size)
+        self._require_accepted(ref, size)
+        return size
+
+    def _require_accepted(self, ref: ImageRef, size: tuple[int, int]) -> None:
+        reason = "" if self.rejection is None else self.rejection(size)
+        if reason:
+            rule = f"the model must accept an image of {size[0]} x {size[1]} pixels (after images.max_side)"
+            remedy = 'Crop the image, or set images.unreadable to "skip" or "placeholder".'
+            raise ImageError("images.size_rejected", rule, place=ref.path, value=reason, remedy=remedy)
 
     def report(self) -> StoreReport:
         """Return the current counters."""
@@ -161,7 +188,7 @@ class ImageStore:
             self._count(disk_hits=1)
             return image
         data, header = _read(ref, self.policy)
-        key = content_key(data)
+        key = content_key_of_file(ref.path) if header.decoder == "nifti" else content_key(data)
         if key != known:
             self._store(lambda: cache.remember(ref.path, facts, key))
             if (image := cache.get(key, ref.part)) is not None:
@@ -237,7 +264,7 @@ def reduced_size(ref: ImageRef, policy: ImagePolicy) -> tuple[int, int]:
 
 
 def _read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
-    """Return the file's bytes and header. A file with a rejected header is not read any further.
+    """Return the file's bytes and header. A file with a rejected header is not read any further, and no volume is.
 
     Raises:
         ImageError: As for ``read_image_header``.
@@ -245,6 +272,8 @@ def _read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
     """
     with _opened(ref.path) as stream:
         header = read_header(stream, ref, policy.max_pixels)
+        if header.decoder == "nifti":
+            return b"", header
         stream.seek(0)
         return stream.read(), header
 
@@ -256,7 +285,9 @@ def _reduce(data: bytes, header: Header, ref: ImageRef, policy: ImagePolicy) -> 
         ImageError: The file is corrupt, or the policy does not apply to the image.
         MissingExtraError: The DICOM decoder for its compression is not installed.
     """
-    if header.decoder == "dicom":
+    if header.decoder == "nifti":
+        pixels = nifti.read_slice(ref)
+    elif header.decoder == "dicom":
         pixels = dicom.read_pixels(io.BytesIO(data), ref, own_window=policy.window in ("auto", "dicom"))
     else:
         pixels = decode(data, header, ref)

@@ -29,6 +29,7 @@ class Pixels:
         hidden: (height, width) True for DICOM padding, which becomes black.
         inverted: Whether low values are bright (MONOCHROME1, TIFF's WhiteIsZero).
         bgr: Whether the colours are in OpenCV's channel order.
+        hounsfield: Whether the values are, or can be, in Hounsfield units.
     """
 
     values: Array
@@ -39,6 +40,7 @@ class Pixels:
     hidden: NDArray[np.bool_] | None = None
     inverted: bool = False
     bgr: bool = False
+    hounsfield: bool = False
 
     @property
     def is_8_bit(self) -> bool:
@@ -110,6 +112,8 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
         rule = 'an image of more than 8 bits must have its own window with images.window = "dicom"'
         value, remedy = f"{pixels.bits} bits without a window", 'Set images.window to "auto".'
         raise ImageError("images.window_missing", rule, place=place, value=value, remedy=remedy)
+    if policy.window == "hu":
+        _require_hounsfield(pixels, place)
     values, nonfinite = _measured(pixels)
     if not values.size and nonfinite:
         rule = "an image must have at least one finite value"
@@ -118,10 +122,31 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
         return Windowed(0.0, 0.0, "range")
     if policy.window == "fixed":
         return _counted(pixels, *policy.fixed_window, "fixed")
+    if policy.window == "hu":
+        return _counted(pixels, *policy.windows[0], "hu")
     if policy.window == "percentile":
         low, high = _order_statistics(values, policy.percentiles)
         return _counted(pixels, low, high, "percentile")
     return Windowed(float(values.min()), float(values.max()), "range", nonfinite=nonfinite)
+
+
+def further_windows(pixels: Pixels, policy: ImagePolicy, first: Windowed | None) -> tuple[Windowed, ...]:
+    """Return the windows of red, green and blue, or nothing if the image has one window or none."""
+    if first is None or first.source != "hu" or len(policy.windows) == 1:
+        return ()
+    return first, *(_counted(pixels, low, high, "hu") for low, high in policy.windows[1:])
+
+
+def _require_hounsfield(pixels: Pixels, place: object) -> None:
+    if pixels.hounsfield and pixels.values.ndim == 2:
+        return
+    rule = "an image must be in Hounsfield units (CT) for the window of images.window, or have 8 bits"
+    colours = " colour" if pixels.values.ndim == 3 else ""
+    value, remedy = (
+        f"{pixels.bits} bits{colours} of another unit",
+        'Set images.window to "auto", or leave the image out.',
+    )
+    raise ImageError("images.not_hounsfield", rule, place=place, value=value, remedy=remedy)
 
 
 def _measured(pixels: Pixels) -> tuple[Array, int]:

@@ -4,6 +4,7 @@ Training, sampling and evaluation use the same template. ``processor`` is always
 This module does not import torch.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from toolkit.errors import ModelError
 
 Message = dict[str, Any]
 _SENTINEL = "SENTINEL"
+_SWITCH = "enable_thinking"
+_REASONING_TAG = re.compile(r"<(?:think|thinking|thought|reason|reasoning)>|\[THINK\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,42 @@ def conversation(question: str, images: int, system: str | None = None) -> list[
 def render_prompt(processor: Any, messages: Sequence[Message]) -> str:
     """Return the prompt up to the beginning of the answer, with one placeholder per image."""
     return str(processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+
+def set_thinking(processor: Any, thinking: bool | None) -> None:
+    """Fix ``enable_thinking`` in the chat template, so that training, generation and exports all have this value.
+
+    Raises:
+        ModelError: The template has no such switch.
+    """
+    if thinking is None:
+        return
+    template = processor.chat_template
+    if not isinstance(template, str) or _SWITCH not in template:
+        raise ModelError(
+            "model.chat_template_without_thinking_switch",
+            f"the chat template must read {_SWITCH} if prompt.thinking is set",
+            place="prompt.thinking",
+            value=thinking,
+            remedy="Remove prompt.thinking.",
+        )
+    processor.chat_template = f"{{%- set {_SWITCH} = {str(thinking).lower()} -%}}\n{template}"
+
+
+def open_block(processor: Any) -> str:
+    """Return the tag of a reasoning block that the generation prompt opens and does not close, or an empty text."""
+    tail = render_prompt(processor, conversation(_SENTINEL, 0)).rpartition(_SENTINEL)[2]
+    opened = list(_REASONING_TAG.finditer(tail))
+    return opened[-1][0] if opened and closing_tag(opened[-1][0]) not in tail[opened[-1].end() :] else ""
+
+
+def closing_tag(tag: str) -> str:
+    """Return the tag that closes a block.
+
+    >>> closing_tag("<think>"), closing_tag("[THINK]")
+    ('</think>', '[/THINK]')
+    """
+    return f"{tag[0]}/{tag[1:]}"
 
 
 def find_turn_end(processor: Any) -> TurnEnd:

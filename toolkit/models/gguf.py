@@ -45,7 +45,7 @@ class GgufBackend:
         if trainable or weights is None:
             _reject("trained")
         model, mmproj = find_gguf_pair(weights)
-        policy = make_policy(None, load_processor(recipe.model), weights)
+        policy = make_policy(None, load_processor(recipe), weights)
         child = Child()
         ends = child.load(model, mmproj, recipe.model.max_tokens + recipe.evaluation.max_completion_tokens)
         if policy.turn_end.id not in ends:
@@ -60,7 +60,7 @@ class GgufBackend:
 
     def load_without_model(self, recipe: Recipe) -> Policy:
         """See ``Backend.load_without_model``."""
-        return make_policy(None, load_processor(recipe.model), None)
+        return make_policy(None, load_processor(recipe), None)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """Return one greedy completion per row, row by row.

@@ -18,14 +18,14 @@ from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, MergeComparison, Original, Policy, Row, Sampling, TrainerTraits
-from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end
+from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end, set_thinking
 from toolkit.models.choices import choice_log_probs
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.loading import bits_of, check_mergeable, dequantize, load_model, model_not_found, restore_weights
 from toolkit.models.merge import compare_merged, plan_merge, write_merged
 from toolkit.models.model_paths import model_source, public_name
-from toolkit.recipe import Model, Recipe
+from toolkit.recipe import Recipe
 from toolkit.runfolder import find_weights
 
 SENTENCEPIECE = "tokenizer.model"
@@ -48,7 +48,7 @@ class HfBackend:
         dequantized = mergeable and bits_of(model) < 16 and bool(recipe.export and recipe.export.allow_dequantized)
         if dequantized:
             model = dequantize(model, source)
-        processor = load_processor(recipe.model)
+        processor = load_processor(recipe)
         if weights is not None and adapted:
             model = adapter.reload(model, weights, trainable=trainable)
             if trainable and (note := adapter.differences(model, recipe.lora)):
@@ -72,7 +72,7 @@ class HfBackend:
 
     def load_without_model(self, recipe: Recipe) -> Policy:
         """See ``Backend.load_without_model``."""
-        return make_policy(None, load_processor(recipe.model), None)
+        return make_policy(None, load_processor(recipe), None)
 
     def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
         """See ``Backend.prepare_training``."""
@@ -152,17 +152,22 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     original_of(policy).processor.save_pretrained(str(folder))
 
 
-def load_processor(model: Model) -> Any:
-    """Return the model's processor as in its files.
+def load_processor(recipe: Recipe) -> Any:
+    """Return the model's processor as in its files, with the recipe's ``prompt.thinking``.
 
     Raises:
-        ModelError: The processor is not available.
+        ModelError: The processor is not available, or its chat template has no thinking switch.
     """
+    model = recipe.model
     source = model_source(model)
     try:
-        return AutoProcessor.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        processor = AutoProcessor.from_pretrained(
+            source, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise model_not_found(source, error) from error
+    set_thinking(processor, recipe.prompt.thinking)
+    return processor
 
 
 def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:

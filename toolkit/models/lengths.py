@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.data.sample import Sample
 from toolkit.errors import DataError, ImageError
-from toolkit.images import ImageStore, reduced_size
+from toolkit.images import ImageStore
 from toolkit.images.ref import ImageRef
 from toolkit.models.chat_template import (
     Length,
@@ -212,7 +212,7 @@ def processor_input_size(ref: ImageRef, images: ImageStore) -> tuple[int, int]:
         ImageError: The image is unreadable, and the recipe does not request placeholders.
     """
     try:
-        return reduced_size(ref, images.policy)
+        return images.reduced_size(ref)
     except ImageError:
         if images.unreadable != "placeholder":
             raise

@@ -16,6 +16,7 @@ from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, ImageError, shorten, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
+from toolkit.models.image_sizes import ProcessorSizes
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.runfolder import Progress, RunFolder, check_fingerprints, no_progress, read_saved, write_json
 from toolkit.tasks import TASKS
@@ -49,6 +50,8 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     images = image_store(recipe, data)
     report = scan_images(recipe, data, images, progress)
     log.info("%s", describe_scan(report))
+    for note in report.notes:
+        warn(note.code, note.rule, place="[images]")
     if recipe.images.unreadable != "stop":
         bad = sorted(f"{ref.path.name}#{ref.part}" for ref in report.bad_refs)
         check_fingerprints(run, {"unusable images": hashlib.blake2b(repr(bad).encode(), digest_size=16).hexdigest()})
@@ -122,7 +125,7 @@ def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
     """Return the store of the images of all splits."""
     roots = {samples.source.image_root for samples in _splits(data).values() if len(samples)}
-    return ImageStore.from_recipe(recipe.images, sorted(roots))
+    return ImageStore.from_recipe(recipe.images, sorted(roots), ProcessorSizes(recipe.model))
 
 
 def scan_images(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:
@@ -212,7 +215,18 @@ def _scan(
         refs(), images, "full" if skips else recipe.images.scan, progress=lambda done: progress("images", done, 0)
     )
     progress("images", report.checked, report.checked)
-    return report
+    return report.with_rows(_first_rows(data, splits, report)) if report.bad else report
+
+
+def _first_rows(data: DataSplits, splits: Iterable[str], report: ScanReport) -> dict[ImageRef, str]:
+    """Return the id of the first row of each unusable image."""
+    row_of: dict[ImageRef, str] = {}
+    for name in splits:
+        for sample in _splits(data)[name]:
+            for ref in sample.images:
+                if ref in report.bad_refs:
+                    row_of.setdefault(ref, sample.id)
+    return row_of
 
 
 def _result(data: DataSplits, report: ScanReport) -> DataResult:
@@ -220,7 +234,7 @@ def _result(data: DataSplits, report: ScanReport) -> DataResult:
         rows={name: len(samples) for name, samples in _splits(data).items()},
         dropped=data.dropped,
         leaks=data.leaks.leaks,
-        warnings=data.warning_texts,
+        warnings=(*data.warning_texts, *(note.rule for note in report.notes)),
         images=ImageScan(
             scan=report.mode,
             checked=report.checked,
@@ -229,7 +243,9 @@ def _result(data: DataSplits, report: ScanReport) -> DataResult:
             windowed=report.windowed,
             clipped=report.clipped,
             worst_clipped=report.worst_clipped,
-            unusable=tuple(UnusableImage(str(bad.ref.path), bad.ref.frame, bad.error.rule) for bad in report.bad),
+            unusable=tuple(
+                UnusableImage(str(bad.ref.path), bad.ref.frame, bad.error.rule, bad.row) for bad in report.bad
+            ),
         ),
         found=data.found,
         group_columns=data.group_columns,

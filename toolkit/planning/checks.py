@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.models import backend_name
+from toolkit.models.chat_template import closing_tag
 from toolkit.models.llamacpp import require_for
 from toolkit.models.model_paths import IMAGE_BLOCKS, writes_merged
 from toolkit.models.unsloth.preload import unsupported_reasons
@@ -18,7 +19,7 @@ from toolkit.planning.gpu import GIB, Gpu
 from toolkit.planning.memory import StageMemory
 from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
 from toolkit.planning.stages import Backend, Stage
-from toolkit.planning.tokens import Rows, Tokens
+from toolkit.planning.tokens import Rows, Tokens, opened_block
 from toolkit.recipe import Model, Recipe, absent
 from toolkit.recipe.checks import is_folder_name
 from toolkit.tasks import TASKS
@@ -369,6 +370,23 @@ def _truncated_completions(facts: Facts) -> Iterator[PlanFinding]:
             yield warning(Problem("plan.answers_cut_off", rule, place, value, remedy))
 
 
+def _opened_block(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a warning if the generation prompt opens a reasoning block that the answers do not close (Qwen3#1420)."""
+    recipe = facts.recipe
+    try:
+        tag = opened_block(recipe)
+    except ModelError as error:
+        yield from_error(error, "[prompt] thinking")
+        return
+    if not tag or not isinstance(facts.rows, Rows):
+        return
+    train = facts.rows.data.train
+    if len(train) and closing_tag(tag) not in train.task.target(train[0]):
+        rule = f"the chat template opens {tag} before every answer, and the reference answers do not close it"
+        remedy = "Set prompt.thinking = false if the template has this switch."
+        yield warning(Problem("plan.reasoning_block_open", rule, "[prompt] thinking", remedy=remedy))
+
+
 def _no_gradient_checkpointing(facts: Facts) -> Iterator[PlanFinding]:
     recipe = facts.recipe
     for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
@@ -411,6 +429,7 @@ _WARNINGS: tuple[Check, ...] = (
     _kl_reference,
     _zero_variance_rewards,
     _truncated_completions,
+    _opened_block,
     _no_gradient_checkpointing,
     _rounded_updates,
     _remote_code,

@@ -13,7 +13,7 @@ from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.images import ImageStore
-from toolkit.models.chat_template import Length
+from toolkit.models.chat_template import Length, open_block, set_thinking
 from toolkit.models.lengths import count_lengths, describe_too_long, processor_input_size
 from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
@@ -46,6 +46,10 @@ class Rows:
     images: ImageStore
     counts: Mapping[str, int]
     synthetic: bool = False
+
+
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+"""Files that can have a chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +134,45 @@ class Tokens:
         return {**facts, "too_long": list(self.too_long), **percentiles}
 
 
-def find_processor(model: Model) -> Any | None:
-    """Return the model's processor from its folder or the Hub's cache, without a request. None: it is in neither."""
+def find_processor(recipe: Recipe) -> Any | None:
+    """Return the model's processor from its folder or the Hub's cache, without a request. None: it is in neither.
+
+    Raises:
+        ModelError: the recipe sets prompt.thinking, and the chat template has no thinking switch.
+    """
+    model = recipe.model
     source = model_source(model)
     if processor_folder(model) is None:
         return None
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(
+        processor = AutoProcessor.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError):  # This includes incomplete files.
         return None
+    set_thinking(processor, recipe.prompt.thinking)
+    return processor
+
+
+def opened_block(recipe: Recipe) -> str:
+    """Return the tag of a reasoning block that the model's generation prompt opens, or an empty text.
+
+    The processor is loaded only if the recipe sets prompt.thinking, or a file of its folder mentions thinking.
+
+    Raises:
+        ModelError: the recipe sets prompt.thinking, and the chat template has no thinking switch.
+    """
+    folder = processor_folder(recipe.model)
+    files = [folder / name for name in TEMPLATES] if folder else []
+    is_switched = recipe.prompt.thinking is not None
+    if not is_switched and not any(
+        file.is_file() and "think" in file.read_text(encoding="utf-8").lower() for file in files
+    ):
+        return ""
+    processor = find_processor(recipe)
+    return open_block(processor) if processor is not None else ""
 
 
 def processor_folder(model: Model) -> Path | None:
@@ -174,16 +204,15 @@ def count_rows(
     if folder is None or recipe.model.trust_remote_code:  # Custom code cannot be part of the key.
         return count()
     inputs = [_token_inputs(sample, prompts) for sample in chosen]
-    side, limit = recipe.images.max_side, recipe.model.max_tokens
-    return cached_count(
-        Tokens, [hash_processor_files(folder), limit, side, len(samples), inputs], count, lambda found: found.exact
-    )
+    side, limit, thinking = recipe.images.max_side, recipe.model.max_tokens, recipe.prompt.thinking
+    key = [hash_processor_files(folder), thinking, limit, side, len(samples), inputs]
+    return cached_count(Tokens, key, count, lambda found: found.exact)
 
 
 def _count(
     recipe: Recipe, prompts: Prompts, chosen: Sequence[Sample], rows: int, architecture: Architecture | None
 ) -> Tokens:
-    processor, limit = find_processor(recipe.model), recipe.model.max_tokens
+    processor, limit = find_processor(recipe), recipe.model.max_tokens
     if processor is None:
         lengths = tuple(_estimate(sample, prompts, architecture) for sample in chosen)
         return Tokens(rows, lengths, limit, exact=False)

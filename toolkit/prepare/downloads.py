@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from toolkit.errors import DataError
+from toolkit.data import Tally
+from toolkit.errors import DataError, DataProblems, Problem
 
-IMAGES = (".jpg", ".jpeg", ".png")
+IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 TABLES = (".csv",)
-_ROLE = re.compile(r"(.+?)_(?:(segmentation)|attribute_(.+)|superpixels)", re.IGNORECASE)
-"""ISIC's suffixes: the lesion mask, the mask of one dermoscopic feature, and superpixels for annotation."""
+_ROLE = re.compile(r"(.+?)_(?:(segmentation|mask)|attribute_(.+)|superpixels)", re.IGNORECASE)
+"""Suffixes of files: the lesion mask, and ISIC's mask of one dermoscopic feature and superpixels for annotation."""
 
 BLANK = frozenset({"", "na", "n/a", "nan", "none", "null"})
 """Cell texts that mean a missing value, in lower case."""
@@ -24,15 +25,17 @@ class DownloadedFiles:
 
     Attributes:
         images: Image name -> file.
-        masks: Image name -> ``NAME_segmentation.png``.
+        plain: Image name -> all its files, from which ``images`` has the first.
+        masks: Image name -> its files ``NAME_segmentation.png`` or ``NAME_mask.png``, in any case.
         features: Image name -> feature name -> mask file.
         tables: CSV files.
-        repeated: Images and masks whose name occurred before. The first file is used.
+        repeated: Images and feature masks whose name occurred before. The first file is used.
         seen: All files, for an error message if no file fits.
     """
 
     images: dict[str, Path] = field(default_factory=dict)
-    masks: dict[str, Path] = field(default_factory=dict)
+    plain: dict[str, list[Path]] = field(default_factory=dict)
+    masks: dict[str, list[Path]] = field(default_factory=dict)
     features: dict[str, dict[str, Path]] = field(default_factory=dict)
     tables: list[Path] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
@@ -47,15 +50,55 @@ class DownloadedFiles:
         elif suffix not in IMAGES:
             return
         elif role is None:
+            self.plain.setdefault(file.stem, []).append(file)
             self._keep(self.images, file.stem, file)
         elif role[2]:
-            self._keep(self.masks, role[1], file)
+            self.masks.setdefault(role[1], []).append(file)
         elif role[3]:
             self._keep(self.features.setdefault(role[1], {}), role[3].replace("_", " ").lower(), file)
 
     def _keep(self, known: dict[str, Path], name: str, file: Path) -> None:
         if known.setdefault(name, file) is not file:
             self.repeated.append(str(file))
+
+
+def choose_masks(candidates: Mapping[str, Sequence[Path]], images: Iterable[str], tally: Tally) -> dict[str, Path]:
+    """Return the mask of each image. Names of masks and images may differ in case.
+
+    Args:
+        candidates: Image name, as masks have it -> its files. Files with equal bytes are one mask.
+        images: Names of the images.
+        tally: Counter that gets repeated files.
+
+    Raises:
+        DataError: An image has two different masks, or a mask belongs to two images. The error shows all of them.
+    """
+    names = list(images)
+    exact, folded = set(names), _by_case(names)
+    found: dict[str, list[Path]] = {}
+    for name, files in candidates.items():
+        for own in [name] if name in exact else folded.get(name.lower(), [name]):
+            found.setdefault(own, []).extend(files)
+    several = []
+    for name, files in found.items():
+        different = {file.read_bytes() for file in files} if len(files) > 1 else ()
+        if len(different) > 1:
+            several.append(Problem("data.masks_of_image", "an image must have one mask", name, list(map(str, files))))
+        for file in files[1:]:
+            tally.add(REPEATED, str(file), "data.file_name_repeated")
+    if several:
+        raise DataProblems("data.several_masks", "images have several different masks. Keep one of each", several)
+    return {name: files[0] for name, files in found.items()}
+
+
+def _by_case(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.lower(), []).append(name)
+    return found
+
+
+REPEATED = "file names that occur twice, where the first file is used"
 
 
 @dataclass(frozen=True, slots=True)

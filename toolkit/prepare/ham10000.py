@@ -1,25 +1,32 @@
 """Preparation of HAM10000 (Tschandl et al. 2018): metadata, images and official masks to one row per image."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
 from toolkit.prepare.downloads import (
+    IMAGES,
+    REPEATED,
+    TABLES,
     DownloadedFiles,
     Table,
+    choose_masks,
     common_root,
     list_files,
     read_number,
     read_table,
     require_columns,
 )
+from toolkit.prepare.labels import make_labels
 from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage
 from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.write import DatasetNames, locations, measure_images, region_columns, split_and_write
 
 NEEDED = ("lesion_id", "image_id", "dx")
+CLASSES = frozenset({"akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"})
 NAMES = DatasetNames("ham10000_with_spatial_data", "lesion_id")
 
 
@@ -48,7 +55,8 @@ def prepare_ham10000(
 
     Args:
         images: Folders with ``{image_id}.jpg``, .jpeg or .png, also nested. The first copy of an image is used.
-        masks: Folder with ``{image_id}_segmentation.png`` or ``{image_id}.png``, also nested, if any.
+        masks: Folder with ``{image_id}.png``, ``{image_id}_segmentation.png`` or ``{image_id}_mask.png``, also nested,
+            if any. Also .jpg, .jpeg, .tif, .tiff and .bmp, and any case.
         metadata: HAM10000_metadata.csv.
         request: Output folder and options.
 
@@ -60,20 +68,23 @@ def prepare_ham10000(
     tally = Tally()
     records = read_metadata(metadata, tally)
     found_images = list_files(images, without=[masks] if masks else [])
-    image_files = _match(records, found_images, _find_masks(masks, tally), tally)
+    image_files = _match(records, found_images, _find_masks(masks, found_images, records, tally), tally)
     if not image_files:
         folders = ", ".join(map(str, images))
         example = f"{next(iter(records), 'ISIC_0024306')}.jpg"
         rule = f"the folders must have the images of the metadata, with names like {example}"
         raise DataError("data.no_image_of_table", rule, place=folders, remedy="Correct --images.")
     _count_unknown([records[name] for name in image_files], tally)
-    measured = measure_images(image_files, request, tally)
+    measured = measure_images(image_files, NAMES.file, request, tally)
     root = common_root([*images, *([masks] if masks else [])])
     prepared = [
         _prepared(records[name], files, found, root)
         for (name, files), found in zip(image_files.items(), measured, strict=True)
     ]
-    return split_and_write(prepared, root, NAMES, request, tally)
+    labels, _ = make_labels([one.diagnosis for one in prepared], {})
+    # The task knows the classes of HAM10000. A table of its labels is needed only for others.
+    names = replace(NAMES, labels=labels) if {label.code for label in labels} - CLASSES else NAMES
+    return split_and_write(prepared, root, names, request, tally)
 
 
 def read_metadata(file: Path, tally: Tally) -> dict[str, Metadata]:
@@ -136,27 +147,36 @@ def _count_unknown(records: Collection[Metadata], tally: Tally) -> None:
                 tally.add(f"rows whose {name} is unknown", record.image_id, "data.cell_unknown")
 
 
-def _find_masks(folder: Path | None, tally: Tally) -> Mapping[str, Path]:
+def _find_masks(
+    folder: Path | None, images: DownloadedFiles, records: Mapping[str, Metadata], tally: Tally
+) -> Mapping[str, Path]:
+    """Return the mask of each image: every image file in the folder that is not an image itself."""
     if folder is None:
         return {}
+    used, candidates = set(images.images.values()), defaultdict[str, list[Path]](list)
     found = list_files([folder])
-    _count_repeated(found, tally)
-    plain = {name: file for name, file in found.images.items() if file.suffix.lower() == ".png"}
-    return plain | found.masks
+    for file in found.seen:
+        if file.suffix.lower() not in (*IMAGES, *TABLES):
+            tally.add("files in the folder of masks of another type", str(file), "data.mask_type_unknown")
+    for name, files in [*found.plain.items(), *found.masks.items()]:
+        candidates[name] += [file for file in files if file not in used]
+    return choose_masks({name: files for name, files in candidates.items() if files}, records, tally)
 
 
 def _match(
     records: Mapping[str, Metadata], found: DownloadedFiles, masks: Mapping[str, Path], tally: Tally
 ) -> dict[str, ImageFiles]:
     """Return the files of each row of the metadata, in its order."""
-    _count_repeated(found, tally)
+    for file in found.repeated:
+        if Path(file) not in masks.values():
+            tally.add(REPEATED, file, "data.file_name_repeated")
     image_files = {}
     for name in records:
         image, mask = found.images.get(name), masks.get(name)
         if image is None:
             tally.add("rows without an image, which are left out", name, "data.image_of_row_missing")
         else:
-            image_files[name] = ImageFiles(image, mask if mask != image else None)
+            image_files[name] = ImageFiles(image, mask)
     for name in found.images:
         if name not in records:
             tally.add("images without a row, which are left out", name, "data.row_of_image_missing")
@@ -164,11 +184,6 @@ def _match(
         if name not in records:
             tally.add("masks without a row, which are left out", name, "data.row_of_mask_missing")
     return image_files
-
-
-def _count_repeated(found: DownloadedFiles, tally: Tally) -> None:
-    for name in found.repeated:
-        tally.add("file names that occur twice, where the first file is used", name, "data.file_name_repeated")
 
 
 def _prepared(record: Metadata, files: ImageFiles, found: MaskMeasurements, root: Path) -> PreparedImage:

@@ -11,7 +11,18 @@ from typing import Literal
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
-from toolkit.prepare.downloads import DownloadedFiles, Table, list_files, read_number, read_table
+from toolkit.prepare.downloads import (
+    IMAGES,
+    REPEATED,
+    DownloadedFiles,
+    Table,
+    choose_masks,
+    list_files,
+    read_number,
+    read_table,
+)
+from toolkit.prepare.isic_diagnoses import Classes, find_diagnoses, wider_diagnoses
+from toolkit.prepare.labels import make_labels
 from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage
 from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.write import DatasetNames, join_names, locations, measure_images, region_columns, split_and_write
@@ -24,6 +35,12 @@ STAGE_COLUMNS: Mapping[int, tuple[str, ...]] = {
 }
 """Columns that describe a lesion in the rows of each stage, if known."""
 
+ANSWERS: Mapping[int, tuple[str, ...]] = {
+    1: ("diagnosis", "location", "size", "features"),
+    2: ("diagnosis", "location", "bbox"),
+}
+"""Parts of an answer in each stage, if any row has them."""
+
 OTHERS = ("image", "mask", "width", "height", "boxes", "polygons", "area_fraction")
 
 PEOPLE = ("lesion_id", "patient_id", "age", "sex", "site", "group")
@@ -33,7 +50,7 @@ OWNERS = ("patient_id", "lesion_id")
 
 SHOWN = 20
 
-NAME = ("isic_id", "image_name", "image_id", "image", "name")
+NAME = ("isic_id", "image_name", "image_id", "bcn_filename", "image", "name")
 """Columns with the image name. The first one that exists is used."""
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -50,7 +67,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "concerning_features": ("concerning_features",),
     "confidence": ("confidence", "diagnosis_confidence"),
 }
-"""Field -> its columns in the archive (2016 to today) and in the challenges of 2017, 2019, 2020 and 2024."""
+"""Field -> its columns in the archive (2016 to today), in the challenges of 2017 to 2024, and in BCN20000."""
 
 CLASSES: Mapping[str, str] = {
     "MEL": "melanoma",
@@ -70,6 +87,9 @@ CLASSES_2017: Mapping[str, str] = {"melanoma": "melanoma", "seborrheic_keratosis
 
 NEITHER_2017 = "nevus"
 """The 2017 challenge has three diagnoses and columns for two of them."""
+
+DOWNSAMPLED = "_downsampled"
+"""Ending of the names of images that ISIC reduced in size."""
 
 PAIRS = ("image_name_1", "image_name_2")
 """Columns of the 2020 challenge's list of duplicate images."""
@@ -103,11 +123,17 @@ class Archive:
                 )
 
 
-def prepare_isic(source: Path, stage: Stage, request: PrepareRequest) -> PrepareResult:
+def prepare_isic(source: Path, stage: Stage, request: PrepareRequest, classes: Classes | None = None) -> PrepareResult:
     """Write the rows of all ISIC files below ``source``. A row has no key for an unknown value.
 
     Stage 1 has a row for each image that a table or a mask describes, stage 2 for each image with a box. ``group`` is
     the patient, otherwise the lesion, otherwise the image. Rows with one of them in common are one group.
+
+    Args:
+        source: Folder with tables, images and masks.
+        stage: 1 or 2.
+        request: Output folder and options.
+        classes: What the diagnosis of a row is. None: a named diagnosis if any image has one, otherwise malignancy.
 
     Raises:
         DataError: No ISIC data is recognised, or images or masks are unusable.
@@ -122,20 +148,29 @@ def prepare_isic(source: Path, stage: Stage, request: PrepareRequest) -> Prepare
     archive = _read_archive(found.tables, tally)
     _require_isic(source, found, archive)
     image_files = _match(found, archive, tally)
-    measured = measure_images(image_files, request, tally)
+    diagnoses = find_diagnoses({name: archive.records.get(name, {}) for name in image_files}, classes, tally)
+    measured = measure_images(image_files, f"isic_stage{stage}", request, tally)
     root, described = source.resolve(), []
     for (name, files), one in zip(image_files.items(), measured, strict=True):
-        facts = _facts(name, archive.records.get(name, {}), files, one, tally) | _regions(files, one, root)
+        record = archive.records.get(name, {})
+        facts = _facts(name, record, diagnoses.get(name), one, tally) | _regions(files, one, root)
         if _is_in_stage(name, facts, stage, tally):
             described.append((name, files, one, facts))
     groups = join_names([[*(str(facts.get(key, "")) for key in OWNERS), name] for name, _, _, facts in described])
     columns = ("image_name", *STAGE_COLUMNS[stage], *OTHERS, *PEOPLE)
+    used = [str(facts["diagnosis"]) for _, _, _, facts in described if "diagnosis" in facts]
+    labels, name_of = make_labels(used, wider_diagnoses(archive.records.values()))
     prepared = []
     for (name, files, one, facts), group in zip(described, groups, strict=True):
         known: dict[str, Cell] = {**facts, "group": group}
         row = {column: known[column] for column in columns if column in known}
-        prepared.append(PreparedImage(name, str(facts.get("diagnosis", "")), group, files, one, row))
-    return split_and_write(prepared, root, DatasetNames(f"isic_stage{stage}", "group"), request, tally)
+        label = name_of.get(str(facts.get("diagnosis", "")), "")
+        prepared.append(PreparedImage(name, label, group, files, one, row))
+    answer = tuple(
+        part for part in ANSWERS[stage] if part == "diagnosis" or any(part in facts for *_, facts in described)
+    )
+    names = DatasetNames(f"isic_stage{stage}", "group", labels, answer)
+    return split_and_write(prepared, root, names, request, tally)
 
 
 def _require_isic(source: Path, found: DownloadedFiles, archive: Archive) -> None:
@@ -166,38 +201,43 @@ def _match(found: DownloadedFiles, archive: Archive, tally: Tally) -> dict[str, 
     for file in archive.unread:
         tally.add("tables of an unknown layout, which are ignored", str(file), "data.table_layout_unknown")
     for name in found.repeated:
-        tally.add("file names that occur twice, where the first file is used", name, "data.file_name_repeated")
+        tally.add(REPEATED, name, "data.file_name_repeated")
     image_files = {}
-    for name in sorted(found.images.keys() | archive.records.keys() | found.masks.keys()):
-        excluded = _exclusion_reason(name, found, archive)
+    masks = choose_masks(found.masks, found.images, tally)
+    for name in sorted(found.images.keys() | archive.records.keys() | masks.keys()):
+        excluded = _exclusion_reason(name, found, masks, archive)
         if excluded is None:
-            image_files[name] = ImageFiles(found.images[name], found.masks.get(name), found.features.get(name, {}))
+            image_files[name] = ImageFiles(found.images[name], masks.get(name), found.features.get(name, {}))
         else:
             code, reason = excluded
             tally.add(reason, name, code)
     return image_files
 
 
-def _exclusion_reason(name: str, found: DownloadedFiles, archive: Archive) -> tuple[str, str] | None:
+def _exclusion_reason(
+    name: str, found: DownloadedFiles, masks: Mapping[str, Path], archive: Archive
+) -> tuple[str, str] | None:
     original = archive.duplicates.get(name, name)
-    if name.lower().endswith("_downsampled"):
-        return "data.image_downsampled", "downsampled copies, which are left out"
+    # ISIC 2019 has 2,074 images of this name, which are its only copies. Others are copies of a full-size image.
+    full, described = name[: -len(DOWNSAMPLED)], archive.records.keys() | masks.keys()
+    if name.lower().endswith(DOWNSAMPLED) and full in found.images and (full in described or name not in described):
+        return "data.image_downsampled", "downsampled copies of an image of the source, which are left out"
     if name not in found.images:
         return "data.image_of_row_missing", "rows or masks without an image, which are left out"
     if original != name and original in found.images:
         return "data.image_duplicated", "images that the source lists as duplicates, which are left out"
-    if name not in archive.records and name not in found.masks and name not in found.features:
+    if name not in archive.records and name not in masks and name not in found.features:
         return "data.image_not_described", "images without a row and a mask, which are left out"
     return None
 
 
 def _facts(
-    name: str, record: Mapping[str, str], files: ImageFiles, found: MaskMeasurements, tally: Tally
+    name: str, record: Mapping[str, str], diagnosis: str | None, found: MaskMeasurements, tally: Tally
 ) -> dict[str, Cell]:
     """Return all known facts about an image. Unknown facts have no key."""
     facts: dict[str, Cell] = {
         "image_name": name,
-        "diagnosis": _diagnosis_of(record),
+        "diagnosis": diagnosis,
         "size": _spell_size(record, found),
         "age": _number("age", name, record, tally),
         "confidence": _number("confidence", name, record, tally),
@@ -205,8 +245,6 @@ def _facts(
         "features": _join(_listed(record, "features"), found.features),
     }
     facts |= {key: record.get(key) or None for key in ("lesion_id", "patient_id", "sex", "site")}
-    if facts["diagnosis"] is None:
-        tally.add("images without a diagnosis", name, "data.diagnosis_missing")
     return {key: value for key, value in facts.items() if value is not None}
 
 
@@ -290,15 +328,6 @@ def _expected_columns() -> str:
     )
 
 
-def _diagnosis_of(record: Mapping[str, str]) -> str | None:
-    """Return the most specific known diagnosis: by name, archive level, class, or as benign or malignant."""
-    levels = [f"diagnosis_{level}" for level in range(5, 0, -1)]
-    for key in ("diagnosis", *levels, "class", "benign_malignant"):
-        if (text := record.get(key, "")) and text.lower() != "unknown":
-            return text
-    return None
-
-
 def _recognise(table: Table, tally: Tally) -> Iterator[Facts] | None:
     """Return the rows as (image name, facts), or None if the layout is unknown."""
     if len(table.header) == 2 and _UNNAMED.fullmatch(table.header[0]) and _malignancy(table.header[1]):
@@ -373,7 +402,7 @@ def _differ(one: str, other: str) -> bool:
 
 def _stem(name: str) -> str:
     """Return an image name without its file suffix."""
-    for ending in (".jpg", ".jpeg", ".png"):
+    for ending in IMAGES:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name

@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,11 +20,14 @@ from toolkit.images import ImagePolicy, ImageStore
 from toolkit.images.ref import ImageRef
 from toolkit.prepare.request import PrepareRequest, usable_cores
 from toolkit.runfolder import StopRequest
-from toolkit.scoring.regions import Mask, find_regions, fit_mask, read_mask
+from toolkit.scoring.regions import Mask, MaskReading, find_regions, fit_mask, read_mask, read_mask_file
 
 BATCH = 16
 MIN_PARALLEL = 64
 """With fewer images, measuring takes less time than starting worker processes."""
+
+INVERTED = 0.5
+"""A mask whose foreground is the whole border and more than this fraction of the image may be inverted."""
 
 _HEADERS = ImageStore(ImagePolicy(), memory_mb=0)
 
@@ -48,6 +52,10 @@ class MaskMeasurements:
         area_fraction: Fraction of the image under the mask, in [0, 1].
         specks: Number of regions that are too small to be lesions.
         scaled: Whether the mask was resized to the size of the image.
+        values: The values of a mask with several foreground values, with their pixels. Empty for other masks.
+        rounded: Whether values at smoothed or compressed edges were set to the nearest value of an area.
+        fills: Whether a box is the whole image.
+        inverted: Whether the foreground is most of the image and its whole border, as in an inverted mask.
         features: Names of the features with a non-empty mask, sorted. None without any feature mask.
         problem: Why the image and its mask cannot be used. None if they can.
     """
@@ -58,6 +66,10 @@ class MaskMeasurements:
     area_fraction: float | None = None
     specks: int = 0
     scaled: bool = False
+    values: str = ""
+    rounded: bool = False
+    fills: bool = False
+    inverted: bool = False
     features: list[str] | None = None
     problem: str | None = None
 
@@ -94,40 +106,57 @@ def measure_all(files: Sequence[ImageFiles], request: PrepareRequest) -> list[Ma
     return measured
 
 
-def measure(files: ImageFiles) -> MaskMeasurements:
-    """Return the size from the image's header and the regions of its masks."""
+def measure(files: ImageFiles, reading: MaskReading = "two") -> MaskMeasurements:
+    """Return the size from the image's header and the regions of its masks, which are read as ``reading`` says."""
     try:
         size = _HEADERS.read_header(ImageRef(files.image)).size
-        features = _features(files.features)
-        mask = None if files.mask is None else read_mask(files.mask)
+        found = MaskMeasurements(size, features=_features(files.features))
+        return found if files.mask is None else _measure_file(files.mask, found, reading)
     except (ImageError, DataError) as error:
-        return MaskMeasurements((0, 0), problem=f"{error.place}: {error.rule}")
-    if mask is None:
-        return MaskMeasurements(size, features=features)
-    mask_size, fitted = (mask.shape[1], mask.shape[0]), fit_mask(mask, size)
-    if fitted is None:
-        sizes = f"mask {mask_size[0]} x {mask_size[1]}, image {size[0]} x {size[1]}"
-        rule = "a mask must have the aspect ratio of its image"
-        return MaskMeasurements(size, problem=f"{files.mask}: {rule} (got {sizes})")
-    return _measure_mask(fitted, features, scaled=mask_size != size)
+        return MaskMeasurements((0, 0), problem=str(error.problem))
 
 
-def _measure_mask(mask: Mask, features: list[str] | None, *, scaled: bool) -> MaskMeasurements:
-    regions, specks = find_regions(mask)
-    height, width = mask.shape
-    return MaskMeasurements(
-        size=(width, height),
-        boxes=[[int(edge) for edge in region.box] for region in regions],
-        polygons=[[[int(x), int(y)] for x, y in region.polygon] for region in regions],
-        area_fraction=np.count_nonzero(mask) / mask.size,
-        specks=specks,
-        scaled=scaled,
-        features=features,
+def _measure_file(file: Path, found: MaskMeasurements, reading: MaskReading) -> MaskMeasurements:
+    """Add the regions of a mask file to what is known of its image."""
+    stored = read_mask_file(file)
+    masks = stored.masks(reading)
+    height, width = masks[0].shape
+    fitted = [mask for mask in (fit_mask(mask, found.size) for mask in masks) if mask is not None]
+    if not fitted:
+        sizes = f"mask {width} x {height}, image {found.size[0]} x {found.size[1]}"
+        rule, remedy = "a mask must have the aspect ratio of its image", "Replace the mask or the image."
+        raise DataError("data.mask_aspect_ratio_differs", rule, place=file, value=sizes, remedy=remedy)
+    return replace(
+        _measure_masks(fitted, found),
+        scaled=(width, height) != found.size,
+        values=stored.counts if stored.is_ambiguous else "",
+        rounded=stored.rounded,
     )
 
 
+def _measure_masks(masks: Sequence[Mask], found: MaskMeasurements) -> MaskMeasurements:
+    """Add the regions of all masks of one image, largest first."""
+    parts = [find_regions(mask) for mask in masks]
+    regions = sorted((region for own, _ in parts for region in own), key=lambda region: -region.area)
+    whole: Mask = np.any(masks, axis=0)
+    fraction = np.count_nonzero(whole) / whole.size
+    return replace(
+        found,
+        boxes=[[int(edge) for edge in region.box] for region in regions],
+        polygons=[[[int(x), int(y)] for x, y in region.polygon] for region in regions],
+        area_fraction=fraction,
+        specks=sum(specks for _, specks in parts),
+        fills=any(region.box == (0, 0, *found.size) for region in regions),
+        inverted=bool(fraction > INVERTED) and _covers_border(whole),
+    )
+
+
+def _covers_border(mask: Mask) -> bool:
+    return bool(mask[[0, -1]].all() and mask[:, [0, -1]].all())
+
+
 def _features(masks: Mapping[str, Path]) -> list[str] | None:
-    return sorted(name for name, file in masks.items() if read_mask(file).any()) if masks else None
+    return sorted(name for name, file in masks.items() if read_mask(file, "any").any()) if masks else None
 
 
 def _measure_parallel(
@@ -135,14 +164,14 @@ def _measure_parallel(
 ) -> Generator[MaskMeasurements]:
     workers = min(request.workers or usable_cores(), -(-len(files) // BATCH))
     if workers <= 1 or len(files) < MIN_PARALLEL:
-        yield from map(measure, files)
+        yield from (measure(one, request.mask_values) for one in files)
         return
     # The progress bar runs in a thread, and a fork of a process with threads can deadlock.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
     try:
         batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
-        for batch in pool.map(_measure_batch, batches):
+        for batch in pool.map(partial(_measure_batch, reading=request.mask_values), batches):
             yield from batch
     except BrokenProcessPool as error:
         stop.check("the worker processes have ended")
@@ -153,8 +182,8 @@ def _measure_parallel(
         pool.shutdown(cancel_futures=True)
 
 
-def _measure_batch(files: Sequence[ImageFiles]) -> list[MaskMeasurements]:
-    return [measure(one) for one in files]
+def _measure_batch(files: Sequence[ImageFiles], reading: MaskReading) -> list[MaskMeasurements]:
+    return [measure(one, reading) for one in files]
 
 
 def _begin_worker() -> None:

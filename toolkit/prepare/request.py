@@ -8,6 +8,7 @@ from pathlib import Path
 from toolkit.data import Dropped
 from toolkit.errors import DataError
 from toolkit.runfolder import Progress, no_progress
+from toolkit.scoring.regions import MaskReading
 
 
 def usable_cores() -> int:
@@ -27,6 +28,9 @@ class PrepareRequest:
         workers: Processes that read masks. None means one per core.
         progress: Called with the number of measured images.
         notify: Called with the signal number, inside the signal handler, when a signal requests a stop.
+        mask_values: How masks with more than two values are read: ``two`` is an error, ``any`` one foreground of all
+            values but 0, and ``each`` regions of each value but 0.
+        force: Rename files of ``out`` that no preparation wrote to ``NAME.old-1``, instead of raising an error.
     """
 
     out: Path
@@ -36,6 +40,8 @@ class PrepareRequest:
     workers: int | None = None
     progress: Progress = no_progress
     notify: Callable[[int], None] = lambda number: None
+    mask_values: MaskReading = "two"
+    force: bool = False
 
     def __post_init__(self) -> None:
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
@@ -62,6 +68,8 @@ class PrepareResult:
         classes: Diagnosis -> split -> number of rows.
         groups: Split -> number of distinct groups.
         notes: Rows and files that were left out, incomplete or changed, with counts.
+        labels: TOML file with the diagnoses of the rows. None if the task knows them already.
+        answer: Parts of an answer that the rows have. Empty: those that the task requests by default.
     """
 
     columns: tuple[str, ...]
@@ -72,6 +80,8 @@ class PrepareResult:
     classes: Mapping[str, Mapping[str, int]]
     groups: Mapping[str, int]
     notes: tuple[Dropped, ...]
+    labels: Path | None = None
+    answer: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:

@@ -1,18 +1,16 @@
 """Last stage of every preparation: measure the images, split the rows by group and write the files.
 
-Files are _staged in a hidden folder and replace the old ones at the end.
+The files get their names at the end. They replace only files of an earlier preparation.
 """
 
 import csv
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,21 +18,24 @@ import pyarrow.parquet as pq
 from toolkit.data import Tally
 from toolkit.data.splits import join_groups, row_keys, split_by_group
 from toolkit.errors import DataError
+from toolkit.prepare.labels import Label, format_labels
 from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage, measure_all
 from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.sheet import choose_images, write_sheet
 from toolkit.recipe import SPLITS
-from toolkit.runfolder import write_json, write_text
+from toolkit.runfolder import add_output, check_output, output_files, write_json
 from toolkit.scoring.regions import format_location, locate_box
 
 PROBLEMS = "problems.txt"
+LABELS = "labels.toml"
+SUMMARY = "summary.json"
+SHEETS = ("sheet.png", "sheet.html")
 SHOWN = 20
 """Problems that the error message lists. The file has all of them."""
 
 FEW = "\0few"
 """Stratum of all classes with fewer groups than splits."""
 
-STAGING_PREFIX = ".prepare-"
 _BOX = pa.list_(pa.int32())
 TYPES: Mapping[str, pa.DataType] = {
     "age": pa.float64(),
@@ -57,52 +58,86 @@ Row = Mapping[str, Cell]
 
 @dataclass(frozen=True, slots=True)
 class DatasetNames:
-    """File name and group column of one dataset."""
+    """Names of one dataset.
+
+    Attributes:
+        file: File of all rows, without suffix.
+        group: Group column.
+        labels: Diagnoses of the rows. Empty if the task knows them already.
+        answer: Parts of an answer that rows have. Empty: those that the task requests by default.
+    """
 
     file: str
     group: str
+    labels: tuple[Label, ...] = ()
+    answer: tuple[str, ...] = ()
 
 
-def measure_images(files: Mapping[str, ImageFiles], request: PrepareRequest, tally: Tally) -> list[MaskMeasurements]:
+def measure_images(
+    files: Mapping[str, ImageFiles], names: str, request: PrepareRequest, tally: Tally
+) -> list[MaskMeasurements]:
     """Return the measurements of every image, and count irregular masks in ``tally``.
 
     Args:
         files: Image name -> its files.
+        names: File of all rows, without suffix, which is written later.
         request: Output folder, workers and progress.
         tally: Counter that gets the names of images with missing or irregular masks.
 
     Raises:
         DataError: Images or masks are unreadable, or a mask does not fit its image. ``PROBLEMS`` lists all of them.
         Interrupted: A signal requested a stop.
-        RunError: A worker process ended unexpectedly.
+        RunError: The output folder has other files, or a worker process ended unexpectedly.
     """
+    check_output(request.out, _possible_names(names), force=request.force)
     found = measure_all(list(files.values()), request)
-    _raise_problems([one.problem for one in found if one.problem is not None], request.out)
+    _raise_problems([one.problem for one in found if one.problem is not None], request)
     for (name, paths), one in zip(files.items(), found, strict=True):
         if paths.mask is None:
             tally.add("images without a mask have no box, outline or location", name, "data.mask_missing")
-        elif not one.boxes:
-            tally.add("images with an empty mask have no box", name, "data.mask_empty")
-        if len(one.boxes or ()) > 1:
-            tally.add("images with more than one region", name, "data.several_regions")
-        if one.specks:
-            tally.add(
-                "masks with regions below 1 % of the largest region, which are ignored", name, "data.region_too_small"
-            )
-        if one.scaled:
-            tally.add(
-                "masks with the aspect ratio but not the size of their image, which are resized",
-                name,
-                "data.mask_resized",
-            )
+        else:
+            for code, (reason, applies) in _IRREGULAR.items():
+                if applies(one):
+                    tally.add(reason, f"{paths.mask} ({one.values})" if one.values else str(paths.mask), code)
     return found
 
 
-def _raise_problems(problems: Sequence[str], out: Path) -> None:
+_IRREGULAR: Mapping[str, tuple[str, Callable[[MaskMeasurements], object]]] = {
+    "data.mask_empty": ("images with an empty mask have no box", lambda one: not one.boxes),
+    "data.several_regions": ("images with more than one region", lambda one: len(one.boxes or ()) > 1),
+    "data.mask_values_several": ("masks with several foreground values", lambda one: one.values),
+    "data.mask_values_rounded": (
+        "masks with values at smoothed or compressed edges, which go to the nearest value",
+        lambda one: one.rounded,
+    ),
+    "data.mask_inverted": (
+        "masks that may be inverted, because their whole border and most of the image are foreground",
+        lambda one: one.inverted,
+    ),
+    "data.box_fills_image": ("masks with a box that fills the image", lambda one: one.fills),
+    "data.region_too_small": (
+        "masks with regions below 1 % of the largest region, which are ignored",
+        lambda one: one.specks,
+    ),
+    "data.mask_resized": (
+        "masks with the aspect ratio but not the size of their image, which are resized",
+        lambda one: one.scaled,
+    ),
+}
+"""Code -> its reason, and whether it applies to the measurements of a mask."""
+
+
+def _possible_names(file: str) -> list[str]:
+    """Return the names of all files that a preparation may write."""
+    tables = [f"{file}{suffix}" for suffix in (".json", ".csv", ".parquet")]
+    return [*tables, *(f"{split}.json" for split in SPLITS), *SHEETS, SUMMARY, LABELS, PROBLEMS]
+
+
+def _raise_problems(problems: Sequence[str], request: PrepareRequest) -> None:
     if not problems:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / PROBLEMS, "\n".join(problems) + "\n")
+    out = request.out
+    add_output(out, PROBLEMS, "\n".join(problems) + "\n", force=request.force)
     shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
     more = f"\n  and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
     rule = f"all images and masks must be usable, and {len(problems):,} are not:\n{shown}{more}\n"
@@ -149,17 +184,34 @@ def split_and_write(
             "data.group_of_several_classes",
         )
     splits = split_rows(groups, classes, request.fractions, request.seed)
-    with _staged(request.out) as staging:
+    with output_files(request.out, force=request.force) as staging:
         write_rows(staging, names.file, [{**one.columns, "split": at} for one, at in zip(images, splits, strict=True)])
         for name in write_sheet(staging, choose_images(images, request.seed)):
             tally.add("images that cannot be decoded, which are grey on the sheet", name, "data.image_not_decodable")
+        if names.labels:
+            (staging / LABELS).write_text(format_labels(names.labels), encoding="utf-8", newline="\n")
         prepared = _summary(images, splits, root, names, request, tally)
         facts = {"seed": request.seed, "fractions": dict(request.fractions), "rows": prepared.rows}
-        write_json(staging / "summary.json", facts | asdict(prepared))
-    for split in set(SPLITS) - set(prepared.splits):
-        (request.out / f"{split}.json").unlink(missing_ok=True)
-    (request.out / PROBLEMS).unlink(missing_ok=True)
+        write_json(staging / SUMMARY, facts | _relative(asdict(prepared), request.out))
     return prepared
+
+
+def _relative(values: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Return the values with paths relative to the output folder, which may be moved."""
+    paths = {
+        "out": ".",
+        "image_root": _path_from(out, values["image_root"]),
+        "splits": {split: file.name for split, file in values["splits"].items()},
+        "labels": values["labels"] and LABELS,
+    }
+    return {**values, **paths}
+
+
+def _path_from(out: Path, path: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, out.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return path.as_posix()
 
 
 def _summary(
@@ -182,6 +234,8 @@ def _summary(
         classes={name: {split: counts[name, split] for split in SPLITS} for name in sorted({n for n, _ in counts})},
         groups={split: groups[split] for split in present},
         notes=tally.of(names.file),
+        labels=request.out / LABELS if names.labels else None,
+        answer=names.answer,
     )
 
 
@@ -252,24 +306,6 @@ def join_names(rows: Iterable[Sequence[str]]) -> list[str]:
     return [best[key][1] for key in keys]
 
 
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Open a hidden folder whose files move to ``folder`` if the block succeeds, and are removed otherwise."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{STAGING_PREFIX}*"):  # left by a killed process
-        shutil.rmtree(old, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
-    try:
-        yield staging
-        files = sorted(staging.iterdir())
-        for file in files:
-            _sync(file)
-        for file in files:
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def write_rows(folder: Path, name: str, rows: Sequence[Row]) -> None:
     """Write ``name`` as .json (a list, one row per line), .csv and .parquet, and each split as .json.
 
@@ -305,8 +341,3 @@ def _cell(value: object) -> str:
 def _write_parquet(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     schema = pa.schema([(column, TYPES.get(column, pa.string())) for column in columns])
     pq.write_table(pa.Table.from_pylist(list(rows), schema), file)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())

@@ -2,7 +2,7 @@
 
 from toolkit.recipe.base import RecipeTask, Section
 from toolkit.recipe.checks import absent, for_image_generators, for_language_models
-from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe, recipe_model
+from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe, load_table, recipe_model
 from toolkit.recipe.schema import (
     DRY_RUN_SUFFIX,
     SPLITS,
@@ -49,5 +49,6 @@ __all__ = [
     "for_image_generators",
     "for_language_models",
     "load_recipe",
+    "load_table",
     "recipe_model",
 ]

@@ -14,6 +14,7 @@ from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import nearest
 from toolkit.recipe.schema import Evaluate, Recipe, SyntheticData
 from toolkit.recipe.user_code import USER_CODE
+from toolkit.recipe.windows import NAMES, hounsfield_windows
 
 Check = Callable[[Recipe], Iterator[Problem]]
 """Yields problems. Their place is a dotted key of the recipe."""
@@ -175,6 +176,17 @@ def checkpoints_are_logged(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.log_steps_not_divisor", rule, "run.log_steps", run.log_steps, remedy)
 
 
+def window_is_known(recipe: Recipe) -> Iterator[Problem]:
+    """Check the window of images."""
+    try:
+        hounsfield_windows(recipe.images.window)
+    except ValueError as error:
+        word = str(error)
+        rule = f'must be one of {", ".join(NAMES)}, or "hu:centre,width" with a width above 0, or three of these'
+        remedy = nearest(word, NAMES) or "Correct the window."
+        yield Problem("recipe.window_unknown", rule, "images.window", word, remedy)
+
+
 def skipped_images_are_scanned(recipe: Recipe) -> Iterator[Problem]:
     """Check that the scan finds unreadable images if they are skipped, before training."""
     if recipe.images.unreadable == "skip" and recipe.images.scan in ("header", "off"):
@@ -301,6 +313,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"data"}), has_one_source_of_rows),
     (frozenset({"grpo"}), loss_fits),
     (frozenset({"run"}), checkpoints_are_logged),
+    (frozenset({"images"}), window_is_known),
     (frozenset({"images"}), skipped_images_are_scanned),
     (frozenset({"data"}), fractions_leave_training_rows),
     (frozenset({"data"}), task_settings_fit),

@@ -61,14 +61,38 @@ def load_recipe(
     Raises:
         RecipeError: with all problems.
     """
+    return load_table(_read(Path(path)), str(path), overrides, tasks=tasks, files=files, base=Path(path).parent)
+
+
+def load_table(
+    table: Table,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    tasks: Mapping[str, RecipeTask],
+    files: bool = False,
+    base: Path = Path(),
+) -> Recipe:
+    """Load a recipe from a table of its sections, as ``load_recipe`` does from a file.
+
+    Args:
+        table: sections and keys.
+        name: the file of the table, or another name for its problems.
+        overrides: see ``load_recipe``.
+        tasks: see ``load_recipe``.
+        files: see ``load_recipe``.
+        base: the folder that relative paths in the table start from.
+
+    Raises:
+        RecipeError: with all problems.
+    """
     settings, problems = _parse_settings(overrides)
-    table = _read(Path(path))
-    places = Places(str(path), frozenset(keys for keys, _ in settings))
+    places = Places(name, frozenset(keys for keys, _ in settings))
     # The task defines which of its settings are paths, and the path of a custom task must be absolute to load it.
-    named = _task_name(_merged(table, Path(path).parent, settings))
+    named = _task_name(_merged(table, base, settings))
     task = _find_task(named, tasks, places)
     model = recipe_model(tasks, named if task else None)
-    raw = _fill_rewards(_merged(table, Path(path).parent, settings, _settings_paths(model)), task)
+    raw = _fill_rewards(_merged(table, base, settings, _settings_paths(model)), task)
     recipe, found = _validate(raw, model, places, files=files)
     if recipe is None or problems or found:
         raise RecipeError(problems + found)

@@ -166,9 +166,11 @@ class Images(Section):
 
     max_side: int = Field(896, ge=16)
     """Maximum length of the longest side in pixels. Smaller images are not enlarged."""
-    window: Literal["auto", "range", "percentile", "dicom"] = "auto"
-    """How more than 8 bits become 8: the range of the data, percentiles, or the DICOM window. ``auto`` is the DICOM
-    window if there is one, otherwise the range."""
+    window: str | tuple[str, str, str] = "auto"
+    """How more than 8 bits become 8: ``range`` of the data, ``percentile``, or the file's window (``dicom``). ``auto``
+    is the file's window if there is one, otherwise the range. CT in Hounsfield units: ``hu:centre,width`` or a name
+    (``lung``, ``mediastinum``, ``soft_tissue``, ``liver``, ``bone``, ``brain``, ``subdural``, ``stroke``, ``wide``).
+    Three of them become red, green and blue. ``medgemma_ct`` is the three windows of MedGemma."""
     percentiles: tuple[float, float] = (0.5, 99.5)
     """Lower and upper percentile of ``window = "percentile"``."""
     resample: Literal["area", "bilinear", "bicubic", "lanczos", "nearest"] = "area"
@@ -197,6 +199,9 @@ class Prompt(Section):
     """Instruction that replaces the task's own."""
     context: tuple[str, ...] = ()
     """Columns that are shown before the question, such as Indication. No other column is shown."""
+    thinking: bool | None = None
+    """Value of ``enable_thinking`` in the model's chat template, in every stage and in exports. ``false`` is for models
+    whose template opens a reasoning block, such as Qwen3.5. Default: as the template decides."""
 
 
 class Optimisation(Section):

@@ -17,7 +17,7 @@ from toolkit.reporting.summaries import (
     training_of,
     versions_of,
 )
-from toolkit.runfolder import hide_secrets, write_json, write_text
+from toolkit.runfolder import claim_file, hide_secrets, write_json, write_text
 from toolkit.runfolder.usage import HOUR, UNKNOWN, Counts, Usage, energy, figure
 
 NOTES = (
@@ -41,19 +41,25 @@ NOTES = (
 """Explanations of the figures, for readers of the report."""
 
 
-def write_report(ledger: Ledger, file: Path) -> None:
+def write_report(ledger: Ledger, file: Path, *, force: bool = False) -> None:
     """Write the report as Markdown or JSON, by the suffix of ``file``, atomically.
 
+    Args:
+        ledger: what the report is about.
+        file: the file to write.
+        force: rename an existing file to ``NAME.old-1`` instead of raising an error.
+
     Raises:
-        RunError: the suffix is neither .md nor .json.
+        RunError: the suffix is neither .md nor .json, or the file exists or cannot be written.
     """
-    if file.suffix == ".json":
-        write_json(file, as_json(ledger))
-    elif file.suffix == ".md":
-        write_text(file, as_markdown(ledger))
-    else:
+    if file.suffix not in (".json", ".md"):
         rule, remedy = "the report file must end in .md or .json", "Choose another file name."
         raise RunError("run.report_format_unknown", rule, place="--out", value=str(file), remedy=remedy)
+    claim_file(file, force=force)
+    if file.suffix == ".json":
+        write_json(file, as_json(ledger))
+    else:
+        write_text(file, as_markdown(ledger))
 
 
 def as_markdown(ledger: Ledger) -> str:

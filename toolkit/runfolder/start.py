@@ -15,6 +15,7 @@ from toolkit.recipe import Recipe, changed_keys, dump_recipe
 from toolkit.runfolder.files import from_json, remove_partial_line, write_json, write_text
 from toolkit.runfolder.folder import SCHEMA_VERSION, RunFolder, check_schema, find_run, read_state_file
 from toolkit.runfolder.logs import logging_to
+from toolkit.runfolder.output import free_name
 from toolkit.runfolder.versions import installed_versions, now
 
 HARMLESS = frozenset(
@@ -66,7 +67,7 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
         if fresh and recipe.run.is_dry_run:
             _remove_dry_run(RunFolder(path), recipe)
         elif fresh and path.exists():
-            path.rename(_backup_path(path))
+            path.rename(free_name(path))
         run = RunFolder(path)
         if run.run_file.is_file():
             check_schema(run)  # before the recipe of another version is read
@@ -188,13 +189,6 @@ def _locked(path: Path) -> Iterator[None]:
 def _creation_error(path: Path, error: OSError) -> RunError:
     value = error.strerror or str(error)
     return RunError(*_NOT_MADE, place=path, value=value, remedy="Choose another run.name or run.folder.")
-
-
-def _backup_path(path: Path) -> Path:
-    number = 1
-    while path.with_name(f"{path.name}.old-{number}").exists():
-        number += 1
-    return path.with_name(f"{path.name}.old-{number}")
 
 
 def _remove_dry_run(old: RunFolder, new: Recipe) -> None:

@@ -7,6 +7,17 @@ Radiology needs these changes:
 - A hyphen separates words ("T2-weighted" is "T2 weighted"). "x-ray", "x ray" and "Xray" are one word.
 - Number words up to twelve become digits.
 - Negation is never lost ("isn't" is "is not", "w/o" is "without").
+
+Other languages need these changes. Of English texts, they change only those with a decimal comma:
+
+- Case is folded as Unicode defines it ("ß" is "ss"). Turkish "İ", "I" and "ı" are all "i", because a capital can be
+  that of either.
+- Each character of a script without blanks between words is a token: Chinese characters, kana, Thai, Lao, Khmer and
+  Burmese. Korean has blanks, so its tokens are words with their particles.
+- A mark stays in its word: vowel signs of Hindi, vowel points of Arabic.
+- Digits and decimal signs of every script are those of ASCII.
+- A decimal comma before a unit is a point ("3,4 cm" is "3.4 cm", and "1.234,5" is "1234.5"). A comma before exactly
+  three digits separates thousands ("1,234 mm" is "1234 mm"). Without a unit, "3,4" remains a list of 3 and 4.
 """
 
 import re
@@ -14,6 +25,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import regex
 
 ARTICLES = frozenset({"a", "an", "the"})
 NEGATIONS = frozenset({"no", "not", "nor", "none", "neither", "never", "without"})
@@ -60,12 +73,29 @@ def tokens(text: str) -> list[str]:
 
     >>> tokens("The T2-weighted MRI shows a 3.40cm lesion, isn't it?")
     ['t2', 'weighted', 'mri', 'shows', '3.4', 'cm', 'lesion', 'is', 'not', 'it']
+    >>> tokens("右肺 3,4 cm")
+    ['右', '肺', '3.4', 'cm']
     """
-    plain = unicodedata.normalize("NFKC", text).lower().translate(_SIGNS)
+    is_ascii = text.isascii()
+    plain = (text.lower() if is_ascii else _fold(text)).translate(_SIGNS)
+    if "," in plain:
+        plain = _DECIMAL_COMMA.sub(lambda number: f"{number[1].replace('.', '')}.{number[2]}", plain)
     for pattern, replacement in _REWRITES:
         plain = pattern.sub(replacement, plain)
-    words = [_NUMBERS.get(word, word) for word in _WORD.findall(plain)]
+    found: list[str] = _WORD.findall(plain) if is_ascii else _WORD_OF_ANY_SCRIPT.findall(plain)
+    words = [_NUMBERS.get(word, word) for word in found]
     return [word for word in words if word not in ARTICLES] or words
+
+
+def word_count(text: str) -> int:
+    """Return the number of tokens, with two characters of a script without blanks as one word, as in most of Chinese.
+
+    >>> word_count("right lower lobe"), word_count("右肺下叶")
+    (3, 2)
+    """
+    found = tokens(text)
+    characters = sum(_UNSPACED.fullmatch(token) is not None for token in found if not token.isascii())
+    return len(found) - characters + (characters + 1) // 2
 
 
 def normalise(text: str) -> str:
@@ -85,9 +115,19 @@ def label_text(text: str) -> str:
     >>> label_text(" Load-Volume. "), label_text("Zoom +"), label_text("3.5 mm"), label_text("…")
     ('load volume', 'zoom +', '3.5 mm', '…')
     """
-    plain = unicodedata.normalize("NFC", text).casefold()
+    plain = fold_case(unicodedata.normalize("NFC", text))
     words = _PUNCTUATION.sub(" ", plain).split()
     return " ".join(words or plain.split())
+
+
+def fold_case(text: str) -> str:
+    """Return a text without differences of case, and with one "i" for the two of Turkish.
+
+    >>> fold_case("STRASSE Straße"), fold_case("İnfarkt ISI")
+    ('strasse strasse', 'infarkt isi')
+    """
+    # Folding "İ" leaves "i" and a combining dot.
+    return text.lower() if text.isascii() else text.casefold().replace("i\u0307", "i").replace("ı", "i")
 
 
 def content_words(text: str) -> list[str]:
@@ -136,6 +176,15 @@ def _take(words: Sequence[str], available: Counter[str]) -> tuple[tuple[str, ...
     return tuple(taken), tuple(others)
 
 
+def _fold(text: str) -> str:
+    """Return a text that is not ASCII without differences of case, width and digits, and characters as words."""
+    plain = _FULL_WIDTH_COMMA.sub(", ", text)
+    plain = unicodedata.normalize("NFKC", fold_case(unicodedata.normalize("NFKC", plain)))
+    plain = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.digit(digit[0])), plain.translate(_NUMBER_SIGNS))
+    spaced: str = _UNSPACED.sub(r" \g<0> ", plain)
+    return spaced
+
+
 def _proportion(shared: int, others: int) -> float:
     return shared / (shared + others) if shared + others else 1.0
 
@@ -146,6 +195,14 @@ _PUNCTUATION = re.compile(r"""["'’‘“”`´!?;:()\[\]{}…]|(?<!\d)[.,]|[.,
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
 _UNITS = "mm|cm|m|ml|cc|l|mg|g|kg|kv|kvp|hu|t|gy|hz|mhz|s|min|h"
+_FOREIGN_UNITS = "uh|he|ms|µm|μm|nm|mmhg|bpm|lpm|мм|см|м|мл|л|мг|г|кг|сек|мин"
+_UNIT_WORDS = r"(?:milli|milí|mili|centi|centí|zenti|санти|милли)\w*"
+_MEASURED = rf"\s*(?:(?:{_UNITS}|percent|{_FOREIGN_UNITS}|{_UNIT_WORDS})\b|°|毫\s*米|厘\s*米|公\s*分|毫\s*升)"
+# "3,4 cm", "3,4 x 2,1 cm", "1.234,5 mm". In "L3,4 cm" and "1,2,3 cm" the comma separates.
+_DECIMAL_COMMA = re.compile(
+    r"(?:(?<![\w.,])|(?<=\d[x×]))(\d{1,3}(?:\.\d{3})+|\d+),(?!\d{3}(?!\d))(\d+)(?!\d)"
+    rf"(?=(?:\s*[x×–-]\s*\d+(?:[.,]\d+)?)*{_MEASURED})"
+)
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -163,5 +220,18 @@ _REWRITES = tuple(
         (r"(\d\.\d*?)0+(?!\d)", r"\1"),
     )
 )
+# Characters of scripts without blanks between words, each with its marks.
+_UNSPACED = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー--[^\p{L}\p{N}]]\p{M}*",
+    regex.VERSION1,
+)
+_FULL_WIDTH_COMMA = re.compile(r"(?<!\d)，|，(?!\d{3}(?!\d))")
+_FOREIGN_DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.VERSION1)
+_NUMBER_SIGNS = str.maketrans({"٫": ".", "٬": None, "ـ": None, "\u200c": None, "\u200d": None})
+"""Arabic decimal and thousands separators, the line that stretches Arabic words, and signs that join letters."""
 # A comparison sign before a number, a number with its sign and decimals, or a word.
 _WORD = re.compile(r"[<>≤≥](?=\s*-?\d)|(?:(?<![^\s(])-)?\d+(?:\.\d+)?(?![^\W_]|\.\d)|[^\W_]+")
+# Likewise, with the marks of a word.
+_WORD_OF_ANY_SCRIPT = regex.compile(
+    r"[<>≤≥](?=\s*-?\d)|(?:(?<![^\s(])-)?\d+(?:\.\d+)?(?![\p{L}\p{N}]|\.\d)|[\p{L}\p{N}][\p{L}\p{N}\p{M}]*"
+)

@@ -4,6 +4,8 @@ import copyreg
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from toolkit.data.cells import cell, text_of
+from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin, SetMetrics, Synthetic, Task
 from toolkit.errors import RowProblem
@@ -15,7 +17,21 @@ from toolkit.tasks.steps import STEPS
 from toolkit.tasks.user_task import load_task
 from toolkit.tasks.vqa import VQA
 
-__all__ = ["TASKS", "Answer", "RowOrigin", "RowProblem", "Sample", "SetMetrics", "Synthetic", "Task", "Tasks"]
+__all__ = [
+    "TASKS",
+    "Answer",
+    "RowOrigin",
+    "RowProblem",
+    "Sample",
+    "SetMetrics",
+    "Synthetic",
+    "Task",
+    "Tasks",
+    "cell",
+    "read_group",
+    "read_images",
+    "text_of",
+]
 
 
 class Tasks(Mapping[str, Task]):

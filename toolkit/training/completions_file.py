@@ -152,11 +152,20 @@ def _by_id(line: _Line) -> bool:
 
 
 def _found_settings(recipe: Recipe) -> Mapping[str, Any]:
-    """Return the settings of the task that its rows decide. Empty: the recipe decides all of them."""
+    """Return the settings of the task that its rows decide. Empty: each row can be read without them.
+
+    Raises:
+        DataError: Rows need these settings, and the recipe's rows cannot be read.
+    """
     task = TASKS[recipe.dataset.task]
     if task.from_rows is None:
         return {}
-    return load_data(recipe, task, recipe.run_folder / "synthetic" if recipe.dataset.synthetic else None).found
+    try:
+        return load_data(recipe, task, recipe.run_folder / "synthetic" if recipe.dataset.synthetic else None).found
+    except DataError:
+        if task.from_rows.needed:
+            raise
+        return {}
 
 
 def _find(

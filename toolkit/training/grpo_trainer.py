@@ -8,10 +8,13 @@ parameters.
 ``_generate_and_score_completions``: TRL samples with the adapter's dropout active. TRL does not notice a model that
 ignores its images. TRL cannot shuffle or split pixels by sample if the model has no image grid.
 
+``_tokenize_prompts``: TRL passes None to the processor as the images of a prompt without images. Processors of
+transformers accept only an empty list.
+
 ``_generate_single_turn``: After an out-of-memory error, each ``generate`` call gets fewer completions.
 
 ``_get_per_token_logps_and_entropies``: For models without an image grid, such as Gemma 3, TRL slices the pixels as if
-each sample had exactly one image.
+each sample had exactly one image. For models with one, TRL passes empty pixels for rows without images.
 
 ``RolloutTrainer`` has the overrides that every library needs. If unsloth is imported first, ``trl.GRPOTrainer`` is
 Unsloth's generated trainer, which slices pixels by sample itself. ``PolicyTrainer`` adds the last method for TRL's own
@@ -40,6 +43,8 @@ _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes
 """Fields from which TRL finds the pixels of a sample itself."""
 _PER_IMAGE = ("image_grid_thw", "image_position_ids")
 """Fields with one entry per image."""
+_IMAGE_FIELDS = (*_PER_IMAGE, "pixel_values", "num_images", "pixel_attention_mask", "image_sizes")
+"""Fields that only a row with images has."""
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 """Masks that mark image tokens."""
 _NOT_SEPARABLE = frozenset({"spatial_shapes", "num_tiles", "pixel_values_videos", "video_grid_thw"})
@@ -77,13 +82,18 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
             if not self._images_checked:
                 self._check_token_types(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1), batch)
                 _check_pixels_used(self, batch)
-                # An out-of-memory error above skips this line, so that the repeated step is checked again.
-                self._images_checked = True
+                # An out-of-memory error above skips this line, so that the repeated step is checked again. The check of
+                # a rollout without images says nothing about a later one.
+                self._images_checked = any(batch.get("num_images") or ())
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
             _check_one_block_per_image(batch["pixel_values"], batch["num_images"])
             # TRL shuffles and slices a list by sample, like the token ids. It would index a tensor by block of pixels.
             batch["pixel_values"] = list(torch.split(batch["pixel_values"], batch["num_images"]))
         return batch
+
+    def _tokenize_prompts(self, prompts: Any) -> Any:
+        prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        return prompt_ids, images if images is None else [own or [] for own in images], fields
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *more: Any, **options: Any
@@ -146,6 +156,9 @@ class PolicyTrainer(RolloutTrainer):
         self._check_token_types(input_ids, fields)
         compute = functools.partial(super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep)
         pixels, counts = fields.get("pixel_values"), fields.get("num_images")
+        if counts is not None and not sum(counts):
+            fields = {name: value for name, value in fields.items() if name not in _IMAGE_FIELDS}
+            return compute(model, input_ids, attention_mask, batch_size=batch_size, **fields)
         if pixels is None or counts is None or any(fields.get(name) is not None for name in _OWN_LAYOUT):
             return compute(model, input_ids, attention_mask, batch_size=batch_size, **fields)
         samples = pixels if isinstance(pixels, list | tuple) else torch.split(pixels, counts)
@@ -153,10 +166,11 @@ class PolicyTrainer(RolloutTrainer):
         size, parts = batch_size or len(input_ids), []
         for start in range(0, len(input_ids), size):
             part = slice(start, start + size)
+            own = torch.cat(list(samples[part]))
             # The pixels reach the model as a bound argument, because TRL would slice them by row number.
             parts.append(
                 compute(
-                    functools.partial(model, pixel_values=torch.cat(list(samples[part]))),
+                    functools.partial(model, pixel_values=own) if len(own) else model,
                     input_ids[part],
                     attention_mask[part],
                     batch_size=size,
@@ -207,21 +221,22 @@ def _without_dropout(model: Any) -> Iterator[None]:
 
 
 def _check_pixels_used(trainer: Any, batch: _Fields) -> None:
-    """Check that the log-probabilities of the first sample change when its pixels change sign.
+    """Check that the log-probabilities of the first sample with an image change when its pixels change sign.
 
     In unsloth#11031, log-probabilities of models without an image grid were silently computed from the text alone.
 
     Raises:
         TrainingError: The log-probabilities do not depend on the pixels.
     """
-    fields = _first_sample(batch)
-    if fields is None:
+    found = _first_sample(batch)
+    if found is None:
         return
-    prompts, completions = batch["prompt_ids"][:1], batch["completion_ids"][:1]
+    row, fields = found
+    prompts, completions = batch["prompt_ids"][row], batch["completion_ids"][row]
     ids = torch.cat([prompts, completions], dim=1)
     # The completion mask of the batch is no use here: with mask_truncated it hides truncated completions.
     generated = completions != trainer.processing_class.tokenizer.pad_token_id
-    mask = torch.cat([batch["prompt_mask"][:1], generated.to(batch["prompt_mask"].dtype)], dim=1)
+    mask = torch.cat([batch["prompt_mask"][row], generated.to(batch["prompt_mask"].dtype)], dim=1)
 
     def log_probs_T(fields: _Fields) -> torch.Tensor:
         with torch.no_grad(), _without_dropout(trainer.model):
@@ -237,18 +252,25 @@ def _check_pixels_used(trainer: Any, batch: _Fields) -> None:
         raise images_ignored_error("grpo, the first batch")
 
 
-def _first_sample(batch: _Fields) -> _Fields | None:
-    """Return the pixels and token types of the first sample. None: no image, or an unknown pixel layout."""
-    count = (batch.get("num_images") or [0])[0]
-    if not count or "pixel_values" not in batch or {"spatial_shapes", "num_tiles", "pixel_attention_mask"} & set(batch):
+def _first_sample(batch: _Fields) -> tuple[slice, _Fields] | None:
+    """Return the row, pixels and token types of the first sample with images. None: no image, or an unknown layout."""
+    counts = batch.get("num_images") or [0]
+    number = next((number for number, count in enumerate(counts) if count), None)
+    if (
+        number is None
+        or "pixel_values" not in batch
+        or {"spatial_shapes", "num_tiles", "pixel_attention_mask"} & set(batch)
+    ):
         return None
-    token_types = {name: batch[name][:1] for name in _TOKEN_TYPES if name in batch}
+    row, count = slice(number, number + 1), counts[number]
+    # The rows before it have no images, so the first pixels are its own.
+    token_types = {name: batch[name][row] for name in _TOKEN_TYPES if name in batch}
     fields = token_types | {name: batch[name][:count] for name in _PER_IMAGE if name in batch}
     blocks = count
     if "image_grid_thw" in batch:
         # Qwen's pixels have one row per patch. An image has time x height x width patches.
         blocks = int(fields["image_grid_thw"].prod(-1).sum())
-    return {**fields, "pixel_values": batch["pixel_values"][:blocks], "num_images": [count]}
+    return row, {**fields, "pixel_values": batch["pixel_values"][:blocks], "num_images": [count]}
 
 
 def _parts(prompt_ids: Sequence[Any], images: Any, fields: _Fields, size: int) -> Iterator[_Turn]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.embedded_images import EmbeddedImageStore, UnwrittenImages
+from toolkit.data.formats.base64_images import may_have_images, with_kept_images
 from toolkit.data.formats.files import peek_text
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.json_stream import Record, peek_members
@@ -128,13 +129,26 @@ class Reading:
         self.skipped.add_problem(name, problem)
 
     def rows(self) -> Iterator[tuple[str, Any, str | None]]:
-        """Yield id, row and JSON text of the plain rows, streamed. Rows without an id are numbered in each file."""
+        """Yield id, row and JSON text of the plain rows, streamed. Rows without an id are numbered in each file.
+
+        Images as text (data URLs and base64) are kept, and replaced by their paths. Such rows have no JSON text.
+        """
         if self.look.container is None:
             return
         for prefix, records in self.look.container.parts(self.images, self.split):
             for number, (name, row, text) in enumerate(records):
                 own = name if name is not None else own_id(row, self.id_columns)
-                yield own if own is not None else f"{prefix}{number}", row, text
+                own = own if own is not None else f"{prefix}{number}"
+                try:
+                    if may_have_images(row):
+                        row, text = with_kept_images(row, self.images), None
+                except RowProblem as problem:
+                    self.skip(problem, own)
+                except RecursionError:
+                    rule = "a record must not be nested deeper than Python can read"
+                    self.skipped.add(rule, own, "data.json_nested_too_deeply")
+                else:
+                    yield own, row, text
 
 
 def own_id(row: Any, columns: tuple[str, ...]) -> str | None:

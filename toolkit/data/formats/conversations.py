@@ -4,15 +4,14 @@ Every layout becomes the same row: ``images`` (paths), ``messages`` (role and te
 and, for exactly one question and one answer, ``question`` and ``answer``. The other columns are kept.
 """
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from toolkit.data.embedded_images import is_image, is_kept
+from toolkit.data.embedded_images import is_kept
 from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.base64_images import image_in_text
 from toolkit.data.json_stream import Record
 from toolkit.data.literals import read_literal
 from toolkit.errors import RowProblem
@@ -32,11 +31,6 @@ _IMAGE_TYPES = ("image", "image_url", "input_image", "image_path")
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _TEXT_KEYS = ("text", "value", "content")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "value", "data", "base64", "source", "file", "bytes")
-
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
-MIN_BASE64 = 64
-"""A shorter text is never read as an image in base64."""
 
 _EDGES = re.compile(r"^(\s*<image>)+|(<image>\s*)+$")
 
@@ -182,7 +176,7 @@ class _Converter:
 
     def _path(self, value: Any) -> str:
         image = _unwrapped(value)
-        content = _embedded(image)
+        content = image_in_text(image) if isinstance(image, str) else None
         path = self._images.keep(content) if content is not None else image
         if not isinstance(path, str) or not path.strip():
             rule = "an image must be a path, a data URL, base64 or bytes"
@@ -219,26 +213,6 @@ def _unwrapped(value: Any) -> Any:
             break
         value = _inline_image(value)
     return value
-
-
-def _embedded(value: Any) -> bytes | None:
-    """Return the bytes of a data URL or of an image in base64, or None for a path."""
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        return None
-    header = _DATA_URL.match(value)
-    text = value[header.end() :] if header else value
-    if header is None and (len(text) < MIN_BASE64 or _BASE64.fullmatch(text) is None):
-        return None
-    try:
-        content = base64.b64decode(text, validate=False)
-    except (binascii.Error, ValueError):
-        content = b""
-    if header is not None and not is_image(content):
-        rule, remedy = "a data URL must have an image in base64", "Encode the image again."
-        raise RowProblem("data.data_url_invalid", rule, value=value, remedy=remedy)
-    return content if is_image(content) else None
 
 
 def _joined(texts: list[str]) -> str:

@@ -32,7 +32,7 @@ from toolkit.imagegen.ratings.sheet import (
     write_sheet,
 )
 from toolkit.imagegen.seeds import derive_seed
-from toolkit.runfolder import Progress, RunFolder, no_progress, write_text
+from toolkit.runfolder import Progress, RunFolder, no_progress, require_writable, write_text
 
 KEYS = "sheets"
 
@@ -125,11 +125,13 @@ def collect_ratings(files: Sequence[Path], key: SheetKey, out: Path) -> int:
 
     Raises:
         DataError: a file is of another sheet or was changed, two files contradict each other, or ``out`` exists.
+        RunError: the folder of ``out`` cannot be written.
     """
     if out.exists():
         raise DataError(
             "imagegen.collected_file_exists", "the file must not exist yet", place=out, remedy="Choose another file."
         )
+    require_writable(out.absolute().parent)
     patient_of = {entry.image_path: entry.patient for entry in key.images}
     rows: dict[_Place, tuple[list[str], Path]] = {}
     for file in files:

@@ -23,7 +23,7 @@ from toolkit.imagegen.ratings.load import Ratings
 from toolkit.images import ImageStore
 from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.runfolder import new_folder, read_json, write_json, write_text
+from toolkit.runfolder import new_folder, read_json, require_writable, write_json, write_text
 
 Pixels = NDArray[np.uint8]
 
@@ -165,10 +165,11 @@ def write_sheet(
 
 
 def check_folder(folder: Path) -> None:
-    """Check that nothing would be overwritten.
+    """Check that nothing would be overwritten, and that the folder can be written.
 
     Raises:
         DataError: the folder has files, or is a file.
+        RunError: it cannot be created.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
@@ -177,6 +178,7 @@ def check_folder(folder: Path) -> None:
             place=folder,
             remedy="Choose another folder.",
         )
+    require_writable(folder.absolute().parent)
 
 
 def read_key(file: Path) -> SheetKey:

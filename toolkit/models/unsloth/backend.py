@@ -84,7 +84,7 @@ class UnslothBackend:
             model = _attach(model, recipe)
         register_usage_hooks(model)
         note_unmeasured("the output head in Unsloth's loss, and all passes in torch's counter")
-        policy = make_policy(model, load_processor(recipe.model), weights)
+        policy = make_policy(model, load_processor(recipe), weights)
         (FastVisionModel.for_training if trainable else FastVisionModel.for_inference)(model)
         if half_precision(policy) is None:
             warn(

@@ -15,6 +15,7 @@ from toolkit.scoring.regions.locations import (
 )
 from toolkit.scoring.regions.masks import (
     Mask,
+    MaskReading,
     Polygon,
     dice,
     draw_boxes,
@@ -23,6 +24,7 @@ from toolkit.scoring.regions.masks import (
     fit_mask,
     mask_iou,
     read_mask,
+    read_mask_file,
     shorten,
 )
 
@@ -34,6 +36,7 @@ __all__ = [
     "Frame",
     "Location",
     "Mask",
+    "MaskReading",
     "Polygon",
     "Size",
     "box_giou",
@@ -54,5 +57,6 @@ __all__ = [
     "order_box",
     "parse_location",
     "read_mask",
+    "read_mask_file",
     "shorten",
 ]

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toolkit.data.cells import cell, extra_fields, read_group, read_images
+from toolkit.data.cells import cell, extra_fields
+from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import GROUP_FIELDS, Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem

@@ -52,5 +52,6 @@ LESION = Task(
     synthetic=LESIONS,
     dry_run=dry_run_settings,
     placeholders=placeholders,
+    needs_image=True,
     prompt_key=prompt_key,
 )

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from toolkit.errors import DataError
+from toolkit.prepare.labels import fold_diagnosis as _fold
 
 NEGATED = "a diagnosis is named with a negation"
 SEVERAL = "several diagnoses are named"
@@ -141,11 +142,3 @@ def _names(table: LabelTable) -> dict[str, str]:
 def _names_of(label: Label) -> Iterator[str]:
     for name in (label.code, label.name, *label.synonyms):
         yield _fold(name)
-
-
-def _fold(text: str) -> str:
-    """Return lower-case words without punctuation and without a plural s."""
-    words = re.findall(r"[a-z0-9]+", text.lower().replace("'s", "").replace("’s", ""))
-    return " ".join(
-        word[:-1] if word.endswith("s") and word[-2:] not in ("ss", "is", "us", "os") else word for word in words
-    )

@@ -265,7 +265,8 @@ def _reference_mask(sample: Sample) -> Mask | None:
 @lru_cache(maxsize=64)
 def _shown(file: str, size: Size, crop: tuple[int, int, int, int] | None, image: Size) -> Mask:
     """Return the reference mask of the shown image or crop. The cache serves the completions of one prompt."""
-    stored = read_mask(Path(file))
+    # Preparation rejects other readings unless the user chooses one, and both have the same pixels as foreground.
+    stored = read_mask(Path(file), "any")
     mask = fit_mask(stored, image)
     if mask is None:
         height, width = stored.shape

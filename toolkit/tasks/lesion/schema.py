@@ -17,10 +17,9 @@ from toolkit.data.cells import (
     decoded,
     extra_fields,
     image_size,
-    read_group,
-    read_images,
     text_of,
 )
+from toolkit.data.row_images import read_group, read_one_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
@@ -170,7 +169,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """
     settings: LesionSettings = origin.settings
     place = f"{origin.file}: {name}"
-    (image,) = read_images(name, row, replace(origin, max_images=1))
+    image = read_one_image(name, row, origin)
     size = whole_size = image_size(row, origin, image, place)
     boxes, polygons = _boxes(row, origin, size, place), _polygons(row, origin, place)
     mask = _mask(row, origin, place)

@@ -42,7 +42,7 @@ def write_lesions(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str
     """
     total = synthetic.train + synthetic.validation + synthetic.test
     written = write_ham10000(folder, total, seed, (synthetic.size, synthetic.size * 3 // 4))
-    request = PrepareRequest(folder, seed, synthetic.validation / total, synthetic.test / total, workers=1)
+    request = PrepareRequest(folder, seed, synthetic.validation / total, synthetic.test / total, workers=1, force=True)
     prepare_ham10000(
         [written["images_part_1"], written["images_part_2"]], written["masks"], written["metadata"], request
     )

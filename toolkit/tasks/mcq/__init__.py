@@ -1,11 +1,12 @@
 """Multiple choice with reasoning: rows of ReXVQA, answers with working out and solution, their parser and scores."""
 
 from toolkit.data.task import Task
+from toolkit.tasks.mcq.benchmarks import BENCHMARKS
 from toolkit.tasks.mcq.metrics import RESULTS_BY, baseline, labels, scores
 from toolkit.tasks.mcq.parse import parse
 from toolkit.tasks.mcq.prompt import instruction, question, target
 from toolkit.tasks.mcq.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
-from toolkit.tasks.mcq.schema import COLUMNS, read
+from toolkit.tasks.mcq.schema import COLUMNS, REASONING, Mcq, read
 from toolkit.tasks.mcq.synthetic import CHEST
 
 __all__ = ["MCQ"]
@@ -14,9 +15,11 @@ MCQ = Task(
     name="mcq",
     description="multiple-choice questions about medical images, with reasoning",
     columns=COLUMNS,
-    required=frozenset({"question", "options|option_a", "answer|answer_index", "image"}),
+    required=frozenset({"question", "options|option_a", "answer|answer_letter|answer_index", "image"}),
     leaking=frozenset(
-        name for field in ("answer", "answer_index", "explanation", "findings", "impression") for name in COLUMNS[field]
+        name
+        for field in ("answer", "answer_letter", "answer_index", "explanation", "findings", "impression")
+        for name in COLUMNS[field]
     ),
     read=read,
     instruction=instruction,
@@ -32,7 +35,11 @@ MCQ = Task(
     why=WHY,
     all_or_nothing=ALL_OR_NOTHING,
     results_by=RESULTS_BY,
+    settings_model=Mcq,
+    from_rows=REASONING,
     synthetic=CHEST,
     takes_options=True,
     placeholders=lambda settings: {"answer": "A"},
+    zero_shot={"reasoning": False},
+    benchmarks=BENCHMARKS,
 )

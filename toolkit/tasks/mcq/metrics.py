@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from toolkit.data.sample import Answer, Sample
+from toolkit.tasks.mcq.options import fold
 from toolkit.tasks.mcq.prompt import write_completion
 from toolkit.tasks.mcq.rewards import explanation, letter
 from toolkit.tasks.mcq.rewards import format as keeps_format
-from toolkit.tasks.mcq.schema import fold
 
 RESULTS_BY = ("question_type",)
 """Columns with a separate result for each value."""
@@ -33,7 +33,7 @@ def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
 
     def complete(sample: Sample) -> str:
         name = choose_letter(sample)
-        return write_completion(name, sample.fields["options"][name], "")
+        return write_completion(sample, name, sample.fields["options"][name], "")
 
     return complete
 

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.tasks.mcq.schema import TAGS, fold, letter_of_text
+from toolkit.tasks.mcq.options import fold, letter_of_text
+from toolkit.tasks.mcq.prompt import requests_reasoning
+from toolkit.tasks.mcq.schema import TAGS
 
 EMPTY_COMPLETION = "the completion is empty"
 EMPTY_SOLUTION = "the solution is empty"
@@ -36,12 +38,15 @@ def parse(completion: str, sample: Sample) -> Answer:
     """Return the parsed answer of a completion.
 
     ``values``: explanation (the reasoning block without surrounding blanks, or empty), has_format (one reasoning block,
-    one solution, nothing else) and, unless there is a problem, letter and text (the text after the letter).
+    one solution, nothing else; or a target without reasoning, if none is requested) and, unless there is a problem,
+    letter and text (the text after the letter).
     """
-    values: dict[str, object] = {"explanation": _explanation(completion), "has_format": has_format(completion)}
+    options = sample.fields["options"]
+    in_format = has_format(completion) if requests_reasoning(sample) else is_target(completion, options)
+    values: dict[str, object] = {"explanation": _explanation(completion), "has_format": in_format}
     body, problem = _solution(completion)
     if problem is None:
-        letter, text, problem, _ = choose(body, sample.fields["options"])
+        letter, text, problem, _ = choose(body, options)
         values |= {"letter": letter, "text": text} if problem is None else {}
     return Answer(completion, values, problem)
 
@@ -85,6 +90,15 @@ def has_format(completion: str) -> bool:
     """Return whether a completion is one reasoning block, then one non-empty solution, and nothing else."""
     found = _FORMAT.fullmatch(completion)
     return bool(found and found[1].strip() and all(completion.count(tag) == 1 for tag in TAGS))
+
+
+def is_target(completion: str, options: Mapping[str, str]) -> bool:
+    """Return whether a completion is a letter, a hyphen and the text of that option, and nothing else.
+
+    >>> is_target("B - Mass", {"A": "Normal", "B": "Mass"}), is_target("B", {"A": "Normal", "B": "Mass"})
+    (True, False)
+    """
+    return _as_target(completion.strip(), options) is not None
 
 
 _FORMAT = re.compile(r"\s*<start_working_out>.*<end_working_out>\s*<SOLUTION>(.*)</SOLUTION>\s*", re.DOTALL)
@@ -170,8 +184,8 @@ def _read(text: str, options: Mapping[str, str]) -> Choice | None:
 
 def _letter_and_its_text(text: str, options: Mapping[str, str]) -> Choice | None:
     """Return a letter followed by the text of its own option, with any separator: "B Mass", "B.Mass"."""
-    rest = text.lstrip("(")
-    letter, rest = rest[:1].upper(), rest[1:].lstrip(" ).:-–—")
+    rest = text.lstrip("(（")
+    letter, rest = rest[:1].upper(), rest[1:].lstrip(" ).:-–—）．：、")
     same = letter in options and bool(fold(rest)) and fold(rest) == fold(options[letter])
     return Choice(letter, rest) if same else None
 

@@ -7,11 +7,15 @@ INSTRUCTION = (
     "<start_working_out> and <end_working_out>, then the letter and the text of the option between <SOLUTION> and "
     "</SOLUTION>."
 )
+INSTRUCTION_WITHOUT_REASONING = (
+    "Look at the images and choose the one right option. Answer with its letter and its text, as in "
+    '"A - text of the option", and nothing else.'
+)
 
 
 def instruction(sample: Sample) -> str:
-    """Return the instruction, which is the same for every question."""
-    return INSTRUCTION
+    """Return the instruction, which is the same for every question of a run."""
+    return INSTRUCTION if requests_reasoning(sample) else INSTRUCTION_WITHOUT_REASONING
 
 
 def question(sample: Sample) -> str:
@@ -21,11 +25,18 @@ def question(sample: Sample) -> str:
 
 
 def target(sample: Sample) -> str:
-    """Return the reference completion. The working out is empty if the source has no explanation."""
+    """Return the reference completion. The working out is empty if the row has no explanation."""
     reference = sample.reference
-    return write_completion(reference["letter"], reference["text"], reference["explanation"] or "")
+    return write_completion(sample, reference["letter"], reference["text"], reference["explanation"] or "")
 
 
-def write_completion(letter: str, text: str, working_out: str) -> str:
-    """Return a completion in the task's format."""
+def requests_reasoning(sample: Sample) -> bool:
+    """Return whether an answer has reasoning (``data.mcq.reasoning``)."""
+    return bool(sample.fields.get("reasoning", True))
+
+
+def write_completion(sample: Sample, letter: str, text: str, working_out: str) -> str:
+    """Return a completion in the task's format, without working out if the sample requests none."""
+    if not requests_reasoning(sample):
+        return f"{letter} - {text}"
     return f"<start_working_out>\n{working_out}\n<end_working_out>\n<SOLUTION>\n{letter} - {text}\n</SOLUTION>"

@@ -13,6 +13,7 @@ from typing import Any
 
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.scoring.text import NEGATIONS, content_words, overlap, token_f1, tokens
+from toolkit.tasks.mcq.prompt import requests_reasoning
 
 BREVITY_LIMIT = 220
 """Maximum characters of a whole completion."""
@@ -60,18 +61,20 @@ def evidence(sample: Sample, answer: Answer) -> float | None:
     """Return the fraction of the report's content words that the reasoning uses.
 
     Words of the prompt (question, options, context) do not count, so copying the prompt earns nothing. Negations alone
-    are not evidence. None if there is no report or the prompt already has all of its words.
+    are not evidence. None if there is no report, the prompt already has all of its words, or no reasoning is requested.
 
     >>> evidence(EXAMPLE, Answer("…", {"explanation": "Pneumonia of the right lobe"}))  # right, lobe of 4
     0.5
     """
-    expected = evidence_words(sample)
+    expected = evidence_words(sample) if requests_reasoning(sample) else frozenset()
     used = set(tokens(_text(answer.values.get("explanation"))))
     return len(expected & used) / len(expected) if expected else None
 
 
 def format(sample: Sample, answer: Answer) -> float:
     """Return 1 for one reasoning block, one solution and nothing else, as the parser found it.
+
+    Without requested reasoning it is 1 for "B - text of the option" and nothing else.
 
     >>> format(EXAMPLE, Answer("…", {"has_format": True}))
     1.0
@@ -139,6 +142,8 @@ def why_explanation(sample: Sample, answer: Answer) -> str:
 
 def why_evidence(sample: Sample, answer: Answer) -> str:
     """Return the used and unused words of the report."""
+    if not requests_reasoning(sample):
+        return "no reasoning is requested"
     expected = evidence_words(sample)
     if not expected:
         return "the sample has no report, or none of its words is missing from the prompt"
@@ -148,7 +153,8 @@ def why_evidence(sample: Sample, answer: Answer) -> str:
 
 def why_format(sample: Sample, answer: Answer) -> str:
     """Return the expected format."""
-    expected = "one reasoning block, one solution, nothing else"
+    with_reasoning = "one reasoning block, one solution, nothing else"
+    expected = with_reasoning if requests_reasoning(sample) else "the letter and the text of an option, nothing else"
     return expected if answer.values.get("has_format") else f"not {expected}"
 
 

@@ -51,4 +51,5 @@ STEPS = Task(
     notes=lambda sample: sample.fields["notes"],
     agent_memory=AGENT_MEMORY,
     grouped_by="the task",
+    needs_image=True,
 )

@@ -24,10 +24,10 @@ from toolkit.data.cells import (
     image_size,
     name_of,
     number_of,
-    read_group,
     text_of,
 )
 from toolkit.data.episodes import GAP, REPEATED, Link, link_of
+from toolkit.data.row_images import read_group
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem

@@ -1,11 +1,12 @@
 """Open and closed questions with short answers, in the style of VQA-RAD and SLAKE."""
 
 from toolkit.data.task import Task
+from toolkit.tasks.vqa.benchmarks import BENCHMARKS
 from toolkit.tasks.vqa.metrics import RESULTS_BY, baseline, labels, scores
 from toolkit.tasks.vqa.parse import parse
 from toolkit.tasks.vqa.prompt import instruction, question, target
 from toolkit.tasks.vqa.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
-from toolkit.tasks.vqa.schema import COLUMNS, read
+from toolkit.tasks.vqa.schema import COLUMNS, Vqa, read
 from toolkit.tasks.vqa.synthetic import CHEST_VQA
 
 __all__ = ["VQA"]
@@ -15,7 +16,7 @@ VQA = Task(
     description="open and closed questions about medical images",
     columns=COLUMNS,
     required=frozenset({"question", "answer", "image"}),
-    leaking=frozenset({*COLUMNS["answer"], "Findings", "Impression"}),
+    leaking=frozenset({*COLUMNS["answer"], *COLUMNS["alternatives"], "Findings", "Impression"}),
     read=read,
     instruction=instruction,
     question=question,
@@ -30,6 +31,8 @@ VQA = Task(
     why=WHY,
     all_or_nothing=ALL_OR_NOTHING,
     results_by=RESULTS_BY,
+    settings_model=Vqa,
     synthetic=CHEST_VQA,
-    placeholders=lambda settings: {"answer": "unknown", "answer_type": "open"},
+    placeholders=lambda settings: {"answer": "unknown"},
+    benchmarks=BENCHMARKS,
 )

@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.text import normalise
+from toolkit.scoring.yes_no import yes_or_no
 from toolkit.tasks.vqa.rewards import exact, token_f1
 from toolkit.tasks.vqa.rewards import format as keeps_format
-from toolkit.tasks.vqa.schema import YES_NO
 
 RESULTS_BY = ("question_type",)
 """Columns with a separate result for each value."""
 
-Kind = tuple[bool, str | None]
-"""Closed or open, and the question type (None for all types)."""
+Kind = tuple[str | None, str | None]
+"""Stated answer type and question type. None means all of them."""
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
@@ -28,31 +28,34 @@ def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
-    """Return the reference and the parsed yes or no. None unless the reference is one of them."""
-    expected = normalise(str(sample.reference["answer"]))
-    if not sample.reference["closed"] or expected not in YES_NO:
+    """Return the reference and the parsed answer as yes or no. None unless the reference is one of them."""
+    expected = yes_or_no(str(sample.reference["answer"]))
+    if not sample.reference["closed"] or expected is None:
         return None
-    read_as = normalise(str(answer.values.get("text") or ""))
-    return expected, read_as if read_as in YES_NO else None
+    found = answer.values.get("yes_no")
+    return expected, found if found in ("yes", "no") else None
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
     """Return sample -> the most frequent training answer among questions of its kind.
 
-    Closed and open questions are counted separately, and by question type if the training rows have it. Answers that
-    differ only in case and punctuation count as one.
+    A kind is the answer type that the source states and the question type. Rows without these columns are of one kind,
+    because the reference of a row must not decide how the baseline answers it. Answers that differ only in case and
+    punctuation count as one, and so do all words for yes and all words for no.
     """
     counts: dict[Kind, Counter[str]] = defaultdict(Counter)
     spelling: dict[str, str] = {}
     for sample in samples:
         answer = str(sample.reference["answer"])
-        spelling.setdefault(normalise(answer), answer)
+        key = yes_or_no(answer) or normalise(answer)
+        spelling.setdefault(key, answer)
         for kind in _kinds(sample):
-            counts[kind][normalise(answer)] += 1
+            counts[kind][key] += 1
     best = {kind: spelling[counter.most_common(1)[0][0]] for kind, counter in counts.items()}
     return lambda sample: next((best[kind] for kind in _kinds(sample) if kind in best), "yes")
 
 
-def _kinds(sample: Sample) -> tuple[Kind, Kind]:
-    closed = sample.fields["answer_type"] == "closed"
-    return (closed, sample.fields.get("question_type") or ""), (closed, None)
+def _kinds(sample: Sample) -> tuple[Kind, ...]:
+    """Return the kinds of a question, most specific first. Only columns of the source decide."""
+    stated, question_type = sample.fields.get("answer_type"), sample.fields.get("question_type") or ""
+    return tuple(dict.fromkeys(((stated, question_type), (stated, None), (None, question_type), (None, None))))

@@ -3,7 +3,7 @@
 import re
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.tasks.vqa.schema import is_yes_or_no
+from toolkit.scoring.yes_no import find_yes_or_no
 
 BOTH = "both yes and no are named"
 NO_ANSWER = "there is no answer"
@@ -21,24 +21,23 @@ _PREFIX = re.compile(
 )
 # "The answer is yes", without a colon.
 _IS = re.compile(r"the\s+(?:(?:final|correct)\s+)?answer\s+is\s+", re.IGNORECASE)
-# "non-contrast" and "no-one" have no "no".
-_YES_NO = re.compile(r"(?<![\w'-])(yes|no)(?![\w'-])", re.IGNORECASE)
 _YES_AND_NO = re.compile(r"\b(?:yes\s*(?:and|or|/|and/or)\s*no|no\s*(?:and|or|/|and/or)\s*yes)\b", re.IGNORECASE)
-# "No. 5 rib" is a number, not a "no".
-_NUMBERED = re.compile(r"\bno\.\s*\d", re.IGNORECASE)
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """Return the answer in ``values["text"]``, without code fences, tags, ``Answer:``, outer quotes and full stop.
+    """Return the answer, which depends on the completion alone, so that it is the same in prediction.
 
-    For a closed question it is ``yes`` or ``no`` if the completion begins with one or has only one of the two. A
-    completion with both, and neither first, is a problem. "Left or right?" is closed too: if the reference is neither
-    yes nor no, the text is kept.
+    ``values``: text, without code fences, tags, ``Answer:``, outer quotes and full stop, and yes_no if the text has a
+    yes or no: ``yes``, ``no``, or ``both`` if it has both and begins with neither. A text that is only "yes and no" is
+    a problem.
     """
     text, problem = _strip(completion)
-    if problem is None and _expects_yes_or_no(sample):
-        text, problem = _yes_or_no(text)
-    return Answer(completion, {} if problem else {"text": text}, problem)
+    if problem is None and _YES_AND_NO.fullmatch(text):
+        problem = BOTH
+    if problem is not None:
+        return Answer(completion, {}, problem)
+    meaning = "both" if _YES_AND_NO.search(text) else find_yes_or_no(text)
+    return Answer(completion, {"text": text} | ({"yes_no": meaning} if meaning else {}))
 
 
 def _strip(completion: str) -> tuple[str, str | None]:
@@ -55,20 +54,3 @@ def _strip(completion: str) -> tuple[str, str | None]:
     text = _IS.sub("", text, count=1) if _IS.match(text) else text
     text = text.replace("**", "").strip("*_`\"' \t\n").removesuffix(".").strip()
     return text, None if text else NO_ANSWER
-
-
-def _expects_yes_or_no(sample: Sample) -> bool:
-    return sample.fields.get("answer_type") == "closed" and is_yes_or_no(sample.reference.get("answer", "yes"))
-
-
-def _yes_or_no(text: str) -> tuple[str, str | None]:
-    if _YES_AND_NO.search(text):
-        return "", BOTH
-    found = _YES_NO.findall(_NUMBERED.sub(" ", text))
-    words = {word.lower() for word in found}
-    starts = _YES_NO.match(text)
-    if starts and not _NUMBERED.match(text):
-        return starts[1].lower(), None
-    if len(words) > 1:
-        return "", BOTH
-    return (words.pop() if words else text), None

@@ -1,15 +1,19 @@
 """Rewards for open and closed questions: exact, token_f1, format.
 
 Closed questions (yes/no, either/or) are scored by exact match and open ones by token F1, as VQA-RAD (Lau et al. 2018,
-doi:10.1038/sdata.2018.251) and MedGemma's model card report them. ``sample.reference`` has ``answer`` and ``closed``.
-``answer.values`` has ``text``, the parsed answer.
+doi:10.1038/sdata.2018.251) and MedGemma's model card report them. ``sample.reference`` has ``answer`` and ``closed``,
+and perhaps ``alternatives`` or ``parts``. ``answer.values`` has ``text``, the parsed answer, and perhaps ``yes_no``.
+
+With alternatives, the score is the best over all of them. Parts must all be named, in any order. A yes or no is scored
+by its meaning, so "Yes" is correct if the reference is "Sí".
 """
 
+import re
 from collections.abc import Mapping
 
 from toolkit.data.sample import Answer, Reward, Sample
-from toolkit.scoring.text import exact_match, normalise, overlap, tokens
-from toolkit.scoring.text import token_f1 as _token_f1
+from toolkit.scoring.text import Overlap, normalise, overlap, word_count
+from toolkit.scoring.yes_no import find_yes_or_no, yes_or_no
 
 WORD_LIMIT = 20
 """The longest of the 8,434 English reference answers of VQA-RAD and SLAKE has 15 words."""
@@ -36,35 +40,44 @@ CLOSED_EXAMPLE = Sample(
 
 
 def exact(sample: Sample, answer: Answer) -> float | None:
-    """Return 1 if the answer has the tokens of the reference and 0 otherwise. None for an open question.
+    """Return 1 if the answer has the tokens of a correct one, or its yes or no, otherwise 0. None for an open question.
 
-    >>> exact(CLOSED_EXAMPLE, Answer("yes.", {"text": "yes."})), exact(CLOSED_EXAMPLE, Answer("no", {"text": "no"}))
-    (1.0, 0.0)
+    >>> exact(CLOSED_EXAMPLE, Answer("yes.", {"text": "yes.", "yes_no": "yes"}))
+    1.0
+    >>> exact(CLOSED_EXAMPLE, Answer("no", {"text": "no", "yes_no": "no"}))
+    0.0
     """
     if not sample.reference["closed"]:
         return None
-    return float(answer.problem is None and exact_match(_read(answer), str(sample.reference["answer"])))
+    return float(answer.problem is None and any(_is_same(answer, text, sample) for text in correct_answers(sample)))
 
 
 def token_f1(sample: Sample, answer: Answer) -> float | None:
-    """Return token F1 of the answer with the reference. None for a closed question.
+    """Return the best token F1 of the answer with a correct one. None for a closed question.
 
     >>> token_f1(EXAMPLE, Answer("The lower lobe", {"text": "The lower lobe"}))  # 2 in common of 2 and 3
     0.8
     """
     if sample.reference["closed"]:
         return None
-    return _token_f1(_read(answer), str(sample.reference["answer"])) if answer.problem is None else 0.0
+    return _best_overlap(sample, answer).f1 if answer.problem is None else 0.0
 
 
 def format(sample: Sample, answer: Answer) -> float:
     """Return 1 for a parsed answer in one line of at most 20 words, and 0 otherwise.
 
+    An answer with both yes and no to a yes/no question is 0 too.
+
     >>> format(EXAMPLE, Answer("lobe", {"text": "lobe"})), format(EXAMPLE, Answer("lobe\\nlobe", {"text": "lobe"}))
     (1.0, 0.0)
     """
-    lines, words = _lines(answer), len(tokens(answer.text))
-    return float(answer.problem is None and len(lines) == 1 and 0 < words <= WORD_LIMIT)
+    lines, words = _lines(answer), word_count(answer.text)
+    return float(answer.problem is None and not _has_both(sample, answer) and len(lines) == 1 <= words <= WORD_LIMIT)
+
+
+def correct_answers(sample: Sample) -> tuple[str, ...]:
+    """Return every correct answer, with that of SFT first."""
+    return (str(sample.reference["answer"]), *map(str, sample.reference.get("alternatives", ())))
 
 
 REWARDS: Mapping[str, Reward] = {"exact": exact, "token_f1": token_f1, "format": format}
@@ -83,7 +96,9 @@ def why_exact(sample: Sample, answer: Answer) -> str:
         return "the question is open"
     if answer.problem is not None:
         return f"not readable: {answer.problem}"
-    return f'read "{normalise(_read(answer))}", reference "{normalise(str(sample.reference["answer"]))}"'
+    expected = " or ".join(f'"{normalise(text)}"' for text in correct_answers(sample))
+    meaning = f" ({answer.values['yes_no']})" if "yes_no" in answer.values else ""
+    return f'read "{normalise(_read(answer))}"{meaning}, reference {expected}'
 
 
 def why_token_f1(sample: Sample, answer: Answer) -> str:
@@ -92,7 +107,7 @@ def why_token_f1(sample: Sample, answer: Answer) -> str:
         return "the question is closed"
     if answer.problem is not None:
         return f"not readable: {answer.problem}"
-    found = overlap(_read(answer), str(sample.reference["answer"]))
+    found = _best_overlap(sample, answer)
     parts = {"shared": found.shared, "missed": found.missed, "extra": found.extra}
     return "; ".join(f"{part}: {' '.join(words) or 'nothing'}" for part, words in parts.items())
 
@@ -101,11 +116,33 @@ def why_format(sample: Sample, answer: Answer) -> str:
     """Return lines and words with their limits."""
     if answer.problem is not None:
         return f"not readable: {answer.problem}"
-    return f"{len(_lines(answer))} lines (1 expected), {len(tokens(answer.text))} words (at most {WORD_LIMIT})"
+    if _has_both(sample, answer):
+        return "yes and no are both named"
+    return f"{len(_lines(answer))} lines (1 expected), {word_count(answer.text)} words (at most {WORD_LIMIT})"
 
 
 WHY = {"exact": why_exact, "token_f1": why_token_f1, "format": why_format}
 """Reward -> explanation of its value."""
+
+
+def _is_same(answer: Answer, text: str, sample: Sample) -> bool:
+    if meaning := yes_or_no(text):
+        return bool((answer.values.get("yes_no") or find_yes_or_no(_read(answer))) == meaning)
+    if parts := sample.reference.get("parts"):
+        return {normalise(part) for part in _AND.split(_read(answer))} == {normalise(part) for part in parts}
+    return normalise(_read(answer)) == normalise(text)
+
+
+def _best_overlap(sample: Sample, answer: Answer) -> Overlap:
+    return max((overlap(_read(answer), text) for text in correct_answers(sample)), key=lambda found: found.f1)
+
+
+def _has_both(sample: Sample, answer: Answer) -> bool:
+    is_yes_no = sample.reference["closed"] and yes_or_no(str(sample.reference["answer"])) is not None
+    return is_yes_no and answer.values.get("yes_no") == "both"
+
+
+_AND = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
 def _read(answer: Answer) -> str:

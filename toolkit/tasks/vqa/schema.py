@@ -1,62 +1,128 @@
 """Rows of open and closed questions to samples: VQA-RAD, SLAKE, and any source with a question and an answer."""
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
-from toolkit.data.cells import NO_ANSWER, NO_QUESTION, cell, extra_fields, read_group, read_images, text_of
+from toolkit.data.cells import NO_ANSWER, NO_QUESTION, cell, extra_fields, text_of, texts_of
+from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
+from toolkit.recipe import Section
+from toolkit.scoring.text import normalise
+from toolkit.scoring.yes_no import yes_or_no
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "question": ("question",),
-    "answer": ("answer", "correct_answer"),
+    "answer": ("answer", "correct_answer", "answers"),
+    "alternatives": ("alternatives", "alternative_answers", "answer_alternatives", "accepted_answers"),
     "answer_type": ("answer_type",),
     "question_type": ("question_type", "content_type", "category"),
-    "image": ("image_name", "img_name", "image", "images", "ImagePath"),
+    "semantic_type": ("semantic_type",),
+    "image": ("image_name", "img_name", "image", "images", "ImagePath", "image_path"),
 }
 
-YES_NO = ("yes", "no")
 CLOSED = frozenset({"closed", "close", "yes/no", "binary"})
 OPEN = frozenset({"open", "other"})
+
+SET_TYPES = frozenset({"verify", "choose", "query"})
+"""Values of ``semantic_type`` in MIMIC-CXR-VQA (Bae et al. 2023, arXiv 2310.18652), whose lists are sets."""
+
+# "lung#heart", as in VQA-Med 2019. "#3", "C#" and "left # femur" are texts.
+_BETWEEN_TEXTS = re.compile(r"(?<=[^\W_][^\W_]|[^\W_][).])#(?=[^\W\d_][^\W_])")
+_LOOSE = re.compile(r"(?<=[^\W\d_][^\W\d_]) +# +(?=[^\W\d_][^\W\d_])")
+
+_SEVERAL = (
+    "tasks.vqa.answers_ambiguous",
+    "several answers must be alternatives (any of them is correct) or parts (all of them must be named)",
+)
+
+
+class Vqa(Section):
+    """Settings of the task ``vqa``: the meaning of several answers to one question."""
+
+    answers: Literal["auto", "any", "all"] = "auto"
+    """Meaning of a list of answers. ``any``: each one is correct. ``all``: all of them must be named. ``auto`` is any
+    for ``a#b`` (VQA-Med 2019), and all for MIMIC-CXR-VQA (column ``semantic_type``). Other rows with several different
+    answers are unusable."""
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
-    ``fields``: question, answer_type (``closed`` or ``open``), question_type if any, and the columns that the recipe
-    names. ``reference``: answer, and closed (bool). Numbers are valid answers. True becomes yes and False becomes no.
+    ``fields``: question, answer_type (``closed`` or ``open``) if the source states it, question_type if any, and the
+    columns that the recipe names. ``reference``: answer (the text that SFT learns), closed (bool), answer_type, and for
+    several answers either alternatives (other correct answers) or parts (answers that must all be named). Numbers are
+    valid answers. True becomes yes and False becomes no.
 
     Raises:
-        RowProblem: The question, answer, group or image is missing, or an image path leaves the image root.
+        RowProblem: The question, answer, group or image is missing, an image path leaves the image root, or it is
+            uncertain what several answers mean.
     """
-    question, answer = text_of(cell(row, origin, "question")), _answer(cell(row, origin, "answer"))
-    for text, code_and_rule in ((question, NO_QUESTION), (answer, NO_ANSWER)):
-        if not text:
-            raise RowProblem(*code_and_rule, place=f"{origin.file}: {name}")
+    place = f"{origin.file}: {name}"
+    question = text_of(cell(row, origin, "question"))
+    if not question:
+        raise RowProblem(*NO_QUESTION, place=place)
+    reference = _read_answers(row, origin, place)
     images = read_images(name, row, origin)
-    answer_type = _answer_type(text_of(cell(row, origin, "answer_type")), answer)
-    fields = {"question": question, "answer_type": answer_type}
+    stated = _stated_type(text_of(cell(row, origin, "answer_type")))
+    fields = {"question": question}
+    if stated:
+        fields["answer_type"] = stated
     if question_type := text_of(cell(row, origin, "question_type")):
         fields["question_type"] = question_type
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
-    reference = {"answer": answer, "closed": answer_type == "closed"}
+    answer_type = stated or ("closed" if yes_or_no(reference["answer"]) else "open")
+    reference |= {"closed": answer_type == "closed", "answer_type": answer_type}
     return Sample(name, "vqa", read_group(row, origin, images), images, fields, reference)
 
 
-def is_yes_or_no(answer: Any) -> bool:
-    """Return whether a reference is yes or no, in any case, with or without a full stop."""
-    return str(answer).strip().lower().rstrip(".") in YES_NO
+def _read_answers(row: Mapping[str, Any], origin: RowOrigin, place: str) -> dict[str, Any]:
+    value = cell(row, origin, "answer")
+    texts = _different(("yes" if value else "no",) if isinstance(value, bool) else texts_of(value))
+    others = texts_of(cell(row, origin, "alternatives"))
+    if not texts:
+        raise RowProblem(*NO_ANSWER, place=place, value=value)
+    meaning = _meaning(texts, row, origin, place)
+    if len(texts) == 1 and meaning == "any":
+        texts = _different(part for loose in _LOOSE.split(texts[0]) for part in _BETWEEN_TEXTS.split(loose))
+    if meaning == "all" and len(texts) > 1:
+        return {"answer": ", ".join(texts), "parts": texts}
+    found = _different((*texts, *others))
+    return {"answer": found[0], "alternatives": found[1:]} if len(found) > 1 else {"answer": found[0]}
 
 
-def _answer(value: Any) -> str:
-    return YES_NO[not value] if isinstance(value, bool) else text_of(value)
+def _meaning(texts: tuple[str, ...], row: Mapping[str, Any], origin: RowOrigin, place: str) -> str:
+    """Return ``any``, ``all``, or ``one`` for a single answer."""
+    wanted = origin.settings.answers if origin.settings is not None else "auto"
+    if len(texts) == 1:
+        if _BETWEEN_TEXTS.search(texts[0]) and wanted != "all":
+            return "any"
+        if not _LOOSE.search(texts[0]) or wanted == "all":
+            return "one"
+    elif wanted == "auto" and text_of(cell(row, origin, "semantic_type")) in SET_TYPES:
+        return "all"
+    if wanted == "auto":
+        remedy = 'Set data.vqa.answers to "any" or "all".'
+        readings = " or ".join(_readings(texts))
+        raise RowProblem(*_SEVERAL, place=place, value=readings, remedy=remedy)
+    return wanted
 
 
-def _answer_type(stated: str, answer: str) -> str:
-    """Return the answer type of the source. If it is unknown, a yes or no answer means closed."""
-    if stated.lower() in CLOSED:
-        return "closed"
-    if stated.lower() in OPEN:
-        return "open"
-    return "closed" if is_yes_or_no(answer) else "open"
+def _readings(texts: tuple[str, ...]) -> Iterator[str]:
+    """Yield both readings of several answers, or of one text with a loose ``#``."""
+    parts = texts if len(texts) > 1 else tuple(_LOOSE.split(texts[0]))
+    yield f"any of {', '.join(parts)}"
+    yield f"all of {', '.join(parts)}" if len(texts) > 1 else f"the text {texts[0]}"
+
+
+def _different(texts: Any) -> tuple[str, ...]:
+    """Return the texts without repetitions that differ only in case and punctuation."""
+    return tuple({normalise(text): text for text in reversed(tuple(texts))}.values())[::-1]
+
+
+def _stated_type(stated: str) -> str:
+    """Return the answer type of the source, or an empty text if the source does not state it."""
+    known = stated.lower()
+    return "closed" if known in CLOSED else "open" if known in OPEN else ""

@@ -1,0 +1,212 @@
+"""Rows without a reference: those of a file in any format, or the images of a folder.
+
+References in the rows are ignored, so that the prompt of a row does not depend on them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.data import Dropped, Tally
+from toolkit.data.formats.image_folder import IMAGE_SUFFIXES
+from toolkit.data.groups import NO_GROUPS
+from toolkit.data.rows import read_file
+from toolkit.data.sample import Sample
+from toolkit.data.task import RowOrigin, Task
+from toolkit.errors import DataError, Problem, RowProblem
+from toolkit.recipe import Recipe
+from toolkit.tasks import TASKS
+
+SPLIT = "predict"
+"""Split for which a task returns the settings of predictions."""
+
+ROW_FILES = frozenset((".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".xml", ".xlsx", ".txt", ".zip"))
+"""Suffixes of files that can have rows. A folder with one of them is not read as a folder of images."""
+
+QUESTION, OPTIONS, IMAGE = "question", "options", "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """Values that are the same for every row.
+
+    Attributes:
+        question: the question. None: that of the row or of the task.
+        options: options of a multiple-choice question.
+        context: column of prompt.context -> text, for a folder of images.
+    """
+
+    question: str | None = None
+    options: tuple[str, ...] = ()
+    context: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Return field of the task -> value."""
+        given = {QUESTION: self.question, OPTIONS: list(self.options)}
+        return {name: value for name, value in given.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """The samples of a prediction.
+
+    Attributes:
+        samples: in the order of the source. Their reference is empty.
+        dropped: unusable rows.
+        notes: warnings about rows and columns.
+        fingerprint: the fingerprint of the rows. Images are not part of it.
+    """
+
+    samples: Sequence[Sample]
+    dropped: tuple[Dropped, ...]
+    notes: tuple[Problem, ...]
+    fingerprint: str
+
+
+def read_unlabelled_rows(
+    recipe: Recipe, settings: Any, source: Path, image_root: Path | None, constants: Constants
+) -> Unlabelled:
+    """Read the rows of a file or folder, or the images of a folder.
+
+    Args:
+        recipe: defines the task, column names and prompt. Its filter and groups are ignored.
+        settings: the settings of the task.
+        source: a source of rows in any format, or a folder of images.
+        image_root: the folder of relative image paths. None: that of the source.
+        constants: values of every row.
+
+    Raises:
+        DataError: the source is missing, rows or columns do not fit the task, or a value is given twice.
+    """
+    task = TASKS[recipe.dataset.task]
+    if task.agent_memory is not None:
+        rule, remedy = "rows with agent memory are predicted one episode at a time", "Use --steps instead of --data."
+        raise DataError("predict.rows_have_agent_memory", rule, place="--data", value=task.name, remedy=remedy)
+    if not source.exists():
+        rule = "the source of the rows must exist"
+        raise DataError("predict.source_missing", rule, place="--data", value=str(source), remedy="Correct the path.")
+    _check_constants(task, constants)
+    reader = _Reader(task, {**task.placeholders(settings), **constants.fields}, dict(constants.context), settings)
+    if source.is_dir() and not _has_rows(source):
+        return _read_images(recipe, reader, source.absolute())
+    return _read_rows(recipe, reader, source, image_root, constants)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads rows without their reference.
+
+    Attributes:
+        task: the task.
+        fixed: field -> value that replaces the row's: placeholders of the reference, and constants.
+        context: column of prompt.context -> text.
+        settings: the settings of the task.
+    """
+
+    task: Task
+    fixed: Mapping[str, Any]
+    context: Mapping[str, str]
+    settings: Any
+
+    @property
+    def reference(self) -> set[str]:
+        """Return the fields with the answer."""
+        leaking = self.task.leaking
+        return {name for name, columns in self.task.columns.items() if leaking & set(columns)} | set(self.fixed)
+
+    def without_reference(self) -> Task:
+        """Return the task, whose rows need no reference."""
+        columns = {name: one for name, one in self.task.columns.items() if name not in self.reference}
+        required = frozenset(one for one in self.task.required if not set(one.split("|")) & set(self.fixed))
+        return replace(self.task, columns=columns, required=required, read=self.read, notes=None)
+
+    def read(self, name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
+        """Return the sample of a row, with placeholders as its reference. Raises RowProblem as ``Task.read``."""
+        columns = {field: f"\0{field}" for field in self.fixed}
+        kept = {field: column for field, column in origin.column.items() if field not in self.reference}
+        values = {columns[field]: value for field, value in self.fixed.items()}
+        own = replace(origin, column={**kept, **columns}, settings=self.settings)
+        sample = self.task.read(name, {**row, **values}, own)
+        return replace(sample, fields={**sample.fields, **self.context})
+
+
+def _read_rows(
+    recipe: Recipe, reader: _Reader, source: Path, image_root: Path | None, constants: Constants
+) -> Unlabelled:
+    if constants.context:
+        rule, remedy = "the rows of a file must have their own context", "Leave out --context."
+        raise DataError("predict.context_given_twice", rule, place="--context", remedy=remedy)
+    dataset = recipe.dataset
+    columns = {name: column for name, column in dataset.columns.items() if name not in reader.reference}
+    # The recipe's own image root might have other images of the same names.
+    update: dict[str, Any] = {"columns": columns, "group": NO_GROUPS, "filter": {}, "image_root": None}
+    evaluate = recipe.evaluate and recipe.evaluate.model_copy(update={"by": ()})
+    task = reader.without_reference()
+    changed = recipe.model_copy(update={"data": dataset.model_copy(update=update), "evaluate": evaluate})
+    found = read_file(changed, task, str(source), image_root, SPLIT)
+    table = found.samples.table
+    for name in constants.fields:
+        mapped = [dataset.columns[name]] if name in dataset.columns else reader.task.columns[name]
+        if both := [column for column in mapped if column in table.columns]:
+            rule, remedy = f"the rows have a {name} already", f"Leave out --{name.rstrip('s')}, or remove the column."
+            raise DataError("predict.value_given_twice", rule, place=source, value=both[0], remedy=remedy)
+    # Reading compares the targets of rows with equal prompts, which needs the placeholders.
+    samples = [replace(sample, reference={}) for sample in found.samples]
+    return Unlabelled(samples, found.dropped, found.warnings, table.fingerprint)
+
+
+def _read_images(recipe: Recipe, reader: _Reader, folder: Path) -> Unlabelled:
+    task, tally, samples = reader.task, Tally(), []
+    missing = [one for one in task.required if not set(one.split("|")) & {*reader.fixed, IMAGE}]
+    if missing:
+        needed = ", ".join(one.split("|")[0] for one in missing)
+        rule, remedy = f"the rows of the task {task.name} must have: {needed}", "Add --question (and --option)."
+        raise DataError("predict.question_missing", rule, place=folder, remedy=remedy)
+    origin = RowOrigin(folder, folder, {IMAGE: IMAGE}, max_images=recipe.images.max_per_question)
+    names = []
+    for file in _files(folder):
+        name = file.relative_to(folder).as_posix()
+        if not _is_image(file):
+            tally.add("the file must be an image", name, "predict.file_not_image")
+            continue
+        try:
+            samples.append(replace(reader.read(name, {IMAGE: name}, origin), reference={}))
+            names.append(name)
+        except RowProblem as problem:
+            tally.add_problem(name, problem)
+    dropped = tally.of(str(folder))
+    if not samples:
+        rule = "the folder must have images"
+        raise DataError("predict.no_images", rule, place=folder, value="; ".join(map(str, dropped)) or "no file")
+    notes = [one.notice("left out") for one in dropped]
+    notes += [
+        Problem("predict.context_missing", "the prompt had this context in training, but these rows have none", "", one)
+        for one in recipe.prompt.context
+        if one not in reader.context
+    ]
+    return Unlabelled(samples, dropped, tuple(notes), repr(names))
+
+
+def _check_constants(task: Task, constants: Constants) -> None:
+    for name in constants.fields:
+        if name not in task.columns:
+            rule = f"rows of the task {task.name} have no {name}"
+            option = f"--{name.rstrip('s')}"
+            raise DataError("predict.constant_unknown", rule, place=option, remedy=f"Leave out {option}.")
+
+
+def _has_rows(folder: Path) -> bool:
+    return any(file.suffix.lower() in ROW_FILES for file in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder in order, without hidden ones."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+            yield file
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES or file.name.lower().endswith(".nii.gz")
