@@ -574,6 +574,7 @@ def test_the_command_prints_a_section_that_a_recipe_can_have(
         "task": "lesion",
         "train": str(download.out / "train.json"),
         "test": str(download.out / "test.json"),
+        "boxes": "xyxy",
         "image_root": str(download.folder.resolve()),
         "group": "lesion_id",
     }

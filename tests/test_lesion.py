@@ -55,7 +55,13 @@ TWO = {**ROW, "boxes": [[60, 45, 240, 180], [400, 300, 500, 400]], "polygons": [
 
 
 def recipe(folder: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-Instruct", data: Any = None, **lesion: Any) -> Recipe:
-    table = {"task": "lesion", "train": str(folder / "train.json"), "lesion": lesion, **(data or {})}
+    table = {
+        "task": "lesion",
+        "train": str(folder / "train.json"),
+        "boxes": "xyxy",
+        "lesion": lesion,
+        **(data or {}),
+    }
     return make_recipe({"run": {"name": "r"}, "model": {"name": model}, "data": table, "evaluate": {}})
 
 
@@ -98,6 +104,7 @@ def test_a_prepared_row_becomes_a_question_and_an_answer_in_the_models_coordinat
         # 600 x 450 becomes 588 x 448 pixels (multiples of 28): 0.1 x 588 = 58.8, 0.1 x 448 = 44.8, …
         ("Qwen/Qwen2.5-VL-3B-Instruct", "[59, 45, 235, 179]", "588"),
         ("google/medgemma-4b-it", "[100, 100, 400, 400]", "1000"),
+        ("google/medgemma-1.5-4b-it", "[100, 100, 400, 400]", "1000"),
         ("tiny", "[10, 10, 40, 40]", "100"),
     ],
 )
@@ -106,6 +113,20 @@ def test_each_model_family_gets_its_own_coordinates(model: str, box: str, span: 
     assert f"<bbox>{box}</bbox>" in LESION.target(sample)
     assert f"x from 0 to {span}" in LESION.instruction(sample)
     assert value(rewards(sample, LESION.target(sample))["box_iou"]) > 0.97
+
+
+def test_medgemma_1_5_names_y_first() -> None:
+    sample = read({**ROW, "boxes": [[60, 45, 300, 180]]}, model="google/medgemma-1.5-4b-it")
+    assert "<bbox>[100, 100, 400, 500]</bbox>" in LESION.target(sample)  # y 45 and 180 of 450, x 60 and 300 of 600
+    assert "<bbox>[y1, x1, y2, x2]</bbox>" in LESION.instruction(sample)
+    assert rewards(sample, LESION.target(sample))["box_iou"] == 1
+
+
+def test_paligemma_names_location_tokens() -> None:
+    sample = read(ROW, model="google/paligemma2-3b-mix-448", answer=("bbox",))
+    # 1024 x 0.1 = 102.4 and 1024 x 0.4 = 409.6
+    assert LESION.target(sample) == "<bbox><loc0102><loc0102><loc0410><loc0410></bbox>"
+    assert value(rewards(sample, LESION.target(sample))["box_iou"]) > 0.99
 
 
 def test_only_parts_that_a_row_has_are_requested() -> None:
@@ -144,11 +165,14 @@ def test_the_layout_of_stage_2_is_read() -> None:
     ("change", "code"),
     [
         ({"dx": "lupus"}, "tasks.lesion.diagnosis_unknown"),
-        ({"boxes": "[[1, 2, 3]]"}, "tasks.lesion.box_malformed"),
-        ({"boxes": [[1, 2, 3, "4"]]}, "tasks.lesion.box_malformed"),
-        ({"boxes": "everywhere"}, "tasks.lesion.boxes_not_list"),
-        ({"boxes": [[10, 10, 10, 40]]}, "tasks.lesion.box_without_area"),
-        ({"boxes": [[700, 10, 800, 40]]}, "tasks.lesion.box_without_area"),
+        ({"boxes": "[[1, 2, 3]]"}, "data.box_malformed"),
+        ({"boxes": [[1, 2, 3, "four"]]}, "data.box_malformed"),
+        ({"boxes": "everywhere"}, "data.boxes_not_list"),
+        ({"boxes": [[10, 10, 10, 40]]}, "data.box_without_area"),
+        ({"boxes": [[240, 180, 60, 45]]}, "data.box_reversed"),
+        ({"boxes": [[-5, 45, 240, 500]]}, "data.box_outside_image"),
+        ({"boxes": [[0.25, 0.25, 0.5, 0.75]]}, "data.box_is_fraction"),
+        ({"boxes": [[700, 10, 800, 40]]}, "data.box_outside_image"),
         ({"polygons": [[[1, 2], [3]]]}, "tasks.lesion.polygons_malformed"),
         ({"polygons": "outline"}, "tasks.lesion.polygons_malformed"),
         ({"mask": "nowhere.png"}, "tasks.lesion.mask_missing"),
@@ -164,9 +188,8 @@ def test_unusable_rows_are_rejected_with_their_reason(change: dict[str, Any], co
         read({**ROW, **change})
 
 
-def test_swapped_corners_and_edges_outside_are_corrected() -> None:
-    assert read({**ROW, "boxes": [[240, 180, 60, 45]]}).reference["boxes"] == [[60, 45, 240, 180]]
-    assert read({**ROW, "boxes": [[-5, 45, 240, 500]]}).reference["boxes"] == [[0, 45, 240, 450]]
+def test_a_box_may_leave_its_image_by_a_rounding_pixel() -> None:
+    assert read({**ROW, "boxes": [[-1, 45, 240, 450.5]]}).reference["boxes"] == [[0, 45, 240, 450]]
 
 
 def test_several_lesions_have_one_line_each() -> None:

@@ -1,8 +1,9 @@
 """Boxes, masks, locations, matching and coordinate conventions, against torchvision, pycocotools and official masks."""
 
 import itertools
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -19,8 +20,10 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, RecipeError
+from toolkit.recipe import Model
 from toolkit.scoring.regions import (
     COORDINATES,
+    FAMILIES,
     GRIDS,
     Box,
     Frame,
@@ -33,6 +36,7 @@ from toolkit.scoring.regions import (
     dice,
     draw_boxes,
     draw_polygons,
+    find_family,
     find_regions,
     format_location,
     locate_box,
@@ -40,10 +44,13 @@ from toolkit.scoring.regions import (
     mask_iou,
     match,
     order_box,
+    parse_box,
     parse_location,
     read_mask,
     read_mask_file,
+    write_box,
 )
+from toolkit.scoring.regions.coordinates import MODEL_TYPES
 
 EDGE = st.integers(0, 300)
 BOX = st.tuples(EDGE, EDGE, EDGE, EDGE).map(lambda box: order_box(*box)).filter(lambda b: b[0] < b[2] and b[1] < b[3])
@@ -332,6 +339,13 @@ def test_a_missing_and_an_extra_answer_cost_the_same() -> None:
         ("/models/qwen2_5_vl_trained", "pixels28"),
         ("unsloth/Qwen3-VL-8B-Instruct", "thousand"),
         ("google/medgemma-4b-it", "thousand"),
+        ("unsloth/medgemma-4b-it-unsloth-bnb-4bit", "thousand"),
+        ("google/medgemma-27b-it", "thousand"),
+        ("google/medgemma-1.5-4b-it", "thousand_yx"),
+        ("/models/medgemma-1.5-4b-it", "thousand_yx"),
+        ("google/gemma-3-4b-it", "thousand"),
+        ("google/gemma-4-E4B-it", "thousand_yx"),
+        ("google/paligemma2-3b-mix-448", "locations"),
         ("tiny", "hundred"),
     ],
 )
@@ -343,7 +357,70 @@ def test_each_family_has_its_convention(model: str, name: str) -> None:
 def test_an_unknown_family_needs_its_coordinates() -> None:
     with raises(RecipeError, "recipe.coordinates_unknown") as caught:
         choose_coordinates("auto", "acme/vision", "data.lesion.coordinates")
-    assert (caught.problem.place, caught.problem.value) == ("data.lesion.coordinates", "auto")
+    assert caught.problem.place == "model.family"
+    assert "data.lesion.coordinates" in caught.problem.rule
+    assert choose_coordinates("auto", "acme/vision", family="qwen2.5-vl").name == "pixels28"
+
+
+def model_folder(folder: Path, model_type: str, card: str = "", **config: str) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
+    (folder / "README.md").write_text(card)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["medgemma-4b", "medgemma-4b-it", "medgemma", "model", "1"])
+def test_a_folder_that_does_not_name_the_release_needs_its_family(tmp_path: Path, name: str) -> None:
+    """MedGemma 1 and 1.5 have the same model_type and other coordinates."""
+    model = model_folder(tmp_path / name, "gemma3")
+    assert find_family(model) is None
+    with raises(RecipeError, "recipe.coordinates_unknown"):
+        choose_coordinates("auto", model)
+    assert choose_coordinates("auto", model, family="medgemma-1.5").name == "thousand_yx"
+
+
+@pytest.mark.parametrize(
+    ("config", "card", "family"),
+    [
+        ({"_name_or_path": "google/medgemma-1.5-4b-it"}, "", "medgemma-1.5"),
+        ({"_name_or_path": "google/medgemma-4b-it"}, "", "medgemma-1"),
+        ({}, "---\nbase_model: google/medgemma-1.5-4b-it\n---\n# My model\n", "medgemma-1.5"),
+        ({}, "---\nbase_model:\n- google/medgemma-4b-it\n---\n", "medgemma-1"),
+        ({}, "# MedGemma 1.5 model card\n", "medgemma-1.5"),
+        ({}, "# MedGemma 1 model card\n", "medgemma-1"),
+        ({}, "# MedGemma model card\n", None),
+        ({"_name_or_path": "google/medgemma-4b-it"}, "# MedGemma 1.5 model card\n", None),
+        ({"_name_or_path": "google/gemma-3-4b-it"}, "", "gemma-3"),
+    ],
+)
+def test_the_files_of_a_model_name_its_release(
+    tmp_path: Path, config: dict[str, str], card: str, family: str | None
+) -> None:
+    assert find_family(model_folder(tmp_path / "m", "gemma3", card, **config)) == family
+
+
+def test_the_model_type_takes_precedence_over_the_name_of_the_folder(tmp_path: Path) -> None:
+    assert find_family(model_folder(tmp_path / "medgemma-1.5", "qwen2_5_vl")) == "qwen2.5-vl"
+    assert find_family(model_folder(tmp_path / "qwen2-vl", "gemma3")) is None
+    assert find_family(model_folder(tmp_path / "qwen3-vl", "llava")) is None
+
+
+def test_the_recipe_can_name_every_family() -> None:
+    (choices, _) = get_args(Model.model_fields["family"].annotation)
+    assert set(get_args(choices)) == set(FAMILIES)
+    assert {family for families in MODEL_TYPES.values() for family in families} <= set(FAMILIES)
+
+
+def test_y_first_conventions_swap_each_pair() -> None:
+    box = (71, 105, 515, 410)
+    frame = Frame((600, 450), (600, 450), COORDINATES["thousand_yx"])
+    assert frame.write(box) == [233, 118, 911, 858]  # as MedGemma 1.5's box_2d
+    assert parse_box("[233, 118, 911, 858]", frame) == pytest.approx(box, abs=0.3)
+    assert frame.write((60, 45)) == [100, 100]
+    tokens = Frame((600, 450), (600, 450), COORDINATES["locations"])
+    # 1024 x 105 / 450 = 238.9, 1024 x 71 / 600 = 121.2, 1024 x 410 / 450 = 933, 1024 x 515 / 600 = 878.9
+    assert write_box(tokens, box) == "<loc0239><loc0121><loc0933><loc0879>"
+    assert parse_box("<loc0239><loc0121><loc0933><loc0879>", tokens) == pytest.approx(box, abs=0.3)
 
 
 @pytest.mark.parametrize("name", COORDINATES)
@@ -354,8 +431,10 @@ def test_coordinates_round_trip_within_half_a_unit(name: str, size: Size, x: flo
     frame = Frame(size, (width, height), COORDINATES[name])
     point = (x * size[0], y * size[1])
     unit = 10.0**-frame.coordinates.digits
+    # The last of the 1024 tokens is also that of the edge.
+    half = 1.0001 if frame.coordinates.tokens else 0.5001
     for back, value, side, span in zip(frame.read(frame.write(point)), point, size, frame.span, strict=True):
-        assert abs(back - value) <= 0.5001 * unit * side / span
+        assert abs(back - value) <= half * unit * side / span
 
 
 @pytest.mark.parametrize("size", [(600, 450), (1022, 767), (896, 672), (300, 224), (57, 1000)])

@@ -238,7 +238,7 @@ def test_rows_with_another_context_have_another_prompt(tmp_path: Path) -> None:
 
 def test_two_lesions_of_one_image_in_two_rows_are_reported_although_the_question_is_drawn(tmp_path: Path) -> None:
     rows = [
-        {"image": f"{n // 2}.png", "dx": ("nv", "mel")[n % 2], "width": 64, "height": 64, "bbox": [8, 8, 40, 40]}
+        {"image": f"{n // 2}.png", "dx": ("nv", "mel")[n % 2], "width": 64, "height": 64, "location": "upper"}
         for n in range(40)
     ]
     source = write(tmp_path / "rows.json", rows)

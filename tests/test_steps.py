@@ -335,6 +335,65 @@ def test_parts_missing_in_output_come_from_grounding_and_differences_are_reporte
     assert found["tasks.steps.point_outside_box"].startswith("1 row: ")
 
 
+@pytest.mark.parametrize(
+    ("coords", "place"),
+    [
+        ([100, 250, 100, 50], [100, 250, 100, 50]),
+        ([100, 50, 100, 250], [100, 50, 100, 250]),
+        ([300, 90, 20, 80], [300, 90, 20, 80]),
+        ([100, 50, 100, 50], [100, 50]),
+    ],
+)
+def test_a_scroll_keeps_its_direction(tmp_path: Path, coords: list[int], place: list[float]) -> None:
+    predicted = {"Predicted": {"action": "SCROLL", "target": None, "coords": coords}}
+    one = {**row(1, 1), "Output": json.dumps(predicted), "Grounding": ""}
+    (sample,) = samples(tmp_path, [one], {"answer": ["predicted"]})
+    assert (sample.reference["place"], sample.reference["gesture"]) == (place, len(place) == 4)
+    answer = STEPS.parse(STEPS.target(sample), sample)
+    assert answer.values["place"] == pytest.approx(place, abs=2)
+    assert STEPS.scores(sample, answer)["distance"] == pytest.approx(1, abs=0.01)
+
+
+def test_a_scroll_up_is_not_a_scroll_down(tmp_path: Path) -> None:
+    up, down = [100, 250, 100, 50], [100, 50, 100, 250]
+    rows = [
+        {
+            **row(number, 1),
+            "Output": json.dumps({"Predicted": {"action": "SCROLL", "target": None, "coords": coords}}),
+            "Grounding": json.dumps({"ground_truth": {"bbox": [90, 40, 110, 260]}}),
+        }
+        for number, coords in ((1, up), (2, down))
+    ]
+    first, second = samples(tmp_path, rows, {"answer": ["predicted"]})
+    assert STEPS.target(first) != STEPS.target(second)
+    up_again, down_again = (STEPS.parse(STEPS.target(one), one) for one in (first, second))
+    for sample, right, wrong in ((first, up_again, down_again), (second, down_again, up_again)):
+        assert (STEPS.scores(sample, right)["grounding"], STEPS.scores(sample, wrong)["grounding"]) == (1, 0)
+        assert STEPS.scores(sample, right)["distance"] != STEPS.scores(sample, wrong)["distance"]
+
+
+def test_coordinates_outside_the_screenshot_are_counted(step: Sample) -> None:
+    inside, outside = (GOOD, GOOD.replace("[500,500]", "[500,1001]"))
+    assert STEPS.scores(step, STEPS.parse(inside, step))["inside"] == 1
+    assert STEPS.scores(step, STEPS.parse(outside, step))["inside"] == 0
+    assert STEPS.scores(step, STEPS.parse(GOOD.replace("[500,500]", "null"), step))["inside"] is None
+
+
+def test_boxes_can_be_a_corner_and_a_size(tmp_path: Path) -> None:
+    one = {
+        **row(1, 1),
+        "Output": json.dumps({"Predicted": {"action": "CLICK"}}),
+        "Grounding": json.dumps({"ground_truth": {"bbox": [200, 100, 40, 60]}}),
+    }
+    write_csv(tmp_path, [one, row(2, 1)])
+    assert {one.code for one in load_data(steps_recipe(tmp_path, max_dropped=1)).dropped} == {
+        "tasks.steps.box_corners_reversed"
+    }
+    (first, *_) = samples(tmp_path, [one], {"answer": ["predicted"]}, boxes="xywh")
+    assert (first.reference["box"], first.reference["place"]) == ([200, 100, 240, 160], [220, 130])
+    assert [one.code for one in STEPS.check(steps_recipe(tmp_path, boxes="xywh unit"))] == ["recipe.steps_box_unit"]
+
+
 def test_coordinates_may_be_fractions_or_thousandths(tmp_path: Path) -> None:
     one = {
         **row(1, 1),

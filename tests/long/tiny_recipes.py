@@ -13,6 +13,7 @@ PAIRS = {
     "quickstart": (("sft", "baseline"), ("grpo", "sft")),
     "classify_tiny": (("sft", "baseline"),),
     "lesions_tiny": (("sft", "baseline"), ("grpo", "sft")),
+    "detect_tiny": (("sft", "baseline"),),
     "steps_tiny": (("sft", "baseline"),),
 }
 """Recipe -> evaluations whose paired difference must be above 0 (after, before)."""

@@ -124,6 +124,8 @@ def show(prepared: "PrepareResult") -> None:
     print(f"\nfor a recipe:\n\n[data]\ntask = {_quoted(task)}")
     for split, file in prepared.splits.items():
         print(f"{split} = {_quoted(file.absolute())}")
+    if "boxes" in prepared.columns:
+        print('boxes = "xyxy"')
     print(f"image_root = {_quoted(prepared.image_root)}\ngroup = {_quoted(prepared.group)}")
     if prepared.labels or prepared.answer:
         print(f"\n[data.{task}]")

@@ -13,6 +13,7 @@ from toolkit.data.row_filter import Filter
 from toolkit.data.row_images import numbered_column
 from toolkit.data.task import Task
 from toolkit.errors import Problem
+from toolkit.scoring.regions import XYXY, BoxFormat
 
 MESSAGES = "messages"
 """Field and column of the turns of a conversation."""
@@ -23,7 +24,7 @@ _QUESTION_AND_ANSWER = ("question", "answer")
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """The recipe's settings for rows: column map, group, context and group-by columns, image limit, task settings."""
+    """The recipe's settings for rows: columns, group, context, group-by columns, image limit, task settings, boxes."""
 
     columns: Mapping[str, str]
     group: str | None = None
@@ -35,6 +36,8 @@ class RowSettings:
     whole: tuple[str, ...] = ()
     chat: tuple[str, ...] = ()
     """Names of the tasks that read conversations (with a field ``messages``)."""
+    boxes: BoxFormat | None = XYXY
+    """Format of the boxes. None: the scan of the rows finds it."""
 
 
 def resolve_columns(

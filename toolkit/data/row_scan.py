@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.data.boxes import FileBoxes
 from toolkit.data.cells import NO_ANSWER, NO_QUESTION, NOT_TEXT, group_name, with_whole_numbers
 from toolkit.data.columns import MESSAGES, several_turns
 from toolkit.data.conflicts import find_conflicts
@@ -36,6 +37,8 @@ from toolkit.data.unusable_rows import Dropped, Tally, stored_dropped
 from toolkit.data.whole_numbers import NumberBuilder, Numbers
 from toolkit.errors import MissingImage, RowProblem
 from toolkit.images import names
+from toolkit.scoring import regions
+from toolkit.scoring.regions import BOX_FORMATS, XYXY, BoxFormat
 
 FIRST_ROWS = 200
 """Rows that determine the columns of the first pass. If a later row adds a relevant column, the scan is repeated."""
@@ -68,6 +71,10 @@ class RowScan:
     """Keys of the prompts of the usable rows, if the task has ``prompt_key``. They are not stored."""
     folders: Mapping[str, int] = field(default_factory=dict)
     """Folder in which image names were searched -> time of its last change. The result is valid until one changes."""
+    boxes: BoxFormat | None = None
+    """The format of the boxes that the scan found. None if the recipe names it, or the task has no boxes."""
+    boxes_found: str = ""
+    """The notice about this format. Empty without boxes."""
 
 
 def scan_rows(
@@ -78,6 +85,11 @@ def scan_rows(
     row_scan = _load(file)
     if row_scan is None:
         row_scan = first() or _scan_index(task, origin, index)
+        if row_scan.boxes is not None and origin.boxes is None:
+            origin = replace(origin, boxes=row_scan.boxes)
+            if row_scan.boxes != XYXY:
+                again = _scan_index(task, origin, index)
+                row_scan = replace(again, boxes=row_scan.boxes, boxes_found=row_scan.boxes_found)
         samples = SampleSet(task, index, origin, row_scan.rows, row_scan.links)
         conflicts = find_conflicts(samples, row_scan.keys, row_scan.prompts)
         row_scan = replace(row_scan, noted=(*row_scan.noted, *conflicts))
@@ -87,11 +99,12 @@ def scan_rows(
 
 
 class RowScanner:
-    """Scans rows one by one."""
+    """Scans rows one by one. Boxes of an unknown format are read as corners in pixels, which most files have."""
 
     def __init__(self, task: Task, source: RowOrigin) -> None:
         self.task, self.source = task, source
         forget_names()  # files may have been added since the last scan
+        self._boxes = FileBoxes() if source.boxes is None else None
         self._rows: list[int] = []
         self._keys = KeyBuilder()
         self._tally, self._notes = Tally(), Tally()
@@ -115,6 +128,8 @@ class RowScanner:
             if isinstance(value, str) and value.strip() is not value:
                 self._trimmed[column] += 1
         self._numbers.add(row)
+        if self._boxes is not None:
+            self._boxes.add(name, row, self.source)
         try:
             sample = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
         except RowProblem as problem:
@@ -164,12 +179,20 @@ class RowScanner:
             self._notes.add(names.WAYS[way], f"{name}: {file}", way)
 
     def done(self, name: str, links: Links | None = None) -> RowScan:
-        """Return the scan of all rows so far."""
+        """Return the scan of all rows so far.
+
+        Raises:
+            DataError: No format fits all boxes, or several do.
+        """
+        dropped = self._tally.of(name)
+        # If no row is usable for another reason, that is the error to report.
+        readable = self._rows or any(one.code.startswith("data.box_") for one in dropped)
+        boxes, notice = (None, "") if self._boxes is None or not readable else self._boxes.decide(name)
         keys = {one.column: one.done() for one in self._identifiers}
         return RowScan(
             np.array(self._rows, np.int64),
             self._keys.done(),
-            self._tally.of(name),
+            dropped,
             dict(self._trimmed),
             self._notes.of(name),
             links,
@@ -178,6 +201,8 @@ class RowScanner:
             self._numbers.done(),
             np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
             names.changed_at(sorted(self._folders)),
+            boxes,
+            notice,
         )
 
 
@@ -256,10 +281,11 @@ def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     """Return the cache file of this index's scan with these settings."""
     where = (sorted(source.column.items()), str(source.image_root), source.group, source.identifiers, source.whole)
     prompt = (source.context, source.by)
-    content = (task.name, *where, *prompt, source.max_images, source.settings)
+    content = (task.name, *where, *prompt, source.max_images, source.settings, source.boxes)
     digest = hashlib.blake2b(repr(content).encode(), digest_size=8)
-    # The result depends on the code of the task and of this package, which can change without a new version.
-    for code in sorted([*Path(__file__).parent.rglob("*.py"), *_code_of(task)]):
+    # The result depends on the code of the task, of this package and of boxes. It can change without a new version.
+    own = (code for package in (Path(__file__), Path(regions.__file__)) for code in package.parent.rglob("*.py"))
+    for code in sorted([*own, *_code_of(task)]):
         digest.update(code.read_bytes())
     return index.file.with_name(f"{index.file.stem}-{digest.hexdigest()}.npz")
 
@@ -280,6 +306,8 @@ def _save(row_scan: RowScan, file: Path) -> None:
         "noted": [asdict(one) for one in row_scan.noted],
         "links": None if links is None else links.notes,
         "identifiers": list(row_scan.identifiers),
+        "boxes": None if row_scan.boxes is None else str(row_scan.boxes),
+        "boxes_found": row_scan.boxes_found,
         "numbers": {column: asdict(one) for column, one in row_scan.numbers.items()},
         "folders": row_scan.folders,
     }
@@ -319,4 +347,6 @@ def _load(file: Path) -> RowScan | None:
         identifiers=identifiers,
         numbers=numbers,
         folders=folders,
+        boxes=BOX_FORMATS.get(notes["boxes"]),
+        boxes_found=notes["boxes_found"],
     )

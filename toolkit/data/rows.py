@@ -23,6 +23,7 @@ from toolkit.data.unusable_rows import Dropped, total
 from toolkit.data.whole_numbers import Numbers, whole_columns
 from toolkit.errors import DataError, DataProblems, Problem, list_problems
 from toolkit.recipe import Recipe
+from toolkit.scoring.regions import BOX_FORMATS, XYXY
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ def read_file(
             ``data.max_dropped`` are unusable.
     """
     requested = replace(row_settings(recipe, task, split), whole=whole)
+    if image_root is not None:  # Synthetic data has corners in pixels, and may have too few boxes to find that out.
+        requested = replace(requested, boxes=XYXY)
     index, origin, row_scan = _open(task, requested, source, image_root or recipe.dataset.image_root)
     row_scan = replace(row_scan, dropped=_with_row_numbers(row_scan.dropped, index, requested))
     dropped = (*index.skipped, *row_scan.dropped)
@@ -93,7 +96,9 @@ def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSetting
     columns, group, context = recipe.dataset.columns, recipe.dataset.group, recipe.prompt.context
     chosen = recipe.dataset.filter
     chat = tuple(name for name, one in recipe.tasks.items() if MESSAGES in one.columns)
-    return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings, chosen, chat=chat)
+    boxes = BOX_FORMATS.get(recipe.dataset.boxes) if task.has_boxes else XYXY
+    most = recipe.images.max_per_question
+    return RowSettings(columns, group, context, by, most, settings, chosen, chat=chat, boxes=boxes)
 
 
 def _open(
@@ -108,7 +113,7 @@ def _open(
     root = index.image_root if index.metadata.has_embedded_images else image_root or index.image_root
     origin = _origin(task, requested, (source, root), index.columns)
     row_scan = scan_rows(task, origin, index, lambda: first_pass.done(origin, source))
-    return index, origin, row_scan
+    return index, origin if row_scan.boxes is None else replace(origin, boxes=row_scan.boxes), row_scan
 
 
 def _origin(task: Task, requested: RowSettings, where: tuple[str, Path | None], columns: Sequence[str]) -> RowOrigin:
@@ -134,6 +139,7 @@ def _origin(task: Task, requested: RowSettings, where: tuple[str, Path | None], 
         settings,
         identifiers,
         tuple(name for name in requested.whole if name in columns),
+        requested.boxes,
     )
 
 
@@ -159,7 +165,7 @@ def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_ro
         rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
         problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
     if problems:
-        rule = "the recipe must fit the columns of the rows"
+        rule = f"the recipe must fit the columns of the rows, which are read as {index.metadata.format}"
         raise DataProblems("data.columns_do_not_fit", rule, problems, place=index.source)
 
 
@@ -202,6 +208,7 @@ def _warnings(
         yield Problem("data.no_image_column", rule, name, remedy="Name a column in data.columns.image if there is one.")
     for note in row_scan.links.notes if row_scan.links else ():
         yield Problem("data.order_irregular", note)
+    yield from _about_boxes(task, requested, source, row_scan, name)
     for one in (*index.skipped, *row_scan.dropped):
         yield one.notice("left out")
     for one in (*metadata.noted, *row_scan.noted):
@@ -214,6 +221,16 @@ def _warnings(
         yield from _reread(column, row_scan.numbers.get(column, Numbers()), name)
     for column, count in row_scan.trimmed.items():
         yield Problem("data.blanks_removed", f"blanks around {count:,} values of {column} were removed", name)
+
+
+def _about_boxes(
+    task: Task, requested: RowSettings, source: RowOrigin, row_scan: RowScan, name: str
+) -> Iterator[Problem]:
+    if task.has_boxes and requested.boxes is not None and "box_format" in source.column:
+        rule = "the rows name the format of their boxes, so data.boxes should not be set: it applies only to other rows"
+        yield Problem("data.boxes_of_rows", rule, name, str(requested.boxes), "Remove data.boxes.")
+    if row_scan.boxes_found:
+        yield Problem("data.boxes_found", row_scan.boxes_found, name)
 
 
 def _reread(column: str, numbers: Numbers, source: str) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
+from toolkit.scoring.regions import XYXY, BoxFormat
 
 PATIENT, LESION, STUDY = GROUP_FIELDS = ("group.patient", "group.lesion", "group.study")
 """Fields of ``RowOrigin.column`` that any task can have: the columns of the group if ``data.group`` names none."""
@@ -31,6 +32,7 @@ class RowOrigin:
         settings: the settings of the task (``Task.settings``). Different settings must have a different ``repr``.
         identifiers: other columns that look like identifiers of patients.
         whole: columns of whole numbers that a table stores with a decimal point, because it has missing values.
+        boxes: the format of boxes. None: the scan of the file finds it (``data.boxes = "auto"``).
     """
 
     file: Path
@@ -43,6 +45,7 @@ class RowOrigin:
     settings: Any = None
     identifiers: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
+    boxes: BoxFormat | None = XYXY
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,7 @@ class Task:
         takes_options: whether a question of ``toolkit predict`` has options.
         placeholders: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
+        has_boxes: whether rows have boxes in the format of ``data.boxes`` (``toolkit.data.boxes.read_boxes``).
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
         zero_shot: settings of the task for a model that was not trained for it, on a benchmark.
@@ -212,6 +216,7 @@ class Task:
     takes_options: bool = False
     placeholders: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
     link: Callable[[Iterable[tuple[str, Row]], RowOrigin], Links] | None = None
+    has_boxes: bool = False
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
     grouped_by: str = "each row's first image, or its question without one"

@@ -64,6 +64,22 @@ class Model(Section):
     """``tiny`` (shipped with the package), a Hub name, or a folder that starts with ``./``, ``../``, ``~`` or ``/``."""
     revision: str | None = None
     """Branch, tag or commit of the model on the Hub."""
+    family: (
+        Literal[
+            "tiny",
+            "gemma-3",
+            "gemma-4",
+            "medgemma-1",
+            "medgemma-1.5",
+            "paligemma",
+            "qwen2-vl",
+            "qwen2.5-vl",
+            "qwen3-vl",
+        ]
+        | None
+    ) = None
+    """Model family, which determines how the model writes coordinates. Default: from config.json, the name and the
+    model card. Tasks with coordinates need it if these do not name the release, as for a folder ``medgemma-4b``."""
     backend: Literal["auto", "hf", "unsloth"] = "auto"
     """``hf`` is transformers and peft. ``auto`` is unsloth for LoRA on a CUDA device if it is installed, but hf for
     ``tiny``, 32bit and several processes."""
@@ -145,6 +161,28 @@ class Data(Section):
     group: str | None = None
     """Column of the patient or lesion. A group is never in two splits. Default: a column such as ``patient_id``,
     ``Patient ID`` or ``lesion_id``, otherwise the row's first image. ``none``: the first image in any case."""
+    boxes: Literal[
+        "auto",
+        "xyxy",
+        "xywh",
+        "cxcywh",
+        "yxyx",
+        "xyxy unit",
+        "xywh unit",
+        "cxcywh unit",
+        "yxyx unit",
+        "xyxy percent",
+        "xywh percent",
+        "cxcywh percent",
+        "yxyx percent",
+        "xyxy thousand",
+        "xywh thousand",
+        "cxcywh thousand",
+        "yxyx thousand",
+    ] = "auto"
+    """Format of the boxes in the rows: corners, corner and size, or centre and size. Without a unit, in pixels. unit,
+    percent and thousand are 0 to 1, 100 or 1000 along each side. ``auto`` uses the only format that fits all boxes of
+    a file. It stops if several fit, or none."""
     split: Split = Split()
     """Fractions to hold out if the files have no split."""
     sampling: Literal["natural", "balanced"] = "natural"

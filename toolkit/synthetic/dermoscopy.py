@@ -58,7 +58,7 @@ def draw_skin(spots: Sequence[Spot], tone: float, size: Size, rng: Rng) -> Lesio
     """Return a photograph of these lesions in random cells of a 3 x 3 grid, rotated at random, without overlap.
 
     Args:
-        spots: One or two lesions. Two should cover at most a tenth of the image each.
+        spots: At most two lesions. Two should cover at most a tenth of the image each.
         tone: Skin tone of the patient, from 0 (pale) to 1 (tanned).
         size: Width and height of the image.
         rng: Decides positions, rotations, hairs and light. Each lesion's own seed decides its appearance.
@@ -123,7 +123,7 @@ def _choose_centres(turned: Sequence[_Turned], size: Size, rng: Rng) -> list[Flo
     for _ in range(60):
         cells = rng.permutation(GRID * GRID)[: len(turned)]
         middles = [_place_in(int(cell), one.half, size, rng) for cell, one in zip(cells, turned, strict=True)]
-        if len(turned) == 1 or _are_apart(turned, middles, APART * max(size)):
+        if len(turned) < 2 or _are_apart(turned, middles, APART * max(size)):
             return middles
     # For every rotation, two boxes of this size fit into opposite corners.
     corner, far = turned[0].half, np.array(size, np.float32) - turned[-1].half

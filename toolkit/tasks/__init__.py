@@ -11,6 +11,7 @@ from toolkit.data.task import RowOrigin, SetMetrics, Synthetic, Task
 from toolkit.errors import RowProblem
 from toolkit.recipe.user_code import USER_CODE
 from toolkit.tasks.classify import CLASSIFY
+from toolkit.tasks.detect import DETECT
 from toolkit.tasks.lesion import LESION
 from toolkit.tasks.mcq import MCQ
 from toolkit.tasks.steps import STEPS
@@ -65,7 +66,7 @@ class Tasks(Mapping[str, Task]):
         return "TASKS"
 
 
-TASKS = Tasks((MCQ, VQA, CLASSIFY, LESION, STEPS))
+TASKS = Tasks((MCQ, VQA, CLASSIFY, LESION, DETECT, STEPS))
 
 
 def _reduce_task(task: Task) -> tuple[Any, ...]:

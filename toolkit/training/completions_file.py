@@ -18,6 +18,7 @@ from toolkit.data.split_sources import recipe_sources
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.recipe import SPLITS, Recipe
+from toolkit.scoring.regions import XYXY
 from toolkit.tasks import TASKS
 from toolkit.training.rewards import Explanation, RewardTable, explain, recipe_rewards
 
@@ -254,7 +255,8 @@ def _inline(line: _Line, recipe: Recipe, found: Mapping[str, Any]) -> Sample:
             value=row,
         )
     task = TASKS[recipe.dataset.task]
-    column, _ = resolve_columns(task, row_settings(recipe, task), list(row))
+    requested = row_settings(recipe, task)
+    column, _ = resolve_columns(task, requested, list(row))
     column.setdefault("image", "image")
     source = RowOrigin(
         Path(line.place),
@@ -262,6 +264,7 @@ def _inline(line: _Line, recipe: Recipe, found: Mapping[str, Any]) -> Sample:
         column,
         context=recipe.prompt.context,
         settings=task.settings_of(recipe, "test", found),
+        boxes=requested.boxes or XYXY,
     )
     # Masks are not opened either. The outlines in the row replace them.
     absent = {column["mask"]: None} if "mask" in column else {}

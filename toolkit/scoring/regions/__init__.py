@@ -3,8 +3,30 @@
 Everything is in pixels of the upright original image: x to the right, y down, x2 and y2 exclusive.
 """
 
+from toolkit.scoring.regions.box_formats import BOX_FORMATS, TOLERANCE, XYXY, BoxEvidence, BoxFormat, FoundBox
+from toolkit.scoring.regions.box_lists import NONE, BoxList, parse_boxes, write_boxes
+from toolkit.scoring.regions.box_text import box_of, is_writable, parse_box, parse_numbers, write_box
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, match, order_box
-from toolkit.scoring.regions.coordinates import COORDINATES, Coordinates, Frame, choose_coordinates
+from toolkit.scoring.regions.coordinates import (
+    COORDINATES,
+    FAMILIES,
+    Coordinates,
+    CoordinatesKey,
+    Family,
+    Frame,
+    choose_coordinates,
+    choose_family,
+    find_family,
+    find_key,
+)
+from toolkit.scoring.regions.detection import (
+    ImageMatches,
+    Labelled,
+    detection_metrics,
+    f1_at,
+    match_image,
+    mean_overlap,
+)
 from toolkit.scoring.regions.locations import (
     GRIDS,
     Location,
@@ -29,11 +51,24 @@ from toolkit.scoring.regions.masks import (
 )
 
 __all__ = [
+    "BOX_FORMATS",
     "COORDINATES",
+    "FAMILIES",
     "GRIDS",
+    "NONE",
+    "TOLERANCE",
+    "XYXY",
     "Box",
+    "BoxEvidence",
+    "BoxFormat",
+    "BoxList",
     "Coordinates",
+    "CoordinatesKey",
+    "Family",
+    "FoundBox",
     "Frame",
+    "ImageMatches",
+    "Labelled",
     "Location",
     "Mask",
     "MaskReading",
@@ -41,22 +76,36 @@ __all__ = [
     "Size",
     "box_giou",
     "box_iou",
+    "box_of",
     "centre",
     "choose_coordinates",
+    "choose_family",
     "clip_box",
+    "detection_metrics",
     "dice",
     "draw_boxes",
     "draw_polygons",
+    "f1_at",
+    "find_family",
+    "find_key",
     "find_regions",
     "fit_mask",
     "format_location",
+    "is_writable",
     "locate_box",
     "location_score",
     "mask_iou",
     "match",
+    "match_image",
+    "mean_overlap",
     "order_box",
+    "parse_box",
+    "parse_boxes",
     "parse_location",
+    "parse_numbers",
     "read_mask",
     "read_mask_file",
     "shorten",
+    "write_box",
+    "write_boxes",
 ]

@@ -1,5 +1,6 @@
 """Skin lesions: diagnosis, location in words, bounding box and outline."""
 
+from toolkit.data.boxes import small_boxes
 from toolkit.data.task import Task
 from toolkit.tasks.lesion.metrics import POSITIVE, RESULTS_BY, baseline, labels, scores, stratum
 from toolkit.tasks.lesion.parse import parse
@@ -53,5 +54,7 @@ LESION = Task(
     dry_run=dry_run_settings,
     placeholders=placeholders,
     needs_image=True,
+    has_boxes=True,
+    notes=lambda sample: small_boxes(sample) if "bbox" in sample.fields["requested"] else (),
     prompt_key=prompt_key,
 )

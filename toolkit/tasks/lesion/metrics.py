@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.scoring.regions import dice, format_location
-from toolkit.tasks.lesion.prompt import write_box
+from toolkit.scoring.regions import dice, format_location, write_box
 from toolkit.tasks.lesion.rewards import box_overlap, diagnosis, mask_iou, place
 from toolkit.tasks.lesion.rewards import format as keeps_format
 

@@ -1,13 +1,12 @@
 """Parse the lesions in a completion: tags, one line per lesion, or JSON. Unparsed parts are reported, never guessed."""
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.scoring.regions import Frame, order_box, parse_location
+from toolkit.scoring.regions import Frame, parse_box, parse_location, parse_numbers
 from toolkit.tasks.lesion.schema import LesionSettings
 
 PARTS = ("diagnosis", "location", "size", "features", "bbox", "polygon")
@@ -26,7 +25,6 @@ TOO_MANY_LESIONS = f"more than {MAX_LESIONS} lesions are named"
 _TAG = re.compile(rf"<({'|'.join(PARTS)})>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(rf"</?({'|'.join(PARTS)})>", re.IGNORECASE)
 _FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _POINT = re.compile(r"[\[(]\s*([^\[\]()]*?)\s*[\])]")
 _PART_OF_KEY = {
     "label": "diagnosis",
@@ -37,6 +35,7 @@ _PART_OF_KEY = {
     "position": "location",
     "box": "bbox",
     "bbox_2d": "bbox",
+    "box_2d": "bbox",
     "bounding_box": "bbox",
     "segmentation": "polygon",
 }
@@ -118,8 +117,9 @@ def _lesion(parts: Mapping[str, str], settings: LesionSettings, frame: Frame, un
         if place is None:
             unread.append(LOCATION_UNKNOWN)
     if "bbox" in parts:
-        found["box"] = _box(parts["bbox"], frame)
-        if found["box"] is None:
+        box = parse_box(parts["bbox"], frame)
+        found["box"] = None if box is None else list(box)
+        if box is None:
             unread.append(BOX_MALFORMED)
     if "polygon" in parts:
         found["polygon"] = _polygon(parts["polygon"], frame)
@@ -128,25 +128,8 @@ def _lesion(parts: Mapping[str, str], settings: LesionSettings, frame: Frame, un
     return found
 
 
-def _box(text: str, frame: Frame) -> list[float] | None:
-    numbers = _numbers(text)
-    if len(numbers) != 4:
-        return None
-    x1, y1, x2, y2 = frame.read(numbers)
-    box = order_box(x1, y1, x2, y2)
-    return list(box) if box[0] < box[2] and box[1] < box[3] else None
-
-
 def _polygon(text: str, frame: Frame) -> list[list[float]] | None:
-    points = [_numbers(point) for point in _POINT.findall(text)]
+    points = [parse_numbers(point) for point in _POINT.findall(text)]
     if len(points) < 3 or any(len(point) != 2 for point in points):
         return None
     return [frame.read(point) for point in points]
-
-
-def _numbers(text: str) -> Sequence[float]:
-    """Return the finite numbers of a text, or none if it has anything but numbers, brackets, commas and blanks."""
-    if _NUMBER.sub("", text).strip(" \t\n[](),;"):
-        return []
-    numbers = [float(number) for number in _NUMBER.findall(text)]
-    return numbers if all(math.isfinite(number) and abs(number) < 1e6 for number in numbers) else []

@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from toolkit.data.sample import Sample
-from toolkit.scoring.regions import GRIDS, Frame, format_location, shorten
+from toolkit.scoring.regions import GRIDS, Frame, format_location, shorten, write_box
 
 if TYPE_CHECKING:
     from toolkit.tasks.lesion.schema import LesionSettings
@@ -34,8 +34,8 @@ _EXAMPLES = {
     "location": "<location>place</location>",
     "size": "<size>size</size>",
     "features": "<features>features</features>",
-    "bbox": "<bbox>[x1, y1, x2, y2]</bbox>",
-    "polygon": "<polygon>[[x, y], [x, y], …]</polygon>",
+    "bbox": "<bbox>{corners}</bbox>",
+    "polygon": "<polygon>[{point}, {point}, …]</polygon>",
 }
 
 
@@ -58,15 +58,17 @@ def instruction(sample: Sample) -> str:
     """Return the answer format: tags, names of diagnoses and locations, and the coordinate convention."""
     settings: LesionSettings = sample.fields["settings"]
     requested = sample.fields["requested"]
-    lines = [f"Answer with one line for each lesion: {' '.join(_EXAMPLES[part] for part in requested)}"]
+    frame: Frame = sample.fields["frame"]
+    example = " ".join(_EXAMPLES[part] for part in requested)
+    example = example.format(corners=frame.coordinates.corners, point=frame.coordinates.point)
+    lines = [f"Answer with one line for each lesion: {example}"]
     if "diagnosis" in requested:
         lines.append(f"Diagnoses: {', '.join(label.name for label in settings.labels.labels)}.")
     if "location" in requested:
         rows, columns = GRIDS[settings.grid]
         lines.append(f"Places: {', '.join(rows)}, then {', '.join(columns)}, such as {rows[0]}-{columns[0]}.")
     if {"bbox", "polygon"} & set(requested):
-        width, height = (f"{end:g}" for end in sample.fields["frame"].span)
-        lines.append(f"Coordinates: x from 0 to {width}, y from 0 to {height}, from the upper left corner.")
+        lines.append(f"Coordinates: {frame.ranges}, from the upper left corner.")
     return "\n".join(lines)
 
 
@@ -85,16 +87,6 @@ def _line(sample: Sample, number: int) -> str:
             continue
         parts.append(f"<{part}>{_WRITE[part](reference, number, settings, frame)}</{part}>")
     return " ".join(parts)
-
-
-def write_box(frame: Frame, box: Sequence[float]) -> str:
-    """Return a box in pixels as text in the model's convention.
-
-    >>> from toolkit.scoring.regions import COORDINATES
-    >>> write_box(Frame((600, 450), (600, 450), COORDINATES["thousand"]), (71, 105, 515, 410))
-    '[118, 233, 858, 911]'
-    """
-    return json.dumps(frame.write(box))
 
 
 def _polygon(reference: Any, number: int, settings: "LesionSettings", frame: Frame) -> str:

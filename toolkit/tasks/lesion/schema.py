@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from toolkit.data.boxes import BOX_COLUMNS, read_boxes
 from toolkit.data.cells import (
     cell,
     coordinate_frame,
@@ -30,14 +31,13 @@ from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import (
     Box,
     Coordinates,
+    CoordinatesKey,
     Frame,
     Location,
     Polygon,
     Size,
     choose_coordinates,
-    clip_box,
     locate_box,
-    order_box,
     parse_location,
 )
 from toolkit.scoring.statistics import AGE_EDGES, bin_label
@@ -47,8 +47,7 @@ from toolkit.tasks.lesion.prompt import choose_question
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "image_name", "img_name", "ImagePath"),
     "diagnosis": ("dx", "diagnosis"),
-    "bbox": ("bbox",),
-    "boxes": ("boxes",),
+    **BOX_COLUMNS,
     "polygons": ("polygons",),
     "mask": ("mask",),
     "width": ("width",),
@@ -82,8 +81,9 @@ class Lesion(Section):
     """TOML file of diagnoses (``[[label]] code, name, synonyms``) that replaces the seven of HAM10000."""
     grid: Literal[3, 5] = 3
     """Rows and columns of the grid whose cells name a location in the image."""
-    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
-    """Convention for coordinates in completions. ``auto`` is that of the model family."""
+    coordinates: CoordinatesKey = "auto"
+    """Convention for coordinates in completions. ``auto`` is that of the model family. thousand_yx has y first.
+    locations are the tokens of PaliGemma."""
     crop: float = Field(1.0, gt=0, le=1)
     """Smallest side of a random crop around the lesions, as a fraction of the image side. 1 disables cropping."""
     crop_splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
@@ -102,8 +102,13 @@ def check_settings(recipe: Recipe) -> Iterator[Problem]:
 
 def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
     """Return the changes for a dry run: the model family's convention, and no labels that synthetic rows lack."""
-    coordinates = choose_coordinates(recipe.settings.coordinates, recipe.model.name, "data.lesion.coordinates").name
+    coordinates = _coordinates(recipe).name
     return {"coordinates": coordinates, **({"labels": None} if synthetic else {})}
+
+
+def _coordinates(recipe: Recipe) -> Coordinates:
+    model = recipe.model
+    return choose_coordinates(recipe.settings.coordinates, model.name, "data.lesion.coordinates", model.family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
         answer=lesion.answer,
         grid=lesion.grid,
         labels=HAM10000 if lesion.labels is None else load_labels(lesion.labels),
-        coordinates=choose_coordinates(lesion.coordinates, recipe.model.name, "data.lesion.coordinates"),
+        coordinates=_coordinates(recipe),
         max_side=recipe.images.max_side,
         seed=recipe.run.seed,
         crop=lesion.crop if split in lesion.crop_splits else 1.0,
@@ -169,9 +174,10 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """
     settings: LesionSettings = origin.settings
     place = f"{origin.file}: {name}"
+    _check_not_detection(row, origin, place)
     image = read_one_image(name, row, origin)
     size = whole_size = image_size(row, origin, image, place)
-    boxes, polygons = _boxes(row, origin, size, place), _polygons(row, origin, place)
+    boxes, polygons = read_boxes(row, origin, size, place), _polygons(row, origin, place)
     mask = _mask(row, origin, place)
     crop = choose_crop(boxes, size, settings, name) if boxes else None
     if crop is not None:
@@ -245,6 +251,17 @@ def _edges(boxes: Sequence[Box], side: int, length: int, fraction: float, random
     return start, start + needed
 
 
+def _check_not_detection(row: Mapping[str, Any], origin: RowOrigin, place: str) -> None:
+    """Raise a RowProblem for a row with a class for each box, or with several diagnoses."""
+    several = isinstance(decoded(cell(row, origin, "diagnosis")), list)
+    named = row.get("source_format")
+    if several or (named and "labels" in row):
+        what = f"a row of the format {named}" if named else "a row with several diagnoses"
+        rule = f"the image must have one diagnosis, but {what} has a class for each box"
+        remedy = 'Set data.task to "detect".'
+        raise RowProblem("tasks.lesion.class_of_each_box", rule, place=place, remedy=remedy)
+
+
 def _shifted(box: Box, crop: Sequence[int]) -> Box:
     return box[0] - crop[0], box[1] - crop[1], box[2] - crop[0], box[3] - crop[1]
 
@@ -258,27 +275,6 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
         rule = "the diagnosis must be in the table of labels"
         raise RowProblem("tasks.lesion.diagnosis_unknown", rule, place=place, value=text)
     return code
-
-
-def _boxes(row: Mapping[str, Any], origin: RowOrigin, size: Size, place: str) -> list[Box]:
-    """Return all boxes inside the image."""
-    many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
-    listed = many if _has_value(many) else [one] if _has_value(one) else []
-    if not isinstance(listed, list):
-        rule = "boxes must be a list of [x1, y1, x2, y2]"
-        raise RowProblem("tasks.lesion.boxes_not_list", rule, place=place, value=listed)
-    return [_box(box, size, place) for box in listed]
-
-
-def _box(values: Any, size: Size, place: str) -> Box:
-    numbers = _numbers(values)
-    if numbers is None or len(numbers) != 4:
-        raise RowProblem("tasks.lesion.box_malformed", "a box must be [x1, y1, x2, y2]", place=place, value=values)
-    box = clip_box(order_box(*numbers), size)
-    if box[0] >= box[2] or box[1] >= box[3]:
-        rule = "a box must have an area inside the image"
-        raise RowProblem("tasks.lesion.box_without_area", rule, place=place, value=values)
-    return box
 
 
 def _polygons(row: Mapping[str, Any], origin: RowOrigin, place: str) -> list[Polygon]:

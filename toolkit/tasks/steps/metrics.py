@@ -34,6 +34,7 @@ def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
         "in_box": rewards.in_box(sample, answer),
         "distance": rewards.distance(sample, answer),
         "iou": rewards.iou(sample, answer),
+        "inside": rewards.inside(sample, answer),
         "memory": rewards.memory(sample, answer),
         "json": rewards.json(sample, answer),
     }

@@ -54,7 +54,7 @@ def parse(completion: str, sample: Sample) -> Answer:
     action = settings.known_action(parts.predicted.action or "")
     if action is None:
         return Answer(completion, {}, UNKNOWN_ACTION)
-    place = _place(parts.predicted.coords, sample.fields["frame"], faults)
+    place = _place(parts.predicted.coords, sample.fields["frame"], faults, gesture=settings.is_gesture(action))
     faults += [*wrong, *_missing(parts, settings)]
     values: dict[str, Any] = {
         "action": action,
@@ -129,8 +129,8 @@ def _reject_constant(name: str) -> float:
 _DECODER = json.JSONDecoder(parse_constant=_reject_constant)
 
 
-def _place(value: Any, frame: Frame, faults: list[str]) -> list[float] | None:
-    """Return the coordinates in pixels. Coordinates outside the image are kept."""
+def _place(value: Any, frame: Frame, faults: list[str], *, gesture: bool) -> list[float] | None:
+    """Return the coordinates in pixels. Coordinates outside the image are kept. A gesture keeps its direction."""
     try:
         numbers = parse_point_or_box(value)
     except ValueError:
@@ -139,7 +139,7 @@ def _place(value: Any, frame: Frame, faults: list[str]) -> list[float] | None:
     if numbers is None:
         return None
     place = frame.read(numbers)
-    return list(order_box(*place)) if len(place) == 4 else place
+    return list(order_box(*place)) if len(place) == 4 and not gesture else place
 
 
 def _missing(parts: StepParts, settings: "StepSettings") -> list[str]:

@@ -23,7 +23,7 @@ _FORMAT: Mapping[str, str] = {
     "short_term": '"Short Term":{…}',
     "long_term": '"Long Term":{…}',
     "reason": '"Reason":"…"',
-    "predicted": '"Predicted":{"predicted_action":{"action":"…","target":"…","coords":[x,y]}}',
+    "predicted": '"Predicted":{"predicted_action":{"action":"…","target":"…","coords":POINT}}',
 }
 
 
@@ -41,15 +41,16 @@ def question(sample: Sample) -> str:
 def instruction(sample: Sample) -> str:
     """Return the answer format. It is equal for all steps of a recipe except for the range of coordinates."""
     settings: StepSettings = sample.fields["settings"]
-    width, height = (f"{end:g}" for end in sample.fields["frame"].span)
+    frame = sample.fields["frame"]
+    point = frame.coordinates.point.replace(" ", "")
     lines = [
         "What is the next step? Answer with JSON in one line:",
-        "{" + ",".join(_FORMAT[part] for part in settings.answer) + "}",
+        "{" + ",".join(_FORMAT[part].replace("POINT", point) for part in settings.answer) + "}",
     ]
     if {"short_term", "long_term"} & set(settings.answer):
         lines.append("The memories are what the step after this one has to know.")
     lines.append(f"Actions: {', '.join(settings.actions)}.")
-    lines.append(f"coords: x from 0 to {width}, y from 0 to {height}, from the upper left corner; null for no place.")
+    lines.append(f"coords: {frame.ranges}, from the upper left corner; null for no place.")
     return "\n".join(lines)
 
 

@@ -33,14 +33,15 @@ Note = tuple[str, str]
 class Reference:
     """The reference of a row.
 
-    ``place``: a point (2 numbers) or box (4) in pixels, or None for an action without coordinates. ``box``: the box
-    that must contain the point. ``parts``: the parts of an answer in the order of the row. ``notes``: warnings about
-    the row.
+    ``place``: a point (2 numbers), or a box or gesture (4) in pixels, or None for an action without coordinates.
+    ``gesture``: whether the four numbers are a start and an end point. ``box``: the box that must contain the point.
+    ``parts``: the parts of an answer in the order of the row. ``notes``: warnings about the row.
     """
 
     action: str
     target: str | None
     place: list[float] | None
+    gesture: bool
     box: list[float] | None
     output: StepParts
     parts: tuple[str, ...]
@@ -52,6 +53,7 @@ class Reference:
             "action": self.action,
             "target": self.target,
             "place": self.place,
+            "gesture": self.gesture,
             "box": self.box,
             "short_term": self.output.short_term,
             "long_term": self.output.long_term,
@@ -86,15 +88,17 @@ def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where:
         rule = "Output and Grounding should have the same action: that of Output is used"
         notes.append(("tasks.steps.actions_differ", rule))
     target = text_of(output.predicted.target) or text_of(grounding.predicted.target) or None
-    place, box = _place(row, origin, (output, grounding), size, where)
-    if place is not None and box is not None and len(place) == 2 and not _inside(place, box):
+    gesture = settings.is_gesture(action)
+    place, box = _place(row, origin, (output, grounding), size, where, gesture)
+    gesture = gesture and place is not None and len(place) == 4
+    if place is not None and box is not None and (gesture or len(place) == 2) and not _inside(place[:2], box):
         rule = "the point of Output should be inside the box of Grounding"
         notes.append(("tasks.steps.point_outside_box", rule))
     parts = tuple(dict.fromkeys((*order_of(raw), "predicted")))
     if set(settings.answer) - set(parts):
         rule = "the row should have all parts of data.steps.answer: its target has only the others"
         notes.append(("tasks.steps.answer_part_missing", rule))
-    return Reference(action, target, place, box, output, parts, tuple(notes))
+    return Reference(action, target, place, gesture, box, output, parts, tuple(notes))
 
 
 def agent_memory_after(row: Mapping[str, Any], origin: RowOrigin) -> AgentMemory | None:
@@ -170,26 +174,31 @@ def _place(
     found: tuple[StepParts, StepParts],
     size: Size,
     where: str,
+    gesture: bool,
 ) -> tuple[list[float] | None, list[float] | None]:
     """Return the coordinates that an answer must name, and the box that must contain them.
 
-    The coordinates are the row's coords. For a row without such a key, they are the centre of its box.
+    The coordinates are the row's coords. For a row without such a key, they are the centre of its box. A gesture keeps
+    its direction: start and end are in the order of the row.
     """
     output, grounding = found
     own = cell(row, origin, "bbox")
     box = grounding.predicted.coords if is_missing(own) else own
     edges = _pixels(box, origin.settings, size, where)
-    place = _pixels(output.predicted.coords, origin.settings, size, where)
+    place = _pixels(output.predicted.coords, origin.settings, size, where, ordered=not gesture)
     if place is None and edges is not None and "coords" not in output.predicted.model_fields_set:
         place = edges if len(edges) == 2 else [(edges[0] + edges[2]) / 2, (edges[1] + edges[3]) / 2]
     if place is None:
         return None, None
     if edges is not None and len(edges) == 4:
         return place, edges
-    return place, place if len(place) == 4 else None
+    return place, place if len(place) == 4 and not gesture else None
 
 
-def _pixels(value: Any, settings: "StepSettings", size: Size, where: str) -> list[float] | None:
+def _pixels(
+    value: Any, settings: "StepSettings", size: Size, where: str, *, ordered: bool = True
+) -> list[float] | None:
+    """Return a point (2 numbers) or a box (4). With ``ordered=False``, four numbers are a start and an end point."""
     try:
         numbers = parse_point_or_box(value)
     except ValueError:
@@ -201,13 +210,18 @@ def _pixels(value: Any, settings: "StepSettings", size: Size, where: str) -> lis
         rule, remedy = "coordinates must not be fractions of the screen", 'Set data.steps.places to "unit".'
         raise RowProblem("tasks.steps.coordinates_are_fractions", rule, place=where, value=value, remedy=remedy)
     place = Frame(size, size, settings.places).read(numbers)
+    if len(place) == 4 and ordered:
+        place = list(settings.boxes.to_pixels(place, size))
     if any(not 0 <= number <= side for number, side in zip(place, size * 2, strict=False)):
         rule = "coordinates must be inside the screenshot"
         raise RowProblem("tasks.steps.coordinates_outside_screenshot", rule, place=where, value=f"{value} of {size}")
+    if len(place) == 4 and not ordered:
+        return place[:2] if place[:2] == place[2:] else place
     if len(place) == 4:
         if list(order_box(*place)) != place:
-            rule = "a box must be [x1, y1, x2, y2] with x1 <= x2 and y1 <= y2"
-            raise RowProblem("tasks.steps.box_corners_reversed", rule, place=where, value=value)
+            rule = f"the corners of a box must be in order ({settings.boxes})"
+            remedy = 'Correct the box, or set data.boxes, for example to "xywh".'
+            raise RowProblem("tasks.steps.box_corners_reversed", rule, place=where, value=value, remedy=remedy)
         if place[0] == place[2] or place[1] == place[3]:
             return [(place[0] + place[2]) / 2, (place[1] + place[3]) / 2]
     return place

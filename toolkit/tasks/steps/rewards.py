@@ -6,6 +6,7 @@ screenshot. A part that the answer lacks scores 0. Whether a reward applies depe
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rapidfuzz import fuzz
@@ -29,6 +30,11 @@ EXAMPLE = Sample(
     },
 )
 """The sample of the worked examples in this file."""
+
+SCROLL = replace(
+    EXAMPLE, reference={**EXAMPLE.reference, "action": "SCROLL", "place": [110, 40, 110, 10], "gesture": True}
+)
+"""A gesture from below to above."""
 
 
 def _answer(**values: Any) -> Answer:
@@ -82,24 +88,37 @@ def grounding(sample: Sample, answer: Answer) -> float | None:
 def in_box(sample: Sample, answer: Answer) -> float | None:
     """Return 1 for a point in the reference's box, right and lower edge excluded. None if the reference has no box.
 
+    A gesture must start in the box and have the direction of the reference: the same axis and the same sign.
+
     >>> in_box(EXAMPLE, _answer(place=[119, 49])), in_box(EXAMPLE, _answer(place=[120, 49]))
     (1.0, 0.0)
+    >>> [in_box(SCROLL, _answer(place=place)) for place in ([110, 40, 112, 20], [110, 20, 110, 40], [110, 40])]
+    [1.0, 0.0, 0.0]
     """
-    box = sample.reference["box"]
+    box, place = sample.reference["box"], answer.values.get("place")
     if box is None:
         return None
-    point = _middle(answer.values.get("place"))
+    point: tuple[float, float] | None = None
+    if sample.reference.get("gesture"):
+        if place is not None and _direction(place) == _direction(sample.reference["place"]):
+            point = place[0], place[1]
+    else:
+        point = _middle(place)
     return float(point is not None and box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3])
 
 
 def distance(sample: Sample, answer: Answer) -> float | None:
     """Return 1 minus the distance to the reference's point divided by the screen's diagonal, at least 0.
 
-    None if the reference has no coordinates.
+    For a gesture, it is the mean of both points. None if the reference has no coordinates.
 
     >>> distance(EXAMPLE, _answer(place=[110, 90])), distance(EXAMPLE, _answer())  # 50 pixels of 500
     (0.9, 0.0)
+    >>> [distance(SCROLL, _answer(place=place)) for place in ([110, 40, 110, 10], [110, 10, 110, 40])]
+    [1.0, 0.94]
     """
+    if sample.reference.get("gesture"):
+        return _gesture_distance(sample, answer.values.get("place"))
     expected, point = _middle(sample.reference["place"]), _middle(answer.values.get("place"))
     if expected is None:
         return None
@@ -109,16 +128,28 @@ def distance(sample: Sample, answer: Answer) -> float | None:
 
 
 def iou(sample: Sample, answer: Answer) -> float | None:
-    """Return the box IoU if the reference is a box. None if it is a point or missing.
+    """Return the box IoU if the reference is a box. None if it is a point, a gesture or missing.
 
     >>> area = Sample("e", "steps", "t", (), {}, {**EXAMPLE.reference, "place": [0, 0, 10, 10]})
     >>> iou(area, _answer(place=[0, 0, 10, 5])), iou(area, _answer(place=[5, 5])), iou(EXAMPLE, _answer(place=[1, 2]))
     (0.5, 0.0, None)
     """
     expected, read = sample.reference["place"], answer.values.get("place")
-    if expected is None or len(expected) != 4:
+    if expected is None or len(expected) != 4 or sample.reference.get("gesture"):
         return None
     return box_iou(tuple(read), tuple(expected)) if read is not None and len(read) == 4 else 0.0
+
+
+def inside(sample: Sample, answer: Answer) -> float | None:
+    """Return 1 for coordinates inside the screenshot, 0 for others. None if the answer has no coordinates.
+
+    >>> [inside(EXAMPLE, _answer(place=place)) for place in ([400, 300], [401, 10], None)]
+    [1.0, 0.0, None]
+    """
+    place = answer.values.get("place")
+    if place is None:
+        return None
+    return float(all(0 <= number <= side for number, side in zip(place, sample.fields["size"] * 2, strict=False)))
 
 
 def memory(sample: Sample, answer: Answer) -> float | None:
@@ -256,6 +287,22 @@ def _middle(place: Sequence[float] | None) -> tuple[float, float] | None:
     if place is None:
         return None
     return (place[0], place[1]) if len(place) == 2 else ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
+
+
+def _direction(place: Sequence[float]) -> tuple[int, bool] | None:
+    """Return the main axis of a gesture (0 for x), and whether it goes right or down. None for a point."""
+    if len(place) != 4:
+        return None
+    x, y = place[2] - place[0], place[3] - place[1]
+    return (0, x > 0) if abs(x) > abs(y) else (1, y > 0)
+
+
+def _gesture_distance(sample: Sample, read: Sequence[float] | None) -> float:
+    if read is None or len(read) != 4:
+        return 0.0
+    expected = sample.reference["place"]
+    away = (math.dist(expected[:2], read[:2]) + math.dist(expected[2:], read[2:])) / 2
+    return max(0.0, 1 - away / math.hypot(*sample.fields["size"]))
 
 
 def _unread(answer: Answer) -> str:

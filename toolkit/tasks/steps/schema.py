@@ -35,7 +35,15 @@ from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
-from toolkit.scoring.regions import COORDINATES, Coordinates, choose_coordinates
+from toolkit.scoring.regions import (
+    BOX_FORMATS,
+    COORDINATES,
+    XYXY,
+    BoxFormat,
+    Coordinates,
+    CoordinatesKey,
+    choose_coordinates,
+)
 from toolkit.tasks.steps.agent_memory import EMPTY, AgentMemory, thin
 from toolkit.tasks.steps.reference import Note, agent_memory_after, read_reference
 
@@ -89,8 +97,12 @@ class Steps(Section):
     """Parts of an answer, in the order of the row."""
     actions: tuple[str, ...] = ("CLICK", "SCROLL", "ZOOM", "SEGMENT", "TEXT", "COMPLETE")
     """Allowed actions. Rows with another action are unusable."""
-    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
-    """Convention for coordinates in completions. ``auto`` is that of the model family."""
+    gestures: tuple[str, ...] = ("SCROLL",)
+    """Actions whose coordinates can be four numbers for a start and an end point, in this order. Four numbers of any
+    other action are a box."""
+    coordinates: CoordinatesKey = "auto"
+    """Convention for coordinates in completions. ``auto`` is that of the model family. thousand_yx has y first.
+    locations are the tokens of PaliGemma."""
     places: Literal["pixels", "thousand", "hundred", "unit"] = "pixels"
     """Convention for coordinates in the rows: pixels of the screenshot, or 0 to 1000, 100 or 1 along each side."""
     task_start: int | None = Field(None, ge=0)
@@ -116,6 +128,9 @@ def check_settings(recipe: Recipe) -> Iterator[Problem]:
     if steps.task_start is not None and steps.task_end is not None and steps.task_start > steps.task_end:
         rule = f"must be at least task_start (={steps.task_start})"
         yield Problem("recipe.task_range_reversed", rule, "data.steps.task_end", steps.task_end, "Correct the range.")
+    if BOX_FORMATS.get(recipe.dataset.boxes, XYXY).unit != "pixels":
+        rule, remedy = "must have no unit for the task steps", "Name the unit in data.steps.places."
+        yield Problem("recipe.steps_box_unit", rule, "data.boxes", recipe.dataset.boxes, remedy)
     yield from _memory_fractions_fit(steps)
 
 
@@ -134,11 +149,15 @@ def _memory_fractions_fit(steps: Steps) -> Iterator[Problem]:
 
 def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
     """Return the changes for a dry run: the model family's convention, and values that synthetic rows have."""
-    steps: Steps = recipe.settings
-    coordinates = choose_coordinates(steps.coordinates, recipe.model.name, "data.steps.coordinates").name
+    coordinates = _coordinates(recipe).name
     defaults = Steps()
-    names = ("actions", "places", "task_start", "task_end") if synthetic else ()
+    names = ("actions", "gestures", "places", "task_start", "task_end") if synthetic else ()
     return {"coordinates": coordinates, **{name: getattr(defaults, name) for name in names}}
+
+
+def _coordinates(recipe: Recipe) -> Coordinates:
+    model = recipe.model
+    return choose_coordinates(recipe.settings.coordinates, model.name, "data.steps.coordinates", model.family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +172,8 @@ class StepSettings:
     max_side: int
     seed: int
     on_gap: str
+    gestures: tuple[str, ...] = ("SCROLL",)
+    boxes: BoxFormat = XYXY
     drop_memory: float = 0.0
     corrupt_memory: float = 0.0
     task_start: int | None = None
@@ -162,6 +183,10 @@ class StepSettings:
     def shows_memory(self) -> bool:
         """Whether any memory is in the prompt."""
         return bool({"short_term", "long_term"} & set(self.sections))
+
+    def is_gesture(self, action: str) -> bool:
+        """Return whether four coordinates of the action are a start and an end point."""
+        return fold(action) in {fold(one) for one in self.gestures}
 
     def known_action(self, text: str) -> str | None:
         """Return the recipe's spelling of an action, or None if the recipe has no such action."""
@@ -180,11 +205,13 @@ def step_settings(recipe: Recipe, split: str) -> StepSettings:
         sections=steps.sections,
         answer=steps.answer,
         actions=steps.actions,
-        coordinates=choose_coordinates(steps.coordinates, recipe.model.name, "data.steps.coordinates"),
+        coordinates=_coordinates(recipe),
         places=COORDINATES[steps.places],
         max_side=recipe.images.max_side,
         seed=recipe.run.seed,
         on_gap=steps.on_gap,
+        gestures=steps.gestures,
+        boxes=BOX_FORMATS.get(recipe.dataset.boxes, XYXY),
         drop_memory=steps.drop_memory if training else 0.0,
         corrupt_memory=steps.corrupt_memory if training else 0.0,
         task_start=steps.task_start if training else None,
@@ -197,8 +224,8 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
 
     ``fields``: question (the goal), task, place and length (position among the steps of its task, from 1), memory
     (AgentMemory before the step), size (of the screenshot), frame, settings, application, notes. ``reference``: action,
-    target, place (a point or box in pixels, or None), box, short_term, long_term, reason, parts, and previous (action,
-    target and place of the previous step, or None).
+    target, place (a point, box or gesture in pixels, or None), gesture (whether it is one), box, short_term, long_term,
+    reason, parts, and previous (action, target and place of the previous step, or None).
 
     Raises:
         RowProblem: The task, goal, screenshot or action is missing, JSON or coordinates are invalid, the step is

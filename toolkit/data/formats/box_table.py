@@ -1,0 +1,218 @@
+"""Tables with one box for each row, such as those of VinDr-CXR and NIH, grouped into one row for each image.
+
+A table is recognized by a column of images, one of classes, and either four columns of corners, or boxes and a repeated
+image. Columns that are equal in all rows of an image are kept.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.json_stream import Record
+from toolkit.errors import DataError
+from toolkit.scoring.regions import box_iou
+
+NAME = "table of boxes"
+NIH = "NIH BBox_List_2017"
+
+_IMAGES = (
+    *("image", "imageid", "imagename", "imagepath", "imageindex", "imagefile"),
+    *("filename", "filepath", "file", "path", "imgname", "imgid"),
+)
+_LABELS = (
+    *("classname", "labelname", "categoryname", "label", "class", "category", "celltype", "findinglabel"),
+    *("finding", "pathology", "abnormality", "disease", "dx", "diagnosis"),
+)
+_CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"))
+_BOXES = ("bbox", "box")
+_READERS = ("radid", "reader", "readerid", "annotator", "annotatorid")
+_OTHER_TASKS = frozenset(
+    {"question", "answer", "instruction", "messages", "conversations", "options", "output", "report"}
+)
+"""Columns of rows whose boxes belong to a text."""
+
+_WITHOUT = frozenset({"nofinding", "nofindings"})
+_NIH_HEADER = "image index,finding label,bbox [x"
+
+
+def _fold(name: object) -> str:
+    return "".join(letter for letter in str(name).lower() if letter.isalnum())
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Names of the columns: image, class, four corners or one box, and reader. Empty for a missing column."""
+
+    image: str
+    label: str
+    corners: tuple[str, ...]
+    box: str
+    reader: str
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "_Columns | None":
+        names = {_fold(name): name for name in reversed(list(row))}
+        image, label = (next((names[name] for name in known if name in names), None) for known in (_IMAGES, _LABELS))
+        corners = next((tuple(names[one] for one in four) for four in _CORNERS if set(four) <= names.keys()), ())
+        box, reader = (next((names[name] for name in known if name in names), "") for known in (_BOXES, _READERS))
+        if image is None or label is None or not (corners or box) or not _OTHER_TASKS.isdisjoint(names):
+            return None
+        return cls(image, label, corners, "" if corners else box, reader)
+
+    @property
+    def used(self) -> frozenset[str]:
+        return frozenset({self.image, self.label, *self.corners, self.box, self.reader})
+
+
+@dataclass(slots=True)
+class _Image:
+    """The boxes of one image: class, numbers or the cell of the box, and reader. ``others`` has the other columns."""
+
+    others: dict[str, Any]
+    boxes: list[tuple[str, Any, str]] = field(default_factory=list)
+
+
+def _matches(look: Look) -> bool:
+    rows = look.objects
+    if not rows or (columns := _Columns.of(rows[0])) is None:
+        return False
+    if columns.corners:
+        return True
+    images = [row.get(columns.image) for row in rows]
+    # A table with one box and many other columns can also have one row for each image.
+    return len(set(map(str, images))) < len(images) and not any(isinstance(row.get(columns.box), dict) for row in rows)
+
+
+def _records(reading: Reading) -> Iterator[Record]:
+    images: dict[str, _Image] = {}
+    columns: _Columns | None = None
+    for name, row, _ in reading.rows():
+        columns = columns or (_Columns.of(row) if isinstance(row, dict) else None)
+        if columns is None or not isinstance(row, dict) or columns.image not in row:
+            reading.skipped.add("a record must have the columns of the table", name, "data.record_not_object")
+            continue
+        _add(images, row, columns, reading, name)
+    if columns is None:
+        return
+    unit = _unit(images) if columns.corners else None
+    for image, found in images.items():
+        _check_readers(image, found, reading)
+        boxes = [list(numbers) if columns.corners else numbers for _, numbers, _ in found.boxes]
+        own: dict[str, Any] = {"boxes": boxes, "labels": [label for label, _, _ in found.boxes], "source_format": NAME}
+        if unit is not None:
+            own["box_format"] = unit
+        yield image, {**found.others, "image": image, **own}, None
+
+
+def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, reading: Reading, name: str) -> None:
+    """Add a row to its image. Columns whose values differ between the rows of an image are left out."""
+    image, label = str(row[columns.image]).strip(), str(row.get(columns.label) or "").strip()
+    others = {key: value for key, value in row.items() if key not in columns.used and _fold(key) != "classid"}
+    known = images.setdefault(image, _Image(others))
+    for key in [key for key, value in known.others.items() if others.get(key) != value]:
+        del known.others[key]
+        rule = "columns that differ between the rows of an image are left out"
+        reading.notes.add(rule, f"{name}: {key}", "data.box_table_column_differs")
+    cells = [row.get(one) for one in columns.corners] if columns.corners else [row.get(columns.box)]
+    if _fold(label) in _WITHOUT:
+        return
+    if not label or any(cell is None or cell == "" or cell != cell for cell in cells):
+        rule = "a row must have a class and a box, or the class No finding"
+        reading.skipped.add(rule, f"{name}: {dict(row)}"[:100], "data.box_table_row_incomplete")
+        return
+    reader = str(row.get(columns.reader, "")) if columns.reader else ""
+    if not columns.corners:
+        known.boxes.append((label, cells[0], reader))
+        return
+    numbers = tuple(_number(cell) for cell in cells)
+    if any(math.isnan(number) for number in numbers):
+        rule = "the corners of a box must be numbers"
+        reading.skipped.add(rule, f"{name}: {cells}", "data.box_table_not_number")
+        return
+    known.boxes.append((label, numbers, reader))
+
+
+def _number(cell: Any) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _unit(images: Mapping[str, _Image]) -> str:
+    """Return the format of the corners: fractions of the image if no number of the whole table is above 1."""
+    numbers = [number for image in images.values() for _, box, _ in image.boxes for number in box]
+    return "xyxy unit" if numbers and max(numbers) <= 1 else "xyxy"
+
+
+def _check_readers(image: str, found: _Image, reading: Reading) -> None:
+    """Count images of several readers.
+
+    Raises:
+        DataError: Two readers marked the same finding, which would be two boxes of the reference.
+    """
+    if len({reader for _, _, reader in found.boxes}) < 2:
+        return
+    reading.notes.add("the boxes of several readers are one list", image, "data.box_table_several_readers")
+    for (label, box, reader), (other_label, other_box, other) in combinations(found.boxes, 2):
+        same = reader != other and label == other_label and isinstance(box, tuple)
+        if same and box_iou(box, other_box) > 0.5:
+            raise DataError(
+                "data.box_table_marked_twice",
+                "a finding must have one box, but two readers marked the same one",
+                place=f"{reading.look.path}: {image}",
+                value=f"{label} by {reader} and {other}",
+                remedy="Keep the rows of one reader for each image, or merge their boxes.",
+            )
+
+
+def _is_nih(look: Look) -> bool:
+    if look.suffix != ".csv":
+        return False
+    with look.path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        return stream.readline().lower().startswith(_NIH_HEADER)
+
+
+def _nih_records(reading: Reading) -> Iterator[Record]:
+    """Yield a row for each image. The header "Bbox [x,y,w,h]" spreads over four columns, and empty ones follow."""
+    images: dict[str, dict[str, Any]] = {}
+    with reading.look.path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = csv.reader(stream)
+        next(rows)
+        for cells in rows:
+            if not any(cells):
+                continue
+            numbers = [_number(cell) for cell in cells[2:6]]
+            if len(numbers) < 4 or any(map(math.isnan, numbers)) or not cells[0].strip() or not cells[1].strip():
+                rule = "a row must have an image, a class and four numbers"
+                reading.skipped.add(rule, f"line {rows.line_num}: {cells}", "data.box_table_row_incomplete")
+                continue
+            x, y, width, height = numbers
+            name = cells[0].strip()
+            found = images.setdefault(name, {"image": name, "boxes": [], "labels": []})
+            found["boxes"].append([x, y, x + width, y + height])
+            found["labels"].append(cells[1].strip())
+    for name, found in images.items():
+        # 00013118_008.png is an image of patient 13118, which its list of images names in the same way.
+        patient = {"patient_id": name.partition("_")[0]} if name.partition("_")[0].isdigit() else {}
+        yield name, {**found, **patient, "box_format": "xyxy", "source_format": NIH}, None
+
+
+BOX_TABLE = Format(
+    name=NAME,
+    description="one row for each box, with columns such as image, label, x_min, y_min, x_max, y_max",
+    matches=_matches,
+    records=_records,
+)
+NIH_BOXES = Format(
+    name=NIH,
+    description="a .csv file with the columns Image Index, Finding Label, Bbox [x,y,w,h]",
+    matches=_is_nih,
+    records=_nih_records,
+    files=lambda look: (look.path,),
+    splits=lambda look: (),
+)

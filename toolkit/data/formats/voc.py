@@ -1,0 +1,97 @@
+"""Pascal VOC: an XML file for each image, with corners that count from 1 and include the last pixel.
+
+The corners become exclusive: xmin 1 and xmax 10 are the pixels 0 to 9, so x1 is 0 and x2 is 10. A box that LabelImg
+wrote from 0 on is therefore up to one pixel too far to the upper left.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse
+
+from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.json_stream import Record
+
+NAME = "Pascal VOC"
+IMAGES = "JPEGImages"
+
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def _files(look: Look) -> tuple[Path, ...]:
+    """Return the XML files of a file, of a folder, or of its folder Annotations."""
+    if not look.is_folder:
+        return (look.path,) if look.suffix == ".xml" else ()
+    own = tuple(file for file in look.files if file.suffix.lower() == ".xml")
+    if own:
+        return own
+    folder = next((one for one in look.folders if one.name == "Annotations"), None)
+    return tuple(sorted(folder.glob("*.xml"))) if folder else ()
+
+
+def _matches(look: Look) -> bool:
+    files = _files(look)
+    return bool(files) and _is_voc(files[0])
+
+
+def _is_voc(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return b"<annotation" in stream.read(1 << 12)
+
+
+def _records(reading: Reading) -> Iterator[Record]:
+    look = reading.look
+    prefix = f"{IMAGES}/" if any(one.name == IMAGES for one in look.folders) else ""
+    for file in _files(look):
+        try:
+            root = parse(file).getroot()
+        except (ParseError, DefusedXmlException, OSError) as error:
+            reading.skipped.add("an annotation must be a valid XML file", f"{file.name}: {error}", "data.voc_not_xml")
+            continue
+        name = (root.findtext("filename") or "").strip()
+        if not name:
+            reading.skipped.add("an annotation must name its image", file.name, "data.voc_image_missing")
+            continue
+        yield file.stem, {"id": file.stem, "image": prefix + name, **_size(root), **_objects(root, file, reading)}, None
+
+
+def _size(root: Element) -> dict[str, int]:
+    found = {side: _number(root.findtext(f"size/{side}")) for side in ("width", "height")}
+    sizes = {side: int(value) for side, value in found.items() if value}
+    return sizes if len(sizes) == 2 else {}
+
+
+def _objects(root: Element, file: Path, reading: Reading) -> dict[str, Any]:
+    boxes, labels = [], []
+    for number, one in enumerate(root.iter("object"), 1):
+        edges = [_number(one.findtext(f"bndbox/{edge}")) for edge in _EDGES]
+        label = (one.findtext("name") or "").strip()
+        example = f"{file.name}, object {number}"
+        if not label or None in edges:
+            rule = "an object must have a name and a box of four numbers"
+            reading.skipped.add(rule, example, "data.voc_object_malformed")
+            continue
+        x1, y1, x2, y2 = (edge for edge in edges if edge is not None)
+        boxes.append([x1 - 1, y1 - 1, x2, y2])
+        labels.append(label)
+    return {"boxes": boxes, "labels": labels, "box_format": "xyxy", "source_format": NAME}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+VOC = Format(
+    name=NAME,
+    description="an .xml file with an annotation for each image, in a folder or in its folder Annotations",
+    matches=_matches,
+    records=_records,
+    files=_files,
+    splits=lambda look: (),
+)

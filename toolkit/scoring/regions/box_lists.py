@@ -1,0 +1,159 @@
+"""Lists of labelled boxes in completions: JSON, location tokens, or one line for each box. Nothing is guessed.
+
+A part that cannot be parsed is reported. Numbers are in the convention of the model, whatever the key of a box is.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.scoring.regions.box_text import box_of, parse_box, write_box
+from toolkit.scoring.regions.boxes import Box
+from toolkit.scoring.regions.coordinates import Frame
+from toolkit.scoring.regions.detection import MAX_BOXES, Labelled
+
+NONE = "none"
+"""A list without boxes, in the formats other than JSON."""
+
+CUT_OFF = "the list of boxes is not complete (was the completion cut off?)"
+MALFORMED = "a box is not four numbers with an area between them"
+NO_LABEL = "a box has no label"
+NO_LIST = "no list of boxes, and no statement that there are none"
+TOO_MANY = f"more than {MAX_BOXES} boxes are named"
+"""Problems of a completion or of a part of it."""
+
+_FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
+_TOKENS = re.compile(r"((?:<loc\d{4}>){4})([^<;\n]*)")
+_TOKEN = re.compile(r"<loc\d*>?")
+_LINE = re.compile(r"([^\n]*?)<bbox>([^<\n]*)</bbox>", re.IGNORECASE)
+_TAG = re.compile(r"</?\w*>")
+_EMPTY = frozenset({"none", "no finding", "no findings", "nothing", "[]"})
+_BOX_KEYS = ("box_2d", "bbox_2d", "bbox", "box", "bounding_box")
+_LABEL_KEYS = ("label", "class", "name", "category", "class_name")
+
+
+@dataclass(frozen=True, slots=True)
+class BoxList:
+    """Boxes with the label of the text in the order of the text, the reasons of unparsed parts, and a problem."""
+
+    boxes: tuple[Labelled, ...] = ()
+    unread: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def write_boxes(boxes: Sequence[Labelled], frame: Frame, key: str) -> str:
+    """Return a list of boxes in the model's convention: JSON with this key, tokens, or lines if the key is empty.
+
+    >>> from toolkit.scoring.regions import COORDINATES
+    >>> write_boxes([("nodule", (10, 20, 30, 60))], Frame((100, 200), (100, 200), COORDINATES["thousand_yx"]), "box_2d")
+    '[{"box_2d": [100, 100, 300, 300], "label": "nodule"}]'
+    """
+    texts = [(label, write_box(frame, box)) for label, box in boxes]
+    if frame.coordinates.tokens:
+        return " ; ".join(f"{box} {label}" for label, box in texts) or NONE
+    if key:
+        items = (f'{{"{key}": {box}, "label": {json.dumps(label, ensure_ascii=False)}}}' for label, box in texts)
+        return f"[{', '.join(items)}]"
+    return "\n".join(f"{label} <bbox>{box}</bbox>" for label, box in texts) or NONE
+
+
+def parse_boxes(text: str, frame: Frame) -> BoxList:
+    """Return the boxes of a completion in pixels.
+
+    JSON can be in a code fence or inside text, and one object is a list of one. A list that was cut off
+    keeps its complete boxes.
+    """
+    text = fenced[1] if (fenced := _FENCE.search(text)) else text
+    if text.strip().strip(".").lower() in _EMPTY:
+        return BoxList()
+    unread: list[str] = []
+    found = list(_parse_any(text, frame, unread))
+    if len(found) > MAX_BOXES:
+        unread.append(TOO_MANY)
+    if not found:
+        return BoxList(problem=unread[0] if unread else NO_LIST)
+    return BoxList(tuple(found[:MAX_BOXES]), tuple(unread))
+
+
+def _parse_any(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled]:
+    if _TOKEN.search(text):
+        return _from_tokens(text, frame, unread)
+    if "<bbox" in text.lower():
+        return _from_lines(text, frame, unread)
+    return _from_json(text, frame, unread)
+
+
+def _from_tokens(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled]:
+    for tokens, label in _TOKENS.findall(text):
+        yield from _checked(label, parse_box(tokens, frame), unread)
+    if _TOKEN.search(_TOKENS.sub("", text)):
+        unread.append(CUT_OFF)
+
+
+def _from_lines(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled]:
+    for label, numbers in _LINE.findall(text):
+        yield from _checked(_TAG.sub(" ", label), parse_box(numbers, frame), unread)
+    if "<bbox" in _LINE.sub("", text).lower():
+        unread.append(CUT_OFF)
+
+
+def _from_json(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled]:
+    """Yield the boxes of the objects in the text. Each object is decoded on its own, so that a cut list is no loss."""
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, start)
+        except (ValueError, RecursionError):
+            if any(f'"{key}"' in text[start:] for key in _BOX_KEYS):
+                unread.append(CUT_OFF)
+            return
+        for one in _objects(value):
+            numbers = _first(one, _BOX_KEYS)
+            label = _first(one, _LABEL_KEYS)
+            yield from _checked(label if isinstance(label, str) else "", _box(numbers, frame), unread)
+        start = text.find("{", end)
+    if text.rstrip().endswith(("[", ",")):
+        unread.append(CUT_OFF)
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects with a box, on any level."""
+    if isinstance(value, Mapping):
+        folded = {str(key).lower(): one for key, one in value.items()}
+        if any(key in folded for key in _BOX_KEYS):
+            yield folded
+        else:
+            for one in value.values():
+                yield from _objects(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _objects(one)
+
+
+def _box(value: Any, frame: Frame) -> Box | None:
+    if isinstance(value, str):
+        return parse_box(value, frame)
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    if any(isinstance(one, bool) or not isinstance(one, int | float) for one in value):
+        return None
+    if not all(math.isfinite(one) and abs(one) < 1e6 for one in value):
+        return None
+    return box_of(value, frame)
+
+
+def _checked(label: str, box: Box | None, unread: list[str]) -> Iterator[Labelled]:
+    label = label.strip(" \t\r\n:-–,.;*")
+    if box is None:
+        unread.append(MALFORMED)
+    elif not label:
+        unread.append(NO_LABEL)
+    else:
+        yield label, box
+
+
+def _first(value: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((value[key] for key in keys if key in value), None)

@@ -1,0 +1,274 @@
+"""Rows and settings of the task ``detect``: boxes of any classes, one row for each image.
+
+Source formats such as COCO, Pascal VOC, YOLO and tables with one box for each line give such rows.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from toolkit.data.boxes import BOX_COLUMNS, OBJECT_BOXES, OBJECT_LABELS, objects_of, read_boxes
+from toolkit.data.cells import (
+    cell,
+    coordinate_frame,
+    decoded,
+    extra_fields,
+    fold,
+    image_size,
+    is_missing,
+    texts_of,
+)
+from toolkit.data.row_images import read_group, read_one_image
+from toolkit.data.sample import Sample
+from toolkit.data.task import Found, RowOrigin
+from toolkit.errors import DataError, ImageError, Problem, RowProblem
+from toolkit.images import ImagePolicy, read_image_header
+from toolkit.recipe import Recipe, Section
+from toolkit.recipe.checks import empty_or_repeated
+from toolkit.scoring.regions import Coordinates, CoordinatesKey, choose_coordinates, find_key
+from toolkit.tasks.detect.prompt import QUESTION
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "image_name", "img_name", "image_path", "ImagePath", "file_name", "filename", "image_id"),
+    **BOX_COLUMNS,
+    "objects": ("objects",),
+    "labels": ("labels", "label", "class_name", "classes", "class", "category", "diagnosis", "dx"),
+    "width": ("width",),
+    "height": ("height",),
+}
+
+WITHOUT = frozenset(map(fold, ("no finding", "no findings")))
+"""Labels of images without a box."""
+
+LABELS_DIFFER = ("tasks.detect.labels_and_boxes_differ", "the row must have one label for each box")
+MAX_SHOWN = 5
+CHECKED = 200
+"""Images of a split whose size is compared with their row. Resized copies differ in the first of them."""
+
+
+class Detect(Section):
+    """Settings of the task ``detect``: the question, the classes and the convention for coordinates."""
+
+    question: str = QUESTION
+    """Text of the question."""
+    classes: tuple[str, ...] | None = None
+    """The classes, in the order of the prompt. Default: those of the training rows in sorted order."""
+    coordinates: CoordinatesKey = "auto"
+    """Convention for coordinates in completions. ``auto`` is that of the model family. thousand_yx has y first.
+    locations are the tokens of PaliGemma."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectSettings:
+    """Settings of ``Detect``, ready to use.
+
+    Attributes:
+        question: the text of the question.
+        classes: the classes in order. None: not known yet.
+        coordinates: the model's convention.
+        key: the key of a box in a JSON list. Empty for tags and tokens.
+        max_side: longest side of an image for the model, in pixels.
+        given: whether the recipe lists the classes, which rows must keep to.
+    """
+
+    question: str
+    classes: tuple[str, ...] | None
+    coordinates: Coordinates
+    key: str
+    max_side: int
+    given: bool = False
+
+
+def check_settings(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the classes differ, also without case and punctuation."""
+    classes = recipe.settings.classes
+    if classes is not None:
+        yield from empty_or_repeated("data.detect.classes", classes)
+        if len({fold(name) for name in classes}) < len(set(classes)):
+            rule = "classes must differ in more than case, blanks and punctuation"
+            yield Problem("recipe.detect_classes_alike", rule, "data.detect.classes", list(classes), "Rename one.")
+
+
+def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
+    """Return the changes for a dry run: the model family's convention, and no classes that synthetic rows lack."""
+    return {"coordinates": _coordinates(recipe).name, **({"classes": None} if synthetic else {})}
+
+
+def detect_settings(recipe: Recipe, split: str) -> DetectSettings:
+    """Return the settings for the rows of one split.
+
+    Raises:
+        RecipeError: The coordinate convention of the model family is unknown.
+    """
+    detect: Detect = recipe.settings
+    coordinates = _coordinates(recipe)
+    return DetectSettings(
+        question=detect.question,
+        classes=detect.classes,
+        coordinates=coordinates,
+        key=find_key(coordinates, recipe.model.name, recipe.model.family),
+        max_side=recipe.images.max_side,
+        given=detect.classes is not None,
+    )
+
+
+def placeholders(settings: DetectSettings) -> dict[str, Any]:
+    """Return the fields of a placeholder reference for ``toolkit predict``."""
+    return {"boxes": [], "labels": []}
+
+
+def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
+    """Return the sample of one row.
+
+    ``fields``: question, classes (empty while they are not known), size (of the image in pixels), frame, settings.
+    ``reference``: labels and boxes (in pixels of the image), as many of each. Both are empty for an image without
+    findings.
+
+    Raises:
+        RowProblem: No image, no boxes, an invalid box, another number of labels, or a label that is no class.
+    """
+    settings: DetectSettings = origin.settings
+    place = f"{origin.file}: {name}"
+    image = read_one_image(name, row, origin)
+    size = image_size(row, origin, image, place)
+    labels, boxes = _labels(row, origin, place), read_boxes(row, origin, size, place)
+    if any(fold(label) in WITHOUT for label in labels):
+        if boxes or len(labels) > 1:
+            rule, remedy = "an image without findings must have no box and no other label", "Correct the row."
+            value = f"{list(labels)}, {len(boxes)} boxes"
+            raise RowProblem("tasks.detect.box_without_finding", rule, place=place, value=value, remedy=remedy)
+        labels = ()
+    if not boxes and not labels:
+        _check_empty(row, origin, place)
+    if len(labels) != len(boxes):
+        value = f"{len(labels)} labels, {len(boxes)} boxes"
+        remedy = "Correct the row, or name the columns in data.columns.labels and data.columns.boxes."
+        raise RowProblem(*LABELS_DIFFER, place=place, value=value, remedy=remedy)
+    if settings.given:
+        labels = _as_classes(labels, settings, place)
+    fields = {
+        "question": settings.question,
+        "classes": settings.classes or (),
+        "size": size,
+        "frame": coordinate_frame(size, settings.max_side, settings.coordinates),
+        "settings": settings,
+    }
+    fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
+    reference = {"labels": list(labels), "boxes": [list(box) for box in boxes]}
+    return Sample(name, "detect", read_group(row, origin, (image,)), (image,), fields, reference)
+
+
+def find_settings(settings: DetectSettings, splits: Mapping[str, Sequence[Sample]]) -> Found:
+    """Return the classes, from the training rows if the recipe lists none.
+
+    Raises:
+        DataError: The training rows have no box, classes are alike, or an image has several rows.
+    """
+    counts = {split: _count(split, samples) for split, samples in splits.items()}
+    classes = settings.classes or tuple(sorted(counts["train"]))
+    if not classes:
+        rule, remedy = "the training rows must have a box", "List the classes in data.detect.classes."
+        raise DataError("tasks.detect.no_boxes", rule, place="[data] train", remedy=remedy)
+    alike = [name for name in classes if sum(fold(name) == fold(other) for other in classes) > 1]
+    if alike:
+        rule = "labels must differ in more than case, blanks and punctuation"
+        raise DataError(
+            "tasks.detect.labels_alike", rule, place="[data] train", value=alike, remedy="Write each class in one way."
+        )
+    return Found({"classes": list(classes)}, tuple(_notes(classes, counts)))
+
+
+def with_found(settings: DetectSettings, values: Mapping[str, Any]) -> DetectSettings:
+    """Return the settings with the result of ``find_settings``."""
+    return replace(settings, classes=tuple(values["classes"]))
+
+
+def _coordinates(recipe: Recipe) -> Coordinates:
+    model = recipe.model
+    return choose_coordinates(recipe.settings.coordinates, model.name, "data.detect.coordinates", model.family)
+
+
+def _labels(row: Mapping[str, Any], origin: RowOrigin, place: str) -> tuple[str, ...]:
+    value = decoded(cell(row, origin, "labels"))
+    if is_missing(value):
+        value = objects_of(row, origin, OBJECT_LABELS)
+    if isinstance(value, list) and any(is_missing(one) for one in value):
+        raise RowProblem("tasks.detect.label_missing", "every box must have a label", place=place, value=value)
+    return texts_of(value)
+
+
+def _check_empty(row: Mapping[str, Any], origin: RowOrigin, place: str) -> None:
+    """Raise a RowProblem unless the row says that its image has no findings, by an empty list or a label."""
+    said = [decoded(cell(row, origin, field)) for field in ("boxes", "bbox", "labels")]
+    said.append(objects_of(row, origin, OBJECT_BOXES))
+    if [] in said or any(isinstance(one, str) and fold(one) in WITHOUT for one in said):
+        return
+    rule = "the row must have boxes, or an empty list for an image without findings"
+    remedy = 'Write [] into the column of the boxes, or "No finding" into that of the labels.'
+    raise RowProblem("tasks.detect.boxes_missing", rule, place=place, value=said[0], remedy=remedy)
+
+
+def _as_classes(labels: Sequence[str], settings: DetectSettings, place: str) -> tuple[str, ...]:
+    classes = {fold(name): name for name in settings.classes or ()}
+    if others := [label for label in labels if fold(label) not in classes]:
+        rule, remedy = "every label must be one of data.detect.classes", "Correct the row, or add the class."
+        raise RowProblem("tasks.detect.label_not_listed", rule, place=place, value=others, remedy=remedy)
+    return tuple(classes[fold(label)] for label in labels)
+
+
+def _count(split: str, samples: Sequence[Sample]) -> Counter[str]:
+    """Return the number of boxes of each class.
+
+    Raises:
+        DataError: An image has several rows, or another size than its row says.
+    """
+    _check_sizes(split, samples[:CHECKED])
+    found: Counter[str] = Counter()
+    rows: dict[str, str] = {}
+    for sample in samples:
+        found.update(sample.reference["labels"])
+        path = str(sample.images[0].path)
+        if path in rows:
+            raise DataError(
+                "tasks.detect.image_repeated",
+                "an image must have one row with all of its boxes, because a row with some of them teaches the model "
+                "to leave the others out",
+                place=split,
+                value=f"rows {rows[path]} and {sample.id} of {sample.images[0].path.name}",
+                remedy="Write lists of boxes and labels, or a table with the columns image, label and four corners.",
+            )
+        rows[path] = sample.id
+    return found
+
+
+def _check_sizes(split: str, samples: Sequence[Sample]) -> None:
+    """Raise a DataError if an image has another size than its row says. A missing image is reported by the scan."""
+    for sample in samples:
+        try:
+            size = read_image_header(sample.images[0], ImagePolicy()).size
+        except ImageError:
+            continue
+        if size != sample.fields["size"]:
+            raise DataError(
+                "tasks.detect.image_size_differs",
+                "an image must have the width and height of its row, because its boxes are in these pixels",
+                place=f"{split}: {sample.id}",
+                value=f"{size[0]} x {size[1]} instead of {' x '.join(map(str, sample.fields['size']))}",
+                remedy="Use the images that were annotated, or scale boxes, width and height to these images.",
+            )
+
+
+def _notes(classes: Sequence[str], counts: Mapping[str, Counter[str]]) -> Iterator[Problem]:
+    train = counts["train"]
+    each = ", ".join(f"{name} {train[name]:,}" for name in classes)
+    yield Problem("tasks.detect.classes_read", f"boxes of each class: {each}", "train")
+    if lacking := [name for name in classes if not train[name]]:
+        rule, remedy = "every class should have training boxes", "Add rows, or remove the class."
+        yield Problem("tasks.detect.class_without_boxes", rule, "train", lacking, remedy)
+    for split, found in counts.items():
+        if others := [f"{name} ({found[name]:,} boxes)" for name in sorted(found) if name not in classes]:
+            rule = "classes of this split should be classes of the training rows. A model cannot name them"
+            yield Problem(
+                "tasks.detect.class_not_in_train", rule, split, ", ".join(others[:MAX_SHOWN]), "Add training rows."
+            )
