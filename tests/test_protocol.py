@@ -15,6 +15,7 @@ from toolkit.errors import ModelError, TrainingError
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, Sampling, TrainingJob
+from toolkit.models.collate import encode_prompts
 from toolkit.models.prompts import Prompts
 from toolkit.training.grpo import build_grpo, make_reward_scorer
 from toolkit.training.preflight import check_images_used
@@ -284,3 +285,61 @@ def test_grpo_needs_a_reward_scorer(backend: Backend, context: Context, tmp_path
     trained = backend.load(context.recipe, None, trainable=True)
     with raises(TrainingError, "training.reward_scorer_missing"):
         build_grpo(backend, trained, job_of(context, "sft", tmp_path))
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    folder = tmp_path_factory.mktemp("conversations")
+    tables: Tables = {
+        "data": {"task": "chat", "synthetic": {"kind": "chest_chat", "train": 24, "test": 4, "size": 64}},
+        "sft": {"max_steps": 2},
+        "grpo": {"max_steps": 1},
+    }
+    with context_of(small_recipe(folder, tables)) as made:
+        yield made
+
+
+@pytest.mark.slow
+def test_sft_learns_the_first_answer_of_a_conversation_too(
+    backend: Backend, conversations: Context, tmp_path: Path
+) -> None:
+    trained = backend.load(conversations.recipe, None, trainable=True)
+    job = job_of(conversations, "sft", tmp_path)
+    rows = [job.rows(number) for number in range(8)]
+    firsts = [next(place for place, one in enumerate(row.messages) if one["role"] == "assistant") for row in rows]
+    prompts = [
+        Row(row.messages[:first], row.images[: _images(row.messages[:first])])
+        for row, first in zip(rows, firsts, strict=True)
+    ]
+    texts = [row.messages[first]["content"][0]["text"] for row, first in zip(rows, firsts, strict=True)]
+    before = sum(map(sum, backend.log_probs(trained, prompts, texts)))
+    build_sft(backend, trained, job).train()
+    assert sum(map(sum, backend.log_probs(trained, prompts, texts))) > before
+
+
+@pytest.mark.slow
+def test_grpo_generates_the_last_turn_after_all_turns_before(
+    backend: Backend, conversations: Context, tmp_path: Path
+) -> None:
+    trained = backend.load(conversations.recipe, None, trainable=True)
+    job = job_of(conversations, "grpo", tmp_path)
+    trainer = build_grpo(backend, trained, job)
+    read: list[list[int]] = []
+    generate = trainer._generate_single_turn
+
+    def record(prompt_ids: Any, *more: Any, **options: Any) -> Any:
+        read.extend(list(map(int, ids)) for ids in prompt_ids)
+        return generate(prompt_ids, *more, **options)
+
+    trainer._generate_single_turn = record
+    trainer.train()
+    evaluated = [
+        encode_prompts(trained, [job.rows(number)], "left")["input_ids"][0].tolist() for number in range(job.count)
+    ]
+    assert len(read) == 8  # 2 prompts x 4 generations
+    assert all(ids in evaluated for ids in read)
+    assert all(any(message["role"] == "assistant" for message in job.rows(n).messages) for n in range(job.count))
+
+
+def _images(messages: list[chat_template.Message]) -> int:
+    return sum(part["type"] == "image" for message in messages for part in message["content"])

@@ -93,19 +93,19 @@ def test_inspect_and_the_run_folder_have_value_and_remedy(tmp_path: Path, capsys
 
 
 def test_the_error_of_too_many_unusable_rows_has_value_row_code_and_remedy(tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.json", [row(0), row(1, answer=["yes"]), row(2, question="")])
+    source = write(tmp_path / "rows.json", [row(0), row(1, answer={"a": "yes"}), row(2, question="")])
     with raises(DataError, "data.too_many_unusable_rows") as caught:
         load_data(recipe(source))
-    for part in ("id1 (row 1): ['yes']", "[data.value_not_text]", "Store one text", "[data.question_missing]"):
+    for part in ("id1 (row 1): {'a': 'yes'}", "[data.value_not_text]", "Store one text", "[data.question_missing]"):
         assert part in str(caught.error)
     assert caught.problem.value == "2 of 3"
 
 
 def test_row_numbers_are_not_shown_if_they_are_not_those_of_the_file(tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.json", [5, row(0), row(1, answer=["yes"])])  # type: ignore[list-item]
+    source = write(tmp_path / "rows.json", [5, row(0), row(1, answer={"a": "yes"})])  # type: ignore[list-item]
     dropped = {one.code: one for one in load_data(recipe(source, max_dropped=0.9)).dropped}
     assert dropped["data.value_not_text"].rows == ()
-    assert dropped["data.value_not_text"].shown == ("id1: ['yes']",)
+    assert dropped["data.value_not_text"].shown == ("id1: {'a': 'yes'}",)
 
 
 def test_no_message_has_base64_or_more_than_2000_characters() -> None:

@@ -193,6 +193,10 @@ class RewardError(ToolkitError):
     """A reward that raised, returned a value outside [0, 1], or does not exist."""
 
 
+class MetricError(ToolkitError):
+    """A custom metric that raised, returned values of another shape, or does not exist."""
+
+
 class ModelError(ToolkitError):
     """A model, processor, adapter or chat template that cannot do what the recipe needs."""
 

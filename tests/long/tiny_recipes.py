@@ -15,6 +15,8 @@ PAIRS = {
     "lesions_tiny": (("sft", "baseline"), ("grpo", "sft")),
     "detect_tiny": (("sft", "baseline"),),
     "steps_tiny": (("sft", "baseline"),),
+    "chat_tiny": (("sft", "baseline"), ("sft", "before")),
+    "report_tiny": (("sft", "baseline"), ("sft", "before")),
 }
 """Recipe -> evaluations whose paired difference must be above 0 (after, before)."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.data.cells import cell, decoded, fold, image_size
 from toolkit.data.json_stream import Row
-from toolkit.data.row_images import read_one_image
+from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, RowProblem
@@ -111,7 +111,8 @@ class FileBoxes:
         place = f"{origin.file}: {name}"
         try:
             numbers = [raw.numbers for raw in raw_boxes(row, origin, place) if raw.format is None]
-            size = image_size(row, origin, read_one_image(name, row, origin), place) if numbers else (0, 0)
+            images = read_images(name, row, origin) if numbers else ()
+            size = image_size(row, origin, images[0], place) if images else (0, 0)
         except RowProblem:
             return
         if min(size) > 0:

@@ -25,6 +25,7 @@ from toolkit.data.columns import MESSAGES, several_turns
 from toolkit.data.conflicts import find_conflicts
 from toolkit.data.episodes import Links
 from toolkit.data.groups import IdentifierBuilder
+from toolkit.data.image_places import place_images
 from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import read_literal
@@ -69,12 +70,12 @@ class RowScan:
     """Column of numbers -> what kind of numbers it has."""
     prompts: NDArray[np.int64] | None = None
     """Keys of the prompts of the usable rows, if the task has ``prompt_key``. They are not stored."""
-    folders: Mapping[str, int] = field(default_factory=dict)
-    """Folder in which image names were searched -> time of its last change. The result is valid until one changes."""
     boxes: BoxFormat | None = None
     """The format of the boxes that the scan found. None if the recipe names it, or the task has no boxes."""
     boxes_found: str = ""
     """The notice about this format. Empty without boxes."""
+    folders: Mapping[str, int] = field(default_factory=dict)
+    """Folder in which image names were searched -> time of its last change. The result is valid until one changes."""
 
 
 def scan_rows(
@@ -103,8 +104,8 @@ class RowScanner:
 
     def __init__(self, task: Task, source: RowOrigin) -> None:
         self.task, self.source = task, source
-        forget_names()  # files may have been added since the last scan
         self._boxes = FileBoxes() if source.boxes is None else None
+        forget_names()  # files may have been added since the last scan
         self._rows: list[int] = []
         self._keys = KeyBuilder()
         self._tally, self._notes = Tally(), Tally()
@@ -131,7 +132,8 @@ class RowScanner:
         if self._boxes is not None:
             self._boxes.add(name, row, self.source)
         try:
-            sample = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
+            read = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
+            sample = place_images(self.task, read, self.source.context)
         except RowProblem as problem:
             problem = _of_conversation(problem, row, self.task)
             self._tally.add_problem(name, _with_column(problem, row), number)
@@ -200,9 +202,9 @@ class RowScanner:
             {column: found for column, found in keys.items() if found is not None},
             self._numbers.done(),
             np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
-            names.changed_at(sorted(self._folders)),
             boxes,
             notice,
+            names.changed_at(sorted(self._folders)),
         )
 
 
@@ -346,7 +348,7 @@ def _load(file: Path) -> RowScan | None:
         links,
         identifiers=identifiers,
         numbers=numbers,
-        folders=folders,
         boxes=BOX_FORMATS.get(notes["boxes"]),
         boxes_found=notes["boxes_found"],
+        folders=folders,
     )

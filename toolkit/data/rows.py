@@ -208,7 +208,7 @@ def _warnings(
         yield Problem("data.no_image_column", rule, name, remedy="Name a column in data.columns.image if there is one.")
     for note in row_scan.links.notes if row_scan.links else ():
         yield Problem("data.order_irregular", note)
-    yield from _about_boxes(task, requested, source, row_scan, name)
+    yield from _box_warnings(task, requested, source, row_scan, name)
     for one in (*index.skipped, *row_scan.dropped):
         yield one.notice("left out")
     for one in (*metadata.noted, *row_scan.noted):
@@ -223,9 +223,10 @@ def _warnings(
         yield Problem("data.blanks_removed", f"blanks around {count:,} values of {column} were removed", name)
 
 
-def _about_boxes(
+def _box_warnings(
     task: Task, requested: RowSettings, source: RowOrigin, row_scan: RowScan, name: str
 ) -> Iterator[Problem]:
+    """Yield how boxes are read, if the recipe does not say it or no row needs it."""
     if task.has_boxes and requested.boxes is not None and "box_format" in source.column:
         rule = "the rows name the format of their boxes, so data.boxes should not be set: it applies only to other rows"
         yield Problem("data.boxes_of_rows", rule, name, str(requested.boxes), "Remove data.boxes.")

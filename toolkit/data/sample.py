@@ -1,8 +1,8 @@
-"""Sample and Answer: a question with its images and reference, and the parsed completion."""
+"""Sample, Answer and Turn: a question with its images and reference, the parsed completion, and a conversation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolkit.images.ref import ImageRef
 
@@ -37,6 +37,13 @@ class Answer:
     problem: str | None = None
     truncated: bool = False
     probabilities: Mapping[str, float] | None = None
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation. ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    text: str
 
 
 Reward = Callable[[Sample, Answer], float | None]

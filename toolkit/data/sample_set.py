@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.data.cells import with_whole_numbers
 from toolkit.data.episodes import Links
+from toolkit.data.image_places import place_images
 from toolkit.data.index import RowIndex
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
@@ -48,7 +49,8 @@ class SampleSet(Sequence[Sample]):
         """
         name, row = self.table[number]
         linked = row if self.links is None else self.links.put(self.table, number, row)
-        return self.task.read(name, with_whole_numbers(linked, self.source.whole), self.source)
+        sample = self.task.read(name, with_whole_numbers(linked, self.source.whole), self.source)
+        return place_images(self.task, sample, self.source.context)
 
     def with_settings(self, settings: Any) -> "SampleSet":
         """Return the same rows, read with other settings of the task."""

@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.data.benchmark import Benchmark
 from toolkit.data.episodes import AgentMemoryFunctions, Links
 from toolkit.data.json_stream import Row
-from toolkit.data.sample import Answer, Reward, Sample
+from toolkit.data.sample import Answer, Reward, Sample, Turn
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
 from toolkit.scoring.regions import XYXY, BoxFormat
@@ -173,6 +173,8 @@ class Task:
         has_boxes: whether rows have boxes in the format of ``data.boxes`` (``toolkit.data.boxes.read_boxes``).
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         agent_memory: episodes and their agent memory. None: rows are independent of each other.
+        turns: Sample -> the turns before the answer, the last one a user turn. SFT also learns their assistant turns.
+            None: one user turn with the question.
         zero_shot: settings of the task for a model that was not trained for it, on a benchmark.
         benchmarks: public datasets of the task, which ``toolkit evaluate --benchmark`` knows by name.
         grouped_by: definition of a group if ``data.group`` names no column and the rows have no column of the patient.
@@ -219,6 +221,7 @@ class Task:
     has_boxes: bool = False
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     agent_memory: AgentMemoryFunctions | None = None
+    turns: Callable[[Sample], tuple[Turn, ...]] | None = None
     grouped_by: str = "each row's first image, or its question without one"
     needs_image: bool = False
     zero_shot: Mapping[str, Any] = field(default_factory=dict)

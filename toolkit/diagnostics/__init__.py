@@ -90,6 +90,8 @@ TINY = (
     "recipes/lesions_tiny.toml",
     "recipes/detect_tiny.toml",
     "recipes/steps_tiny.toml",
+    "recipes/chat_tiny.toml",
+    "recipes/report_tiny.toml",
     "recipes/imagegen_tiny.toml",
 )
 """Shipped recipes of the tiny model. A test checks the list."""

@@ -8,14 +8,14 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.sample import Answer, Sample
-from toolkit.evaluation.evaluation_set import VALIDATION, EvaluationSet
+from toolkit.evaluation.evaluation_set import REFERENCE, VALIDATION, EvaluationSet
 from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.predictions import (
     PARTIAL,
@@ -28,7 +28,7 @@ from toolkit.evaluation.predictions import (
     validation_rows,
 )
 from toolkit.evaluation.results import EvaluationResult, evaluation_stage
-from toolkit.evaluation.scores import Others, make_result
+from toolkit.evaluation.scores import Others, make_result, whole_results
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
 from toolkit.runfolder import write_json, write_text
@@ -54,6 +54,7 @@ def evaluate(
 
     Raises:
         DataError: the split has no rows, or a row is too long.
+        MetricError: a custom metric failed.
         RunError: a file of predictions is incomplete or damaged.
         Interrupted: after a signal. Saved predictions are kept.
     """
@@ -74,8 +75,12 @@ def evaluate(
     for other in folder.glob(PARTIAL.format("*")):
         other.unlink()
     before = {other: earlier_rows(context, evaluation_set, other) for other in earlier}
-    others = Others(baseline_rows(context, evaluation_set), before, validation)
-    result = make_result(context, name, evaluation_set, rows, others)
+    baselines = baseline_rows(context, evaluation_set)
+    result = make_result(context, name, evaluation_set, rows, Others(baselines, before, validation))
+    if evaluation_set.custom:
+        whole = evaluation_set.custom.values(answers[REFERENCE]).whole
+        n, groups = len(rows[REFERENCE]), len({row.group for row in rows[REFERENCE]})
+        result = replace(result, set_metrics={**result.set_metrics, **whole_results(whole, baselines.whole, n, groups)})
     if evaluation_set.agent_memory:
         _write_outputs(folder, evaluation_set, evaluation_set.agent_memory, answers, result)
     return result

@@ -1,7 +1,7 @@
 """Select the samples of an evaluation, and the agent memory of their prompts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
@@ -12,11 +12,13 @@ from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.task import Task
 from toolkit.errors import DataError, warn
 from toolkit.evaluation.answers import score_answer
+from toolkit.evaluation.custom_metrics import CustomMetrics
 from toolkit.evaluation.episodes import Episode, find_episodes
 from toolkit.evaluation.stage_context import Context
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 from toolkit.scoring.statistics import EpisodePosition, ScoredAnswer
+from toolkit.tasks import TASKS
 
 REFERENCE, OWN, OFF = "reference", "own", "off"
 """Agent-memory modes, as in evaluate.memory. Tasks without agent memory have only the first one."""
@@ -41,6 +43,7 @@ class EvaluationSet:
         unreachable: indices of the samples that no rollout reaches.
         validation: samples of the validation split that get class probabilities. Empty: thresholds are chosen on the
             evaluated split.
+        custom: the custom metrics of the recipe. None: there are none.
     """
 
     prompts: Prompts
@@ -50,6 +53,7 @@ class EvaluationSet:
     episodes: tuple[Episode, ...] = ()
     unreachable: tuple[int, ...] = ()
     validation: Sequence[Sample] = ()
+    custom: CustomMetrics | None = None
 
     @classmethod
     def of(cls, context: Context) -> "EvaluationSet":
@@ -60,14 +64,15 @@ class EvaluationSet:
         """
         recipe, samples = context.recipe, held_out(context)
         prompts = Prompts.of(recipe, context.images)
-        agent_memory = prompts.task.agent_memory
+        agent_memory, custom = prompts.task.agent_memory, _custom_metrics(context)
         if agent_memory is None:
-            return cls(prompts, samples, {REFERENCE: ""}, validation=_for_thresholds(context, prompts.task))
+            validation = _for_thresholds(context, prompts.task)
+            return cls(prompts, samples, {REFERENCE: ""}, validation=validation, custom=custom)
         samples, positions = _whole_episodes(samples, agent_memory, recipe)
         modes: Sequence[str] = recipe.evaluation.memory if agent_memory.shown(samples[0]) else ()
         names = {mode: name for mode, name in NAMES.items() if mode in modes} or {REFERENCE: NAMES[OFF]}
         if OWN not in names:
-            return cls(prompts, samples, names, positions)
+            return cls(prompts, samples, names, positions, custom=custom)
         episodes, unreachable = find_episodes(list(positions.values()))
         if not episodes:
             warn(
@@ -77,7 +82,7 @@ class EvaluationSet:
                 value=OWN,
             )
             names = {mode: name for mode, name in names.items() if mode != OWN}
-        return cls(prompts, samples, names, positions, tuple(episodes), tuple(unreachable))
+        return cls(prompts, samples, names, positions, tuple(episodes), tuple(unreachable), custom=custom)
 
     @property
     def task(self) -> Task:
@@ -94,6 +99,11 @@ class EvaluationSet:
         """Return the agent-memory modes."""
         return tuple(self.names)
 
+    def custom_names(self, rows: Sequence[ScoredAnswer]) -> tuple[str, ...]:
+        """Return the names of the custom metrics in rows."""
+        taken = self.custom.taken if self.custom else frozenset(rows[0].scores if rows else ())
+        return tuple(name for name in (rows[0].scores if rows else ()) if name not in taken)
+
     def samples_of(self, mode: str) -> Sequence[Sample]:
         """Return the samples with the agent memory of a mode. That of ``own`` is known only during the rollout."""
         if mode == VALIDATION:
@@ -106,8 +116,27 @@ class EvaluationSet:
         return self.samples
 
     def score_answers(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[ScoredAnswer]:
-        """Return the scores of answers, as rows of an evaluation."""
-        return [score_answer(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
+        """Return the scores of answers, as rows of an evaluation.
+
+        Raises:
+            MetricError: a custom metric failed.
+        """
+        rows = [score_answer(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
+        each = self.custom.values(answers).each if self.custom and rows else {}
+        return [
+            replace(row, scores={**row.scores, **{name: values[number] for name, values in each.items()}})
+            for number, row in enumerate(rows)
+        ]
+
+
+def _custom_metrics(context: Context) -> CustomMetrics | None:
+    entries, task = context.recipe.evaluation.metrics, TASKS[context.recipe.dataset.task]
+    if not entries:
+        return None
+    # The names of the scores are known only from an answer.
+    sample = context.data.train[0]
+    taken = frozenset(task.scores(sample, task.parse(task.target(sample), sample)))
+    return CustomMetrics(entries, context.run.stage_folder("metrics"), taken)
 
 
 def held_out(context: Context) -> SampleSet:

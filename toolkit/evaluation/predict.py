@@ -18,6 +18,7 @@ from typing import Any
 
 from toolkit import tiny
 from toolkit.data.episodes import Memory
+from toolkit.data.image_places import place_images
 from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
@@ -253,7 +254,7 @@ def _sample(
     }
     source = RowOrigin(Path("--question"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
     try:
-        sample = task.read("question", row, source)
+        sample = place_images(task, task.read("question", row, source))
     except RowProblem as problem:
         raise _invalid_question(problem, "--question") from problem
     return replace(sample, fields={**sample.fields, "question": question}, reference={})

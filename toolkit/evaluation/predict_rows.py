@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import Dropped
+from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import DataError, ImageError, warn
 from toolkit.evaluation.answers import Reply, read_reply, reply_of
@@ -119,7 +120,7 @@ def predict_rows(
         rule, remedy = "the table must end in .csv or .jsonl", "Choose another name."
         raise DataError("predict.out_suffix_unknown", rule, place="--out", value=str(request.out), remedy=remedy)
     check_free(request.out, force=request.force)
-    settings = TASKS[recipe.dataset.task].settings(recipe, SPLIT)
+    settings = _settings(run, recipe)
     rows = read_unlabelled_rows(recipe, settings, request.source, request.image_root, request.constants)
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
@@ -142,6 +143,19 @@ def predict_rows(
         rule = "the number of images replaced by a grey square should be 0"
         warn("images.placeholders_used", rule, place=PREDICT, value=used)
     return result
+
+
+def _settings(run: RunFolder, recipe: Recipe) -> Any:
+    """Return the settings of the task, with those that the rows of the run decided, such as the classes.
+
+    Raises:
+        DataError: the run has not read its rows.
+    """
+    task, found = TASKS[recipe.dataset.task], run.result("data", DataResult).found if run.is_done("data") else {}
+    if task.from_rows and task.from_rows.needed and not found:
+        rule = "the run must have read its rows, which decide settings of its task"
+        raise DataError("predict.rows_not_read", rule, place="[data]", remedy="Start the run with toolkit run.")
+    return task.settings_of(recipe, SPLIT, found)
 
 
 @dataclass(frozen=True, slots=True)

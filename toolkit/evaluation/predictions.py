@@ -6,7 +6,7 @@ Every prediction is one flushed line, so that an interrupted evaluation resumes 
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +164,12 @@ class Baselines:
     Attributes:
         rows: label -> rows, with the majority baseline first.
         own: score -> the rows of its own majority baseline.
+        whole: custom metric of the whole set -> its value for the majority baseline.
     """
 
     rows: Mapping[str, Rows]
     own: Mapping[str, Rows]
+    whole: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, score: str) -> dict[str, Rows]:
         """Return label -> the rows of the baselines of a score."""
@@ -179,16 +181,20 @@ def baseline_rows(context: Context, evaluation_set: EvaluationSet) -> Baselines:
 
     samples, task = evaluation_set.samples, evaluation_set.task
 
+    def parsed(texts: Iterable[str]) -> Answered:
+        return [(sample, task.parse(text, sample)) for sample, text in zip(samples, texts, strict=True)]
+
     def scored(texts: Iterable[str]) -> Rows:
-        answers = [(sample, task.parse(text, sample)) for sample, text in zip(samples, texts, strict=True)]
-        return evaluation_set.score_answers(answers, context.recipe)
+        return evaluation_set.score_answers(parsed(texts), context.recipe)
 
     known = _majority(context, evaluation_set)
     majority = {score: scored(answers[sample.id] for sample in samples) for score, answers in known.items()}
     rows = {BASELINE: majority.pop(task.primary)}
     for label, complete in (evaluation_set.agent_memory.baselines if evaluation_set.agent_memory else {}).items():
         rows[label] = scored(map(complete, samples))
-    return Baselines(rows, majority)
+    custom = evaluation_set.custom
+    whole = custom.values(parsed(known[task.primary][sample.id] for sample in samples)).whole if custom else {}
+    return Baselines(rows, majority, whole)
 
 
 @dataclass(frozen=True, slots=True)

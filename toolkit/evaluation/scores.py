@@ -181,7 +181,8 @@ def _views(evaluation_set: EvaluationSet, rows: Mapping[str, Rows], others: Othe
             steps, evaluation_set
         )
     main = views[_title(task.primary, evaluation_set, REFERENCE)]
-    for score in task.also:
+    custom = evaluation_set.custom_names(main.rows)
+    for score in (*task.also, *custom):
         views[_title(score, evaluation_set, REFERENCE)] = _View(score, main.rows, baselines.of(score), main.earlier)
     return views
 
@@ -250,6 +251,17 @@ def _set_results(context: Context, evaluation_set: EvaluationSet, rows: Rows, ot
         )
         for metric, value in estimates(rows).items()
     }
+
+
+def whole_results(
+    values: Mapping[str, float], baseline: Mapping[str, float], n: int, groups: int
+) -> dict[str, SetResult]:
+    """Return custom metrics of a whole set. They have no interval, because the function is called only once."""
+
+    def estimate(value: float | None) -> Estimate:
+        return Estimate(value, n, None, None, "none", groups)
+
+    return {name: SetResult(estimate(value), estimate(baseline.get(name)), {}) for name, value in values.items()}
 
 
 def _probabilities(

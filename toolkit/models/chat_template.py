@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.errors import ModelError
+from toolkit.data.image_places import PLACEHOLDER, split_at_images
+from toolkit.data.sample import Turn
+from toolkit.errors import DataError, ModelError
 
 Message = dict[str, Any]
 _SENTINEL = "SENTINEL"
@@ -27,11 +29,15 @@ class TurnEnd:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Token counts of one row: the text of the prompt, its images, and the answer with its end of turn."""
+    """Token counts of one row: the text of the prompt, its images, and the answer with its end of turn.
+
+    ``earlier`` is the part of ``text`` that SFT supervises too: the earlier assistant turns of a conversation.
+    """
 
     text: int
     images: int
     answer: int
+    earlier: int = 0
 
     @property
     def total(self) -> int:
@@ -41,11 +47,27 @@ class Length:
 
 def conversation(question: str, images: int, system: str | None = None) -> list[Message]:
     """Return a user turn with ``images`` image placeholders and the question, after an optional system turn."""
-    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
-    turns: list[Message] = [{"role": "user", "content": content}]
-    if system:
-        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-    return turns
+    return messages_of([*([Turn("system", system)] if system else []), Turn("user", question)], images)
+
+
+def messages_of(turns: Sequence[Turn], images: int) -> list[Message]:
+    """Return the turns as messages, with an image at each placeholder of a user turn.
+
+    Without placeholders, the images are the first parts of the first user turn.
+    """
+    messages: list[Message] = []
+    placed = any(PLACEHOLDER.search(turn.text) for turn in turns if turn.role == "user")
+    waiting = 0 if placed else images
+    for turn in turns:
+        if turn.role == "user" and placed:
+            parts = list(split_at_images(turn.text))
+            content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+        else:
+            content = [{"type": "text", "text": turn.text}]
+        if turn.role == "user":
+            content, waiting = [*({"type": "image"} for _ in range(waiting)), *content], 0
+        messages.append({"role": turn.role, "content": content})
+    return messages
 
 
 def render_prompt(processor: Any, messages: Sequence[Message]) -> str:
@@ -145,6 +167,83 @@ def encode_text(processor: Any, text: str) -> list[int]:
 def encode_answer(processor: Any, answer: str, end: TurnEnd) -> list[int]:
     """Return the token ids of an answer and its end of turn, which are exactly the supervised tokens of SFT."""
     return [*processor.tokenizer(answer, add_special_tokens=False)["input_ids"], end.id]
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierTurn:
+    """An assistant turn inside a rendered prompt.
+
+    Attributes:
+        end: number of end-of-turn tokens in the prompt before that of this turn.
+        opening: the last special token before the turn. Empty: there is none.
+        header: the text of the template between ``opening`` and an answer, when it is generated.
+        shown: the text of the template between ``opening`` and this turn in the prompt. Most templates have the same.
+        answer: the text of the turn.
+    """
+
+    end: int
+    opening: str
+    header: str
+    shown: str
+    answer: str
+
+
+def earlier_turns(processor: Any, messages: Sequence[Message], end: TurnEnd, place: str = "") -> list[EarlierTurn]:
+    """Return the assistant turns of a prompt, in order.
+
+    Args:
+        processor: The model's processor.
+        messages: The prompt.
+        end: The end of turn.
+        place: The row, for an error.
+
+    Raises:
+        DataError: The chat template changes the text of an assistant turn that is not the last one, for example by
+            removing its reasoning.
+    """
+    answered = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answered:
+        return []
+    whole, special = render_prompt(processor, messages), re.compile(special_pattern(processor))
+    turns = []
+    for number in answered:
+        answer = str(messages[number]["content"][0]["text"])
+        before = render_prompt(processor, messages[:number])
+        # A generation prompt may open or skip a reasoning block, which earlier turns do not have.
+        common = next(
+            (place for place, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before)
+        )
+        found = list(special.finditer(before[:common]))
+        opening, start = (found[-1][0], found[-1].end()) if found else ("", 0)
+        text = whole[start:].partition(end.text)[0].rstrip()
+        if not text.endswith(answer.strip()):
+            raise _changed_turn(place, answer, text)
+        shown = text.removesuffix(answer.strip())
+        turns.append(EarlierTurn(whole[:start].count(end.text), opening, before[start:], shown, answer))
+    return turns
+
+
+def turn_headers(processor: Any, end: TurnEnd) -> tuple[str, str]:
+    """Return the text of the template before an earlier assistant turn, and before an answer that is generated."""
+    turns = (Turn("user", "question"), Turn("assistant", _SENTINEL), Turn("user", "question"))
+    turn = earlier_turns(processor, messages_of(turns, 0), end)[0]
+    return turn.shown, turn.header
+
+
+def _changed_turn(place: str, answer: str, shown: str) -> DataError:
+    return DataError(
+        "data.turn_changed_by_template",
+        "the chat template must keep the text of the assistant turns of a conversation",
+        place=place,
+        value=f"{answer[:80]!r} became {shown[-80:]!r}",
+        remedy="Remove reasoning from earlier assistant turns, or use a model whose chat template keeps it.",
+    )
+
+
+def special_pattern(processor: Any) -> str:
+    """Return a regular expression that matches the model's special tokens."""
+    names = [processor.tokenizer.convert_ids_to_tokens(token) for token in special_ids(processor)]
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
 
 
 def count_tokens(processor: Any, prompt: str, sizes: Sequence[tuple[int, int]], answer: Sequence[int]) -> Length:

@@ -93,7 +93,7 @@ def log_probs(policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> li
 
 def answer_loss(policy: Policy, row: Row) -> float:
     """Return minus the mean log-probability of the answer's tokens. The model's mode does not change."""
-    batch = {name: value.to(policy.model.device) for name, value in collate(policy, [row]).items()}
+    batch = {name: value.to(policy.model.device) for name, value in collate(policy, [row], earlier=False).items()}
     with torch.no_grad():
         return float(policy.model(**batch).loss)
 

@@ -1,7 +1,7 @@
 """Token counts of rows, text and images, before training. Rows that are too long are reported, never truncated."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from toolkit.models.chat_template import (
     Length,
     conversation,
     count_tokens,
+    earlier_turns,
     encode_answer,
     find_turn_end,
     image_tokens,
@@ -110,7 +111,8 @@ def count_lengths(
         on_row: Called with each row number. An exception in it ends the count.
 
     Raises:
-        DataError: A row contains a special token of the model. The error names the row.
+        DataError: A row contains a special token of the model, or the chat template changes an earlier assistant turn.
+            The error names the row.
     """
     count = _counter(processor, prompts, answer_tokens)
     might_exceed = _bound(processor, prompts, answer_tokens, limit)
@@ -173,14 +175,14 @@ def _counter(processor: Any, prompts: Prompts, answer_tokens: int | None) -> Cal
     end = find_turn_end(processor)
 
     def count(sample: Sample) -> Length:
-        prompt = render_prompt(processor, prompts.messages(sample))
-        if answer_tokens is None:
-            answer: Sequence[int] = encode_answer(processor, prompts.task.target(sample), end)
-        else:
-            answer = range(answer_tokens)
-        return count_tokens(
-            processor, prompt, [processor_input_size(ref, prompts.images) for ref in sample.images], answer
-        )
+        messages = prompts.messages(sample)
+        prompt = render_prompt(processor, messages)
+        sizes = [processor_input_size(ref, prompts.images) for ref in sample.images]
+        if answer_tokens is not None:
+            return count_tokens(processor, prompt, sizes, range(answer_tokens))
+        length = count_tokens(processor, prompt, sizes, encode_answer(processor, prompts.task.target(sample), end))
+        turns = earlier_turns(processor, messages, end, sample.id)
+        return replace(length, earlier=sum(len(encode_answer(processor, turn.answer, end)) for turn in turns))
 
     return count
 
@@ -197,9 +199,12 @@ def _bound(processor: Any, prompts: Prompts, answer_tokens: int | None, limit: i
     shapes = [(side, max(1, side // part)) for part in (1, 2, 3, 4, 6, 9, 12)]
     per_image = max(image_tokens(processor, [*shapes, *(shape[::-1] for shape in shapes)])) + (empty[1] - empty[0]) + 16
 
+    def rendered(sample: Sample) -> str:
+        return render_prompt(processor, prompts.messages(sample))
+
     def might_exceed(sample: Sample) -> bool:
         answer = len(prompts.task.target(sample).encode()) + 1 if answer_tokens is None else answer_tokens
-        text = len(prompts.text(sample).encode())
+        text = len((prompts.text(sample) if prompts.task.turns is None else rendered(sample)).encode())
         return empty[0] + text + answer + per_image * len(sample.images) > limit
 
     return might_exceed

@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from toolkit.data.sample import Sample
+from toolkit.data.image_places import prompt_turns, split_at_images
+from toolkit.data.sample import Sample, Turn
 from toolkit.data.task import Task
 from toolkit.errors import DataError
 from toolkit.images import ImageStore
@@ -37,14 +38,29 @@ class Prompts:
         return cls(TASKS[recipe.dataset.task], recipe.prompt, images)
 
     def text(self, sample: Sample) -> str:
-        """Return the context, the question and the instruction. The text never contains the reference."""
+        """Return the context, the question and the instruction. The text never contains the reference.
+
+        Of a conversation, it has the text of all turns.
+        """
+        return "\n".join(turn.text for turn in self.turns(sample))
+
+    def turns(self, sample: Sample) -> list[Turn]:
+        """Return the turns before the answer, without the recipe's system prompt.
+
+        The context precedes the first user turn, and the instruction follows the last one.
+        """
+        turns = list(prompt_turns(self.task, sample))
+        users = [number for number, turn in enumerate(turns) if turn.role == "user"]
         context = [f"{name}: {sample.fields[name]}" for name in self.prompt.context if sample.fields.get(name)]
         instruction = self.task.instruction(sample) if self.prompt.instruction is None else self.prompt.instruction
-        return "\n".join(part for part in (*context, self.task.question(sample), instruction) if part)
+        turns[users[-1]] = _user_turn(turns[users[-1]].text, instruction)
+        turns[users[0]] = _user_turn(*context, turns[users[0]].text)
+        return turns
 
     def messages(self, sample: Sample) -> list[chat_template.Message]:
         """Return the conversation, with a placeholder for each image."""
-        return chat_template.conversation(self.text(sample), len(sample.images), self.prompt.system)
+        system = [Turn("system", self.prompt.system)] if self.prompt.system else []
+        return chat_template.messages_of([*system, *self.turns(sample)], len(sample.images))
 
     def row(self, sample: Sample, *, answer: bool = False) -> Row:
         """Return the conversation and its opened images, for SFT with the reference answer."""
@@ -54,6 +70,10 @@ class Prompts:
     def rows(self, samples: Sequence[Sample], *, answer: bool = False) -> RowSource:
         """Return a function from a row number to the row, whose images are opened on each call."""
         return lambda number: self.row(samples[number], answer=answer)
+
+
+def _user_turn(*parts: str) -> Turn:
+    return Turn("user", "\n".join(part for part in parts if part))
 
 
 def set_image_key(image: Image.Image, key: str) -> Image.Image:
@@ -84,13 +104,17 @@ def render_samples(recipe: Recipe, samples: Sequence[Sample], images: ImageStore
 
 def special_tokens(processor: Any) -> re.Pattern[str]:
     """Return a pattern that matches the model's special tokens."""
-    names = [processor.tokenizer.convert_ids_to_tokens(token) for token in chat_template.special_ids(processor)]
-    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    return re.compile(chat_template.special_pattern(processor))
 
 
 def prompt_texts(sample: Sample, prompts: Prompts, *, with_answer: bool) -> list[str]:
-    """Return the texts of a row that the model reads, with the reference answer for SFT."""
-    texts = [prompts.task.question(sample), *(str(sample.fields.get(name, "")) for name in prompts.prompt.context)]
+    """Return the texts of a row that the model reads, with the reference answer for SFT.
+
+    Placeholders of images are left out, because ``<image>`` is also a special token of some models.
+    """
+    texts = [str(sample.fields.get(name, "")) for name in prompts.prompt.context]
+    texts += [turn.text for turn in prompt_turns(prompts.task, sample)]
+    texts = [part for text in texts for part in split_at_images(text) if part is not None]
     return [*texts, prompts.task.target(sample)] if with_answer else texts
 
 

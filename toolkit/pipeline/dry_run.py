@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 SHOWN_ROWS = 3
 """Training rows that are shown as the model sees them."""
 
-REQUIRED_KEYS = frozenset({"rewards.custom"})
+REQUIRED_KEYS = frozenset({"rewards.custom", "evaluate.metrics"})
 """Keys of files that a dry run needs too."""
 
 Rendered = Sequence[tuple[str, str]]

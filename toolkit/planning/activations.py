@@ -89,7 +89,7 @@ def sft_logits_bytes(model: Architecture, setting: Setting) -> int:
     The loss is computed in slices of at most ``SLICE`` bytes, or of one position. Hidden states of the positions and
     their gradients are added.
     """
-    positions = setting.rows * setting.row.answer
+    positions = setting.rows * setting.row.supervised
     a_slice = min(positions * model.vocabulary * SLICED_BYTES, max(SLICE, model.vocabulary * SLICED_BYTES))
     return a_slice + 2 * setting.value * positions * model.language.width
 

@@ -364,7 +364,9 @@ def _truncated_completions(facts: Facts) -> Iterator[PlanFinding]:
     usual = facts.tokens.percentiles("answer")["p95"]
     for name, section in (("grpo", facts.recipe.grpo), ("evaluate", facts.recipe.evaluate)):
         if section is not None and section.max_completion_tokens < usual:
-            rule = f"should be at least {usual}, the 95th percentile of the tokens of the reference answers"
+            over = sum(length.answer > section.max_completion_tokens for length in facts.tokens.lengths)
+            rule = f"should be at least {usual}, the 95th percentile of the tokens of the reference answers. "
+            rule += f"{over} of {len(facts.tokens.lengths)} rows checked have longer ones"
             place, value = f"[{name}] max_completion_tokens", section.max_completion_tokens
             remedy = "Raise it. Longer answers are truncated and count as wrong."
             yield warning(Problem("plan.answers_cut_off", rule, place, value, remedy))

@@ -361,9 +361,8 @@ def arithmetic_of(gpu: GpuFigures, setting: Setting, model_type: str) -> Arithme
 
 def mean_setting(setting: Setting, model: Architecture, tokens: Tokens) -> Setting:
     """Return the setting with a mean row of ``tokens`` in place of the longest."""
-    parts = (
-        round(float(np.mean([asdict(one)[part] for one in tokens.lengths]))) for part in ("text", "images", "answer")
-    )
+    lengths = [asdict(one) for one in tokens.lengths]
+    parts = (round(float(np.mean([one[part] for one in lengths]))) for part in ("text", "images", "answer", "earlier"))
     return replace(setting, row=row_size(Length(*parts), model.vision, tokens.longest_sizes))
 
 
@@ -414,7 +413,7 @@ def _short(value: float) -> float:
 def sft_step(passes: Passes, speed: Speed, rows: int) -> float:
     """Return the seconds of an optimizer step of ``rows`` rows in micro-batches of ``setting.rows``."""
     at_once = min(passes.setting.rows, rows)
-    seconds = speed.seconds(passes.training(at_once, passes.setting.row.answer))
+    seconds = speed.seconds(passes.training(at_once, passes.setting.row.supervised))
     return math.ceil(rows / at_once) * seconds + rows * image_seconds(passes, speed)
 
 

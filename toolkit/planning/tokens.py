@@ -67,6 +67,13 @@ class RowSize:
     """Patches of all images in the vision tower."""
     sizes: tuple[tuple[int, int], ...] = ()
     """(width, height) of the images as the processor receives them. Empty: unknown."""
+    earlier: int = 0
+    """Tokens of earlier assistant turns, which are part of ``text`` (SFT)."""
+
+    @property
+    def supervised(self) -> int:
+        """Return the tokens that the SFT loss covers."""
+        return self.answer + self.earlier
 
     @property
     def prompt(self) -> int:
@@ -242,12 +249,13 @@ def longest_possible_row(recipe: Recipe, architecture: Architecture) -> Tokens:
 def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], ...] = ()) -> RowSize:
     """Return a row as the memory formulas need it. Its patches follow from its image tokens."""
     if tower is None or not length.images:
-        return RowSize(length.text, length.images, length.answer, 0, 0)
+        return RowSize(length.text, length.images, length.answer, 0, 0, earlier=length.earlier)
     if tower.side is not None:
         count = max(1, round(length.images / (tower.tokens or length.images)))
-        return RowSize(length.text, length.images, length.answer, count, count * (tower.side // tower.patch) ** 2)
+        patches = count * (tower.side // tower.patch) ** 2
+        return RowSize(length.text, length.images, length.answer, count, patches, earlier=length.earlier)
     patches = length.images * tower.merge**2
-    return RowSize(length.text, length.images, length.answer, max(1, len(sizes)), patches, sizes)
+    return RowSize(length.text, length.images, length.answer, max(1, len(sizes)), patches, sizes, length.earlier)
 
 
 def image_token_count(size: tuple[int, int], architecture: Architecture) -> int:
@@ -278,9 +286,11 @@ def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | Non
     if architecture is None:
         rule = "counting tokens needs the model's processor or its configuration, and neither is available"
         raise ModelError("model.tokens_unknown", rule)
-    text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS
+    turns = prompts.turns(sample)
+    text = TEMPLATE * len(turns) + len(prompts.text(sample)) // CHARACTERS
+    earlier = sum(1 + len(turn.text) // CHARACTERS for turn in turns if turn.role == "assistant")
     images = sum(image_token_count(processor_input_size(ref, prompts.images), architecture) for ref in sample.images)
-    return Length(text, images, 1 + len(prompts.task.target(sample)) // CHARACTERS)
+    return Length(text, images, 1 + len(prompts.task.target(sample)) // CHARACTERS, earlier)
 
 
 @dataclass(frozen=True, slots=True)

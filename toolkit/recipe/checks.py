@@ -241,6 +241,20 @@ def custom_rewards_are_well_formed(recipe: Recipe) -> Iterator[Problem]:
         taken.add(name)
 
 
+def custom_metrics_are_well_formed(recipe: Recipe) -> Iterator[Problem]:
+    """Check that custom metrics are ``file.py:function`` with unique names."""
+    names: set[str] = set()
+    for text in recipe.evaluation.metrics:
+        name = text.rpartition(":")[2]
+        if not USER_CODE.fullmatch(text):
+            rule, remedy = "must be file.py:function", "Write it as my_metrics.py:radgraph."
+            yield Problem("recipe.custom_metric_malformed", rule, "evaluate.metrics", text, remedy)
+        elif name in names:
+            rule = f"the name {name} must not be that of another metric"
+            yield Problem("recipe.custom_metric_name_taken", rule, "evaluate.metrics", text, "Rename the function.")
+        names.add(name)
+
+
 def grpo_has_a_reward(recipe: Recipe) -> Iterator[Problem]:
     """Check that GRPO has a reward with a weight above 0."""
     if recipe.grpo and not any(weight > 0 for weight in recipe.reward_weights.values()):
@@ -321,6 +335,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"data", "evaluate"}), whole_tasks_are_evaluated),
     (frozenset({"data", "rewards"}), rewards_are_known),
     (frozenset({"data", "rewards"}), custom_rewards_are_well_formed),
+    (frozenset({"evaluate"}), custom_metrics_are_well_formed),
     (frozenset({"data", "rewards", "grpo"}), grpo_has_a_reward),
     (frozenset({"model", "lora"}), parameters_are_trainable),
     (frozenset({"model"}), model_name_is_valid),
@@ -355,10 +370,10 @@ def missing_files(recipe: Recipe) -> Iterator[Problem]:
         )
     if is_folder_name(recipe.model.name) and not Path(recipe.model.name).is_dir():
         yield missing("recipe.folder_missing", "must be an existing folder", "model.name", recipe.model.name)
-    for reward in recipe.rewards.custom:
-        file = Path(reward.rpartition(":")[0])
+    code = {"rewards.custom": recipe.rewards.custom, "evaluate.metrics": recipe.evaluation.metrics}
+    for key, file in ((key, Path(entry.rpartition(":")[0])) for key, entries in code.items() for entry in entries):
         if not file.is_file():
-            yield missing("recipe.file_missing", "must be an existing file", "rewards.custom", file)
+            yield missing("recipe.file_missing", "must be an existing file", key, file)
 
 
 def _source_exists(source: str) -> bool:

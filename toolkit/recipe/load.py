@@ -35,6 +35,9 @@ _PATHS: frozenset[Key] = frozenset(
     {("model", "adapter"), ("data", "image_root")} | {("data", split) for split in SPLITS} | IMAGEGEN_PATHS
 )
 
+_CODE: tuple[Key, ...] = (("rewards", "custom"), ("evaluate", "metrics"))
+"""Lists of custom code."""
+
 _TASK: Key = ("data", "task")
 
 _MODELS: frozenset[Key] = frozenset(
@@ -279,7 +282,7 @@ def _resolve(value: Any, base: Path, key: Key = (), more: frozenset[Key] = froze
     """
     if isinstance(value, dict):
         return {name: _resolve(inner, base, (*key, name), more) for name, inner in value.items()}
-    if key == ("rewards", "custom") and isinstance(value, list):
+    if key in _CODE and isinstance(value, list):
         return [_absolute_code(name, base) for name in value]
     if key == _TASK and isinstance(value, str) and USER_CODE.fullmatch(value):
         return _absolute_code(value, base)

@@ -378,6 +378,8 @@ class Evaluate(Section):
     """Columns by whose values the score is also reported. Default: those of the task."""
     positive: str | None = None
     """Label that is compared with all others (sensitivity, specificity), such as ``mel``. Default: that of the task."""
+    metrics: tuple[str, ...] = ()
+    """Custom metrics as ``file.py:function``, such as scores by another model. See the page on metrics."""
     probabilities: bool = True
     """For a task with classes, such as classify: compute the probability of each class from its log-probability, for
     AUROC, calibration and thresholds."""

@@ -1,7 +1,7 @@
 """Synthetic chest radiographs as 16-bit PNG: patients, visible findings, drawing, and files."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,42 +108,55 @@ def make_case(seed: int, index: int) -> tuple[ChestCase, Rng]:
 def write_radiographs(
     folder: Path, synthetic: SyntheticData, seed: int, make_questions: MakeQuestions
 ) -> dict[str, Path]:
-    """Write radiographs and questions, and return the JSON file of each split that has rows.
+    """Write radiographs and questions, and return the JSON file of each split that has rows. See ``write_cases``."""
+
+    def write_case(index: int) -> Records:
+        case, rng = make_case(seed, index)
+        light = draw_radiograph(case.finding.name, case.location, synthetic.size, rng)
+        write_radiograph(folder / "images" / f"{case.id}.png", light, rng)
+        return make_questions(case, rng)
+
+    return write_cases(folder, synthetic, write_case, QUESTIONS_PER_IMAGE)
+
+
+def write_cases(
+    folder: Path, synthetic: SyntheticData, write_case: Callable[[int], Records], rows_per_case: int = 1
+) -> dict[str, Path]:
+    """Write the cases of each split, and return the JSON file of each split that has rows.
+
+    Args:
+        folder: an existing folder.
+        synthetic: the numbers of rows.
+        write_case: number of a case -> its records. It writes the images of the case.
+        rows_per_case: number of records of a case.
 
     ``folder`` gets ``train.json``, ``validation.json``, ``test.json`` (object id -> record) and ``images/*.png``. A
-    second call writes the same bytes. No radiograph is in two splits. Each JSON file is written last and atomically.
+    second call writes the same bytes. No case is in two splits. Each JSON file is written last and atomically.
     """
     counts = {"train": synthetic.train, "validation": synthetic.validation, "test": synthetic.test}
     (folder / "images").mkdir(parents=True, exist_ok=True)
     files, first = {}, 0
     for split, rows in counts.items():
-        indices = range(first, first + -(-rows // QUESTIONS_PER_IMAGE))
+        indices = range(first, first + -(-rows // rows_per_case))
         if rows:
-            records = _write_images(folder, indices, (synthetic.size, seed), make_questions)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                records = [record for found in pool.map(write_case, indices) for record in found]
             files[split] = write_json(folder / f"{split}.json", dict(records[:rows]))
         first = indices.stop
     return files
 
 
-def _write_images(folder: Path, indices: range, shape: tuple[int, int], make_questions: MakeQuestions) -> Records:
-    size, seed = shape
-
-    def write_one(index: int) -> Records:
-        case, rng = make_case(seed, index)
-        light = draw_radiograph(case.finding.name, case.location, size, rng)
-        write_radiograph(folder / "images" / f"{case.id}.png", light, rng)
-        return make_questions(case, rng)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [record for pairs in pool.map(write_one, indices) for record in pairs]
-
-
 def draw_radiograph(finding: str, location: str, size: int, rng: Rng) -> Light:
     """Return a radiograph of ``size`` x ``size`` pixels that shows this finding at this location."""
-    large_heart = finding == "Cardiomegaly"
-    light = _draw_chest(size, large_heart, rng)
-    if finding in _DRAW:
-        _DRAW[finding](light, location, rng)
+    return draw_findings([(finding, location)], size, rng)
+
+
+def draw_findings(findings: Sequence[tuple[str, str]], size: int, rng: Rng) -> Light:
+    """Return a radiograph of ``size`` x ``size`` pixels that shows all findings, each with its location."""
+    light = _draw_chest(size, any(name == "Cardiomegaly" for name, _ in findings), rng)
+    for name, location in findings:
+        if name in _DRAW:
+            _DRAW[name](light, location, rng)
     light = _pose(cv2.GaussianBlur(light, (0, 0), size / 256), rng)
     light += rng.normal(0, 0.012, light.shape).astype(np.float32)
     return np.clip(light, 0, 1)

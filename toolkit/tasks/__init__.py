@@ -10,10 +10,12 @@ from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin, SetMetrics, Synthetic, Task
 from toolkit.errors import RowProblem
 from toolkit.recipe.user_code import USER_CODE
+from toolkit.tasks.chat import CHAT
 from toolkit.tasks.classify import CLASSIFY
 from toolkit.tasks.detect import DETECT
 from toolkit.tasks.lesion import LESION
 from toolkit.tasks.mcq import MCQ
+from toolkit.tasks.report_generation import REPORT_GENERATION
 from toolkit.tasks.steps import STEPS
 from toolkit.tasks.user_task import load_task
 from toolkit.tasks.vqa import VQA
@@ -66,7 +68,7 @@ class Tasks(Mapping[str, Task]):
         return "TASKS"
 
 
-TASKS = Tasks((MCQ, VQA, CLASSIFY, LESION, DETECT, STEPS))
+TASKS = Tasks((MCQ, VQA, CLASSIFY, LESION, DETECT, STEPS, CHAT, REPORT_GENERATION))
 
 
 def _reduce_task(task: Task) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from toolkit.errors import warn
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Policy, TrainingJob
+from toolkit.models.chat_template import turn_headers
 from toolkit.models.collate import SftCollator
 from toolkit.models.lengths import TokenLengths
 from toolkit.models.oom import recipe_sizes
@@ -44,6 +45,8 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
 
     def prepare(policy: Policy) -> tuple[TrainingJob, TokenLengths]:
         lengths = check_rows(context, backend, policy, prompts, samples)
+        if prompts.task.turns:
+            _warn_about_template(policy)
         job = TrainingJob(
             recipe=recipe,
             rows=prompts.rows(samples, answer=True),
@@ -62,6 +65,18 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
         rows=len(samples),
         images=context.count_images(STAGE),
     )
+
+
+def _warn_about_template(policy: Policy) -> None:
+    """Warn if the chat template begins an earlier assistant turn differently from an answer."""
+    shown, header = turn_headers(policy.processor, policy.turn_end)
+    if shown != header:
+        warn(
+            "training.template_differs_between_turns",
+            "the chat template should begin earlier assistant turns like answers. SFT learns all turns as answers",
+            place="chat template",
+            value=f"{shown!r} before earlier turns, {header!r} before an answer",
+        )
 
 
 def sft_settings(job: TrainingJob) -> dict[str, object]:

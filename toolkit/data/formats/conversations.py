@@ -32,6 +32,7 @@ _TEXT_TYPES = ("text", "input_text", "output_text")
 _TEXT_KEYS = ("text", "value", "content")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "value", "data", "base64", "source", "file", "bytes")
 
+_NUMBERED = re.compile(r"<image \d+>")
 _EDGES = re.compile(r"^(\s*<image>)+|(<image>\s*)+$")
 
 Turn = tuple[str, Any]
@@ -158,6 +159,8 @@ class _Converter:
             remedy = "Remove one of them."
             raise RowProblem("data.images_in_two_places", rule, value=[*given, *inline], remedy=remedy)
         images = given or inline
+        if any(_NUMBERED.search(message["content"]) for message in messages):
+            return images  # their numbers say where they are, see data/image_places.py
         count = sum(message["content"].count(PLACEHOLDER) for message in messages)
         user = next((message for message in messages if message["role"] == "user"), None)
         if images and not count and user is not None:

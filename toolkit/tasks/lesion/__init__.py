@@ -53,8 +53,8 @@ LESION = Task(
     synthetic=LESIONS,
     dry_run=dry_run_settings,
     placeholders=placeholders,
-    needs_image=True,
     has_boxes=True,
     notes=lambda sample: small_boxes(sample) if "bbox" in sample.fields["requested"] else (),
+    needs_image=True,
     prompt_key=prompt_key,
 )

@@ -4,7 +4,7 @@ from toolkit.data.task import Task
 from toolkit.tasks.vqa.benchmarks import BENCHMARKS
 from toolkit.tasks.vqa.metrics import RESULTS_BY, baseline, labels, scores
 from toolkit.tasks.vqa.parse import parse
-from toolkit.tasks.vqa.prompt import instruction, question, target
+from toolkit.tasks.vqa.prompt import instruction, notes, question, target
 from toolkit.tasks.vqa.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
 from toolkit.tasks.vqa.schema import COLUMNS, Vqa, read
 from toolkit.tasks.vqa.synthetic import CHEST_VQA
@@ -33,6 +33,7 @@ VQA = Task(
     results_by=RESULTS_BY,
     settings_model=Vqa,
     synthetic=CHEST_VQA,
+    notes=notes,
     placeholders=lambda settings: {"answer": "unknown"},
     benchmarks=BENCHMARKS,
 )

@@ -1,0 +1,84 @@
+"""Placeholders of images in the texts of a prompt: ``<image>``, and ``<image 2>`` with the number of the image.
+
+Images without placeholders come first. With placeholders, every image is at the place of its placeholder.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from toolkit.data.sample import Sample, Turn
+from toolkit.data.task import Task
+from toolkit.errors import RowProblem
+
+PLACEHOLDER = re.compile(r"<image(?: (\d+))?>")
+"""``<image>`` is the next image of the row. ``<image 2>`` is the second one, as in MMMU (arXiv 2311.16502)."""
+
+
+def prompt_turns(task: Task, sample: Sample) -> tuple[Turn, ...]:
+    """Return the turns before the answer: those of a conversation, otherwise one user turn with the question."""
+    return task.turns(sample) if task.turns else (Turn("user", task.question(sample)),)
+
+
+def split_at_images(text: str) -> Iterator[str | None]:
+    """Yield the parts of a text that are not empty, with None for each image.
+
+    >>> list(split_at_images("2023: <image> 2024: <image 2>"))
+    ['2023: ', None, ' 2024: ', None]
+    """
+    end = 0
+    for found in PLACEHOLDER.finditer(text):
+        if found.start() > end:
+            yield text[end : found.start()]
+        yield None
+        end = found.end()
+    if end < len(text):
+        yield text[end:]
+
+
+def place_images(task: Task, sample: Sample, context: Sequence[str] = ()) -> Sample:
+    """Return the sample with its images in the order of the placeholders in its prompt.
+
+    An image whose number is repeated is shown again. A sample without placeholders is returned unchanged.
+
+    Args:
+        task: the task of the sample.
+        sample: the sample. Its images are in the order of the row.
+        context: columns for the prompt, which precede the question.
+
+    Raises:
+        RowProblem: the placeholders do not match the images, or one is not in a user turn.
+    """
+    shown = [text for name in context if isinstance(text := sample.fields.get(name), str)]
+    turns = prompt_turns(task, sample)
+    # Nearly all rows have none, and this comparison is much faster than a search.
+    if not any("<image" in text for text in (*shown, *(turn.text for turn in turns))):
+        return sample
+    for turn in turns:
+        if turn.role != "user" and (found := PLACEHOLDER.search(turn.text)):
+            rule = "an image placeholder must be in a user turn"
+            remedy = "Move it into a user turn, or remove it."
+            raise RowProblem("data.image_outside_user_turn", rule, place=turn.role, value=found[0], remedy=remedy)
+    numbers = [found[1] for text in (*shown, *(turn.text for turn in turns)) for found in PLACEHOLDER.finditer(text)]
+    if not numbers:
+        return sample
+    return replace(sample, images=tuple(sample.images[index] for index in _order(numbers, len(sample.images))))
+
+
+def _order(numbers: Sequence[str | None], images: int) -> list[int]:
+    """Return the index of the image at each placeholder, whose numbers are None for ``<image>``."""
+    plain = numbers.count(None)
+    order = list(range(len(numbers))) if plain else [int(number or 0) - 1 for number in numbers]
+    if plain not in (0, len(numbers)):
+        rule = "image placeholders must all be numbered, or none of them"
+        raise RowProblem("data.image_placeholders_mixed", rule, value=_shown(numbers), remedy="Write all of one kind.")
+    if set(order) != set(range(images)):
+        rule = "the image placeholders in the prompt must match the images of the row"
+        remedy = "Correct the placeholders or the images. A row without placeholders shows its images first."
+        value = f"{_shown(numbers)} for {images} {'image' if images == 1 else 'images'}"
+        raise RowProblem("data.image_placeholders_mismatch", rule, value=value, remedy=remedy)
+    return order
+
+
+def _shown(numbers: Sequence[str | None]) -> str:
+    return " ".join("<image>" if number is None else f"<image {number}>" for number in numbers)

@@ -1,0 +1,21 @@
+"""Parse a report in a completion."""
+
+import re
+
+from toolkit.data.sample import Answer, Sample
+from toolkit.tasks.report_generation.sections import headings
+
+NO_REPORT = "there is no report"
+"""Problem of a completion. An evaluation counts answers by problem."""
+
+_FENCE = re.compile(r"\A\s*```[\w-]*\n(.*?)\n?```\s*\Z", re.DOTALL)
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+
+
+def parse(completion: str, sample: Sample) -> Answer:
+    """Return the report in ``values["text"]``, without a code fence and bold type, and its ``headings``."""
+    fenced = _FENCE.fullmatch(completion)
+    text = _BOLD.sub(r"\1", fenced[1] if fenced else completion).strip()
+    if not text:
+        return Answer(completion, {}, NO_REPORT)
+    return Answer(completion, {"text": text, "headings": list(headings(text))})

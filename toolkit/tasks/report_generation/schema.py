@@ -1,0 +1,91 @@
+"""Rows of reports to samples: a column with the report, or one for each of findings and impression."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from toolkit.data.cells import NO_IMAGE, cell, extra_fields, text_of
+from toolkit.data.json_stream import Row
+from toolkit.data.row_images import read_group, read_images
+from toolkit.data.sample import Sample
+from toolkit.data.task import RowOrigin
+from toolkit.errors import RowProblem
+from toolkit.recipe import Section
+from toolkit.tasks.report_generation.sections import CONTEXT, headings, section, split_sections
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "report": ("report", "report_text", "full_report", "answer"),
+    "findings": ("findings", "findings_section"),
+    "impression": ("impression", "impression_section"),
+    "question": ("question", "prompt"),
+    "image": ("image", "images", "image_name", "image_path", "ImagePath"),
+}
+
+SECTIONS = ("findings", "impression")
+"""The sections that ``target`` can choose, in the order of a report."""
+
+NO_REPORT = ("tasks.report_generation.report_missing", "the row must have a report")
+NO_SECTION = ("tasks.report_generation.section_missing", "the row must have the section that the recipe chooses")
+"""Codes and rules of rows that cannot be used."""
+
+CONTEXT_IN_REPORT = (
+    "tasks.report_generation.context_in_report",
+    "the reference has sections that the images do not show, such as INDICATION. Set data.report_generation.target, "
+    "or remove them",
+)
+"""Code and rule of a warning about a row that can be used."""
+
+
+class ReportGeneration(Section):
+    """Settings of the task ``report_generation``: the part of the report to write."""
+
+    target: Literal["report", "findings", "impression"] = "report"
+    """Part of the report to write. ``report`` is the column of the report, otherwise findings and impression with their
+    headings. ``findings`` and ``impression`` are their columns, otherwise the sections of the report."""
+
+
+def read(name: str, row: Row, origin: RowOrigin) -> Sample:
+    """Return the sample of one row.
+
+    ``fields``: question (if the row has one), target, headings (those of the reference, for the instruction), and the
+    columns that the recipe names. ``reference``: report, the text that the model must write.
+
+    Raises:
+        RowProblem: the report, its section, the group or the image is missing, or an image path leaves the image root.
+    """
+    target = origin.settings.target if origin.settings is not None else "report"
+    report = _reference(row, origin, target, f"{origin.file}: {name}")
+    images = read_images(name, row, origin)
+    if not images:
+        raise RowProblem(*NO_IMAGE, place=f"{origin.file}: {name}", value=cell(row, origin, "image"))
+    fields: dict[str, Any] = {"target": target, "headings": headings(report)}
+    if question := text_of(cell(row, origin, "question")):
+        fields["question"] = question
+    fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
+    group = read_group(row, origin, images)
+    return Sample(name, "report_generation", group, images, fields, {"report": report})
+
+
+def placeholders(settings: Any) -> Mapping[str, Any]:
+    """Return a reference with the headings that a prediction writes."""
+    return {"findings": "unknown", "impression": "unknown"}
+
+
+def notes(sample: Sample) -> Iterator[tuple[str, str]]:
+    """Yield a warning if the reference has sections that the images do not show."""
+    if any(heading.lower() in CONTEXT for heading in split_sections(sample.reference["report"])):
+        yield CONTEXT_IN_REPORT
+
+
+def _reference(row: Row, origin: RowOrigin, target: str, place: str) -> str:
+    report = text_of(cell(row, origin, "report"))
+    parts = {name: text_of(cell(row, origin, name)) for name in SECTIONS}
+    if target == "report":
+        joined = "\n".join(f"{name.upper()}:\n{text}" for name, text in parts.items() if text)
+        if text := report or joined:
+            return text
+        raise RowProblem(*NO_REPORT, place=place, remedy="Add it, or name its column in data.columns.report.")
+    if text := parts[target] or section(report, target):
+        return text
+    found = ", ".join([name for name, text in parts.items() if text] + list(split_sections(report))) or "no section"
+    remedy = f"Name its column in data.columns.{target}, or choose another data.report_generation.target."
+    raise RowProblem(*NO_SECTION, place=place, value=f"{target} is missing, found {found}", remedy=remedy)
