@@ -260,3 +260,15 @@ def test_the_list_of_the_nih_is_read_as_published(tmp_path: Path) -> None:
     data = load(tmp_path / "BBox_List_2017.csv")
     assert found(data) == {"00013118_008.png": [("Atelectasis", [25.5, 47, 111.5, 77]), ("Mass", [1, 2, 4, 6])]}
     assert data.train[0].group == "00013118"
+
+
+def test_a_yolo_file_that_cannot_be_read_is_counted_and_not_an_image_without_findings(tmp_path: Path) -> None:
+    for name, encoding in (("a", "utf-8"), ("b", "utf-16")):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{name}.png").write_bytes(b"x")
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n", encoding=encoding)
+    (tmp_path / "classes.txt").write_text("nodule\n", encoding="utf-8")
+    index = open_index(str(tmp_path))
+    assert [name for name, _ in index] == ["images/a"]
+    assert [(one.code, one.count) for one in index.skipped] == [("data.yolo_labels_unreadable", 1)]

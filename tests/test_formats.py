@@ -609,3 +609,94 @@ def test_a_row_that_is_nested_too_deeply_is_counted_or_an_error(tmp_path: Path) 
         except DataError as error:
             found = [error.code]
         assert found in ([], ["data.json_nested_too_deeply"])
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (("train.jsonl", "validate.jsonl", "test.jsonl"), (1, 1, 1)),
+        (("vqarad_train.jsonl", "vqarad_test.jsonl"), (1, 0, 1)),
+        (("part-1.jsonl", "part-2.jsonl"), (2, 0, 0)),
+    ],
+)
+def test_a_word_of_the_file_name_is_the_split(tmp_path: Path, names: tuple[str, ...], counts: tuple[int, ...]) -> None:
+    for number, name in enumerate(names):
+        write(tmp_path / name, json.dumps(qa(number)))
+    data = load_data(recipe(train=str(tmp_path), split={"test": 0}))
+    assert (len(data.train), len(data.validation), len(data.test)) == counts
+
+
+def test_files_with_and_without_a_split_are_not_mixed(tmp_path: Path) -> None:
+    for number, name in enumerate(("train", "eval")):
+        write(tmp_path / f"{name}.jsonl", json.dumps(qa(number)))
+    with raises(DataError, "data.folder_splits_unclear") as caught:
+        load_data(recipe(train=str(tmp_path), split={"test": 0}))
+    assert caught.problem.value == {"eval.jsonl": "no split", "train.jsonl": "train"}
+
+
+def turns(question: str, **answer: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes.", **answer}]
+
+
+@pytest.mark.parametrize("task", ["vqa", "chat"])
+def test_a_conversation_does_not_lose_images_in_another_column(tmp_path: Path, task: str) -> None:
+    rows = [{"messages": turns(f"Question {i}?"), "scan": f"{i}.png"} for i in range(2)]
+    source = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    with raises(DataError, "data.field_without_column") as caught:
+        load_data(recipe(task, train=source, split={"test": 0}))
+    assert 'Did you mean "scan"' in str(caught.error)
+    data = load_data(recipe(task, train=source, split={"test": 0}, columns={"image": "scan"}))
+    assert [[one.path.name for one in row.images] for row in data.train] == [["0.png"], ["1.png"]]
+
+
+@pytest.mark.parametrize("task", ["vqa", "chat"])
+def test_a_conversation_has_the_images_of_numbered_columns(tmp_path: Path, task: str) -> None:
+    row = {"messages": turns("<image><image>Which is normal?"), "image_1": "a.png", "image_2": "b.png"}
+    data = load_data(recipe(task, train=write(tmp_path / "a.jsonl", json.dumps(row)), split={"test": 0}))
+    assert [one.path.name for one in data.train[0].images] == ["a.png", "b.png"]
+    row["messages"] = turns("<image>Which is normal?")
+    with raises(DataError, "data.too_many_unusable_rows") as caught:
+        load_data(recipe(task, train=write(tmp_path / "b.jsonl", json.dumps(row)), split={"test": 0}))
+    assert "data.image_placeholders_mismatch" in str(caught.error)
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"messages": turns("<image>Q?"), "image": "a.png", "images": ["b.png"]}, "data.images_in_two_columns"),
+        ({"messages": turns("Picture 1: <img>a.png</img>\nQ?")}, "data.placeholder_unknown"),
+        ({"messages": turns("<Image>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
+        ({"messages": turns("<image_1>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
+        ({"messages": turns("Q?", weight=0)}, "data.turn_not_trained"),
+        ({"messages": turns("Q?", loss=False)}, "data.turn_not_trained"),
+        ({"messages": turns("Q?"), "system": ["Be brief."]}, "data.system_message_not_text"),
+    ],
+)
+def test_a_conversation_that_would_lose_something_is_counted(tmp_path: Path, row: dict[str, Any], code: str) -> None:
+    good = {"messages": turns("<image>Q?", weight=1), "image": "a.png", "system": None}
+    index = open_index(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, (good, row)))))
+    assert len(index) == 1
+    assert [one.code for one in index.skipped] == [code]
+
+
+def test_names_of_classes_that_differ_in_case_are_an_error(tmp_path: Path) -> None:
+    for name in ("train/NORMAL/a.png", "train/TB/b.png", "test/normal/c.png", "test/TB/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    with raises(DataError, "data.class_named_twice") as caught:
+        open_index(str(tmp_path))
+    assert caught.problem.value == ["test/normal", "train/NORMAL"]
+
+
+def test_folders_of_classes_have_images_of_every_suffix(tmp_path: Path) -> None:
+    for name in ("a/1.pgm", "a/2.JFIF", "b/3.dicom", "b/4.j2k"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [row["image"] for _, row in open_index(str(tmp_path))] == ["a/1.pgm", "a/2.JFIF", "b/3.dicom", "b/4.j2k"]
+
+
+def test_a_table_of_file_names_with_several_splits_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "metadata.csv", "file_name,label\ntrain/a.png,x\ntest/b.png,y\n")
+    with raises(DataError, "data.splits_in_one_table") as caught:
+        open_index(str(tmp_path))
+    assert caught.problem.value == {"train": "train/a.png", "test": "test/b.png"}

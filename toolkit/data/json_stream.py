@@ -154,7 +154,7 @@ def _peek_value(text: str, begin: int) -> tuple[Any, int | None]:
 
 def likely_encoding(content: bytes) -> str:
     """Return the likely encoding of bytes that are not UTF-8, by their byte order mark."""
-    return "UTF-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
+    return "UTF-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "CP1252"
 
 
 def _key_text(quoted: str) -> str:
@@ -274,4 +274,4 @@ class _Window:
 _KEY_RULE = "a key in quotation marks and a colon must follow"
 _COMMA_RULE = "a comma or the closing bracket must follow"
 _AFTER = "nothing must follow the closing bracket"
-_LINES = "If each line is one record, name the file .jsonl."
+_LINES = "Write each record on one line of a .jsonl file, or all records into one list."

@@ -179,7 +179,11 @@ def _without_image_column(task: Task, index: RowIndex, problems: Sequence[Proble
     if not found:
         return [problem for problem in problems if task.needs_image or problem.place != place]
     remedy = f'Name it in {place}. Did you mean "{found[0]}"?'
-    return [replace(problem, remedy=remedy) if problem.place == place else problem for problem in problems]
+    known = [replace(problem, remedy=remedy) for problem in problems if problem.place == place]
+    if not known and "image" in task.columns:  # a task such as chat, which does not need images
+        rule, either = "the column with image paths must be the column of images", "Otherwise remove the column."
+        known = [Problem("data.field_without_column", rule, place, found[0], f"{remedy} {either}")]
+    return [*(problem for problem in problems if problem.place != place), *known]
 
 
 def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, maximum: float) -> None:
