@@ -1,5 +1,6 @@
 """Datasets with boxes: COCO, Pascal VOC, YOLO and tables give one row for each image, with the boxes of the dataset."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -262,13 +263,15 @@ def test_the_list_of_the_nih_is_read_as_published(tmp_path: Path) -> None:
     assert data.train[0].group == "00013118"
 
 
-def test_a_yolo_file_that_cannot_be_read_is_counted_and_not_an_image_without_findings(tmp_path: Path) -> None:
-    for name, encoding in (("a", "utf-8"), ("b", "utf-16")):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "images" / f"{name}.png").write_bytes(b"x")
-        (tmp_path / "labels").mkdir(exist_ok=True)
-        (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n", encoding=encoding)
-    (tmp_path / "classes.txt").write_text("nodule\n", encoding="utf-8")
-    index = open_index(str(tmp_path))
-    assert [name for name, _ in index] == ["images/a"]
-    assert [(one.code, one.count) for one in index.skipped] == [("data.yolo_labels_unreadable", 1)]
+def test_a_compressed_file_of_coco_has_the_same_rows(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 10, 20]}],
+        "categories": [{"id": 2, "name": "nodule"}],
+    }
+    text = json.dumps(content).encode()
+    (tmp_path / "a.json").write_bytes(text)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(text))
+    rows = [list(open_index(str(tmp_path / name))) for name in ("a.json", "a.json.gz")]
+    assert rows[0] == rows[1]
+    assert rows[0][0][1]["boxes"] == [[1, 2, 11, 22]]

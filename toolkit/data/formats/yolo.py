@@ -13,10 +13,10 @@ import yaml  # type: ignore[import-untyped]
 from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
-from toolkit.images.names import is_image_name
 
 NAME = "YOLO"
 SPLITS = ("train", "val", "valid", "validation", "test")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm"})
 
 _LISTS = ("classes.txt", "obj.names", "labels.txt")
 
@@ -44,7 +44,7 @@ def _folders(root: Path, name: str) -> list[Path]:
 
 def _images(look: Look, split: str | None) -> list[Path]:
     folders = _folders(look.path, "images") or [look.path]
-    found = [file for folder in folders for file in sorted(folder.rglob("*")) if is_image_name(file.name)]
+    found = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
     return [file for file in found if split is None or split in _inside(file, look.path)]
 
 
@@ -67,10 +67,6 @@ def _records(reading: Reading) -> Iterator[Record]:
     for image in images:
         file = _labels_of(image, root)
         used.add(file)
-        if file.is_file() and (problem := _unreadable(file)):
-            rule = "a file of labels must be readable as UTF-8"
-            reading.skipped.add(rule, file.name, "data.yolo_labels_unreadable", problem, "Write the file again.")
-            continue
         boxes, labels = [], []
         if not file.is_file():
             rule = "an image without a file of labels has no findings"
@@ -125,15 +121,6 @@ def _numbers(line: str) -> list[float] | None:
         return None
     whole = bool(found) and found[0].is_integer()
     return found if whole and (len(found) == 5 or (len(found) >= 7 and len(found) % 2)) else None
-
-
-def _unreadable(file: Path) -> str:
-    """Return why a file cannot be read, or nothing. Its image would have no findings otherwise."""
-    try:
-        file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        return str(error)
-    return ""
 
 
 def _lines(file: Path) -> list[str]:
