@@ -664,7 +664,7 @@ def test_a_conversation_has_the_images_of_numbered_columns(tmp_path: Path, task:
     ("row", "code"),
     [
         ({"messages": turns("<image>Q?"), "image": "a.png", "images": ["b.png"]}, "data.images_in_two_columns"),
-        ({"messages": turns("Picture 1: <img>a.png</img>\nQ?")}, "data.placeholder_unknown"),
+        ({"messages": turns("Scan 1: <img>a.png</img>\nQ?")}, "data.placeholder_unknown"),
         ({"messages": turns("<Image>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
         ({"messages": turns("<image_1>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
         ({"messages": turns("Q?", weight=0)}, "data.turn_not_trained"),
