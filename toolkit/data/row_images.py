@@ -122,6 +122,12 @@ def numbered_column(usual: Sequence[str], available: Sequence[str]) -> str | Non
     return found[min(found)] if found and min(found) <= 1 else None
 
 
+def have_no_images(rows: Sequence[Row], column: str) -> bool:
+    """Return whether a column of images, and those of its further numbers, are empty in all rows."""
+    cells = (row.get(name) for row in rows for name in _series(column, tuple(row)))
+    return all(is_missing(value) or value in ([], "[]") for value in cells)
+
+
 def image_columns(rows: Sequence[Row]) -> list[str]:
     """Return the columns in which most values look like image paths."""
     columns = dict.fromkeys(column for row in rows for column in row)
