@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -523,6 +524,22 @@ def no_rows(file: Path) -> DataError:
     with pytest.raises(DataError) as caught:
         open_index(str(file))
     return caught.value
+
+
+def test_an_annotation_with_another_image_than_its_question_is_counted(tmp_path: Path) -> None:
+    questions = [{"question_id": number, "image_id": number, "question": "Q?"} for number in (1, 2)]
+    answers = [{"question_id": 1, "image_id": 1}, {"question_id": "2", "image_id": 7}]
+    write(tmp_path / "q.json", {"questions": questions})
+    write(tmp_path / "a.json", {"annotations": [{**one, "answers": [{"answer": "yes"}]} for one in answers]})
+    index = open_index(str(tmp_path))
+    assert [row["image"] for _, row in index] == ["1"]
+    assert [(one.code, one.values) for one in index.skipped] == [("data.annotation_of_another_question", ("[2, 7]",))]
+
+
+def test_a_pipe_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    with raises(DataError, "data.source_not_a_file"):
+        open_index(str(tmp_path / "rows.csv"))
 
 
 def test_reports_of_r2gen_are_rows_with_lists_of_images(tmp_path: Path) -> None:
