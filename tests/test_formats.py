@@ -528,7 +528,7 @@ def no_rows(file: Path) -> DataError:
 
 def test_an_annotation_with_another_image_than_its_question_is_counted(tmp_path: Path) -> None:
     questions = [{"question_id": number, "image_id": number, "question": "Q?"} for number in (1, 2)]
-    answers = [{"question_id": 1, "image_id": 1}, {"question_id": "2", "image_id": 7}]
+    answers: list[dict[str, Any]] = [{"question_id": 1, "image_id": 1}, {"question_id": "2", "image_id": 7}]
     write(tmp_path / "q.json", {"questions": questions})
     write(tmp_path / "a.json", {"annotations": [{**one, "answers": [{"answer": "yes"}]} for one in answers]})
     index = open_index(str(tmp_path))
