@@ -696,6 +696,15 @@ def test_a_conversation_that_would_lose_something_is_counted(tmp_path: Path, row
     assert [one.code for one in index.skipped] == [code]
 
 
+def test_a_source_without_a_usable_record_shows_reason_value_and_remedy(tmp_path: Path) -> None:
+    rows = [{"messages": turns(f"<image>Question {i}?")} for i in range(3)]
+    with raises(DataError, "data.no_records") as caught:
+        open_index(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))))
+    assert caught.problem.value == "0 of 3"
+    for text in ("data.placeholders_do_not_match", "1 <image> and 0 images", "Correct the texts or the images."):
+        assert text in caught.problem.remedy
+
+
 def test_names_of_classes_that_differ_in_case_are_an_error(tmp_path: Path) -> None:
     for name in ("train/NORMAL/a.png", "train/TB/b.png", "test/normal/c.png", "test/TB/d.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
