@@ -150,6 +150,13 @@ def test_a_filter_of_a_column_or_value_that_no_row_has_is_an_error(
     assert caught.problem.value == value
 
 
+def test_a_filter_of_a_column_of_lists_says_so(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.json", [qa(1, tags=["a"]), qa(2, tags=["a", "b"])])
+    with raises(DataError, "data.filter_value_missing") as caught:
+        load_data(recipe(train=source, filter={"tags": "a"}))
+    assert "lists or objects: ['a']" in caught.problem.remedy
+
+
 def test_a_value_of_a_filter_that_no_row_has_is_reported(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.json", [qa(0, q_lang="en"), qa(1, q_lang="zh")])
     index = open_index(source, chosen={"q_lang": ["en", "fr"]})
