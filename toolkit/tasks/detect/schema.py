@@ -22,8 +22,7 @@ from toolkit.data.cells import (
 from toolkit.data.row_images import read_group, read_one_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin
-from toolkit.errors import DataError, ImageError, Problem, RowProblem
-from toolkit.images import ImagePolicy, read_image_header
+from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import Coordinates, CoordinatesKey, choose_coordinates, find_key
@@ -43,8 +42,6 @@ WITHOUT = frozenset(map(fold, ("no finding", "no findings")))
 
 LABELS_DIFFER = ("tasks.detect.labels_and_boxes_differ", "the row must have one label for each box")
 MAX_SHOWN = 5
-CHECKED = 200
-"""Images of a split whose size is compared with their row. Resized copies differ in the first of them."""
 
 
 class Detect(Section):
@@ -221,9 +218,8 @@ def _count(split: str, samples: Sequence[Sample]) -> Counter[str]:
     """Return the number of boxes of each class.
 
     Raises:
-        DataError: An image has several rows, or another size than its row says.
+        DataError: An image has several rows.
     """
-    _check_sizes(split, samples[:CHECKED])
     found: Counter[str] = Counter()
     rows: dict[str, str] = {}
     for sample in samples:
@@ -240,23 +236,6 @@ def _count(split: str, samples: Sequence[Sample]) -> Counter[str]:
             )
         rows[path] = sample.id
     return found
-
-
-def _check_sizes(split: str, samples: Sequence[Sample]) -> None:
-    """Raise a DataError if an image has another size than its row says. A missing image is reported by the scan."""
-    for sample in samples:
-        try:
-            size = read_image_header(sample.images[0], ImagePolicy()).size
-        except ImageError:
-            continue
-        if size != sample.fields["size"]:
-            raise DataError(
-                "tasks.detect.image_size_differs",
-                "an image must have the width and height of its row, because its boxes are in these pixels",
-                place=f"{split}: {sample.id}",
-                value=f"{size[0]} x {size[1]} instead of {' x '.join(map(str, sample.fields['size']))}",
-                remedy="Use the images that were annotated, or scale boxes, width and height to these images.",
-            )
 
 
 def _notes(classes: Sequence[str], counts: Mapping[str, Counter[str]]) -> Iterator[Problem]:
