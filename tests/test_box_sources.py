@@ -374,3 +374,13 @@ def test_a_lesion_row_must_have_the_size_of_its_image(tmp_path: Path) -> None:
     row = {"image": "a.png", "dx": "mel", "bbox": [200, 100, 400, 200], "width": 400, "height": 200}
     with raises(DataError, "data.image_size_differs"):
         load(rows_file(tmp_path, row), "lesion", boxes="xyxy")
+
+
+def test_a_class_that_an_answer_would_cut_stops(tmp_path: Path) -> None:
+    file = rows_file(tmp_path, {"image": "a.png", "labels": ["effusion\nleft"], "boxes": [[10, 20, 30, 40]]})
+    with raises(DataError, "tasks.detect.class_not_parsed"):
+        load(file, boxes="xyxy")
+    file = rows_file(
+        tmp_path, {"image": "a.png", "labels": ["T2* (NOS), left/right: 5 mm"], "boxes": [[10, 20, 30, 40]]}
+    )
+    assert len(load(file, boxes="xyxy").train) == 1

@@ -75,7 +75,7 @@ def _by_id(content: Mapping[str, Any], key: str, name: str, file: Path) -> dict[
     """Return the objects of a list by their id.
 
     Raises:
-        DataError: Two objects with different names have one id, so that their annotations cannot be told apart.
+        DataError: Two objects with different names have one id, so that it is unknown whose annotations these are.
     """
     found: dict[str | None, Mapping[str, Any]] = {}
     for one in _objects(content.get(key)):

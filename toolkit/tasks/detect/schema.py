@@ -25,7 +25,15 @@ from toolkit.data.task import Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
-from toolkit.scoring.regions import Coordinates, CoordinatesKey, choose_coordinates, find_key
+from toolkit.scoring.regions import (
+    Coordinates,
+    CoordinatesKey,
+    Frame,
+    choose_coordinates,
+    find_key,
+    parse_boxes,
+    write_boxes,
+)
 from toolkit.tasks.detect.prompt import QUESTION
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -160,7 +168,7 @@ def find_settings(settings: DetectSettings, splits: Mapping[str, Sequence[Sample
     """Return the classes, from the training rows if the recipe lists none.
 
     Raises:
-        DataError: The training rows have no box, classes are alike, or an image has several rows.
+        DataError: The training rows have no box, classes are alike or not parsed, or an image has several rows.
     """
     counts = {split: _count(split, samples) for split, samples in splits.items()}
     classes = settings.classes or tuple(sorted(counts["train"]))
@@ -173,12 +181,22 @@ def find_settings(settings: DetectSettings, splits: Mapping[str, Sequence[Sample
         raise DataError(
             "tasks.detect.labels_alike", rule, place="[data] train", value=alike, remedy="Write each class in one way."
         )
+    if lost := [name for name in classes if not _is_parsed(name, settings)]:
+        rule = "a class must be parsed from an answer as it is written into one, without ; < > or line breaks"
+        remedy = "Rename it in the rows."
+        raise DataError("tasks.detect.class_not_parsed", rule, place="[data] train", value=lost, remedy=remedy)
     return Found({"classes": list(classes)}, tuple(_notes(classes, counts)))
 
 
 def with_found(settings: DetectSettings, values: Mapping[str, Any]) -> DetectSettings:
     """Return the settings with the result of ``find_settings``."""
     return replace(settings, classes=tuple(values["classes"]))
+
+
+def _is_parsed(name: str, settings: DetectSettings) -> bool:
+    frame = Frame((1000, 1000), (1000, 1000), settings.coordinates)
+    text = write_boxes([(name, (100, 200, 300, 400))], frame, settings.key)
+    return [fold(label) for label, _ in parse_boxes(text, frame).boxes] == [fold(name)]
 
 
 def _coordinates(recipe: Recipe) -> Coordinates:
