@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -470,8 +471,10 @@ def test_sentences_and_several_fences_around_a_list_lose_no_box() -> None:
 
 
 @pytest.mark.parametrize("part", ["<bbox>", "<bbox>[1", "{", '{"bbox":[', "<loc0001>", "```"])
-def test_a_degenerate_completion_takes_no_more_than_linear_time(part: str) -> None:
+def test_a_degenerate_completion_takes_seconds_at_most(part: str) -> None:
+    start = time.process_time()
     assert not parse_boxes(part * 20000, THOUSAND).boxes
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
