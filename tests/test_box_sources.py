@@ -87,31 +87,57 @@ def test_a_format_in_the_recipe_is_not_used_for_boxes_of_a_known_format(tmp_path
 
 def test_resized_images_stop_the_run(tmp_path: Path) -> None:
     Image.new("L", (100, 50)).save(tmp_path / "a.png")
-    with raises(DataError, "tasks.detect.image_size_differs") as caught:
+    with raises(DataError, "data.image_size_differs") as caught:
         load(coco_file(tmp_path))
     assert "100 x 50" in str(caught.problem.value)
     images(tmp_path, "a.png")
     assert len(load(coco_file(tmp_path)).train) == 2
 
 
-def test_unusable_annotations_are_counted_and_segmentations_are_reported(tmp_path: Path) -> None:
+def test_segmentations_and_annotations_of_other_images_are_reported(tmp_path: Path) -> None:
     whole = CONTENT["annotations"][0]
-    more = [
-        {**whole, "id": 3, "image_id": 1},
-        {**whole, "id": 4, "category_id": 1},
-        {**whole, "id": 5, "bbox": [1, 2, 3]},
-        {**whole, "id": 6, "iscrowd": 1},
-        {**whole, "id": 8, "segmentation": [[1, 2, 3, 4, 5, 6]]},
-    ]
+    more = [{**whole, "id": 3, "image_id": 1}, {**whole, "id": 8, "segmentation": [[1, 2, 3, 4, 5, 6]]}]
     data = load(coco_file(tmp_path, annotations=[*CONTENT["annotations"], *more]), max_dropped=0.9)
-    assert {one.code: one.count for one in data.dropped} == {
-        "data.coco_image_unknown": 1,
-        "data.coco_category_unknown": 1,
-        "data.coco_box_malformed": 1,
-        "data.coco_crowd": 1,
-    }
+    assert {one.code: one.count for one in data.dropped} == {"data.coco_image_unknown": 1}
     assert "data.coco_segmentation" in {one.code for one in data.warnings}
     assert len(found(data)["a.png"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"category_id": 1}, "data.coco_category_unknown"),
+        ({"bbox": [1, 2, 3]}, "data.coco_box_malformed"),
+        ({"bbox": None}, "data.coco_box_malformed"),
+        ({"iscrowd": 1}, "data.coco_crowd"),
+    ],
+)
+def test_an_image_with_an_unusable_annotation_is_not_an_image_without_it(
+    tmp_path: Path, change: dict[str, Any], code: str
+) -> None:
+    one, two = CONTENT["annotations"]
+    annotations = [one, {**one, "id": 3, **change}, {**two, "image_id": 9}]
+    data = load(coco_file(tmp_path, annotations=annotations), max_dropped=0.9)
+    assert {one.code: one.count for one in data.dropped} == {code: 1}
+    assert list(found(data)) == ["b.png"]
+
+
+def test_ids_that_are_texts_or_repeated_never_move_a_box_to_another_image(tmp_path: Path) -> None:
+    texts = [{**one, "image_id": str(one["image_id"])} for one in CONTENT["annotations"]]
+    assert len(found(load(coco_file(tmp_path, annotations=texts)))["a.png"]) == 2
+    for key in ("images", "categories"):
+        first, second = CONTENT[key]
+        with raises(DataError, "data.coco_id_repeated"):
+            load(coco_file(tmp_path, **{key: [first, {**second, "id": first["id"]}]}))
+
+
+def test_coco_boxes_that_are_corners_or_fractions_stop(tmp_path: Path) -> None:
+    one, two = CONTENT["annotations"]
+    corners = [{**one, "bbox": [10, 20, 40, 60]}, {**two, "bbox": [100, 20, 150, 60]}]
+    with raises(DataError, "data.coco_boxes_are_corners"):
+        load(coco_file(tmp_path, annotations=corners))
+    with raises(DataError, "data.coco_boxes_are_fractions"):
+        load(coco_file(tmp_path, annotations=[{**one, "bbox": [0.1, 0.2, 0.3, 0.4]}]))
 
 
 def test_captions_are_not_read_as_boxes(tmp_path: Path) -> None:
@@ -185,19 +211,61 @@ def test_yolo_boxes_are_those_of_torchvision(tmp_path: Path, names: Any) -> None
     assert found(data)["b.png"] == []
 
 
-def test_yolo_segments_and_odd_lines_are_reported(tmp_path: Path) -> None:
+def test_yolo_segments_and_missing_labels_are_reported(tmp_path: Path) -> None:
     root = yolo(tmp_path)
-    (root / "labels/train/a.txt").write_text("0 0.1 0.2 0.3 0.2 0.3 0.6\n7 0.5 0.5 1 1\n0 0.5 0.5\n")
+    (root / "labels/train/a.txt").write_text("0 0.1 0.2 0.3 0.2 0.3 0.6\n")
     images(root / "images/train", "d.png")
-    data = load(root, max_dropped=0.9)
+    data = load(root)
     ((label, box),) = found(data)["a.png"]
     assert label == "nodule"
     assert box == pytest.approx([20, 20, 60, 60])
-    assert {one.code: one.count for one in data.dropped} == {
-        "data.yolo_class_unknown": 1,
-        "data.yolo_line_malformed": 1,
-    }
     assert {"data.yolo_segment", "data.yolo_labels_missing"} <= {one.code for one in data.warnings}
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ("7 0.5 0.5 1 1", "data.yolo_class_unknown"),
+        ("0 0.5 0.5", "data.yolo_line_malformed"),
+        ("0 0.5 0.5 0.1 0.1 0.93", "data.yolo_line_malformed"),
+        ("\ufeff0 0.5 0.5 0.1 0.1".encode("utf-16"), "data.yolo_labels_not_readable"),
+    ],
+)
+def test_an_image_whose_labels_cannot_be_read_is_left_out(tmp_path: Path, content: str | bytes, code: str) -> None:
+    root = yolo(tmp_path)
+    whole = content if isinstance(content, bytes) else f"0 0.5 0.5 0.2 0.2\n{content}\n".encode()
+    (root / "labels/train/a.txt").write_bytes(whole)
+    images(root / "images/train", "d.png")
+    (root / "labels/train/d.txt").write_text("0 0.5 0.5 0.2 0.2")
+    data = load(root, max_dropped=0.9)
+    assert {one.code: one.count for one in data.dropped} == {code: 1}
+    assert "a.png" not in found(data)
+
+
+def test_points_of_a_pose_are_not_corners_of_its_box(tmp_path: Path) -> None:
+    root = yolo(tmp_path, None)
+    (root / "data.yaml").write_text("names: [nodule, effusion]\nkpt_shape: [2, 2]\n")
+    (root / "labels/train/a.txt").write_text("0 0.5 0.5 0.2 0.2 0.1 0.1 0.9 0.9\n")
+    ((_, box),) = found(load(root))["a.png"]
+    assert box == pytest.approx([80, 40, 120, 60])
+
+
+def test_class_names_come_from_the_dataset_only_and_must_agree(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "mine", None)
+    (tmp_path / "other.yaml").write_text("names: [cat, dog]\n")
+    with raises(DataError, "data.yolo_class_names_missing"):
+        open_index(str(root))
+    (tmp_path / "other.yaml").write_text("path: sets/mine\nnames: [nodule, effusion]\n")
+    assert len(load(root).train) == 2
+    (root / "labels" / "classes.txt").write_text("nodule\neffusion\n")
+    assert len(load(root).train) == 2
+    (root / "classes.txt").write_text("effusion\nnodule\n")
+    with raises(DataError, "data.yolo_class_names_differ"):
+        open_index(str(root))
+    (root / "classes.txt").unlink()
+    (root / "data.yaml").write_text("nc: 3\nnames: [nodule, effusion]\n")
+    with raises(DataError, "data.yolo_class_count_differs"):
+        open_index(str(root))
 
 
 def test_yolo_without_class_names_stops(tmp_path: Path) -> None:
@@ -231,14 +299,32 @@ def test_one_finding_of_two_readers_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_corners_can_be_fractions_and_incomplete_rows_are_counted(tmp_path: Path) -> None:
-    images(tmp_path, "a.png")
-    lines = ["filename,cell_type,xmin,xmax,ymin,ymax", "a.png,RBC,0.1,0.5,0.2,0.4", "a.png,WBC,0.1,,0.2,0.4"]
-    (tmp_path / "t.csv").write_text("\n".join(lines) + "\na.png,RBC,0.1,x,0.2,0.4\n")
+    images(tmp_path, "a.png", "b.png", "c.png")
+    lines = ["filename,cell_type,xmin,xmax,ymin,ymax", "a.png,RBC,0.1,0.5,0.2,0.4", "b.png,WBC,0.1,,0.2,0.4"]
+    lines += ["b.png,WBC,0.1,0.5,0.2,0.4", "c.png,RBC,0.1,x,0.2,0.4"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     data = load(tmp_path / "t.csv", max_dropped=0.9)
     ((label, box),) = found(data)["a.png"]
     assert label == "RBC"
     assert box == pytest.approx([20, 20, 100, 40])
     assert {one.code for one in data.dropped} == {"data.box_table_row_incomplete", "data.box_table_not_number"}
+    assert set(found(data)) == {"a.png"}
+
+
+def test_columns_of_a_corner_and_sides_are_boxes_of_a_table(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png")
+    lines = ["image,label,x,y,width,height", "a.png,n,10,20,30,40", "a.png,m,100,20,30,40", "b.png,n,1,2,30,40"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    data = load(tmp_path / "t.csv", boxes="xywh")
+    assert found(data)["a.png"] == [("n", [10, 20, 40, 60]), ("m", [100, 20, 130, 60])]
+
+
+def test_a_list_of_classes_of_one_box_gives_a_box_for_each(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png")
+    lines = ["image_id,finding_categories,xmin,ymin,xmax,ymax", "a.png,\"['Mass', 'Asymmetry']\",10,20,40,60"]
+    (tmp_path / "t.csv").write_text("\n".join([*lines, "b.png,\"['No Finding']\",,,,"]) + "\n")
+    data = load(tmp_path / "t.csv")
+    assert found(data) == {"a.png": [(name, [10, 20, 40, 60]) for name in ("Mass", "Asymmetry")], "b.png": []}
 
 
 def test_rows_with_one_box_and_a_repeated_image_are_grouped_and_others_are_not(tmp_path: Path) -> None:
@@ -261,6 +347,44 @@ def test_the_list_of_the_nih_is_read_as_published(tmp_path: Path) -> None:
     data = load(tmp_path / "BBox_List_2017.csv")
     assert found(data) == {"00013118_008.png": [("Atelectasis", [25.5, 47, 111.5, 77]), ("Mass", [1, 2, 4, 6])]}
     assert data.train[0].group == "00013118"
+
+
+def rows_file(folder: Path, *rows: dict[str, Any]) -> Path:
+    images(folder, *(row["image"] for row in rows))
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return folder / "rows.json"
+
+
+def test_named_numbers_have_the_unit_of_the_recipe_or_of_the_only_format_that_fits(tmp_path: Path) -> None:
+    sides = {"x": 10, "y": 20, "width": 30, "height": 40}
+    percent = rows_file(tmp_path, {"image": "a.png", "label": "n", "boxes": [sides]})
+    with raises(DataError, "data.boxes_ambiguous"):
+        load(percent)
+    ((_, box_found),) = found(load(percent, boxes="xywh percent"))["a.png"]
+    assert box_found == pytest.approx([20, 20, 80, 60])
+    assert found(load(percent, boxes="xywh"))["a.png"] == [("n", [10, 20, 40, 60])]
+    box = {"xmin": 0.1, "ymin": 0.2, "xmax": 0.4, "ymax": 0.6}
+    unit = rows_file(tmp_path, {"image": "a.png", "label": "n", "boxes": [box]})
+    ((_, box_found),) = found(load(unit))["a.png"]
+    assert box_found == pytest.approx([20, 20, 80, 60])
+    centre = rows_file(tmp_path, {"image": "a.png", "label": "n", "boxes": [{"cx": 150, "cy": 50, "w": 20, "h": 10}]})
+    assert found(load(centre))["a.png"] == [("n", [140, 45, 160, 55])]
+
+
+def test_a_lesion_row_must_have_the_size_of_its_image(tmp_path: Path) -> None:
+    row = {"image": "a.png", "dx": "mel", "bbox": [200, 100, 400, 200], "width": 400, "height": 200}
+    with raises(DataError, "data.image_size_differs"):
+        load(rows_file(tmp_path, row), "lesion", boxes="xyxy")
+
+
+def test_a_class_that_an_answer_would_cut_stops(tmp_path: Path) -> None:
+    file = rows_file(tmp_path, {"image": "a.png", "labels": ["effusion\nleft"], "boxes": [[10, 20, 30, 40]]})
+    with raises(DataError, "tasks.detect.class_not_parsed"):
+        load(file, boxes="xyxy")
+    file = rows_file(
+        tmp_path, {"image": "a.png", "labels": ["T2* (NOS), left/right: 5 mm"], "boxes": [[10, 20, 30, 40]]}
+    )
+    assert len(load(file, boxes="xyxy").train) == 1
 
 
 def test_a_compressed_file_of_coco_has_the_same_rows(tmp_path: Path) -> None:

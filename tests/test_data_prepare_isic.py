@@ -122,6 +122,14 @@ def test_tables_are_joined_and_differing_values_are_counted(tmp_path: Path) -> N
     assert set(rows) == {"ISIC_1", "ISIC_4"}  # of ISIC_2 nothing is known that stage 1 says
 
 
+@pytest.mark.parametrize("table", ["image,MEL,NV\nISIC_1,0.2,0.8\nISIC_2,0.9,0.1\n", "isic_id,target\nISIC_2,0.3\n"])
+def test_predictions_beside_the_ground_truth_are_no_diagnoses(tmp_path: Path, table: str) -> None:
+    truth = "image,MEL,NV\nISIC_1,1.0,0.0\n"
+    rows, prepared = prepare_rows(isic(tmp_path, ["ISIC_1", "ISIC_2"], a_truth=truth, z_submission=table))
+    assert {name: row["diagnosis"] for name, row in rows.items()} == {"ISIC_1": "melanoma"}
+    assert note(prepared, "data.table_of_probabilities") == 1
+
+
 @pytest.mark.slow
 def test_a_lesion_of_a_patient_keeps_its_images_together(tmp_path: Path) -> None:
     lines = [f"ISIC_{i},nevus,{f'P{i // 4}' if i % 2 else ''},L{i // 2}" for i in range(80)]

@@ -264,6 +264,7 @@ def test_boxes_are_parsed_in_every_usual_format(text: str) -> None:
         ("<diagnosis>no melanoma</diagnosis>", NEGATED),
         ('{"bbox": ', NO_PARTS),
         ("[" * 5000, NO_PARTS),
+        ("<diagnosis><bbox>" * 10000, TAG_UNPAIRED.format(tag="<diagnosis>")),
     ],
 )
 def test_an_unparsed_answer_has_a_problem_and_no_reward(text: str, problem: str) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,7 +51,10 @@ from toolkit.scoring.regions import (
     read_mask_file,
     write_box,
 )
+from toolkit.scoring.regions.box_lists import BoxList, parse_boxes
 from toolkit.scoring.regions.coordinates import MODEL_TYPES
+
+THOUSAND = Frame((800, 600), (800, 600), COORDINATES["thousand"])
 
 EDGE = st.integers(0, 300)
 BOX = st.tuples(EDGE, EDGE, EDGE, EDGE).map(lambda box: order_box(*box)).filter(lambda b: b[0] < b[2] and b[1] < b[3])
@@ -363,7 +367,7 @@ def test_an_unknown_family_needs_its_coordinates() -> None:
 
 
 def model_folder(folder: Path, model_type: str, card: str = "", **config: str) -> str:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
     (folder / "README.md").write_text(card)
     return str(folder)
@@ -452,3 +456,40 @@ def test_a_box_is_written_in_whole_numbers_or_thousandths() -> None:
     assert Frame((600, 450), (600, 450), COORDINATES["unit"]).write(box) == [0.118, 0.233, 0.858, 0.911]
     # Half the size: half the pixels, rounded up from the centre on.
     assert Frame((600, 450), (300, 225), COORDINATES["pixels"]).write(box) == [36, 53, 258, 205]
+
+
+@pytest.mark.parametrize("text", ["[ ]", "```json\n[\n]\n```", "None."])
+def test_an_empty_list_is_an_answer_without_boxes(text: str) -> None:
+    assert parse_boxes(text, THOUSAND) == BoxList()
+
+
+def test_sentences_and_several_fences_around_a_list_lose_no_box() -> None:
+    box = '{"bbox_2d": [100, 100, 200, 200], "label": "nodule"}'
+    assert len(parse_boxes(f"The set {{a}} has: [{box}]", THOUSAND).boxes) == 1
+    assert len(parse_boxes(f"```json\n[{box}]\n```\n```json\n[{box}]\n```", THOUSAND).boxes) == 2
+    assert parse_boxes(f'[{box}, {{"bbox_2d": [1, 2', THOUSAND).unread
+
+
+@pytest.mark.parametrize("part", ["<bbox>", "<bbox>[1", "{", '{"bbox":[', "<loc0001>", "```"])
+def test_a_degenerate_completion_takes_seconds_at_most(part: str) -> None:
+    start = time.process_time()
+    assert not parse_boxes(part * 20000, THOUSAND).boxes
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("google/medgemma-1.6-4b-it", "google/medgemma-1.1-4b-it", "google/translategemma-4b-it", "me/gemma-30b"),
+        *("google/shieldgemma-3", "me/gemma-4b-it", "me/qwen2-vl-and-qwen3-vl"),
+    ],
+)
+def test_an_unknown_release_a_size_and_two_families_are_no_family(model: str) -> None:
+    assert find_family(model) is None
+
+
+def test_a_relative_folder_is_recognized_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_folder(tmp_path / "models" / "medgemma-4b-it", "gemma3", "", _name_or_path="google/medgemma-1.5-4b-it")
+    assert find_family("models/medgemma-4b-it") == "medgemma-1"
+    monkeypatch.chdir(tmp_path)
+    assert find_family("models/medgemma-4b-it") == "medgemma-1.5"

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from toolkit.data.cells import cell, decoded, fold, image_size
@@ -11,7 +11,8 @@ from toolkit.data.json_stream import Row
 from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import DataError, RowProblem
+from toolkit.errors import DataError, ImageError, RowProblem
+from toolkit.images import ImagePolicy, read_image_header
 from toolkit.scoring.regions import (
     BOX_FORMATS,
     TOLERANCE,
@@ -37,17 +38,41 @@ OBJECT_BOXES = ("bbox", "bboxes", "box", "boxes")
 OBJECT_LABELS = ("category", "categories", "label", "labels", "class", "class_name", "name")
 """Keys of the column ``objects``. See ``objects_of``."""
 
+CHECKED = 200
+"""Images of a split whose size is compared with their row. Resized copies differ in the first of them."""
+
 _CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
-_SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
+_SIDES = (
+    *(("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height")),
+    *(("xmin", "ymin", "width", "height"), ("xmin", "ymin", "w", "h")),
+)
+_CENTRES = (("cx", "cy", "w", "h"), ("cx", "cy", "width", "height"), ("xcenter", "ycenter", "width", "height"))
+_KEYS = (
+    *(("xyxy", one) for one in _CORNERS),
+    *(("xywh", one) for one in _SIDES),
+    *(("cxcywh", one) for one in _CENTRES),
+)
+"""Meaning of four numbers -> their keys in an object."""
+
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class RawBox:
-    """Four numbers of a row. ``format`` is None if only ``data.boxes`` or the whole file says what they mean."""
+    """Four numbers of a row.
+
+    ``format`` is None if only ``data.boxes`` or the whole file says what they mean. ``order`` is the meaning of named
+    numbers such as x1 or width, whose unit is still that of ``data.boxes`` or the file.
+    """
 
     numbers: tuple[float, ...]
     format: BoxFormat | None
+    order: str | None = None
+
+    @property
+    def corners(self) -> Box:
+        """The corners of named numbers, in their unit."""
+        return BoxFormat(self.order or "xyxy").to_pixels(self.numbers, (1, 1))
 
 
 def raw_boxes(row: Row, origin: RowOrigin, place: str) -> list[RawBox]:
@@ -92,6 +117,30 @@ def read_boxes(row: Row, origin: RowOrigin, size: Size, place: str) -> list[Box]
     return [_checked(raw, origin, size, place) for raw in raw_boxes(row, origin, place)]
 
 
+def check_image_sizes(split: str, samples: Sequence[Sample]) -> None:
+    """Check the first ``CHECKED`` images of a split. A missing image is reported by the scan of the images.
+
+    Raises:
+        DataError: An image has another size than its row says.
+    """
+    for sample in samples[:CHECKED]:
+        expected = sample.fields.get("image_size", sample.fields.get("size"))
+        if expected is None or not sample.images:
+            continue
+        try:
+            size = read_image_header(replace(sample.images[0], crop=None), ImagePolicy()).size
+        except ImageError:
+            continue
+        if size != expected:
+            raise DataError(
+                "data.image_size_differs",
+                "an image must have the width and height of its row, because its boxes are in these pixels",
+                place=f"{split}: {sample.id}",
+                value=f"{size[0]} x {size[1]} instead of {' x '.join(map(str, expected))}",
+                remedy="Use the images that were annotated, or scale boxes, width and height to these images.",
+            )
+
+
 def small_boxes(sample: Sample) -> Iterator[tuple[str, str]]:
     """Yield a note if a box of the reference has no area in the model's convention (``Task.notes``)."""
     frame: Frame = sample.fields["frame"]
@@ -105,19 +154,23 @@ class FileBoxes:
 
     def __init__(self) -> None:
         self._evidence = BoxEvidence()
+        self._named = BoxEvidence(_NAMED_UNITS)
 
     def add(self, name: str, row: Row, origin: RowOrigin) -> None:
         """Add the boxes of a row that have no format of their own. The scan counts a row without an image or size."""
         place = f"{origin.file}: {name}"
         try:
-            numbers = [raw.numbers for raw in raw_boxes(row, origin, place) if raw.format is None]
-            images = read_images(name, row, origin) if numbers else ()
+            boxes = [raw for raw in raw_boxes(row, origin, place) if raw.format is None]
+            images = read_images(name, row, origin) if boxes else ()
             size = image_size(row, origin, images[0], place) if images else (0, 0)
         except RowProblem:
             return
         if min(size) > 0:
-            for four in numbers:
-                self._evidence.add(name, four, size)
+            for raw in boxes:
+                if raw.order is None:
+                    self._evidence.add(name, raw.numbers, size)
+                else:
+                    self._named.add(name, raw.corners, size)
 
     def decide(self, place: str) -> tuple[BoxFormat, str]:
         """Return the only format that fits, and a notice about it. Without boxes, the notice is empty.
@@ -125,31 +178,34 @@ class FileBoxes:
         Raises:
             DataError: No format fits all boxes, or several do.
         """
-        found = self._evidence.fitting()
-        example = self._evidence.example(found)
+        # Boxes without names decide more: their unit is that of named ones.
+        evidence = self._evidence if self._evidence.example([]) else self._named
+        found = evidence.fitting()
+        example = evidence.example(found)
         if example is None:
             return XYXY, ""
         if not found:
-            raise self._none_fits(place)
+            raise _none_fits(place, evidence)
         if len(found) > 1:
             raise _several_fit(place, example, found)
-        rule = f"all {self._evidence.count:,} boxes are read as {_WORDS[found[0].order]} in {_IN[found[0].unit]}"
+        rule = f"all {evidence.count:,} boxes are read as {_WORDS[found[0].order]} in {_IN[found[0].unit]}"
         reason = "which is the only format that fits them (data.boxes names none)"
         return found[0], f"{rule}, {reason}"
 
-    def _none_fits(self, place: str) -> DataError:
-        lines = []
-        for one, fits, (name, numbers, (width, height)) in self._evidence.misfits()[:3]:
-            lines.append(
-                f'\n  "{one}" fits {fits:,} of {self._evidence.count:,} boxes, but not {_shown(numbers)} of row {name} '
-                f"in {width} x {height} pixels"
-            )
-        return DataError(
-            "data.boxes_fit_no_format",
-            f"one format must fit all boxes of the file:{''.join(lines)}\n",
-            place=place,
-            remedy="Set data.boxes to the format of the file. Boxes that do not fit are then counted as unusable.",
+
+def _none_fits(place: str, evidence: BoxEvidence) -> DataError:
+    lines = []
+    for one, fits, (name, numbers, (width, height)) in evidence.misfits()[:3]:
+        lines.append(
+            f'\n  "{one}" fits {fits:,} of {evidence.count:,} boxes, but not {_shown(numbers)} of row {name} '
+            f"in {width} x {height} pixels"
         )
+    return DataError(
+        "data.boxes_fit_no_format",
+        f"one format must fit all boxes of the file:{''.join(lines)}\n",
+        place=place,
+        remedy="Set data.boxes to the format of the file. Boxes that do not fit are then counted as unusable.",
+    )
 
 
 def _several_fit(place: str, example: FoundBox, found: list[BoxFormat]) -> DataError:
@@ -168,6 +224,9 @@ def _several_fit(place: str, example: FoundBox, found: list[BoxFormat]) -> DataE
     )
 
 
+_NAMED_UNITS = ("xyxy", "xyxy unit", "xyxy percent")
+"""Formats of named corners. Label Studio has percent."""
+
 _WORDS = {
     "xyxy": "[x1, y1, x2, y2]",
     "xywh": "[x, y, width, height]",
@@ -183,16 +242,19 @@ def _shown(numbers: tuple[float, ...] | Box) -> str:
 
 def _checked(raw: RawBox, origin: RowOrigin, size: Size, place: str) -> Box:
     one = raw.format or origin.boxes or XYXY
+    one = one if raw.order is None else BoxFormat(raw.order, one.unit)
+    correct = "Correct the box or data.boxes." if raw.format is None else "Correct the box. Its source says its format."
     if one.unit == "pixels" and max(map(abs, raw.numbers)) <= 1 and any(n != int(n) for n in raw.numbers):
-        rule, remedy = "a box in pixels must not have fractions of the image", f'Set data.boxes to "{one} unit".'
+        rule = "a box in pixels must not have fractions of the image"
+        remedy = f'Set data.boxes to "{one} unit".' if raw.format is None else correct
         raise RowProblem("data.box_is_fraction", rule, place=place, value=list(raw.numbers), remedy=remedy)
     box = one.to_pixels(raw.numbers, size)
     if box[0] > box[2] or box[1] > box[3]:
-        rule, remedy = f'the corners of a box must be in order ("{one}")', "Correct the box or data.boxes."
+        rule, remedy = f'the corners of a box must be in order ("{one}")', correct
         raise RowProblem("data.box_reversed", rule, place=place, value=list(raw.numbers), remedy=remedy)
     inside = clip_box(box, size)
     if any(abs(edge - cut) > TOLERANCE for edge, cut in zip(box, inside, strict=True)):
-        rule, remedy = f'a box must be inside its image ("{one}")', "Correct the box or data.boxes."
+        rule, remedy = f'a box must be inside its image ("{one}")', correct
         value = f"{_shown(raw.numbers)} of {size[0]} x {size[1]}"
         raise RowProblem("data.box_outside_image", rule, place=place, value=value, remedy=remedy)
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
@@ -211,21 +273,23 @@ def _own_format(row: Row, origin: RowOrigin, place: str) -> BoxFormat | None:
 
 
 def _raw_box(value: Any, own: BoxFormat | None, place: str) -> RawBox:
-    unit = "pixels" if own is None else own.unit
-    if isinstance(value, Mapping):
-        named = {fold(str(key)): one for key, one in value.items()}
-        for order, names in (*(("xyxy", one) for one in _CORNERS), *(("xywh", one) for one in _SIDES)):
-            if all(name in named for name in names):
-                numbers = _numbers([named[name] for name in names])
-                return _known(numbers, BoxFormat(order, unit), value, place)
-    return _known(_numbers(value), own, value, place)
-
-
-def _known(numbers: tuple[float, ...] | None, one: BoxFormat | None, value: Any, place: str) -> RawBox:
+    order, listed = _named_numbers(value) if isinstance(value, Mapping) else (None, value)
+    numbers = _numbers(listed)
     if numbers is None or len(numbers) != 4:
         rule = "a box must have four numbers"
         raise RowProblem("data.box_malformed", rule, place=place, value=value)
-    return RawBox(numbers, one)
+    if own is not None:
+        return RawBox(numbers, own if order is None else BoxFormat(order, own.unit))
+    return RawBox(numbers, None, order)
+
+
+def _named_numbers(value: Mapping[Any, Any]) -> tuple[str | None, list[Any]]:
+    """Return the meaning of the four numbers of an object and the numbers. Without any, the list is empty."""
+    named = {fold(str(key)): one for key, one in value.items()}
+    for order, names in _KEYS:
+        if all(name in named for name in names):
+            return order, [named[name] for name in names]
+    return None, []
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

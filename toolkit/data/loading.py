@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.data.boxes import check_image_sizes
 from toolkit.data.groups import NO_GROUPS
 from toolkit.data.rows import UsableRows, read_alike, read_file
 from toolkit.data.sample_set import SampleSet, limit
@@ -313,11 +314,20 @@ def _describe_leak(leak: Leak, splits: Mapping[str, SplitRows]) -> str:
 
 
 def _find_settings(splits: Mapping[str, SplitRows], recipe: Recipe, task: Task) -> Found:
-    """Return the settings that the rows decide, from all rows, so that a limit on the rows does not change them."""
-    if task.from_rows is None:
+    """Return the settings that the rows decide, from all rows, so that a limit on the rows does not change them.
+
+    Raises:
+        DataError: The rows cannot decide them, or a row with boxes has another size than its image.
+    """
+    if task.from_rows is None and not task.has_boxes:
         return Found()
     samples = {name: rows.usable.samples for name, rows in splits.items()}
     chosen = {name: samples[name].take(samples[name].rows[rows.chosen]) for name, rows in splits.items()}
+    if task.has_boxes:
+        for name, found in chosen.items():
+            check_image_sizes(name, found)
+    if task.from_rows is None:
+        return Found()
     return task.from_rows.find(task.settings(recipe, "train"), chosen)
 
 

@@ -335,12 +335,25 @@ def _recognise(table: Table, tally: Tally) -> Iterator[Facts] | None:
     if table.column(NAME) is None:
         return None
     fields = {name: columns for name, columns in FIELDS.items() if table.column(columns) is not None}
-    if all(table.column((name,)) is not None for name in CLASSES_2017):
-        return _named(table, fields, CLASSES_2017, tally)
     one_hot = {name: spelled for name, spelled in CLASSES.items() if table.column((name,)) is not None}
+    if has_2017 := all(table.column((name,)) is not None for name in CLASSES_2017):
+        one_hot = dict(CLASSES_2017)
+    if _has_probabilities(table, one_hot):
+        reason = "tables of probabilities such as those of a submission, which are no ground truth and are ignored"
+        tally.add(reason, str(table.file), "data.table_of_probabilities")
+        return iter(())
+    if has_2017:
+        return _named(table, fields, CLASSES_2017, tally)
     if len(one_hot) < 2 and not fields:
         return None
     return _named(table, fields, one_hot if len(one_hot) > 1 else {}, tally)
+
+
+def _has_probabilities(table: Table, one_hot: Mapping[str, str]) -> bool:
+    """Return whether a mark of a class or of malignancy is a number other than 0 and 1."""
+    columns = {name: (name,) for name in (*(one_hot if len(one_hot) > 1 else ()), "target")}
+    marks = (read_number(text) for texts in table.records(columns) for text in texts.values())
+    return any(mark not in (None, 0, 1) for mark in marks)
 
 
 def _pairs_of_2016(table: Table) -> Iterator[Facts]:

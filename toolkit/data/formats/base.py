@@ -18,6 +18,9 @@ from toolkit.errors import DataError, RowProblem
 ID_COLUMNS = ("id", "qid", "question_id", "uid")
 """Columns with the row id if the source is not an object id -> record."""
 
+LEFT_OUT = "(otherwise its image is left out, because some of its boxes would be missing)"
+"""End of the rule about an unusable annotation."""
+
 FIRST_ROWS = 20
 """Records that recognition may read."""
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.json_stream import Record
+from toolkit.data.literals import read_literal
 from toolkit.errors import DataError
-from toolkit.scoring.regions import box_iou
+from toolkit.scoring.regions import Box, box_iou
 
 NAME = "table of boxes"
 NIH = "NIH BBox_List_2017"
@@ -25,9 +26,10 @@ _IMAGES = (
 )
 _LABELS = (
     *("classname", "labelname", "categoryname", "label", "class", "category", "celltype", "findinglabel"),
-    *("finding", "pathology", "abnormality", "disease", "dx", "diagnosis"),
+    *("findingcategories", "lesiontype", "finding", "pathology", "abnormality", "disease", "dx", "diagnosis"),
 )
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"))
+_SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("bboxx", "bboxy", "bboxwidth", "bboxheight"))
 _BOXES = ("bbox", "box")
 _READERS = ("radid", "reader", "readerid", "annotator", "annotatorid")
 _OTHER_TASKS = frozenset(
@@ -52,16 +54,20 @@ class _Columns:
     corners: tuple[str, ...]
     box: str
     reader: str
+    has_sides: bool = False
+    """Whether ``corners`` are x, y, width and height. Then ``data.boxes`` says whether x and y are a corner."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "_Columns | None":
         names = {_fold(name): name for name in reversed(list(row))}
         image, label = (next((names[name] for name in known if name in names), None) for known in (_IMAGES, _LABELS))
-        corners = next((tuple(names[one] for one in four) for four in _CORNERS if set(four) <= names.keys()), ())
+        four = (*_CORNERS, *_SIDES)
+        corners = next((tuple(names[one] for one in each) for each in four if set(each) <= names.keys()), ())
         box, reader = (next((names[name] for name in known if name in names), "") for known in (_BOXES, _READERS))
         if image is None or label is None or not (corners or box) or not _OTHER_TASKS.isdisjoint(names):
             return None
-        return cls(image, label, corners, "" if corners else box, reader)
+        has_sides = bool(corners) and tuple(map(_fold, corners)) in _SIDES
+        return cls(image, label, corners, "" if corners else box, reader, has_sides)
 
     @property
     def used(self) -> frozenset[str]:
@@ -74,6 +80,7 @@ class _Image:
 
     others: dict[str, Any]
     boxes: list[tuple[str, Any, str]] = field(default_factory=list)
+    is_usable: bool = True
 
 
 def _matches(look: Look) -> bool:
@@ -98,9 +105,11 @@ def _records(reading: Reading) -> Iterator[Record]:
         _add(images, row, columns, reading, name)
     if columns is None:
         return
-    unit = _unit(images) if columns.corners else None
+    unit = _unit(images) if columns.corners and not columns.has_sides else None
     for image, found in images.items():
-        _check_readers(image, found, reading)
+        if not found.is_usable:
+            continue
+        _check_readers(image, found, reading, has_sides=columns.has_sides)
         boxes = [list(numbers) if columns.corners else numbers for _, numbers, _ in found.boxes]
         own: dict[str, Any] = {"boxes": boxes, "labels": [label for label, _, _ in found.boxes], "source_format": NAME}
         if unit is not None:
@@ -110,7 +119,7 @@ def _records(reading: Reading) -> Iterator[Record]:
 
 def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, reading: Reading, name: str) -> None:
     """Add a row to its image. Columns whose values differ between the rows of an image are left out."""
-    image, label = str(row[columns.image]).strip(), str(row.get(columns.label) or "").strip()
+    image, labels = str(row[columns.image]).strip(), _labels(row.get(columns.label))
     others = {key: value for key, value in row.items() if key not in columns.used and _fold(key) != "classid"}
     known = images.setdefault(image, _Image(others))
     for key in [key for key, value in known.others.items() if others.get(key) != value]:
@@ -118,22 +127,37 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
         rule = "columns that differ between the rows of an image are left out"
         reading.notes.add(rule, f"{name}: {key}", "data.box_table_column_differs")
     cells = [row.get(one) for one in columns.corners] if columns.corners else [row.get(columns.box)]
-    if _fold(label) in _WITHOUT:
+    if labels and all(_fold(label) in _WITHOUT for label in labels):
         return
-    if not label or any(cell is None or cell == "" or cell != cell for cell in cells):
-        rule = "a row must have a class and a box, or the class No finding"
+    if not labels or any(map(_is_missing, cells)):
+        rule = f"a row must have a class and a box, or the class No finding {LEFT_OUT}"
         reading.skipped.add(rule, f"{name}: {dict(row)}"[:100], "data.box_table_row_incomplete")
+        known.is_usable = False
         return
     reader = str(row.get(columns.reader, "")) if columns.reader else ""
     if not columns.corners:
-        known.boxes.append((label, cells[0], reader))
+        known.boxes += [(label, cells[0], reader) for label in labels]
         return
     numbers = tuple(_number(cell) for cell in cells)
     if any(math.isnan(number) for number in numbers):
-        rule = "the corners of a box must be numbers"
+        rule = f"a box must have four numbers {LEFT_OUT}"
         reading.skipped.add(rule, f"{name}: {cells}", "data.box_table_not_number")
+        known.is_usable = False
         return
-    known.boxes.append((label, numbers, reader))
+    known.boxes += [(label, numbers, reader) for label in labels]
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    """Return the classes of a cell: a text, or a list such as VinDr-Mammo's ['Mass', 'Asymmetry'] of one box."""
+    text = "" if _is_missing(value) else str(value).strip()
+    found = read_literal(text) if text.startswith("[") else value if isinstance(value, list) else None
+    if isinstance(found, list):
+        return tuple(str(one).strip() for one in found if isinstance(one, str | int) and str(one).strip())
+    return (text,) if text else ()
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or cell == "" or cell != cell
 
 
 def _number(cell: Any) -> float:
@@ -149,7 +173,7 @@ def _unit(images: Mapping[str, _Image]) -> str:
     return "xyxy unit" if numbers and max(numbers) <= 1 else "xyxy"
 
 
-def _check_readers(image: str, found: _Image, reading: Reading) -> None:
+def _check_readers(image: str, found: _Image, reading: Reading, *, has_sides: bool) -> None:
     """Count images of several readers.
 
     Raises:
@@ -160,7 +184,7 @@ def _check_readers(image: str, found: _Image, reading: Reading) -> None:
     reading.notes.add("the boxes of several readers are one list", image, "data.box_table_several_readers")
     for (label, box, reader), (other_label, other_box, other) in combinations(found.boxes, 2):
         same = reader != other and label == other_label and isinstance(box, tuple)
-        if same and box_iou(box, other_box) > 0.5:
+        if same and box_iou(*(_corners(one, has_sides=has_sides) for one in (box, other_box))) > 0.5:
             raise DataError(
                 "data.box_table_marked_twice",
                 "a finding must have one box, but two readers marked the same one",
@@ -168,6 +192,11 @@ def _check_readers(image: str, found: _Image, reading: Reading) -> None:
                 value=f"{label} by {reader} and {other}",
                 remedy="Keep the rows of one reader for each image, or merge their boxes.",
             )
+
+
+def _corners(box: tuple[float, ...], *, has_sides: bool) -> Box:
+    x1, y1, x2, y2 = box
+    return (x1, y1, x1 + x2, y1 + y2) if has_sides else (x1, y1, x2, y2)
 
 
 def _is_nih(look: Look) -> bool:

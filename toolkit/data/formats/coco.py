@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
+from toolkit.scoring.regions import TOLERANCE
 
 NAME = "COCO instances"
 
@@ -42,14 +43,20 @@ def _has_boxes(file: Path) -> bool:
 def _records(reading: Reading) -> Iterator[Record]:
     file = reading.look.path
     content = _load(file)
-    names = {one["id"]: one.get("name") for one in _objects(content.get("categories")) if "id" in one}
-    images = {one["id"]: one for one in _objects(content.get("images")) if "id" in one}
-    boxes: dict[Any, list[list[float]]] = {image: [] for image in images}
-    labels: dict[Any, list[str]] = {image: [] for image in images}
+    names = {number: one.get("name") for number, one in _by_id(content, "categories", "name", file).items()}
+    images = _by_id(content, "images", "file_name", file)
+    _check_boxes(content, images, file)
+    boxes: dict[str | None, list[list[float]]] = {image: [] for image in images}
+    labels: dict[str | None, list[str]] = {image: [] for image in images}
+    left_out = set()
     for number, one in enumerate(_objects(content.get("annotations"))):
         example = f"annotation {one.get('id', number)}"
-        box, name, image = one.get("bbox", []), names.get(one.get("category_id")), one.get("image_id")
+        box, image = one.get("bbox", []), _id(one, "image_id")
+        name = names.get(_id(one, "category_id"))
+        if image in left_out:
+            continue
         if not _is_usable(reading, one, example, known=image in images, name=name):
+            left_out.add(image)
             continue
         x, y, width, height = box
         boxes[image].append([x, y, x + width, y + height])
@@ -58,22 +65,78 @@ def _records(reading: Reading) -> Iterator[Record]:
             rule = "the segmentation of an annotation is not read, only its box"
             reading.notes.add(rule, example, "data.coco_segmentation")
     for image, one in images.items():
+        if image in left_out:
+            continue
         size = {side: one[side] for side in ("width", "height") if one.get(side)}
         found = {"boxes": boxes[image], "labels": labels[image], "box_format": "xyxy", "source_format": NAME}
         yield str(image), {"id": str(image), "image": one.get("file_name"), **size, **found}, None
 
 
+def _by_id(content: Mapping[str, Any], key: str, name: str, file: Path) -> dict[str | None, Mapping[str, Any]]:
+    """Return the objects of a list by their id.
+
+    Raises:
+        DataError: Two objects with different names have one id, so that it is unknown whose annotations these are.
+    """
+    found: dict[str | None, Mapping[str, Any]] = {}
+    for one in _objects(content.get(key)):
+        if (number := _id(one, "id")) is None:
+            continue
+        other = found.setdefault(number, one)
+        if other.get(name) != one.get(name):
+            value = f"{one['id']} of {other.get(name)} and {one.get(name)}"
+            rule, remedy = f"{key} must have different ids", "Number them again, and their annotations."
+            raise DataError("data.coco_id_repeated", rule, place=file, value=value, remedy=remedy)
+    return found
+
+
+def _check_boxes(content: Mapping[str, Any], images: Mapping[str | None, Mapping[str, Any]], file: Path) -> None:
+    """Check that the boxes are [x, y, width, height] in pixels, as far as all boxes of the file can say it.
+
+    Raises:
+        DataError: They are fractions, or corners: as corners all are in their images, as COCO's boxes some are not.
+    """
+    numbers, outside, corners = [], [], True
+    for one in _objects(content.get("annotations")):
+        box, image = one.get("bbox"), _id(one, "image_id")
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(edge) for edge in box):
+            continue
+        numbers += box
+        size = images.get(image, {})
+        width, height = size.get("width"), size.get("height")
+        if not (_is_number(width) and _is_number(height) and width and height):
+            continue
+        x, y, z, w = box
+        corners &= x < z <= width + TOLERANCE and y < w <= height + TOLERANCE
+        if x + z > width + TOLERANCE or y + w > height + TOLERANCE:
+            outside.append(f"{box} in {width} x {height}")
+    layout = "boxes of COCO must be [x, y, width, height] in pixels"
+    if numbers and max(map(abs, numbers)) <= 1 and any(number != int(number) for number in numbers):
+        remedy = "Multiply the boxes by the width and height of their images."
+        raise DataError("data.coco_boxes_are_fractions", layout, place=file, value=numbers[:4], remedy=remedy)
+    if outside and corners:
+        rule = f"{layout}. Read so, {len(outside):,} leave their image, but as corners [x1, y1, x2, y2] all are inside"
+        remedy = "Write x2 - x1 and y2 - y1 as the last two numbers."
+        raise DataError("data.coco_boxes_are_corners", rule, place=file, value=outside[0], remedy=remedy)
+
+
+def _id(one: Mapping[str, Any], key: str) -> str | None:
+    """Return an id as text, because some tools write the numbers of images as numbers and those of boxes as texts."""
+    value = one.get(key)
+    return str(value) if isinstance(value, str | int) else None
+
+
 def _is_usable(reading: Reading, one: Mapping[str, Any], example: str, *, known: bool, name: object) -> bool:
-    """Return whether an annotation can be used, and count it otherwise."""
+    """Return whether an annotation can be used, and count it otherwise. Its image is then no row."""
     box = one.get("bbox")
     if not known:
         rule, code = "an annotation must belong to an image of the file", "data.coco_image_unknown"
     elif not isinstance(name, str):
-        rule, code = "an annotation must have a category of the file", "data.coco_category_unknown"
+        rule, code = f"an annotation must have a category of the file {LEFT_OUT}", "data.coco_category_unknown"
     elif not isinstance(box, list) or len(box) != 4 or not all(_is_number(edge) for edge in box):
-        rule, code = "an annotation must have a box of four numbers", "data.coco_box_malformed"
+        rule, code = f"an annotation must have a box of four numbers {LEFT_OUT}", "data.coco_box_malformed"
     elif one.get("iscrowd"):
-        rule, code = "an annotation must be one object, not a crowd", "data.coco_crowd"
+        rule, code = f"an annotation must be one object, not a crowd {LEFT_OUT}", "data.coco_crowd"
     else:
         return True
     reading.skipped.add(rule, f"{example}: {json.dumps(box)}", code)

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
-from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.json_stream import Record
 
 NAME = "Pascal VOC"
@@ -55,7 +55,8 @@ def _records(reading: Reading) -> Iterator[Record]:
         if not name:
             reading.skipped.add("an annotation must name its image", file.name, "data.voc_image_missing")
             continue
-        yield file.stem, {"id": file.stem, "image": prefix + name, **_size(root), **_objects(root, file, reading)}, None
+        if (objects := _objects(root, file, reading)) is not None:
+            yield file.stem, {"id": file.stem, "image": prefix + name, **_size(root), **objects}, None
 
 
 def _size(root: Element) -> dict[str, int]:
@@ -64,16 +65,17 @@ def _size(root: Element) -> dict[str, int]:
     return sizes if len(sizes) == 2 else {}
 
 
-def _objects(root: Element, file: Path, reading: Reading) -> dict[str, Any]:
+def _objects(root: Element, file: Path, reading: Reading) -> dict[str, Any] | None:
+    """Return the boxes and labels of a file, or None if an object cannot be used, which is counted."""
     boxes, labels = [], []
     for number, one in enumerate(root.iter("object"), 1):
         edges = [_number(one.findtext(f"bndbox/{edge}")) for edge in _EDGES]
         label = (one.findtext("name") or "").strip()
         example = f"{file.name}, object {number}"
         if not label or None in edges:
-            rule = "an object must have a name and a box of four numbers"
+            rule = f"an object must have a name and a box of four numbers {LEFT_OUT}"
             reading.skipped.add(rule, example, "data.voc_object_malformed")
-            continue
+            return None
         x1, y1, x2, y2 = (edge for edge in edges if edge is not None)
         boxes.append([x1 - 1, y1 - 1, x2, y2])
         labels.append(label)

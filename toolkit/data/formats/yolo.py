@@ -1,16 +1,16 @@
 """YOLO: images in folders named images, and beside each a folder labels with a text file for each image.
 
-A line is ``class cx cy w h`` in fractions of the image. Class names are in data.yaml, classes.txt or obj.names. An
-image without a file of labels has no findings, as in Ultralytics.
+A line is ``class cx cy w h`` in fractions of the image, with points after it if data.yaml has kpt_shape. Class names
+are in data.yaml, classes.txt or obj.names. An image without a file of labels has no findings, as in Ultralytics.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
 
@@ -18,6 +18,7 @@ NAME = "YOLO"
 SPLITS = ("train", "val", "valid", "validation", "test")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm"})
 
+_YAMLS = ("data.yaml", "dataset.yaml")
 _LISTS = ("classes.txt", "obj.names", "labels.txt")
 
 
@@ -27,14 +28,16 @@ def _matches(look: Look) -> bool:
     labels = _label_files(look.path)
     if not labels:
         return False
-    first = next((line for file in labels[:20] for line in _lines(file)), None)
+    first = next((line for file in labels[:20] for line in _lines(file) or ()), None)
     return first is not None and _numbers(first) is not None
 
 
 def _label_files(root: Path) -> list[Path]:
     """Return the files of labels: in folders named labels, otherwise the text files of the folder itself."""
     nested = [file for folder in _folders(root, "labels") for file in sorted(folder.rglob("*.txt"))]
-    return nested or [file for file in sorted(root.glob("*.txt")) if file.name not in _LISTS]
+    return [file for file in nested if file.name not in _LISTS] or [
+        file for file in sorted(root.glob("*.txt")) if file.name not in _LISTS
+    ]
 
 
 def _folders(root: Path, name: str) -> list[Path]:
@@ -59,7 +62,8 @@ def _splits(look: Look) -> tuple[str, ...]:
 
 def _records(reading: Reading) -> Iterator[Record]:
     root = reading.look.path
-    names, images = _class_names(root), _images(reading.look, reading.split)
+    names, has_points = _class_names(root), _has_points(root)
+    images = _images(reading.look, reading.split)
     if not images:
         rule, remedy = "a YOLO dataset must have its images in a folder images beside labels", "Move them there."
         raise DataError("data.yolo_images_missing", rule, place=root, remedy=remedy)
@@ -67,14 +71,10 @@ def _records(reading: Reading) -> Iterator[Record]:
     for image in images:
         file = _labels_of(image, root)
         used.add(file)
-        boxes, labels = [], []
-        if not file.is_file():
-            rule = "an image without a file of labels has no findings"
-            reading.notes.add(rule, image.name, "data.yolo_labels_missing")
-        for number, line in enumerate(_lines(file), 1):
-            if (found := _box(line, names, reading, f"{file.name}, line {number}: {line[:60]}")) is not None:
-                labels.append(found[0])
-                boxes.append(found[1])
+        found = _boxes(file, names, reading, has_points=has_points)
+        if found is None:
+            continue
+        labels, boxes = [label for label, _ in found], [box for _, box in found]
         path = image.relative_to(root).as_posix()
         own = {"boxes": boxes, "labels": labels, "box_format": "xyxy unit", "source_format": NAME}
         yield path.rpartition(".")[0], {"image": path, **own}, None
@@ -93,74 +93,143 @@ def _labels_of(image: Path, root: Path) -> Path:
     return root.joinpath(*parts)
 
 
-def _box(line: str, names: Sequence[str], reading: Reading, example: str) -> tuple[str, list[float]] | None:
+_Labelled = tuple[str, list[float]]
+
+
+def _boxes(file: Path, names: Mapping[int, str], reading: Reading, *, has_points: bool) -> list[_Labelled] | None:
+    """Return the boxes of a file of labels. None if a line cannot be used, which is counted."""
+    if not file.is_file():
+        rule = "an image without a file of labels has no findings"
+        reading.notes.add(rule, f"{file.stem}", "data.yolo_labels_missing")
+        return []
+    lines, found = _lines(file), []
+    if lines is None:
+        rule = f"a file of labels must be readable and UTF-8 {LEFT_OUT}"
+        reading.skipped.add(rule, file.name, "data.yolo_labels_not_readable")
+        return None
+    for number, line in enumerate(lines, 1):
+        box = _box(line, names, reading, f"{file.name}, line {number}: {line[:60]}", has_points=has_points)
+        if box is None:
+            return None
+        found.append(box)
+    return found
+
+
+def _box(line: str, names: Mapping[int, str], reading: Reading, example: str, *, has_points: bool) -> _Labelled | None:
     """Return label and corners as fractions. A segment becomes its bounding box."""
-    numbers = _numbers(line)
+    numbers = _numbers(line, has_points=has_points)
     if numbers is None:
-        rule = "a line must be: class cx cy w h"
+        rule = f"a line must be: class cx cy w h {LEFT_OUT}"
         reading.skipped.add(rule, example, "data.yolo_line_malformed")
         return None
     number, *rest = numbers
-    if not 0 <= number < len(names):
-        rule = f"a class must be a number from 0 to {len(names) - 1}"
+    if number not in names:
+        rule = f"a class must be a number from {min(names)} to {max(names)} {LEFT_OUT}"
         reading.skipped.add(rule, example, "data.yolo_class_unknown")
         return None
+    name = names[int(number)]
+    if has_points:
+        rest = rest[:4]
     if len(rest) > 4:
         reading.notes.add("a segment is read as its bounding box", example, "data.yolo_segment")
         xs, ys = rest[::2], rest[1::2]
-        return names[int(number)], [min(xs), min(ys), max(xs), max(ys)]
+        return name, [min(xs), min(ys), max(xs), max(ys)]
     x, y, width, height = rest
-    return names[int(number)], [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+    return name, [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
-def _numbers(line: str) -> list[float] | None:
-    """Return class and four numbers, or class and three or more points. None for anything else."""
+def _numbers(line: str, *, has_points: bool = False) -> list[float] | None:
+    """Return class and four numbers, or class and three or more points. None for anything else.
+
+    With ``has_points``, further numbers after the box are points of a pose.
+    """
     try:
         found = [float(part) for part in line.split()]
     except ValueError:
         return None
     whole = bool(found) and found[0].is_integer()
-    return found if whole and (len(found) == 5 or (len(found) >= 7 and len(found) % 2)) else None
+    return (
+        found
+        if whole and (len(found) == 5 or (has_points and len(found) > 5) or (len(found) >= 7 and len(found) % 2))
+        else None
+    )
 
 
-def _lines(file: Path) -> list[str]:
+def _lines(file: Path) -> list[str] | None:
+    """Return the lines of a file that are not blank, or None if it cannot be read."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        return []
+        return None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _class_names(root: Path) -> list[str]:
-    """Return the class names in the order of their numbers.
+def _class_names(root: Path) -> dict[int, str]:
+    """Return number -> class name.
 
     Raises:
-        DataError: There are none.
+        DataError: There are none, or two files of a folder have different ones.
     """
     for folder in (root, root.parent):
-        for file in (folder / "data.yaml", folder / "dataset.yaml", *sorted(folder.glob("*.yaml"))):
-            if names := _yaml_names(file):
-                return names
-        for name in _LISTS:
-            if lines := _lines(folder / name):
-                return lines
+        known = {file: names for file in _name_files(folder, root) if (names := _names_of(file))}
+        if len({tuple(sorted(names.items())) for names in known.values()}) > 1:
+            value = "; ".join(f"{file.name}: {', '.join(names.values())}" for file, names in known.items())
+            rule, remedy = "the files of a YOLO dataset must have the same class names", "Remove or correct one."
+            raise DataError("data.yolo_class_names_differ", rule, place=folder, value=value, remedy=remedy)
+        if known:
+            return next(iter(known.values()))
     rule = "a YOLO dataset must have class names in data.yaml or classes.txt"
     remedy = "Add classes.txt with one name for each line."
     raise DataError("data.yolo_class_names_missing", rule, place=root, remedy=remedy)
 
 
-def _yaml_names(file: Path) -> list[str]:
+def _name_files(folder: Path, root: Path) -> list[Path]:
+    """Return the files that can have class names. Beside the dataset, a YAML of another name must say its folder."""
+    lists = [folder / name for name in _LISTS]
+    yamls = sorted(folder.glob("*.yaml"))
+    if folder == root:
+        lists += [own / name for own in _folders(root, "labels") for name in _LISTS]
+    else:
+        yamls = [file for file in yamls if file.name in _YAMLS or _names_folder(file, root.name)]
+    return [*yamls, *lists]
+
+
+def _names_folder(file: Path, name: str) -> bool:
+    content = _yaml(file)
+    places = (content.get(key) for key in ("path", "train", "val", "test"))
+    return any(name in Path(place).parts for place in places if isinstance(place, str))
+
+
+def _names_of(file: Path) -> dict[int, str]:
+    """Return number -> class name of a YAML file or of a list. Empty without any."""
+    if file.suffix != ".yaml":
+        return dict(enumerate((_lines(file) or ()) if file.is_file() else ()))
+    content = _yaml(file)
+    names, count = content.get("names"), content.get("nc")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(isinstance(number, int) for number in names):
+        return {}
+    if isinstance(count, int) and count != len(names):
+        rule, remedy = f"names must have as many classes as nc ({count})", "Correct names or nc."
+        raise DataError("data.yolo_class_count_differs", rule, place=file, value=len(names), remedy=remedy)
+    return {number: str(names[number]) for number in sorted(names)}
+
+
+def _has_points(root: Path) -> bool:
+    """Return whether lines have the points of a pose after the box."""
+    return any("kpt_shape" in _yaml(folder / name) for folder in (root, root.parent) for name in _YAMLS)
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    """Return the content of a YAML file. Empty if there is none."""
     if not file.is_file():
-        return []
+        return {}
     try:
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return []
-    names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict):
-        numbers = sorted(names)
-        names = [names[number] for number in numbers] if numbers == list(range(len(numbers))) else []
-    return [str(name) for name in names] if isinstance(names, list) else []
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _all_files(look: Look) -> tuple[Path, ...]:

@@ -96,7 +96,7 @@ class _Fit:
 class BoxEvidence:
     """Collects the boxes of a file, and finds the formats that fit all of them.
 
-    The formats are ``KNOWN``. One fits a box if its corners are ordered and inside the image, up to ``TOLERANCE``. In
+    The formats are ``names``. One fits a box if its corners are ordered and inside the image, up to ``TOLERANCE``. In
     addition:
 
     - Numbers that are all at most 1 are not pixels, percent or thousandths.
@@ -104,10 +104,10 @@ class BoxEvidence:
       if another unit does not. This never decides between two orders.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = KNOWN) -> None:
         self.count = 0
         self._examples: list[FoundBox] = []
-        self._fits = {name: _Fit() for name in KNOWN}
+        self._fits = {name: _Fit() for name in names}
         self._largest = 0.0
         self._sizes = (float("inf"), 0.0)
         self._names: list[str] = []

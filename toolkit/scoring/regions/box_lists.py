@@ -28,9 +28,11 @@ TOO_MANY = f"more than {MAX_BOXES} boxes are named"
 _FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _TOKENS = re.compile(r"((?:<loc\d{4}>){4})([^<;\n]*)")
 _TOKEN = re.compile(r"<loc\d*>?")
-_LINE = re.compile(r"([^\n]*?)<bbox>([^<\n]*)</bbox>", re.IGNORECASE)
+# The label before it is no part of the pattern, because the time of a search would grow with the cube of the length.
+_BOX = re.compile(r"<bbox>([^<\n]*)</bbox>", re.IGNORECASE)
 _TAG = re.compile(r"</?\w*>")
-_EMPTY = frozenset({"none", "no finding", "no findings", "nothing", "[]"})
+_EMPTY = frozenset({"none", "no finding", "no findings", "nothing"})
+_EMPTY_LIST = re.compile(r"\[\s*\]")
 _BOX_KEYS = ("box_2d", "bbox_2d", "bbox", "box", "bounding_box")
 _LABEL_KEYS = ("label", "class", "name", "category", "class_name")
 
@@ -63,11 +65,12 @@ def write_boxes(boxes: Sequence[Labelled], frame: Frame, key: str) -> str:
 def parse_boxes(text: str, frame: Frame) -> BoxList:
     """Return the boxes of a completion in pixels.
 
-    JSON can be in a code fence or inside text, and one object is a list of one. A list that was cut off
+    JSON can be in code fences or inside text, and one object is a list of one. A list that was cut off
     keeps its complete boxes.
     """
-    text = fenced[1] if (fenced := _FENCE.search(text)) else text
-    if text.strip().strip(".").lower() in _EMPTY:
+    text = "\n".join(_FENCE.findall(text)) or text
+    statement = text.strip().strip(".").lower()
+    if statement in _EMPTY or _EMPTY_LIST.fullmatch(statement):
         return BoxList()
     unread: list[str] = []
     found = list(_parse_any(text, frame, unread))
@@ -94,9 +97,12 @@ def _from_tokens(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelle
 
 
 def _from_lines(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled]:
-    for label, numbers in _LINE.findall(text):
-        yield from _checked(_TAG.sub(" ", label), parse_box(numbers, frame), unread)
-    if "<bbox" in _LINE.sub("", text).lower():
+    end = 0
+    for found in _BOX.finditer(text):
+        label = text[max(end, text.rfind("\n", end, found.start()) + 1) : found.start()]
+        yield from _checked(_TAG.sub(" ", label), parse_box(found[1], frame), unread)
+        end = found.end()
+    if "<bbox" in _BOX.sub("", text).lower():
         unread.append(CUT_OFF)
 
 
@@ -107,9 +113,13 @@ def _from_json(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled]
         try:
             value, end = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError):
-            if any(f'"{key}"' in text[start:] for key in _BOX_KEYS):
+            # Braces of a sentence before the list are no JSON. An object that was cut off has nothing after it.
+            following = text.find("{", start + 1)
+            if any(f'"{key}"' in text[start : following if following >= 0 else None] for key in _BOX_KEYS):
                 unread.append(CUT_OFF)
-            return
+                return
+            start = following
+            continue
         for one in _objects(value):
             numbers = _first(one, _BOX_KEYS)
             label = _first(one, _LABEL_KEYS)

@@ -110,13 +110,14 @@ NAMES: Mapping[str, str] = {
     r"qwen2[._]5[-_]?vl": "qwen2.5-vl",
     r"qwen2[-_]?vl": "qwen2-vl",
     r"qwen3[-_]?vl": "qwen3-vl",
-    r"medgemma[-_ ]?1[._]5": "medgemma-1.5",
-    r"medgemma-27b|medgemma[-_ ]1\b": "medgemma-1",
+    r"medgemma[-_ ]?1[._]5(?!\d)": "medgemma-1.5",
+    r"medgemma-27b|medgemma[-_ ]1(?![\w.])": "medgemma-1",
     r"paligemma": "paligemma",
-    r"(?<!med)gemma[-_]?3": "gemma-3",
-    r"(?<!med)gemma[-_]?4": "gemma-4",
+    # A digit or b after it is a size: gemma-4b is not Gemma 4.
+    r"(?<![a-z0-9])gemma[-_]?3(?![0-9b])": "gemma-3",
+    r"(?<![a-z0-9])gemma[-_]?4(?![0-9b])": "gemma-4",
 }
-"""Pattern in a model name in lower case -> family. The first match is used."""
+"""Pattern in a model name in lower case -> family. A name that says several families says none."""
 
 _HUB_NAMES: Mapping[str, str] = {r"^[\w.-]+/medgemma-4b-(it|pt)(?![\w.])": "medgemma-1"}
 """Pattern in a name on the Hub, where the release is part of the name, -> family."""
@@ -139,7 +140,8 @@ def find_family(model: str, family: str | None = None) -> str | None:
     """
     if family is not None:
         return family
-    if not _PATH.match(model):
+    # A relative path is a folder too if it exists. Loading prefers it to a model of this name on the Hub.
+    if not _PATH.match(model) and not Path(model).is_dir():
         return _named(model, {**_HUB_NAMES, **NAMES})
     folder = Path(model).expanduser()
     kind = _model_type(folder)
@@ -189,8 +191,9 @@ def find_key(coordinates: Coordinates, model: str, family: str | None = None) ->
 
 
 def _named(name: str, patterns: Mapping[str, str]) -> str | None:
-    """Return the family that a name says."""
-    return next((family for pattern, family in patterns.items() if re.search(pattern, name.lower())), None)
+    """Return the only family that a name says."""
+    found = {family for pattern, family in patterns.items() if re.search(pattern, name.lower())}
+    return found.pop() if len(found) == 1 else None
 
 
 def _model_type(folder: Path) -> str | None:

@@ -22,11 +22,18 @@ from toolkit.data.cells import (
 from toolkit.data.row_images import read_group, read_one_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin
-from toolkit.errors import DataError, ImageError, Problem, RowProblem
-from toolkit.images import ImagePolicy, read_image_header
+from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
-from toolkit.scoring.regions import Coordinates, CoordinatesKey, choose_coordinates, find_key
+from toolkit.scoring.regions import (
+    Coordinates,
+    CoordinatesKey,
+    Frame,
+    choose_coordinates,
+    find_key,
+    parse_boxes,
+    write_boxes,
+)
 from toolkit.tasks.detect.prompt import QUESTION
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -43,8 +50,6 @@ WITHOUT = frozenset(map(fold, ("no finding", "no findings")))
 
 LABELS_DIFFER = ("tasks.detect.labels_and_boxes_differ", "the row must have one label for each box")
 MAX_SHOWN = 5
-CHECKED = 200
-"""Images of a split whose size is compared with their row. Resized copies differ in the first of them."""
 
 
 class Detect(Section):
@@ -163,7 +168,7 @@ def find_settings(settings: DetectSettings, splits: Mapping[str, Sequence[Sample
     """Return the classes, from the training rows if the recipe lists none.
 
     Raises:
-        DataError: The training rows have no box, classes are alike, or an image has several rows.
+        DataError: The training rows have no box, classes are alike or not parsed, or an image has several rows.
     """
     counts = {split: _count(split, samples) for split, samples in splits.items()}
     classes = settings.classes or tuple(sorted(counts["train"]))
@@ -176,12 +181,22 @@ def find_settings(settings: DetectSettings, splits: Mapping[str, Sequence[Sample
         raise DataError(
             "tasks.detect.labels_alike", rule, place="[data] train", value=alike, remedy="Write each class in one way."
         )
+    if lost := [name for name in classes if not _is_parsed(name, settings)]:
+        rule = "a class must be parsed from an answer as it is written into one, without ; < > or line breaks"
+        remedy = "Rename it in the rows."
+        raise DataError("tasks.detect.class_not_parsed", rule, place="[data] train", value=lost, remedy=remedy)
     return Found({"classes": list(classes)}, tuple(_notes(classes, counts)))
 
 
 def with_found(settings: DetectSettings, values: Mapping[str, Any]) -> DetectSettings:
     """Return the settings with the result of ``find_settings``."""
     return replace(settings, classes=tuple(values["classes"]))
+
+
+def _is_parsed(name: str, settings: DetectSettings) -> bool:
+    frame = Frame((1000, 1000), (1000, 1000), settings.coordinates)
+    text = write_boxes([(name, (100, 200, 300, 400))], frame, settings.key)
+    return [fold(label) for label, _ in parse_boxes(text, frame).boxes] == [fold(name)]
 
 
 def _coordinates(recipe: Recipe) -> Coordinates:
@@ -221,9 +236,8 @@ def _count(split: str, samples: Sequence[Sample]) -> Counter[str]:
     """Return the number of boxes of each class.
 
     Raises:
-        DataError: An image has several rows, or another size than its row says.
+        DataError: An image has several rows.
     """
-    _check_sizes(split, samples[:CHECKED])
     found: Counter[str] = Counter()
     rows: dict[str, str] = {}
     for sample in samples:
@@ -240,23 +254,6 @@ def _count(split: str, samples: Sequence[Sample]) -> Counter[str]:
             )
         rows[path] = sample.id
     return found
-
-
-def _check_sizes(split: str, samples: Sequence[Sample]) -> None:
-    """Raise a DataError if an image has another size than its row says. A missing image is reported by the scan."""
-    for sample in samples:
-        try:
-            size = read_image_header(sample.images[0], ImagePolicy()).size
-        except ImageError:
-            continue
-        if size != sample.fields["size"]:
-            raise DataError(
-                "tasks.detect.image_size_differs",
-                "an image must have the width and height of its row, because its boxes are in these pixels",
-                place=f"{split}: {sample.id}",
-                value=f"{size[0]} x {size[1]} instead of {' x '.join(map(str, sample.fields['size']))}",
-                remedy="Use the images that were annotated, or scale boxes, width and height to these images.",
-            )
 
 
 def _notes(classes: Sequence[str], counts: Mapping[str, Counter[str]]) -> Iterator[Problem]:

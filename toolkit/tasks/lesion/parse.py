@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from toolkit.data.sample import Answer, Sample
@@ -21,9 +21,10 @@ TAG_UNPAIRED = "{tag} has no counterpart (was the completion cut off?)"
 TOO_MANY_LESIONS = f"more than {MAX_LESIONS} lesions are named"
 """Problems of a completion or of a part of it. An evaluation counts answers by problem."""
 
-# A part with its closing tag. An answer that was cut off has an opening tag without it, which _OPEN then finds.
-_TAG = re.compile(rf"<({'|'.join(PARTS)})>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
-_OPEN = re.compile(rf"</?({'|'.join(PARTS)})>", re.IGNORECASE)
+# One pattern for a part with its closing tag would search for the tag again from every opening one, in square time.
+_OPENING = re.compile(rf"<({'|'.join(PARTS)})>", re.IGNORECASE)
+_CLOSING = {part: re.compile(f"</{part}>", re.IGNORECASE) for part in PARTS}
+_UNPAIRED = re.compile(rf"</?({'|'.join(PARTS)})>", re.IGNORECASE)
 _FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _POINT = re.compile(r"[\[(]\s*([^\[\]()]*?)\s*[\])]")
 _PART_OF_KEY = {
@@ -52,9 +53,10 @@ def parse(completion: str, sample: Sample) -> Answer:
     """
     settings, frame = sample.fields["settings"], sample.fields["frame"]
     text = fenced[1] if (fenced := _FENCE.search(completion)) else completion
-    raw = list(_tagged(text)) or list(_from_json(text))
+    found, others = _paired(text)
+    raw = list(_tagged(found)) or list(_from_json(text))
     unread: list[str] = []
-    if rest := _OPEN.search(_TAG.sub("", text)):
+    if rest := _UNPAIRED.search(others):
         unread.append(TAG_UNPAIRED.format(tag=rest[0]))
     if len(raw) > MAX_LESIONS:
         unread.append(TOO_MANY_LESIONS)
@@ -66,14 +68,32 @@ def parse(completion: str, sample: Sample) -> Answer:
     return Answer(completion, values)
 
 
-def _tagged(text: str) -> Iterator[Mapping[str, str]]:
+def _paired(text: str) -> tuple[list[tuple[str, str]], str]:
+    """Return part and content of each opening tag with its closing one, and the text outside of them."""
+    found, others, end = [], [], 0
+    never_closed: set[str] = set()
+    for opening in _OPENING.finditer(text):
+        name = opening[1].lower()
+        if opening.start() < end or name in never_closed:
+            continue
+        closing = _CLOSING[name].search(text, opening.end())
+        if closing is None:
+            never_closed.add(name)
+            continue
+        found.append((name, text[opening.end() : closing.start()]))
+        others.append(text[end : opening.start()])
+        end = closing.end()
+    return found, "".join((*others, text[end:]))
+
+
+def _tagged(found: Iterable[tuple[str, str]]) -> Iterator[Mapping[str, str]]:
     """Yield one mapping per lesion. A repeated tag begins the next lesion."""
     parts: dict[str, str] = {}
-    for name, content in _TAG.findall(text):
-        if name.lower() in parts:
+    for name, content in found:
+        if name in parts:
             yield parts
             parts = {}
-        parts[name.lower()] = content
+        parts[name] = content
     if parts:
         yield parts
 
