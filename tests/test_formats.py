@@ -450,6 +450,17 @@ def test_class_folders_report_what_is_not_read(tmp_path: Path) -> None:
     assert [one.code for one in index.metadata.noted] == ["data.not_an_image"]
 
 
+def test_masks_beside_their_images_are_no_images_of_the_class(tmp_path: Path) -> None:
+    for number, name in enumerate(("benign (1)", "benign (1)_mask", "benign (1)_mask_1", "brain_mask")):
+        image_file(tmp_path / "busi" / "benign" / f"{name}.png", number)
+        image_file(tmp_path / "busi" / "normal" / f"{name}x.png", number)
+    index = open_index(str(tmp_path / "busi"))
+    benign = [row["image"] for _, row in index if row["label"] == "benign"]
+    assert benign == ["benign/benign (1).png", "benign/brain_mask.png"]  # the last one is the mask of no image
+    (noted,) = index.metadata.noted
+    assert (noted.code, noted.count) == ("data.mask_is_no_image", 2)
+
+
 @pytest.mark.parametrize("names", [("images", "masks"), ("normal",), ("train", "normal")])
 def test_folders_that_are_not_certainly_classes_have_no_format(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:

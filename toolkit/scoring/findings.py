@@ -65,7 +65,8 @@ _NEGATED_AFTER = (
 )
 _FIELD = r"(?:\s\w+)?\s*(?:\([^)]*\)\s*)?"
 _DENIED_FIELD = (
-    rf"{_FIELD}(?::\s*(?:no\b(?! change)|none|nil\b|absent|negative|not (?:seen|present|identified|evident|visuali[sz]ed))"
+    rf"{_FIELD}(?::\s*(?:no\b(?! change)|none|nil\b|absent|negative"
+    r"|not (?:seen|present|identified|evident|visuali[sz]ed))"
     r"|\s[-–=]\s*(?:none|no|nil|absent|negative)\s*(?:$|[,;]))"
 )
 """A field of a structured report and its value, such as "Pleural effusion: none"."""
