@@ -88,6 +88,7 @@ TINY = (
     "recipes/quickstart.toml",
     "recipes/ham10000_tiny.toml",
     "recipes/lesions_tiny.toml",
+    "recipes/classify_tiny.toml",
     "recipes/detect_tiny.toml",
     "recipes/steps_tiny.toml",
     "recipes/chat_tiny.toml",

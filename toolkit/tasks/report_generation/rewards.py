@@ -10,7 +10,7 @@ from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.scoring import reports
 from toolkit.scoring.findings import find_findings
 from toolkit.scoring.findings import finding_f1 as _finding_f1
-from toolkit.scoring.text import tokens
+from toolkit.scoring.text import overlap, tokens
 from toolkit.tasks.report_generation.sections import section
 
 EXAMPLE = Sample(
@@ -87,6 +87,16 @@ ALL_OR_NOTHING: frozenset[str] = frozenset()
 """Rewards that are 0 or 1 for nearly every answer."""
 
 
+def why_words(sample: Sample, answer: Answer) -> str:
+    """Return the first words that the report lacks and adds. Both scores also depend on their order."""
+    if answer.problem is not None:
+        return f"not readable: {answer.problem}"
+    found = overlap(_read(answer), _reference(sample))
+    parts = (("lacks", found.missed), ("adds", found.extra))
+    listed = (f"{verb} {len(words)}: {', '.join(words[:5])}" for verb, words in parts if words)
+    return "; ".join(listed) or "the same words"
+
+
 def why_finding_f1(sample: Sample, answer: Answer) -> str:
     """Return the findings of both reports."""
     found = [
@@ -109,7 +119,13 @@ def why_format(sample: Sample, answer: Answer) -> str:
     return f"missing sections: {', '.join(missing)}" if missing else "all requested sections"
 
 
-WHY = {"finding_f1": why_finding_f1, "length": why_length, "format": why_format}
+WHY = {
+    "rouge_l": why_words,
+    "bleu": why_words,
+    "finding_f1": why_finding_f1,
+    "length": why_length,
+    "format": why_format,
+}
 """Reward -> explanation of its value."""
 
 
