@@ -21,6 +21,7 @@ from toolkit.data import open_index
 from toolkit.data.formats import FORMATS, Look, row_file
 from toolkit.data.formats.containers import container_of
 from toolkit.data.formats.plain import PLAIN
+from toolkit.data.index import code_digest
 from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 
@@ -620,3 +621,26 @@ def test_a_row_that_is_nested_too_deeply_is_counted_or_an_error(tmp_path: Path) 
         except DataError as error:
             found = [error.code]
         assert found in ([], ["data.json_nested_too_deeply"])
+
+
+@pytest.mark.parametrize("key", [{"weight": 0}, {"tool_calls": [{"id": "a"}]}])
+def test_a_turn_that_is_not_to_be_learned_as_text_makes_its_row_unusable(tmp_path: Path, key: dict[str, Any]) -> None:
+    question, answer = {"role": "user", "content": "Nodule?"}, {"role": "assistant", "content": "No."}
+    rows = [{"messages": [question, {**answer, **key}]}, {"messages": [question, {**answer, "weight": 1}]}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    index = open_index(str(file))
+    assert [(one.code, one.count) for one in index.skipped] == [("data.turn_not_text_only", 1)]
+    assert len(index) == 1
+
+
+def test_rows_that_another_version_of_the_code_read_are_not_used_again(tmp_path: Path) -> None:
+    (tmp_path / "formats").mkdir()
+    file = tmp_path / "formats" / "one.py"
+    file.write_text("A = 1")
+    before = code_digest(tmp_path)
+    code_digest.cache_clear()
+    assert code_digest(tmp_path) == before
+    file.write_text("A = 2")
+    code_digest.cache_clear()
+    assert code_digest(tmp_path) != before

@@ -32,6 +32,9 @@ _TEXT_TYPES = ("text", "input_text", "output_text")
 _TEXT_KEYS = ("text", "value", "content")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "value", "data", "base64", "source", "file", "bytes")
 
+_CALLS = ("tool_calls", "function_call")
+"""Keys of OpenAI's messages for calls, which have no text."""
+
 _NUMBERED = re.compile(r"<image \d+>")
 _EDGES = re.compile(r"^(\s*<image>)+|(<image>\s*)+$")
 
@@ -84,6 +87,10 @@ def _turns(messages: Any) -> list[Turn]:
 
 def _turn(message: Any) -> Turn:
     if isinstance(message, dict):
+        if message.get("weight") == 0 or any(message.get(key) for key in _CALLS):
+            rule = "a turn must not have weight 0 or calls of tools, because SFT learns the text of every answer"
+            remedy = "Remove the row, or remove the key if the text is to be learned."
+            raise RowProblem("data.turn_not_text_only", rule, value=message, remedy=remedy)
         for speaker, content in (("role", "content"), ("from", "value"), ("from", "content"), ("role", "value")):
             if isinstance(message.get(speaker), str) and message.get(content) is not None:
                 return message[speaker], message[content]
