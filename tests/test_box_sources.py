@@ -1,5 +1,6 @@
 """Datasets with boxes: COCO, Pascal VOC, YOLO and tables give one row for each image, with the boxes of the dataset."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,17 @@ def test_the_list_of_the_nih_is_read_as_published(tmp_path: Path) -> None:
     data = load(tmp_path / "BBox_List_2017.csv")
     assert found(data) == {"00013118_008.png": [("Atelectasis", [25.5, 47, 111.5, 77]), ("Mass", [1, 2, 4, 6])]}
     assert data.train[0].group == "00013118"
+
+
+def test_a_compressed_file_of_coco_has_the_same_rows(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 10, 20]}],
+        "categories": [{"id": 2, "name": "nodule"}],
+    }
+    text = json.dumps(content).encode()
+    (tmp_path / "a.json").write_bytes(text)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(text))
+    rows = [list(open_index(str(tmp_path / name))) for name in ("a.json", "a.json.gz")]
+    assert rows[0] == rows[1]
+    assert rows[0][0][1]["boxes"] == [[1, 2, 11, 22]]

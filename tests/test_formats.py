@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -148,6 +149,13 @@ def test_a_filter_of_a_column_or_value_that_no_row_has_is_an_error(
     with raises(DataError, code) as caught:
         load_data(recipe(train=source, filter=filters))
     assert caught.problem.value == value
+
+
+def test_a_filter_of_a_column_of_lists_says_so(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.json", [qa(1, tags=["a"]), qa(2, tags=["a", "b"])])
+    with raises(DataError, "data.filter_value_missing") as caught:
+        load_data(recipe(train=source, filter={"tags": "a"}))
+    assert "lists or objects: ['a']" in caught.problem.remedy
 
 
 def test_a_value_of_a_filter_that_no_row_has_is_reported(tmp_path: Path) -> None:
@@ -537,6 +545,22 @@ def no_rows(file: Path) -> DataError:
     return caught.value
 
 
+def test_an_annotation_with_another_image_than_its_question_is_counted(tmp_path: Path) -> None:
+    questions = [{"question_id": number, "image_id": number, "question": "Q?"} for number in (1, 2)]
+    answers: list[dict[str, Any]] = [{"question_id": 1, "image_id": 1}, {"question_id": "2", "image_id": 7}]
+    write(tmp_path / "q.json", {"questions": questions})
+    write(tmp_path / "a.json", {"annotations": [{**one, "answers": [{"answer": "yes"}]} for one in answers]})
+    index = open_index(str(tmp_path))
+    assert [row["image"] for _, row in index] == ["1"]
+    assert [(one.code, one.values) for one in index.skipped] == [("data.annotation_of_another_question", ("[2, 7]",))]
+
+
+def test_a_pipe_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    with raises(DataError, "data.source_not_a_file"):
+        open_index(str(tmp_path / "rows.csv"))
+
+
 def test_reports_of_r2gen_are_rows_with_lists_of_images(tmp_path: Path) -> None:
     study = {"id": "s1", "report": "Clear lungs.", "image_path": ["s1/0.png", "s1/1.png"], "split": "train"}
     index = open_index(write(tmp_path / "annotation.json", {"train": [study], "val": [], "test": []}) + "#train")
@@ -623,8 +647,8 @@ def test_a_row_that_is_nested_too_deeply_is_counted_or_an_error(tmp_path: Path) 
         assert found in ([], ["data.json_nested_too_deeply"])
 
 
-@pytest.mark.parametrize("key", [{"weight": 0}, {"tool_calls": [{"id": "a"}]}])
-def test_a_turn_that_is_not_to_be_learned_as_text_makes_its_row_unusable(tmp_path: Path, key: dict[str, Any]) -> None:
+@pytest.mark.parametrize("key", [{"function_call": {"name": "a"}}, {"tool_calls": [{"id": "a"}]}])
+def test_a_turn_that_calls_a_tool_makes_its_row_unusable(tmp_path: Path, key: dict[str, Any]) -> None:
     question, answer = {"role": "user", "content": "Nodule?"}, {"role": "assistant", "content": "No."}
     rows = [{"messages": [question, {**answer, **key}]}, {"messages": [question, {**answer, "weight": 1}]}]
     file = tmp_path / "rows.jsonl"
@@ -644,3 +668,103 @@ def test_rows_that_another_version_of_the_code_read_are_not_used_again(tmp_path:
     file.write_text("A = 2")
     code_digest.cache_clear()
     assert code_digest(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (("train.jsonl", "validate.jsonl", "test.jsonl"), (1, 1, 1)),
+        (("vqarad_train.jsonl", "vqarad_test.jsonl"), (1, 0, 1)),
+        (("part-1.jsonl", "part-2.jsonl"), (2, 0, 0)),
+    ],
+)
+def test_a_word_of_the_file_name_is_the_split(tmp_path: Path, names: tuple[str, ...], counts: tuple[int, ...]) -> None:
+    for number, name in enumerate(names):
+        write(tmp_path / name, json.dumps(qa(number)))
+    data = load_data(recipe(train=str(tmp_path), split={"test": 0}))
+    assert (len(data.train), len(data.validation), len(data.test)) == counts
+
+
+def test_files_with_and_without_a_split_are_not_mixed(tmp_path: Path) -> None:
+    for number, name in enumerate(("train", "eval")):
+        write(tmp_path / f"{name}.jsonl", json.dumps(qa(number)))
+    with raises(DataError, "data.folder_splits_unclear") as caught:
+        load_data(recipe(train=str(tmp_path), split={"test": 0}))
+    assert caught.problem.value == {"eval.jsonl": "no split", "train.jsonl": "train"}
+
+
+def turns(question: str, **answer: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes.", **answer}]
+
+
+@pytest.mark.parametrize("task", ["vqa", "chat"])
+def test_a_conversation_does_not_lose_images_in_another_column(tmp_path: Path, task: str) -> None:
+    rows = [{"messages": turns(f"Question {i}?"), "scan": f"{i}.png"} for i in range(2)]
+    source = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    with raises(DataError, "data.field_without_column") as caught:
+        load_data(recipe(task, train=source, split={"test": 0}))
+    assert 'Did you mean "scan"' in str(caught.error)
+    data = load_data(recipe(task, train=source, split={"test": 0}, columns={"image": "scan"}))
+    assert [[one.path.name for one in row.images] for row in data.train] == [["0.png"], ["1.png"]]
+
+
+@pytest.mark.parametrize("task", ["vqa", "chat"])
+def test_a_conversation_has_the_images_of_numbered_columns(tmp_path: Path, task: str) -> None:
+    row = {"messages": turns("<image><image>Which is normal?"), "image_1": "a.png", "image_2": "b.png"}
+    data = load_data(recipe(task, train=write(tmp_path / "a.jsonl", json.dumps(row)), split={"test": 0}))
+    assert [one.path.name for one in data.train[0].images] == ["a.png", "b.png"]
+    row["messages"] = turns("<image>Which is normal?")
+    with raises(DataError, "data.too_many_unusable_rows") as caught:
+        load_data(recipe(task, train=write(tmp_path / "b.jsonl", json.dumps(row)), split={"test": 0}))
+    assert "data.image_placeholders_mismatch" in str(caught.error)
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"messages": turns("<image>Q?"), "image": "a.png", "images": ["b.png"]}, "data.images_in_two_columns"),
+        ({"messages": turns("Scan 1: <img>a.png</img>\nQ?")}, "data.placeholder_unknown"),
+        ({"messages": turns("<Image>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
+        ({"messages": turns("<image_1>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
+        ({"messages": turns("Q?", weight=0)}, "data.turn_not_trained"),
+        ({"messages": turns("Q?", loss=False)}, "data.turn_not_trained"),
+        ({"messages": turns("Q?"), "system": ["Be brief."]}, "data.system_message_not_text"),
+    ],
+)
+def test_a_conversation_that_would_lose_something_is_counted(tmp_path: Path, row: dict[str, Any], code: str) -> None:
+    good = {"messages": turns("<image>Q?", weight=1), "image": "a.png", "system": None}
+    index = open_index(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, (good, row)))))
+    assert len(index) == 1
+    assert [one.code for one in index.skipped] == [code]
+
+
+def test_a_source_without_a_usable_record_shows_reason_value_and_remedy(tmp_path: Path) -> None:
+    rows = [{"messages": turns(f"<image>Question {i}?")} for i in range(3)]
+    with raises(DataError, "data.no_records") as caught:
+        open_index(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))))
+    assert caught.problem.value == "0 of 3"
+    for text in ("data.placeholders_do_not_match", "1 <image> and 0 images", "Correct the texts or the images."):
+        assert text in caught.problem.remedy
+
+
+def test_names_of_classes_that_differ_in_case_are_an_error(tmp_path: Path) -> None:
+    for name in ("train/NORMAL/a.png", "train/TB/b.png", "test/normal/c.png", "test/TB/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    with raises(DataError, "data.class_named_twice") as caught:
+        open_index(str(tmp_path))
+    assert caught.problem.value == ["test/normal", "train/NORMAL"]
+
+
+def test_folders_of_classes_have_images_of_every_suffix(tmp_path: Path) -> None:
+    for name in ("a/1.pgm", "a/2.JFIF", "b/3.dicom", "b/4.j2k"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [row["image"] for _, row in open_index(str(tmp_path))] == ["a/1.pgm", "a/2.JFIF", "b/3.dicom", "b/4.j2k"]
+
+
+def test_a_table_of_file_names_with_several_splits_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "metadata.csv", "file_name,label\ntrain/a.png,x\ntest/b.png,y\n")
+    with raises(DataError, "data.splits_in_one_table") as caught:
+        open_index(str(tmp_path))
+    assert caught.problem.value == {"train": "train/a.png", "test": "test/b.png"}

@@ -251,6 +251,18 @@ def test_a_source_whose_images_are_in_another_column_is_rejected_with_it(tmp_pat
     assert '"Figure_path"' in caught.problem.remedy
 
 
+def test_an_empty_column_of_images_does_not_hide_another_one(tmp_path: Path, root: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": "no", "image": None, "scan": f"{i}.png"} for i in range(3)]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    data = {"task": "vqa", "train": str(file), "split": {"test": 0}}
+    with raises(DataError, "data.field_without_column") as caught:
+        load_data(make_recipe({"run": {"name": "x"}, "data": data}))
+    assert caught.problem.value == "scan"
+    mapped = load_data(make_recipe({"run": {"name": "x"}, "data": {**data, "columns": {"image": "scan"}}}))
+    assert [row.images[0].path.name for row in mapped.train] == ["0.png", "1.png", "2.png"]
+
+
 def test_a_task_that_needs_an_image_rejects_a_row_without_one(tmp_path: Path, root: Path) -> None:
     rows = [{"image": "", "diagnosis": "nv"}, {"image": "a.png", "diagnosis": "nv", "width": 4, "height": 4}]
     with raises(DataError, "data.too_many_unusable_rows"):

@@ -124,7 +124,7 @@ def test_text_that_is_not_utf8_is_reported_with_its_byte(tmp_path: Path) -> None
     assert caught.problem.place.endswith("near byte 13")
 
 
-@pytest.mark.parametrize(("encoding", "name"), [("utf-16", "UTF-16"), ("latin-1", "LATIN1")])
+@pytest.mark.parametrize(("encoding", "name"), [("utf-16", "UTF-16"), ("latin-1", "CP1252")])
 def test_a_csv_that_is_not_utf8_is_reported_with_the_conversion(tmp_path: Path, encoding: str, name: str) -> None:
     with raises(DataError, "data.not_utf8") as caught:
         open_index(write(tmp_path, "rows.csv", "id,x\n1,größer\n".encode(encoding)))

@@ -9,8 +9,8 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from toolkit.data.formats.saved import HUB
 from toolkit.data.json_stream import Row
 from toolkit.data.row_filter import NO_FILTER, Filter, RowFilter
 from toolkit.data.sources import Source, find_source, parse_source, start_reading, stream_records
-from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, stored_dropped
-from toolkit.errors import DataError
+from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, stored_dropped, total
+from toolkit.errors import DataError, list_problems
 from toolkit.runfolder.cache import cache_folder
 
 FORMAT = "3"
@@ -276,10 +276,7 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
     for value in build.filter.missing:
         reading.notes.add("no row has the value of the filter", value, "data.filter_value_missing")
     if not number:
-        rule = "the source must have at least one record that is an object with named fields"
-        found = "; ".join(map(str, skipped.of(source.name))) or "no record"
-        remedy = "Name another file in [data]."
-        raise DataError("data.no_records", rule, place=source.name, value=found, remedy=remedy)
+        raise _no_records(source.name, skipped.of(source.name))
     return IndexMetadata(
         rows=number,
         columns=tuple(columns),
@@ -292,6 +289,16 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
         format=source.title,
         filtered=build.filter.description,
     )
+
+
+def _no_records(source: str, skipped: Sequence[Dropped]) -> DataError:
+    """Return the error of a source without a usable record, with the reasons and their remedies."""
+    if not skipped:
+        rule, remedy = "the source must have at least one record", "Name another file in [data]."
+        return DataError("data.no_records", rule, place=source, value="no record", remedy=remedy)
+    reasons = list_problems(replace(one.notice(), place="") for one in skipped)
+    rule, remedy = "at least one record must be usable", f"Correct the records, or name another source:\n{reasons}"
+    return DataError("data.no_records", rule, place=source, value=f"0 of {total(skipped):,}", remedy=remedy)
 
 
 class _Ids:

@@ -152,9 +152,11 @@ def _peek_value(text: str, begin: int) -> tuple[Any, int | None]:
         at = at if (blank := _NO_KEY.match(text, at)) is None else blank.end()
 
 
-def likely_encoding(content: bytes) -> str:
-    """Return the likely encoding of bytes that are not UTF-8, by their byte order mark."""
-    return "UTF-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
+def conversion(content: bytes) -> str:
+    """Return the remedy for bytes that are not UTF-8. Only UTF-16 is certain, by its byte order mark."""
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "Convert it with: iconv -f UTF-16 -t UTF-8."
+    return "Convert it from its encoding, such as that of Western Europe: iconv -f CP1252 -t UTF-8."
 
 
 def _key_text(quoted: str) -> str:
@@ -250,7 +252,7 @@ class _Window:
                 "the file must be UTF-8",
                 place=f"{self._place}, near byte {self._bytes + error.start:,}",
                 value=error.object[error.start : error.end],
-                remedy=f"Convert it, for example with: iconv -f {likely_encoding(error.object)} -t UTF-8.",
+                remedy=conversion(error.object),
             ) from None
         self._bytes += len(chunk)
         self._ended = not chunk
@@ -274,4 +276,4 @@ class _Window:
 _KEY_RULE = "a key in quotation marks and a colon must follow"
 _COMMA_RULE = "a comma or the closing bracket must follow"
 _AFTER = "nothing must follow the closing bracket"
-_LINES = "If each line is one record, name the file .jsonl."
+_LINES = "Write each record on one line of a .jsonl file, or all records into one list."

@@ -73,6 +73,9 @@ class RowFilter:
             if self._rows and not any(repr(one) in seen for one in values):
                 known = ", ".join(one[:40] for one, _ in seen.most_common(MAX_VALUES))
                 remedy = f"Choose from the values of the column: {known[:600]}."
+                if all(one.startswith(("[", "{")) for one in seen):
+                    has = f"This one has lists or objects: {known[:200]}."
+                    remedy = f"Name a column of texts, numbers or truth values. {has}"
                 rule = "at least one row must have a value of the filter"
                 raise DataError("data.filter_value_missing", rule, place=place, value=values[0], remedy=remedy)
 

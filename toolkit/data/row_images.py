@@ -23,6 +23,7 @@ from toolkit.data.cells import (
     number_of,
     text_of,
 )
+from toolkit.data.image_values import looks_like_image, looks_like_path
 from toolkit.data.json_stream import Row
 from toolkit.data.task import GROUP_FIELDS, RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
@@ -43,8 +44,6 @@ _FRAME = re.compile(rf"(.+)#(?:({'|'.join(AXES)})=)?(\d{{1,6}})")
 _NUMBERED = re.compile(r"(.*?\D)(\d{1,2})")
 _WHOLE = re.compile(r"\d+\.0+", re.ASCII)
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+-]+)://", re.ASCII)
-
-_LOOKS_LIKE_IMAGE = re.compile(rf".*({'|'.join(map(re.escape, names.SUFFIXES))})(#.*)?\W*", re.IGNORECASE | re.DOTALL)
 
 
 def read_images(name: str, row: Row, origin: RowOrigin) -> tuple[ImageRef, ...]:
@@ -123,24 +122,21 @@ def numbered_column(usual: Sequence[str], available: Sequence[str]) -> str | Non
     return found[min(found)] if found and min(found) <= 1 else None
 
 
+def have_no_images(rows: Sequence[Row], column: str) -> bool:
+    """Return whether a column of images, and those of its further numbers, are empty in all rows."""
+    cells = (row.get(name) for row in rows for name in _series(column, tuple(row)))
+    return all(is_missing(value) or value in ([], "[]") for value in cells)
+
+
 def image_columns(rows: Sequence[Row]) -> list[str]:
     """Return the columns in which most values look like image paths."""
     columns = dict.fromkeys(column for row in rows for column in row)
     found = []
     for column in columns:
         values = [row[column] for row in rows if not is_missing(row.get(column)) and row[column] != []]
-        if values and sum(map(_looks_like_image, values)) > len(values) / 2:
+        if values and sum(map(looks_like_image, values)) > len(values) / 2:
             found.append(column)
     return found
-
-
-def _looks_like_image(value: Any) -> bool:
-    value = decoded(value)
-    if isinstance(value, list | tuple):
-        return bool(value) and all(map(_looks_like_image, value))
-    if isinstance(value, Mapping):
-        return any(_looks_like_image(one) for one in value.values() if isinstance(one, str))
-    return isinstance(value, str) and len(value) < 4096 and _LOOKS_LIKE_IMAGE.fullmatch(value) is not None
 
 
 def _plain_image(value: str, row: Row, origin: RowOrigin) -> ImageRef | None:
@@ -253,7 +249,7 @@ def _named(text: str, root: str, place: str) -> tuple[ImageRef, ...]:
     for separator in SEPARATORS:
         parts = [part.strip() for part in text.split(separator) if part.strip()]
         # A part without a known suffix could be the piece of a file name with a separator in it.
-        if len(parts) > 1 and all(_LOOKS_LIKE_IMAGE.fullmatch(part) for part in parts):
+        if len(parts) > 1 and all(looks_like_path(part) for part in parts):
             images = [_named(part, root, place)[0] for part in parts]
             return tuple(replace(image, found=(*image.found, names.CELL_SPLIT)) for image in images)
     return (whole,)

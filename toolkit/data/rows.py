@@ -16,7 +16,8 @@ from toolkit.data.columns import MESSAGES, RowSettings, leaking_context, resolve
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.groups import NO_GROUPS, identifier_columns
 from toolkit.data.index import RowIndex, open_index, source_folder
-from toolkit.data.row_images import image_columns
+from toolkit.data.json_stream import Row
+from toolkit.data.row_images import have_no_images, image_columns
 from toolkit.data.row_scan import FIRST_ROWS, FirstPass, RowScan, scan_rows
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import RowKeys
@@ -164,8 +165,10 @@ def _with_row_numbers(dropped: Sequence[Dropped], index: RowIndex, requested: Ro
 
 def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_root: Path | None) -> None:
     column, problems = resolve_columns(task, requested, index.columns)
-    if "image" not in column and "image" not in requested.columns:
-        problems = _without_image_column(task, index, problems)
+    if "image" in task.columns and "image" not in requested.columns:
+        first = [row for _, (_, row) in zip(range(FIRST_ROWS), index, strict=False)]
+        if "image" not in column or have_no_images(first, column["image"]):
+            problems = _without_image_column(task, first, problems)
     has_images = "image" in column or "image" not in task.columns
     if has_images and image_root is None and index.image_root is None:
         rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
@@ -175,17 +178,21 @@ def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_ro
         raise DataProblems("data.columns_do_not_fit", rule, problems, place=index.source)
 
 
-def _without_image_column(task: Task, index: RowIndex, problems: Sequence[Problem]) -> list[Problem]:
-    """Return the problems of a source without a column of images.
+def _without_image_column(task: Task, first: Sequence[Row], problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems of a source without a column of images, or whose first rows have none in it.
 
     If no other column looks like one, the rows have only text, which is no problem unless the task needs an image.
     """
     place = "data.columns.image"
-    found = image_columns([row for _, (_, row) in zip(range(FIRST_ROWS), index, strict=False)])
+    found = image_columns(first)
     if not found:
         return [problem for problem in problems if task.needs_image or problem.place != place]
     remedy = f'Name it in {place}. Did you mean "{found[0]}"?'
-    return [replace(problem, remedy=remedy) if problem.place == place else problem for problem in problems]
+    known = [replace(problem, remedy=remedy) for problem in problems if problem.place == place]
+    if not known:  # a task such as chat, which does not need images, or a column without images
+        rule, either = "the column with image paths must be the column of images", "Otherwise remove the column."
+        known = [Problem("data.field_without_column", rule, place, found[0], f"{remedy} {either}")]
+    return [*(problem for problem in problems if problem.place != place), *known]
 
 
 def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, maximum: float) -> None:

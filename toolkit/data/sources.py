@@ -69,6 +69,9 @@ def find_source(name: str, id_column: str | None = None, key: str = "[data]") ->
     if not path.exists():
         rule = "the file of rows must exist"
         raise DataError("data.file_missing", rule, place=path, remedy=f"Correct the path in {key}.")
+    if not path.is_file() and not path.is_dir():  # reading a pipe or a device would wait forever
+        rule = "the source of rows must be a file or a folder"
+        raise DataError("data.source_not_a_file", rule, place=path, remedy=f"Correct the path in {key}.")
     if not os.access(path, os.R_OK):
         rule = "the file of rows must be readable"
         raise DataError("data.file_not_readable", rule, place=path, remedy="Change its permissions.")

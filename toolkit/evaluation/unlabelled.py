@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import Dropped, Tally
-from toolkit.data.formats.image_folder import IMAGE_SUFFIXES
 from toolkit.data.groups import NO_GROUPS
 from toolkit.data.rows import read_file
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, Problem, RowProblem
+from toolkit.images.names import is_image_name
 from toolkit.recipe import Recipe
 from toolkit.tasks import TASKS
 
@@ -209,4 +209,4 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES or file.name.lower().endswith(".nii.gz")
+    return is_image_name(file.name)

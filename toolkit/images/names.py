@@ -159,6 +159,15 @@ def without_suffix(name: str) -> str:
     return name[: -len(suffix)] if suffix in SUFFIXES and len(name) > len(suffix) else name
 
 
+def is_image_name(name: str) -> bool:
+    """Return whether a file name has the suffix of an image, in any case.
+
+    >>> is_image_name("a.PNG"), is_image_name("ct.nii.gz"), is_image_name("a.csv.gz")
+    (True, True, False)
+    """
+    return name.lower().endswith(SUFFIXES)
+
+
 def changed_at(folders: Sequence[str]) -> dict[str, int]:
     """Return folder -> time of its last change in nanoseconds, or 0 if it is missing."""
     return {folder: _changed_at(folder) for folder in folders}

@@ -13,7 +13,7 @@ from toolkit.data.formats.files import peek_text
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.json_stream import Record, peek_members
 from toolkit.data.unusable_rows import Tally
-from toolkit.errors import RowProblem
+from toolkit.errors import DataError, RowProblem
 
 ID_COLUMNS = ("id", "qid", "question_id", "uid")
 """Columns with the row id if the source is not an object id -> record."""
@@ -32,12 +32,14 @@ class Container:
         parts: (store of embedded images, split or None for all rows) -> for each file, the prefix of row numbers and
             the records, streamed.
         splits: names of the splits, as the source writes them. Empty if it has no splits.
+        unclear: why the rows cannot be read as one list, although the files are valid. None if they can.
     """
 
     name: str
     files: tuple[Path, ...]
     parts: Callable[[EmbeddedImageStore, str | None], Iterator[tuple[str, Iterator[Record]]]]
     splits: Callable[[], tuple[str, ...]] = tuple
+    unclear: DataError | None = None
 
     @property
     def has_splits(self) -> bool:
@@ -132,9 +134,14 @@ class Reading:
         """Yield id, row and JSON text of the plain rows, streamed. Rows without an id are numbered in each file.
 
         Images as text (data URLs and base64) are kept, and replaced by their paths. Such rows have no JSON text.
+
+        Raises:
+            DataError: A file is invalid, or it is not certain which split its rows are in.
         """
         if self.look.container is None:
             return
+        if self.look.container.unclear is not None:
+            raise self.look.container.unclear
         for prefix, records in self.look.container.parts(self.images, self.split):
             for number, (name, row, text) in enumerate(records):
                 own = name if name is not None else own_id(row, self.id_columns)

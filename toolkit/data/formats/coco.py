@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.row_file import row_file
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
 
@@ -29,8 +30,8 @@ def _objects(value: Any) -> list[Mapping[str, Any]]:
 
 def _has_boxes(file: Path) -> bool:
     """Return whether the file has the keys of instances. Its annotations can come after the first MB."""
-    tail = b""
-    with file.open("rb") as stream:
+    tail, found = b"", row_file(file)
+    with found.open() if found is not None else file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             if b'"bbox"' in tail + chunk:
                 return True
@@ -83,9 +84,18 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _read(path: Path) -> bytes:
+    """Return the content of a file, decompressed."""
+    file = row_file(path)
+    if file is None:
+        return path.read_bytes()
+    with file.open() as stream:
+        return stream.read()
+
+
 def _load(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(_read(file))
     except (ValueError, RecursionError) as error:
         rule, remedy = f"the file must be valid JSON: {error}", "Correct the file."
         raise DataError("data.json_invalid", rule, place=file, remedy=remedy) from None

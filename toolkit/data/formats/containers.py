@@ -1,7 +1,7 @@
 """The container of a source: where its plain rows are stored, whatever their layout."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from toolkit.data.formats import saved
 from toolkit.data.formats.base import Container
 from toolkit.data.formats.files import json_kind, lists_of_objects, read_list, read_rows, read_split, splits_of_object
 from toolkit.data.formats.row_file import RowFile, row_file
-from toolkit.data.formats.split_names import split_of
+from toolkit.data.formats.split_names import split_in
 from toolkit.data.formats.tables import text_layout
 from toolkit.data.formats.zip_images import with_zipped_images
 from toolkit.data.json_stream import Record
+from toolkit.errors import DataError
 
 NAMES = {".csv": "CSV", ".tsv": "text separated by a tab", ".parquet": "Parquet"}
 
@@ -73,11 +74,21 @@ def _split_part(file: RowFile, images: EmbeddedImageStore, split: str | None) ->
 def _files_container(files: tuple[RowFile, ...]) -> Container:
     kinds = Counter(NAMES.get(file.suffix, "JSON") for file in files)
     name = f"folder of {' and '.join(kinds)} files"
-    splits = [split_of(file.stem) for file in files]
-    names = tuple(dict.fromkeys(split for split in splits if split)) if None not in splits else ()
+    splits = {file.path.name: split_in(file.stem) for file in files}
+    names = tuple(dict.fromkeys(split for split in splits.values() if split))
+    if names and None in splits.values():
+        return Container(name, _paths(files), partial(_parts, files), unclear=_unclear(files[0].path.parent, splits))
     if len(names) < 2:
         return Container(name, _paths(files), partial(_parts, files))
     return Container(f"{name}, one for each split", _paths(files), partial(_parts, files), lambda: names)
+
+
+def _unclear(folder: Path, splits: Mapping[str, str | None]) -> DataError:
+    """Return the error of a folder in which only some files have a split in their name. One list would mix splits."""
+    rule = "all files of a folder must have a split in their name (train, validation or test), or none of them"
+    value = {name: split or "no split" for name, split in splits.items()}
+    remedy = "Rename or move the files, or name one file in each of data.train, data.validation and data.test."
+    return DataError("data.folder_splits_unclear", rule, place=folder, value=value, remedy=remedy)
 
 
 def _paths(files: tuple[RowFile, ...]) -> tuple[Path, ...]:
@@ -88,7 +99,7 @@ def _parts(
     files: tuple[RowFile, ...], images: EmbeddedImageStore, split: str | None
 ) -> Iterator[tuple[str, Iterator[Record]]]:
     for file in files:
-        if split is None or split_of(file.stem) == split:
+        if split is None or split_in(file.stem) == split:
             yield f"{file.stem}:", read_rows(file, images)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from toolkit.data.embedded_images import is_kept
 from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.formats.base64_images import image_in_text
+from toolkit.data.image_values import looks_like_image
 from toolkit.data.json_stream import Record
 from toolkit.data.literals import read_literal
 from toolkit.errors import RowProblem
@@ -36,6 +37,10 @@ _CALLS = ("tool_calls", "function_call")
 """Keys of OpenAI's messages for calls, which have no text."""
 
 _NUMBERED = re.compile(r"<image \d+>")
+_OTHER_PLACEHOLDERS = re.compile(
+    r"<img>[^<]*</img>|<\|?(?:image|img)(?:[_ ]?\d+|_pad|_placeholder|here)?\|?>", re.IGNORECASE
+)
+"""Images in texts of Qwen-VL, InternVL, Phi and others. ``<image>`` and ``<image 2>`` are not among them."""
 _EDGES = re.compile(r"^(\s*<image>)+|(<image>\s*)+$")
 
 Turn = tuple[str, Any]
@@ -73,7 +78,13 @@ def turns_of_query(row: Mapping[str, Any]) -> list[Turn]:
 
 
 def _system(row: Mapping[str, Any]) -> list[Turn]:
-    return [("system", row["system"])] if isinstance(row.get("system"), str) and row["system"].strip() else []
+    system = row.get("system")
+    if system is None or system != system or system in ("", []):
+        return []
+    if not isinstance(system, str):
+        rule, remedy = "the column system must be a text", "Write the system message as a text."
+        raise RowProblem("data.system_message_not_text", rule, value=system, remedy=remedy)
+    return [("system", system)] if system.strip() else []
 
 
 def _turns(messages: Any) -> list[Turn]:
@@ -87,15 +98,29 @@ def _turns(messages: Any) -> list[Turn]:
 
 def _turn(message: Any) -> Turn:
     if isinstance(message, dict):
-        if message.get("weight") == 0 or any(message.get(key) for key in _CALLS):
-            rule = "a turn must not have weight 0 or calls of tools, because SFT learns the text of every answer"
-            remedy = "Remove the row, or remove the key if the text is to be learned."
+        if any(message.get(key) for key in _CALLS):
+            rule = "a turn must not have calls of tools, because SFT learns only its text"
+            remedy = "Remove the row."
             raise RowProblem("data.turn_not_text_only", rule, value=message, remedy=remedy)
         for speaker, content in (("role", "content"), ("from", "value"), ("from", "content"), ("role", "value")):
             if isinstance(message.get(speaker), str) and message.get(content) is not None:
+                _check_trained(message, message[speaker])
                 return message[speaker], message[content]
     rule = "a turn must have role and content, or from and value"
     raise RowProblem("data.conversation_malformed", rule, value=message, remedy="Correct the turn.")
+
+
+def _check_trained(message: Mapping[str, Any], speaker: str) -> None:
+    """Check that a turn of the assistant is for training, as all of them are trained.
+
+    ``weight`` 0 of OpenAI and ``loss`` false of ms-swift exclude a turn, which can be wrong on purpose.
+    """
+    for key in ("weight", "loss"):
+        value = message.get(key)
+        if value is not None and not value and ROLES.get(speaker.strip().lower()) == "assistant":
+            rule = "a turn of the assistant must not be excluded from training"
+            remedy = "Remove the row, or write its last answer as the only turn of the assistant."
+            raise RowProblem("data.turn_not_trained", rule, value={key: value}, remedy=remedy)
 
 
 def _decoded(value: Any) -> Any:
@@ -122,15 +147,26 @@ class _Converter:
         if other := next((one for one in _OTHER_MEDIA if row.get(one)), None):
             rule, remedy = "a conversation must not have video or audio", "Remove the row."
             raise RowProblem("data.media_not_supported", rule, value={other: row[other]}, remedy=remedy)
-        column = next((one for one in IMAGE_COLUMNS if row.get(one)), None)
-        given = self._paths(_as_list(_decoded(row[column]))) if column else []
+        given = self._given(row)
         inline: list[str] = []
         messages = [self._message(speaker, content, inline) for speaker, content in self._turns(row)]
-        images = self._ordered(name, messages, given, inline)
         kept = {key: value for key, value in row.items() if key not in self._columns or isinstance(value, str)}
+        own = {"id": name, "messages": messages}
+        if not given and not inline and any(map(looks_like_image, kept.values())):
+            # The task reads the images from columns such as image_1, from those of the recipe, or stops.
+            return {**kept, **own, **_question_and_answer(messages, placed=True)}
+        images = self._ordered(name, messages, given, inline)
         paths = dict.fromkeys((one for one in IMAGE_COLUMNS if one in row), images)
-        own = {"id": name, "images": images, "messages": messages, **_question_and_answer(messages)}
-        return {**kept, **paths, **own}
+        return {**kept, **paths, **own, "images": images, **_question_and_answer(messages)}
+
+    def _given(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the images of the columns, which must agree if several have images."""
+        found = {one: _as_list(_decoded(row[one])) for one in IMAGE_COLUMNS if row.get(one)}
+        found = {column: self._paths(values) for column, values in found.items() if values}
+        if len({tuple(images) for images in found.values()}) > 1:
+            rule, remedy = "the images must be in one column", "Remove the other columns of images."
+            raise RowProblem("data.images_in_two_columns", rule, value=found, remedy=remedy)
+        return next(iter(found.values()), [])
 
     def _message(self, speaker: str, content: Any, inline: list[str]) -> dict[str, str]:
         role = ROLES.get(speaker.strip().lower())
@@ -138,6 +174,10 @@ class _Converter:
             rule = f"the role of a turn must be one of {', '.join(ROLES)}"
             raise RowProblem("data.role_unknown", rule, value=speaker, remedy="Rename the role, or remove the row.")
         text = content if isinstance(content, str) else self._parts(content, inline)
+        if role == "user" and (other := _other_placeholder(text)):
+            rule = f"the place of an image must be {PLACEHOLDER} or <image 2>"
+            remedy = f"Replace it by {PLACEHOLDER}, and name the image in the column images."
+            raise RowProblem("data.placeholder_unknown", rule, value=other, remedy=remedy)
         if role != "user" and PLACEHOLDER in text:
             rule, remedy = "images must be in turns of the user", "Move the image to a turn of the user."
             raise RowProblem("data.image_not_in_user_turn", rule, value=text, remedy=remedy)
@@ -206,6 +246,12 @@ class _Converter:
             raise RowProblem("data.images_of_two_kinds", rule, value=value, remedy="Store all of them in one way.")
 
 
+def _other_placeholder(text: str) -> str | None:
+    """Return the first place of an image that another model's texts have, or None."""
+    found = (one[0] for one in _OTHER_PLACEHOLDERS.finditer(text))
+    return next((one for one in found if one != PLACEHOLDER and not _NUMBERED.fullmatch(one)), None)
+
+
 def _as_list(value: Any) -> list[Any]:
     values = value if isinstance(value, list) else [value]
     return [one for one in values if one is not None and one == one]  # pandas writes NaN for a missing value
@@ -235,15 +281,19 @@ def _joined(texts: list[str]) -> str:
     return result
 
 
-def _question_and_answer(messages: list[dict[str, str]]) -> dict[str, str]:
+def _question_and_answer(messages: list[dict[str, str]], *, placed: bool = False) -> dict[str, str]:
     """Return question and answer of exactly one turn each, or nothing.
 
-    They are left out if they would lose something: a system message, or an image between two words.
+    They are left out if they would lose something: a system message, or an image between two words. With ``placed``,
+    the question keeps its placeholders, which are compared to the images later.
     """
     if [message["role"] for message in messages] != ["user", "assistant"]:
         return {}
-    question = _EDGES.sub("", messages[0]["content"].strip()).strip()
-    return {} if PLACEHOLDER in question else {"question": question, "answer": messages[1]["content"].strip()}
+    content = messages[0]["content"].strip()
+    question = content if placed else _EDGES.sub("", content).strip()
+    if PLACEHOLDER in question and not placed:
+        return {}
+    return {"question": question, "answer": messages[1]["content"].strip()}
 
 
 def _records(

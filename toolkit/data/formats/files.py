@@ -15,8 +15,8 @@ from toolkit.data.embedded_images import EmbeddedImageStore, is_image
 from toolkit.data.formats.class_labels import class_names, with_names
 from toolkit.data.formats.row_file import RowFile
 from toolkit.data.formats.split_names import split_of
-from toolkit.data.formats.tables import CONVERT, NOT_UTF8, read_table
-from toolkit.data.json_stream import Record, likely_encoding, peek_members, stream_json, stream_members
+from toolkit.data.formats.tables import NOT_UTF8, read_table
+from toolkit.data.json_stream import Record, conversion, peek_members, stream_json, stream_members
 from toolkit.errors import DataError
 
 ARROW_ROWS = 256
@@ -145,7 +145,7 @@ def _decode(line: bytes, place: str, number: int) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        at, remedy = f"{place}, line {number:,}", CONVERT.format(likely_encoding(line))
+        at, remedy = f"{place}, line {number:,}", conversion(line)
         raise DataError(*NOT_UTF8, place=at, value=error.reason, remedy=remedy) from None
 
 

@@ -5,7 +5,7 @@ classes, and a class has no folders inside.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from toolkit.data.embedded_images import EmbeddedImageStore, UnwrittenImages
@@ -14,10 +14,8 @@ from toolkit.data.formats.files import read_rows
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.json_stream import Record
-
-IMAGE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm", ".nii", ".nii.gz", ".jp2")
-)
+from toolkit.errors import DataError
+from toolkit.images.names import is_image_name
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -40,7 +38,7 @@ MAX_ENTRIES = 10_000
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES or file.name.lower().endswith(".nii.gz")
+    return is_image_name(file.name)
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -90,6 +88,7 @@ def _class_records(reading: Reading) -> Iterator[Record]:
     """Yield the images in order of split, class and name."""
     top = reading.look.path
     splits = _split_folders(reading.look)
+    _check_case(top, splits or (top,))
     for split in splits or (top,):
         if splits and reading.split not in (None, split.name):
             continue
@@ -122,6 +121,21 @@ def _image_of_mask(stem: str) -> str | None:
     """
     found = _MASK.fullmatch(stem)
     return found[1] if found else None
+
+
+def _check_case(top: Path, parents: Iterable[Path]) -> None:
+    """Check that no class has two names, such as NORMAL in train and normal in test.
+
+    Raises:
+        DataError: Two folders of classes differ only in upper and lower case.
+    """
+    known: dict[str, Path] = {}
+    for folder in (one for parent in parents for one in _folders(parent)):
+        other = known.setdefault(folder.name.casefold(), folder)
+        if other.name != folder.name:
+            rule = "the names of two classes must differ in more than upper and lower case"
+            value, remedy = [_name(other, top), _name(folder, top)], "Give the folders of a class the same name."
+            raise DataError("data.class_named_twice", rule, place=top, value=value, remedy=remedy)
 
 
 def _count_others(reading: Reading, folder: Path, rule: str) -> None:
@@ -166,8 +180,13 @@ def _metadata_splits(look: Look) -> tuple[str, ...]:
 
 
 def _metadata_records(reading: Reading) -> Iterator[Record]:
-    """Yield the rows of the tables. An image is named relative to the folder of its table."""
+    """Yield the rows of the tables. An image is named relative to the folder of its table.
+
+    Raises:
+        DataError: One table has images of several splits, by their folders.
+    """
     top = reading.look.path
+    splits = dict[str, str]()
     for table in _tables(reading.look):
         if table.parent != top and reading.split not in (None, table.parent.name):
             continue
@@ -177,6 +196,12 @@ def _metadata_records(reading: Reading) -> Iterator[Record]:
                 rule = f"the row must have a {FILE_NAME}"
                 reading.skipped.add(rule, f"{_name(table, top)}, row {number + 1}", "data.file_name_missing")
                 continue
+            if table.parent == top and (split := split_of(path.replace("\\", "/").partition("/")[0])):
+                splits.setdefault(split, path)
+                if len(splits) > 1:
+                    rule = "a table of file names must not have images of several splits in one list"
+                    remedy = "Write one table into the folder of each split, or one file for each key of [data]."
+                    raise DataError("data.splits_in_one_table", rule, place=table, value=splits, remedy=remedy)
             yield None, {**row, "image": _name(table.parent / path, top)}, None
 
 

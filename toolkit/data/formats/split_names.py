@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 _NAMES: Mapping[str, str] = {
     **dict.fromkeys(("train", "training", "trainset", "trn"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev", "valset", "validset"), "validation"),
+    **dict.fromkeys(("validation", "validate", "val", "valid", "dev", "valset", "validset"), "validation"),
     **dict.fromkeys(("test", "testing", "testset", "tst"), "test"),
 }
 
@@ -19,6 +19,16 @@ def split_of(name: str) -> str | None:
     ('validation', 'train', 'test', None)
     """
     return _NAMES.get(_SHARD.sub("", name).casefold())
+
+
+def split_in(name: str) -> str | None:
+    """Return the split of a file name that is or has one word of a split, or None if it has none or several.
+
+    >>> split_in("vqarad_test"), split_in("Train-questions"), split_in("latest"), split_in("train_val")
+    ('test', 'train', None, None)
+    """
+    found = {split for word in re.split(r"[\W_]+", name) if (split := split_of(word)) is not None}
+    return split_of(name) or (found.pop() if len(found) == 1 else None)
 
 
 def find_split(wanted: str, names: Iterable[str]) -> tuple[str, ...]:

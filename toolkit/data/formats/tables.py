@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats.row_file import RowFile
-from toolkit.data.json_stream import Record, likely_encoding
+from toolkit.data.json_stream import Record, conversion
 from toolkit.errors import DataError
 
 NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
-
-CONVERT = "Convert it, for example with: iconv -f {} -t UTF-8."
 
 HEAD_BYTES, HEAD_LINES = 1 << 18, 200
 """Start of a .txt that determines its separator and whether it has a header."""
@@ -113,7 +111,7 @@ def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
         except UnicodeDecodeError as error:
             place = f"{file.place}, after line {rows.line_num:,}"
             found = error.object[error.start : error.start + 4]
-            remedy = CONVERT.format(likely_encoding(file.head(2)))
+            remedy = conversion(file.head(2))
             raise DataError(*NOT_UTF8, place=place, value=found, remedy=remedy) from None
         except csv.Error as error:
             rule, place = "the table must be valid", f"{file.place}, line {rows.line_num:,}"

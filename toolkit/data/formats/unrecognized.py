@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from toolkit.data.formats.base import Format, Look
-from toolkit.data.formats.image_folder import IMAGE_SUFFIXES
 from toolkit.errors import DataError
+from toolkit.images.names import is_image_name
 
 MAX_NAMES = 12
 
@@ -42,7 +42,7 @@ def _seen(look: Look) -> tuple[str, set[str]]:
         kinds = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(MAX_NAMES)]
         folders = [f"{one.name}/" for one in look.folders[:MAX_NAMES]]
         words = {word for name in (*suffixes, *folders) for word in re.findall(r"\w+", name.lower())}
-        words |= {"images", "class"} if any(suffix in IMAGE_SUFFIXES for suffix in suffixes) else set()
+        words |= {"images", "class"} if any(is_image_name(suffix) for suffix in suffixes) else set()
         return ", ".join([*kinds, *folders]) or "an empty folder", words
     if look.members:
         keys = list(look.members)

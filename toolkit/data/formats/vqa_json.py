@@ -72,11 +72,25 @@ def _records(reading: Reading) -> Iterator[Record]:
         name = str(one.get("question_id")) if isinstance(one, dict) else ""
         seen.add(name)
         try:
-            yield name, _row(name, {**questions.get(name, {}), **one}, subtype, reading), None
+            yield name, _row(name, _joined(questions.get(name, {}), one), subtype, reading), None
         except RowProblem as problem:
             reading.skip(problem, name)
     for name in sorted(questions.keys() - seen):
         reading.skipped.add("a question must have an annotation", name, "data.question_without_annotation")
+
+
+def _joined(question: Mapping[str, Any], annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a question with its annotation.
+
+    Raises:
+        RowProblem: They have different images or texts, so that they do not belong together.
+    """
+    for key in ("image_id", "question"):
+        values = [one[key] for one in (question, annotation) if key in one]
+        if len({str(value) for value in values}) > 1:
+            rule, remedy = f"a question and its annotation must have the same {key}", "Name the files of one dataset."
+            raise RowProblem("data.annotation_of_another_question", rule, value=values, remedy=remedy)
+    return {**question, **annotation}
 
 
 def _elements_of(path: Path) -> Iterator[tuple[str, Any, str, bool]]:

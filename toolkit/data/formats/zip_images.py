@@ -8,8 +8,7 @@ from typing import Any
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats.row_file import RowFile, blame, open_zip
 from toolkit.data.json_stream import Record
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm")
+from toolkit.images.names import is_image_name
 
 CACHED_PATHS = 1 << 16
 
@@ -24,7 +23,7 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
     """
     folder = posixpath.dirname(file.member)
     with open_zip(file.path) as archive:
-        names = {name for name in archive.namelist() if name.lower().endswith(IMAGE_SUFFIXES)}
+        names = {name for name in archive.namelist() if is_image_name(name)}
 
         @lru_cache(CACHED_PATHS)
         def kept(path: str) -> str | None:
@@ -37,7 +36,7 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
 
         def replaced(value: Any) -> Any:
             if isinstance(value, str):
-                return kept(value) or value if value.lower().endswith(IMAGE_SUFFIXES) else value
+                return kept(value) or value if is_image_name(value) else value
             if isinstance(value, list):
                 return [replaced(one) for one in value]
             if isinstance(value, dict):
