@@ -155,6 +155,13 @@ def test_without_a_label_column_the_error_names_the_one_hot_columns(tmp_path: Pa
     assert "data.classify.one_hot = ['MEL', 'NV', 'BCC']" in str(caught.value)
 
 
+def test_the_remedy_of_a_row_with_blanks_names_every_class(tmp_path: Path) -> None:
+    rows = [{"Path": "0.png", "image": "0.png", "AP/PA": "AP", "Edema": "", "Mass": "1.0", "Fracture": "-1.0"}]
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, rows)
+    assert "data.classify.one_hot = ['Edema', 'Mass', 'Fracture']" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("value", "code"), [("-1", "label_uncertain"), ("", "label_blank"), ("2", "label_not_one_hot")]
 )
@@ -198,6 +205,55 @@ def test_a_label_that_may_be_several_labels_is_an_error_with_both_readings(tmp_p
     assert read(tmp_path, rows, separator=",").found == {"labels": ["edema", "mass"], "multi": True}
     listed = read(tmp_path, rows, labels=("edema", "mass", "both"), names={"edema, mass": "both"})
     assert labels_of(listed) == [["edema"], ["mass"], ["both"]]
+
+
+def test_a_label_joined_with_one_that_never_occurs_alone_is_ambiguous_too(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}.png", "label": one} for i, one in enumerate(["edema", "hernia", "edema;mass"])]
+    with raises(DataError, "tasks.classify.label_ambiguous") as caught:
+        read(tmp_path, rows)
+    assert 'separator = ";"' in caught.problem.remedy
+    assert read(tmp_path, rows, separator=";").found == {"labels": ["edema", "hernia", "mass"], "multi": True}
+
+
+def test_a_row_without_any_label_has_no_class_only_if_the_recipe_says_so(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}.png", "label": one} for i, one in enumerate([["a", "b"], [], ["b"]])]
+    data = read(tmp_path, rows)
+    assert dropped(data) == {"tasks.classify.label_missing": 1}
+    assert 'blank = "negative"' in data.dropped[0].notice().remedy
+    assert labels_of(read(tmp_path, rows, blank="negative")) == [["a", "b"], [], ["b"]]
+
+
+def test_names_with_a_decimal_point_belong_to_the_whole_numbers_of_the_rows(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}.png", "label": i} for i in range(2)]
+    assert read(tmp_path, rows, names={"0.0": "no DR", "1.0": "mild"}).found["labels"] == ["no DR", "mild"]
+
+
+def test_labels_without_a_name_beside_labels_with_one_are_reported(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}.png", "label": i} for i in range(3)]
+    data = read(tmp_path, rows, names={"0": "no DR", "1": "mild"})
+    (warning,) = [one for one in data.warnings if one.code == "tasks.classify.label_without_name"]
+    assert warning.value == ["2"]
+    complete = read(tmp_path, rows, names={"0": "no DR", "1": "mild", "2": "severe"})
+    assert "tasks.classify.label_without_name" not in codes(complete)
+
+
+def test_a_class_without_rows_in_the_test_split_is_reported(tmp_path: Path) -> None:
+    data = read(tmp_path, TISSUES, [{"image": "t0.png", "label": "mucus"}])
+    (warning,) = [one for one in data.warnings if one.code == "tasks.classify.class_not_in_split"]
+    assert (warning.place, warning.value) == ("test", ["adipose", "debris"])
+
+
+def test_a_second_column_that_can_be_the_label_is_reported(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}.png", "diagnosis": name, "target": i} for i, name in enumerate(["nevus", "melanoma"])]
+    (warning,) = [one for one in read(tmp_path, rows).warnings if one.code == "data.several_answer_columns"]
+    assert warning.value == ["target"]
+
+
+def test_a_column_with_splits_that_is_not_read_is_reported(tmp_path: Path) -> None:
+    rows = [{**row, "split": "test" if number == 3 else "train"} for number, row in enumerate(TISSUES)]
+    (warning,) = [one for one in read(tmp_path, rows).warnings if one.code == "data.split_column_unused"]
+    assert warning.value == ["test", "train"]
+    assert "data.split_column_unused" not in codes(read(tmp_path, [{**row, "split": "train"} for row in TISSUES]))
 
 
 CONFUSABLE = [("normal", "Normal mucosa"), ("no-DR", "no DR"), ("mel", "melanoma")]

@@ -143,3 +143,38 @@ def test_every_report_has_only_known_findings(words: list[str]) -> None:
     found = find_findings(" ".join(words))
     assert set(found) <= {*MENTIONS, NO_FINDING}
     assert set(found.values()) <= {PRESENT, ABSENT, UNCERTAIN}
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ("Pleural effusion: None.", {"Pleural Effusion": ABSENT, NO_FINDING: PRESENT}),
+        ("Edema (pulmonary): absent", {"Edema": ABSENT, NO_FINDING: PRESENT}),
+        ("Fracture: No acute fracture", {"Fracture": ABSENT, NO_FINDING: PRESENT}),
+        ("Effusion - none", {"Pleural Effusion": ABSENT, NO_FINDING: PRESENT}),
+        ("Atelectasis: possible", {"Atelectasis": UNCERTAIN}),
+        ("Pneumothorax: small, right apical", {"Pneumothorax": PRESENT}),
+        ("Consolidation: no change", {"Consolidation": PRESENT}),
+        ("Heart size: enlarged", {"Cardiomegaly": PRESENT}),
+        ("Lungs: Clear.", {NO_FINDING: PRESENT}),
+        ("Small effusion - no pneumothorax", {"Pneumothorax": ABSENT, "Pleural Effusion": PRESENT}),
+    ],
+)
+def test_a_field_of_a_structured_report_has_the_status_of_its_value(report: str, expected: Mapping[str, str]) -> None:
+    assert find_findings(report) == expected
+
+
+def test_a_negation_ends_at_a_comma_and_with() -> None:
+    found = find_findings("No large effusion or pneumothorax, with bibasilar atelectasis.")
+    assert found == {"Pleural Effusion": ABSENT, "Pneumothorax": ABSENT, "Atelectasis": PRESENT}
+
+
+def test_a_resolved_observation_is_absent_unless_it_is_only_partially_resolved() -> None:
+    assert find_findings("Resolved right pneumothorax.")["Pneumothorax"] == ABSENT
+    assert find_findings("Partially resolved edema.")["Edema"] == PRESENT
+
+
+def test_a_reference_that_only_denies_devices_has_a_score() -> None:
+    reference = "No pacemaker."
+    assert (finding_f1("", reference), finding_f1(reference, reference)) == (1.0, 1.0)
+    assert finding_f1("Small effusion.", reference) == 0.0

@@ -22,6 +22,7 @@ from toolkit.data import open_index
 from toolkit.data.formats import FORMATS, Look, row_file
 from toolkit.data.formats.containers import container_of
 from toolkit.data.formats.plain import PLAIN
+from toolkit.data.index import code_digest
 from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 
@@ -458,6 +459,17 @@ def test_class_folders_report_what_is_not_read(tmp_path: Path) -> None:
     assert [one.code for one in index.metadata.noted] == ["data.not_an_image"]
 
 
+def test_masks_beside_their_images_are_no_images_of_the_class(tmp_path: Path) -> None:
+    for number, name in enumerate(("benign (1)", "benign (1)_mask", "benign (1)_mask_1", "brain_mask")):
+        image_file(tmp_path / "busi" / "benign" / f"{name}.png", number)
+        image_file(tmp_path / "busi" / "normal" / f"{name}x.png", number)
+    index = open_index(str(tmp_path / "busi"))
+    benign = [row["image"] for _, row in index if row["label"] == "benign"]
+    assert benign == ["benign/benign (1).png", "benign/brain_mask.png"]  # the last one is the mask of no image
+    (noted,) = index.metadata.noted
+    assert (noted.code, noted.count) == ("data.mask_is_no_image", 2)
+
+
 @pytest.mark.parametrize("names", [("images", "masks"), ("normal",), ("train", "normal")])
 def test_folders_that_are_not_certainly_classes_have_no_format(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
@@ -633,6 +645,29 @@ def test_a_row_that_is_nested_too_deeply_is_counted_or_an_error(tmp_path: Path) 
         except DataError as error:
             found = [error.code]
         assert found in ([], ["data.json_nested_too_deeply"])
+
+
+@pytest.mark.parametrize("key", [{"function_call": {"name": "a"}}, {"tool_calls": [{"id": "a"}]}])
+def test_a_turn_that_calls_a_tool_makes_its_row_unusable(tmp_path: Path, key: dict[str, Any]) -> None:
+    question, answer = {"role": "user", "content": "Nodule?"}, {"role": "assistant", "content": "No."}
+    rows = [{"messages": [question, {**answer, **key}]}, {"messages": [question, {**answer, "weight": 1}]}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    index = open_index(str(file))
+    assert [(one.code, one.count) for one in index.skipped] == [("data.turn_not_text_only", 1)]
+    assert len(index) == 1
+
+
+def test_rows_that_another_version_of_the_code_read_are_not_used_again(tmp_path: Path) -> None:
+    (tmp_path / "formats").mkdir()
+    file = tmp_path / "formats" / "one.py"
+    file.write_text("A = 1")
+    before = code_digest(tmp_path)
+    code_digest.cache_clear()
+    assert code_digest(tmp_path) == before
+    file.write_text("A = 2")
+    code_digest.cache_clear()
+    assert code_digest(tmp_path) != before
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Metrics of class probabilities against scikit-learn and torchmetrics, with their intervals and thresholds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
 
 from toolkit.scoring.statistics import (
@@ -15,6 +16,7 @@ from toolkit.scoring.statistics import (
     ProbabilityMetrics,
     ScoredAnswer,
     compare_probabilities,
+    disagreement,
     probability_metrics,
     wilson,
 )
@@ -91,7 +93,7 @@ def test_intervals_are_those_of_a_bootstrap_over_groups() -> None:
     groups = [f"patient {i // 3}" for i in range(90)]
     found = metrics_of(scored(probabilities, truth, groups), draws=Draws(2000, 1)).classes["mucus"]
     rng, drawn, precisions = np.random.default_rng(5), [], []
-    for _ in range(1000):
+    for _ in range(500):
         rows = np.concatenate([np.arange(3 * g, 3 * g + 3) for g in rng.integers(0, 30, 30)])
         if 0 < truth[rows, 1].sum() < len(rows):
             drawn.append(roc_auc_score(truth[rows, 1], probabilities[rows, 1]))
@@ -202,3 +204,19 @@ def test_two_evaluations_are_compared_on_their_common_answers() -> None:
     assert (found.low or 0) > 0
     assert compare_probabilities(after, after, FEW)["macro AUROC"].high == 0
     assert compare_probabilities([], after, FEW) == {}
+
+
+def test_the_accuracy_of_the_most_probable_class_is_that_of_scikit_learn() -> None:
+    probabilities, truth = example(digits=6)
+    found = metrics_of(scored(probabilities, truth))
+    assert found.top_accuracy is not None
+    assert found.top_accuracy.value == pytest.approx(accuracy_score(truth.argmax(1), probabilities.argmax(1)))
+    assert metrics_of(scored(probabilities, truth), one_label=False).top_accuracy is None
+
+
+def test_answers_that_differ_from_the_most_probable_class_are_counted_among_the_parsed_ones() -> None:
+    probabilities, truth = example(n=3, digits=6)
+    top, lowest = NAMES[probabilities[0].argmax()], NAMES[probabilities[0].argmin()]
+    row = scored(probabilities, truth)[0]
+    rows = [replace(row, label=("mucus", named)) for named in (top, lowest, None)]
+    assert disagreement(rows) == (1, 2)

@@ -160,6 +160,9 @@ def test_an_answers_loss_is_minus_the_mean_of_its_tokens_log_probabilities(
 
 
 ROUNDING = 0.05 if torch.cuda.is_available() else 1e-4
+RELATIVE = 2**-9 if torch.cuda.is_available() else 1e-6
+"""Of a sum of log-probabilities: the unit roundoff of bfloat16, in which Unsloth's logits are. In float32, the sums of
+the two tests below agree within 2e-8 of their value with Unsloth too."""
 NAMES = {"one": "No acute finding", "two": "Pleural effusion", "three": "Pneumothorax", "short": "A"}
 
 
@@ -172,7 +175,7 @@ def test_log_probabilities_of_options_are_those_of_whole_answers(
     for row, (values,) in zip(prompts, found, strict=True):
         whole = backend.log_probs(policy, [row] * len(NAMES), list(NAMES.values()))
         assert list(values) == list(NAMES)
-        assert list(values.values()) == pytest.approx([sum(tokens) for tokens in whole], abs=ROUNDING)
+        assert list(values.values()) == pytest.approx([sum(tokens) for tokens in whole], abs=ROUNDING, rel=RELATIVE)
 
 
 def test_a_later_decision_continues_the_most_probable_option(backend: Backend, policy: Policy, rows: list[Row]) -> None:
@@ -183,9 +186,9 @@ def test_a_later_decision_continues_the_most_probable_option(backend: Backend, p
     for row, (one, two) in zip(prompts, found, strict=True):
         taken = first.options[max(one, key=lambda name: one[name])]
         whole = backend.log_probs(policy, [row] * 2, [taken + text for text in second.options.values()])
-        assert list(two.values()) == pytest.approx([sum(tokens) for tokens in whole], abs=ROUNDING)
+        assert list(two.values()) == pytest.approx([sum(tokens) for tokens in whole], abs=ROUNDING, rel=RELATIVE)
         start = backend.log_probs(policy, [row] * 2, list(first.options.values()))
-        assert list(one.values()) == pytest.approx([sum(tokens[:-1]) for tokens in start], abs=ROUNDING)
+        assert list(one.values()) == pytest.approx([sum(tokens[:-1]) for tokens in start], abs=ROUNDING, rel=RELATIVE)
 
 
 def test_a_prompt_is_encoded_once_for_all_of_its_options(backend: Backend, policy: Policy, rows: list[Row]) -> None:

@@ -324,6 +324,8 @@ def probability_caption(found: ProbabilityResult, split: str) -> str:
         f"A constant probability has an AUROC of 50 % and the prevalence as its average precision. Calibration error "
         f"({metrics.bins} bins): {percent(metrics.calibration_error)}. Brier score: {percent(metrics.brier)}."
     ]
+    if metrics.top_accuracy is not None:
+        parts.append(f"Accuracy of the most probable class: {percent(metrics.top_accuracy)}.")
     for name, differences in list(found.differences.items())[-1:]:
         parts += [f"{metric} minus {name}: {change(value)} points." for metric, value in differences.items()]
     own = "the evaluated split itself, so these rates are optimistic"

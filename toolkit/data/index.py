@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -172,10 +173,20 @@ def _image_root(source: Source, metadata: IndexMetadata, images: Path) -> Path |
     return images if metadata.has_embedded_images else source_folder(source.name)
 
 
+@lru_cache
+def code_digest(package: Path) -> bytes:
+    """Return a digest of the Python files of a package. Rows that an earlier version read are not used again."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.digest()
+
+
 def _source_key(source: Source, chosen: Filter) -> str:
     """Return ``location-content``, hashes of the location and of size, time and both ends of each file."""
     where, what = (hashlib.blake2b(digest_size=8) for _ in range(2))
     where.update(source.location.encode())
+    what.update(code_digest(Path(__file__).parent))
     what.update(f"{FORMAT} {source.id_column} {source.title} {sorted(chosen.items())}".encode())
     files = source.files
     has_few_files = len(files) <= EDGE_FILES

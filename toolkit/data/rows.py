@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.data.cells import fold
 from toolkit.data.columns import MESSAGES, RowSettings, leaking_context, resolve_columns
+from toolkit.data.formats.split_names import split_of
 from toolkit.data.groups import NO_GROUPS, identifier_columns
 from toolkit.data.index import RowIndex, open_index, source_folder
 from toolkit.data.json_stream import Row
@@ -100,6 +102,10 @@ def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSetting
     boxes = BOX_FORMATS.get(recipe.dataset.boxes) if task.has_boxes else XYXY
     most = recipe.images.max_per_question
     return RowSettings(columns, group, context, by, most, settings, chosen, chat=chat, boxes=boxes)
+
+
+_SPLIT_COLUMNS = frozenset({"split", "splits", "subset", "partition", "datasplit"})
+"""Names of columns with the split of a row, without case, blanks and underscores."""
 
 
 def _open(
@@ -213,6 +219,7 @@ def _warnings(
     if "image" in task.columns and "image" not in source.column:
         rule = "no column has images, so all rows have only text"
         yield Problem("data.no_image_column", rule, name, remedy="Name a column in data.columns.image if there is one.")
+    yield from _unused_columns(task, requested, source, index)
     for note in row_scan.links.notes if row_scan.links else ():
         yield Problem("data.order_irregular", note)
     yield from _box_warnings(task, requested, source, row_scan, name)
@@ -228,6 +235,37 @@ def _warnings(
         yield from _reread(column, row_scan.numbers.get(column, Numbers()), name)
     for column, count in row_scan.trimmed.items():
         yield Problem("data.blanks_removed", f"blanks around {count:,} values of {column} were removed", name)
+
+
+def _unused_columns(task: Task, requested: RowSettings, source: RowOrigin, index: RowIndex) -> Iterator[Problem]:
+    """Yield columns whose name says that they have the answer or the split of a row, but which are not read."""
+    used = {*source.column.values(), *requested.filter, *requested.context, *requested.by, requested.group}
+    free = [column for column in index.columns if column not in used]
+    for field, names in task.columns.items():
+        usual = {fold(name) for name in names}
+        others = [column for column in free if fold(column) in usual]
+        if others and field in source.column and field not in requested.columns and task.leaking & set(names):
+            rule = f"several columns can be the field {field}, and {source.column[field]} is read"
+            yield Problem(
+                "data.several_answer_columns", rule, index.source, others, f"Name it in data.columns.{field}."
+            )
+    for column in free if "#" not in index.source else ():
+        if fold(column) in _SPLIT_COLUMNS and len(found := _split_values(index, column)) > 1:
+            rule = f"the column {column} names splits, but it is not read, so its test rows can be in training"
+            remedy = "Write each split to a file of its own, and name the files in data.train and data.test."
+            yield Problem("data.split_column_unused", rule, index.source, sorted(found), remedy)
+
+
+def _split_values(index: RowIndex, column: str) -> set[str]:
+    """Return values of a column that are names of splits. Two of them are enough."""
+    found: set[str] = set()
+    for _, row in index:
+        value = row.get(column) if isinstance(row, Mapping) else None
+        if isinstance(value, str) and split_of(value.strip()) is not None:
+            found.add(value.strip())
+        if len(found) > 1:
+            break
+    return found
 
 
 def _box_warnings(

@@ -34,6 +34,7 @@ from toolkit.scoring.statistics import (
     Summary,
     compare,
     compare_probabilities,
+    disagreement,
     episode_metrics,
     find_scored_episodes,
     plot_confusion_matrix,
@@ -46,6 +47,9 @@ from toolkit.scoring.statistics import (
 
 log = logging.getLogger(__name__)
 CONFUSION = "confusion.png"
+
+MOST_DIFFERENT = 0.05
+"""Fraction of the answers that may differ from the most probable class without a warning."""
 
 FRACTION_BEFORE_FAILURE = "fraction before the first failure"
 COMPARED = (OWN, REFERENCE, OFF)
@@ -92,6 +96,7 @@ def make_result(
     }
     (score, primary), *also = tables.items()
     _warn(name, "", summary)
+    _warn_about_probabilities(name, main)
     stage = evaluation_stage(name)
     comparison = _agent_memory(context, name, evaluation_set, rows, summary) if evaluation_set.agent_memory else None
     return EvaluationResult(
@@ -317,6 +322,20 @@ def _warn(name: str, mode: str, summary: Summary) -> None:
         elif value:
             rule = f"the fraction of completions that {rule} should be 0"
             warn(code, rule, place=place, value=round(value, 3), remedy=remedy)
+
+
+def _warn_about_probabilities(name: str, rows: Rows) -> None:
+    """Warn if the answers of a trained model often differ from its most probable classes."""
+    different, n = disagreement(rows)
+    if name != BEFORE and different > MOST_DIFFERENT * n:
+        warn(
+            "evaluate.probabilities_disagree",
+            "the most probable class should be the class that the answer names",
+            place=evaluation_stage(name),
+            value=f"{different:,} of {n:,} parsed answers differ",
+            remedy="Train longer, or choose class names of similar length. "
+            "AUROC and calibration describe the probabilities, and accuracy the answers.",
+        )
 
 
 def _warn_about_skipped(name: str, evaluation_set: EvaluationSet, result: AgentMemoryResult) -> None:

@@ -49,6 +49,7 @@ ORGANS = frozenset({"Enlarged Cardiomediastinum", "Cardiomegaly"})
 _NEGATING = (
     r"\b(?:no|not|nor|without|neither|never|denies|absence of|free of|clear of|negative for|rather than"
     r"|(?:interval )?(?:resolution|clearing|removal|drainage) of|rules? out|ruled out|exclud(?:es?|ed|ing))\b"
+    r"|(?<!not )(?<!partially )(?<!incompletely )\bresolved (?:\w+ ){0,2}$"
 )
 _NOT_NEGATING = (
     r"\bno (?:(?:significant|interval|appreciable|substantial|definite) )*(?:change|increase|decrease|improvement)s?\b"
@@ -62,6 +63,13 @@ _NEGATED_AFTER = (
     r"|\b(?:has|have|had|is|are)? ?(?:since |now |completely )*(?:resolved|cleared|absent|removed|unlikely)\b"
     r"|\bruled out\b|\b(?:is|are) excluded\b"
 )
+_FIELD = r"(?:\s\w+)?\s*(?:\([^)]*\)\s*)?"
+_DENIED_FIELD = (
+    rf"{_FIELD}(?::\s*(?:no\b(?! change)|none|nil\b|absent|negative"
+    r"|not (?:seen|present|identified|evident|visuali[sz]ed))"
+    r"|\s[-–=]\s*(?:none|no|nil|absent|negative)\s*(?:$|[,;]))"
+)
+"""A field of a structured report and its value, such as "Pleural effusion: none"."""
 _NORMAL = (
     r"\b(?:normal|unremarkable|(?:not|without) (?:\w+ )?(?:enlarge\w*|widened)|(?:within|upper) (?:normal )?limits)\b"
 )
@@ -74,14 +82,15 @@ _UNSURE_BEFORE = (
 _UNSURE_AFTER = (
     r"\b(?:(?:cannot|not) (?:be )?(?:\w+ )?(?:excluded|ruled out)|(?:is|are) (?:possible|suspected|questionable|likely)"
     r"|(?:may|might|could) be (?:present|considered)|versus|vs)\b|\?"
+    r"|^\s*(?:possible|probable|questionable|suspected|likely|equivocal)\b"
 )
 _ENDS_SCOPE = (
     r"\b(?:but|however|although|though|except|apart from|aside from|other than|with the exception of|which|yet|whereas"
-    r"|while|and (?:a|an|the|there)|there (?:is|are)|secondary to|due to)\b|:"
+    r"|while|and (?:a|an|the|there)|there (?:is|are)|secondary to|due to)\b|:|, with\b"
 )
 _FINITE = r"\b(?:is|are|was|were|has|have|remains?|persists?|shows?|demonstrates?)\b"
 _NORMAL_STATEMENT = (
-    r"\blungs? (?:are |is |fields are |fields )?(?:\w+ )?clear\b|\bclear (?:bilateral )?lungs?\b"
+    r"\blungs?:? (?:are |is |fields are |fields )?(?:\w+ )?clear\b|\bclear (?:bilateral )?lungs?\b"
     r"|\bno (?:radiographic )?(?:evidence of )?(?:active|acute|significant)[\w ,/-]*?"
     r"(?:process|abnormalit(?:y|ies)|findings?|diseases?)\b"
     r"|\b(?:normal|unremarkable) (?:chest|study|exam\w*|radiographs?|x-?rays?)\b"
@@ -140,6 +149,8 @@ def finding_f1(prediction: str, reference: str) -> float | None:
     expected, predicted = positive_findings(reference), positive_findings(prediction)
     if not find_findings(reference):
         return None
+    if not expected:  # the reference only says that there is no device
+        return float(not predicted)
     return 2 * len(expected & predicted) / (len(expected) + len(predicted))
 
 
@@ -152,7 +163,10 @@ def _mentions(sentence: str) -> Iterator[tuple[str, str]]:
 
 def _status(name: str, sentence: str, start: int, end: int) -> str | None:
     """Return the status of one mention, or None if it says nothing about the observation."""
-    after = re.split(_ENDS_SCOPE, sentence[end:], maxsplit=1)[0]
+    if re.match(_DENIED_FIELD, sentence[end:]):
+        return ABSENT
+    # The value of a field such as "Heart size: enlarged" belongs to the mention.
+    after = re.split(_ENDS_SCOPE, re.sub(rf"^{_FIELD}:", " ", sentence[end:]), maxsplit=1)[0]
     before = _before(sentence[:start], _clause(after))
     if name in ORGANS and "cardiomegaly" not in sentence[start:end] and "enlargement" not in sentence[start:end]:
         around = f"{before} {sentence[start:end]} {after}"

@@ -33,6 +33,9 @@ _TEXT_TYPES = ("text", "input_text", "output_text")
 _TEXT_KEYS = ("text", "value", "content")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "value", "data", "base64", "source", "file", "bytes")
 
+_CALLS = ("tool_calls", "function_call")
+"""Keys of OpenAI's messages for calls, which have no text."""
+
 _NUMBERED = re.compile(r"<image \d+>")
 _OTHER_PLACEHOLDERS = re.compile(
     r"<img>[^<]*</img>|<\|?(?:image|img)(?:[_ ]?\d+|_pad|_placeholder|here)?\|?>", re.IGNORECASE
@@ -95,6 +98,10 @@ def _turns(messages: Any) -> list[Turn]:
 
 def _turn(message: Any) -> Turn:
     if isinstance(message, dict):
+        if any(message.get(key) for key in _CALLS):
+            rule = "a turn must not have calls of tools, because SFT learns only its text"
+            remedy = "Remove the row."
+            raise RowProblem("data.turn_not_text_only", rule, value=message, remedy=remedy)
         for speaker, content in (("role", "content"), ("from", "value"), ("from", "content"), ("role", "value")):
             if isinstance(message.get(speaker), str) and message.get(content) is not None:
                 _check_trained(message, message[speaker])

@@ -4,6 +4,7 @@ Unlike ``datasets``, a layout that can be read in two ways has no match: folders
 classes, and a class has no folders inside.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,9 @@ _NOT_CLASSES = frozenset(
     }
 )
 """Names of folders that are not those of classes."""
+
+_MASK = re.compile(r"(.+?)[ _.-](?:masks?|seg|segmentation|gt|ground_?truth|annotations?)(?:[ _-]?\d+)?", re.IGNORECASE)
+"""Name of a mask, after that of its image."""
 
 MAX_ENTRIES = 10_000
 """Entries of a folder that recognition looks at."""
@@ -95,13 +99,28 @@ def _class_records(reading: Reading) -> Iterator[Record]:
                     reading.skipped.add(
                         "an image must be directly in the folder of its class", _name(file, top), "data.image_too_deep"
                     )
-            for file in _inside(folder):
-                if file.is_file() and _is_image(file):
+            inside = _inside(folder)
+            stems = {file.stem for file in inside if _is_image(file)}
+            for file in inside:
+                if file.is_file() and _is_image(file) and _image_of_mask(file.stem) in stems:
+                    rule = "a mask beside its image is not read as an image of the class"
+                    reading.notes.add(rule, _name(file, top), "data.mask_is_no_image")
+                elif file.is_file() and _is_image(file):
                     name = _name(file, top)
                     row = {"id": name, "image": name, "label": folder.name}
                     yield name, {**row, "split": split.name} if splits else row, None
                 elif file.is_file():
                     reading.notes.add("a file that is not an image is not read", _name(file, top), "data.not_an_image")
+
+
+def _image_of_mask(stem: str) -> str | None:
+    """Return the stem of the image of a mask, as BUSI names it, or None.
+
+    >>> _image_of_mask("benign (4)_mask_1"), _image_of_mask("benign (4)")
+    ('benign (4)', None)
+    """
+    found = _MASK.fullmatch(stem)
+    return found[1] if found else None
 
 
 def _check_case(top: Path, parents: Iterable[Path]) -> None:

@@ -22,6 +22,7 @@ from toolkit.scoring.statistics.probabilities import (
     OperatingPoint,
     ProbabilityMetrics,
     compare_probabilities,
+    disagreement,
     probability_metrics,
 )
 from toolkit.scoring.statistics.sets import set_differences, set_estimates
@@ -59,6 +60,7 @@ __all__ = [
     "compare",
     "compare_probabilities",
     "confusion_matrix",
+    "disagreement",
     "episode_metrics",
     "find_scored_episodes",
     "mcnemar_exact",

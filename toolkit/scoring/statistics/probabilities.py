@@ -88,6 +88,8 @@ class ProbabilityMetrics:
         bins: number of bins of equal width of the calibration errors.
         thresholds_from: the split that the thresholds were chosen on.
         classes: class -> its metrics.
+        top_accuracy: fraction of answers whose most probable class is right. None: images can have several labels, or
+            the file is of an earlier version.
     """
 
     n: int
@@ -100,6 +102,7 @@ class ProbabilityMetrics:
     bins: int
     thresholds_from: str
     classes: Mapping[str, OneClass]
+    top_accuracy: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ def probability_metrics(
         bins=BINS,
         thresholds_from=source,
         classes={name: replace(one, operating_points=points[name]) for name, one in classes.items()},
+        top_accuracy=_top_accuracy(table, draws) if one_label else None,
     )
 
 
@@ -353,14 +357,36 @@ def _mean_of(table: _Table, figures: Mapping[str, _Figure], metric: str) -> Esti
     return _interval(figure.mean, n, n_groups, figure.drawn_means)
 
 
-def _top_error(table: _Table, draws: Draws) -> Estimate:
-    """Return the calibration error of the most probable class."""
+def disagreement(rows: Sequence[ScoredAnswer]) -> tuple[int, int]:
+    """Return how many parsed answers name another class than the most probable one, and how many can be compared.
+
+    >>> row = ScoredAnswer("a", "g", {}, ("x", "x"), probabilities={"x": 0.4, "y": 0.6})
+    >>> disagreement([row, replace(row, label=("x", "y")), replace(row, label=("x", None))])
+    (1, 2)
+    """
+    found = [(row.label[1], row.probabilities) for row in rows if row.label and row.probabilities]
+    both = [(label, probabilities) for label, probabilities in found if label is not None]
+    return sum(max(of, key=lambda name: of[name]) != label for label, of in both), len(both)
+
+
+def _top(table: _Table) -> tuple[Floats, Mask]:
+    """Return the probability of the most probable class, and whether it is right, for each answer."""
     top = table.scores_NK.argmax(axis=1)
     rows = np.arange(len(top))
-    scores, right = table.scores_NK[rows, top], table.truth_NK[rows, top] == 1
-    weights = [np.ones((1, len(top))), *drawn_weights(table.groups, draws.resamples, draws.seed)]
+    return table.scores_NK[rows, top], table.truth_NK[rows, top] == 1
+
+
+def _top_accuracy(table: _Table, draws: Draws) -> Estimate:
+    _, right = _top(table)
+    return proportion(right.astype(float).tolist(), list(table.groups), draws.resamples, draws.seed)
+
+
+def _top_error(table: _Table, draws: Draws) -> Estimate:
+    """Return the calibration error of the most probable class."""
+    scores, right = _top(table)
+    weights = [np.ones((1, len(right))), *drawn_weights(table.groups, draws.resamples, draws.seed)]
     value, *drawn = np.concatenate([_calibration_error(weights_RN, scores, right) for weights_RN in weights])
-    return _interval(float(value), len(top), count_groups(table.groups), np.array(drawn))
+    return _interval(float(value), len(right), count_groups(table.groups), np.array(drawn))
 
 
 def _at_limit(value: float, positive: Mask, groups: Sequence[str]) -> Estimate:

@@ -16,6 +16,8 @@ BLANK = ("tasks.classify.label_blank", "data.classify.blank must say how to read
 
 _SEPARATORS = (",", ";", "|", "/", "+", "&", " and ")
 """Texts that may join several labels in one cell."""
+_ONLY_SEPARATORS = (",", ";", "|")
+"""Those that join labels even if only one of them occurs alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,22 @@ def read_label_cell(value: Any, reading: Reading) -> RowLabels:
     else:
         texts = [text.strip() for text in _text(found, reading).split(reading.separator)]
     names = [_name(text, reading) for text in texts]
-    if not names or "" in names:
-        raise RowProblem(*LABEL_MISSING, value=value)
+    if not any(names):
+        return _no_label(value, reading)
+    if "" in names:
+        raise RowProblem(*LABEL_MISSING, value=value, remedy="Remove the empty label.")
     if len(set(names)) < len(names):
         rule = "a label must occur once in a row"
         raise RowProblem("tasks.classify.label_repeated", rule, value=value, remedy="Remove the repetition.")
     return RowLabels(tuple(names))
+
+
+def _no_label(value: Any, reading: Reading) -> RowLabels:
+    """Return no label for a blank cell or an empty list, if the recipe says that it means no class."""
+    if reading.blank == "negative":
+        return RowLabels(())
+    remedy = 'Set data.classify.blank = "negative" if the image has none of the classes. Otherwise correct the row.'
+    raise RowProblem(*LABEL_MISSING, value=value, remedy=remedy)
 
 
 def read_one_hot(row: Mapping[str, Any], reading: Reading) -> RowLabels:
@@ -107,8 +119,19 @@ def read_one_hot(row: Mapping[str, Any], reading: Reading) -> RowLabels:
 
 
 def one_hot_columns(row: Mapping[str, Any]) -> list[str]:
-    """Return the columns of a row whose value is 0 or 1, which are probably one-hot columns."""
-    return [name for name, value in row.items() if not isinstance(value, bool) and _number(value) in (0.0, 1.0)]
+    """Return the columns of a row that are probably one-hot columns: every value is 1, 0, -1 or blank.
+
+    Blanks count, because a row of CheXpert has a value for few of its classes only. Without a 0 or 1 there are none.
+
+    >>> one_hot_columns({"Path": "a.jpg", "Edema": "", "Mass": 1.0, "Fracture": -1})
+    ['Edema', 'Mass', 'Fracture']
+    """
+    found = [name for name, value in row.items() if name and _is_one_hot(value)]
+    return found if any(_number(row[name]) in (0.0, 1.0) for name in found) else []
+
+
+def _is_one_hot(value: Any) -> bool:
+    return not isinstance(value, bool) and (is_missing(value) or _number(value) in (0.0, 1.0, -1.0))
 
 
 def without_none(labels: RowLabels, none: str) -> RowLabels:
@@ -144,12 +167,15 @@ def joined_labels(names: Sequence[str]) -> tuple[str, str] | None:
 
     >>> joined_labels(["edema", "effusion", "edema, effusion"]), joined_labels(["a, b", "c"])
     (('edema, effusion', ','), None)
+    >>> joined_labels(["edema", "edema;mass"])  # mass never occurs alone
+    ('edema;mass', ';')
     """
     known = {fold(name) for name in names}
     for name in names:
         for separator in _SEPARATORS:
             parts = [fold(part) for part in name.split(separator)]
-            if len(parts) > 1 and all(part in known for part in parts):
+            enough = any if separator in _ONLY_SEPARATORS else all
+            if len(parts) > 1 and enough(part in known for part in parts):
                 return name, separator
     return None
 

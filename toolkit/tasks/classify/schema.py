@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toolkit.data.cells import cell, extra_fields
+from toolkit.data.cells import cell, extra_fields, number_of
 from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import GROUP_FIELDS, Found, RowOrigin
@@ -70,7 +70,8 @@ class Classify(Section):
     uncertain: Literal["ignore", "positive", "negative"] | None = None
     """How to read -1 (uncertain) in a one-hot column. Required if the rows have it."""
     blank: Literal["ignore", "negative"] | None = None
-    """How to read a blank in a one-hot column. Required if the rows have it."""
+    """How to read a blank in a one-hot column. Required if the rows have it. A blank label cell, or an empty list, has
+    no class if this is ``"negative"``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def classify_settings(recipe: Recipe, split: str) -> ClassifySettings:
     """Return the settings for the rows of a split. Labels that the recipe does not list are not known yet."""
     section: Classify = recipe.settings
     reading = Reading(
-        names=dict(section.names),
+        names={number_of(label): name for label, name in section.names.items()},
         one_hot=section.one_hot,
         separator=section.separator,
         none=section.none,
@@ -266,6 +267,10 @@ def _describe(labels: Sequence[str], train: _Counts, multi: bool, settings: Clas
         unknown = ", ".join(f"{name} {count:,}" for name, count in train.unknown.items())
         yield Problem("tasks.classify.labels_unknown", f"labels that rows leave open are ignored: {unknown}", "train")
     reading = settings.reading
+    unnamed = [name for name in labels if name not in reading.names.values()]
+    if reading.names and not reading.is_one_hot and unnamed and settings.given is None:
+        rule = "data.classify.names should have every label, or their classes keep the label of the rows as name"
+        yield Problem("tasks.classify.label_without_name", rule, "train", unnamed[:MAX_SHOWN], "Add their names.")
     for key, value in (("uncertain", reading.uncertain), ("blank", reading.blank)):
         if value in ("positive", "negative"):
             rule = f"data.classify.{key} reads these labels as {value}"
@@ -287,6 +292,9 @@ def _differences(labels: Sequence[str], counts: Mapping[str, _Counts], none: str
         rule = "every class should have training rows"
         yield Problem("tasks.classify.class_without_rows", rule, "train", lacking, "Add rows, or remove the class.")
     for split, found in counts.items():
+        if split != "train" and found.rows and (unseen := [name for name in labels if not found.labels[name]]):
+            rule = "every class should have rows in this split, because a class without rows has no figures"
+            yield Problem("tasks.classify.class_not_in_split", rule, split, unseen, "Add rows of these classes.")
         if none is None and any(size != 1 for size in found.sizes):
             raise DataError(
                 "tasks.classify.split_has_several_labels",
@@ -332,7 +340,7 @@ def _read_labels(row: Mapping[str, Any], origin: RowOrigin, settings: ClassifySe
         columns = one_hot_columns(row)
         remedy = "Name its column in data.columns.label."
         if len(columns) > 1:
-            remedy = f"Set data.classify.one_hot = {columns}, or name a column in data.columns.label."
+            remedy = f"Set data.classify.one_hot = {columns} (only the classes), or set data.columns.label."
         raise RowProblem(*LABEL_MISSING, value="no label column", remedy=remedy)
     several = settings.multi if settings.multi is not None else len(found.present) > 1
     if several:
