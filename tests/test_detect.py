@@ -18,6 +18,7 @@ from tests.helpers.recipes import load_data, make_recipe
 from toolkit.data.loading import DataSplits
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import DataError
+from toolkit.recipe import SyntheticData
 from toolkit.scoring.regions import Labelled, detection_metrics, match_image, order_box
 from toolkit.scoring.regions.box_lists import CUT_OFF, MALFORMED, NO_LABEL, NO_LIST, TOO_MANY
 from toolkit.tasks import TASKS
@@ -362,3 +363,11 @@ def test_equal_boxes_have_every_metric_and_missing_ones_have_none() -> None:
     assert set(nothing.values()) == {None}
     missed = detection_metrics([match_image(boxes, [])])
     assert (missed["mAP"], missed["precision_50"], missed["recall_50"], missed["f1_50"]) == (0, None, 0, 0)
+
+
+def test_no_patient_of_synthetic_images_is_in_two_splits(tmp_path: Path) -> None:
+    synthetic = SyntheticData(kind="boxes", train=40, test=10, size=96)
+    assert DETECT.synthetic is not None
+    files = DETECT.synthetic.write(tmp_path, synthetic, 3407)
+    patients = [{row["patient_id"] for row in json.loads(file.read_text())} for file in files.values()]
+    assert len(patients) == 2 and not patients[0] & patients[1]

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, islice
+from itertools import count, dropwhile, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ EMPTY = 0.15
 
 
 def write_boxes(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
-    """Write images and one JSON file of rows for each split. No lesion is in two splits.
+    """Write images and one JSON file of rows for each split. No patient is in two splits.
 
     Images are ``synthetic.size`` pixels wide and three quarters as high. Complete files are kept.
     """
@@ -34,14 +34,21 @@ def write_boxes(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, 
     size = (synthetic.size, synthetic.size * 3 // 4)
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    numbers = count()
+    numbers: Iterator[int] = count()
     files = {}
     for split, total in sizes.items():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             chosen = list(islice(numbers, total))
             rows = list(pool.map(lambda number: _write_image(images, number, size, seed), chosen))
         files[split] = write_file(folder / f"{split}.json", json.dumps(rows, indent=1).encode())
+        numbers = _after_patient(numbers, chosen[-1], seed)
     return files
+
+
+def _after_patient(numbers: Iterator[int], last: int, seed: int) -> Iterator[int]:
+    """Skip the next lesions if they belong to the patient of the lesion ``last``."""
+    patient = make_lesion(seed, last).patient.number
+    return dropwhile(lambda number: make_lesion(seed, number).patient.number == patient, numbers)
 
 
 def _write_image(folder: Path, number: int, size: tuple[int, int], seed: int) -> dict[str, Any]:
