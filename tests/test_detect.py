@@ -370,4 +370,5 @@ def test_no_patient_of_synthetic_images_is_in_two_splits(tmp_path: Path) -> None
     assert DETECT.synthetic is not None
     files = DETECT.synthetic.write(tmp_path, synthetic, 3407)
     patients = [{row["patient_id"] for row in json.loads(file.read_text())} for file in files.values()]
-    assert len(patients) == 2 and not patients[0] & patients[1]
+    assert len(patients) == 2
+    assert not patients[0] & patients[1]
