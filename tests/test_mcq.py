@@ -493,8 +493,8 @@ def test_signs_distinguish_options(answer: str) -> None:
 QUESTION = {"question": "Which?", "image": "a.png"}
 
 
-def test_option_columns_may_go_beyond_h_and_end_at_the_first_missing_letter() -> None:
-    columns = {f"option_{letter}": letter * 3 for letter in "abcdefghij"} | {"option_x": "stray"}
+def test_option_columns_may_go_beyond_h_and_end_with_the_last_one() -> None:
+    columns = {f"option_{letter}": letter * 3 for letter in "abcdefghij"} | {"option_x": "stray", "K": "3", "M": "f"}
     sample = fresh({**QUESTION, **columns, "answer": "J"})
     assert "".join(sample.fields["options"]) == "ABCDEFGHIJ"
     assert sample.reference["text"] == "jjj"
@@ -527,7 +527,7 @@ def test_options_may_be_objects_python_text_or_labelled(options: object) -> None
     ("texts", "expected"),
     [
         ((" A:Blue ", " B:Red "), {"A": "Blue", "B": "Red"}),
-        (("A. Blue", "Red"), {"A": "A. Blue", "B": "Red"}),
+        (("A. baumannii", "None"), {"A": "A. baumannii", "B": "None"}),
         (("E. coli", "B. cereus"), {"A": "E. coli", "B": "B. cereus"}),
     ],
 )
@@ -699,3 +699,62 @@ def test_a_number_in_a_column_of_labels_is_no_text_of_another_option() -> None:
 def test_an_answer_that_means_two_options_is_unusable(options: list[str], answer: str, code: str) -> None:
     with raises(RowProblem, code):
         read({**REXVQA, "options": options, "correct_answer": answer})
+
+
+@pytest.mark.parametrize("texts", [{"a": "x", "b": "y", "d": "z"}, {"a": "x", "b": "y", "c": "", "d": "z"}])
+def test_a_text_after_a_missing_option_is_a_problem(texts: Mapping[str, str]) -> None:
+    row = {**QUESTION, **{f"option_{letter}": text for letter, text in texts.items()}, "answer": "B"}
+    with raises(RowProblem, "tasks.mcq.option_missing") as caught:
+        fresh(row)
+    assert caught.problem.value == "A = x, B = y, D = z, without C"
+
+
+def test_the_last_option_columns_may_be_empty() -> None:
+    row = {**QUESTION, "option_a": "x", "option_b": "y", "option_c": None, "option_d": "", "answer": "B"}
+    assert fresh(row).fields["options"] == {"A": "x", "B": "y"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "readings"),
+    [
+        (["A) x", "y"], "A = x, B = y or A = A) x, B = y"),
+        (["A. Blue", "Red"], "A = Blue, B = Red or A = A. Blue, B = Red"),
+        (["x", "B: y", "z"], "A = x, B = y, C = z or A = x, B = B: y, C = z"),
+    ],
+)
+def test_labels_of_only_some_options_are_a_problem_that_shows_both_readings(texts: list[str], readings: str) -> None:
+    columns = {f"option_{letter}": text for letter, text in zip("abc", texts, strict=False)}
+    for row in ({"options": texts}, columns):
+        with raises(RowProblem, "tasks.mcq.options_ambiguous") as caught:
+            fresh({**QUESTION, **row, "answer": "B"})
+        assert caught.problem.value == readings
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"option1": "x", "option2": "y"},
+        {"Option 1": "x", "Option 2": "y"},
+        {"options": {"1": "x", "2": "y"}},
+        {"options": '{"2": "y", "1": "x"}'},
+    ],
+)
+def test_numbered_options_are_read_in_order_and_a_number_is_an_answer(options: Mapping[str, object]) -> None:
+    for answer in ("y", "B", "2", 2):
+        sample = fresh({**QUESTION, **options, "answer": answer})
+        assert (sample.fields["options"], sample.reference["letter"]) == ({"A": "x", "B": "y"}, "B")
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"option1": "2", "option2": "1", "answer": "2"}, "tasks.mcq.answer_ambiguous"),
+        ({"option1": "x", "option2": "y", "answer_index": "1"}, "tasks.mcq.answer_ambiguous"),
+        ({"option0": "w", "option1": "x", "option2": "y", "answer": "x"}, "tasks.mcq.options_from_zero"),
+        ({"options": {"0": "x", "1": "y"}, "answer": "x"}, "tasks.mcq.option_key_not_letter"),
+        ({"options": {"1": "x", "2": "y", "4": "z"}, "answer": "x"}, "tasks.mcq.option_key_not_letter"),
+    ],
+)
+def test_numbers_of_options_with_two_meanings_are_a_problem(row: dict[str, Any], code: str) -> None:
+    with raises(RowProblem, code):
+        fresh({**QUESTION, **row})

@@ -180,6 +180,8 @@ def test_true_beside_another_text_or_number_is_a_text(tmp_path: Path) -> None:
     for number, other in enumerate(("edema", "1", 2.0)):
         source = write(tmp_path / f"{number}.csv", [row(0, answer="True"), row(1, answer=other)])
         assert answers(recipe(source)) == ["True", str(other)]
+        (warning,) = [one for one in load_data(recipe(source)).warnings if one.code == "data.truth_value_is_text"]
+        assert (warning.rule.startswith("1 row:"), "'yes'" in warning.rule) == (True, True)
 
 
 def test_bytes_and_durations_of_a_table_are_no_texts(tmp_path: Path) -> None:
@@ -246,3 +248,43 @@ def test_two_lesions_of_one_image_in_two_rows_are_reported_although_the_question
     data = load_data(make_recipe({"run": {"name": "x"}, "data": table}))
     (problem,) = data.warnings
     assert (problem.code, problem.rule.startswith("40 rows")) == ("data.answers_differ", True)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_columns_of_one_field_with_different_values_are_a_problem_that_shows_both(tmp_path: Path, suffix: str) -> None:
+    others = ("Edema", "edema ", None, "mass")
+    rows = [row(number, correct_answer=other) for number, other in enumerate(others)]
+    source = write(tmp_path / f"rows{suffix}", rows)
+    data = load_data(recipe(source, max_dropped=0.5))
+    assert [(one.code, one.count, one.examples) for one in data.dropped] == [("data.columns_contradict", 1, ("id3",))]
+    assert "answer = 'edema' or correct_answer = 'mass'" in data.dropped[0].values[0]
+    assert len(answers(recipe(source, columns={"answer": "answer"}))) == 4
+
+
+def test_options_and_answers_of_multiple_choice_are_compared_by_their_meaning(tmp_path: Path) -> None:
+    mcq = {"options": ["edema", "mass"], "correct_answer": "A"}
+    rows = [row(0, **mcq), row(1, **mcq | {"answer": "mass"}), row(2, **mcq, choices=["mass", "edema"])]
+    data = load_data(recipe(write(tmp_path / "rows.json", rows), task="mcq", max_dropped=0.7))
+    assert [(one.code, one.examples) for one in data.dropped] == [
+        ("data.columns_contradict", ("id1",)),
+        ("data.columns_contradict", ("id2",)),
+    ]
+
+
+@pytest.mark.parametrize("form", ["lines", "list", "object"])
+def test_a_key_that_a_record_has_twice_is_a_problem_that_shows_both_values(tmp_path: Path, form: str) -> None:
+    records = [json.dumps({name: value for name, value in row(number).items() if name != "id"}) for number in range(4)]
+    records[1] = records[1].replace("{", '{"answer": "mass", ')
+    records[2] = records[2].replace("{", '{"answer": "edema", "note": "a \\"b\\": c", ')
+    members = ", ".join(f'"q{number}": {record}' for number, record in enumerate(records))
+    text = {
+        "lines": "\n".join(records),
+        "list": f"[{', '.join(records)}]",
+        "object": f"{{{members}}}",
+    }[form]
+    file = tmp_path / ("rows.jsonl" if form == "lines" else "rows.json")
+    file.write_text(text, encoding="utf-8")
+    data = load_data(recipe(str(file), max_dropped=0.5))
+    assert [(one.code, one.count) for one in data.dropped] == [("data.key_repeated", 1)]
+    assert "answer = 'mass' or 'edema'" in data.dropped[0].values[0]
+    assert len(data.train) == 3

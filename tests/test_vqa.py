@@ -151,6 +151,12 @@ def test_left_or_right_is_closed_and_not_answered_by_yes_or_no() -> None:
         ("```text\nleft base```", "left base"),
         ("3.4 cm.", "3.4 cm"),
         ('"MRI"', "MRI"),
+        ("T2*", "T2*"),
+        ("**T2***", "T2*"),
+        ("*T2*.", "T2"),
+        ("`T2*`", "T2*"),
+        ("* left base", "left base"),
+        ('"*left base*."', "left base"),
         ("No evidence of it, yes", "No evidence of it, yes"),
         ("肺", "肺"),
     ],
@@ -276,7 +282,8 @@ def test_answers_with_two_readings_are_unusable_until_the_recipe_says_which(valu
     assert str(caught.problem.value).startswith("any of ")
     either = read({**ROW, "answer": value}, settings=Vqa(answers="any")).reference
     assert len(either["alternatives"]) == 1
-    assert "alternatives" not in read({**ROW, "answer": value}, settings=Vqa(answers="all")).reference
+    every = read({**ROW, "answer": value}, settings=Vqa(answers="all")).reference
+    assert ("alternatives" not in every, len(every["parts"])) == (True, 2)
 
 
 @pytest.mark.parametrize("value", [[], "[]", [None]])
@@ -335,7 +342,14 @@ def test_a_bar_between_texts_has_two_readings(value: str) -> None:
         read({**ROW, "answer": value}, settings=Vqa())
     either = read({**ROW, "answer": value}, settings=Vqa(answers="any"))
     assert either.reference["alternatives"] == (value.split("|")[1].strip(),)
+    every = read({**ROW, "answer": value}, settings=Vqa(answers="all"))
+    assert every.reference["parts"] == tuple(part.strip() for part in value.split("|"))
     assert read({**ROW, "answer": "a|b"}).reference["answer"] == "a|b"
+
+
+def test_all_answers_of_vqa_med_2019_must_be_named_if_the_recipe_says_so() -> None:
+    every = read({**ROW, "answer": "lung#heart", "answer_type": None}, settings=Vqa(answers="all"))
+    assert (every.reference["answer"], every.reference["parts"]) == ("lung, heart", ("lung", "heart"))
 
 
 @pytest.mark.parametrize(("value", "expected"), [([True], "yes"), ("[False]", "no"), ([True, "Yes"], "yes")])

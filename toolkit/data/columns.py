@@ -61,6 +61,18 @@ def resolve_columns(
     return found | group_columns(task, requested.group, found, available), problems
 
 
+def other_columns(
+    task: Task, requested: RowSettings, column: Mapping[str, str], available: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (field, column) of the unread columns with a usual name of a field, unless the recipe names its column."""
+    used = {*column.values(), *requested.columns.values(), *requested.filter, *requested.context, *requested.by}
+    free = [name for name in available if name not in used and name != requested.group]
+    for field, names in task.columns.items():
+        if field in column and field not in requested.columns:
+            usual = {fold(name) for name in names}
+            yield from ((field, name) for name in free if fold(name) in usual)
+
+
 def leaking_context(task: Task, requested: RowSettings, column: Mapping[str, str]) -> tuple[str, ...]:
     """Return the prompt columns that have the answer, by their usual name or by the recipe's column map."""
     usual = {fold(name) for name in task.leaking}

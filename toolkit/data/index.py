@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from toolkit.data.embedded_images import EmbeddedImageStore, not_writable
 from toolkit.data.formats.saved import HUB
-from toolkit.data.json_stream import Row
+from toolkit.data.json_stream import Row, repeated_key
 from toolkit.data.row_filter import NO_FILTER, Filter, RowFilter
 from toolkit.data.sources import Source, find_source, parse_source, start_reading, stream_records
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, stored_dropped, total
@@ -266,6 +266,10 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))
             if not build.filter.keeps(row):
+                continue
+            if text is not None and (found := repeated_key(text, row)) is not None:
+                rule, remedy = "a record must have each key once", "Remove one of the two values."
+                skipped.add(rule, name, "data.key_repeated", found, remedy)
                 continue
             own = ids.unique(name)
             batches.add(own, text if text is not None else json.dumps(row))

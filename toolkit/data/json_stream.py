@@ -152,6 +152,36 @@ def _peek_value(text: str, begin: int) -> tuple[Any, int | None]:
         at = at if (blank := _NO_KEY.match(text, at)) is None else blank.end()
 
 
+def repeated_key(text: str, record: Row) -> str | None:
+    """Return a key that a record has twice with different values, and both values. Parsing keeps only the last one.
+
+    A comparison of counts shows that nearly all records have none, which is much faster than another parse.
+
+    >>> repeated_key('{"answer": "no", "answer": "yes"}', {"answer": "yes"})
+    "answer = 'no' or 'yes'"
+    """
+    if text.count('":') == _count_keys(record):
+        return None
+    found: list[str] = []
+
+    def visit(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in values and values[key] != value:
+                found.append(f"{key} = {values[key]!r} or {value!r}")
+            values[key] = value
+        return values
+
+    json.loads(text, object_pairs_hook=visit)
+    return found[0] if found else None
+
+
+def _count_keys(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(_count_keys(one) for one in value.values() if isinstance(one, dict | list))
+    return sum(_count_keys(one) for one in value if isinstance(one, dict | list))
+
+
 def conversion(content: bytes) -> str:
     """Return the remedy for bytes that are not UTF-8. Only UTF-16 is certain, by its byte order mark."""
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):

@@ -20,7 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.boxes import FileBoxes
-from toolkit.data.cells import NO_ANSWER, NO_QUESTION, NOT_TEXT, group_name, with_whole_numbers
+from toolkit.data.cells import (
+    NO_ANSWER,
+    NO_QUESTION,
+    NOT_TEXT,
+    TRUTH,
+    group_name,
+    is_missing,
+    with_whole_numbers,
+)
 from toolkit.data.columns import MESSAGES, several_turns
 from toolkit.data.conflicts import find_conflicts
 from toolkit.data.episodes import Links
@@ -43,6 +51,9 @@ from toolkit.scoring.regions import BOX_FORMATS, XYXY, BoxFormat
 
 FIRST_ROWS = 200
 """Rows that determine the columns of the first pass. If a later row adds a relevant column, the scan is repeated."""
+
+MAX_TRUTH = 6
+"""Length of a text that is longer than every text of ``TRUTH``."""
 
 _BRACKETS = ("[", "{")
 _KEYS = ("groups", "questions", "images", "image_rows")
@@ -115,25 +126,21 @@ class RowScanner:
         self._columns = tuple(source.column.values())
         self._group_columns = [source.column[name] for name in GROUP_FIELDS if name in source.column]
         self._identifiers = [IdentifierBuilder(column) for column in source.identifiers]
-        self._numbers = NumberBuilder(dict.fromkeys((*self._columns, *source.context, *source.by)))
+        others = (column for _, column in source.others)
+        self._numbers = NumberBuilder(dict.fromkeys((*self._columns, *others, *source.context, *source.by)))
         self._prompts = array("q")
 
     def add(self, number: int, name: str, row: Row) -> None:
         """Read one row and record whether it is usable."""
-        listed = []
-        for column in self._columns:
-            value = row.get(column)
-            if isinstance(value, str) and value.startswith(_BRACKETS):
-                listed.append(column)
-            # str.strip returns the same object if there is nothing to strip, which is faster than a comparison.
-            if isinstance(value, str) and value.strip() is not value:
-                self._trimmed[column] += 1
+        suspect = self._suspect_columns(row)
         self._numbers.add(row)
         if self._boxes is not None:
             self._boxes.add(name, row, self.source)
         try:
             read = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
             sample = place_images(self.task, read, self.source.context)
+            if self.source.others:
+                self._check_others(name, row, read)
         except RowProblem as problem:
             problem = _of_conversation(problem, row, self.task)
             self._tally.add_problem(name, _with_column(problem, row), number)
@@ -142,11 +149,29 @@ class RowScanner:
         for code, rule in self.task.notes(sample) if self.task.notes else ():
             self._notes.add(rule, name, code)
         self._note_images(name, sample)
-        for column in listed:
-            self._add_listed(column, name, row[column].strip(), sample)
+        for column in suspect:
+            if row[column] in TRUTH:
+                self._note_truth(column, name, row, sample)
+            else:
+                self._add_listed(column, name, row[column].strip(), sample)
         self._rows.append(number)
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
         self._add_patient(name, row, sample)
+
+    def _suspect_columns(self, row: Row) -> list[str]:
+        """Return the columns with a text that can be a list or a truth value, and count blanks around texts."""
+        found = []
+        for column in self._columns:
+            value = row.get(column)
+            if not isinstance(value, str):
+                continue
+            is_truth = len(value) < MAX_TRUTH and value in TRUTH and column not in self.source.whole
+            if is_truth or value.startswith(_BRACKETS):
+                found.append(column)
+            # str.strip returns the same object if there is nothing to strip, which is faster than a comparison.
+            if value.strip() is not value:
+                self._trimmed[column] += 1
+        return found
 
     def _add_listed(self, column: str, name: str, text: str, sample: Sample) -> None:
         """Count a question or reference that is JSON. It can be a list that was meant, or a text with brackets."""
@@ -155,6 +180,38 @@ class RowScanner:
             rule = f"the column {column} has a list or an object as JSON, which is used as text"
             remedy = "Store one text in each cell if a list was meant."
             self._notes.add(rule, name, "data.text_is_json", text, remedy)
+
+    def _check_others(self, name: str, row: Row, sample: Sample) -> None:
+        """Raise a RowProblem if another column with the usual name of a field has another value than the one read."""
+        row = with_whole_numbers(row, self.source.whole)
+        for wanted, other in self.source.others:
+            column = self.source.column[wanted]
+            if is_missing(row.get(other)) or row[other] == [] or row[other] == row.get(column):
+                continue
+            if self._meaning(name, row, wanted, other) != _folded(sample):
+                rule = f"the columns {column} and {other}, which both can be the field {wanted}, must agree"
+                value = f"{column} = {row.get(column)!r} or {other} = {row[other]!r}"
+                remedy = f"Name the right column in data.columns.{wanted}, or correct the rows."
+                raise RowProblem("data.columns_contradict", rule, value=value, remedy=remedy)
+
+    def _meaning(self, name: str, row: Row, wanted: str, column: str) -> str | None:
+        """Return the content of the row if a field is read from another column, or None if that is not possible."""
+        try:
+            source = replace(self.source, column={**self.source.column, wanted: column})
+            return _folded(self.task.read(name, row, source))
+        except RowProblem:
+            return None
+
+    def _note_truth(self, column: str, name: str, row: Row, sample: Sample) -> None:
+        """Count a text True or False that is another target as a truth value, which JSON has."""
+        try:
+            other = self.task.read(name, {**row, column: TRUTH[row[column]]}, self.source)
+        except RowProblem:
+            return
+        if (target := self.task.target(other)) != self.task.target(sample):
+            rule = f"the text True or False of the column {column} stays a text, because the column has other values"
+            value = f"{row[column]!r}, and as a truth value of JSON {target!r}"
+            self._notes.add(rule, name, "data.truth_value_is_text", value, "Write yes and no, or one kind of value.")
 
     def _add_patient(self, name: str, row: Row, sample: Sample) -> None:
         for identifier in self._identifiers:
@@ -206,6 +263,12 @@ class RowScanner:
             notice,
             names.changed_at(sorted(self._folders)),
         )
+
+
+def _folded(sample: Sample) -> str:
+    """Return what a sample requests and its reference, without case and additional blanks."""
+    shown = (sample.fields.get("question"), sample.fields.get("options"), sample.reference)
+    return " ".join(repr(shown).casefold().split())
 
 
 def _of_conversation(problem: RowProblem, row: Row, task: Task) -> RowProblem:
@@ -283,7 +346,7 @@ def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     """Return the cache file of this index's scan with these settings."""
     where = (sorted(source.column.items()), str(source.image_root), source.group, source.identifiers, source.whole)
     prompt = (source.context, source.by)
-    content = (task.name, *where, *prompt, source.max_images, source.settings, source.boxes)
+    content = (task.name, *where, *prompt, source.max_images, source.settings, source.boxes, source.others)
     digest = hashlib.blake2b(repr(content).encode(), digest_size=8)
     # The result depends on the code of the task, of this package and of boxes. It can change without a new version.
     own = (code for package in (Path(__file__), Path(regions.__file__)) for code in package.parent.rglob("*.py"))

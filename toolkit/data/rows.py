@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.cells import fold
-from toolkit.data.columns import MESSAGES, RowSettings, leaking_context, resolve_columns
+from toolkit.data.columns import MESSAGES, RowSettings, leaking_context, other_columns, resolve_columns
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.groups import NO_GROUPS, identifier_columns
 from toolkit.data.index import RowIndex, open_index, source_folder
@@ -147,6 +147,7 @@ def _origin(task: Task, requested: RowSettings, where: tuple[str, Path | None], 
         identifiers,
         tuple(name for name in requested.whole if name in columns),
         requested.boxes,
+        tuple(one for one in other_columns(task, requested, column, columns) if one[0] in task.one_value),
     )
 
 
@@ -241,19 +242,20 @@ def _unused_columns(task: Task, requested: RowSettings, source: RowOrigin, index
     """Yield columns whose name says that they have the answer or the split of a row, but which are not read."""
     used = {*source.column.values(), *requested.filter, *requested.context, *requested.by, requested.group}
     free = [column for column in index.columns if column not in used]
-    for field, names in task.columns.items():
-        usual = {fold(name) for name in names}
-        others = [column for column in free if fold(column) in usual]
-        if others and field in source.column and field not in requested.columns and task.leaking & set(names):
+    found: dict[str, list[str]] = {}
+    for field, column in other_columns(task, requested, source.column, index.columns):
+        found.setdefault(field, []).append(column)
+    for field, others in found.items():
+        if task.leaking & set(task.columns[field]):
             rule = f"several columns can be the field {field}, and {source.column[field]} is read"
             yield Problem(
                 "data.several_answer_columns", rule, index.source, others, f"Name it in data.columns.{field}."
             )
     for column in free if "#" not in index.source else ():
-        if fold(column) in _SPLIT_COLUMNS and len(found := _split_values(index, column)) > 1:
+        if fold(column) in _SPLIT_COLUMNS and len(splits := _split_values(index, column)) > 1:
             rule = f"the column {column} names splits, but it is not read, so its test rows can be in training"
             remedy = "Write each split to a file of its own, and name the files in data.train and data.test."
-            yield Problem("data.split_column_unused", rule, index.source, sorted(found), remedy)
+            yield Problem("data.split_column_unused", rule, index.source, sorted(splits), remedy)
 
 
 def _split_values(index: RowIndex, column: str) -> set[str]:

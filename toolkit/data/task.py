@@ -33,6 +33,7 @@ class RowOrigin:
         identifiers: other columns that look like identifiers of patients.
         whole: columns of whole numbers that a table stores with a decimal point, because it has missing values.
         boxes: the format of boxes. None: the scan of the file finds it (``data.boxes = "auto"``).
+        others: (field, column) of unread columns whose usual name says that they have a field of ``Task.one_value``.
     """
 
     file: Path
@@ -46,6 +47,7 @@ class RowOrigin:
     identifiers: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
     boxes: BoxFormat | None = XYXY
+    others: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,7 @@ class Task:
         benchmarks: public datasets of the task, which ``toolkit evaluate --benchmark`` knows by name.
         grouped_by: definition of a group if ``data.group`` names no column and the rows have no column of the patient.
         needs_image: whether every row must have an image. Otherwise, a row without one has only text.
+        one_value: fields whose usual columns must agree if a row has several of them.
         prompt_key: Sample -> text that is equal for equal prompts, if their wording is drawn. None: the prompt itself.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
@@ -226,6 +229,7 @@ class Task:
     needs_image: bool = False
     zero_shot: Mapping[str, Any] = field(default_factory=dict)
     benchmarks: tuple[Benchmark, ...] = ()
+    one_value: frozenset[str] = frozenset()
     prompt_key: Callable[[Sample], str] | None = None
     entry: str = ""
 

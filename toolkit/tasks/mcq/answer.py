@@ -9,7 +9,7 @@ from toolkit.data.cells import NO_ANSWER, cell, text_of, texts_of
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.scoring.yes_no import yes_or_no
-from toolkit.tasks.mcq.options import fold, letter_of_text, one_line, split_label
+from toolkit.tasks.mcq.options import are_numbered, fold, letter_of_text, one_line, split_label
 
 _LETTER = re.compile(r"[(（]?([A-Za-z])[)）]?[.:．：、]?")
 _SEVERAL = re.compile(r"\(?[A-Z]\)?(?:(?:\s*[,;/&+]\s*|\s+and\s+)\(?[A-Z]\)?)+")
@@ -34,6 +34,9 @@ def read_letter(row: Mapping[str, Any], origin: RowOrigin, options: Mapping[str,
             option.
     """
     answer = _only_answer(cell(row, origin, "answer"), options, place)
+    number = (answer or text_of(cell(row, origin, "answer_index"))).removesuffix(".0")
+    if number.isdecimal() and 0 < int(number) <= len(options) and are_numbered(row, origin):
+        answer = _of_number(int(number), answer, options, place)
     stated = _stated(text_of(cell(row, origin, "answer_letter")), options, place)
     if stated is None and fold(origin.column.get("answer", "")) in LETTER_COLUMNS:
         stated = _alone(answer, options)
@@ -63,6 +66,22 @@ def _only_answer(value: Any, options: Mapping[str, str], place: str) -> str:
         rule, remedy = "a question must have one correct option", "Remove questions with several correct options."
         raise RowProblem("tasks.mcq.several_answers", rule, place=place, value=value, remedy=remedy)
     return texts[0] if texts else ""
+
+
+def _of_number(number: int, answer: str, options: Mapping[str, str], place: str) -> str:
+    """Return the letter of the answer that is the number of an option, or no answer if only an index is the number.
+
+    Raises:
+        RowProblem: The number is also the text or the position from 0 of another option.
+    """
+    letter, by_text = list(options)[number - 1], letter_of_text(one_line(answer), options)
+    by_index = list(options)[number] if not answer and number < len(options) else None
+    if (other := by_text or by_index) is not None and other != letter:
+        rule = "the answer must not be both the number of an option and the text or the position from 0 of another"
+        value = f"{letter} - {options[letter]} or {other} - {options[other]}"
+        remedy = "Store the letter or the text of the option, and name its column as answer in data.columns."
+        raise RowProblem("tasks.mcq.answer_ambiguous", rule, place=place, value=value, remedy=remedy)
+    return letter if answer else answer
 
 
 def _stated(text: str, options: Mapping[str, str], place: str) -> str | None:

@@ -128,27 +128,66 @@ def _table(letters: list[Any], texts: list[Any]) -> Any:
 
 
 def _from_columns(row: Mapping[str, Any], origin: RowOrigin) -> dict[str, Any]:
-    """Return the options that are not empty of option_a, option_b, …, up to the first letter without a column."""
+    """Return the options that are not empty of option_a, option_b, … Only the last ones may be empty or missing.
+
+    A column whose name is only a letter is no option beside columns such as ``option_a``.
+    """
+    has_names = len(origin.column.get("option_a", "")) > 1
     found: dict[str, Any] = {}
     for letter in LETTERS[:MAX_COLUMNS]:
         field = f"option_{letter.lower()}"
-        if field not in origin.column:
-            break
-        if not is_missing(value := cell(row, origin, field)):
+        is_letter = has_names and len(origin.column.get(field, "")) == 1
+        if not is_letter and not is_missing(value := cell(row, origin, field)):
             found[letter] = value
+    missing = next((letter for letter in LETTERS if letter not in found), "")
+    if len(found) > 1 and max(found) > missing:
+        rule = "an option must not be empty or missing if a later one has a text"
+        value = f"{', '.join(f'{letter} = {text}' for letter, text in found.items())}, without {missing}"
+        remedy = f"Fill in the option {missing}, or move the later options and the answer forward."
+        raise RowProblem("tasks.mcq.option_missing", rule, place=f"{origin.file}", value=value, remedy=remedy)
+    _check_from_one(row, origin)
     return found
 
 
+def _check_from_one(row: Mapping[str, Any], origin: RowOrigin) -> None:
+    """Raise a RowProblem if columns of options are numbered from 0, because the first one would be lost."""
+    first = origin.column.get("option_a", "")
+    if not first.endswith("1"):
+        return
+    zero = f"{first[:-1]}0"
+    if not is_missing(row.get(zero)):
+        rule = "columns of options must be numbered from 1"
+        value, remedy = f"{zero} = {row[zero]}", "Name them option_a, option_b, … in data.columns."
+        raise RowProblem("tasks.mcq.options_from_zero", rule, place=f"{origin.file}", value=value, remedy=remedy)
+
+
+def are_numbered(row: Mapping[str, Any], origin: RowOrigin) -> bool:
+    """Return whether the source numbers the options from 1, by the keys of a table or the names of columns."""
+    value = _pairs(decoded(cell(row, origin, "options")))
+    if value is None:
+        return origin.column.get("option_a", "").endswith("1")
+    return isinstance(value, dict) and _have_numbers(value)
+
+
+def _have_numbers(table: Mapping[str, Any]) -> bool:
+    return {text_of(key) for key in table} == {str(number) for number in range(1, len(table) + 1)}
+
+
 def _from_table(table: Mapping[str, Any], place: str) -> dict[str, str]:
+    if _have_numbers(table):
+        numbers = sorted(table, key=lambda key: int(text_of(key)))
+        table = {LETTERS[place]: table[key] for place, key in enumerate(numbers)}
     options = {text_of(key).upper(): one_line(text) for key, text in table.items()}
     if not all(len(key) == 1 and key in LETTERS for key in options):
-        rule = "the keys of options must be letters"
-        raise RowProblem("tasks.mcq.option_key_not_letter", rule, place=place, value=list(table))
+        rule = "the keys of options must be letters, or the numbers 1, 2, … without a gap"
+        remedy = "Use letters as keys, and name the letter of the answer."
+        raise RowProblem("tasks.mcq.option_key_not_letter", rule, place=place, value=list(table), remedy=remedy)
     if len(options) < len(table):
         raise RowProblem(*_LETTER_REPEATED, place=place, value=list(table))
     labels = {letter: split_label(text) for letter, text in options.items()}
     if all(label is not None and label[0] == letter for letter, label in labels.items()):
         return {letter: label[1] for letter, label in labels.items() if label is not None}
+    _check_labels(options, place)
     return options
 
 
@@ -158,6 +197,7 @@ def _from_list(texts: list[Any], answer: Any, place: str) -> dict[str, str]:
     labels = [_LABEL.fullmatch(option) for option in options]
     letters = [label[1].upper() for label in labels if label is not None]
     if len(letters) < len(options) or "A" not in letters:
+        _check_labels(plain, place)
         return plain
     if len(set(letters)) < len(letters):
         if isinstance(answer, str) and one_line(answer) in options:  # "A: left B: right", "A: right B: left"
@@ -171,6 +211,22 @@ def _from_list(texts: list[Any], answer: Any, place: str) -> dict[str, str]:
         remedy = "Store the options as a table of letters and texts."
         raise RowProblem("tasks.mcq.options_ambiguous", rule, place=place, value=readings, remedy=remedy)
     return labelled if certain else plain
+
+
+def _check_labels(options: Mapping[str, str], place: str) -> None:
+    """Raise a RowProblem if only some texts begin with the letter of their own option and the sign of a label.
+
+    One letter with a full stop can be an initial ("A. baumannii"), unless the word after it is capitalized.
+    """
+    labels = {letter: _LABEL.fullmatch(text) for letter, text in options.items()}
+    own = {letter: label for letter, label in labels.items() if label and label[1] == letter and label[3]}
+    is_initial = len(own) == 1 and all(label[2] in ".．" and not label[3][0].isupper() for label in own.values())
+    if not own or is_initial or len(own) == len(options):
+        return
+    readings = f"{_show({**options, **{letter: label[3] for letter, label in own.items()}})} or {_show(options)}"
+    rule = "the texts of all options must have a label such as A), or none of them"
+    remedy = "Remove the labels, or label all options."
+    raise RowProblem("tasks.mcq.options_ambiguous", rule, place=place, value=readings, remedy=remedy)
 
 
 def _are_labels(letters: Sequence[str], signs: Sequence[str]) -> bool | None:

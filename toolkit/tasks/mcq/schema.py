@@ -19,8 +19,12 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "question": ("question",),
     "options": ("options", "choices"),
     **{
-        f"option_{letter.lower()}": (f"option_{letter}", f"op{letter}", f"choice_{letter}", letter)
-        for letter in LETTERS[:MAX_COLUMNS]
+        f"option_{letter.lower()}": (
+            *(f"{name}{letter}" for name in ("option_", "op", "choice_")),
+            letter,
+            *(f"{name}{number}" for name in ("option_", "op", "choice_")),
+        )
+        for number, letter in enumerate(LETTERS[:MAX_COLUMNS], start=1)
     },
     "answer": ("correct_answer", "answer", "gt_answer", "label"),
     "answer_letter": ("answer_label", "answer_letter", "correct_letter"),

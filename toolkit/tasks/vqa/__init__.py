@@ -17,6 +17,7 @@ VQA = Task(
     columns=COLUMNS,
     required=frozenset({"question", "answer", "image"}),
     leaking=frozenset({*COLUMNS["answer"], *COLUMNS["alternatives"], "Findings", "Impression"}),
+    one_value=frozenset({"answer"}),
     read=read,
     instruction=instruction,
     question=question,

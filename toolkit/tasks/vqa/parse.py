@@ -11,6 +11,7 @@ SEVERAL_SOLUTIONS = "there is more than one solution"
 TAG_UNPAIRED = "{tag} has no counterpart (was the completion cut off?)"
 """Problems of a completion. An evaluation counts answers by problem."""
 
+_SIGNS = ("*", "_", "`", '"', "'")
 _FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _REASONING = re.compile(r"<start_working_out>.*?<end_working_out>", re.DOTALL | re.IGNORECASE)
 _SOLUTION = re.compile(r"<solution>(.*?)</solution>", re.DOTALL | re.IGNORECASE)
@@ -52,5 +53,16 @@ def _strip(completion: str) -> tuple[str, str | None]:
         text = fenced[1]
     text = _PREFIX.split(text)[-1].strip()
     text = _IS.sub("", text, count=1) if _IS.match(text) else text
-    text = text.replace("**", "").strip("*_`\"' \t\n").removesuffix(".").strip()
+    text = _without_signs(text.replace("**", ""))
     return text, None if text else NO_ANSWER
+
+
+def _without_signs(text: str) -> str:
+    """Return a text without full stop, and without quotes and emphasis around it. The asterisk of T2* stays."""
+    while True:
+        plain = text.strip().removesuffix(".").rstrip()
+        if plain[:1] in _SIGNS:
+            plain = plain[1:].removesuffix(plain[0]) if len(plain) > 1 else ""
+        if plain == text:
+            return text
+        text = plain

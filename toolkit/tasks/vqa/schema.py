@@ -46,9 +46,9 @@ class Vqa(Section):
     """Settings of the task ``vqa``: the meaning of several answers to one question."""
 
     answers: Literal["auto", "any", "all"] = "auto"
-    """Meaning of a list of answers. ``any``: each one is correct. ``all``: all of them must be named. ``auto`` is any
-    for ``a#b`` (VQA-Med 2019), and all for MIMIC-CXR-VQA (column ``semantic_type``). Other rows with several different
-    answers are unusable."""
+    """Meaning of a list of answers, or of ``a#b`` and ``a|b``. ``any``: each one is correct. ``all``: all of them must
+    be named. ``auto`` is any for ``a#b`` (VQA-Med 2019), and all for MIMIC-CXR-VQA (column ``semantic_type``). Other
+    rows with several different answers are unusable."""
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
@@ -88,7 +88,7 @@ def _read_answers(row: Mapping[str, Any], origin: RowOrigin, place: str) -> dict
     if not texts:
         raise RowProblem(*NO_ANSWER, place=place, value=value)
     meaning = _meaning(texts, row, origin, place)
-    if len(texts) == 1 and meaning == "any":
+    if len(texts) == 1 and meaning != "one":
         texts = _different(part for loose in _LOOSE.split(texts[0]) for part in _BETWEEN_TEXTS.split(loose))
     if meaning == "all" and len(texts) > 1:
         if others:
@@ -116,9 +116,9 @@ def _meaning(texts: tuple[str, ...], row: Mapping[str, Any], origin: RowOrigin, 
     """Return ``any``, ``all``, or ``one`` for a single answer."""
     wanted = origin.settings.answers if origin.settings is not None else "auto"
     if len(texts) == 1:
-        if _BETWEEN_TEXTS.search(texts[0]) and wanted != "all":
-            return "any"
-        if not _LOOSE.search(texts[0]) or wanted == "all":
+        if _BETWEEN_TEXTS.search(texts[0]):
+            return "all" if wanted == "all" else "any"
+        if not _LOOSE.search(texts[0]):
             return "one"
     elif wanted == "auto" and text_of(cell(row, origin, "semantic_type")) in SET_TYPES:
         return "all"
@@ -133,7 +133,9 @@ def _readings(texts: tuple[str, ...]) -> Iterator[str]:
     """Yield both readings of several answers, or of one text with a loose ``#``."""
     parts = texts if len(texts) > 1 else tuple(_LOOSE.split(texts[0]))
     yield f"any of {', '.join(parts)}"
-    yield f"all of {', '.join(parts)}" if len(texts) > 1 else f"the text {texts[0]}"
+    yield f"all of {', '.join(parts)}"
+    if len(texts) == 1:
+        yield f"the text {texts[0]}"
 
 
 def _different(texts: Any) -> tuple[str, ...]:
