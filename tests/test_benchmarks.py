@@ -1,7 +1,9 @@
 """Published layouts of public datasets, and the evaluation of a model on one of them by name."""
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 
 from tests.helpers.cli import call
 from tests.helpers.problems import raises
+from toolkit import tiny
 from toolkit.data.loading import load_data
 from toolkit.errors import DataError
 from toolkit.pipeline.benchmark import RECORD, benchmark_recipe, find_benchmarks
@@ -294,3 +297,24 @@ def test_a_finished_run_does_not_return_its_results_for_other_data(
         assert call([*arguments, "other"]) == 1
         assert "run.inputs_changed" in "".join(capsys.readouterr())
     assert call([*arguments, "one"]) == 0
+
+
+@pytest.mark.slow
+def test_a_finished_run_does_not_return_its_results_for_other_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    vqa_rad(tmp_path / "data")
+    shutil.copytree(tiny.FOLDER, tmp_path / "model")
+    arguments = ["evaluate", "--benchmark", "vqa_rad", "--data", "data", "--model", "model"]
+    assert call(arguments) == 0
+    assert call(arguments) == 0
+    weights = tmp_path / "model/model.safetensors"
+    status = weights.stat()
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+    for _ in range(2):
+        capsys.readouterr()
+        assert call(arguments) == 1
+        printed = "".join(capsys.readouterr())
+        assert ("run.inputs_changed" in printed, "weights" in printed) == (True, True)

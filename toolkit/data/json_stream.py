@@ -25,6 +25,7 @@ _CUT = object()
 _BLANK = r"[ \t\n\r]*"
 _KEY = re.compile(rf'{_BLANK}("(?:[^"\\]|\\.)*"){_BLANK}:{_BLANK}', re.DOTALL)
 _NO_KEY = re.compile(_BLANK)
+_NESTED = (dict, list)
 _START = re.compile(rf"{_BLANK}([{{\[]){_BLANK}")
 _LIST = re.compile(rf"(\[{_BLANK}(\])?)?{_BLANK}")
 _CLOSING = {"{": "}", "[": "]"}
@@ -160,7 +161,8 @@ def repeated_key(text: str, record: Row) -> str | None:
     >>> repeated_key('{"answer": "no", "answer": "yes"}', {"answer": "yes"})
     "answer = 'no' or 'yes'"
     """
-    if text.count('":') == _count_keys(record):
+    count = text.count('":')
+    if count == len(record) or count == _count_keys(record):
         return None
     found: list[str] = []
 
@@ -177,9 +179,10 @@ def repeated_key(text: str, record: Row) -> str | None:
 
 
 def _count_keys(value: Any) -> int:
-    if isinstance(value, dict):
-        return len(value) + sum(_count_keys(one) for one in value.values() if isinstance(one, dict | list))
-    return sum(_count_keys(one) for one in value if isinstance(one, dict | list))
+    """Return the number of keys of all objects in a value."""
+    is_object = isinstance(value, dict)
+    inner = value.values() if is_object else value
+    return (len(value) if is_object else 0) + sum(_count_keys(one) for one in inner if type(one) in _NESTED)
 
 
 def conversion(content: bytes) -> str:

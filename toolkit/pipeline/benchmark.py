@@ -1,5 +1,6 @@
 """Evaluate a model on a public benchmark, without a recipe of the user's."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,12 +11,13 @@ from toolkit.data.benchmark import Benchmark
 from toolkit.data.result import DataResult
 from toolkit.data.task import Task
 from toolkit.errors import DataError
+from toolkit.evaluation.generate import weights_identity
 from toolkit.pipeline.existing_run import SILENT, Callbacks
 from toolkit.pipeline.run import Stages, run_recipe
 from toolkit.pipeline.run_results import RunResults
 from toolkit.recipe import Recipe, for_language_models, load_table
 from toolkit.recipe.checks import is_folder_name
-from toolkit.runfolder import find_run, is_run, read_json, write_json
+from toolkit.runfolder import check_fingerprints, find_run, is_run, read_json, write_json
 from toolkit.tasks import TASKS
 
 RECORD = "benchmark.json"
@@ -72,15 +74,31 @@ def evaluate_benchmark(benchmark: str, recipe: Recipe, stages: Stages, *, callba
         callbacks: progress and signals.
 
     Raises:
-        ToolkitError: as in ``run_recipe``.
+        ToolkitError: as in ``run_recipe``, or the weights in the folder of the model changed.
     """
     progress, notify = callbacks
+    weights = {"weights": _weights_digest(recipe)}
+    if is_run(recipe.run_folder):
+        # Without this, a finished run would return its results as those of other weights.
+        check_fingerprints(find_run(recipe.run_folder), weights)
     results = run_recipe(recipe, stages, progress=progress, notify=notify)
+    check_fingerprints(results.run, weights)
     found = find_benchmarks()[benchmark][1]
     published = [asdict(one) for one in found.published]
     record = {"name": found.name, "source": found.source, "published": published}
     write_json(results.run.path / RECORD, record)
     return results
+
+
+def _weights_digest(recipe: Recipe) -> str:
+    """Return a digest of the files of the model and of its adapter, if these are folders."""
+    found = []
+    for name in (recipe.model.name, str(recipe.model.adapter or "")):
+        path = Path(name).expanduser()
+        weights = find_run(path).trained_weights() if name and is_run(path) else path
+        if name and weights is not None and weights.is_dir():
+            found.append(weights_identity(weights))
+    return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()
 
 
 def _model_sections(model: str) -> dict[str, Any]:
