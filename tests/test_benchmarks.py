@@ -318,3 +318,37 @@ def test_a_finished_run_does_not_return_its_results_for_other_weights(
         assert call(arguments) == 1
         printed = "".join(capsys.readouterr())
         assert ("run.inputs_changed" in printed, "weights" in printed) == (True, True)
+
+
+def write_mmmu_row(folder: Path, images: Mapping[str, Any], question: str, options: list[str]) -> None:
+    mmmu(folder)
+    columns: dict[str, Any] = {
+        "id": ["v1"],
+        "question": [question],
+        "options": [str(options)],
+        "question_type": ["multiple-choice"],
+        "answer": ["B"],
+        **{f"image_{place}": [images.get(f"image_{place}")] for place in range(1, 8)},
+    }
+    pq.write_table(pa.table(columns), folder / "validation-00000-of-00001.parquet")
+
+
+def test_images_in_the_options_of_mmmu_are_shown_there_and_an_image_without_placeholder_is_reported(
+    tmp_path: Path,
+) -> None:
+    images = {f"image_{place}": png(40 * place) for place in (1, 2, 3, 4)}
+    write_mmmu_row(tmp_path, images, "Which is like <image 1>?", ["<image 3>", "<image 2>"])
+    data = load_data(benchmark_recipe("mmmu", tmp_path, "tiny"), TASKS["mcq"])
+    (sample,) = data.test
+    levels = [Image.open(image.path).getpixel((0, 0)) for image in sample.images]
+    assert levels == [40, 120, 80]
+    (warning,) = [one for one in data.warnings if one.code == "data.images_not_shown"]
+    assert "3 of 4 images" in warning.rule
+
+
+def test_an_image_of_mmmu_is_never_shown_for_the_number_of_an_empty_column(tmp_path: Path) -> None:
+    images = {f"image_{place}": png(40 * place) for place in (2, 3, 4)}
+    write_mmmu_row(tmp_path, images, "Which is it?", ["<image 2>", "<image 3>"])
+    with raises(DataError, "data.too_many_unusable_rows") as caught:
+        load_data(benchmark_recipe("mmmu", tmp_path, "tiny"), TASKS["mcq"])
+    assert "data.image_placeholders_mismatch" in str(caught.error)

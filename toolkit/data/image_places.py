@@ -36,7 +36,7 @@ def split_at_images(text: str) -> Iterator[str | None]:
         yield text[end:]
 
 
-def place_images(task: Task, sample: Sample, context: Sequence[str] = ()) -> Sample:
+def place_images(task: Task, sample: Sample, context: Sequence[str] = (), numbered: int = 0) -> Sample:
     """Return the sample with its images in the order of the placeholders in its prompt.
 
     An image whose number is repeated is shown again. A sample without placeholders is returned unchanged.
@@ -45,6 +45,8 @@ def place_images(task: Task, sample: Sample, context: Sequence[str] = ()) -> Sam
         task: the task of the sample.
         sample: the sample. Its images are in the order of the row.
         context: columns for the prompt, which precede the question.
+        numbered: number of columns image_1, image_2, … with one image each. An image of them without a placeholder is
+            not shown if the placeholders have numbers, as in the protocol of MMMU. 0: the row has other columns.
 
     Raises:
         RowProblem: the placeholders do not match the images, or one is not in a user turn.
@@ -62,17 +64,22 @@ def place_images(task: Task, sample: Sample, context: Sequence[str] = ()) -> Sam
     numbers = [found[1] for text in (*shown, *(turn.text for turn in turns)) for found in PLACEHOLDER.finditer(text)]
     if not numbers:
         return sample
-    return replace(sample, images=tuple(sample.images[index] for index in _order(numbers, len(sample.images))))
+    order = _order(numbers, len(sample.images), numbered == len(sample.images))
+    return replace(sample, images=tuple(sample.images[index] for index in order))
 
 
-def _order(numbers: Sequence[str | None], images: int) -> list[int]:
-    """Return the index of the image at each placeholder, whose numbers are None for ``<image>``."""
+def _order(numbers: Sequence[str | None], images: int, name_columns: bool) -> list[int]:
+    """Return the index of the image at each placeholder, whose numbers are None for ``<image>``.
+
+    If numbers name columns, some images need no placeholder.
+    """
     plain = numbers.count(None)
     order = list(range(len(numbers))) if plain else [int(number or 0) - 1 for number in numbers]
     if plain not in (0, len(numbers)):
         rule = "image placeholders must all be numbered, or none of them"
         raise RowProblem("data.image_placeholders_mixed", rule, value=_shown(numbers), remedy="Write all of one kind.")
-    if set(order) != set(range(images)):
+    is_complete = set(order) == set(range(images))
+    if not is_complete and not (name_columns and not plain and set(order) < set(range(images))):
         rule = "the image placeholders in the prompt must match the images of the row"
         remedy = "Correct the placeholders or the images. A row without placeholders shows its images first."
         value = f"{_shown(numbers)} for {images} {'image' if images == 1 else 'images'}"

@@ -122,6 +122,16 @@ def numbered_column(usual: Sequence[str], available: Sequence[str]) -> str | Non
     return found[min(found)] if found and min(found) <= 1 else None
 
 
+def count_numbered(row: Row, origin: RowOrigin) -> int:
+    """Return the number of columns ``image_1``, ``image_2``, … with an image. 0: a gap, or columns without numbers."""
+    column = origin.column.get("image", "")
+    if not column.endswith("1"):
+        return 0
+    filled = [not is_missing(row.get(name)) for name in _series(column, tuple(row))]
+    count = sum(filled)
+    return count if all(filled[:count]) else 0
+
+
 def have_no_images(rows: Sequence[Row], column: str) -> bool:
     """Return whether a column of images, and those of its further numbers, are empty in all rows."""
     cells = (row.get(name) for row in rows for name in _series(column, tuple(row)))

@@ -37,7 +37,7 @@ from toolkit.data.image_places import place_images
 from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import read_literal
-from toolkit.data.row_images import forget_names
+from toolkit.data.row_images import count_numbered, forget_names
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import KeyBuilder, RowKeys, text_key
@@ -138,7 +138,7 @@ class RowScanner:
             self._boxes.add(name, row, self.source)
         try:
             read = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
-            sample = place_images(self.task, read, self.source.context)
+            sample = place_images(self.task, read, self.source.context, count_numbered(row, self.source))
             if self.source.others:
                 self._check_others(name, row, read)
         except RowProblem as problem:
@@ -148,6 +148,11 @@ class RowScanner:
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
             self._notes.add(rule, name, code)
+        if len(set(sample.images)) < len(set(read.images)):
+            rule = "images without a placeholder are not shown, because the placeholders have numbers"
+            remedy = "Add a placeholder such as <image 2> for each image that must be shown."
+            value = f"{len(set(sample.images))} of {len(set(read.images))} images"
+            self._notes.add(rule, name, "data.images_not_shown", value, remedy)
         self._note_images(name, sample)
         for column in suspect:
             if row[column] in TRUTH:

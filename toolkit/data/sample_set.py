@@ -14,6 +14,7 @@ from toolkit.data.cells import with_whole_numbers
 from toolkit.data.episodes import Links
 from toolkit.data.image_places import place_images
 from toolkit.data.index import RowIndex
+from toolkit.data.row_images import count_numbered
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 
@@ -50,7 +51,7 @@ class SampleSet(Sequence[Sample]):
         name, row = self.table[number]
         linked = row if self.links is None else self.links.put(self.table, number, row)
         sample = self.task.read(name, with_whole_numbers(linked, self.source.whole), self.source)
-        return place_images(self.task, sample, self.source.context)
+        return place_images(self.task, sample, self.source.context, count_numbered(row, self.source))
 
     def with_settings(self, settings: Any) -> "SampleSet":
         """Return the same rows, read with other settings of the task."""
