@@ -84,7 +84,7 @@ def _tbx11k_size(row: Row) -> dict[str, Any]:
 
 
 def _deep_lesion_boxes(row: Row) -> Boxes:
-    return [("lesion", _corners(str(row["Bounding_boxes"]).split(",")))]
+    return [("Lesion", _corners(str(row["Bounding_boxes"]).split(",")))]
 
 
 def _deep_lesion_image(row: Row) -> str:

@@ -5,7 +5,7 @@ the image root, or the id of an image there.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 from typing import Any, Literal
@@ -285,7 +285,8 @@ class _NotFound(Exception):
 def _find(text: str, root: str) -> ImageRef:
     ref = named_image(text, root)
     if names.NOT_FOUND not in ref.found or names.is_image_name(text):
-        return ref
+        # An id has no suffix, so adding it is nothing to report.
+        return replace(ref, found=tuple(way for way in ref.found if way != names.SUFFIX_ADDED))
     if (number := number_of(text)) != text:
         return _find(number, root)
     several = len(names.candidates(ref.path)) > 1
