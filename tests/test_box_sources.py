@@ -399,3 +399,67 @@ def test_a_compressed_file_of_coco_has_the_same_rows(tmp_path: Path) -> None:
     rows = [list(open_index(str(tmp_path / name))) for name in ("a.json", "a.json.gz")]
     assert rows[0] == rows[1]
     assert rows[0][0][1]["boxes"] == [[1, 2, 11, 22]]
+
+
+PUBLISHED = {
+    "rsna": (
+        "patientId,x,y,width,height,Target\nb,,,,,0\na,10.0,20.0,30.0,40.0,1\na,100,0,50,50,1\n",
+        {"a.png": [("Lung Opacity", [10, 20, 40, 60]), ("Lung Opacity", [100, 0, 150, 50])], "b.png": []},
+    ),
+    "siim": (
+        "id,boxes,label,StudyInstanceUID\n"
+        "a_image,\"[{'x': 10, 'y': 20, 'width': 30, 'height': 40}]\",opacity 1 10 20 40 60,s1\n"
+        "b_image,,none 1 0 0 1 1,s2\n",
+        {"a.png": [("opacity", [10, 20, 40, 60])], "b.png": []},
+    ),
+    "tbx11k": (
+        "fname,image_height,image_width,source,bbox,target,tb_type,image_type\n"
+        "a.png,100,200,train,\"{'xmin': 10, 'ymin': 20, 'width': 30, 'height': 40}\",tb,active_tb,tb\n"
+        "b.png,100,200,train,none,no_tb,none,healthy\n",
+        {"a.png": [("active_tb", [10, 20, 40, 60])], "b.png": []},
+    ),
+    "deeplesion": (
+        "File_name,Patient_index,Bounding_boxes,Image_size\n"
+        '1_01_01_a.png,1,"10, 20, 40, 60","200, 100"\n'
+        '1_01_01_b.png,1,"100, 0, 150, 50","200, 100"\n',
+        {"a.png": [("Lesion", [10, 20, 40, 60])], "b.png": [("Lesion", [100, 0, 150, 50])]},
+    ),
+    "centres": (
+        "image,label,x_center,y_center,width,height\na,nodule,25,40,30,40\nb,nodule,125,25,50,50\n",
+        {"a.png": [("nodule", [10, 20, 40, 60])], "b.png": [("nodule", [100, 0, 150, 50])]},
+    ),
+    "centres as fractions": (
+        "image,label,cx,cy,w,h\na,nodule,0.125,0.4,0.15,0.4\nb,nodule,0.625,0.25,0.25,0.5\n",
+        {"a.png": [("nodule", [10, 20, 40, 60])], "b.png": [("nodule", [100, 0, 150, 50])]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_tables_of_boxes_are_read_as_they_are(tmp_path: Path, name: str) -> None:
+    text, expected = PUBLISHED[name]
+    (tmp_path / "rows.csv").write_text(text)
+    images(tmp_path if name != "deeplesion" else tmp_path / "1_01_01", "a.png", "b.png")
+    boxes = found(load(tmp_path / "rows.csv"))
+    assert boxes.keys() == expected.keys()
+    for image, listed in expected.items():
+        assert [label for label, _ in boxes[image]] == [label for label, _ in listed]
+        assert [box for _, box in boxes[image]] == [pytest.approx(box) for _, box in listed]
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("patientId,x,y,width,height,Target", "b,1,2,3,4,0"),
+        ("patientId,x,y,width,height,Target", "b,,,,,1"),
+        (
+            "id,boxes,label,StudyInstanceUID",
+            "b,\"[{'x': 1, 'y': 2, 'width': 30, 'height': 40}]\",opacity 1 9 9 40 60,s",
+        ),
+        ("File_name,Patient_index,Bounding_boxes,Image_size", 'b.png,1,"10, 20, 40","200, 100"'),
+    ],
+)
+def test_a_row_that_contradicts_its_published_table_is_counted(tmp_path: Path, header: str, row: str) -> None:
+    (tmp_path / "rows.csv").write_text(f"{header}\n{row}\n")
+    with pytest.raises(DataError, match=r"data\.box_table_row_incomplete"):
+        open_index(str(tmp_path / "rows.csv"))

@@ -372,3 +372,13 @@ def test_no_patient_of_synthetic_images_is_in_two_splits(tmp_path: Path) -> None
     patients = [{row["patient_id"] for row in json.loads(file.read_text())} for file in files.values()]
     assert len(patients) == 2
     assert not patients[0] & patients[1]
+
+
+def test_classes_that_are_numbers_are_reported_and_can_be_named(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}.png", "boxes": [[0, 0, 90, 90]], "labels": [str(i)]} for i in (10, 2)]
+    data = load(tmp_path, rows)
+    assert data.train[0].fields["classes"] == ("2", "10")
+    assert "tasks.detect.classes_are_numbers" in [one.code for one in data.warnings]
+    named = load(tmp_path, rows, detect={"names": {"2": "nodule", "10": "effusion"}})
+    assert [one.reference["labels"] for one in named.train] == [["effusion"], ["nodule"]]
+    assert "tasks.detect.classes_are_numbers" not in [one.code for one in named.warnings]

@@ -470,13 +470,33 @@ def test_masks_beside_their_images_are_no_images_of_the_class(tmp_path: Path) ->
     assert (noted.code, noted.count) == ("data.mask_is_no_image", 2)
 
 
-@pytest.mark.parametrize("names", [("images", "masks"), ("normal",), ("train", "normal")])
+@pytest.mark.parametrize("names", [("images", "masks"), ("train", "normal")])
 def test_folders_that_are_not_certainly_classes_have_no_format(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         image_file(tmp_path / name / "1.png", 1)
     with raises(DataError, "data.folder_without_rows") as caught:
         open_index(str(tmp_path))
     assert all(f"{name}/" in str(caught.problem.value) for name in names)
+
+
+@pytest.mark.parametrize("names", [("normal",), ("train/normal", "test/normal")])
+def test_a_single_folder_of_a_class_cannot_be_classified(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        image_file(tmp_path / name / "1.png", 1)
+    with raises(DataError, "data.folder_with_one_class") as caught:
+        open_index(str(tmp_path))
+    assert caught.problem.value == "normal"
+
+
+@pytest.mark.parametrize("image", ["IMG/1.PNG", "img/1", "img\\1.png", "img/1.png;img/2.png"])
+def test_a_name_that_is_not_equal_to_that_of_its_image_in_the_zip_is_an_error(tmp_path: Path, image: str) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("set/img/1.png", png(1))
+        archive.writestr("set/img/2.png", png(2))
+        archive.writestr("set/rows.json", json.dumps([qa(1, image=image)]))
+    with raises(DataError, "data.archive_image_name") as caught:
+        open_index(str(tmp_path / "set.zip"))
+    assert caught.problem.value == image
 
 
 def test_a_table_of_file_names_has_the_rows_of_datasets(tmp_path: Path) -> None:

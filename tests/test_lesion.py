@@ -350,6 +350,12 @@ def written(folder: Path, seed: int = 0, size: tuple[int, int] = (120, 90)) -> d
     return {"image": "i.png", "mask": "m.png", "dx": "nv", "boxes": [box], "width": size[0], "height": size[1]}
 
 
+@pytest.mark.parametrize("name", ["m", "M.PNG", "./m.png"])
+def test_a_mask_is_found_as_images_are(tmp_path: Path, name: str) -> None:
+    row = written(tmp_path)
+    assert read({**row, "mask": name}, tmp_path).reference["mask"] == str(tmp_path / "m.png")
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_mask_iou_jaccard_and_dice_are_those_of_the_isic_challenge(tmp_path: Path, seed: int) -> None:
     sample = read(written(tmp_path, seed), tmp_path, coordinates="pixels", answer=("bbox",))

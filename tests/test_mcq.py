@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
@@ -16,15 +16,14 @@ from toolkit.data.sample import Sample
 from toolkit.errors import RowProblem
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import load_recipe
+from toolkit.scoring.reasoning import NO_ANSWER, NOT_CLOSED, without_reasoning
 from toolkit.tasks import TASKS, RowOrigin
 from toolkit.tasks.mcq.options import LETTERS
 from toolkit.tasks.mcq.parse import (
     EMPTY_COMPLETION,
     EMPTY_SOLUTION,
-    NO_ANSWER,
     NO_OPTION,
     OTHER_TEXT,
-    REASONING_NOT_CLOSED,
     SEVERAL_OPTIONS,
     SEVERAL_SOLUTIONS,
     SOLUTION_NOT_CLOSED,
@@ -258,6 +257,7 @@ def test_a_reference_completion_is_read_back_as_its_reference(texts: list[str], 
     except RowProblem as problem:
         event(problem.code)
         return
+    assume(without_reasoning(MCQ.target(sample)) == (MCQ.target(sample), None))
     answer = MCQ.parse(MCQ.target(sample), sample)
     assert answer.problem is None
     assert (answer.values["letter"], answer.values["text"]) == (sample.reference["letter"], sample.reference["text"])
@@ -393,7 +393,7 @@ def solution(text: str) -> str:
     ("completion", "problem"),
     [
         ("<start_working_out>\nOpacity.\n<end_working_out>\n<SOLUTION>\nB - Pneu", SOLUTION_NOT_CLOSED),
-        ("<start_working_out>\nOpacity", REASONING_NOT_CLOSED),
+        ("<start_working_out>\nOpacity", NOT_CLOSED),
         ("<start_working_out>\nOpacity.\n<end_working_out>\n", NO_ANSWER),
         ("B</SOLUTION>", SOLUTION_NOT_OPENED),
         ("</SOLUTION>B<SOLUTION>", TAGS_REVERSED),

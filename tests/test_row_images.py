@@ -26,7 +26,18 @@ NFC, NFD = (unicodedata.normalize(form, "Zürich.png") for form in ("NFC", "NFD"
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
-    for name in ("a.png", "B.JPG", "p1/x.jpeg", "Study 2/y.PNG", NFD, "two.png", "two.jpg", "ct.nii.gz", "1;2.png"):
+    for name in (
+        "a.png",
+        "B.JPG",
+        "p1/x.jpeg",
+        "Study 2/y.PNG",
+        NFD,
+        "two.png",
+        "two.jpg",
+        "ct.nii.gz",
+        "1;2.png",
+        "p1.png",
+    ):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x")
@@ -55,6 +66,8 @@ def _named(image: ImageRef, root: Path) -> str:
         (r"p1\x.jpeg", "p1/x.jpeg", names.BACKSLASHES),
         (r"P1\x", "p1/x.jpeg", f"{names.BACKSLASHES} {names.CASE_CHANGED} {names.SUFFIX_ADDED}"),
         ("./p1/../p1/x.jpeg", "p1/x.jpeg", ""),
+        ("p1", "p1.png", names.SUFFIX_ADDED),
+        ("P1", "p1.png", f"{names.SUFFIX_ADDED} {names.CASE_CHANGED}"),
         ("study 2/Y.png", "Study 2/y.PNG", names.CASE_CHANGED),
         ("https://example.org/any/folder/y.PNG?raw=1", "Study 2/y.PNG", names.URL_LOCAL),
         ("s3://bucket/x", "p1/x.jpeg", names.URL_LOCAL),

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from tests.test_custom_task import block
 from toolkit.cli import main
 from toolkit.pipeline.run_results import read_results
-from toolkit.scoring.statistics import bootstrap_mean, set_differences, set_estimates
+from toolkit.scoring.statistics import bootstrap_mean, proportion, set_differences, set_estimates
 
 GROUPS = [f"patient {i // 3}" for i in range(90)]
 
@@ -52,7 +52,15 @@ def test_a_difference_draws_the_same_groups_of_both() -> None:
     assert found.value == pytest.approx(expected)
     assert (found.low or 0) > 0
     same = set_differences(before, before, GROUPS, micro_f1, 500, 1)["f1"]
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert (same.value, same.method, same.low) == (0, "wilson of no change", -(same.high or 0))
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_metric_at_its_limit_has_the_interval_of_a_proportion_of_groups(value: int) -> None:
+    found = set_estimates([value] * 90, GROUPS, mean, 100, 1)["mean"]
+    expected = proportion([value] * 30, [str(i) for i in range(30)], 100, 1)
+    assert (found.value, found.low, found.high) == (value, expected.low, expected.high)
+    assert (found.n, found.groups, found.method) == (90, 30, "wilson by group")
 
 
 def test_a_metric_that_is_not_defined_has_no_value() -> None:

@@ -408,12 +408,19 @@ def test_coordinates_may_be_fractions_or_thousandths(tmp_path: Path) -> None:
 def test_screenshots_are_found_by_path_or_by_id(tmp_path: Path) -> None:
     write_csv(tmp_path, task_rows(1))
     rows = task_rows(1)
-    rows[0]["Image_id"] = "1_1.png"
+    rows[0]["Image_id"], rows[1]["Image_id"] = "1_1.png", "./1_2.PNG"
     assert [one.images[0].path.name for one in samples(tmp_path, rows)] == ["1_1.png", "1_2.png", "1_3.png", "1_4.png"]
     write_csv(tmp_path / "b", task_rows(1))
     screens = tmp_path / "b" / "images"
     (screens / "1_2.jpg").write_bytes((screens / "1_2.png").read_bytes())
     assert dropped(tmp_path / "b", task_rows(1)) == {"tasks.steps.screenshot_ambiguous": 1}
+
+
+def test_a_row_whose_size_is_not_that_of_its_screenshot_stops_the_run(tmp_path: Path) -> None:
+    size = {"width": SIZE[0], "height": SIZE[1]}
+    assert len(samples(tmp_path, [{**one, **size} for one in task_rows(1)])) == 4
+    with raises(DataError, "data.image_size_differs"):
+        samples(tmp_path, [{**one, "width": 2 * SIZE[0], "height": 2 * SIZE[1]} for one in task_rows(1)])
 
 
 def test_a_missing_screenshot_is_searched_again(tmp_path: Path) -> None:

@@ -134,10 +134,10 @@ def check_image_sizes(split: str, samples: Sequence[Sample]) -> None:
         if size != expected:
             raise DataError(
                 "data.image_size_differs",
-                "an image must have the width and height of its row, because its boxes are in these pixels",
+                "an image must have the width and height of its row, because its coordinates are in these pixels",
                 place=f"{split}: {sample.id}",
                 value=f"{size[0]} x {size[1]} instead of {' x '.join(map(str, expected))}",
-                remedy="Use the images that were annotated, or scale boxes, width and height to these images.",
+                remedy="Use the images that were annotated, or scale coordinates, width and height to these images.",
             )
 
 

@@ -136,6 +136,16 @@ def fold(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
+def natural_order(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Return a key that sorts names with their numbers by value.
+
+    >>> sorted(["10", "2", "grade 10", "grade 2", "0"], key=natural_order)
+    ['0', '2', '10', 'grade 2', 'grade 10']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return (*((0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts), (1, name))
+
+
 def cell(row: Row, origin: RowOrigin, field: str) -> Any:
     """Return the value of one of the task's fields, or None if the source has no such column or the row no value."""
     return row.get(origin.column.get(field, ""))

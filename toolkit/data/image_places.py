@@ -6,16 +6,35 @@ Images without placeholders come first. With placeholders, every image is at the
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from toolkit.data.sample import Sample, Turn
-from toolkit.data.task import Task
 from toolkit.errors import RowProblem
+
+if TYPE_CHECKING:
+    from toolkit.data.task import Task
 
 PLACEHOLDER = re.compile(r"<image(?: (\d+))?>")
 """``<image>`` is the next image of the row. ``<image 2>`` is the second one, as in MMMU (arXiv 2311.16502)."""
 
+_OTHERS = re.compile(r"<img>[^<]*</img>|<\|?(?:image|img)(?:[_ ]?\d+|_pad|_placeholder|here)?\|?>", re.IGNORECASE)
+"""Images in texts of Qwen-VL, InternVL, Phi and others, and the placeholders above in capitals."""
 
-def prompt_turns(task: Task, sample: Sample) -> tuple[Turn, ...]:
+
+def check_placeholders(text: str) -> None:
+    """Check that a text of the user has no image placeholder of another model, which would be text in the prompt.
+
+    Raises:
+        RowProblem: it has one, such as ``<img>``, ``<image_1>`` or ``<IMAGE>``.
+    """
+    other = next((one[0] for one in _OTHERS.finditer(text) if not PLACEHOLDER.fullmatch(one[0])), None)
+    if other is not None:
+        rule = "the place of an image must be <image> or <image 2>"
+        remedy = "Replace it by <image>, and name the image in the column images."
+        raise RowProblem("data.placeholder_unknown", rule, value=other, remedy=remedy)
+
+
+def prompt_turns(task: "Task", sample: Sample) -> tuple[Turn, ...]:
     """Return the turns before the answer: those of a conversation, otherwise one user turn with the question."""
     return task.turns(sample) if task.turns else (Turn("user", task.question(sample)),)
 
@@ -36,7 +55,7 @@ def split_at_images(text: str) -> Iterator[str | None]:
         yield text[end:]
 
 
-def place_images(task: Task, sample: Sample, context: Sequence[str] = (), numbered: int = 0) -> Sample:
+def place_images(task: "Task", sample: Sample, context: Sequence[str] = (), numbered: int = 0) -> Sample:
     """Return the sample with its images in the order of the placeholders in its prompt.
 
     An image whose number is repeated is shown again. A sample without placeholders is returned unchanged.
@@ -49,13 +68,15 @@ def place_images(task: Task, sample: Sample, context: Sequence[str] = (), number
             not shown if the placeholders have numbers, as in the protocol of MMMU. 0: the row has other columns.
 
     Raises:
-        RowProblem: the placeholders do not match the images, or one is not in a user turn.
+        RowProblem: the placeholders do not match the images, or one is not in a user turn or of another model.
     """
     shown = [text for name in context if isinstance(text := sample.fields.get(name), str)]
     turns = prompt_turns(task, sample)
     # Nearly all rows have none, and this comparison is much faster than a search.
-    if not any("<image" in text for text in (*shown, *(turn.text for turn in turns))):
+    if not any("<" in text for text in (*shown, *(turn.text for turn in turns))):
         return sample
+    for text in (*shown, *(turn.text for turn in turns if turn.role == "user")):
+        check_placeholders(text)
     for turn in turns:
         if turn.role != "user" and (found := PLACEHOLDER.search(turn.text)):
             rule = "an image placeholder must be in a user turn"

@@ -25,7 +25,7 @@ from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, stored_dropped, to
 from toolkit.errors import DataError, list_problems
 from toolkit.runfolder.cache import cache_folder
 
-FORMAT = "3"
+FORMAT = "4"
 """Version of the index format. It is part of the file name."""
 
 EDGE_BYTES = 1 << 16

@@ -317,13 +317,15 @@ def _find_settings(splits: Mapping[str, SplitRows], recipe: Recipe, task: Task) 
     """Return the settings that the rows decide, from all rows, so that a limit on the rows does not change them.
 
     Raises:
-        DataError: The rows cannot decide them, or a row with boxes has another size than its image.
+        DataError: The rows cannot decide them, or a row has another size than its image.
     """
-    if task.from_rows is None and not task.has_boxes:
+    # Rows with coordinates have the size of their image.
+    has_sizes = task.has_boxes or "width" in task.columns
+    if task.from_rows is None and not has_sizes:
         return Found()
     samples = {name: rows.usable.samples for name, rows in splits.items()}
     chosen = {name: samples[name].take(samples[name].rows[rows.chosen]) for name, rows in splits.items()}
-    if task.has_boxes:
+    if has_sizes:
         for name, found in chosen.items():
             check_image_sizes(name, found)
     if task.from_rows is None:

@@ -79,6 +79,20 @@ def read_one_image(name: str, row: Row, origin: RowOrigin) -> ImageRef:
     return images[0]
 
 
+def named_image(text: str, root: str) -> ImageRef:
+    """Return the image that a name means, such as a mask. With the code ``names.NOT_FOUND``, it means no file.
+
+    Raises:
+        ImageError: The path leaves the root.
+    """
+    try:
+        return _found(text, root)
+    except _NotFound as missing:
+        return missing.ref
+    except _UnusableUrl:
+        return ImageRef(Path(root) / "url", found=(names.NOT_FOUND,))
+
+
 def read_group(row: Row, origin: RowOrigin, images: Sequence[ImageRef], text: str = "") -> str:
     """Return the group: the recipe's column, otherwise the patient, lesion or study, otherwise the first image.
 

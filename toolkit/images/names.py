@@ -81,8 +81,15 @@ class _Folder:
             if _changed_at(self.path) != self._changed:
                 self._list()
 
-    def matches(self, name: str, *, with_suffix: bool) -> list[str]:
-        """Return the entries that a name means, if it is not one of them: one, none, or several."""
+    def matches(self, name: str) -> list[str]:
+        """Return the entries that are equal to a name without case and Unicode normalisation."""
+        return self._tables()[0].get(_fold(name), [])
+
+    def with_suffix(self, name: str) -> list[str]:
+        """Return the images that are equal to a name without their suffix."""
+        return self._tables()[1].get(_fold(name), [])
+
+    def _tables(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         if self._folded is None:
             folded, stems = defaultdict(list), defaultdict(list)
             for entry in sorted(self.names):
@@ -90,8 +97,7 @@ class _Folder:
                 if (stem := without_suffix(entry)) != entry:
                     stems[_fold(stem)].append(entry)
             self._folded, self._stems = folded, stems
-        key = _fold(name)
-        return self._folded.get(key) or (self._stems.get(key, []) if with_suffix else [])
+        return self._folded, self._stems
 
 
 def find(root: str, path: str) -> Found | None:
@@ -102,7 +108,7 @@ def find(root: str, path: str) -> Found | None:
         path: Normalised path below it, with ``/``.
     """
     folder, _, name = path.rpartition("/")
-    if name in _folder(f"{root}/{folder}" if folder else root).names:
+    if _is_file(f"{root}/{folder}" if folder else root, name):
         return Found(path)
     at = ""
     ways: list[str] = []
@@ -133,7 +139,7 @@ def candidates(path: Path) -> list[str]:
     listed = _folder(str(folder))
     if folder != path.parent:
         return [path.name] if path.name in listed.names else []
-    if entries := listed.matches(path.name, with_suffix=True):
+    if entries := listed.matches(path.name) or listed.with_suffix(path.name):
         return entries
     listed.suggested += 1
     if listed.suggested > MOST_SUGGESTIONS:
@@ -175,10 +181,23 @@ def changed_at(folders: Sequence[str]) -> dict[str, int]:
 
 def _entries(folder: str, part: str, *, last: bool) -> list[str]:
     listed = _folder(folder)
+    if last:
+        listed.refresh()
+        if _is_file(folder, part):
+            return [part]
+        whole = [one for one in listed.matches(part) if _is_file(folder, one)]
+        return whole or [one for one in listed.with_suffix(part) if _is_file(folder, one)]
     if part in listed.names:
         return [part]
     listed.refresh()
-    return [part] if part in listed.names else listed.matches(part, with_suffix=last)
+    return [part] if part in listed.names else listed.matches(part)
+
+
+def _is_file(folder: str, name: str) -> bool:
+    """Return whether a folder has a file of this name. A folder ``p1`` beside ``p1.png`` is no image."""
+    if name not in _folder(folder).names:
+        return False
+    return without_suffix(name) != name or not os.path.isdir(f"{folder}/{name}")  # noqa: PTH112 (faster)
 
 
 def _ways(name: str, entry: str) -> Iterator[str]:

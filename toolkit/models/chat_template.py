@@ -12,11 +12,11 @@ from typing import Any
 from toolkit.data.image_places import PLACEHOLDER, split_at_images
 from toolkit.data.sample import Turn
 from toolkit.errors import DataError, ModelError
+from toolkit.scoring.reasoning import OPENING, closing_tag
 
 Message = dict[str, Any]
 _SENTINEL = "SENTINEL"
 _SWITCH = "enable_thinking"
-_REASONING_TAG = re.compile(r"<(?:think|thinking|thought|reason|reasoning)>|\[THINK\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +98,8 @@ def set_thinking(processor: Any, thinking: bool | None) -> None:
 def open_block(processor: Any) -> str:
     """Return the tag of a reasoning block that the generation prompt opens and does not close, or an empty text."""
     tail = render_prompt(processor, conversation(_SENTINEL, 0)).rpartition(_SENTINEL)[2]
-    opened = list(_REASONING_TAG.finditer(tail))
+    opened = list(OPENING.finditer(tail))
     return opened[-1][0] if opened and closing_tag(opened[-1][0]) not in tail[opened[-1].end() :] else ""
-
-
-def closing_tag(tag: str) -> str:
-    """Return the tag that closes a block.
-
-    >>> closing_tag("<think>"), closing_tag("[THINK]")
-    ('</think>', '[/THINK]')
-    """
-    return f"{tag[0]}/{tag[1:]}"
 
 
 def find_turn_end(processor: Any) -> TurnEnd:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.models import backend_name
-from toolkit.models.chat_template import closing_tag
 from toolkit.models.llamacpp import require_for
 from toolkit.models.model_paths import IMAGE_BLOCKS, writes_merged
 from toolkit.models.unsloth.preload import unsupported_reasons
@@ -22,6 +21,7 @@ from toolkit.planning.stages import Backend, Stage
 from toolkit.planning.tokens import Rows, Tokens, opened_block
 from toolkit.recipe import Model, Recipe, absent
 from toolkit.recipe.checks import is_folder_name
+from toolkit.scoring.reasoning import closing_tag
 from toolkit.tasks import TASKS
 
 MOST_SHOWN = 5

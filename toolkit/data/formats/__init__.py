@@ -1,6 +1,7 @@
 """Formats of rows, recognized by content: one table, in the order in which they are tried."""
 
 from toolkit.data.formats.base import Format, Look, Reading
+from toolkit.data.formats.box_datasets import BOX_DATASETS
 from toolkit.data.formats.box_table import BOX_TABLE, NIH_BOXES
 from toolkit.data.formats.coco import COCO
 from toolkit.data.formats.conversations import CONVERSATIONS
@@ -11,7 +12,7 @@ from toolkit.data.formats.voc import VOC
 from toolkit.data.formats.vqa_json import VQA_JSON
 from toolkit.data.formats.yolo import YOLO
 
-_BOXES = (COCO, VOC, YOLO, NIH_BOXES, BOX_TABLE)
+_BOXES = (COCO, VOC, YOLO, NIH_BOXES, *BOX_DATASETS, BOX_TABLE)
 
 FORMATS: tuple[Format, ...] = (*_BOXES, VQA_JSON, CLASS_FOLDERS, IMAGE_TABLE, *CONVERSATIONS, R2GEN, PLAIN)
 """The table of formats. The first that matches a source is its format, so that a more specific one comes earlier."""

@@ -1,6 +1,6 @@
 """Tables with one box for each row, such as those of VinDr-CXR and NIH, grouped into one row for each image.
 
-A table is recognized by a column of images, one of classes, and either four columns of corners, or boxes and a repeated
+A table is recognized by a column of images, one of classes, and either four columns of numbers, or boxes and a repeated
 image. Columns that are equal in all rows of an image are kept.
 """
 
@@ -30,6 +30,11 @@ _LABELS = (
 )
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"))
 _SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("bboxx", "bboxy", "bboxwidth", "bboxheight"))
+_CENTRES = tuple(
+    (*centre, *sides)
+    for centre in (("xcenter", "ycenter"), ("cx", "cy"), ("centerx", "centery"))
+    for sides in (("width", "height"), ("w", "h"))
+)
 _BOXES = ("bbox", "box")
 _READERS = ("radid", "reader", "readerid", "annotator", "annotatorid")
 _OTHER_TASKS = frozenset(
@@ -56,18 +61,27 @@ class _Columns:
     reader: str
     has_sides: bool = False
     """Whether ``corners`` are x, y, width and height. Then ``data.boxes`` says whether x and y are a corner."""
+    has_centres: bool = False
+    """Whether ``corners`` are x and y of the centre, width and height. Then ``data.boxes`` says their unit."""
+
+    def to_corners(self, box: tuple[float, ...]) -> Box:
+        """Return the corners of the numbers of a row, in their unit."""
+        x, y, z, w = box
+        if self.has_centres:
+            return x - z / 2, y - w / 2, x + z / 2, y + w / 2
+        return (x, y, x + z, y + w) if self.has_sides else (x, y, z, w)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "_Columns | None":
         names = {_fold(name): name for name in reversed(list(row))}
         image, label = (next((names[name] for name in known if name in names), None) for known in (_IMAGES, _LABELS))
-        four = (*_CORNERS, *_SIDES)
+        four = (*_CORNERS, *_CENTRES, *_SIDES)
         corners = next((tuple(names[one] for one in each) for each in four if set(each) <= names.keys()), ())
         box, reader = (next((names[name] for name in known if name in names), "") for known in (_BOXES, _READERS))
         if image is None or label is None or not (corners or box) or not _OTHER_TASKS.isdisjoint(names):
             return None
-        has_sides = bool(corners) and tuple(map(_fold, corners)) in _SIDES
-        return cls(image, label, corners, "" if corners else box, reader, has_sides)
+        folded = tuple(map(_fold, corners))
+        return cls(image, label, corners, "" if corners else box, reader, folded in _SIDES, folded in _CENTRES)
 
     @property
     def used(self) -> frozenset[str]:
@@ -105,11 +119,11 @@ def _records(reading: Reading) -> Iterator[Record]:
         _add(images, row, columns, reading, name)
     if columns is None:
         return
-    unit = _unit(images) if columns.corners and not columns.has_sides else None
+    unit = _unit(images, columns) if columns.corners and not columns.has_sides else None
     for image, found in images.items():
         if not found.is_usable:
             continue
-        _check_readers(image, found, reading, has_sides=columns.has_sides)
+        _check_readers(image, found, reading, columns)
         boxes = [list(numbers) if columns.corners else numbers for _, numbers, _ in found.boxes]
         own: dict[str, Any] = {"boxes": boxes, "labels": [label for label, _, _ in found.boxes], "source_format": NAME}
         if unit is not None:
@@ -167,13 +181,14 @@ def _number(cell: Any) -> float:
         return math.nan
 
 
-def _unit(images: Mapping[str, _Image]) -> str:
-    """Return the format of the corners: fractions of the image if no number of the whole table is above 1."""
+def _unit(images: Mapping[str, _Image], columns: _Columns) -> str:
+    """Return the format of the numbers: fractions of the image if no number of the whole table is above 1."""
+    order = "cxcywh" if columns.has_centres else "xyxy"
     numbers = [number for image in images.values() for _, box, _ in image.boxes for number in box]
-    return "xyxy unit" if numbers and max(numbers) <= 1 else "xyxy"
+    return f"{order} unit" if numbers and max(numbers) <= 1 else order
 
 
-def _check_readers(image: str, found: _Image, reading: Reading, *, has_sides: bool) -> None:
+def _check_readers(image: str, found: _Image, reading: Reading, columns: _Columns) -> None:
     """Count images of several readers.
 
     Raises:
@@ -184,7 +199,7 @@ def _check_readers(image: str, found: _Image, reading: Reading, *, has_sides: bo
     reading.notes.add("the boxes of several readers are one list", image, "data.box_table_several_readers")
     for (label, box, reader), (other_label, other_box, other) in combinations(found.boxes, 2):
         same = reader != other and label == other_label and isinstance(box, tuple)
-        if same and box_iou(*(_corners(one, has_sides=has_sides) for one in (box, other_box))) > 0.5:
+        if same and box_iou(columns.to_corners(box), columns.to_corners(other_box)) > 0.5:
             raise DataError(
                 "data.box_table_marked_twice",
                 "a finding must have one box, but two readers marked the same one",
@@ -192,11 +207,6 @@ def _check_readers(image: str, found: _Image, reading: Reading, *, has_sides: bo
                 value=f"{label} by {reader} and {other}",
                 remedy="Keep the rows of one reader for each image, or merge their boxes.",
             )
-
-
-def _corners(box: tuple[float, ...], *, has_sides: bool) -> Box:
-    x1, y1, x2, y2 = box
-    return (x1, y1, x1 + x2, y1 + y2) if has_sides else (x1, y1, x2, y2)
 
 
 def _is_nih(look: Look) -> bool:

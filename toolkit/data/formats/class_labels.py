@@ -26,6 +26,9 @@ def with_names(value: Any, feature: Any) -> Any:
 
     >>> with_names([1, 0, -1], {"feature": {"names": ["no", "yes"], "_type": "ClassLabel"}, "_type": "List"})
     ['yes', 'no', None]
+    >>> classes = {"names": ["no", "yes"], "_type": "ClassLabel"}
+    >>> with_names({"category": [1, 0]}, {"feature": {"category": classes}, "_type": "Sequence"})
+    {'category': ['yes', 'no']}
     """
     if feature is None or value is None:
         return value
@@ -37,9 +40,17 @@ def with_names(value: Any, feature: Any) -> Any:
         return names[value] if isinstance(value, int) and 0 <= value < len(names) else None if value == -1 else value
     if kind in ("List", "LargeList", "Sequence") and isinstance(value, list):
         return [with_names(one, feature["feature"]) for one in value]
+    if kind == "Sequence" and isinstance(value, dict) and isinstance(feature["feature"], dict):
+        # A sequence of objects is stored as an object of sequences.
+        inner = feature["feature"]
+        return {name: with_names(one, _sequence_of(inner.get(name))) for name, one in value.items()}
     if kind is None and isinstance(value, dict):
         return {name: with_names(one, feature.get(name)) for name, one in value.items()}
     return value
+
+
+def _sequence_of(feature: Any) -> Any:
+    return None if feature is None else {"_type": "List", "feature": feature}
 
 
 def _has_classes(feature: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from toolkit.data.embedded_images import is_kept
 from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.formats.base64_images import image_in_text
+from toolkit.data.image_places import check_placeholders
 from toolkit.data.image_values import looks_like_image
 from toolkit.data.json_stream import Record
 from toolkit.data.literals import read_literal
@@ -37,10 +38,6 @@ _CALLS = ("tool_calls", "function_call")
 """Keys of OpenAI's messages for calls, which have no text."""
 
 _NUMBERED = re.compile(r"<image \d+>")
-_OTHER_PLACEHOLDERS = re.compile(
-    r"<img>[^<]*</img>|<\|?(?:image|img)(?:[_ ]?\d+|_pad|_placeholder|here)?\|?>", re.IGNORECASE
-)
-"""Images in texts of Qwen-VL, InternVL, Phi and others. ``<image>`` and ``<image 2>`` are not among them."""
 _EDGES = re.compile(r"^(\s*<image>)+|(<image>\s*)+$")
 
 Turn = tuple[str, Any]
@@ -174,10 +171,8 @@ class _Converter:
             rule = f"the role of a turn must be one of {', '.join(ROLES)}"
             raise RowProblem("data.role_unknown", rule, value=speaker, remedy="Rename the role, or remove the row.")
         text = content if isinstance(content, str) else self._parts(content, inline)
-        if role == "user" and (other := _other_placeholder(text)):
-            rule = f"the place of an image must be {PLACEHOLDER} or <image 2>"
-            remedy = f"Replace it by {PLACEHOLDER}, and name the image in the column images."
-            raise RowProblem("data.placeholder_unknown", rule, value=other, remedy=remedy)
+        if role == "user":
+            check_placeholders(text)
         if role != "user" and PLACEHOLDER in text:
             rule, remedy = "images must be in turns of the user", "Move the image to a turn of the user."
             raise RowProblem("data.image_not_in_user_turn", rule, value=text, remedy=remedy)
@@ -244,12 +239,6 @@ class _Converter:
         if self._embedded != is_embedded:
             rule = "the images of a source must be all files, or all stored in the rows"
             raise RowProblem("data.images_of_two_kinds", rule, value=value, remedy="Store all of them in one way.")
-
-
-def _other_placeholder(text: str) -> str | None:
-    """Return the first place of an image that another model's texts have, or None."""
-    found = (one[0] for one in _OTHER_PLACEHOLDERS.finditer(text))
-    return next((one for one in found if one != PLACEHOLDER and not _NUMBERED.fullmatch(one)), None)
 
 
 def _as_list(value: Any) -> list[Any]:

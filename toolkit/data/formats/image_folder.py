@@ -62,6 +62,16 @@ def _has_classes(folder: Path) -> bool:
     return len(folders) >= 2 and all(map(_is_class, folders))
 
 
+def lone_class(look: Look) -> Path | None:
+    """Return the only folder of a class, or None. Folders of splits with the same one count once."""
+    if not look.is_folder:
+        return None
+    parents = _split_folders(look) or (look.path,)
+    inside = [one for parent in parents for one in _folders(parent)]
+    is_lone = len({one.name.casefold() for one in inside}) == 1 and all(map(_is_class, inside))
+    return inside[0] if is_lone else None
+
+
 def _split_folders(look: Look) -> tuple[Path, ...]:
     """Return the folders of the splits, or nothing if a folder has another name."""
     folders = look.folders

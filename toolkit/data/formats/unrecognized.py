@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from toolkit.data.formats.base import Format, Look
+from toolkit.data.formats.image_folder import lone_class
 from toolkit.errors import DataError
 from toolkit.images.names import is_image_name
 
@@ -13,6 +14,10 @@ MAX_NAMES = 12
 
 def unrecognized(look: Look, formats: Sequence[Format]) -> DataError:
     """Return the error of a source that matches none of the formats."""
+    if lone := lone_class(look):
+        rule = "a folder for each class must have at least two classes, because a single class cannot be classified"
+        remedy = "Add the folder of another class, or name a file of rows for another task."
+        return DataError("data.folder_with_one_class", rule, place=look.path, value=lone.name, remedy=remedy)
     seen, words = _seen(look)
     nearest = _nearest(words, formats)
     known = ", ".join(one.name for one in formats)

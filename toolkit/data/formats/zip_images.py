@@ -1,14 +1,20 @@
-"""Images in the .zip of their rows. They are kept by content, and no path of the .zip is ever written."""
+"""Images in the .zip of their rows. They are kept by content, and no path of the .zip is ever written.
+
+A name must be equal to that of its file. Other ways to find a file, such as a missing suffix, need the extracted .zip.
+"""
 
 import posixpath
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats.row_file import RowFile, blame, open_zip
 from toolkit.data.json_stream import Record
-from toolkit.images.names import is_image_name
+from toolkit.errors import DataError
+from toolkit.images.names import is_image_name, without_suffix
 
 CACHED_PATHS = 1 << 16
 
@@ -19,11 +25,12 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
     Paths are relative to the folder of the rows in the .zip, or to its top.
 
     Raises:
-        DataError: The .zip is damaged or unsafe.
+        DataError: The .zip is damaged or unsafe, or the name of an image is not equal to that of its file.
     """
     folder = posixpath.dirname(file.member)
     with open_zip(file.path) as archive:
         names = {name for name in archive.namelist() if is_image_name(name)}
+        similar = _by_similar_name(names, folder)
 
         @lru_cache(CACHED_PATHS)
         def kept(path: str) -> str | None:
@@ -34,14 +41,51 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
             with blame(f"{file.path}: {name}"):
                 return images.keep(archive.read(name))
 
-        def replaced(value: Any) -> Any:
+        def replaced(value: Any, column: str = "") -> Any:
             if isinstance(value, str):
-                return kept(value) or value if is_image_name(value) else value
+                path = kept(value) if is_image_name(value) else None
+                if path is None and (meant := _meant(value, column, similar)):
+                    rule = f"the name of an image must be equal to that of its file in the .zip, such as {meant!r}"
+                    remedy = "Correct the name, or extract the .zip and name its file of rows instead."
+                    raise DataError("data.archive_image_name", rule, place=file.place, value=value, remedy=remedy)
+                return path or value
             if isinstance(value, list):
-                return [replaced(one) for one in value]
+                return [replaced(one, column) for one in value]
             if isinstance(value, dict):
-                return {key: replaced(one) for key, one in value.items()}
+                return {key: replaced(one, str(key)) for key, one in value.items()}
             return value
 
         for name, row, text in records:
             yield (name, replaced(row), None) if names else (name, row, text)
+
+
+_IMAGES = frozenset({"image", "images", "imagename", "imagepath", "imageid", "filename", "imgname"})
+"""Columns whose values can be names of images without a suffix."""
+
+
+def _by_similar_name(names: Iterable[str], folder: str) -> dict[str, str]:
+    """Return a name as ``_similar`` writes it -> name, and without its suffix, then ``/`` -> name."""
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        starts = ("", f"{folder}/") if folder else ("",)
+        for short in (_similar(name.removeprefix(start)) for start in starts):
+            found.setdefault(short, name)
+            found.setdefault(f"{without_suffix(short)}/", name)
+    return found
+
+
+def _meant(value: str, column: str, similar: Mapping[str, str]) -> str | None:
+    """Return the file that the name of an image means without being equal to it, or None."""
+    key = _similar(value)
+    if column.replace("_", "").lower() in _IMAGES and (found := similar.get(f"{key}/")):
+        return found
+    if not is_image_name(value):
+        return None
+    parts = [_similar(part.strip()) for part in re.split(r"[;|,]", value)]
+    return similar.get(key) or (similar[parts[0]] if all(part in similar for part in parts) else None)
+
+
+def _similar(path: str) -> str:
+    """Return a path without differences of case, Unicode normalisation and separators of folders."""
+    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path.replace("\\", "/")).casefold())
+    return posixpath.normpath(plain)

@@ -111,7 +111,12 @@ def wilson_proportion(successes: int, n: int, n_groups: int, confidence: float =
         return wilson(successes, n, confidence)
     if 0 < successes < n:
         return None
-    return replace(wilson(n_groups if successes else 0, n_groups, confidence), n=n, method="wilson by group")
+    return wilson_by_group(successes / n if n else 0, n, n_groups, confidence)
+
+
+def wilson_by_group(value: float, n: int, n_groups: int, confidence: float = 0.95) -> Estimate:
+    """Return a metric that is 0 or 1 with Wilson's interval for its groups, as if each were one answer."""
+    return replace(wilson(n_groups if value else 0, n_groups, confidence), n=n, method="wilson by group")
 
 
 def bootstrapped(value: float, n: int, n_groups: int, drawn: np.ndarray, confidence: float = 0.95) -> Estimate:

@@ -56,7 +56,7 @@ def paired_difference(
     changes = [new - old for old, new in zip(before, after, strict=True)]
     difference = bootstrap_mean(changes, groups, resamples, seed, confidence)
     if changes and len(set(changes)) == 1:
-        difference = _zero_variance_interval(difference)
+        difference = zero_variance_interval(difference)
     better, worse = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
     binary = bool(changes) and all(value in (0, 1) for value in (*before, *after))
     return Paired(
@@ -69,7 +69,7 @@ def paired_difference(
     )
 
 
-def _zero_variance_interval(found: Estimate) -> Estimate:
+def zero_variance_interval(found: Estimate) -> Estimate:
     """Return an interval for changes that are all equal, where the bootstrap has no variance.
 
     Wilson's upper limit for 0 of the groups bounds the proportion of groups that could have changed otherwise. Each of

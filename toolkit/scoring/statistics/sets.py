@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.scoring.statistics.bootstrap import count_groups
-from toolkit.scoring.statistics.intervals import Estimate, bootstrapped
+from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, wilson_by_group
+from toolkit.scoring.statistics.paired import zero_variance_interval
 
 Part = TypeVar("Part")
 """What a metric needs of one answer."""
@@ -30,7 +31,8 @@ def set_estimates(
 ) -> dict[str, Estimate]:
     """Return each metric of a set with the percentile interval of a bootstrap over whole groups.
 
-    A resample without a value is left out. The set determines which metrics there are.
+    A resample without a value is left out. The set determines which metrics there are. If a metric is 0 in every
+    resample, or 1 in every one, the interval is Wilson's for the groups, as if each were one answer.
 
     >>> found = set_estimates([1, 2, 3], ["a", "b", "c"], lambda parts: {"most": max(parts) / 3}, 200, 0)
     >>> found["most"].value, found["most"].n, found["most"].groups
@@ -50,7 +52,13 @@ def set_estimates(
         raise ValueError(f"{len(parts)} parts, but {len(groups)} groups")
     whole = _finite(values(parts))
     drawn = [_finite(values([parts[i] for i in draw])) for draw in draws(groups, resamples, seed)]
-    return _estimates(whole, drawn, groups)
+    found = _estimates(whole, drawn, groups)
+    return {
+        name: wilson_by_group(one.value, one.n, one.groups)
+        if one.value is not None and one.value in (0, 1) and one.low == one.high == one.value
+        else one
+        for name, one in found.items()
+    }
 
 
 def set_differences(
@@ -64,7 +72,7 @@ def set_differences(
     """Return after minus before of each metric, for the same questions in the same order.
 
     Each resample draws the same groups of both, so that easy and hard questions cancel out. A metric that one of them
-    lacks has no difference.
+    lacks has no difference. Differences that are equal in every resample have the interval of ``compare_paired``.
 
     Raises:
         ValueError: The sequences differ in length, or a value is not finite.
@@ -78,7 +86,11 @@ def set_differences(
 
     whole = change(np.arange(len(groups)))
     drawn = [change(draw) for draw in draws(groups, resamples, seed)]
-    return _estimates(whole, drawn, groups)
+    found = _estimates(whole, drawn, groups)
+    return {
+        name: zero_variance_interval(one) if one.low is not None and one.low == one.high else one
+        for name, one in found.items()
+    }
 
 
 def draws(groups: Sequence[str], resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:

@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 
 from toolkit.data.sample import Answer, Reward, Sample
+from toolkit.scoring.reasoning import without_reasoning
 from toolkit.scoring.reports import length_score
 from toolkit.scoring.text import exact_match, normalise, overlap, tokens
 from toolkit.scoring.text import token_f1 as _token_f1
@@ -89,4 +90,7 @@ def _read(answer: Answer) -> str:
 
 
 def _reference(sample: Sample) -> str:
-    return str(sample.reference["answer"])
+    """Return the answer of the row without its reasoning, which is not in a parsed answer either."""
+    answer = str(sample.reference["answer"])
+    text, problem = without_reasoning(answer)
+    return answer if problem else text

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.reasoning import without_reasoning
 from toolkit.tasks.classify.row_labels import fold
 
 CLASSES_MISSING = "classes are missing"
@@ -31,10 +32,11 @@ def parse(completion: str, sample: Sample) -> Answer:
     With several, every line must be a class with yes or no, and every class must have a line. ``values["answers"]``
     then has class -> whether it is present, and ``values["label"]`` is the class if there is only one label.
     """
-    fenced = _FENCE.search(completion)
-    text = (fenced[1] if fenced else completion).replace("**", "").strip("*_`\"' \t\n")
+    text, problem = without_reasoning(completion)
+    fenced = _FENCE.search(text)
+    text = (fenced[1] if fenced else text).replace("**", "").strip("*_`\"' \t\n")
     if not text:
-        return Answer(completion, {}, EMPTY)
+        return Answer(completion, {}, problem or EMPTY)
     return _parse_lines(completion, text, sample) if sample.fields["multi"] else _parse_one(completion, text, sample)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toolkit.data.cells import cell, extra_fields, number_of
+from toolkit.data.cells import cell, extra_fields, natural_order, number_of
 from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import GROUP_FIELDS, Found, RowOrigin
@@ -55,7 +55,8 @@ class Classify(Section):
     question: str | None = None
     """Text of the question. Default: which class, or which of these classes, the image shows."""
     labels: tuple[str, ...] | None = None
-    """The classes, in the order of the prompt. Default: the labels of the training rows in sorted order."""
+    """The classes, in the order of the prompt. Default: the labels of the training rows, sorted with numbers by
+    value."""
     names: dict[str, str] = Field(default_factory=dict)
     """Label in the rows -> class name in prompt and answer, such as ``{ 0 = "no DR", 1 = "mild" }``."""
     multi: bool | None = None
@@ -225,10 +226,10 @@ def _find_multi(settings: ClassifySettings, train: _Counts) -> bool:
 
 
 def _find_labels(settings: ClassifySettings, train: _Counts, multi: bool) -> tuple[str, ...]:
-    """Return the classes in the order of the recipe's names or columns, otherwise the sorted labels of the rows."""
+    """Return the classes in the order of the recipe's names or columns, otherwise in natural order."""
     reading = settings.reading
     listed = [reading.names.get(column, column) for column in reading.one_hot] or list(reading.names.values())
-    found = [*listed, *sorted(set(train.labels) - set(listed))]
+    found = [*listed, *sorted(set(train.labels) - set(listed), key=natural_order)]
     return tuple(name for name in found if not (multi and fold(name) == fold(reading.none)))
 
 

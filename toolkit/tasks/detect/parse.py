@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from toolkit.data.cells import fold
 from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.reasoning import without_reasoning
 from toolkit.scoring.regions import Labelled, parse_boxes
 
 UNKNOWN = "a label is none of the classes"
@@ -15,7 +16,10 @@ def parse(completion: str, sample: Sample) -> Answer:
     ``values``: labels (the class, or the text of the answer if it is no class), boxes, and unread (why a part was not
     parsed). Case, blanks and punctuation of a label do not matter. Coordinates outside the image are kept.
     """
-    found = parse_boxes(completion, sample.fields["frame"])
+    text, problem = without_reasoning(completion)
+    if problem is not None:
+        return Answer(completion, {}, problem)
+    found = parse_boxes(text, sample.fields["frame"])
     if found.problem is not None:
         return Answer(completion, {}, found.problem)
     known = sample.fields["classes"]

@@ -5,8 +5,10 @@ Source formats such as COCO, Pascal VOC, YOLO and tables with one box for each l
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import Field
 
 from toolkit.data.boxes import BOX_COLUMNS, OBJECT_BOXES, OBJECT_LABELS, objects_of, read_boxes
 from toolkit.data.cells import (
@@ -17,6 +19,7 @@ from toolkit.data.cells import (
     fold,
     image_size,
     is_missing,
+    natural_order,
     texts_of,
 )
 from toolkit.data.row_images import read_group, read_one_image
@@ -58,7 +61,10 @@ class Detect(Section):
     question: str = QUESTION
     """Text of the question."""
     classes: tuple[str, ...] | None = None
-    """The classes, in the order of the prompt. Default: those of the training rows in sorted order."""
+    """The classes, in the order of the prompt. Default: those of the training rows, sorted with numbers by
+    value."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """Label in the rows -> class name in prompt and answer, such as ``{ 0 = "nodule", 1 = "effusion" }``."""
     coordinates: CoordinatesKey = "auto"
     """Convention for coordinates in completions. ``auto`` is that of the model family. thousand_yx has y first.
     locations are the tokens of PaliGemma."""
@@ -75,6 +81,7 @@ class DetectSettings:
         key: the key of a box in a JSON list. Empty for tags and tokens.
         max_side: longest side of an image for the model, in pixels.
         given: whether the recipe lists the classes, which rows must keep to.
+        names: label in the rows -> name of the class.
     """
 
     question: str
@@ -83,6 +90,7 @@ class DetectSettings:
     key: str
     max_side: int
     given: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_settings(recipe: Recipe) -> Iterator[Problem]:
@@ -115,6 +123,7 @@ def detect_settings(recipe: Recipe, split: str) -> DetectSettings:
         key=find_key(coordinates, recipe.model.name, recipe.model.family),
         max_side=recipe.images.max_side,
         given=detect.classes is not None,
+        names=detect.names,
     )
 
 
@@ -137,7 +146,8 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     place = f"{origin.file}: {name}"
     image = read_one_image(name, row, origin)
     size = image_size(row, origin, image, place)
-    labels, boxes = _labels(row, origin, place), read_boxes(row, origin, size, place)
+    labels = tuple(settings.names.get(label, label) for label in _labels(row, origin, place))
+    boxes = read_boxes(row, origin, size, place)
     if any(fold(label) in WITHOUT for label in labels):
         if boxes or len(labels) > 1:
             rule, remedy = "an image without findings must have no box and no other label", "Correct the row."
@@ -171,7 +181,7 @@ def find_settings(settings: DetectSettings, splits: Mapping[str, Sequence[Sample
         DataError: The training rows have no box, classes are alike or not parsed, or an image has several rows.
     """
     counts = {split: _count(split, samples) for split, samples in splits.items()}
-    classes = settings.classes or tuple(sorted(counts["train"]))
+    classes = settings.classes or tuple(sorted(counts["train"], key=natural_order))
     if not classes:
         rule, remedy = "the training rows must have a box", "List the classes in data.detect.classes."
         raise DataError("tasks.detect.no_boxes", rule, place="[data] train", remedy=remedy)
@@ -260,6 +270,10 @@ def _notes(classes: Sequence[str], counts: Mapping[str, Counter[str]]) -> Iterat
     train = counts["train"]
     each = ", ".join(f"{name} {train[name]:,}" for name in classes)
     yield Problem("tasks.detect.classes_read", f"boxes of each class: {each}", "train")
+    if all(name.isdecimal() for name in classes):
+        rule = "classes should have names, because a number does not say what a box shows"
+        remedy = 'Set data.detect.names = { 0 = "...", 1 = "..." } with the names of the dataset.'
+        yield Problem("tasks.detect.classes_are_numbers", rule, "train", list(classes[:MAX_SHOWN]), remedy)
     if lacking := [name for name in classes if not train[name]]:
         rule, remedy = "every class should have training boxes", "Add rows, or remove the class."
         yield Problem("tasks.detect.class_without_boxes", rule, "train", lacking, remedy)

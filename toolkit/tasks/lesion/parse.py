@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.reasoning import without_reasoning
 from toolkit.scoring.regions import Frame, parse_box, parse_location, parse_numbers
 from toolkit.tasks.lesion.schema import LesionSettings
 
@@ -52,7 +53,10 @@ def parse(completion: str, sample: Sample) -> Answer:
     image are kept, because the scores clip them.
     """
     settings, frame = sample.fields["settings"], sample.fields["frame"]
-    text = fenced[1] if (fenced := _FENCE.search(completion)) else completion
+    text, problem = without_reasoning(completion)
+    if problem is not None:
+        return Answer(completion, {}, problem)
+    text = fenced[1] if (fenced := _FENCE.search(text)) else text
     found, others = _paired(text)
     raw = list(_tagged(found)) or list(_from_json(text))
     unread: list[str] = []

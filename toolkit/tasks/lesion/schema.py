@@ -20,11 +20,11 @@ from toolkit.data.cells import (
     image_size,
     text_of,
 )
-from toolkit.data.row_images import read_group, read_one_image
+from toolkit.data.row_images import named_image, read_group, read_one_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
-from toolkit.images import image_ref
+from toolkit.images.names import NOT_FOUND
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
@@ -312,11 +312,11 @@ def _mask(row: Mapping[str, Any], origin: RowOrigin, place: str) -> ImageRef | N
     if not text:
         return None
     try:
-        ref = image_ref(text, str(origin.image_root), "")
+        ref = named_image(text, str(origin.image_root))
     except ImageError as error:
         rule = "a mask's path must not leave the folder data.image_root"
         raise RowProblem("tasks.lesion.mask_outside_root", rule, place=place, value=error.value) from None
-    if not ref.path.is_file():
+    if NOT_FOUND in ref.found:
         raise MissingImage("tasks.lesion.mask_missing", "the mask must exist", place=place, value=text)
     return ref
 

@@ -5,16 +5,15 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.reasoning import NO_ANSWER, NOT_CLOSED, without_reasoning
 from toolkit.tasks.mcq.options import fold, letter_of_text
 from toolkit.tasks.mcq.prompt import requests_reasoning
 from toolkit.tasks.mcq.schema import TAGS
 
 EMPTY_COMPLETION = "the completion is empty"
 EMPTY_SOLUTION = "the solution is empty"
-NO_ANSWER = "there is no answer after the reasoning"
 NO_OPTION = "no option's letter or text was found"
 OTHER_TEXT = "the letter {letter} has the text of {other}"
-REASONING_NOT_CLOSED = "the reasoning is not closed (was the completion cut off?)"
 SEVERAL_OPTIONS = "several options are named: {letters}"
 SEVERAL_SOLUTIONS = "there is more than one solution"
 SOLUTION_NOT_CLOSED = "the solution is not closed (was the completion cut off?)"
@@ -44,7 +43,8 @@ def parse(completion: str, sample: Sample) -> Answer:
     options = sample.fields["options"]
     in_format = has_format(completion) if requests_reasoning(sample) else is_target(completion, options)
     values: dict[str, object] = {"explanation": _explanation(completion), "has_format": in_format}
-    body, problem = _solution(completion)
+    text, problem = without_reasoning(completion)
+    body, problem = ("", problem) if problem else _solution(text)
     if problem is None:
         letter, text, problem, _ = choose(body, options)
         values |= {"letter": letter, "text": text} if problem is None else {}
@@ -154,7 +154,7 @@ def _solution(completion: str) -> tuple[str, str | None]:
 def _after_reasoning(completion: str) -> tuple[str, str | None]:
     ends = list(_END.finditer(completion))
     if not ends and _START.search(completion):
-        return "", REASONING_NOT_CLOSED
+        return "", NOT_CLOSED
     rest = completion[ends[-1].end() :] if ends else completion
     if not rest.strip():
         return "", NO_ANSWER if ends else EMPTY_COMPLETION

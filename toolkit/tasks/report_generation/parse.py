@@ -3,6 +3,7 @@
 import re
 
 from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.reasoning import without_reasoning
 from toolkit.tasks.report_generation.sections import headings
 
 NO_REPORT = "there is no report"
@@ -13,9 +14,10 @@ _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """Return the report in ``values["text"]``, without a code fence and bold type, and its ``headings``."""
-    fenced = _FENCE.fullmatch(completion)
-    text = _BOLD.sub(r"\1", fenced[1] if fenced else completion).strip()
+    """Return the report in ``values["text"]``, without reasoning, code fence and bold type, and its ``headings``."""
+    text, problem = without_reasoning(completion)
+    fenced = _FENCE.fullmatch(text)
+    text = _BOLD.sub(r"\1", fenced[1] if fenced else text).strip()
     if not text:
-        return Answer(completion, {}, NO_REPORT)
+        return Answer(completion, {}, problem or NO_REPORT)
     return Answer(completion, {"text": text, "headings": list(headings(text))})

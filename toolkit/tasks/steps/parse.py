@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.data.cells import MOST_BRACKETS, repair_json
 from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.reasoning import without_reasoning
 from toolkit.scoring.regions import Frame, order_box
 from toolkit.tasks.steps.agent_memory import advance, storable
 from toolkit.tasks.steps.json_format import PARTS, StepParts, parse_point_or_box, read_parts
@@ -37,9 +38,12 @@ def parse(completion: str, sample: Sample) -> Answer:
     (whether the JSON was repaired) and faults (deviations from the requested JSON). Missing values are None. Keys can
     have other spellings, and the JSON can be in a code fence or inside text.
     """
-    if len(completion) > MAX_CHARACTERS or completion.count("{") + completion.count("[") > MOST_BRACKETS:
-        return Answer(completion, {}, TOO_LONG)
-    objects, faults = find_objects(completion)
+    text, problem = without_reasoning(completion)
+    if problem is None and (len(text) > MAX_CHARACTERS or text.count("{") + text.count("[") > MOST_BRACKETS):
+        problem = TOO_LONG
+    if problem is not None:
+        return Answer(completion, {}, problem)
+    objects, faults = find_objects(text)
     if not objects:
         return Answer(completion, {}, NO_JSON)
     candidates = [read_parts(storable(one)) for one in objects]

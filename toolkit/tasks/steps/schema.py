@@ -4,11 +4,9 @@ Rows are the CSV of an earlier step predictor, or have columns with other names.
 the image root, or the id of an image there.
 """
 
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
@@ -27,11 +25,11 @@ from toolkit.data.cells import (
     text_of,
 )
 from toolkit.data.episodes import GAP, REPEATED, Link, link_of
-from toolkit.data.row_images import read_group
+from toolkit.data.row_images import named_image, read_group
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
-from toolkit.images import image_ref
+from toolkit.images import names
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
@@ -65,9 +63,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "width": ("width",),
     "height": ("height",),
 }
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm")
-"""Image suffixes, tried in lower and in upper case."""
 
 SCREENSHOT_MISSING = ("tasks.steps.screenshot_missing", "an image with this id must exist in data.image_root")
 
@@ -263,7 +258,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
 
 
 def find_screenshot(value: Any, origin: RowOrigin, place: str) -> ImageRef:
-    """Return the image that a cell names. With an image suffix, the cell is a path. Otherwise all suffixes are tried.
+    """Return the image that a cell names, found as images of other tasks are. It can lack its suffix.
 
     Raises:
         RowProblem: The cell is empty, the path leaves the image root, or the id has no image or several.
@@ -288,21 +283,14 @@ class _NotFound(Exception):
 
 @lru_cache(maxsize=1 << 14)
 def _find(text: str, root: str) -> ImageRef:
-    ref = image_ref(text, root, "")
-    if ref.path.suffix.lower() in SUFFIXES:
-        return ref
-    found: dict[tuple[int, int], Path] = {}
-    for suffix in ("", *SUFFIXES, *map(str.upper, SUFFIXES)):
-        path = f"{ref.path}{suffix}"
-        if os.path.isfile(path):  # noqa: PTH113 (a Path costs ten times as much here)
-            stat = os.stat(path)  # noqa: PTH116
-            # On a case-insensitive disk, two names can be one file.
-            found.setdefault((stat.st_dev, stat.st_ino), Path(path))
-    if not found and (number := number_of(text)) != text:
+    ref = named_image(text, root)
+    if names.NOT_FOUND not in ref.found or names.is_image_name(text):
+        # An id has no suffix, so adding it is nothing to report.
+        return replace(ref, found=tuple(way for way in ref.found if way != names.SUFFIX_ADDED))
+    if (number := number_of(text)) != text:
         return _find(number, root)
-    if len(found) != 1:
-        raise _NotFound(*(SCREENSHOT_AMBIGUOUS if found else SCREENSHOT_MISSING))
-    return image_ref(str(next(iter(found.values()))), root, "")
+    several = len(names.candidates(ref.path)) > 1
+    raise _NotFound(*(SCREENSHOT_AMBIGUOUS if several else SCREENSHOT_MISSING))
 
 
 def _group(row: Mapping[str, Any], origin: RowOrigin, task: str) -> str:

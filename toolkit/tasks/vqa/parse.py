@@ -3,6 +3,7 @@
 import re
 
 from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.reasoning import without_reasoning
 from toolkit.scoring.yes_no import find_yes_or_no
 
 BOTH = "both yes and no are named"
@@ -42,7 +43,10 @@ def parse(completion: str, sample: Sample) -> Answer:
 
 
 def _strip(completion: str) -> tuple[str, str | None]:
-    text = _REASONING.sub("\n", completion)
+    text, problem = without_reasoning(completion)
+    if problem is not None:
+        return "", problem
+    text = _REASONING.sub("\n", text)
     solutions = _SOLUTION.findall(text)
     if len(solutions) > 1:
         return "", SEVERAL_SOLUTIONS
