@@ -186,8 +186,7 @@ def test_a_missing_file_is_reported_with_the_nearest_name(root: Path) -> None:
     assert caught.problem.value == ["two.jpg", "two.png"]
 
 
-def test_a_file_that_is_added_later_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "RECHECK_S", 0.0)
+def test_a_file_that_is_added_later_is_found(root: Path) -> None:
     assert read(root, {"image": "late"}) == [("late", names.NOT_FOUND)]
     time.sleep(0.02)
     (root / "late.png").write_bytes(b"x")

@@ -92,7 +92,7 @@ def on_synthetic_data(recipe: Recipe, model: Path, folder: Path, *, small: bool,
     changes: dict[str, dict[str, Any]] = {
         "run": {"folder": folder / "runs", "checkpoint_steps": STEPS},
         "model": {"name": str(model), "adapter": None, "backend": backend},
-        "data": _synthetic_data(recipe, folder, SMALL if small else FULL) | _coordinates(recipe),
+        "data": _synthetic_data(recipe, folder, SMALL if small else FULL) | _section(recipe),
         "images": {"disk_cache": False},
     }
     stage = {"max_steps": STEPS, "warmup_steps": 0}
@@ -134,22 +134,26 @@ def on_synthetic_data_to_export(recipe: Recipe, model: Path, folder: Path) -> Re
     return small.model_copy(update=changes)
 
 
-def _coordinates(recipe: Recipe) -> dict[str, Any]:
-    """Return the coordinates of the recipe's model, which cannot be derived from the name of another folder."""
-    chosen = choose_coordinates("auto", recipe.model.name).name
-    sections = {name: getattr(recipe.dataset, name) for name in ("lesion", "steps")}
-    return {
-        name: section.model_copy(update={"coordinates": chosen})
-        for name, section in sections.items()
-        if section is not None and section.coordinates == "auto"
-    }
+def _section(recipe: Recipe) -> dict[str, Any]:
+    """Return the section of the task for synthetic data.
+
+    The coordinates are those of the recipe's model, which cannot be derived from the name of another folder. Synthetic
+    lesions have the diagnoses of HAM10000, so the table of a prepared dataset is not needed.
+    """
+    name, section = recipe.dataset.task, recipe.settings
+    if name not in ("lesion", "steps"):
+        return {}
+    changes: dict[str, Any] = {"labels": None} if name == "lesion" else {}
+    if section.coordinates == "auto":
+        changes["coordinates"] = choose_coordinates("auto", recipe.model.name).name
+    return {name: section.model_copy(update=changes)}
 
 
 def _synthetic_data(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
     none = dict.fromkeys(("train", "validation", "test", "image_root", "group")) | {"filter": {}}
     if recipe.dataset.task == "vqa":
         return {**none, **_questions(folder / "vqa", rows)}
-    kind = {"mcq": "chest", "lesion": "lesion", "steps": "steps"}[recipe.dataset.task]
+    kind = {"mcq": "chest", "classify": "tissue", "lesion": "lesion", "steps": "steps"}[recipe.dataset.task]
     return {**none, "synthetic": SyntheticData(kind=kind, **rows), "columns": {}}
 
 

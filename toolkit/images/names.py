@@ -38,14 +38,10 @@ WAYS = {
     CELL_SPLIT: "several image names in one cell were separated",
 }
 """Code of a way to find a file -> what was done, for the report of the rows. NOT_FOUND is not among them."""
-
-RECHECK_S = 1.0
-"""A folder without a name is listed again if it changed, at most once in this time."""
 MOST_SUGGESTIONS = 100
 """Missing names per folder with a suggestion. Each compares all names of the folder."""
 SIMILAR = 70
 """Least similarity of a suggestion, from 0 to 100 (rapidfuzz)."""
-
 
 list_names = os.listdir  # a Path for each name would cost ten times as much
 
@@ -66,7 +62,7 @@ class _Folder:
         self._list()
 
     def _list(self) -> None:
-        self._checked, self._changed = time.monotonic(), _changed_at(self.path)
+        self._changed = _changed_at(self.path)
         try:
             self.names = frozenset(list_names(self.path))
         except OSError:
@@ -76,10 +72,8 @@ class _Folder:
 
     def refresh(self) -> None:
         """List the folder again if it changed since."""
-        if time.monotonic() - self._checked > RECHECK_S:
-            self._checked = time.monotonic()
-            if _changed_at(self.path) != self._changed:
-                self._list()
+        if _changed_at(self.path) != self._changed:
+            self._list()
 
     def matches(self, name: str) -> list[str]:
         """Return the entries that are equal to a name without case and Unicode normalisation."""

@@ -6,7 +6,6 @@ the image root, or the id of an image there.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from random import Random
 from typing import Any, Literal
 
@@ -281,7 +280,6 @@ class _NotFound(Exception):
     """An id without exactly one image. Its arguments are code and rule."""
 
 
-@lru_cache(maxsize=1 << 14)
 def _find(text: str, root: str) -> ImageRef:
     ref = named_image(text, root)
     if names.NOT_FOUND not in ref.found or names.is_image_name(text):
