@@ -71,6 +71,9 @@ def test_the_same_answers_are_scored_once_and_changed_code_scores_them_again(fil
     file.write_text(METRICS + "\n# changed\n", encoding="utf-8")
     custom(file, "words").values(answered())
     assert calls.read_text().count("call") == 3
+    file.with_name("neighbour.py").write_text("SYNONYMS = ()\n", encoding="utf-8")  # the file may import it
+    custom(file, "words").values(answered())
+    assert calls.read_text().count("call") == 4
 
 
 @pytest.mark.parametrize(
