@@ -128,6 +128,16 @@ def test_an_unusable_row_is_rejected_with_its_reason(change: dict[str, Any], cod
         ("是的，左肺", "yes"),
         ("はい。", "yes"),
         ("нет", "no"),
+        ("لا، لا يوجد", "no"),
+        ("نَعَم", "yes"),
+        ("नहीं। साफ है", "no"),
+        ("Oui — un nodule", "yes"),
+        ("Ja (links)", "yes"),
+        ("Sí\nHay un nódulo", "yes"),
+        ("Да - есть", "yes"),
+        ("ΟΧΙ", "no"),
+        ("да/нет", None),
+        ("non–contrast CT", None),
     ],
 )
 def test_a_clear_yes_or_no_is_found_without_the_reference(completion: str, meaning: str | None) -> None:

@@ -15,7 +15,7 @@ Other languages need these changes. Of English texts, they change only those wit
   that of either.
 - Each character of a script without blanks between words is a token: Chinese characters, kana, Thai, Lao, Khmer and
   Burmese. Korean has blanks, so its tokens are words with their particles.
-- A mark stays in its word: vowel signs of Hindi, vowel points of Arabic.
+- A mark stays in its word, such as a vowel sign of Hindi. The vowel points of Arabic are optional and left out.
 - Digits and decimal signs of every script are those of ASCII. A raised digit after a digit is a power ("10²" is
   "10^2").
 - The letters yeh and kaf of Arabic and Persian keyboards are the same.
@@ -235,9 +235,10 @@ _UNSPACED = regex.compile(
 )
 _FULL_WIDTH_COMMA = re.compile(r"(?<!\d)，|，(?!\d{3}(?!\d))")
 _FOREIGN_DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.VERSION1)
-_NUMBER_SIGNS = str.maketrans({"٫": ".", "٬": None, "ـ": None, "\u200c": None, "\u200d": None, "ی": "ي", "ک": "ك"})
-"""Arabic decimal and thousands separators, the line that stretches Arabic words, signs that join letters, and letters
-that Arabic and Persian keyboards write in two ways."""
+_OPTIONAL = "".join(map(chr, (*range(0x064B, 0x0653), 0x0670, 0x0640, 0x00AD, 0x200C, 0x200D)))
+"""Vowel points of Arabic, the line that stretches its words, and signs without width that divide or join letters."""
+_NUMBER_SIGNS = str.maketrans({"٫": ".", "٬": None, **dict.fromkeys(_OPTIONAL), "ی": "ي", "ک": "ك"})
+"""Arabic decimal and thousands separators, and letters that Arabic and Persian keyboards write in two ways."""
 _POWER = re.compile(r"(?<=\d)[⁰¹²³⁴⁵⁶⁷⁸⁹]")
 # A comparison sign before a number, a number with its sign and decimals, or a word.
 _WORD = re.compile(r"[<>≤≥±](?=\s*-?\d)|(?:(?<![^\s(])-)?\d+(?:\.\d+)?(?![^\W_]|\.\d)|[^\W_]+")

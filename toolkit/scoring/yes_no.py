@@ -14,7 +14,7 @@ _WORDS: Mapping[YesNo, str] = {
         ஆம்|نعم|بله|بلی|ہاں|כן|ใช่|มี|有|有的|是|是的|对|对的|存在|包含|包括|可以|能|はい|あり|ある|예|네|있다|있음|있습니다
     """,
     "no": """
-        no|não|nao|non|nein|nee|nej|nei|nie|ne|нет|не|ні|hayır|yok|tidak|όχι|nem|ei|nē|nu|không|না|नहीं|
+        no|não|nao|non|nein|nee|nej|nei|nie|ne|нет|не|ні|hayır|yok|tidak|όχι|οχι|nem|ei|nē|nu|không|না|नहीं|
         இல்லை|لا|خیر|نہیں|לא|ไม่|ไม่ใช่|ไม่มี|没有|没|无|否|不是|不|不对|不存在|不包含|不包括|不可以|不能|いいえ|なし|ない|
         아니요|아니오|없다|없음|없습니다
     """,
@@ -26,7 +26,9 @@ _MEANING: Mapping[str, YesNo] = {
 _ENGLISH = re.compile(r"(?<![\w'-])(yes|no)(?![\w'-])", re.IGNORECASE)
 # "No. 5 rib" is a number, not a "no".
 _NUMBERED = re.compile(r"\bno\.\s*\d", re.IGNORECASE)
-_FIRST = re.compile(r"\s*([^\s.,;:!。，；：！、]+)\s*(?:[.,;:!。，；：！、]|\Z)")
+_AFTER = ".,;:!?…—([。，；：！？、（،؛؟।॥"
+# A hyphen or dash follows after a blank only, as "non-contrast" has no "non". "да/нет" is neither of them.
+_FIRST = re.compile(rf"\s*([^\s{re.escape(_AFTER)}]+)(?:\s*[{re.escape(_AFTER)}]|[ \t]*\n|\s+[-–]\s|\s*\Z)")
 
 
 def yes_or_no(text: str) -> YesNo | None:
@@ -41,8 +43,9 @@ def yes_or_no(text: str) -> YesNo | None:
 def find_yes_or_no(text: str) -> YesNo | Literal["both"] | None:
     """Return the yes or no of a completion, without knowing the language or the reference.
 
-    In order: the completion begins with a yes or no that a punctuation mark or the end follows, it begins with an
-    English one, or it has one of the English ones anywhere. ``both``: it has both English ones and begins with neither.
+    In order: the completion begins with a yes or no that punctuation, a line break or the end follows, it begins with
+    an English one, or it has one of the English ones anywhere. ``both``: it has both English ones and begins with
+    neither.
 
     >>> find_yes_or_no("Sí, no hay duda."), find_yes_or_no("There is no effusion"), find_yes_or_no("left")
     ('yes', 'no', None)
