@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -788,3 +789,38 @@ def test_a_table_of_file_names_with_several_splits_is_an_error(tmp_path: Path) -
     with raises(DataError, "data.splits_in_one_table") as caught:
         open_index(str(tmp_path))
     assert caught.problem.value == {"train": "train/a.png", "test": "test/b.png"}
+
+
+def test_a_column_that_a_parquet_file_has_twice_is_an_error(tmp_path: Path) -> None:
+    table = pa.table([["Q"], ["yes"], ["no"]], names=["question", "answer", "answer"])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with raises(DataError, "data.column_repeated") as caught:
+        open_index(str(tmp_path / "rows.parquet"))
+    assert caught.problem.value == ["answer"]
+
+
+def test_a_map_of_parquet_is_an_object(tmp_path: Path) -> None:
+    kind = pa.map_(pa.string(), pa.string())
+    pq.write_table(pa.table({"options": pa.array([[("A", "x"), ("B", "y")]], kind)}), tmp_path / "rows.parquet")
+    assert [row for _, row in open_index(str(tmp_path / "rows.parquet"))] == [{"options": {"A": "x", "B": "y"}}]
+    pq.write_table(pa.table({"options": pa.array([[("A", "x"), ("A", "y")]], kind)}), tmp_path / "twice.parquet")
+    with raises(DataError, "data.parquet_invalid"):
+        open_index(str(tmp_path / "twice.parquet"))
+
+
+@pytest.mark.parametrize("orient", ["columns", "split"])
+def test_a_json_of_columns_names_the_remedy(tmp_path: Path, orient: Any) -> None:
+    table = pandas.DataFrame({"question": ["a?", "b?"], "answer": ["yes", "no"]})
+    table.to_json(tmp_path / "rows.json", orient=orient)
+    recipe = make_recipe({"run": {"name": "x"}, "data": {"task": "vqa", "train": str(tmp_path / "rows.json")}})
+    with pytest.raises(DataError) as caught:
+        load_data(recipe)
+    assert 'to_json(orient="records")' in str(caught.value)
+
+
+def test_annotations_with_a_key_twice_are_an_error(tmp_path: Path) -> None:
+    box = '{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "bbox": [5, 5, 2, 2]}'
+    text = f'{{"images": [{{"id": 1, "file_name": "a.png"}}], "annotations": [{box}], "categories": []}}'
+    with raises(DataError, "data.key_repeated") as caught:
+        open_index(write(tmp_path / "coco.json", text))
+    assert "bbox = [1, 1, 2, 2] or [5, 5, 2, 2]" in str(caught.problem.value)

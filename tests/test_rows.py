@@ -124,11 +124,45 @@ def test_text_that_is_not_utf8_is_reported_with_its_byte(tmp_path: Path) -> None
     assert caught.problem.place.endswith("near byte 13")
 
 
-@pytest.mark.parametrize(("encoding", "name"), [("utf-16", "UTF-16"), ("latin-1", "CP1252")])
-def test_a_csv_that_is_not_utf8_is_reported_with_the_conversion(tmp_path: Path, encoding: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+        ("utf-32", "UTF-32"),
+        ("latin-1", "CP1252"),
+    ],
+)
+@pytest.mark.parametrize("file", ["rows.csv", "rows.json", "rows.jsonl"])
+def test_a_file_that_is_not_utf8_is_reported_with_the_conversion(
+    tmp_path: Path, file: str, encoding: str, name: str
+) -> None:
+    text = "id,x\n1,größer\n" if file == "rows.csv" else '{"id": "1", "x": "größer"}'
     with raises(DataError, "data.not_utf8") as caught:
-        open_index(write(tmp_path, "rows.csv", "id,x\n1,größer\n".encode(encoding)))
+        open_index(write(tmp_path, file, text.encode(encoding)))
     assert f"iconv -f {name} -t UTF-8" in caught.problem.remedy
+
+
+def test_a_byte_of_a_table_that_is_not_utf8_has_its_line_and_the_text_around_it(tmp_path: Path) -> None:
+    with raises(DataError, "data.not_utf8") as caught:
+        open_index(write(tmp_path, "rows.csv", b"id,x\n" + b"1,yes\n" * 5000 + b"2,s\xed\n3,no\n"))
+    assert caught.problem.place.endswith("rows.csv, line 5,002")
+    assert "2,s\\xed" in str(caught.problem.value)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.xlsx", "rows.xls"])
+def test_a_spreadsheet_must_be_saved_as_text(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        open_index(write(tmp_path, name, b"PK\x03\x04\x14\x00\x06\x00"))
+    assert "CSV UTF-8" in caught.value.remedy
+
+
+@pytest.mark.parametrize("first", ["sep=,", "sep=;"])
+def test_the_line_that_only_excel_reads_is_an_error(tmp_path: Path, first: str) -> None:
+    with raises(DataError, "data.csv_header_invalid") as caught:
+        open_index(write(tmp_path, "rows.csv", f"{first}\nid,x\n1,a\n"))
+    assert caught.problem.value == first
 
 
 @pytest.mark.parametrize("sign", [";", "\t"])
@@ -136,6 +170,8 @@ def test_a_csv_with_other_separators_is_rejected_by_name(tmp_path: Path, sign: s
     with raises(DataError, "data.csv_separator") as caught:
         open_index(write(tmp_path, "rows.csv", f"id{sign}x\n1{sign}a, b\n"))
     assert caught.problem.value == sign
+    with raises(DataError, "data.csv_separator"):
+        open_index(write(tmp_path, "quoted.csv", f'"id, or none"{sign}"x"\n"1"{sign}"a"\n'))
 
 
 def test_every_format_has_the_same_records(tmp_path: Path) -> None:

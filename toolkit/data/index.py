@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from toolkit.data.embedded_images import EmbeddedImageStore, not_writable
 from toolkit.data.formats.saved import HUB
-from toolkit.data.json_stream import Row, repeated_key
+from toolkit.data.json_stream import Row
 from toolkit.data.row_filter import NO_FILTER, Filter, RowFilter
 from toolkit.data.sources import Source, find_source, parse_source, start_reading, stream_records
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, stored_dropped, total
@@ -34,6 +34,9 @@ EDGE_FILES = 1000
 """With more files, such as a folder of images, only their sizes and times are part of the key."""
 BATCH_ROWS, BATCH_CHARS = 4096, 1 << 24
 """A record batch is written when it has this many rows or characters."""
+
+AS_ROWS = 'Write one record for each row, as pandas does with to_json(orient="records").'
+"""Remedy for a JSON object of columns."""
 
 SCHEMA = pa.schema([("id", pa.large_string()), ("record", pa.large_string())])
 
@@ -261,15 +264,13 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
         for name, row, text in stream_records(source, reading):
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"
-                skipped.add(rule, name, "data.record_not_object", row)
+                skipped.add(rule, name, "data.record_not_object", row, AS_ROWS if isinstance(row, list) else "")
                 continue
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))
             if not build.filter.keeps(row):
                 continue
-            if text is not None and (found := repeated_key(text, row)) is not None:
-                rule, remedy = "a record must have each key once", "Remove one of the two values."
-                skipped.add(rule, name, "data.key_repeated", found, remedy)
+            if reading.has_repeated_key(name, row, text):
                 continue
             own = ids.unique(name)
             batches.add(own, text if text is not None else json.dumps(row))

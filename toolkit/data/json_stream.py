@@ -153,6 +153,27 @@ def _peek_value(text: str, begin: int) -> tuple[Any, int | None]:
         at = at if (blank := _NO_KEY.match(text, at)) is None else blank.end()
 
 
+class KeyRepeated(ValueError):
+    """An object that has a key twice with different values. The message has both."""
+
+
+def checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object from its keys and values (``object_pairs_hook`` of ``json.loads``).
+
+    >>> checked_object([("answer", "no"), ("answer", "no")])
+    {'answer': 'no'}
+
+    Raises:
+        KeyRepeated: A key has two different values. Parsing keeps only the last one.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if value != found[key]:
+                raise KeyRepeated(f"{key} = {value!r} or {found[key]!r}")
+    return found
+
+
 def repeated_key(text: str, record: Row) -> str | None:
     """Return a key that a record has twice with different values, and both values. Parsing keeps only the last one.
 
@@ -164,18 +185,11 @@ def repeated_key(text: str, record: Row) -> str | None:
     count = text.count('":')
     if count == len(record) or count == _count_keys(record):
         return None
-    found: list[str] = []
-
-    def visit(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in values and values[key] != value:
-                found.append(f"{key} = {values[key]!r} or {value!r}")
-            values[key] = value
-        return values
-
-    json.loads(text, object_pairs_hook=visit)
-    return found[0] if found else None
+    try:
+        json.loads(text, object_pairs_hook=checked_object)
+    except KeyRepeated as error:
+        return str(error)
+    return None
 
 
 def _count_keys(value: Any) -> int:
@@ -185,11 +199,31 @@ def _count_keys(value: Any) -> int:
     return (len(value) if is_object else 0) + sum(_count_keys(one) for one in inner if type(one) in _NESTED)
 
 
+SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""First bytes of .xlsx and .ods, which are zip archives, and of .xls."""
+
+
 def conversion(content: bytes) -> str:
-    """Return the remedy for bytes that are not UTF-8. Only UTF-16 is certain, by its byte order mark."""
-    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    """Return the remedy for the start of a file that is not UTF-8.
+
+    UTF-16 and UTF-32 are certain by their byte order mark, or by a NUL beside each ASCII character.
+    """
+    if content.startswith(SPREADSHEETS):
+        return "This is a spreadsheet or an archive. Save the sheet as CSV UTF-8, or correct the suffix of the file."
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "Convert it with: iconv -f UTF-32 -t UTF-8."
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "Convert it with: iconv -f UTF-16 -t UTF-8."
+    if b"\0" in content[:2]:
+        order = "BE" if content.startswith(b"\0") else "LE"
+        return f"Convert it with: iconv -f UTF-16{order} -t UTF-8."
     return "Convert it from its encoding, such as that of Western Europe: iconv -f CP1252 -t UTF-8."
+
+
+def around(error: UnicodeDecodeError) -> str:
+    """Return the byte that is not UTF-8 with the text around it, such as ``izquierdo,s\\xed``."""
+    start = max(error.start - 20, 0)
+    return error.object[start : error.start + 20].decode("ascii", "backslashreplace")
 
 
 def _key_text(quoted: str) -> str:
@@ -284,7 +318,7 @@ class _Window:
                 "data.not_utf8",
                 "the file must be UTF-8",
                 place=f"{self._place}, near byte {self._bytes + error.start:,}",
-                value=error.object[error.start : error.end],
+                value=around(error),
                 remedy=conversion(error.object),
             ) from None
         self._bytes += len(chunk)

@@ -11,7 +11,7 @@ from toolkit.data.embedded_images import EmbeddedImageStore, UnwrittenImages
 from toolkit.data.formats.base64_images import may_have_images, with_kept_images
 from toolkit.data.formats.files import peek_text
 from toolkit.data.formats.row_file import row_file
-from toolkit.data.json_stream import Record, peek_members
+from toolkit.data.json_stream import Record, peek_members, repeated_key
 from toolkit.data.unusable_rows import Tally
 from toolkit.errors import DataError, RowProblem
 
@@ -133,6 +133,14 @@ class Reading:
         """Count a record that cannot be used, with its value."""
         self.skipped.add_problem(name, problem)
 
+    def has_repeated_key(self, name: str, row: Any, text: str | None) -> bool:
+        """Return whether a record has a key twice with different values, and count it, since it cannot be used."""
+        found = None if text is None or not isinstance(row, dict) else repeated_key(text, row)
+        if found is not None:
+            rule, remedy = "a record must have each key once", "Remove one of the two values."
+            self.skipped.add(rule, name, "data.key_repeated", found, remedy)
+        return found is not None
+
     def rows(self) -> Iterator[tuple[str, Any, str | None]]:
         """Yield id, row and JSON text of the plain rows, streamed. Rows without an id are numbered in each file.
 
@@ -151,6 +159,8 @@ class Reading:
                 own = own if own is not None else f"{prefix}{number}"
                 try:
                     if may_have_images(row):
+                        if self.has_repeated_key(own, row, text):
+                            continue
                         row, text = with_kept_images(row, self.images), None
                 except RowProblem as problem:
                     self.skip(problem, own)

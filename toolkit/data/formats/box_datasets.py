@@ -130,11 +130,14 @@ def _matches(table: _Table, look: Look) -> bool:
 
 def _records(table: _Table, reading: Reading) -> Iterator[Record]:
     images: dict[str, _Image] = {}
-    for number, row, _ in reading.rows():
+    for number, row, text in reading.rows():
         if not isinstance(row, dict) or not row.keys() >= set(table.columns):
             reading.skipped.add("a record must have the columns of the table", number, "data.record_not_object")
             continue
         image = images.setdefault(table.image(row), _Image(table.others(row)))
+        if reading.has_repeated_key(number, row, text):
+            image.is_usable = False
+            continue
         try:
             image.boxes += table.boxes(row)
         except (KeyError, TypeError, ValueError):

@@ -111,12 +111,14 @@ def _matches(look: Look) -> bool:
 def _records(reading: Reading) -> Iterator[Record]:
     images: dict[str, _Image] = {}
     columns: _Columns | None = None
-    for name, row, _ in reading.rows():
+    for name, row, text in reading.rows():
         columns = columns or (_Columns.of(row) if isinstance(row, dict) else None)
         if columns is None or not isinstance(row, dict) or columns.image not in row:
             reading.skipped.add("a record must have the columns of the table", name, "data.record_not_object")
             continue
         _add(images, row, columns, reading, name)
+        if reading.has_repeated_key(name, row, text):
+            images[_image_name(row, columns)].is_usable = False
     if columns is None:
         return
     unit = _unit(images, columns) if columns.corners and not columns.has_sides else None
@@ -131,9 +133,13 @@ def _records(reading: Reading) -> Iterator[Record]:
         yield image, {**found.others, "image": image, **own}, None
 
 
+def _image_name(row: Mapping[str, Any], columns: _Columns) -> str:
+    return str(row[columns.image]).strip()
+
+
 def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, reading: Reading, name: str) -> None:
     """Add a row to its image. Columns whose values differ between the rows of an image are left out."""
-    image, labels = str(row[columns.image]).strip(), _labels(row.get(columns.label))
+    image, labels = _image_name(row, columns), _labels(row.get(columns.label))
     others = {key: value for key, value in row.items() if key not in columns.used and _fold(key) != "classid"}
     known = images.setdefault(image, _Image(others))
     for key in [key for key, value in known.others.items() if others.get(key) != value]:

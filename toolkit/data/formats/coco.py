@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.formats.row_file import row_file
-from toolkit.data.json_stream import Record
+from toolkit.data.json_stream import KeyRepeated, Record, checked_object
 from toolkit.errors import DataError
 from toolkit.scoring.regions import TOLERANCE
 
@@ -158,7 +158,10 @@ def _read(path: Path) -> bytes:
 
 def _load(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(_read(file))
+        content = json.loads(_read(file), object_pairs_hook=checked_object)
+    except KeyRepeated as error:
+        rule, remedy = "a record must have each key once", "Remove one of the two values."
+        raise DataError("data.key_repeated", rule, place=file, value=str(error), remedy=remedy) from None
     except (ValueError, RecursionError) as error:
         rule, remedy = f"the file must be valid JSON: {error}", "Correct the file."
         raise DataError("data.json_invalid", rule, place=file, remedy=remedy) from None

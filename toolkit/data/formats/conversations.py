@@ -289,7 +289,9 @@ def _records(
     turns: Callable[[Mapping[str, Any]], list[Turn]], columns: tuple[str, ...], reading: Reading
 ) -> Iterator[Record]:
     converter = _Converter(reading, turns, columns)
-    for name, row, _ in reading.rows():
+    for name, row, text in reading.rows():
+        if reading.has_repeated_key(name, row, text):
+            continue
         if not isinstance(row, dict) or any(row.get(column) is None for column in columns if column != "history"):
             rule = f"the row must have {' and '.join(column for column in columns if column != 'history')}"
             reading.skipped.add(rule, name, "data.conversation_missing")

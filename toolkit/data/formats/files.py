@@ -16,7 +16,7 @@ from toolkit.data.formats.class_labels import class_names, with_names
 from toolkit.data.formats.row_file import RowFile
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.formats.tables import NOT_UTF8, read_table
-from toolkit.data.json_stream import Record, conversion, peek_members, stream_json, stream_members
+from toolkit.data.json_stream import Record, around, conversion, peek_members, stream_json, stream_members
 from toolkit.errors import DataError
 
 ARROW_ROWS = 256
@@ -32,8 +32,14 @@ PEEK_BYTES = 1 << 20
 
 
 def json_kind(file: RowFile) -> str:
-    """Return the layout of a JSON file by its content: ``lines``, ``list``, ``splits`` or ``object``."""
+    """Return the layout of a JSON file by its content: ``lines``, ``list``, ``splits`` or ``object``.
+
+    Raises:
+        DataError: The file is UTF-16 without a byte order mark.
+    """
     text = peek_text(file)
+    if "\0" in text[:2]:
+        raise DataError(*NOT_UTF8, place=file.place, value=text[:20], remedy=conversion(file.head(4)))
     start = text.lstrip(" \t\r\n")
     if not start.startswith("{"):
         return "lines" if file.suffix != ".json" and not start.startswith("[") else "list"
@@ -146,7 +152,7 @@ def _decode(line: bytes, place: str, number: int) -> str:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         at, remedy = f"{place}, line {number:,}", conversion(line)
-        raise DataError(*NOT_UTF8, place=at, value=error.reason, remedy=remedy) from None
+        raise DataError(*NOT_UTF8, place=at, value=around(error), remedy=remedy) from None
 
 
 def _parse_line(text: str, place: str, number: int) -> Any:
@@ -162,13 +168,20 @@ def _read_parquet(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]
     try:
         with pq.ParquetFile(file.path) as table:
             names = class_names(table.schema_arrow.metadata)
+            _check_names(table.schema_arrow.names, file)
             for batch in table.iter_batches(ARROW_ROWS):
                 for row in plain_rows(batch, images, names):
                     yield None, row, None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # a map with a key twice: KeyError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         rule, remedy = "the Parquet file must be valid", "Copy or download the file again."
         raise DataError("data.parquet_invalid", rule, place=file.place, value=reason, remedy=remedy) from None
+
+
+def _check_names(names: list[str], file: RowFile) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        rule, remedy = "the file must have each column once", "Rename or remove the repeated columns."
+        raise DataError("data.column_repeated", rule, place=file.place, value=twice, remedy=remedy)
 
 
 def plain_rows(
@@ -182,7 +195,7 @@ def plain_rows(
     0.10000000149011612.
     """
     short = {field.name: kind for field in batch.schema if (kind := _SHORT_FLOATS.get(field.type)) is not None}
-    for row in batch.to_pylist():
+    for row in batch.to_pylist(maps_as_pydicts="strict"):
         row |= {name: float(str(kind(row[name]))) for name, kind in short.items() if row[name] is not None}
         yield {name: _plain(with_names(value, names.get(name)), images) for name, value in row.items()}
 

@@ -2,13 +2,14 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats.row_file import RowFile
-from toolkit.data.json_stream import Record, conversion
+from toolkit.data.json_stream import SPREADSHEETS, Record, around, conversion
 from toolkit.errors import DataError
 
 NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
@@ -99,6 +100,7 @@ def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
         DataError: The table is invalid.
     """
     layout = text_layout(file) if file.suffix == ".txt" else TableLayout("\t" if file.suffix == ".tsv" else ",")
+    _check_first_line(file)
     csv.field_size_limit(MAX_CELL_CHARS)
     with file.open() as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
@@ -109,10 +111,7 @@ def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
                 if cells:
                     yield None, _cells(header, cells, f"{file.place}, line {rows.line_num:,}"), None
         except UnicodeDecodeError as error:
-            place = f"{file.place}, after line {rows.line_num:,}"
-            found = error.object[error.start : error.start + 4]
-            remedy = conversion(file.head(2))
-            raise DataError(*NOT_UTF8, place=place, value=found, remedy=remedy) from None
+            raise _not_utf8(file, error) from None
         except csv.Error as error:
             rule, place = "the table must be valid", f"{file.place}, line {rows.line_num:,}"
             remedy = "Look for a quotation mark that is missing or not doubled."
@@ -126,6 +125,37 @@ def _has_questions(cells: Sequence[str]) -> bool:
     return sum(cell.endswith("?") for cell in cells) >= NEARLY_ALL * len(cells)
 
 
+def _not_utf8(file: RowFile, error: UnicodeDecodeError) -> DataError:
+    """Return the error of a table with a byte that is not UTF-8, with its line."""
+    place, found = file.place, around(error)
+    with file.open() as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as first:
+                place, found = f"{file.place}, line {number:,}", around(first)
+                break
+    return DataError(*NOT_UTF8, place=place, value=found, remedy=conversion(file.head(4)))
+
+
+def _check_first_line(file: RowFile) -> None:
+    """Check the encoding and the separator of a table by its first line."""
+    head = file.head(HEAD_BYTES)
+    if b"\0" in head[:2] or head.startswith(SPREADSHEETS):
+        found = head[:20].decode("ascii", "backslashreplace")
+        raise DataError(*NOT_UTF8, place=file.place, value=found, remedy=conversion(head))
+    first, place = next(iter(head.decode("utf-8-sig", "ignore").splitlines()), ""), f"{file.place}, line 1"
+    if re.match(r"sep=.?\Z", first):
+        rule, remedy = "the first line must name the columns", "Remove this line, which only Excel reads."
+        raise DataError("data.csv_header_invalid", rule, place=place, value=first, remedy=remedy)
+    names = re.sub(r'"[^"]*"', "", first)
+    other = max((";", "\t", "|"), key=names.count)
+    if file.suffix == ".csv" and "," not in names and other in names:
+        rule = "the columns of a .csv must be separated by commas"
+        remedy = "Name the file .tsv if a tab separates the columns, or .txt for a semicolon or |."
+        raise DataError("data.csv_separator", rule, place=place, value=other, remedy=remedy)
+
+
 def _header(names: list[str], file: RowFile) -> list[str]:
     place = f"{file.place}, line 1"
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -133,11 +163,6 @@ def _header(names: list[str], file: RowFile) -> list[str]:
         rule, remedy = "the first line must name the columns, each once", "Rename or remove the repeated columns."
         remedy = remedy if names else "Add a first line with the names of the columns."
         raise DataError("data.csv_header_invalid", rule, place=place, value=twice or names, remedy=remedy)
-    other = next((sign for sign in (";", "\t", "|") if sign in names[0]), None)
-    if len(names) == 1 and other and file.suffix == ".csv":
-        rule = "the columns of a .csv must be separated by commas"
-        remedy = "Name the file .tsv if a tab separates the columns, or .txt for a semicolon or |."
-        raise DataError("data.csv_separator", rule, place=place, value=other, remedy=remedy)
     return names
 
 

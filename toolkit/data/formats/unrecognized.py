@@ -24,10 +24,13 @@ def unrecognized(look: Look, formats: Sequence[Format]) -> DataError:
     what = "folder" if look.is_folder else "file"
     rule = f"the {what} must have one of the formats: {known}"
     remedy = f"The nearest one is {nearest.name}, which needs {nearest.description}." if nearest else _CONVERT
+    if look.suffix in _SPREADSHEETS:
+        rule, remedy = "a spreadsheet must be saved as a table of text", 'Save the sheet as "CSV UTF-8" (.csv).'
     code = "data.folder_without_rows" if look.is_folder else "data.file_type_unknown"
     return DataError(code, rule, place=look.path, value=_Seen(seen), remedy=remedy)
 
 
+_SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _CONVERT = "Convert it to one of them, or name another source."
 
 

@@ -63,14 +63,16 @@ def _records(reading: Reading) -> Iterator[Record]:
         rule = "a file of questions must have the file of its annotations beside it, because it has no answers"
         remedy = "Name the folder that has both files, or the file of annotations."
         raise DataError("data.annotations_missing", rule, place=reading.look.path, remedy=remedy)
-    questions = dict(_questions(questions_file)) if questions_file else {}
+    questions = dict(_questions(questions_file, reading)) if questions_file else {}
     subtype = str(_members(file).get("data_subtype", ""))
     seen: set[str] = set()
-    for key, one, *_ in _elements_of(file):
+    for key, one, text, _ in _elements_of(file):
         if key != "annotations":
             continue
         name = str(one.get("question_id")) if isinstance(one, dict) else ""
         seen.add(name)
+        if reading.has_repeated_key(name, one, text):
+            continue
         try:
             yield name, _row(name, _joined(questions.get(name, {}), one), subtype, reading), None
         except RowProblem as problem:
@@ -100,10 +102,12 @@ def _elements_of(path: Path) -> Iterator[tuple[str, Any, str, bool]]:
             yield from stream_members(stream, file.place)
 
 
-def _questions(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for key, one, *_ in _elements_of(path):
+def _questions(path: Path, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, one, text, _ in _elements_of(path):
         if key == "questions" and isinstance(one, dict):
-            yield str(one.get("question_id")), one
+            name = str(one.get("question_id"))
+            if not reading.has_repeated_key(name, one, text):
+                yield name, one
 
 
 def _row(name: str, one: Mapping[str, Any], subtype: str, reading: Reading) -> dict[str, Any]:
