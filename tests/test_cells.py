@@ -15,7 +15,9 @@ from tests.helpers.problems import raises
 from toolkit.data.cells import decoded, text_of, texts_of
 from toolkit.errors import RowProblem
 
-words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12)
+CONTROL = "".join(chr(code) for code in (*range(9), *range(14, 32), 127))
+letters = st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters=CONTROL)
+words = st.text(letters, min_size=1, max_size=12)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,17 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_siz
         "[1.0, nan]",
         "[1 2 3]",
         "<PIL.Image.Image image mode=RGB size=2x2 at 0x7F00AA>",
+        "<PIL.PngImagePlugin.PngImageFile image mode=L size=3x3>",
+        "('yes',)",
+        "('a', 1)",
+        "np.float64(0.5)",
+        "[np.str_('yes'), np.str_('no')]",
+        "{'yes': np.int64(1)}",
+        "Timestamp('2020-01-01 00:00:00')",
+        "datetime.date(2020, 1, 1)",
+        "Decimal('2.0')",
+        "OrderedDict([('a', 1)])",
+        "PosixPath('/data/a.png')",
     ],
 )
 def test_a_list_an_object_or_bytes_is_no_text_and_the_problem_has_the_value(value: Any) -> None:
@@ -60,13 +73,21 @@ def test_a_list_an_object_or_bytes_is_no_text_and_the_problem_has_the_value(valu
         "< 5 mm",
         '{"action": "click"}',
         "[0.1, 0.2]",
+        "(left) and 'right' (arrow)",
+        "('left' or 'right')",
+        "the sign (see 'arrow')",
+        "(3, 4)",
+        "Counter (left)",
+        "#3",
     ],
 )
 def test_texts_with_brackets_or_json_stay_texts(text: str) -> None:
     assert text_of(f" {text} ") == text
 
 
-@pytest.mark.parametrize("value", [None, math.nan, np.nan, "", " ", "nan", "NaN", "<NA>", "NaT"])
+@pytest.mark.parametrize(
+    "value", [None, math.nan, np.nan, "", " ", "nan", "NaN", "<NA>", "NaT", "#N/A", "#VALUE!", "#REF!"]
+)
 def test_missing_values_have_no_text(value: Any) -> None:
     assert text_of(value) == ""
     assert texts_of(value) == ()
@@ -106,7 +127,20 @@ def test_objects_boxes_and_missing_values_are_read_from_what_python_prints() -> 
     assert decoded("[ 10  20 30.5]") == [10, 20, 30.5]
 
 
-@pytest.mark.parametrize("text", ["[a, b]", "{'a', 'b'}", "[b'x']", "[__import__('os')]", "[" * 5000, "{'a': 1" * 9])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[a, b]",
+        "{'a', 'b'}",
+        "[b'x']",
+        "[__import__('os')]",
+        "[" * 5000,
+        "{'a': 1" * 9,
+        "{'a': 1, 'a': 2}",
+        '{"a": 1, "a": 2}',
+        "[{'a': 1, 'a': 2}]",
+    ],
+)
 def test_a_text_whose_meaning_is_not_certain_stays_a_text(text: str) -> None:
     assert decoded(text) == text
 
@@ -115,3 +149,15 @@ def test_a_nested_list_is_no_list_of_texts() -> None:
     with raises(RowProblem, "data.value_not_text") as caught:
         texts_of([["a"], "b"])
     assert caught.problem.value == ["a"]
+
+
+@pytest.mark.parametrize("text", ["y\0es", "yes\0", "\x1b[31mred", "a\x7fb"])
+def test_a_control_character_is_a_problem_and_blanks_are_not(text: str) -> None:
+    with raises(RowProblem, "data.control_character") as caught:
+        text_of(text)
+    assert str(caught.problem.value).isprintable()
+    assert text_of("a\tb\r\nc\x0bd\u2028e") == "a\tb\r\nc\x0bd\u2028e"
+
+
+def test_a_key_that_a_table_in_a_cell_repeats_with_the_same_value_is_read() -> None:
+    assert decoded("{'a': 1, 'a': 1}") == decoded('{"a": 1, "a": 1}') == {"a": 1}

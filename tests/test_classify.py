@@ -448,3 +448,14 @@ def test_a_dry_run_without_rows_keeps_the_names_of_known_tissues(tmp_path: Path)
     root = Path(__file__).parent.parent / "recipes"
     crc = load_recipe(root / "nct_crc.toml")
     assert derive_dry_run(crc, own_rows=False).settings.names == crc.settings.names
+
+
+def test_a_row_without_an_image_needs_a_text_of_the_context(tmp_path: Path) -> None:
+    rows: list[dict[str, str | None]] = [{"image": "0.png", "label": "a", "note": "x"}]
+    rows += [{"label": "b", "note": "cough"}, {"label": "a", "note": ""}, {"image": None, "label": "b", "note": ""}]
+    source = tmp_path / "rows.json"
+    source.write_text(json.dumps(rows), encoding="utf-8")
+    table = {"task": "classify", "train": str(source), "split": {"test": 0.0}, "max_dropped": 0.9}
+    data = load_data(make_recipe({"run": {"name": "x"}, "data": table, "prompt": {"context": ["note"]}}))
+    assert [(len(one.images), one.reference["labels"]) for one in data.train] == [(1, ["a"]), (0, ["b"])]
+    assert [(one.code, one.count) for one in data.dropped] == [("data.image_path_missing", 2)]

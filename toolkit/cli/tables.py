@@ -197,8 +197,10 @@ def data(found: "DataSplits", scan: "ScanReport") -> None:
         samples = getattr(found, split)
         groups = len({sample.group for sample in samples})
         print(f"{split}: {len(samples):,} rows in {groups:,} groups")
-    for line in found.warnings:
-        print(line)
+    unusable = {str(one.notice("left out")) for one in found.dropped}
+    for line in map(str, found.warnings):
+        if line not in unusable:
+            print(line)
     print(f"unusable rows: {sum(one.count for one in found.dropped):,}")
     for dropped in found.dropped:
         print(f"  {dropped}")

@@ -23,14 +23,19 @@ _WHOLE = re.compile(r"-?\d+\.0+")
 _INVISIBLE = re.compile("\\A[\\s\u200b\u2060\ufeff]+|[\\s\u200b\u2060\ufeff]+\\Z")
 """Blanks and characters without width around a text, such as the byte order mark of a table."""
 
-_SUSPECT = ("[", "{", "b'", 'b"', "array(", "tensor(", "<", "n", "N")
-"""Beginnings of texts that can be printed values or missing."""
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 
-TRUTH = {"True": True, "False": False}
-"""Texts that pandas prints for truth values."""
+_ENDS = (")", "]", "}", ">", "'", '"')
+"""Ends of texts that can be printed values."""
 
-_MISSING = frozenset({"nan", "nat", "<na>"})
-"""Texts, in lower case, that pandas prints for missing values."""
+TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+"""Texts that pandas (True), Excel and R (TRUE), and Arrow (true) write for truth values."""
+
+_MISSING = frozenset(
+    {"nan", "nat", "<na>", "#n/a", "#value!", "#ref!", "#div/0!", "#name?", "#num!", "#null!", "#spill!"}
+)
+"""Texts, in lower case, that pandas prints for missing values, and Excel for errors."""
+_MAX_MISSING = max(map(len, _MISSING))
 
 _NO_GROUP = frozenset({"none", "null", "na", "n/a"})
 """Names, in lower case, of a missing group."""
@@ -51,24 +56,22 @@ IMAGE_OUTSIDE = ("data.image_outside_root", "an image path must not leave the fo
 def text_of(value: Any) -> str:
     """Return a text, number or truth value as text without surrounding blanks. Missing values are empty.
 
-    Missing are None, NaN, and the texts that pandas prints for them. JSON in a text is text.
+    Missing are None, NaN, the texts that pandas prints for them, and errors of Excel. JSON in a text is text.
 
-    >>> text_of(" yes "), text_of(3), text_of(2.5), text_of(None), text_of(float("nan")), text_of("NaN")
+    >>> text_of(" yes "), text_of(3), text_of(2.5), text_of(None), text_of(float("nan")), text_of("#N/A")
     ('yes', '3', '2.5', '', '', '')
 
     Raises:
         RowProblem: The value is a list, an object, bytes or an infinite number, or a text that Python printed for one
-            (``['yes']`` in a CSV), or a text with half of a surrogate pair.
+            (``['yes']`` in a CSV), or a text with half of a surrogate pair or a control character.
     """
     if isinstance(value, str):
-        if not value.isascii():
+        if not value.isprintable():
             check_unicode(value)
         text = value.strip() if value.isascii() else _INVISIBLE.sub("", value)
-        if not text.startswith(_SUSPECT):
-            return text
-        if is_printed_value(text):
+        if text[-1:] in _ENDS and is_printed_value(text):
             raise _not_text(value)
-        return "" if text.lower() in _MISSING else text
+        return "" if len(text) <= _MAX_MISSING and text.lower() in _MISSING else text
     if value is None or value != value:  # only NaN differs from itself
         return ""
     if not isinstance(value, int | float) or math.isinf(value):
@@ -93,19 +96,26 @@ def texts_of(value: Any) -> tuple[str, ...]:
 
 
 def check_unicode(text: str) -> None:
-    """Raise a RowProblem if a text has half of a surrogate pair."""
+    """Raise a RowProblem if a text has half of a surrogate pair, or a control character such as NUL."""
     if not text.isascii() and _HALF.search(text):
         rule = "a text must not have half of a surrogate pair, which is not a character"
         raise RowProblem("data.text_not_unicode", rule, value=ascii(text))
+    if found := _CONTROL.search(text):
+        rule, remedy = "a text must not have a control character", "Remove it, or export the rows again."
+        start = max(found.start() - 20, 0)
+        raise RowProblem("data.control_character", rule, value=ascii(text[start : start + 40]), remedy=remedy)
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a value of any type is missing: None, NaN, a blank text, or a text that pandas prints for these.
+    """Return whether a value of any type is missing: None, NaN, a blank text, or a text that is written for these.
 
     >>> is_missing(None), is_missing(" "), is_missing("nan"), is_missing([]), is_missing("None")
     (True, True, True, False, False)
     """
-    return value is None or value != value or (isinstance(value, str) and value.strip().lower() in ("", *_MISSING))
+    if isinstance(value, str):
+        text = value.strip()
+        return len(text) <= _MAX_MISSING and (not text or text.lower() in _MISSING)
+    return value is None or value != value
 
 
 def name_of(value: Any) -> str:
@@ -148,7 +158,8 @@ def natural_order(name: str) -> tuple[tuple[int, int | str], ...]:
 
 def cell(row: Row, origin: RowOrigin, field: str) -> Any:
     """Return the value of one of the task's fields, or None if the source has no such column or the row no value."""
-    return row.get(origin.column.get(field, ""))
+    column = origin.column.get(field)
+    return None if column is None else row.get(column)  # "" is the column of a table with an index of pandas
 
 
 def with_whole_numbers(row: Row, columns: Sequence[str]) -> Row:

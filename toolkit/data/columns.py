@@ -1,6 +1,7 @@
 """Mapping from the fields of a task to the columns of a source, and all mismatches with suggestions."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def other_columns(
     for field, names in task.columns.items():
         if field in column and field not in requested.columns:
             usual = {fold(name) for name in names}
-            yield from ((field, name) for name in free if fold(name) in usual)
+            # pandas renames the second column "answer" to "answer.1".
+            yield from ((field, name) for name in free if fold(re.sub(r"\.\d+\Z", "", name)) in usual)
 
 
 def leaking_context(task: Task, requested: RowSettings, column: Mapping[str, str]) -> tuple[str, ...]:

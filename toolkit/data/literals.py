@@ -10,6 +10,8 @@ import re
 import warnings
 from typing import Any
 
+from toolkit.data.json_stream import KeyRepeated, checked_object
+
 MOST_CHARACTERS = 1 << 16
 """Maximum length of a text that is read as a Python literal."""
 
@@ -20,16 +22,20 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _NUMBER_ARRAY = re.compile(rf"\[\s*{_NUMBER}(?:\s+{_NUMBER})+\s*\]", re.IGNORECASE)
 
 _WORD = rf"nan|None|True|False|{_NUMBER}"
+_CALL = (
+    r"(?:(?:np|numpy|pd|pandas|torch|datetime|decimal|collections|pathlib)\.[\w.]+"
+    r"|array|tensor|Timestamp|Timedelta|Decimal|Fraction|UUID|OrderedDict|defaultdict|Counter|dict_\w+|\w+Path)\("
+)
 _PRINTED = re.compile(
-    r"""\[\s*(?:[bru]?['"].*|\{\s*'.*)\]"""
+    rf"""\[\s*(?:[bru]?['"].*|\{{\s*'.*|{_CALL}.*)\]"""
     rf"""|\[\s*(?:(?:{_WORD})[\s,]*)*\]"""
     r"""|\{\s*(?:['"].*)?\}"""
     r"""|b(?:'.*'|".*")"""
-    r"""|(?:array|tensor)\(.*\)"""
-    r"""|<.* at 0x[0-9A-Fa-f]+>""",
+    rf"""|{_CALL}.*\)"""
+    r"""|<.* at 0x[0-9A-Fa-f]+>|<PIL\..*>""",
     re.DOTALL,
 )
-"""Texts that Python, NumPy and PyTorch print for lists, tables, bytes, arrays and objects."""
+"""Texts that Python, NumPy, pandas and PyTorch print for lists, tables, bytes, arrays and objects."""
 
 
 def read_literal(text: str) -> list[Any] | dict[str, Any] | None:
@@ -39,9 +45,13 @@ def read_literal(text: str) -> list[Any] | dict[str, Any] | None:
     (['a'], ['a', 'b'], ['a', 'b'], {'x': None})
     >>> read_literal("[see report]"), read_literal("['it''s']"), read_literal("[1. 2.5]")
     (None, None, [1.0, 2.5])
+    >>> read_literal("{'x': 1, 'x': 2}") is None
+    True
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=checked_object)
+    except KeyRepeated:
+        return None
     except (ValueError, RecursionError):
         value = _printed(text) if len(text) <= MOST_CHARACTERS else None
     return value if isinstance(value, list | dict) else None
@@ -52,9 +62,14 @@ def is_printed_value(text: str) -> bool:
 
     >>> is_printed_value("['yes']"), is_printed_value("[]"), is_printed_value("b'yes'"), is_printed_value("[1, nan]")
     (True, True, True, True)
+    >>> is_printed_value("('yes',)"), is_printed_value("np.float64(0.5)"), is_printed_value("(the 'left' lung)")
+    (True, True, False)
     >>> is_printed_value('["yes"]'), is_printed_value("[0.1, 0.2]"), is_printed_value("[Findings] None. [End]")
     (False, False, False)
     """
+    if text.startswith("("):  # text in brackets is frequent, so only a tuple with a text is one
+        has_text = ("'" in text or '"' in text) and len(text) <= MOST_CHARACTERS
+        return has_text and isinstance(_evaluate(text), tuple)
     if _PRINTED.fullmatch(text) is None:
         return False
     try:
@@ -81,14 +96,24 @@ def _evaluate(text: str) -> Any:
         with warnings.catch_warnings():  # an unknown escape sequence, such as '\\d', is only a warning
             warnings.simplefilter("ignore", SyntaxWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            return ast.literal_eval(_WithoutNan().visit(ast.parse(text, mode="eval")))
+            return ast.literal_eval(_Checked().visit(ast.parse(text, mode="eval")))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
 
 
-class _WithoutNan(ast.NodeTransformer):
+class _Checked(ast.NodeTransformer):
+    """Replaces ``nan`` by None, and rejects a table that has a key twice with different values."""
+
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.copy_location(ast.Constant(None), node) if node.id == "nan" else node
+
+    def visit_Dict(self, node: ast.Dict) -> ast.AST:
+        values: dict[str, str] = {}
+        for key, value in zip(node.keys, node.values, strict=True):
+            shown = ast.dump(value)
+            if key is not None and values.setdefault(ast.dump(key), shown) != shown:
+                raise ValueError("a key is repeated")
+        return self.generic_visit(node)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.data.boxes import check_image_sizes
 from toolkit.data.groups import NO_GROUPS
-from toolkit.data.rows import UsableRows, read_alike, read_file
+from toolkit.data.rows import UsableRows, check_dropped, read_alike, read_file
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.split_sources import recipe_sources
 from toolkit.data.splits import (
@@ -153,10 +153,17 @@ def _sources(recipe: Recipe, synthetic_folder: Path | None) -> tuple[dict[str, s
 def _read_sources(
     sources: dict[str, str], recipe: Recipe, task: Task, image_root: Path | None
 ) -> dict[str, UsableRows]:
-    loaded, problems = {}, []
+    loaded, problems = dict[str, UsableRows](), list[DataError]()
     for name, source in sources.items():
         try:
             loaded[name] = read_file(recipe, task, source, image_root, name)
+        except DataError as error:
+            problems.append(error)
+    if not problems:
+        loaded = read_alike(loaded, lambda name, whole: read_file(recipe, task, sources[name], image_root, name, whole))
+    for rows in loaded.values():
+        try:
+            check_dropped(rows, recipe.dataset.max_dropped)
         except DataError as error:
             problems.append(error)
     if len(problems) == 1:
@@ -164,7 +171,7 @@ def _read_sources(
     if problems:
         found = [problem for error in problems for problem in error.problems]
         raise DataProblems("data.unusable", "the data must be usable", found, place="[data]")
-    return read_alike(loaded, lambda name, whole: read_file(recipe, task, sources[name], image_root, name, whole))
+    return loaded
 
 
 def _split_rows(

@@ -47,6 +47,7 @@ class DataResult:
         found: settings of the task that its rows decide, such as the classes.
         group_columns: columns of the group. A model card must not have their values.
         sources: the sources that were read, as ``source_times`` returns them. Empty: not saved.
+        whole: columns whose whole numbers were read without a decimal point. A prediction reads them in the same way.
     """
 
     rows: Mapping[str, int]
@@ -57,6 +58,7 @@ class DataResult:
     found: Mapping[str, Any]
     group_columns: tuple[str, ...] = ()
     sources: Mapping[str, int] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
 
     def has_other_sources(self, recipe: Recipe) -> bool:
         """Return whether a recipe names other sources, or one of them has changed. A file can be missing by now."""

@@ -56,7 +56,7 @@ def read_images(name: str, row: Row, origin: RowOrigin) -> tuple[ImageRef, ...]:
     Raises:
         RowProblem: There are too many images, a value does not name an image, or a path leaves the image root.
     """
-    value = row.get(origin.column.get("image", ""))
+    value = cell(row, origin, "image")
     if type(value) is str and (image := _plain_image(value, row, origin)) is not None:
         return (image,)
     place = f"{origin.file}: {name}"
@@ -176,8 +176,8 @@ def _plain_image(value: str, row: Row, origin: RowOrigin) -> ImageRef | None:
 
 def _values(row: Row, origin: RowOrigin) -> Iterator[Any]:
     """Yield the cells that name images, without missing ones: the column, and its later numbers if it is numbered."""
-    column = origin.column.get("image", "")
-    for name in _series(column, tuple(row)):
+    column = origin.column.get("image")
+    for name in () if column is None else _series(column, tuple(row)):
         value = row.get(name)
         if not is_missing(value):
             yield value
@@ -221,7 +221,7 @@ Part = tuple[ImageRef, Any, Any]
 
 
 def _parts_of(value: Any, row: Row, origin: RowOrigin, place: str) -> Iterator[Part]:
-    slices, axis = (row.get(column) for column in _slice_columns(tuple(row)))
+    slices, axis = (None if column is None else row.get(column) for column in _slice_columns(tuple(row)))
     if isinstance(value, Mapping):
         keys = {fold(str(key)): one for key, one in reversed(list(value.items()))}
         slices, axis = keys.get(SLICE, slices), keys.get(AXIS, axis)
@@ -237,10 +237,10 @@ def _parts_of(value: Any, row: Row, origin: RowOrigin, place: str) -> Iterator[P
 
 
 @lru_cache(maxsize=1 << 8)
-def _slice_columns(columns: tuple[str, ...]) -> tuple[str, str]:
-    """Return the columns of slice and axis, in any case. Empty if there is none."""
+def _slice_columns(columns: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """Return the columns of slice and axis, in any case. None if there is none."""
     folded = {column.lower(): column for column in reversed(columns)}
-    return folded.get(SLICE, ""), folded.get(AXIS, "")
+    return folded.get(SLICE), folded.get(AXIS)
 
 
 def _path_in(keys: Mapping[str, Any], value: Mapping[Any, Any], place: str) -> Any:

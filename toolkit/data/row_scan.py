@@ -56,6 +56,8 @@ MAX_TRUTH = 6
 """Length of a text that is longer than every text of ``TRUTH``."""
 
 _BRACKETS = ("[", "{")
+_NOTHING = frozenset({"None", "null", "NULL", "NA", "N/A", "n/a", "undefined"})
+"""Texts that programs write for missing values, and that can be answers."""
 _KEYS = ("groups", "questions", "images", "image_rows")
 _LINKS = ("previous", "places", "lengths", "chosen")
 
@@ -157,6 +159,8 @@ class RowScanner:
         for column in suspect:
             if row[column] in TRUTH:
                 self._note_truth(column, name, row, sample)
+            elif row[column] in _NOTHING:
+                self._note_nothing(column, name, row[column], sample)
             else:
                 self._add_listed(column, name, row[column].strip(), sample)
         self._rows.append(number)
@@ -171,7 +175,7 @@ class RowScanner:
             if not isinstance(value, str):
                 continue
             is_truth = len(value) < MAX_TRUTH and value in TRUTH and column not in self.source.whole
-            if is_truth or value.startswith(_BRACKETS):
+            if is_truth or value.startswith(_BRACKETS) or value in _NOTHING:
                 found.append(column)
             # str.strip returns the same object if there is nothing to strip, which is faster than a comparison.
             if value.strip() is not value:
@@ -185,6 +189,12 @@ class RowScanner:
             rule = f"the column {column} has a list or an object as JSON, which is used as text"
             remedy = "Store one text in each cell if a list was meant."
             self._notes.add(rule, name, "data.text_is_json", text, remedy)
+
+    def _note_nothing(self, column: str, name: str, text: str, sample: Sample) -> None:
+        """Count a reference such as "None", unless it is one of the options. It can be a missing value."""
+        if text in sample.reference.values() and "options" not in sample.fields:
+            rule = f"the text {text} of the column {column} can be a missing value, and is used as text"
+            self._notes.add(rule, name, "data.text_can_be_missing", text, "Remove these rows if it is missing.")
 
     def _check_others(self, name: str, row: Row, sample: Sample) -> None:
         """Raise a RowProblem if another column with the usual name of a field has another value than the one read."""
@@ -214,7 +224,7 @@ class RowScanner:
         except RowProblem:
             return
         if (target := self.task.target(other)) != self.task.target(sample):
-            rule = f"the text True or False of the column {column} stays a text, because the column has other values"
+            rule = f"the text true or false of the column {column} stays a text, because the column has other values"
             value = f"{row[column]!r}, and as a truth value of JSON {target!r}"
             self._notes.add(rule, name, "data.truth_value_is_text", value, "Write yes and no, or one kind of value.")
 
@@ -278,7 +288,8 @@ def _folded(sample: Sample) -> str:
 
 def _of_conversation(problem: RowProblem, row: Row, task: Task) -> RowProblem:
     """Return the reason why a conversation has no question and answer, instead of that they are missing."""
-    if MESSAGES not in row or problem.code not in (NO_QUESTION[0], NO_ANSWER[0]) or MESSAGES in task.columns:
+    is_conversation = MESSAGES in row and MESSAGES not in task.columns and "answer" not in row
+    if not is_conversation or problem.code not in (NO_QUESTION[0], NO_ANSWER[0]):
         return problem
     found = several_turns(task.name)
     turns = row[MESSAGES] if isinstance(row[MESSAGES], list) else []

@@ -15,7 +15,7 @@ from toolkit.data.cells import fold
 from toolkit.data.columns import MESSAGES, RowSettings, leaking_context, other_columns, resolve_columns
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.groups import NO_GROUPS, identifier_columns
-from toolkit.data.index import RowIndex, open_index, source_folder
+from toolkit.data.index import AS_ROWS, RowIndex, open_index, source_folder
 from toolkit.data.json_stream import Row
 from toolkit.data.row_images import have_no_images, image_columns
 from toolkit.data.row_scan import FIRST_ROWS, FirstPass, RowScan, scan_rows
@@ -57,7 +57,7 @@ def read_file(
     split: str = "train",
     whole: tuple[str, ...] = (),
 ) -> UsableRows:
-    """Load every usable row of one source with the recipe's settings for a split.
+    """Load every usable row of one source with the recipe's settings for a split. See also ``check_dropped``.
 
     Args:
         recipe: the recipe.
@@ -68,8 +68,7 @@ def read_file(
         whole: columns of whole numbers to read without decimal points.
 
     Raises:
-        DataError: The source or columns are missing (all such problems together), no row is usable, or more rows than
-            ``data.max_dropped`` are unusable.
+        DataError: The source or columns are missing (all such problems together).
     """
     requested = replace(row_settings(recipe, task, split), whole=whole)
     if image_root is not None:  # Synthetic data has corners in pixels, and may have too few boxes to find that out.
@@ -77,10 +76,28 @@ def read_file(
     index, origin, row_scan = _open(task, requested, source, image_root or recipe.dataset.image_root)
     row_scan = replace(row_scan, dropped=_with_row_numbers(row_scan.dropped, index, requested))
     dropped = (*index.skipped, *row_scan.dropped)
-    _check_dropped(dropped, index, len(row_scan.rows), recipe.dataset.max_dropped)
     warnings = tuple(_warnings(task, requested, origin, index, row_scan))
     samples = SampleSet(task, index, origin, row_scan.rows, row_scan.links)
     return UsableRows(samples, row_scan.keys, dropped, warnings, row_scan.identifiers, row_scan.numbers)
+
+
+def check_dropped(rows: UsableRows, maximum: float) -> None:
+    """Check the unusable rows of a source, after ``read_alike``, which can make rows usable.
+
+    Raises:
+        DataError: No row is usable, or a larger fraction than ``maximum`` is unusable.
+    """
+    lost, usable = total(rows.dropped), len(rows.samples)
+    if usable and lost <= maximum * (lost + usable):
+        return
+    reasons = list_problems(replace(one.notice(), place="") for one in rows.dropped)
+    raise DataError(
+        "data.too_many_unusable_rows",
+        f"at least one row must be usable, and unusable rows must be at most {maximum:.1%} (data.max_dropped)",
+        place=rows.samples.table.source,
+        value=f"{lost:,} of {lost + usable:,}",
+        remedy=f"Correct the rows or data.columns, or raise data.max_dropped:\n{reasons}",
+    )
 
 
 def read_alike(
@@ -174,6 +191,10 @@ def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_ro
     if has_images and image_root is None and index.image_root is None:
         rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
         problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
+    if problems and all(name.isdecimal() for name in index.columns):
+        value = [name for _, (name, _) in zip(range(FIRST_ROWS), index, strict=False)]
+        rule = "the file must have one record for each row, and its records have only numbers as names of columns"
+        raise DataError("data.json_of_columns", rule, place=index.source, value=value, remedy=AS_ROWS)
     if problems:
         rule = f"the recipe must fit the columns of the rows, which are read as {index.metadata.format}"
         raise DataProblems("data.columns_do_not_fit", rule, problems, place=index.source)
@@ -194,20 +215,6 @@ def _without_image_column(task: Task, first: Sequence[Row], problems: Sequence[P
         rule, either = "the column with image paths must be the column of images", "Otherwise remove the column."
         known = [Problem("data.field_without_column", rule, place, found[0], f"{remedy} {either}")]
     return [*(problem for problem in problems if problem.place != place), *known]
-
-
-def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, maximum: float) -> None:
-    lost = total(dropped)
-    if usable and lost <= maximum * (lost + usable):
-        return
-    reasons = list_problems(replace(one.notice(), place="") for one in dropped)
-    raise DataError(
-        "data.too_many_unusable_rows",
-        f"at least one row must be usable, and unusable rows must be at most {maximum:.1%} (data.max_dropped)",
-        place=index.source,
-        value=f"{lost:,} of {lost + usable:,}",
-        remedy=f"Correct the rows or data.columns, or raise data.max_dropped:\n{reasons}",
-    )
 
 
 def _warnings(
@@ -287,5 +294,5 @@ def _reread(column: str, numbers: Numbers, source: str) -> Iterator[Problem]:
         rule = "whole numbers with a decimal point are read without it, because the column has missing values"
         yield Problem("data.whole_numbers", rule, place, f"{numbers.whole:,} numbers")
     if numbers.truth:
-        rule = "the texts True and False are read as truth values, because the column has no other text"
+        rule = "the texts true and false are read as truth values, because the column has no other text"
         yield Problem("data.truth_values", rule, place, f"{numbers.truth:,} texts")

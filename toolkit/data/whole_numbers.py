@@ -4,7 +4,7 @@ A column with missing values cannot have integers in pandas, so that 2 becomes 2
 in the training and the test rows. A column is read without decimal points if all of its numbers are whole in every
 source, and a source with decimal points has missing values. Other columns stay as they are: 2.0 can be a measurement.
 
-A column of a CSV with only True and False has truth values. JSON and Parquet have them as such.
+A column with only the texts True and False, in any case, has truth values. JSON and Parquet have them as such.
 """
 
 from collections.abc import Iterable, Mapping

@@ -120,8 +120,9 @@ def predict_rows(
         rule, remedy = "the table must end in .csv or .jsonl", "Choose another name."
         raise DataError("predict.out_suffix_unknown", rule, place="--out", value=str(request.out), remedy=remedy)
     check_free(request.out, force=request.force)
-    settings = _settings(run, recipe)
-    rows = read_unlabelled_rows(recipe, settings, request.source, request.image_root, request.constants)
+    data = run.result("data", DataResult) if run.is_done("data") else None
+    settings, whole = _settings(recipe, data.found if data else {}), data.whole if data else ()
+    rows = read_unlabelled_rows(recipe, settings, request.source, request.image_root, request.constants, whole)
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
     prompts = _prompts(recipe)
@@ -145,13 +146,13 @@ def predict_rows(
     return result
 
 
-def _settings(run: RunFolder, recipe: Recipe) -> Any:
-    """Return the settings of the task, with those that the rows of the run decided, such as the classes.
+def _settings(recipe: Recipe, found: Mapping[str, Any]) -> Any:
+    """Return the settings of the task, with those that the rows of the run decided (``found``), such as the classes.
 
     Raises:
         DataError: the run has not read its rows.
     """
-    task, found = TASKS[recipe.dataset.task], run.result("data", DataResult).found if run.is_done("data") else {}
+    task = TASKS[recipe.dataset.task]
     if task.from_rows and task.from_rows.needed and not found:
         rule = "the run must have read its rows, which decide settings of its task"
         raise DataError("predict.rows_not_read", rule, place="[data]", remedy="Start the run with toolkit run.")

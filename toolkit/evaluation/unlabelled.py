@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.data import Dropped, Tally
 from toolkit.data.groups import NO_GROUPS
-from toolkit.data.rows import read_file
+from toolkit.data.rows import check_dropped, read_file
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, Problem, RowProblem
@@ -66,7 +66,12 @@ class Unlabelled:
 
 
 def read_unlabelled_rows(
-    recipe: Recipe, settings: Any, source: Path, image_root: Path | None, constants: Constants
+    recipe: Recipe,
+    settings: Any,
+    source: Path,
+    image_root: Path | None,
+    constants: Constants,
+    whole: tuple[str, ...] = (),
 ) -> Unlabelled:
     """Read the rows of a file or folder, or the images of a folder.
 
@@ -76,6 +81,7 @@ def read_unlabelled_rows(
         source: a source of rows in any format, or a folder of images.
         image_root: the folder of relative image paths. None: that of the source.
         constants: values of every row.
+        whole: columns whose whole numbers have no decimal point in the training rows.
 
     Raises:
         DataError: the source is missing, rows or columns do not fit the task, or a value is given twice.
@@ -88,7 +94,9 @@ def read_unlabelled_rows(
         rule = "the source of the rows must exist"
         raise DataError("predict.source_missing", rule, place="--data", value=str(source), remedy="Correct the path.")
     _check_constants(task, constants)
-    reader = _Reader(task, {**task.placeholders(settings), **constants.fields}, dict(constants.context), settings)
+    reader = _Reader(
+        task, {**task.placeholders(settings), **constants.fields}, dict(constants.context), settings, whole
+    )
     if source.is_dir() and not _has_rows(source):
         return _read_images(recipe, reader, source.absolute())
     return _read_rows(recipe, reader, source, image_root, constants)
@@ -103,12 +111,14 @@ class _Reader:
         fixed: field -> value that replaces the row's: placeholders of the reference, and constants.
         context: column of prompt.context -> text.
         settings: the settings of the task.
+        whole: columns whose whole numbers have no decimal point.
     """
 
     task: Task
     fixed: Mapping[str, Any]
     context: Mapping[str, str]
     settings: Any
+    whole: tuple[str, ...]
 
     @property
     def reference(self) -> set[str]:
@@ -145,7 +155,8 @@ def _read_rows(
     evaluate = recipe.evaluate and recipe.evaluate.model_copy(update={"by": ()})
     task = reader.without_reference()
     changed = recipe.model_copy(update={"data": dataset.model_copy(update=update), "evaluate": evaluate})
-    found = read_file(changed, task, str(source), image_root, SPLIT)
+    found = read_file(changed, task, str(source), image_root, SPLIT, reader.whole)
+    check_dropped(found, dataset.max_dropped)
     table = found.samples.table
     for name in constants.fields:
         mapped = [dataset.columns[name]] if name in dataset.columns else reader.task.columns[name]

@@ -250,4 +250,5 @@ def _result(data: DataSplits, report: ScanReport, sources: Mapping[str, int]) ->
         found=data.found,
         group_columns=data.group_columns,
         sources=sources,
+        whole=tuple(dict.fromkeys(column for samples in _splits(data).values() for column in samples.source.whole)),
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toolkit.data.cells import cell, extra_fields, natural_order, number_of
+from toolkit.data.cells import NO_IMAGE, cell, extra_fields, natural_order, number_of
 from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import GROUP_FIELDS, Found, RowOrigin
@@ -163,6 +163,9 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "lenient": "ignore" in (settings.reading.uncertain, settings.reading.blank),
     }
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
+    if not images and not any(fields.get(column) for column in origin.context):
+        remedy = "Add the image, or a text in a column of prompt.context."
+        raise RowProblem(*NO_IMAGE, place=f"{origin.file}: {name}", value=cell(row, origin, "image"), remedy=remedy)
     reference = {"labels": list(labels.present), "unknown": list(labels.unknown)}
     return Sample(name, "classify", _group(row, origin, images), images, fields, reference)
 
@@ -359,5 +362,5 @@ def _group(row: Mapping[str, Any], origin: RowOrigin, images: tuple[ImageRef, ..
         RowProblem: a column of the group is empty.
     """
     in_columns = origin.group is not None or any(field in origin.column for field in GROUP_FIELDS)
-    folder = None if in_columns else _PATIENT_FOLDER.search(str(images[0].path))
+    folder = None if in_columns or not images else _PATIENT_FOLDER.search(str(images[0].path))
     return folder[1] if folder else read_group(row, origin, images)

@@ -151,7 +151,10 @@ def _at_index(index: str, options: Mapping[str, str], place: str) -> str | None:
         return list(options)[int(number)]
     if letter := _alone(index, options):
         return letter
-    raise RowProblem(*_NOT_AN_OPTION, place=place, value=index)
+    remedy = (
+        "Positions count from 0. Subtract 1 from every row if the column counts from 1." if number.isdecimal() else ""
+    )
+    raise RowProblem(*_NOT_AN_OPTION, place=place, value=index, remedy=remedy)
 
 
 def _check_label(letter: str, label: str, options: Mapping[str, str], place: str) -> None:

@@ -46,7 +46,7 @@ def read_options(row: Mapping[str, Any], origin: RowOrigin, place: str) -> dict[
         raise RowProblem("tasks.mcq.too_many_options", rule, place=place, value=len(value))
     answer = cell(row, origin, "answer")
     options = _from_table(value, place) if isinstance(value, dict) else _from_list(value, answer, place)
-    if not all(options.values()):
+    if any(map(is_missing, options.values())):
         raise RowProblem("tasks.mcq.option_empty", "an option must not be empty", place=place, value=value)
     return options
 
@@ -94,8 +94,9 @@ def _pairs(value: Any) -> Any:
         letters, texts = (next((value[key] for key in keys if key in value), None) for keys in (LETTER_KEYS, TEXT_KEYS))
         if isinstance(letters, list) and isinstance(texts, list) and len(letters) == len(texts) and len(value) == 2:
             return _table(letters, texts)
-        # Parquet gives a table every key of its column, with None for those that a row lacks.
-        return {key: text for key, text in value.items() if text is not None}
+        # Parquet gives a table every key of its column, with None for those that a row lacks. A gap is an empty option.
+        last = max((key for key, text in value.items() if text is not None), key=_place, default="")
+        return {key: text for key, text in value.items() if text is not None or _place(key) < _place(last)}
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
         letter_keys = (*LETTER_KEYS, *_other_letter_keys(value))
         found = [[_only(one, keys) for keys in (letter_keys, TEXT_KEYS)] for one in value]
@@ -104,6 +105,11 @@ def _pairs(value: Any) -> Any:
         if all(text is not None for _, text in found):
             return [text for _, text in found]
     return value
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Return a key that sorts A before B, and 9 before 10."""
+    return len(key), key
 
 
 def _other_letter_keys(options: Sequence[Mapping[str, Any]]) -> list[str]:
