@@ -278,7 +278,7 @@ def test_an_empty_column_of_images_does_not_hide_another_one(tmp_path: Path, roo
 def test_a_task_that_needs_an_image_rejects_a_row_without_one(tmp_path: Path, root: Path) -> None:
     rows = [{"image": "", "diagnosis": "nv"}, {"image": "a.png", "diagnosis": "nv", "width": 4, "height": 4}]
     with raises(DataError, "data.too_many_unusable_rows"):
-        read_file(recipe_of(tmp_path, rows, "lesion"), str(tmp_path / "rows.json"))
+        load_data(recipe_of(tmp_path, rows, "lesion", split={"test": 0}))
 
 
 def test_numbered_columns_of_a_source_are_found(tmp_path: Path, root: Path) -> None:

@@ -17,6 +17,7 @@ from tests.helpers.training import context_of, small_recipe
 from toolkit.cli import main
 from toolkit.data.result import DataResult
 from toolkit.errors import MOST_CHARACTERS, DataError, Problem, RecipeError, shorten
+from toolkit.evaluation.unlabelled import Constants, read_unlabelled_rows
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder
 
@@ -350,3 +351,32 @@ def test_an_empty_answer_of_a_conversation_is_missing(tmp_path: Path) -> None:
     rows = [{"query": f"{n}?", "response": "edema" if n else "", "images": f"{n}.png"} for n in range(2)]
     data = load_data(recipe(write(tmp_path / "rows.json", rows), max_dropped=0.5))
     assert [(one.code, one.examples) for one in data.dropped] == [("data.answer_missing", ("0",))]
+
+
+def test_options_in_two_places_must_agree(tmp_path: Path) -> None:
+    single = {"option_a": "A. Edema", "option_b": "B. mass"}
+    rows = [row(n, options=["edema", "mass"], answer="B", **single) for n in range(2)]
+    rows.append(row(2, options=["mass", "edema"], answer="B", **single))
+    data = load_data(recipe(write(tmp_path / "rows.json", rows), task="mcq", max_dropped=0.5))
+    assert [(one.code, one.examples) for one in data.dropped] == [("tasks.mcq.options_contradict", ("id2",))]
+
+
+def test_a_character_that_was_lost_is_reported(tmp_path: Path) -> None:
+    rows = [row(0, answer="\u00e9panchement"), row(1, answer="\ufffdpanchement"), row(2, **{"question.1": "Where?"})]
+    data = load_data(recipe(write(tmp_path / "rows.json", rows), max_dropped=0.5))
+    (warning,) = [one for one in data.warnings if one.code == "data.character_lost"]
+    assert "id1: '\ufffdpanchement'" in warning.rule
+    assert [(one.code, one.examples) for one in data.dropped] == [("data.columns_contradict", ("id2",))]
+
+
+def test_a_prediction_reads_whole_numbers_and_truth_values_as_the_training_rows(tmp_path: Path) -> None:
+    ages: list[float | None] = [40.0, None, 42.0]
+    rows = [row(number, age=age, smoker="True") for number, age in enumerate(ages)]
+    write(tmp_path / "train.csv", rows)
+    write(tmp_path / "new.csv", [row(5, age=63.0, smoker="false")])
+    table = {"task": "vqa", "train": str(tmp_path / "train.csv"), "split": {"test": 0.0}}
+    wanted = make_recipe({"run": {"name": "x"}, "data": table, "prompt": {"context": ["age", "smoker"]}})
+    train = load_data(wanted).train
+    assert [sample.fields.get("age") for sample in train] == ["40", None, "42"]
+    rows_of_prediction = read_unlabelled_rows(wanted, None, tmp_path / "new.csv", None, Constants(), train.source.whole)
+    assert [(one.fields["age"], one.fields["smoker"]) for one in rows_of_prediction.samples] == [("63", "False")]

@@ -56,6 +56,7 @@ MAX_TRUTH = 6
 """Length of a text that is longer than every text of ``TRUTH``."""
 
 _BRACKETS = ("[", "{")
+_REPLACED = "\ufffd"
 _NOTHING = frozenset({"None", "null", "NULL", "NA", "N/A", "n/a", "undefined"})
 """Texts that programs write for missing values, and that can be answers."""
 _KEYS = ("groups", "questions", "images", "image_rows")
@@ -157,6 +158,8 @@ class RowScanner:
             self._notes.add(rule, name, "data.images_not_shown", value, remedy)
         self._note_images(name, sample)
         for column in suspect:
+            if _REPLACED in row[column]:
+                self._note_replaced(column, name, row[column])
             if row[column] in TRUTH:
                 self._note_truth(column, name, row, sample)
             elif row[column] in _NOTHING:
@@ -168,14 +171,14 @@ class RowScanner:
         self._add_patient(name, row, sample)
 
     def _suspect_columns(self, row: Row) -> list[str]:
-        """Return the columns with a text that can be a list or a truth value, and count blanks around texts."""
+        """Return the columns with a text that can be another value or damaged, and count blanks around texts."""
         found = []
         for column in self._columns:
             value = row.get(column)
             if not isinstance(value, str):
                 continue
             is_truth = len(value) < MAX_TRUTH and value in TRUTH and column not in self.source.whole
-            if is_truth or value.startswith(_BRACKETS) or value in _NOTHING:
+            if is_truth or value.startswith(_BRACKETS) or value in _NOTHING or _REPLACED in value:
                 found.append(column)
             # str.strip returns the same object if there is nothing to strip, which is faster than a comparison.
             if value.strip() is not value:
@@ -189,6 +192,12 @@ class RowScanner:
             rule = f"the column {column} has a list or an object as JSON, which is used as text"
             remedy = "Store one text in each cell if a list was meant."
             self._notes.add(rule, name, "data.text_is_json", text, remedy)
+
+    def _note_replaced(self, column: str, name: str, text: str) -> None:
+        """Count a text that lost a character when it was decoded in another encoding than its own."""
+        rule = f"a text of the column {column} has U+FFFD in place of a character that was lost in a conversion"
+        start = max(text.index(_REPLACED) - 20, 0)
+        self._notes.add(rule, name, "data.character_lost", text[start : start + 40], "Export the rows again as UTF-8.")
 
     def _note_nothing(self, column: str, name: str, text: str, sample: Sample) -> None:
         """Count a reference such as "None", unless it is one of the options. It can be a missing value."""

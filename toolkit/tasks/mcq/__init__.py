@@ -21,7 +21,7 @@ MCQ = Task(
         for field in ("answer", "answer_letter", "answer_index", "explanation", "findings", "impression")
         for name in COLUMNS[field]
     ),
-    one_value=frozenset({"options", "answer", "answer_letter", "answer_index"}),
+    one_value=frozenset({"question", "options", "answer", "answer_letter", "answer_index"}),
     read=read,
     instruction=instruction,
     question=question,

@@ -48,6 +48,8 @@ def read_options(row: Mapping[str, Any], origin: RowOrigin, place: str) -> dict[
     options = _from_table(value, place) if isinstance(value, dict) else _from_list(value, answer, place)
     if any(map(is_missing, options.values())):
         raise RowProblem("tasks.mcq.option_empty", "an option must not be empty", place=place, value=value)
+    if "options" in origin.column and "option_a" in origin.column:
+        _check_columns(options, row, origin, place)
     return options
 
 
@@ -153,6 +155,18 @@ def _from_columns(row: Mapping[str, Any], origin: RowOrigin) -> dict[str, Any]:
         raise RowProblem("tasks.mcq.option_missing", rule, place=f"{origin.file}", value=value, remedy=remedy)
     _check_from_one(row, origin)
     return found
+
+
+def _check_columns(options: Mapping[str, str], row: Mapping[str, Any], origin: RowOrigin, place: str) -> None:
+    """Raise a RowProblem if a row has options in one column and others in separate columns."""
+    if len(columns := _from_columns(row, origin)) < 2:
+        return
+    others = _from_table(columns, place)
+    if list(map(fold, others.values())) != list(map(fold, options.values())):
+        rule = f"the column {origin.column['options']} and the columns of single options must agree"
+        remedy = "Remove one of them, or correct the row."
+        value = f"{_show(options)}, and {_show(others)}"
+        raise RowProblem("tasks.mcq.options_contradict", rule, place=place, value=value, remedy=remedy)
 
 
 def _check_from_one(row: Mapping[str, Any], origin: RowOrigin) -> None:
