@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
@@ -93,6 +93,7 @@ def test_missing_values_have_no_text(value: Any) -> None:
     assert texts_of(value) == ()
 
 
+@settings(deadline=None)  # the first call of pandas can be slow
 @given(values=st.lists(words, min_size=1, max_size=4))
 def test_a_list_reads_the_same_from_json_python_numpy_and_pandas(values: list[str]) -> None:
     expected = tuple(text for value in values if (text := value.strip()))
