@@ -356,6 +356,8 @@ def test_one_option_is_parsed(text: str) -> None:
         ("A - Normal or B - Pneumonia", SEVERAL_OPTIONS.format(letters="A, B")),
         ("B - Pneumonia, or C.", SEVERAL_OPTIONS.format(letters="B, C")),
         ("Perhaps the answer is A. But the answer is B.", SEVERAL_OPTIONS.format(letters="A, B")),
+        ("The answer is B. The answer is C.", SEVERAL_OPTIONS.format(letters="B, C")),
+        ("I choose B, C", SEVERAL_OPTIONS.format(letters="B, C")),
         ("A - Pneumonia", OTHER_TEXT.format(letter="A", other="B")),
         ("B - pleural effusion.", OTHER_TEXT.format(letter="B", other="C")),
     ],
