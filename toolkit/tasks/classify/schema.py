@@ -271,13 +271,16 @@ def _describe(labels: Sequence[str], train: _Counts, multi: bool, settings: Clas
     if unknown := ", ".join(f"{name} {train.unknown[name]:,}" for name in labels if train.unknown[name]):
         yield Problem("tasks.classify.labels_unknown", f"labels that rows leave open are ignored: {unknown}", "train")
     reading = settings.reading
-    merged = [name for name, count in Counter(reading.names.values()).items() if count > 1]
-    if merged:
-        value = "; ".join(
-            f"{name}: {', '.join(label for label in reading.names if reading.names[label] == name)}" for name in merged
-        )
+    shared = [name for name, count in Counter(reading.names.values()).items() if count > 1]
+    if shared:
         rule = "labels with the same name in data.classify.names are one class"
-        yield Problem("tasks.classify.labels_merged", rule, "[data.classify] names", value)
+        merged = [(one, [label for label, name in reading.names.items() if name == one]) for one in shared]
+        yield Problem(
+            "tasks.classify.labels_merged",
+            rule,
+            "[data.classify] names",
+            "; ".join(f"{one}: {', '.join(of)}" for one, of in merged),
+        )
     unnamed = [name for name in labels if name not in reading.names.values()]
     if reading.names and not reading.is_one_hot and unnamed and settings.given is None:
         rule = "data.classify.names should have every label, or their classes keep the label of the rows as name"
