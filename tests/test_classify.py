@@ -333,6 +333,19 @@ def test_a_row_of_only_ignored_labels_is_dropped_and_no_finding_denies_the_blank
     assert dropped(data) == {"tasks.classify.labels_all_open": 2}
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"multi": True}, {"labels": ("Edema", "Mass")}, {"labels": ("Edema", "Mass"), "multi": True}]
+)
+def test_several_readers_who_differ_about_an_image_are_reported(tmp_path: Path, settings: dict[str, Any]) -> None:
+    labels = ["Edema|Mass", "No Finding", "Mass|Edema", "Mass", "Mass"]
+    rows = [{"image": "abaac"[i] + ".png", "label": label, "reader": i} for i, label in enumerate(labels)]
+    (found,) = [one for one in read(tmp_path, rows, **settings).warnings if one.code == "data.answers_differ"]
+    assert found.rule.startswith("3 rows")
+    one_hot = [{"image": "a.png", "Edema": i, "Mass": i} for i in (0, 1, 1)]
+    data = read(tmp_path, [*one_hot, {"image": "b.png", "Edema": 1, "Mass": 0}], one_hot=("Edema", "Mass"))
+    assert "data.answers_differ" in codes(data)
+
+
 def test_truth_values_in_a_table_are_one_hot_values(tmp_path: Path) -> None:
     rows = [{"image": "a.png", "A": "True", "B": "False"}, {"image": "b.png", "A": "False", "B": "TRUE"}]
     assert labels_of(read(tmp_path, rows, one_hot=("A", "B"))) == [["A"], ["B"]]
