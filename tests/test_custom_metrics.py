@@ -38,6 +38,34 @@ def too_large(samples, answers):
 
 def text(samples, answers):
     return "0.5"
+
+def generator(samples, answers):
+    return (1.0 for _ in answers)
+
+def two_columns(samples, answers):
+    import numpy
+    return numpy.zeros((len(answers), 2))
+
+def one_argument(samples):
+    return [1.0 for _ in samples]
+
+def nothing(samples, answers):
+    return {}
+
+def unnamed(samples, answers):
+    return {None: [1.0 for _ in answers]}
+
+def not_finite(samples, answers):
+    return float("nan")
+
+def arrays(samples, answers):
+    import numpy
+    return {
+        "mean": numpy.array(0.5),
+        "float": numpy.float32(0.25),
+        "column": numpy.ones((len(answers), 1)),
+        "rounded": [1.0000001, -1e-9, True],
+    }
 """
 
 
@@ -62,6 +90,12 @@ def test_a_function_returns_values_of_each_answer_or_of_all(file: Path) -> None:
     assert found.whole == {"whole": 0.25}
 
 
+def test_arrays_are_values_and_rounding_is_no_error(file: Path) -> None:
+    found = custom(file, "arrays").values(answered())
+    assert found.whole == {"mean": 0.5, "float": 0.25}
+    assert found.each == {"column": [1.0, 1.0, 1.0], "rounded": [1.0, 0.0, 1.0]}
+
+
 def test_the_same_answers_are_scored_once_and_changed_code_scores_them_again(file: Path) -> None:
     calls = file.with_suffix(".calls")
     for _ in range(2):
@@ -82,7 +116,13 @@ def test_the_same_answers_are_scored_once_and_changed_code_scores_them_again(fil
         ("raising", "evaluate.metric_raised"),
         ("too_few", "evaluate.metric_count"),
         ("too_large", "evaluate.metric_out_of_range"),
-        ("text", "evaluate.metric_out_of_range"),
+        ("not_finite", "evaluate.metric_out_of_range"),
+        ("text", "evaluate.metric_not_a_number"),
+        ("generator", "evaluate.metric_not_a_number"),
+        ("two_columns", "evaluate.metric_not_a_number"),
+        ("one_argument", "evaluate.metric_signature_wrong"),
+        ("nothing", "evaluate.metric_name_missing"),
+        ("unnamed", "evaluate.metric_name_missing"),
         ("missing", "evaluate.function_missing"),
         ("CALLS", "evaluate.metric_not_a_function"),
     ],

@@ -176,5 +176,6 @@ def test_a_resolved_observation_is_absent_unless_it_is_only_partially_resolved()
 
 def test_a_reference_that_only_denies_devices_has_a_score() -> None:
     reference = "No pacemaker."
-    assert (finding_f1("", reference), finding_f1(reference, reference)) == (1.0, 1.0)
-    assert finding_f1("Small effusion.", reference) == 0.0
+    assert (finding_f1(reference, reference), finding_f1("No stent.", reference)) == (1.0, 1.0)
+    # A report that says nothing about findings is not right.
+    assert [finding_f1(text, reference) for text in ("", "x", "Small effusion.")] == [0.0, 0.0, 0.0]

@@ -165,6 +165,7 @@ def test_texts_that_merely_begin_with_a_letter_are_not_labelled() -> None:
         ({"options": [f"o{i}" for i in range(27)]}, "tasks.mcq.too_many_options"),
         ({"options": ["A. Normal", "B. Mass", "C. Mass"]}, "tasks.mcq.correct_option_repeated"),
         ({"options": ["A. Normal", "B. </solution>"]}, "tasks.mcq.tag_in_text"),
+        ({"correct_answer_explanation": "<think>It is dense."}, "tasks.mcq.tag_in_text"),
         ({"correct_answer": None}, "data.answer_missing"),
         ({"correct_answer": float("nan")}, "data.answer_missing"),
         ({"correct_answer": "E"}, "tasks.mcq.answer_not_an_option"),
@@ -359,6 +360,8 @@ def test_one_option_is_parsed(text: str) -> None:
         ("A - Normal or B - Pneumonia", SEVERAL_OPTIONS.format(letters="A, B")),
         ("B - Pneumonia, or C.", SEVERAL_OPTIONS.format(letters="B, C")),
         ("Perhaps the answer is A. But the answer is B.", SEVERAL_OPTIONS.format(letters="A, B")),
+        ("The answer is B. The answer is C.", SEVERAL_OPTIONS.format(letters="B, C")),
+        ("I choose B, C", SEVERAL_OPTIONS.format(letters="B, C")),
         ("A - Pneumonia", OTHER_TEXT.format(letter="A", other="B")),
         ("B - pleural effusion.", OTHER_TEXT.format(letter="B", other="C")),
     ],
@@ -642,6 +645,19 @@ def test_the_training_rows_decide_about_reasoning_for_all_splits(tmp_path: Path)
         recipe = load_recipe(tmp_path / "r.toml", [f"data.mcq.reasoning={setting}"], tasks=TASKS)
         data = load_data(recipe, MCQ)
         assert [requests_reasoning(split[0]) for split in (data.train, data.test)] == [expected] * 2
+
+
+def test_training_rows_without_the_explanation_that_others_have_are_reported(tmp_path: Path) -> None:
+    row = {"image": "a.png", "options": ["Normal", "Mass"], "answer": "B"}
+    for explanations, value in ((("because", "", ""), "2 of 3 checked rows have none"), (("a", "b", "c"), None)):
+        rows = [{**row, "question": f"{n}?", "explanation": text} for n, text in enumerate(explanations)]
+        (tmp_path / "train.json").write_text(json.dumps(rows))
+        (tmp_path / "r.toml").write_text(
+            '[run]\nname = "r"\n[data]\ntask = "mcq"\ntrain = "train.json"\nsplit = { test = 0.0 }\n[sft]\n'
+        )
+        warnings = load_data(load_recipe(tmp_path / "r.toml", tasks=TASKS), MCQ).warnings
+        found = [one.value for one in warnings if one.code == "tasks.mcq.explanation_missing"]
+        assert found == ([] if value is None else [value])
 
 
 def test_a_row_with_half_a_surrogate_pair_is_unusable() -> None:

@@ -126,6 +126,17 @@ def test_without_rows_there_is_no_finding_about_tokens(xrays: Path) -> None:
     assert str(problem).count(f"{problem.place}: ") == 1
 
 
+def test_custom_code_that_cannot_be_used_is_a_problem_before_the_first_stage(xrays: Path) -> None:
+    code = xrays / "code.py"
+    code.write_text("def one(samples):\n    return []\n", encoding="utf-8")
+    entry = {"metrics": [f"{code}:one"]}
+    plan = make(recipe_of(xrays, {"evaluate": entry, "rewards": {"custom": [f"{code}:other"]}}), None)
+    assert set(codes(plan)) == {"evaluate.metric_signature_wrong", "rewards.function_missing"}
+    code.write_text("def one(samples, answers):\n    return []\n\n\ndef other(sample, answer):\n    return 1.0\n")
+    plan = make(recipe_of(xrays, {"evaluate": entry, "rewards": {"custom": [f"{code}:other"]}}), None)
+    assert codes(plan) == []
+
+
 @pytest.mark.parametrize(
     ("tables", "code", "place"),
     [

@@ -60,6 +60,10 @@ def test_the_target_chooses_the_part_of_the_report(row: dict[str, str], target: 
     [
         ({}, "report", "tasks.report_generation.report_missing", None),
         ({"report": " "}, "report", "tasks.report_generation.report_missing", None),
+        ({"report": "FINDINGS:\n\nIMPRESSION:\n"}, "report", "tasks.report_generation.report_missing", "IMPRESSION"),
+        ({"report": True}, "report", "tasks.report_generation.report_not_text", "True"),
+        ({"findings": 3}, "report", "tasks.report_generation.report_not_text", "3"),
+        ({"report": "<think>x</think>Clear."}, "report", "tasks.report_generation.reasoning_in_report", "<think>"),
         ({"report": "Clear lungs."}, "findings", "tasks.report_generation.section_missing", "no section"),
         ({"findings": "Clear."}, "impression", "tasks.report_generation.section_missing", "findings"),
         ({"report": "IMPRESSION: Clear."}, "findings", "tasks.report_generation.section_missing", "IMPRESSION"),
@@ -120,6 +124,22 @@ def test_a_report_of_another_organ_has_no_finding_f1() -> None:
 @pytest.mark.parametrize("text", [f"```\n{WHOLE}\n```", f"\n{WHOLE}\n", WHOLE.replace("FINDINGS:", "**FINDINGS:**")])
 def test_a_fence_and_bold_type_are_removed(text: str) -> None:
     assert answer(text, read(PARTS)).values["text"] == WHOLE
+
+
+@pytest.mark.parametrize(
+    "report", ["**Findings:** Left effusion.\n**Impression:** Effusion.", "```\nLeft effusion.\n```"]
+)
+def test_a_reference_with_markup_earns_every_reward_and_its_headings_are_requested(report: str) -> None:
+    sample = read({"report": report})
+    same = answer(TASK.target(sample), sample)
+    assert [reward(sample, same) for reward in TASK.rewards.values()] == pytest.approx([1.0] * len(TASK.rewards))
+    assert ("Findings and Impression" in TASK.instruction(sample)) == ("**" in report)
+
+
+def test_an_empty_answer_earns_nothing_whatever_the_reference_says() -> None:
+    for report in (WHOLE, "No pacemaker.", "右肺下叶实变。", "Kein Erguss."):
+        sample = read({"report": report})
+        assert not any(reward(sample, answer("", sample)) for reward in TASK.rewards.values())
 
 
 def test_metrics_of_the_whole_set_equal_those_of_sacrebleu_and_scikit_learn() -> None:

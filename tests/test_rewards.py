@@ -8,6 +8,7 @@ import pytest
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.tasks import TASKS
+from toolkit.tasks.mcq import MCQ
 from toolkit.tasks.mcq import rewards as mcq
 from toolkit.tasks.vqa import rewards as vqa
 
@@ -86,6 +87,27 @@ def test_evidence_does_not_apply_if_the_report_adds_no_word(report: str | None) 
 
 def test_evidence_counts_a_repeated_word_once() -> None:
     assert mcq.evidence(sample(), answer(explanation="lobe lobe lobe lobe")) == 0.25
+
+
+def test_a_list_of_frequent_words_earns_less_evidence_than_brevity() -> None:
+    report = "Right lower lobe consolidation with air bronchograms. No effusion. Heart size normal."
+    words = ["right", "lower", "lobe", "consolidation", "effusion", "heart", *(f"word{number}" for number in range(84))]
+    listed, short = (answer(explanation=" ".join(words[:count])) for count in (90, 6))
+    found = [mcq.evidence(sample(report=report), one) for one in (short, listed)]
+    assert found == [pytest.approx(6 / 9), pytest.approx(6 / 9 * 30 / 90)]
+    assert mcq.REWARD_WEIGHTS["evidence"] * (found[1] or 0) < mcq.REWARD_WEIGHTS["brevity"]
+
+
+def test_without_requested_reasoning_an_explanation_earns_less_than_the_target() -> None:
+    plain = replace(sample(), fields={**mcq.EXAMPLE.fields, "reasoning": False})
+
+    def total(completion: str) -> float:
+        read = MCQ.parse(completion, plain)
+        return sum(MCQ.reward_weights[name] * (reward(plain, read) or 0) for name, reward in MCQ.rewards.items())
+
+    assert total(MCQ.target(plain)) == pytest.approx(1.2)
+    assert total("B - Consolidation in the right lower lobe") == pytest.approx(1.1)
+    assert mcq.why_explanation(plain, answer()) == "no reasoning is requested"
 
 
 def test_brevity_is_0_above_220_characters_without_outer_blanks() -> None:

@@ -90,6 +90,7 @@ def test_numbers_and_booleans_are_answers_and_the_type_is_stated_or_inferred(
         ({"question": None}, "data.question_missing"),
         ({"answer": " "}, "data.answer_missing"),
         ({"answer": float("nan")}, "data.answer_missing"),
+        ({"answer": "<think>It is dense.</think>yes"}, "tasks.vqa.reasoning_in_answer"),
         ({"image_name": ["a.png", ""]}, "data.image_path_missing"),
         ({"image_name": "../x.jpg"}, "data.image_outside_root"),
     ],

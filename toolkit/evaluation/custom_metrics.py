@@ -6,8 +6,7 @@ in the run, because the same answers are scored again for comparisons with later
 
 import inspect
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from numbers import Real
@@ -20,6 +19,9 @@ from toolkit.recipe.user_code import UserCode, load_user_code, raised_at
 from toolkit.runfolder import from_json, read_json, write_json
 
 Answered = Sequence[tuple[Sample, Answer]]
+
+ROUNDING = 1e-6
+"""A value may leave the range from 0 to 1 by this much, as sums of 32-bit numbers do."""
 
 _SHAPE = "def my_metric(samples, answers): return [0.0 to 1.0, or None, for each answer]"
 
@@ -86,11 +88,26 @@ class CustomMetrics:
         return found
 
 
-def _compute(entry: str, answers: Answered) -> MetricValues:
+def load_metric(entry: str) -> Callable[[Sequence[Sample], Sequence[Answer]], Any]:
+    """Return the function that ``file.py:function`` names.
+
+    Raises:
+        MetricError: As ``load_user_code``, or it is no function of two arguments.
+    """
     function = load_user_code(entry, Path(), _METRIC)
     if not callable(function):
         rule = "a custom metric must be a function"
         raise MetricError("evaluate.metric_not_a_function", rule, place=entry, remedy=f"Write: {_SHAPE}.")
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError) as error:  # ValueError: a built-in function without a signature
+        rule, remedy = "a custom metric must take two positional arguments, samples and answers", f"Write: {_SHAPE}."
+        raise MetricError("evaluate.metric_signature_wrong", rule, place=entry, value=error, remedy=remedy) from error
+    return function
+
+
+def _compute(entry: str, answers: Answered) -> MetricValues:
+    function = load_metric(entry)
     try:
         returned = function([sample for sample, _ in answers], [answer for _, answer in answers])
     except Exception as error:  # Any exception of the user's file is reported with its line.
@@ -102,34 +119,56 @@ def _compute(entry: str, answers: Answered) -> MetricValues:
 def _read(entry: str, returned: Any, count: int) -> MetricValues:
     """Return values from a list for the function itself, or from a mapping of names to lists or numbers."""
     named = returned if isinstance(returned, Mapping) else {entry.rpartition(":")[2]: returned}
+    if not named or not all(isinstance(name, str) and name.strip() for name in named):
+        rule = "an object of custom metrics must have at least one metric, and names that are texts"
+        raise MetricError(
+            "evaluate.metric_name_missing", rule, place=entry, value=list(named), remedy="Name each metric."
+        )
     each, whole = {}, {}
     for name, value in named.items():
         place = f"{entry}: {name}"
         if _is_list(value):
-            each[str(name)] = [None if one is None else _unit(one, place) for one in value]
+            each[name] = [None if one is None else _unit(one, place) for one in value]
             if len(value) != count:
                 rule = f"a custom metric must return a value for each of {count} answers"
                 raise MetricError(
                     "evaluate.metric_count", rule, place=place, value=len(value), remedy=f"Write: {_SHAPE}."
                 )
         else:
-            whole[str(name)] = _unit(value, place)
+            whole[name] = _unit(value, place)
     return MetricValues(each, whole)
 
 
 def _is_list(value: Any) -> bool:
-    """Return whether a value is a sequence of values, such as a list, an array or a tensor of one axis."""
-    return not isinstance(value, str | bytes | Mapping) and hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    """Return whether a value is a sequence of values, such as a list, an array or a tensor with an axis."""
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__getitem__"):
+        return False
+    try:
+        return len(value) >= 0
+    except TypeError:  # an array or tensor without an axis has the method, but no length
+        return False
 
 
 def _unit(value: Any, place: str) -> float:
-    plain = value.item() if hasattr(value, "item") and not isinstance(value, Real) else value
-    number = float(plain) if isinstance(plain, Real) else math.nan
-    if not 0 <= number <= 1:
+    number = _number(value)
+    if number is None:
+        rule, remedy = "a value of a custom metric must be a number, or None for an answer", f"Write: {_SHAPE}."
+        raise MetricError("evaluate.metric_not_a_number", rule, place=place, value=value, remedy=remedy)
+    if not -ROUNDING <= number <= 1 + ROUNDING:
         rule = "a custom metric must have values from 0 to 1"
         remedy = "Divide values of another scale by their maximum."
         raise MetricError("evaluate.metric_out_of_range", rule, place=place, value=value, remedy=remedy)
-    return number
+    return min(1.0, max(0.0, number))
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, or that of an array or tensor with one value. NaN is a number outside every range."""
+    if hasattr(value, "item") and not isinstance(value, Real):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):  # NumPy and torch: several values
+            return None
+    return float(value) if isinstance(value, Real) else None
 
 
 def _error(problem: Problem) -> MetricError:

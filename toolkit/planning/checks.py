@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError
+from toolkit.evaluation.custom_metrics import load_metric
 from toolkit.models import backend_name
 from toolkit.models.llamacpp import require_for
 from toolkit.models.model_paths import IMAGE_BLOCKS, writes_merged
@@ -23,6 +25,7 @@ from toolkit.recipe import Model, Recipe, absent
 from toolkit.recipe.checks import is_folder_name
 from toolkit.scoring.reasoning import closing_tag
 from toolkit.tasks import TASKS
+from toolkit.training.rewards import load_custom
 
 MOST_SHOWN = 5
 """Rows that a problem names."""
@@ -95,6 +98,24 @@ def _check_rows(facts: Facts) -> Iterator[PlanFinding]:
 
 def _check_counted_rows(facts: Facts) -> Iterator[PlanFinding]:
     yield from facts.row_findings
+
+
+def _check_custom_code(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield findings for custom metrics and rewards that cannot be loaded. ``_check_files`` reports missing files."""
+    recipe = facts.recipe
+    for entry in recipe.evaluation.metrics:
+        yield from _check_loading("[evaluate] metrics", entry, load_metric)
+    for entry in recipe.rewards.custom if recipe.grpo is not None else ():
+        yield from _check_loading("[rewards] custom", entry, partial(load_custom, base=Path()))
+
+
+def _check_loading(place: str, entry: str, load: Callable[[str], object]) -> Iterator[PlanFinding]:
+    if not Path(entry.rpartition(":")[0]).is_file():
+        return
+    try:
+        load(entry)
+    except ToolkitError as error:
+        yield from_error(error, place)
 
 
 def _check_files(facts: Facts) -> Iterator[PlanFinding]:
@@ -419,6 +440,7 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_tokens,
     _check_evaluation_prompts,
     _check_files,
+    _check_custom_code,
     _check_bitsandbytes,
     _check_backend,
     _check_vllm,

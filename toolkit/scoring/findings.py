@@ -150,7 +150,7 @@ def finding_f1(prediction: str, reference: str) -> float | None:
     if not find_findings(reference):
         return None
     if not expected:  # the reference only says that there is no device
-        return float(not predicted)
+        return float(bool(find_findings(prediction)) and not predicted)
     return 2 * len(expected & predicted) / (len(expected) + len(predicted))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.reasoning import without_reasoning
+from toolkit.tasks.classify.prompt import target
 from toolkit.tasks.classify.row_labels import fold
 
 CLASSES_MISSING = "classes are missing"
@@ -40,8 +41,21 @@ def parse(completion: str, sample: Sample) -> Answer:
     return _parse_lines(completion, text, sample) if sample.fields["multi"] else _parse_one(completion, text, sample)
 
 
+def reads_back(name: str, multi: bool) -> bool:
+    """Return whether the answer that SFT learns for a class is parsed as this class.
+
+    >>> reads_back("Class: A", multi=False), reads_back("upper\\nlobe", multi=True), reads_back("<think>", multi=False)
+    (True, False, False)
+    """
+    fields = {"labels": (name,), "multi": multi, "lenient": False}
+    sample = Sample("", "classify", "", (), fields, {"labels": [name], "unknown": []})
+    return parse(target(sample), sample).values.get("labels") == [name]
+
+
 def _parse_one(completion: str, text: str, sample: Sample) -> Answer:
-    label, problem = find_label(_PREFIX.sub("", text), sample.fields["labels"])
+    labels = sample.fields["labels"]
+    is_name = fold(text) in map(fold, labels)  # a class can be named "Label 1" or "Class: A"
+    label, problem = find_label(text if is_name else _PREFIX.sub("", text), labels)
     return Answer(completion, {} if label is None else {"label": label, "labels": [label]}, problem)
 
 

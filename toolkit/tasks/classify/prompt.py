@@ -28,13 +28,14 @@ def question(sample: Sample) -> str:
 def target(sample: Sample) -> str:
     """Return the name of the class, or one line for each class that the row does not leave open.
 
-    Raises:
-        ValueError: the sample has another number of labels than one, where one is expected.
+    Before the classes are known, or whether images can have several of them, it is the labels of the row, so that rows
+    with the same image can be compared.
     """
     present = sample.reference["labels"]
+    if not sample.fields["labels"] or (len(present) != 1 and not sample.fields["multi"]):
+        return ", ".join(sorted(present)) or "no class"
     if not sample.fields["multi"]:
-        (name,) = present
-        return str(name)
+        return str(present[0])
     unknown = sample.reference["unknown"]
     return write_lines({name: name in present for name in sample.fields["labels"] if name not in unknown})
 

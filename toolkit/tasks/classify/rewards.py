@@ -32,10 +32,13 @@ SEVERAL_EXAMPLE = Sample(
 def exact(sample: Sample, answer: Answer) -> float:
     """Return 1 if the answer has exactly the classes of the reference, and 0 otherwise. Open classes do not count.
 
+    With several labels, the answer must have a yes or no for every other class.
+
     >>> exact(EXAMPLE, Answer("mucus", {"labels": ["mucus"]})), exact(EXAMPLE, Answer("debris", {"labels": ["debris"]}))
     (1.0, 0.0)
     """
-    return float(answer.problem is None and _named(sample, answer) == set(sample.reference["labels"]))
+    right = answer.problem is None and _named(sample, answer) == set(sample.reference["labels"])
+    return float(right and not _not_answered(sample, answer))
 
 
 def f1(sample: Sample, answer: Answer) -> float | None:
@@ -60,7 +63,7 @@ def format(sample: Sample, answer: Answer) -> float:
     >>> format(EXAMPLE, Answer("mucus", {"label": "mucus"})), format(EXAMPLE, Answer("Mucus.", {"label": "mucus"}))
     (1.0, 0.0)
     """
-    if answer.problem is not None:
+    if answer.problem is not None or _not_answered(sample, answer):
         return 0.0
     if not sample.fields["multi"]:
         return float(answer.text.strip() == answer.values.get("label"))
@@ -82,6 +85,8 @@ def why_exact(sample: Sample, answer: Answer) -> str:
     """Return both sets of classes."""
     if answer.problem is not None:
         return f"not readable: {answer.problem}"
+    if missing := _not_answered(sample, answer):
+        return f"no line for {_listed(missing)}"
     return f"read {_listed(answer.values.get('labels', []))}, reference {_listed(sample.reference['labels'])}"
 
 
@@ -110,6 +115,14 @@ WHY = {"exact": why_exact, "f1": why_f1, "format": why_format}
 def _named(sample: Sample, answer: Answer) -> set[str]:
     """Return the classes that an answer names, without those that the row leaves open."""
     return set(answer.values.get("labels", [])) - set(sample.reference["unknown"])
+
+
+def _not_answered(sample: Sample, answer: Answer) -> list[str]:
+    """Return the classes without a line, of those that the row does not leave open. The parser accepts such answers."""
+    if not sample.fields["multi"]:
+        return []
+    decided = (name for name in sample.fields["labels"] if name not in sample.reference["unknown"])
+    return [name for name in decided if name not in answer.values.get("answers", {})]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,10 +1,11 @@
 """Labels of rows: from a label column, a list, or one-hot columns to the classes that a row has."""
 
-import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, Literal
+
+import regex
 
 from toolkit.data.cells import decoded, is_missing, number_of, text_of
 from toolkit.errors import RowProblem
@@ -12,12 +13,16 @@ from toolkit.errors import RowProblem
 LABEL_MISSING = ("tasks.classify.label_missing", "the row must have a label")
 UNCERTAIN = ("tasks.classify.label_uncertain", "data.classify.uncertain must say how to read an uncertain label (-1)")
 BLANK = ("tasks.classify.label_blank", "data.classify.blank must say how to read a blank in a label column")
+ALL_OPEN = ("tasks.classify.labels_all_open", "a row must say of at least one class whether the image has it")
 """Codes and rules of problems with the labels of a row."""
 
 _SEPARATORS = (",", ";", "|", "/", "+", "&", " and ")
 """Texts that may join several labels in one cell."""
 _ONLY_SEPARATORS = (",", ";", "|")
 """Those that join labels even if only one of them occurs alone."""
+
+# Vowel signs of Hindi or Thai and other marks belong to their word.
+_WORD = regex.compile(r"[\w\p{M}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,16 @@ def fold(name: str) -> str:
     >>> fold("Pleural_Thickening"), fold(" no-DR. ")
     ('pleural thickening', 'no dr')
     """
-    return " ".join(re.findall(r"\w+", name.replace("_", " ").casefold()))
+    return " ".join(_WORD.findall(composed(name.replace("_", " ").casefold())))
+
+
+def composed(name: str) -> str:
+    """Return a name with composed letters (NFC). Folders from macOS have decomposed ones, which look the same.
+
+    >>> composed("e\u0301te\u0301") == "\xe9t\xe9"
+    True
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def read_label_cell(value: Any, reading: Reading) -> RowLabels:
@@ -84,10 +98,10 @@ def read_label_cell(value: Any, reading: Reading) -> RowLabels:
         return _no_label(value, reading)
     if "" in names:
         raise RowProblem(*LABEL_MISSING, value=value, remedy="Remove the empty label.")
-    if len(set(names)) < len(names):
+    if len(set(texts)) < len(texts):
         rule = "a label must occur once in a row"
         raise RowProblem("tasks.classify.label_repeated", rule, value=value, remedy="Remove the repetition.")
-    return RowLabels(tuple(names))
+    return RowLabels(tuple(dict.fromkeys(names)))  # several labels can have one name
 
 
 def _no_label(value: Any, reading: Reading) -> RowLabels:
@@ -101,21 +115,32 @@ def _no_label(value: Any, reading: Reading) -> RowLabels:
 def read_one_hot(row: Mapping[str, Any], reading: Reading) -> RowLabels:
     """Return the labels of a row with a column of 0 and 1 for each class, and -1 or a blank for an unknown label.
 
+    A blank beside the label of images without any class is never unknown, because this label denies every class.
+
     Raises:
-        RowProblem: a column is missing, a value is another one, or the recipe does not say how to read an unknown one.
+        RowProblem: a column is missing, a value is another one, the recipe does not say how to read an unknown one, or
+            every label is unknown.
     """
     present, unknown = [], []
+    is_none = {column: fold(_name(column, reading)) == fold(reading.none) for column in reading.one_hot}
+    denied = any(none and _number(row.get(column)) == 1 for column, none in is_none.items())
     for column in reading.one_hot:
         if column not in row:
             rule = "a row must have every column of data.classify.one_hot"
             raise RowProblem("tasks.classify.column_missing", rule, value=column, remedy="Correct the names.")
         state = _state(column, row[column], reading)
         name = _name(column, reading)
-        if state == "ignore":
+        if state == "ignore" and not (denied and is_missing(row[column])):
             unknown.append(name)
         elif state == "positive":
             present.append(name)
-    return RowLabels(tuple(present), tuple(unknown))
+    found = RowLabels(
+        tuple(dict.fromkeys(present)), tuple(name for name in dict.fromkeys(unknown) if name not in present)
+    )
+    if not found.present and {_name(column, reading) for column, none in is_none.items() if not none} <= {*unknown}:
+        remedy = 'Remove the row, or set data.classify.blank or data.classify.uncertain to another value than "ignore".'
+        raise RowProblem(*ALL_OPEN, value=f"{', '.join(found.unknown)} are ignored", remedy=remedy)
+    return found
 
 
 def one_hot_columns(row: Mapping[str, Any]) -> list[str]:
@@ -150,15 +175,15 @@ def without_none(labels: RowLabels, none: str) -> RowLabels:
 
 
 def confusable(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return two class names that are equal without case and punctuation, or of which one begins the other.
+    """Return two class names that are equal without case and punctuation.
 
-    >>> confusable(["normal", "Normal mucosa"]), confusable(["no DR", "mild"])
-    (('normal', 'Normal mucosa'), None)
+    >>> confusable(["normal", "mucosa", "Normal."]), confusable(["DR", "DRUSEN"])
+    (('normal', 'Normal.'), None)
     """
-    for one, other in combinations(names, 2):
-        short, long = sorted((fold(one), fold(other)), key=len)
-        if long.startswith(short):
-            return one, other
+    known: dict[str, str] = {}
+    for name in names:
+        if (other := known.setdefault(fold(name), name)) != name:
+            return other, name
     return None
 
 
@@ -188,7 +213,7 @@ def _text(value: Any, reading: Reading) -> str:
             remedy = 'Set data.classify.names = { true = "...", false = "..." }.'
             raise RowProblem("tasks.classify.label_not_text", rule, value=value, remedy=remedy)
         return text
-    return number_of(value) if isinstance(value, float) else number_of(text_of(value))
+    return number_of(value) if isinstance(value, float) else composed(number_of(text_of(value)))
 
 
 def _name(text: str, reading: Reading) -> str:
@@ -202,7 +227,8 @@ def _state(column: str, value: Any, reading: Reading) -> str:
             remedy = 'Set data.classify.blank to "negative" (the label is absent) or "ignore" (it is unknown).'
             raise RowProblem(*BLANK, value=f"{column} is blank", remedy=remedy)
         return reading.blank
-    number = _number(value)
+    number = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
+    number = _number(value) if number is None else number
     if number in (0.0, 1.0):
         return "positive" if number else "negative"
     if number == -1:
@@ -214,6 +240,10 @@ def _state(column: str, value: Any, reading: Reading) -> str:
     raise RowProblem(
         "tasks.classify.label_not_one_hot", rule, value=f"{column} is {value!r}", remedy="Correct the value."
     )
+
+
+_TRUTH = {"true": 1.0, "false": 0.0}
+"""Truth values as pandas writes them into a CSV."""
 
 
 def _number(value: Any) -> float | None:

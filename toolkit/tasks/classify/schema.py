@@ -17,10 +17,12 @@ from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
 from toolkit.synthetic.tissue import TISSUES
+from toolkit.tasks.classify.parse import reads_back
 from toolkit.tasks.classify.row_labels import (
     LABEL_MISSING,
     Reading,
     RowLabels,
+    composed,
     confusable,
     fold,
     joined_labels,
@@ -102,13 +104,9 @@ def check_settings(recipe: Recipe) -> Iterator[Problem]:
         if len(section.labels) == 1 and section.multi is not True:
             rule, remedy = "must have at least two classes", "Add the other classes, or set data.classify.multi."
             yield Problem("recipe.classify_one_class", rule, "data.classify.labels", list(section.labels), remedy)
-        yield from _confused(section.labels, "data.classify.labels")
+        yield from _unusable_names(section.labels, section.multi is True, "data.classify.labels")
     if section.one_hot:
         yield from empty_or_repeated("data.classify.one_hot", section.one_hot)
-    if len(set(section.names.values())) < len(section.names):
-        twice = [name for name, count in Counter(section.names.values()).items() if count > 1]
-        rule, remedy = "must give each label its own name", "Rename one of them."
-        yield Problem("recipe.classify_name_repeated", rule, "data.classify.names", twice, remedy)
     if not section.separator:
         yield Problem("recipe.classify_separator_empty", "must not be empty", "data.classify.separator", "", "Set it.")
 
@@ -125,14 +123,15 @@ def classify_settings(recipe: Recipe, split: str) -> ClassifySettings:
     """Return the settings for the rows of a split. Labels that the recipe does not list are not known yet."""
     section: Classify = recipe.settings
     reading = Reading(
-        names={number_of(label): name for label, name in section.names.items()},
+        names={composed(number_of(label)): composed(name) for label, name in section.names.items()},
         one_hot=section.one_hot,
         separator=section.separator,
         none=section.none,
         uncertain=section.uncertain,
         blank=section.blank,
     )
-    return ClassifySettings(section.question, reading, section.labels, section.multi, section.labels)
+    labels = None if section.labels is None else tuple(map(composed, section.labels))
+    return ClassifySettings(section.question, reading, labels, section.multi, labels)
 
 
 def placeholders(settings: ClassifySettings) -> dict[str, Any]:
@@ -232,7 +231,7 @@ def _find_labels(settings: ClassifySettings, train: _Counts, multi: bool) -> tup
     """Return the classes in the order of the recipe's names or columns, otherwise in natural order."""
     reading = settings.reading
     listed = [reading.names.get(column, column) for column in reading.one_hot] or list(reading.names.values())
-    found = [*listed, *sorted(set(train.labels) - set(listed), key=natural_order)]
+    found = dict.fromkeys([*listed, *sorted(set(train.labels) - set(listed), key=natural_order)])
     return tuple(name for name in found if not (multi and fold(name) == fold(reading.none)))
 
 
@@ -250,16 +249,21 @@ def _check_classes(labels: Sequence[str], train: _Counts, multi: bool, settings:
         rule = f"{name!r} can be read as one class or as several classes joined by {separator!r}"
         remedy = f'Set data.classify.separator = "{separator}", or list the classes in data.classify.labels.'
         raise DataError("tasks.classify.label_ambiguous", rule, place="[data] train", value=name, remedy=remedy)
-    if problems := list(_confused(labels, "[data] train")):
+    if problems := list(_unusable_names(labels, multi, "[data] train")):
         one = problems[0]
         raise DataError(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
 
 
-def _confused(labels: Sequence[str], place: str) -> Iterator[Problem]:
+def _unusable_names(labels: Sequence[str], multi: bool, place: str) -> Iterator[Problem]:
+    """Yield classes that an answer cannot name, because two names are equal or a name is not parsed back."""
+    remedy = "Give them other names in data.classify.names."
     if pair := confusable(labels):
-        rule = "class names must differ, and none may be the beginning of another one"
-        remedy = "Give them other names in data.classify.names."
-        yield Problem("tasks.classify.names_confusable", rule, place, list(pair), remedy)
+        rule = "class names must differ in more than case and punctuation"
+        joined = "Give them other names in data.classify.names, or the same name if they are one class."
+        yield Problem("tasks.classify.names_confusable", rule, place, list(pair), joined)
+    elif unread := [name for name in labels if not reads_back(name, multi)]:
+        rule = "the parser must find a class name in the answer that SFT learns"
+        yield Problem("tasks.classify.name_unreadable", rule, place, unread[:MAX_SHOWN], remedy)
 
 
 def _describe(labels: Sequence[str], train: _Counts, multi: bool, settings: ClassifySettings) -> Iterator[Problem]:
@@ -267,10 +271,19 @@ def _describe(labels: Sequence[str], train: _Counts, multi: bool, settings: Clas
     each = ", ".join(f"{name} {train.labels[name]:,}" for name in labels)
     kind = "each image has any number of these labels" if multi else "each image has one of these labels"
     yield Problem("tasks.classify.labels_read", f"{kind}: {each}", "train")
-    if train.unknown:
-        unknown = ", ".join(f"{name} {count:,}" for name, count in train.unknown.items())
+    if unknown := ", ".join(f"{name} {train.unknown[name]:,}" for name in labels if train.unknown[name]):
         yield Problem("tasks.classify.labels_unknown", f"labels that rows leave open are ignored: {unknown}", "train")
     reading = settings.reading
+    shared = [name for name, count in Counter(reading.names.values()).items() if count > 1]
+    if shared:
+        rule = "labels with the same name in data.classify.names are one class"
+        merged = [(one, [label for label, name in reading.names.items() if name == one]) for one in shared]
+        yield Problem(
+            "tasks.classify.labels_merged",
+            rule,
+            "[data.classify] names",
+            "; ".join(f"{one}: {', '.join(of)}" for one, of in merged),
+        )
     unnamed = [name for name in labels if name not in reading.names.values()]
     if reading.names and not reading.is_one_hot and unnamed and settings.given is None:
         rule = "data.classify.names should have every label, or their classes keep the label of the rows as name"

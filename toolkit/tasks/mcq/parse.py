@@ -118,6 +118,8 @@ _JOINT = r"(?:\s*[,;/&]\s*(?:or\s+|and\s+)?|\s+or\s+|\s+and\s+|\s+)"
 _SEVERAL = re.compile(rf"\(?[A-Z]\)?(?:{_JOINT}\(?[A-Z]\)?)+\.?")
 # A second letter after the text of the first option: "B - Mass, or C."
 _ALSO = re.compile(r"(?:[,;/&]|\bor\b|\band\b)\s*(?:option\s+)?\(?([A-Z])(?=$|[.,;:)/]|\s+[-–—]|\s+(?:or|and)\b)")
+# A second answer after it: "B. The answer is C."
+_SECOND = re.compile(r"\b[Aa]nswer\b(?:\s+is\b\s*:?|\s*[:=])\s*\W{0,2}([A-Z])(?=\W*$|[.,;:)*])")
 # "The answer is", "So my final answer:", "Option".
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)*"
@@ -202,7 +204,7 @@ def _labelled(text: str, options: Mapping[str, str]) -> Choice | None:
     other = letter_of_text(rest, others)
     if other is not None:
         return Choice(problem=OTHER_TEXT.format(letter=letter, other=other))
-    also = [name for name in _ALSO.findall(rest) if name in others]
+    also = [name for name in (*_ALSO.findall(rest), *_SECOND.findall(rest)) if name in others]
     also += [name for name, option in others.items() if re.search(_named_with_text(name, option), rest)]
     return _several([letter, *also]) if also else Choice(letter, rest)
 
@@ -213,7 +215,10 @@ def _named_with_text(letter: str, option: str) -> str:
 
 def _in_sentence(text: str, options: Mapping[str, str]) -> Choice | None:
     """Return the letter of sentences like "… The answer is B." if all of them name the same letter."""
-    named = dict.fromkeys((upper or lower).upper() for upper, lower in _NAMED.findall(text))
+    found = list(_NAMED.finditer(text))
+    named = dict.fromkeys((one[1] or one[2]).upper() for one in found)
+    following = (_ALSO.match(text, one.end()) for one in found)  # "I choose B, C"
+    named |= dict.fromkeys(one[1] for one in following if one and one[1] in options)
     if not named:
         return None
     if len(named) > 1:

@@ -18,6 +18,9 @@ from toolkit.tasks.mcq.prompt import requests_reasoning
 BREVITY_LIMIT = 220
 """Maximum characters of a whole completion."""
 
+EVIDENCE_LIMIT = 30
+"""Content words of the reasoning that are not scaled down. 220 characters have about as many words."""
+
 EXAMPLE = Sample(
     id="example",
     task="mcq",
@@ -46,12 +49,13 @@ def letter(sample: Sample, answer: Answer) -> float:
 def explanation(sample: Sample, answer: Answer) -> float | None:
     """Return token F1 with the reference explanation, for the better of reasoning block and text after the letter.
 
-    None if the sample has no reference explanation. Reasoning counts even if no letter was parsed.
+    None if the sample has no reference explanation, or no reasoning is requested, because then the text after the
+    letter is that of the option. Reasoning counts even if no letter was parsed.
 
     >>> explanation(EXAMPLE, Answer("…", {"explanation": "Right lower lobe opacity"}))  # 3 of 4 and 5 (no "the")
     0.6666666666666666
     """
-    expected = _text(sample.reference.get("explanation"))
+    expected = _text(sample.reference.get("explanation")) if requests_reasoning(sample) else ""
     if not tokens(expected):
         return None
     return max(token_f1(written, expected) for written in _explanations(answer))
@@ -60,15 +64,20 @@ def explanation(sample: Sample, answer: Answer) -> float | None:
 def evidence(sample: Sample, answer: Answer) -> float | None:
     """Return the fraction of the report's content words that the reasoning uses.
 
-    Words of the prompt (question, options, context) do not count, so copying the prompt earns nothing. Negations alone
-    are not evidence. None if there is no report, the prompt already has all of its words, or no reasoning is requested.
+    Reasoning with more content words than the report, and than ``EVIDENCE_LIMIT``, is scaled down, so a list of
+    frequent words earns less than brevity. Words of the prompt (question, options, context) do not count, so copying
+    the prompt earns nothing. Negations alone are not evidence. None if there is no report, the prompt already has all
+    of its words, or no reasoning is requested.
 
     >>> evidence(EXAMPLE, Answer("…", {"explanation": "Pneumonia of the right lobe"}))  # right, lobe of 4
     0.5
     """
     expected = evidence_words(sample) if requests_reasoning(sample) else frozenset()
-    used = set(tokens(_text(answer.values.get("explanation"))))
-    return len(expected & used) / len(expected) if expected else None
+    used = _new_words(_text(answer.values.get("explanation")), sample)
+    if not expected:
+        return None
+    scale = max(EVIDENCE_LIMIT, len(expected)) / max(1, len(used))
+    return len(expected & used) / len(expected) * min(1.0, scale)
 
 
 def format(sample: Sample, answer: Answer) -> float:
@@ -114,14 +123,8 @@ ALL_OR_NOTHING = frozenset({"letter"})
 
 
 def evidence_words(sample: Sample) -> frozenset[str]:
-    """Return the report's content words that the prompt does not have, without negations.
-
-    Every field except the question type can be in the prompt, so the words of all of them are left out.
-    """
-    report = content_words(_text(sample.reference.get("report")))
-    fields = {name: value for name, value in sample.fields.items() if name != "question_type"}
-    shown = {word for text in _strings(fields) for word in tokens(text)}
-    return frozenset(report) - shown - NEGATIONS
+    """Return the report's content words that the prompt does not have, without negations."""
+    return _new_words(_text(sample.reference.get("report")), sample)
 
 
 def why_letter(sample: Sample, answer: Answer) -> str:
@@ -133,6 +136,8 @@ def why_letter(sample: Sample, answer: Answer) -> str:
 
 def why_explanation(sample: Sample, answer: Answer) -> str:
     """Return the words that F1 counted."""
+    if not requests_reasoning(sample):
+        return "no reasoning is requested"
     expected = _text(sample.reference.get("explanation"))
     if not tokens(expected):
         return "the sample has no reference explanation"
@@ -147,8 +152,11 @@ def why_evidence(sample: Sample, answer: Answer) -> str:
     expected = evidence_words(sample)
     if not expected:
         return "the sample has no report, or none of its words is missing from the prompt"
-    used = expected & set(tokens(_text(answer.values.get("explanation"))))
-    return f"used: {_list(sorted(used))}; not used: {_list(sorted(expected - used))}"
+    words = _new_words(_text(answer.values.get("explanation")), sample)
+    used = expected & words
+    most = max(EVIDENCE_LIMIT, len(expected))
+    longer = f"; {len(words)} words, scaled to {most}" if len(words) > most else ""
+    return f"used: {_list(sorted(used))}; not used: {_list(sorted(expected - used))}{longer}"
 
 
 def why_format(sample: Sample, answer: Answer) -> str:
@@ -174,6 +182,16 @@ WHY = {
     "brevity": why_brevity,
 }
 """Reward -> explanation of its value."""
+
+
+def _new_words(text: str, sample: Sample) -> frozenset[str]:
+    """Return the content words of a text that the prompt does not have, without negations.
+
+    Every field except the question type can be in the prompt, so the words of all of them are left out.
+    """
+    fields = {name: value for name, value in sample.fields.items() if name != "question_type"}
+    shown = {word for text in _strings(fields) for word in tokens(text)}
+    return frozenset(content_words(text)) - shown - NEGATIONS
 
 
 def _explanations(answer: Answer) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Rows of multiple choice to samples: ReXVQA's JSON and other published layouts. See ``options`` and ``answer``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 from toolkit.data.cells import NO_QUESTION, cell, extra_fields, text_of
@@ -8,8 +9,9 @@ from toolkit.data.row_images import read_group, read_images
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.task import Found, RowOrigin, SettingsFromRows
-from toolkit.errors import RowProblem
+from toolkit.errors import Problem, RowProblem
 from toolkit.recipe import Section
+from toolkit.scoring.reasoning import NOT_CLOSED, without_reasoning
 from toolkit.tasks.mcq.answer import read_letter
 from toolkit.tasks.mcq.options import LETTERS, MAX_COLUMNS, read_options
 
@@ -35,6 +37,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "impression": ("Impression",),
     "question_type": ("question_type", "task_name", "category"),
 }
+
+MOST_CHECKED = 2_000
+"""Training rows that are checked for an explanation."""
 
 _CHOICES = "Answer Choices:"
 
@@ -87,12 +92,24 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
 
 def find_reasoning(settings: Mcq, rows: Mapping[str, Sequence[Sample]]) -> Found:
     """Return whether answers have reasoning, which the explanations of the training rows decide if it is ``auto``."""
-    if settings.reasoning != "auto":
-        return Found({"reasoning": settings.reasoning})
     train = rows["train"]
-    # Without the column, no row has to be read.
-    has_column = not isinstance(train, SampleSet) or "explanation" in train.source.column
-    return Found({"reasoning": has_column and any(sample.reference["explanation"] for sample in train)})
+    if settings.reasoning == "auto":
+        # Without the column, no row has to be read.
+        has_column = not isinstance(train, SampleSet) or "explanation" in train.source.column
+        reasoning = has_column and any(sample.reference["explanation"] for sample in train)
+    else:
+        reasoning = settings.reasoning
+    return Found({"reasoning": reasoning}, tuple(_without_explanation(train)) if reasoning else ())
+
+
+def _without_explanation(train: Sequence[Sample]) -> Iterator[Problem]:
+    """Yield a warning if training rows lack the explanation that their answer is to have."""
+    checked = min(len(train), MOST_CHECKED)
+    if missing := sum(not sample.reference["explanation"] for sample in islice(train, checked)):
+        rule = "training rows should have an explanation, because SFT learns empty reasoning from the others"
+        value = f"{missing:,} of {checked:,} checked rows have none"
+        remedy = "Add explanations, choose rows with data.filter, or set data.mcq.reasoning = false."
+        yield Problem("tasks.mcq.explanation_missing", rule, "train", value, remedy)
 
 
 REASONING = SettingsFromRows(find_reasoning, lambda settings, found: settings.model_copy(update=found), needed=False)
@@ -113,7 +130,9 @@ def _without_options(question: str, options: Mapping[str, str]) -> str:
 
 
 def _has_tag(text: str) -> bool:
-    return "<" in text and any(tag.lower() in text.lower() for tag in TAGS)
+    """Return whether a text would change how an answer with it is parsed."""
+    has_own = "<" in text and any(tag.lower() in text.lower() for tag in TAGS)
+    return has_own or without_reasoning(text)[1] == NOT_CLOSED
 
 
 def _report(row: Mapping[str, Any], origin: RowOrigin) -> str | None:

@@ -10,6 +10,7 @@ from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.findings import MENTIONS, NO_FINDING, find_findings, positive_findings
 from toolkit.scoring.reports import bleu_counts, corpus_bleu
 from toolkit.scoring.text import tokens
+from toolkit.tasks.report_generation.parse import plain
 from toolkit.tasks.report_generation.rewards import bleu, finding_f1, length, rouge_l
 from toolkit.tasks.report_generation.rewards import format as keeps_format
 
@@ -38,7 +39,7 @@ def part(sample: Sample, answer: Answer) -> NDArray[np.int64]:
     mentions no observation.
     """
     text = str(answer.values.get("text") or "") if answer.problem is None else ""
-    reference = str(sample.reference["report"])
+    reference = plain(str(sample.reference["report"]))
     expected, predicted = positive_findings(reference), positive_findings(text)
     known = OBSERVATIONS if find_findings(reference) else ()
     found = [

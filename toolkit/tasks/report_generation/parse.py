@@ -16,8 +16,17 @@ _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 def parse(completion: str, sample: Sample) -> Answer:
     """Return the report in ``values["text"]``, without reasoning, code fence and bold type, and its ``headings``."""
     text, problem = without_reasoning(completion)
-    fenced = _FENCE.fullmatch(text)
-    text = _BOLD.sub(r"\1", fenced[1] if fenced else text).strip()
+    text = plain(text)
     if not text:
         return Answer(completion, {}, problem or NO_REPORT)
     return Answer(completion, {"text": text, "headings": list(headings(text))})
+
+
+def plain(text: str) -> str:
+    """Return a report without code fence and bold type.
+
+    >>> plain("**Findings:** Clear lungs.")
+    'Findings: Clear lungs.'
+    """
+    fenced = _FENCE.fullmatch(text)
+    return _BOLD.sub(r"\1", fenced[1] if fenced else text).strip()

@@ -11,7 +11,8 @@ QUESTIONS: Mapping[str, str] = {
 }
 """Target -> the question of rows without one."""
 
-HEADED = "Write the {sections}, each after its heading and a colon."
+HEADED = "Write the sections {names}, each after its heading and a colon."
+HEADED_ONE = "Write the section {names} after its heading and a colon."
 FREE = "Write full sentences without headings."
 
 
@@ -21,8 +22,7 @@ def instruction(sample: Sample) -> str:
     if not names:
         return FREE
     *others, last = names
-    listed = f"sections {', '.join(others)} and {last}" if others else f"section {last}"
-    return HEADED.format(sections=listed)
+    return HEADED.format(names=f"{', '.join(others)} and {last}") if others else HEADED_ONE.format(names=last)
 
 
 def question(sample: Sample) -> str:

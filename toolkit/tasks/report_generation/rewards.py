@@ -11,6 +11,7 @@ from toolkit.scoring import reports
 from toolkit.scoring.findings import find_findings
 from toolkit.scoring.findings import finding_f1 as _finding_f1
 from toolkit.scoring.text import overlap, tokens
+from toolkit.tasks.report_generation.parse import plain
 from toolkit.tasks.report_generation.sections import section
 
 EXAMPLE = Sample(
@@ -138,4 +139,5 @@ def _read(answer: Answer) -> str:
 
 
 def _reference(sample: Sample) -> str:
-    return str(sample.reference["report"])
+    """Return the report of the row without what the parser removes from an answer."""
+    return plain(str(sample.reference["report"]))

@@ -10,6 +10,8 @@ from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.recipe import Section
+from toolkit.scoring.reasoning import OPENING
+from toolkit.tasks.report_generation.parse import plain
 from toolkit.tasks.report_generation.sections import CONTEXT, headings, section, split_sections
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -24,6 +26,8 @@ SECTIONS = ("findings", "impression")
 """The sections that ``target`` can choose, in the order of a report."""
 
 NO_REPORT = ("tasks.report_generation.report_missing", "the row must have a report")
+NOT_TEXT = ("tasks.report_generation.report_not_text", "a report must be a text, not a number or a truth value")
+REASONING = ("tasks.report_generation.reasoning_in_report", "a report must not have a block of reasoning")
 NO_SECTION = ("tasks.report_generation.section_missing", "the row must have the section that the recipe chooses")
 """Codes and rules of rows that cannot be used."""
 
@@ -57,7 +61,7 @@ def read(name: str, row: Row, origin: RowOrigin) -> Sample:
     images = read_images(name, row, origin)
     if not images:
         raise RowProblem(*NO_IMAGE, place=f"{origin.file}: {name}", value=cell(row, origin, "image"))
-    fields: dict[str, Any] = {"target": target, "headings": headings(report)}
+    fields: dict[str, Any] = {"target": target, "headings": headings(plain(report))}
     if question := text_of(cell(row, origin, "question")):
         fields["question"] = question
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
@@ -77,15 +81,34 @@ def notes(sample: Sample) -> Iterator[tuple[str, str]]:
 
 
 def _reference(row: Row, origin: RowOrigin, target: str, place: str) -> str:
-    report = text_of(cell(row, origin, "report"))
-    parts = {name: text_of(cell(row, origin, name)) for name in SECTIONS}
+    report, *texts = (_text(row, origin, name, place) for name in ("report", *SECTIONS))
+    parts = dict(zip(SECTIONS, texts, strict=True))
     if target == "report":
         joined = "\n".join(f"{name.upper()}:\n{text}" for name, text in parts.items() if text)
-        if text := report or joined:
+        if (text := report or joined) and not _has_headings_alone(text):
             return text
-        raise RowProblem(*NO_REPORT, place=place, remedy="Add it, or name its column in data.columns.report.")
-    if text := parts[target] or section(report, target):
+        remedy = "Add it, or name its column in data.columns.report."
+        raise RowProblem(*NO_REPORT, place=place, value=text or None, remedy=remedy)
+    if text := parts[target] or section(plain(report), target):
         return text
-    found = ", ".join([name for name, text in parts.items() if text] + list(split_sections(report))) or "no section"
+    named = [name for name, text in parts.items() if text] + list(split_sections(plain(report)))
+    found = ", ".join(named) or "no section"
     remedy = f"Name its column in data.columns.{target}, or choose another data.report_generation.target."
     raise RowProblem(*NO_SECTION, place=place, value=f"{target} is missing, found {found}", remedy=remedy)
+
+
+def _has_headings_alone(report: str) -> bool:
+    sections = split_sections(plain(report))
+    return bool(sections) and not any(sections.values())
+
+
+def _text(row: Row, origin: RowOrigin, field: str, place: str) -> str:
+    value = cell(row, origin, field)
+    if isinstance(value, bool | int) or (isinstance(value, float) and value == value):  # NaN is missing
+        remedy = f"Name the column of the text in data.columns.{field}."
+        raise RowProblem(*NOT_TEXT, place=place, value=value, remedy=remedy)
+    text = text_of(value)
+    if OPENING.search(text):
+        remedy = 'Remove it, or set data.task = "chat" to learn it.'
+        raise RowProblem(*REASONING, place=place, value=text[:80], remedy=remedy)
+    return text

@@ -10,6 +10,7 @@ from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.recipe import Section
+from toolkit.scoring.reasoning import OPENING
 from toolkit.scoring.text import normalise
 from toolkit.scoring.yes_no import yes_or_no
 
@@ -87,6 +88,10 @@ def _read_answers(row: Mapping[str, Any], origin: RowOrigin, place: str) -> dict
     others = texts_of(_without_truth_values(cell(row, origin, "alternatives")))
     if not texts:
         raise RowProblem(*NO_ANSWER, place=place, value=value)
+    if reasoned := next((text for text in (*texts, *others) if OPENING.search(text)), None):
+        rule = "an answer must not have a block of reasoning, which is never scored"
+        remedy = 'Remove it, or set data.task = "chat" to learn it.'
+        raise RowProblem("tasks.vqa.reasoning_in_answer", rule, place=place, value=reasoned[:80], remedy=remedy)
     meaning = _meaning(texts, row, origin, place)
     if len(texts) == 1 and meaning != "one":
         texts = _different(part for loose in _LOOSE.split(texts[0]) for part in _BETWEEN_TEXTS.split(loose))
