@@ -249,11 +249,11 @@ def _patient_problem(column: str, values: int, rows: int, group: str | None) -> 
         return Problem("data.patient_in_two_splits", rule, "data.group", group, f'Set data.group = "{column}".')
     return Problem(
         "data.patient_column_unused",
-        "the column looks like the identifier of a patient, but the rows are not grouped by it: "
+        "the column looks like the identifier of a patient or an examination, but the rows are not grouped by it: "
         f"{values:,} {'value is' if values == 1 else 'values are'} in {rows:,} rows of several groups or splits",
         "data.group",
         column,
-        f'Set data.group = "{column}" if the column identifies patients, otherwise data.group = "{NO_GROUPS}".',
+        f'Set data.group = "{column}" if the rows of a value belong together, otherwise data.group = "{NO_GROUPS}".',
     )
 
 
