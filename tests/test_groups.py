@@ -170,6 +170,25 @@ def test_cases_within_one_patient_need_no_group_of_their_own(tmp_path: Path) -> 
         load_data(recipe(source))
 
 
+@pytest.mark.parametrize("folder", ["patient{:05d}/study1", "files/p10/p1000{:04d}", "sub-{:02d}"])
+def test_folders_of_patients_stop_the_run_without_a_column(tmp_path: Path, folder: str) -> None:
+    found = [{**row, "image": f"{folder.format(n // 4)}/{row['image']}"} for n, row in enumerate(rows())]
+    source = write(tmp_path / "train.csv", found)
+    with raises(DataError, "data.patient_folder_unused") as caught:
+        load_data(recipe(source))
+    assert "6 folders are in 24 rows" in caught.problem.rule
+    assert len(load_data(recipe(source, group="none")).test) == 10
+    grouped = write(tmp_path / "grouped.csv", [{**row, "patient_id": n // 4} for n, row in enumerate(found)])
+    assert load_data(recipe(grouped)).group_columns == ("patient_id",)
+
+
+def test_one_patient_in_two_unicode_forms_is_in_one_split(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.csv", rows(4, patient_id=lambda n: ["Mu\u0308ller", "\uff11\uff12"][n % 2]))
+    test = write(tmp_path / "test.csv", rows(4, 4, patient_id=lambda n: ["M\u00fcller", "12"][n % 2]))
+    with raises(DataError, "data.splits_leak"):
+        load_data(recipe(train, test=test))
+
+
 @pytest.mark.parametrize("column", ["hadm_id", "accession_number", "SeriesInstanceUID", "exam_id", "slide_id"])
 def test_images_of_one_examination_are_not_split_without_a_column_of_patients(tmp_path: Path, column: str) -> None:
     columns = {column: lambda n: f"1.2.840.{n // 4}"}

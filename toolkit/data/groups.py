@@ -4,6 +4,7 @@ A model must not be tested on a patient that it was trained on. Only some names 
 look like the identifier of a patient stop a run if a value would be in two splits.
 """
 
+import os
 import re
 import unicodedata
 from array import array
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from toolkit.data.cells import fold, group_name
 from toolkit.data.splits import NO_KEY, identifier_key
-from toolkit.data.task import LESION, PATIENT, STUDY, Task
+from toolkit.data.task import GROUP_FIELDS, LESION, PATIENT, STUDY, Task
 from toolkit.errors import RowProblem
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -27,6 +28,9 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 NO_GROUPS = "none"
 """Value of ``data.group`` for rows without patients: each is grouped by its first image."""
+
+PATIENT_FOLDER = "patient folder"
+"""Name in place of a column for the folder of a patient in the paths of images, if no column has the group."""
 
 MAX_CHARACTERS = 64
 """Maximum length of an identifier."""
@@ -73,6 +77,8 @@ _ATTRIBUTE = re.compile(
 )
 _ALONE = frozenset({"person", "mrn", "pid"})
 _ACCENT = re.compile("[\u0300-\u036f]")
+_FOLDER = re.compile(r"(patient|subject|participant|case|sub)[-_ ]?\d+|p\d{5,}", re.IGNORECASE)
+"""Names of folders of one patient, as in CheXpert (patient00001), MIMIC-CXR (p10000032) and BIDS (sub-01)."""
 _FRACTION = re.compile(r"-?\d*\.\d+")
 
 
@@ -103,11 +109,21 @@ def identifier_columns(
     studies = {fold(name) for name in NAMES[STUDY]}
     # Within the groups of patients, the numbers of their visits can begin again.
     has_units = PATIENT not in found and LESION not in found
-    return tuple(
+    folder = () if any(field in found for field in GROUP_FIELDS) else (PATIENT_FOLDER,)
+    return folder + tuple(
         one
         for one in available
         if one not in taken and (fold(one) in studies or _is_about_patients(one) or (has_units and _is_unit(one)))
     )
+
+
+def patient_folder(path: str) -> str:
+    """Return the folder of a patient in the path of an image, or an empty text.
+
+    >>> patient_folder("train/patient00001/study1/view1.jpg"), patient_folder("files/p10/p10000032/s5/a.jpg")
+    ('patient00001', 'p10000032')
+    """
+    return next((part for part in path.replace(os.sep, "/").split("/")[:-1] if _FOLDER.fullmatch(part)), "")
 
 
 class IdentifierBuilder:
