@@ -149,6 +149,12 @@ def test_a_column_that_looks_like_a_patient_stops_the_run_with_counts(tmp_path: 
         ("patient_note_id", lambda n: n),
         ("lowercase", lambda n: n // 4),
         ("patient_dose_mgy", lambda n: n // 4 + 0.5),
+        ("edad_paciente", lambda n: n // 4),
+        ("患者年龄", lambda n: n // 4),
+        ("Patientenalter", lambda n: n // 4),
+        ("hospital_id", lambda n: n // 4),
+        ("visit_id", lambda n: 1 + n % 3),
+        ("series_number", lambda n: 1 + n % 3),
     ],
 )
 def test_attributes_topics_and_unique_values_are_no_patients(tmp_path: Path, column: str, value: Any) -> None:
@@ -162,6 +168,35 @@ def test_cases_within_one_patient_need_no_group_of_their_own(tmp_path: Path) -> 
     source = write(tmp_path / "other.csv", rows(patient_id=lambda n: f"P{n // 4}", case_id=lambda n: n // 8))
     with raises(DataError, "data.patient_column_unused"):
         load_data(recipe(source))
+
+
+@pytest.mark.parametrize("folder", ["patient{:05d}/study1", "files/p10/p1000{:04d}", "sub-{:02d}"])
+def test_folders_of_patients_stop_the_run_without_a_column(tmp_path: Path, folder: str) -> None:
+    found = [{**row, "image": f"{folder.format(n // 4)}/{row['image']}"} for n, row in enumerate(rows())]
+    source = write(tmp_path / "train.csv", found)
+    with raises(DataError, "data.patient_folder_unused") as caught:
+        load_data(recipe(source))
+    assert "6 folders are in 24 rows" in caught.problem.rule
+    assert len(load_data(recipe(source, group="none")).test) == 10
+    grouped = write(tmp_path / "grouped.csv", [{**row, "patient_id": n // 4} for n, row in enumerate(found)])
+    assert load_data(recipe(grouped)).group_columns == ("patient_id",)
+
+
+def test_one_patient_in_two_unicode_forms_is_in_one_split(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.csv", rows(4, patient_id=lambda n: ["Mu\u0308ller", "\uff11\uff12"][n % 2]))
+    test = write(tmp_path / "test.csv", rows(4, 4, patient_id=lambda n: ["M\u00fcller", "12"][n % 2]))
+    with raises(DataError, "data.splits_leak"):
+        load_data(recipe(train, test=test))
+
+
+@pytest.mark.parametrize("column", ["hadm_id", "accession_number", "SeriesInstanceUID", "exam_id", "slide_id"])
+def test_images_of_one_examination_are_not_split_without_a_column_of_patients(tmp_path: Path, column: str) -> None:
+    columns = {column: lambda n: f"1.2.840.{n // 4}"}
+    with raises(DataError, "data.patient_column_unused"):
+        load_data(recipe(write(tmp_path / "train.csv", rows(**columns))))
+    # The numbers of a patient's examinations can be those of another patient.
+    source = write(tmp_path / "patients.csv", rows(**columns, patient_id=lambda n: f"P{n // 2}"))
+    assert load_data(recipe(source)).group_columns == ("patient_id",)
 
 
 def test_a_patient_like_column_is_compared_between_files(tmp_path: Path) -> None:
@@ -209,7 +244,32 @@ def test_the_lesion_task_groups_as_every_other_task(tmp_path: Path) -> None:
     assert splits.group_columns == ("pid", "lesion_id")
 
 
-@pytest.mark.parametrize("column", ["participant_id", "pid", "donor_id", "empi_anon"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        *(
+            "participant_id",
+            "pid",
+            "donor_id",
+            "empi_anon",
+            "pat_id",
+            "PTID",
+            "hospital_number",
+            "medical_record_number",
+        ),
+        *("paciente_id", "Código do paciente", "codice_paziente", "Patientennummer", "Fallnummer", "hasta_no"),
+        *(
+            "patiënt_nummer",
+            "numéro_dossier",
+            "患者ID",
+            "病历号",
+            "患者番号",
+            "환자번호",
+            "номер_пациента",
+            "رقم المريض",
+        ),
+    ],
+)
 def test_other_names_of_patients_stop_the_run(tmp_path: Path, column: str) -> None:
     source = write(tmp_path / "train.csv", rows(**{column: lambda number: 100 + number // 4}))
     with raises(DataError, "data.patient_column_unused"):

@@ -47,7 +47,7 @@ def test_the_first_of_several_frames_is_used_and_counted(tmp_path: Path, name: s
     one = saved(tmp_path, f"single{Path(name).suffix}", RGB[:1])
     modes: tuple[ScanMode, ...] = ("full", "header")
     for mode in modes:
-        assert notes([ref, one], mode=mode) == {"images.first_frame": 1}
+        assert notes([ref, one], mode=mode)["images.first_frame"] == 1
     assert abs(int(np.asarray(load(ref, AS_IT_IS).image)[0, 0, 0]) - 10) <= 2
     assert abs(int(np.asarray(load(ImageRef(ref.path, 2), AS_IT_IS).image)[0, 0, 0]) - 200) <= 2
     with raises(ImageError, "images.frame_missing") as caught:
@@ -179,7 +179,41 @@ def test_a_real_processor_of_qwen_rejects_strips_of_200_to_1(
 
 def test_an_image_smaller_than_a_patch_is_reported(tmp_path: Path) -> None:
     refs = [saved(tmp_path, f"{size[0]}.png", [Image.new("L", size)]) for size in ((1, 1), (20, 9), (14, 14))]
-    assert notes(refs) == {"images.smaller_than_patch": 2}
+    assert notes(refs)["images.smaller_than_patch"] == 2
+
+
+def test_an_image_of_one_value_is_reported(tmp_path: Path) -> None:
+    refs = [saved(tmp_path, f"{value}.png", [Image.new("RGB", (40, 20), (value, 9, 9))]) for value in (0, 9, 200)]
+    Image.fromarray(np.eye(40, dtype=np.uint8)).save(tmp_path / "eye.png")
+    assert notes([*refs, ImageRef(tmp_path / "eye.png")]) == {"images.constant": 3}
+
+
+def test_a_truncated_jpeg_with_a_thumbnail_is_incomplete(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    thumbnail, photo = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(thumbnail, "JPEG")
+    exif = b"Exif\0\0" + thumbnail.getvalue()
+    Image.fromarray(pixels).save(photo, "JPEG", exif=exif)
+    (tmp_path / "whole.jpg").write_bytes(photo.getvalue())
+    (tmp_path / "cut.jpg").write_bytes(photo.getvalue()[:9000])
+    assert load(ImageRef(tmp_path / "whole.jpg"), AS_IT_IS).record.source_size == (200, 200)
+    with raises(ImageError, "images.truncated"):
+        load(ImageRef(tmp_path / "cut.jpg"), AS_IT_IS)
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "a video or another MPEG-4 file"),
+        (b"ObjectType = Image\nNDims = 3\n", "MetaImage"),
+        (b"junk", "a file that begins with b'junk'"),
+    ],
+)
+def test_a_file_that_is_no_image_is_described(tmp_path: Path, content: bytes, value: str) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with raises(ImageError, "images.format_unknown") as caught:
+        load(ImageRef(tmp_path / "a.png"), AS_IT_IS)
+    assert caught.problem.value == value
 
 
 def test_every_note_has_a_sentence() -> None:

@@ -173,6 +173,11 @@ def test_an_existing_file_is_kept(run: RunFolder, tmp_path: Path) -> None:
         predicted(run, source, tmp_path / "p.xlsx")
     with raises(RunError, "output.folder_not_writable"):
         predicted(run, source, out / "inside" / "p.csv")
+    own = tmp_path / "rows.jsonl"
+    own.write_text('{"question": "Is it normal?"}\n')
+    with raises(DataError, "predict.out_is_source"):
+        predicted(run, own, own, force=True)
+    assert own.is_file()
 
 
 @pytest.mark.parametrize("unreadable", ["stop", "skip", "placeholder"])

@@ -1,12 +1,14 @@
 """Rows and images before a run, and repeating one stage of a finished run."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
@@ -18,6 +20,7 @@ from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.results import ExportResult
 from toolkit.pipeline import Stages
 from toolkit.pipeline.existing_run import Delivery, evaluate_again, export_again
+from toolkit.pipeline.image_files import _digest, has_touched_images
 from toolkit.pipeline.prepare_data import inspect_data, prepare
 from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import no_progress, read_json, start_run
@@ -71,6 +74,64 @@ def test_a_changed_row_is_rejected_on_resume(chest: Path, tmp_path: Path) -> Non
         with raises(RunError, "run.inputs_changed") as caught:
             prepare(recipe, run, no_progress)
     assert caught.problem.value == "changed: data"
+
+
+def test_a_changed_image_is_rejected_on_resume_and_a_copied_one_is_not(chest: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, FILES + "[sft]\n")
+    own, content = xray(chest, 1), xray(chest, 1).read_bytes()
+    with start_run(recipe) as run:
+        prepare(recipe, run, no_progress)
+        assert not has_touched_images(run)
+        own.write_bytes(content)  # with another time, as in a copy of the dataset
+        os.utime(own, (1, 1))
+        assert has_touched_images(run)
+        prepare(recipe, run, no_progress)
+        assert not has_touched_images(run)
+        own.write_bytes(xray(chest, 0).read_bytes())
+        with raises(RunError, "run.images_changed") as caught:
+            prepare(recipe, run, no_progress)
+        assert caught.problem.value == "1 of 4 files: train: images/radiograph000001.png"
+        own.write_bytes(content)
+        prepare(recipe, run, no_progress)
+
+
+def test_a_name_that_means_another_image_is_rejected_on_resume(tmp_path: Path) -> None:
+    rows = [{"question": f"Question {n}?", "answer": "yes", "image": f"{n}"} for n in range(3)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for number in range(3):
+        Image.new("L", (32, 32), number).save(tmp_path / f"{number}.png")
+    recipe = make_recipe(tmp_path, '[data]\ntask = "vqa"\ntrain = "rows.json"\nsplit = { test = 0 }\n[sft]\n')
+    with start_run(recipe) as run:
+        prepare(recipe, run, no_progress)
+        (tmp_path / "1.png").unlink()
+        Image.new("L", (32, 32), 9).save(tmp_path / "1.jpg")
+        with raises(RunError, "run.images_changed") as caught:
+            prepare(recipe, run, no_progress)
+    assert "1.jpg" in str(caught.problem.value)
+
+
+def test_an_evaluation_of_a_run_checks_its_images(chest: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, FILES + "[sft]\n[evaluate]\n")
+    with start_run(recipe) as run:
+        prepare(recipe, run, no_progress)
+    xray(chest, 4).write_bytes(xray(chest, 0).read_bytes())
+    with raises(RunError, "run.images_changed"):
+        evaluate_again(run.path, Stages(prepare, *[not_called] * 5), name="later")
+
+
+def not_called(*given: Any, **named: Any) -> Any:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("place", ["begin", "middle", "end"])
+def test_a_large_file_is_compared_by_its_ends(tmp_path: Path, place: str) -> None:
+    file, content = tmp_path / "a.dcm", bytearray(1000)
+    file.write_bytes(content)
+    first = _digest(file, 1000, 100)
+    content[{"begin": 0, "middle": 500, "end": 999}[place]] = 1
+    file.write_bytes(content)
+    assert (_digest(file, 1000, 100) == first) == (place == "middle")
+    assert _digest(file, 1000, 2000) != first
 
 
 def test_a_changed_reward_file_is_rejected_on_resume(chest: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from toolkit.data.index import open_index
 from toolkit.data.row_images import image_columns, read_group, read_images
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ImageError, RowProblem
-from toolkit.images import ImagePolicy, load, names
+from toolkit.images import ImagePolicy, ImageStore, load, names
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe
 
@@ -114,6 +114,11 @@ def test_a_number_is_the_name_of_a_file(root: Path) -> None:
         ("a.png;B.JPG", ["a.png", "B.JPG"]),
         ("a.png|p1/x.jpeg | B.JPG", ["a.png", "p1/x.jpeg", "B.JPG"]),
         ("a.png,c.png", ["a.png", "c.png"]),
+        ("a.png B.JPG", ["a.png", "B.JPG"]),
+        ("a.png\nB.JPG", ["a.png", "B.JPG"]),
+        ("a;b", ["a.png", "B.JPG"]),
+        ("a;c", ["a;c"]),
+        ("\ufeffa.png\u200b", ["a.png"]),
         ("1;2.png;a.png", ["1;2.png;a.png"]),
         ([], []),
         ("", []),
@@ -184,6 +189,36 @@ def test_a_missing_file_is_reported_with_the_nearest_name(root: Path) -> None:
     with raises(ImageError, "images.name_ambiguous") as caught:
         load(ImageRef(root / "two"), ImagePolicy())
     assert caught.problem.value == ["two.jpg", "two.png"]
+
+
+def test_blanks_of_a_url_are_decoded_in_a_name(root: Path) -> None:
+    (root / "a b.png").write_bytes(b"x")
+    (root / "100%25.png").write_bytes(b"x")
+    assert read(root, {"image": "a%20b.png"}) == [("a b.png", names.PERCENT_DECODED)]
+    assert read(root, {"image": "100%25.png"}) == [("100%25.png", "")]
+    with raises(RowProblem, "data.image_outside_root"):
+        read(root, {"image": "%2e%2e/a.png"})
+
+
+@pytest.mark.parametrize("path", ["/home/other/data/x.jpeg", "../data/x.jpeg"])
+def test_a_path_of_another_machine_is_rejected_with_the_path_below_the_root(root: Path, path: str) -> None:
+    with raises(RowProblem, "data.image_outside_root") as caught:
+        read(root, {"image": path})
+    assert "such as p1/x.jpeg" in caught.problem.remedy
+
+
+@pytest.mark.parametrize("path", ["x.jpeg", "p2/x.jpeg", "C:\\data\\x.jpeg"])
+def test_a_file_in_another_folder_is_reported_with_its_path(root: Path, path: str) -> None:
+    with raises(ImageError, "images.in_other_folder") as caught:
+        ImageStore(ImagePolicy(), roots=[root]).get(ImageRef(root / path))
+    assert caught.problem.value == ["p1/x.jpeg"]
+
+
+def test_a_broken_link_is_reported_with_its_target(root: Path) -> None:
+    (root / "link.png").symlink_to(root / "none.png")
+    with raises(ImageError, "images.link_broken") as caught:
+        load(ImageRef(root / "link.png"), ImagePolicy())
+    assert caught.problem.value == str(root / "none.png")
 
 
 def test_a_file_that_is_added_later_is_found(root: Path) -> None:

@@ -68,7 +68,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, str):
         if not value.isprintable():
             check_unicode(value)
-        text = value.strip() if value.isascii() else _INVISIBLE.sub("", value)
+        text = without_blanks(value)
         if text[-1:] in _ENDS and is_printed_value(text):
             raise _not_text(value)
         return "" if len(text) <= _MAX_MISSING and text.lower() in _MISSING else text
@@ -77,6 +77,11 @@ def text_of(value: Any) -> str:
     if not isinstance(value, int | float) or math.isinf(value):
         raise _not_text(value)
     return str(value)
+
+
+def without_blanks(text: str) -> str:
+    """Return a text without surrounding blanks and characters without width."""
+    return text.strip() if text.isascii() else _INVISIBLE.sub("", text)
 
 
 def texts_of(value: Any) -> tuple[str, ...]:

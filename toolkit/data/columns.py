@@ -125,7 +125,7 @@ def _missing(
     for key, columns in named.items():
         for column in columns:
             if column not in available:
-                yield _no_column(key, column, available)
+                yield _no_column(key, column, (*available, NO_GROUPS) if key == "data.group" else available)
 
 
 def _missing_fields(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.boxes import check_image_sizes
-from toolkit.data.groups import NO_GROUPS
+from toolkit.data.groups import NO_GROUPS, PATIENT_FOLDER
 from toolkit.data.rows import UsableRows, check_dropped, read_alike, read_file
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.split_sources import recipe_sources
@@ -254,13 +254,20 @@ def _patient_problem(column: str, values: int, rows: int, group: str | None) -> 
         patients = f"{values:,} {'patient' if values == 1 else 'patients'} of the column {column}"
         rule = f"no patient should be in two splits ({patients} in {rows:,} rows)"
         return Problem("data.patient_in_two_splits", rule, "data.group", group, f'Set data.group = "{column}".')
+    if column == PATIENT_FOLDER:
+        rule = (
+            "folders of images look like patients, but no column has the group: "
+            f"{values:,} {'folder is' if values == 1 else 'folders are'} in {rows:,} rows of several groups or splits"
+        )
+        remedy = f'Add a column patient_id to the rows. data.group = "{NO_GROUPS}" makes the group the first image.'
+        return Problem("data.patient_folder_unused", rule, "data.group", remedy=remedy)
     return Problem(
         "data.patient_column_unused",
-        "the column looks like the identifier of a patient, but the rows are not grouped by it: "
+        "the column looks like the identifier of a patient or an examination, but the rows are not grouped by it: "
         f"{values:,} {'value is' if values == 1 else 'values are'} in {rows:,} rows of several groups or splits",
         "data.group",
         column,
-        f'Set data.group = "{column}" if the column identifies patients, otherwise data.group = "{NO_GROUPS}".',
+        f'Set data.group = "{column}" if the rows of a value belong together, otherwise data.group = "{NO_GROUPS}".',
     )
 
 

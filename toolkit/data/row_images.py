@@ -22,6 +22,7 @@ from toolkit.data.cells import (
     name_of,
     number_of,
     text_of,
+    without_blanks,
 )
 from toolkit.data.image_values import looks_like_image, looks_like_path
 from toolkit.data.json_stream import Row
@@ -35,7 +36,7 @@ PATH_KEYS = ("path", "imagepath", "filepath", "filename", "file", "image", "imag
 SLICE, AXIS = "slice", "axis"
 """Columns and keys of the slices of a NIfTI volume."""
 
-SEPARATORS = (";", "|", ",")
+SEPARATORS = (";", "|", ",", "\n", " ")
 """Separators of several image names in one cell, if no file has the whole cell as its name."""
 
 MOST_NUMBERED = 99
@@ -230,7 +231,7 @@ def _parts_of(value: Any, row: Row, origin: RowOrigin, place: str) -> Iterator[P
         rule = "an image must be named by a text, or by an object with a path"
         remedy = f"Use one of the keys {', '.join(PATH_KEYS[:3])}."
         raise RowProblem("data.image_not_text", rule, place=place, value=value, remedy=remedy)
-    text = value.strip() if isinstance(value, str) else name_of(value)
+    text = without_blanks(value) if isinstance(value, str) else name_of(value)
     check_unicode(text)
     for ref in _named(text, str(origin.image_root), place):
         yield ref, slices, axis
@@ -264,8 +265,7 @@ def _named(text: str, root: str, place: str) -> tuple[ImageRef, ...]:
     except _NotFound as missing:
         whole = missing.ref
     except ImageError as error:
-        remedy = "Set data.image_root to the folder that all images are in."
-        raise RowProblem(*IMAGE_OUTSIDE, place=place, value=error.value, remedy=remedy) from None
+        raise RowProblem(*IMAGE_OUTSIDE, place=place, value=error.value, remedy=_inside(text, root)) from None
     except _UnusableUrl as problem:
         raise MissingImage(problem.code, problem.rule, place=place, value=text, remedy=problem.remedy) from None
     if names.NOT_FOUND not in whole.found:
@@ -273,10 +273,26 @@ def _named(text: str, root: str, place: str) -> tuple[ImageRef, ...]:
     for separator in SEPARATORS:
         parts = [part.strip() for part in text.split(separator) if part.strip()]
         # A part without a known suffix could be the piece of a file name with a separator in it.
-        if len(parts) > 1 and all(looks_like_path(part) for part in parts):
+        if len(parts) > 1 and (all(map(looks_like_path, parts)) or all(_means_file(part, root) for part in parts)):
             images = [_named(part, root, place)[0] for part in parts]
             return tuple(replace(image, found=(*image.found, names.CELL_SPLIT)) for image in images)
     return (whole,)
+
+
+def _inside(text: str, root: str) -> str:
+    """Return the remedy for a path that leaves the root, such as an absolute one of another machine."""
+    found = names.find_in_tree(os.path.normpath(root), names.last_part(text), whole=True)
+    if not found:
+        return "Set data.image_root to the folder that all images are in."
+    return f"Write paths below data.image_root, such as {found[0]}, which has the same name in {root}."
+
+
+def _means_file(text: str, root: str) -> bool:
+    try:
+        _found(text, root)
+    except (_NotFound, _UnusableUrl, ImageError):
+        return False
+    return True
 
 
 class _NotFound(Exception):
@@ -314,7 +330,7 @@ def _found(text: str, root: str) -> ImageRef:
             return image_ref(_local_file(text, root), root, "", found=(names.URL_LOCAL,))
         name = text if url is None else unquote(urlsplit(text).path)
     path = contained_path(name, folder, "")
-    found = _look_up(path, folder) or _with_frame(text, root) or _with_slashes(text, folder)
+    found = _look_up(path, folder) or _with_frame(text, root) or _with_slashes(text, folder) or _decoded(text, folder)
     if found is not None:
         return found
     if _WHOLE.fullmatch(text):  # pandas converts integers to floats if one is missing
@@ -345,6 +361,14 @@ def _with_slashes(text: str, folder: str) -> ImageRef | None:
         return None
     found = _look_up(contained_path(text.replace("\\", "/"), folder, ""), folder)
     return None if found is None else replace(found, found=(names.BACKSLASHES, *found.found))
+
+
+def _decoded(text: str, folder: str) -> ImageRef | None:
+    """Return the file of a name in which blanks and other characters are encoded as in a URL."""
+    if "%" not in text or (plain := unquote(text)) == text:
+        return None
+    found = _look_up(contained_path(plain, folder, ""), folder)
+    return None if found is None else replace(found, found=(names.PERCENT_DECODED, *found.found))
 
 
 def _local_file(url: str, root: str) -> str:

@@ -32,7 +32,7 @@ from toolkit.data.cells import (
 from toolkit.data.columns import MESSAGES, several_turns
 from toolkit.data.conflicts import find_conflicts
 from toolkit.data.episodes import Links
-from toolkit.data.groups import IdentifierBuilder
+from toolkit.data.groups import PATIENT_FOLDER, IdentifierBuilder, patient_folder
 from toolkit.data.image_places import place_images
 from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
@@ -132,6 +132,7 @@ class RowScanner:
         others = (column for _, column in source.others)
         self._numbers = NumberBuilder(dict.fromkeys((*self._columns, *others, *source.context, *source.by)))
         self._prompts = array("q")
+        self._root = str(source.image_root)
 
     def add(self, number: int, name: str, row: Row) -> None:
         """Read one row and record whether it is usable."""
@@ -239,13 +240,18 @@ class RowScanner:
 
     def _add_patient(self, name: str, row: Row, sample: Sample) -> None:
         for identifier in self._identifiers:
-            identifier.add(row.get(identifier.column))
+            is_folder = identifier.column == PATIENT_FOLDER
+            identifier.add(self._patient_folder(sample) if is_folder else row.get(identifier.column))
         if self._group_columns and not group_name(row.get(self._group_columns[0])):
             others = [*self._group_columns[1:], "the first image"]
             rule = f"the column {self._group_columns[0]} is empty, so the group is {' or '.join(others)}"
             self._notes.add(rule, name, "data.group_empty")
         if self.task.prompt_key is not None:
             self._prompts.append(text_key(self.task.prompt_key(sample)))
+
+    def _patient_folder(self, sample: Sample) -> str:
+        # Text, because a relative Path for each row would cost several times as much.
+        return patient_folder(str(sample.images[0].path).removeprefix(self._root)) if sample.images else ""
 
     def _note_images(self, name: str, sample: Sample) -> None:
         """Count a row without image, and image names that were not equal to the file's name."""

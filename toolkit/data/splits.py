@@ -5,6 +5,7 @@ two names is not detected.
 """
 
 import hashlib
+import unicodedata
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -231,7 +232,12 @@ class KeyBuilder:
 
 
 def identifier_key(name: str) -> int:
-    """Return ``text_key`` of a group. Leading zeros are ignored, because tables lose them: 00000013 is 13."""
+    """Return ``text_key`` of a group. Leading zeros are ignored, because tables lose them: 00000013 is 13.
+
+    Characters are compared in their compatibility form, because files of two systems can encode one name differently.
+    """
+    if not name.isascii():
+        name = unicodedata.normalize("NFKC", name)
     return text_key(name.lstrip("0") or "0") if name.isdecimal() else text_key(name)
 
 

@@ -119,6 +119,9 @@ def predict_rows(
     if request.out.suffix.lower() not in SUFFIXES:
         rule, remedy = "the table must end in .csv or .jsonl", "Choose another name."
         raise DataError("predict.out_suffix_unknown", rule, place="--out", value=str(request.out), remedy=remedy)
+    if request.out.exists() and request.source.exists() and request.out.samefile(request.source):
+        rule = "the table must not be the file of the rows, which an interrupted prediction reads again"
+        raise DataError("predict.out_is_source", rule, place="--out", value=str(request.out), remedy="Choose another.")
     check_free(request.out, force=request.force)
     data = run.result("data", DataResult) if run.is_done("data") else None
     settings, whole = _settings(recipe, data.found if data else {}), data.whole if data else ()

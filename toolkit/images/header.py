@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from toolkit.errors import ImageError
 from toolkit.images import dicom, nifti, tiff
@@ -34,6 +34,9 @@ OTHER_FORMATS: tuple[tuple[bytes, int, str], ...] = (
     (b"\x93NUMPY", 0, "a NumPy array"),
     (b"PK\x03\x04", 0, "a ZIP archive"),
     (b"\x1f\x8b", 0, "a gzip file"),
+    (b"ftyp", 4, "a video or another MPEG-4 file"),
+    (b"objecttype", 0, "MetaImage"),
+    (b"\0\5\x16\7", 0, "a resource file of macOS, which belongs to the file without ._"),
     (b"NRRD", 0, "NRRD"),
     (b"<svg", 0, "SVG"),
     (b"<?xml", 0, "XML or SVG"),
@@ -165,7 +168,9 @@ def _unknown_format(stream: BinaryIO, ref: ImageRef, error: Exception) -> ImageE
     low = head.lstrip().lower()
     names = (name for start, at, name in OTHER_FORMATS if head[at:].startswith(start) or low[at:].startswith(start))
     rule = f"the file must be an image of a known format ({', '.join(PILLOW_FORMATS)}, DICOM or NIfTI)"
-    return unreadable_image(ref.path, "images.format_unknown", rule, next(names, first_line(error)))
+    # Pillow's message that it knows no format has only the path.
+    other = f"a file that begins with {head[:8]!r}" if isinstance(error, UnidentifiedImageError) else first_line(error)
+    return unreadable_image(ref.path, "images.format_unknown", rule, next(names, other))
 
 
 def _allow_pixels(max_pixels: int) -> None:
@@ -193,11 +198,26 @@ def _has_its_end(stream: BinaryIO, header: Header) -> bool:
     if header.format == "PNG":
         return _tail(stream, size, 12).endswith(PNG_END) or PNG_END in _tail(stream, size, TAIL)
     if header.format in ("JPEG", "MPO"):
-        return _tail(stream, size, 2) == b"\xff\xd9" or b"\xff\xd9" in _tail(stream, size, TAIL)
+        # A thumbnail in the EXIF data before the image has an end marker of its own.
+        return b"\xff\xd9" in _tail(stream, size, min(TAIL, size - _jpeg_scan(stream)))
     if header.format == "WEBP":
         stream.seek(4)
         return size >= 8 + int(struct.unpack("<I", stream.read(4))[0])
     return True
+
+
+def _jpeg_scan(stream: BinaryIO) -> int:
+    """Return the offset of the first scan of a JPEG, which follows its metadata. 0: the segments are damaged."""
+    at = 2
+    while True:
+        stream.seek(at)
+        head = stream.read(4)
+        if len(head) < 4 or head[0] != 0xFF:
+            return 0
+        if head[1] == 0xDA:
+            return at
+        # Fill bytes, and markers without a segment
+        at += 1 if head[1] == 0xFF else 2 if head[1] in (0x01, *range(0xD0, 0xD9)) else 2 + int.from_bytes(head[2:])
 
 
 def _tail(stream: BinaryIO, size: int, length: int) -> bytes:

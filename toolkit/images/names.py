@@ -27,6 +27,7 @@ UNICODE_CHANGED = "data.image_unicode_changed"
 BACKSLASHES = "data.image_backslashes"
 URL_LOCAL = "data.image_url_local"
 CELL_SPLIT = "data.image_cell_split"
+PERCENT_DECODED = "data.image_percent_decoded"
 NOT_FOUND = "data.image_not_found"
 
 WAYS = {
@@ -36,6 +37,7 @@ WAYS = {
     BACKSLASHES: "backslashes in image names were read as folders",
     URL_LOCAL: "image URLs were found as the only file of that name below data.image_root (nothing is downloaded)",
     CELL_SPLIT: "several image names in one cell were separated",
+    PERCENT_DECODED: "percent signs in image names were decoded as in a URL (%20 is a blank)",
 }
 """Code of a way to find a file -> what was done, for the report of the rows. NOT_FOUND is not among them."""
 MOST_SUGGESTIONS = 100
@@ -116,23 +118,29 @@ def find(root: str, path: str) -> Found | None:
     return Found(at, tuple(dict.fromkeys(ways)))
 
 
-def find_in_tree(root: str, name: str) -> list[str]:
-    """Return the paths below ``root`` of all files with this name, or of this name with a suffix. At most 5."""
+def find_in_tree(root: str, name: str, *, whole: bool = False) -> list[str]:
+    """Return the paths below ``root`` of all files with this name, or of this name with a suffix. At most 5.
+
+    ``whole``: only those with the whole name.
+    """
     tree = _tree(root, int(time.monotonic() / 60))  # listed again every minute
-    return (tree.get(_fold(name)) or tree.get(f"{_fold(name)}/", []))[:5]
+    return (tree.get(_fold(name)) or ([] if whole else tree.get(f"{_fold(name)}/", [])))[:5]
+
+
+def last_part(path: str) -> str:
+    """Return the name at the end of a path of any system.
+
+    >>> last_part("/data/a.png"), last_part("C:\\\\data\\\\a.png")
+    ('a.png', 'a.png')
+    """
+    return path.replace("\\", "/").rpartition("/")[2]
 
 
 def candidates(path: Path) -> list[str]:
-    """Return the names of the files beside a missing path that its name could mean, or else the most similar name.
-
-    Without the folder of the path, a file of the same name in the nearest folder that exists is returned.
-    """
-    folder = next((parent for parent in path.parents if parent.is_dir()), None)
-    if folder is None:
+    """Return the names of the files beside a missing path that its name could mean, or else the most similar name."""
+    if not path.parent.is_dir():
         return []
-    listed = _folder(str(folder))
-    if folder != path.parent:
-        return [path.name] if path.name in listed.names else []
+    listed = _folder(str(path.parent))
     if entries := listed.matches(path.name) or listed.with_suffix(path.name):
         return entries
     listed.suggested += 1

@@ -100,7 +100,7 @@ def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
         facts = path.stat()
         real = os.path.realpath(path, strict=True) if roots else ""
     except FileNotFoundError:
-        raise _missing(path) from None
+        raise _missing(path, roots) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise unreadable_image(path, *NOT_READABLE, str(error)) from error
     if not stat.S_ISREG(facts.st_mode):
@@ -113,14 +113,29 @@ def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
     return facts
 
 
-def _missing(path: Path) -> ImageError:
+def _missing(path: Path, roots: Sequence[str]) -> ImageError:
     """Return the error for a missing file, with the names that it could mean."""
+    if path.is_symlink():
+        rule, remedy = "the target of a symbolic link must exist", f"Restore the target. {REPAIR}"
+        return ImageError("images.link_broken", rule, place=path, value=str(path.readlink()), remedy=remedy)
+    elsewhere = _elsewhere(path, roots)
+    if elsewhere:
+        rule = "the image must exist, and a file of this name is in another folder of data.image_root"
+        remedy = "Write the path below data.image_root into the rows, or set data.image_root to the folder of the file."
+        return ImageError("images.in_other_folder", rule, place=path, value=elsewhere, remedy=remedy)
     found = names.candidates(path)
     if len(found) > 1:
         rule, remedy = "the image name must mean one file", "Add the suffix, or rename the files."
         return ImageError("images.name_ambiguous", rule, place=path, value=found[:5], remedy=remedy)
     nearest = f', and the nearest name is "{found[0]}"' if found else ""
     return ImageError("images.missing", f"the image must exist{nearest}", place=path, remedy=f"{SET_ROOT} {REPAIR}")
+
+
+def _elsewhere(path: Path, roots: Sequence[str]) -> list[str]:
+    """Return the paths below the root of all files with the name of a missing one."""
+    folder = next((os.path.realpath(parent) for parent in path.parents if parent.is_dir()), "")
+    root = next((root for root in roots if os.path.join(folder, "").startswith(os.path.join(root, ""))), None)  # noqa: PTH118
+    return [] if root is None else names.find_in_tree(root, names.last_part(path.name), whole=True)
 
 
 def unreadable_image(path: Path, code: str, rule: str, value: object = NOTHING) -> ImageError:

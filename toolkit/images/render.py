@@ -81,10 +81,12 @@ def render(pixels: Pixels, header: Header, policy: ImagePolicy, ref: ImageRef) -
     if turn is not None:
         small = np.ascontiguousarray(turn(small))
     shown = crop_size(ref.crop) if ref.crop else header.size
+    # Without the black margins of a square
+    constant = ("images.constant",) if (small == small[0, 0]).all() else ()
     small, content = _padded(small, policy)
     record = _record(pixels, header, shown, window, small)
     windows = tuple((one.low, one.high) for one in further)
-    notes = (*header_notes(header, ref), *_window_notes(pixels, policy, window))
+    notes = (*header_notes(header, ref), *_window_notes(pixels, policy, window), *constant)
     return Reduced(small, replace(record, content=content, windows=windows, notes=notes))
 
 

@@ -32,6 +32,7 @@ NOTES: Mapping[str, str] = {
     "images.not_windowed": "an image of 8 bits keeps its values, because images.window applies to more bits only",
     "images.no_value_below_zero": "an image has no value below 0 HU and may not be CT",
     "images.smaller_than_patch": f"a side of an image has less than {PATCH} pixels, a patch of most vision towers",
+    "images.constant": "all pixels of an image have one value, as in an export that failed",
     "images.pixels_not_square": "the pixels of a slice are not square, so its shapes are squeezed",
     "images.slices_renumbered": "slices count along RAS (from inferior, posterior, left), unlike the array of the file",
 }

@@ -17,6 +17,7 @@ from toolkit.errors import DataError, ImageError, shorten, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.models.image_sizes import ProcessorSizes
+from toolkit.pipeline.image_files import check_image_files
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.runfolder import Progress, RunFolder, check_fingerprints, no_progress, read_saved, write_json
 from toolkit.tasks import TASKS
@@ -36,7 +37,7 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     Raises:
         DataError: a source, column or split is invalid, or a split has no usable rows.
         ImageError: images are unusable and the recipe has ``unreadable = "stop"``. All of them are listed.
-        RunError: data or rewards changed since the run started.
+        RunError: data, images or rewards changed since the run started.
     """
     data = read_rows(recipe, run.path / "synthetic")
     fingerprints = {"data": data.fingerprint}
@@ -55,6 +56,8 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     if recipe.images.unreadable != "stop":
         bad = sorted(f"{ref.path.name}#{ref.part}" for ref in report.bad_refs)
         check_fingerprints(run, {"unusable images": hashlib.blake2b(repr(bad).encode(), digest_size=16).hexdigest()})
+    used = {name: samples for name, samples in _splits(data).items() if name in _used_splits(recipe)}
+    check_image_files(run, used, full=report.mode == "full")
     data = without_unusable_images(recipe, data, report)
     run.mark_done("data", _result(data, report, source_times(recipe)))
     return data, images
@@ -134,10 +137,7 @@ def scan_images(recipe: Recipe, data: DataSplits, images: ImageStore, progress: 
     Raises:
         ImageError: images are unusable and the recipe has ``unreadable = "stop"``.
     """
-    used = ["train"] if recipe.sft or recipe.grpo else []
-    if recipe.evaluate or recipe.export:
-        used.append(recipe.evaluate.split if recipe.evaluate else "test")
-    report = _scan(recipe, data, used, images, progress)
+    report = _scan(recipe, data, _used_splits(recipe), images, progress)
     if recipe.images.unreadable == "stop":
         report.raise_if_bad()
     return report
@@ -194,8 +194,20 @@ def describe_scan(report: ScanReport) -> str:
     if report.windowed:
         most = f" (at most {report.worst_clipped:.1%} of an image)" if report.clipped else ""
         parts.append(f"{report.windowed:,} windowed to 8 bits, {report.clipped:,} with pixels outside the window{most}")
+    if report.nonfinite:
+        parts.append(f"{report.nonfinite:,} with NaN (black) or infinite values")
+    if report.transparent:
+        parts.append(f"{report.transparent:,} with transparent pixels, which are shown over black")
     head = f"images ({report.mode} scan): {report.checked:,} checked, {len(report.bad):,} unusable"
     return ", ".join([head, *parts])
+
+
+def _used_splits(recipe: Recipe) -> list[str]:
+    """Return the splits that the recipe's stages use."""
+    used = ["train"] if recipe.sft or recipe.grpo else []
+    if recipe.evaluate or recipe.export:
+        used.append(recipe.evaluate.split if recipe.evaluate else "test")
+    return used
 
 
 def _splits(data: DataSplits) -> dict[str, SampleSet]:

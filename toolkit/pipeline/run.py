@@ -13,6 +13,7 @@ from toolkit.evaluation.results import BEFORE, EvaluationResult, evaluation_stag
 from toolkit.evaluation.stage_context import Context, DataAndImages
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, require_for
+from toolkit.pipeline.image_files import has_touched_images
 from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
@@ -136,7 +137,7 @@ def run_recipe(
             require_export(recipe)
         with recording(run, recipe.run, "run") as recorder:
             # Without this, a finished run would return its results as those of other data.
-            if unfinished or _has_other_sources(run, recipe):
+            if unfinished or _has_other_data(run, recipe):
                 with recorder.stage(DATA):
                     data, images = stages.prepare(recipe, run, stopping(stop, progress))
                 context = Context(recipe, run, data, images, stop, progress)
@@ -284,8 +285,10 @@ def _is_finished(stage: str, run: RunFolder, recipe: Recipe) -> bool:
     return "gguf" not in wanted or (found.gguf is not None and set(recipe.export.quant) <= set(found.gguf.files))
 
 
-def _has_other_sources(run: RunFolder, recipe: Recipe) -> bool:
-    return run.is_done(DATA) and run.result(DATA, DataResult).has_other_sources(recipe)
+def _has_other_data(run: RunFolder, recipe: Recipe) -> bool:
+    if not run.is_done(DATA):
+        return False
+    return run.result(DATA, DataResult).has_other_sources(recipe) or has_touched_images(run)
 
 
 def _training_stages(recipe: Recipe) -> list[str]:
