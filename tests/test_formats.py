@@ -312,6 +312,11 @@ def parts_with(image: dict[str, Any]) -> list[dict[str, Any]]:
         ({"prompt": SINGLE[:1], "completion": SINGLE[1:], "images": ["1.png"]}, "TRL prompt and completion"),
         ({"prompt": "<image>Is it normal?", "completion": "Yes.", "image": "1.png"}, "TRL prompt and completion"),
         ({"query": "<image>Is it normal?", "response": "Yes.", "images": ["1.png"]}, "ms-swift query and response"),
+        ({"conversatons": LLAVA_TURNS, "image": "1.png"}, "LLaVA-Med conversatons"),
+        (
+            {"instruction": "<image>Is it normal?", "input": "", "output": "Yes.", "images": ["1.png"]},
+            "LLaMA-Factory instruction and output",
+        ),
     ],
 )
 def test_every_layout_of_a_conversation_has_the_same_row(tmp_path: Path, row: dict[str, Any], name: str) -> None:
@@ -358,6 +363,40 @@ def test_history_and_system_come_before_the_query(tmp_path: Path) -> None:
     turns = [("user", "<image>A?"), ("assistant", "a"), ("user", "B?"), ("assistant", "b")]
     assert roles == [("system", "Be brief."), *turns]
     assert "question" not in found
+
+
+def test_the_input_of_an_instruction_is_a_line_of_the_question(tmp_path: Path) -> None:
+    row = {
+        "instruction": "<image>Describe.",
+        "input": "Age 60.",
+        "output": "a",
+        "history": [["Q?", "b"]],
+        "images": "1",
+    }
+    index = open_index(write(tmp_path / "rows.json", [row, {**row, "input": ["Age"]}]))
+    contents = [one["content"] for one in index[0][1]["messages"]]
+    assert contents == ["Q?", "b", "<image>Describe.\nAge 60.", "a"]
+    assert [one.code for one in index.skipped] == ["data.conversation_malformed"]
+    steps = {"task_id": "t", "instruction": "Open it.", "output": "{}"}
+    assert open_index(write(tmp_path / "steps.json", [steps])).metadata.format == "JSON"
+
+
+def test_another_question_or_answer_beside_a_conversation_is_reported(tmp_path: Path) -> None:
+    same = {"messages": SINGLE, "images": ["1.png"], "question": "<image>\nIs it normal?", "answer": "Yes."}
+    index = open_index(write(tmp_path / "rows.json", [same, {**same, "answer": "No."}]))
+    assert [row["answer"] for _, row in index] == ["Yes.", "Yes."]
+    (note,) = index.metadata.noted
+    assert (note.code, note.examples, note.values) == (
+        "data.conversation_has_other_answer",
+        ("1",),
+        ("['Yes.', 'No.']",),
+    )
+
+
+def test_a_label_that_is_false_beside_messages_is_reported(tmp_path: Path) -> None:
+    rows = [{"messages": SINGLE, "images": ["1.png"], "label": label} for label in (True, False, "False")]
+    index = open_index(write(tmp_path / "rows.json", rows))
+    assert [(one.code, one.examples) for one in index.metadata.noted] == [("data.label_is_false", ("1",))]
 
 
 def test_other_columns_of_a_conversation_are_kept(tmp_path: Path) -> None:
@@ -536,6 +575,16 @@ def test_a_saved_dataset_has_its_splits_images_and_class_names(tmp_path: Path) -
 
 def answers(*texts: str) -> list[dict[str, Any]]:
     return [{"answer": text, "answer_id": number} for number, text in enumerate(texts)]
+
+
+def test_an_image_as_an_object_of_bytes_is_kept(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.Table.from_pylist([{"image": {"bytes": png(3)}}, {"image": {"bytes": None}}]), tmp_path / "a.parquet"
+    )
+    index = open_index(str(tmp_path / "a.parquet"))
+    assert index.image_root is not None
+    assert (index.image_root / index[0][1]["image"]).read_bytes() == png(3)
+    assert index[1][1]["image"] is None
 
 
 def test_questions_and_annotations_of_coco_vqa_are_joined(tmp_path: Path) -> None:
@@ -746,6 +795,15 @@ def test_a_conversation_has_the_images_of_numbered_columns(tmp_path: Path, task:
         ({"messages": turns("Scan 1: <img>a.png</img>\nQ?")}, "data.placeholder_unknown"),
         ({"messages": turns("<Image>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
         ({"messages": turns("<image_1>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
+        ({"messages": turns("<start_of_image>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
+        (
+            {"messages": [*turns("Q?")[:1], {"role": "assistant", "content": "<|image_pad|>"}]},
+            "data.placeholder_unknown",
+        ),
+        ({"messages": turns("<image>Where is the <ref-object>?"), "image": "a.png"}, "data.placeholder_not_read"),
+        ({"messages": [*turns("Q?")[:1], {"role": "assistant", "content": "<bbox>"}]}, "data.placeholder_not_read"),
+        ({"messages": turns("<video>Q?")}, "data.placeholder_not_read"),
+        ({"messages": turns("Q?"), "kto_tag": False}, "data.answer_is_rejected"),
         ({"messages": turns("Q?", weight=0)}, "data.turn_not_trained"),
         ({"messages": turns("Q?", loss=False)}, "data.turn_not_trained"),
         ({"messages": turns("Q?"), "system": ["Be brief."]}, "data.system_message_not_text"),
@@ -774,6 +832,12 @@ def test_names_of_classes_that_differ_in_case_are_an_error(tmp_path: Path) -> No
     with raises(DataError, "data.class_named_twice") as caught:
         open_index(str(tmp_path))
     assert caught.problem.value == ["test/normal", "train/NORMAL"]
+
+
+def test_names_of_classes_in_two_unicode_normalisations_are_one_class(tmp_path: Path) -> None:
+    for split, name in (("train", "b\u00e9nin"), ("test", "be\u0301nin"), ("train", "malin"), ("test", "malin")):
+        image_file(tmp_path / split / name / f"{split}.png", 1)
+    assert {row["label"] for _, row in open_index(str(tmp_path))} == {"b\u00e9nin", "malin"}
 
 
 def test_folders_of_classes_have_images_of_every_suffix(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ classes, and a class has no folders inside.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _class_records(reading: Reading) -> Iterator[Record]:
                     reading.notes.add(rule, _name(file, top), "data.mask_is_no_image")
                 elif file.is_file() and _is_image(file):
                     name = _name(file, top)
-                    row = {"id": name, "image": name, "label": folder.name}
+                    row = {"id": name, "image": name, "label": _class_name(folder)}
                     yield name, {**row, "split": split.name} if splits else row, None
                 elif file.is_file():
                     reading.notes.add("a file that is not an image is not read", _name(file, top), "data.not_an_image")
@@ -141,11 +142,16 @@ def _check_case(top: Path, parents: Iterable[Path]) -> None:
     """
     known: dict[str, Path] = {}
     for folder in (one for parent in parents for one in _folders(parent)):
-        other = known.setdefault(folder.name.casefold(), folder)
-        if other.name != folder.name:
+        other = known.setdefault(_class_name(folder).casefold(), folder)
+        if _class_name(other) != _class_name(folder):
             rule = "the names of two classes must differ in more than upper and lower case"
             value, remedy = [_name(other, top), _name(folder, top)], "Give the folders of a class the same name."
             raise DataError("data.class_named_twice", rule, place=top, value=value, remedy=remedy)
+
+
+def _class_name(folder: Path) -> str:
+    """Return the name of a class. macOS decomposes accents in the names of folders, other systems do not."""
+    return unicodedata.normalize("NFC", folder.name)
 
 
 def _count_others(reading: Reading, folder: Path, rule: str) -> None:

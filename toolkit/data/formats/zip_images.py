@@ -8,10 +8,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from toolkit.data.embedded_images import EmbeddedImageStore
-from toolkit.data.formats.row_file import RowFile, blame, open_zip
+from toolkit.data.formats.row_file import RowFile, blame, open_zip, row_file
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
 from toolkit.images.names import is_image_name, without_suffix
@@ -57,6 +58,12 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
 
         for name, row, text in records:
             yield (name, replaced(row), None) if names else (name, row, text)
+
+
+def with_images_of(path: Path, records: Iterator[Record], images: EmbeddedImageStore) -> Iterator[Record]:
+    """Yield the records of a file, with its images if it is a .zip."""
+    file = row_file(path) if path.suffix.lower() == ".zip" else None
+    return records if file is None else with_zipped_images(records, file, images)
 
 
 _IMAGES = frozenset({"image", "images", "imagename", "imagepath", "imageid", "filename", "imgname"})
