@@ -366,6 +366,23 @@ def test_labels_of_yolo_without_an_image_are_counted_in_their_split(tmp_path: Pa
     assert lost["val"][0].examples == ("labels/Train/gone.txt",)
 
 
+def test_lists_of_images_in_the_yaml_of_yolo_are_its_splits(tmp_path: Path) -> None:
+    images(tmp_path / "images", *(f"{name}.png" for name in "abc"))
+    for name in "abc":
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.1 0.2\n")
+    names = {"path": "/content/data", "train": "autosplit_train.txt", "test": "autosplit_test.txt", "names": ["nodule"]}
+    (tmp_path / "chest.yaml").write_text(yaml.safe_dump(names))
+    (tmp_path / "autosplit_train.txt").write_text("./images/a.png\n/content/data/images/c.png\nimages/gone.png\n")
+    (tmp_path / "autosplit_test.txt").write_text("./images/b.png\n")
+    data = load(tmp_path, max_dropped=0.5)
+    assert [[one.images[0].path.name for one in split] for split in (data.train, data.test)] == [
+        ["a.png", "c.png"],
+        ["b.png"],
+    ]
+    assert [one.code for one in data.dropped] == ["data.yolo_listed_image_missing"]
+
+
 def test_yolo_as_cvat_exports_it_has_images_beside_labels(tmp_path: Path) -> None:
     images(tmp_path / "obj_train_data", "a.png")
     (tmp_path / "obj_train_data" / "a.txt").write_text("1 0.5 0.5 1 1\n")

@@ -527,6 +527,51 @@ def test_a_single_folder_of_a_class_cannot_be_classified(tmp_path: Path, names: 
     assert caught.problem.value == "normal"
 
 
+@pytest.mark.parametrize(
+    ("other", "value"),
+    [("train/c/deep/1.png", "train/c"), ("train/masks/1.png", "train/masks"), ("copy/a/1.png", "copy")],
+)
+def test_a_folder_beside_classes_that_is_none_is_named(tmp_path: Path, other: str, value: str) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", other):
+        image_file(tmp_path / name, 1)
+    with raises(DataError, "data.folder_is_no_class") as caught:
+        open_index(str(tmp_path))
+    assert caught.problem.value == value
+
+
+def test_a_zip_with_backslashes_between_folders_has_its_images(tmp_path: Path) -> None:
+    image_file(tmp_path / "img" / "1.png", 9)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("set\\img\\1.png", png(1))
+        archive.writestr("set\\rows.json", json.dumps([qa(1, image="img/1.png")]))
+    index = open_index(str(tmp_path / "set.zip"))
+    assert index.image_root is not None
+    assert (index.image_root / index[0][1]["image"]).read_bytes() == png(1)
+
+
+def test_a_zip_of_folders_of_classes_must_be_extracted(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("normal/1.png", png(1))
+    with raises(DataError, "data.archive_without_rows"):
+        open_index(str(tmp_path / "set.zip"))
+
+
+def test_a_downloaded_dataset_of_the_hub_has_its_parquet_files_in_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("---\n---\n")
+    for number, name in enumerate(("train-00000-of-00001", "validation-00000-of-00001")):
+        rows = [{"image": {"bytes": png(number), "path": None}, "question": "Q?", "answer": "yes"}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / f"{name}.parquet")
+    data = load_data(recipe(train=str(tmp_path), split={"test": 0}))
+    assert [Image.open(one[0].images[0].path).getpixel((0, 0)) for one in (data.train, data.validation)] == [0, 1]
+    (tmp_path / "data").rename(tmp_path / "frontal")
+    (tmp_path / "lateral").mkdir()
+    pq.write_table(pa.Table.from_pylist([{"question": "Q?"}]), tmp_path / "lateral" / "train.parquet")
+    with raises(DataError, "data.folders_of_parquet_unclear") as caught:
+        open_index(str(tmp_path))
+    assert caught.problem.value == ["frontal", "lateral"]
+
+
 @pytest.mark.parametrize("image", ["IMG/1.PNG", "img/1", "img\\1.png", "img/1.png;img/2.png"])
 def test_a_name_that_is_not_equal_to_that_of_its_image_in_the_zip_is_an_error(tmp_path: Path, image: str) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:

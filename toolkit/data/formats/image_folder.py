@@ -73,6 +73,18 @@ def lone_class(look: Look) -> Path | None:
     return inside[0] if is_lone else None
 
 
+def other_than_class(look: Look) -> Path | None:
+    """Return the folder that keeps folders of two classes or more from being read, or None."""
+    splits = [one for one in look.folders if split_of(one.name)]
+    if any(map(_has_classes, splits)):
+        return next((one for one in look.folders if one not in splits), None)
+    for parent in splits or ([look.path] if look.is_folder else []):
+        classes = [one for one in _folders(parent) if _is_class(one)]
+        if len(classes) >= 2:
+            return next((one for one in _folders(parent) if one not in classes), None)
+    return None
+
+
 def _split_folders(look: Look) -> tuple[Path, ...]:
     """Return the folders of the splits, or nothing if a folder has another name."""
     folders = look.folders

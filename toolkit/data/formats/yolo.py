@@ -19,6 +19,7 @@ SPLITS = ("train", "val", "valid", "validation", "test")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm"})
 
 _YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_YAML_SUFFIXES = (".yaml", ".yml")
 _LISTS = ("classes.txt", "obj.names", "labels.txt")
 
 
@@ -53,6 +54,9 @@ def _folders(root: Path, name: str) -> list[Path]:
 def _images(look: Look, split: str | None) -> list[Path]:
     folders = _folders(look.path, "images") or [look.path]
     found = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
+    if split is not None and (lists := _lists(look.path)):
+        listed = set(_listed(lists[split], look.path))
+        return [file for file in found if file in listed]
     return [file for file in found if split is None or split in _inside(file, look.path)]
 
 
@@ -61,17 +65,42 @@ def _inside(file: Path, root: Path) -> tuple[str, ...]:
 
 
 def _splits(look: Look) -> tuple[str, ...]:
+    """Return the splits: the lists of images that a YAML file names, otherwise the folders of images."""
     parts = {part for file in _images(look, None) for part in _inside(file, look.path)}
-    return tuple(name for name in SPLITS if name in parts)
+    return tuple(_lists(look.path)) or tuple(name for name in SPLITS if name in parts)
+
+
+def _lists(root: Path) -> dict[str, Path]:
+    """Return split -> list of images, such as ``train: train.txt`` in data.yaml."""
+    found: dict[str, Path] = {}
+    for file in (one for one in _name_files(root, root) if one.suffix in _YAML_SUFFIXES):
+        content = _yaml(file)
+        for split in SPLITS:
+            value = content.get(split)
+            if isinstance(value, str) and value.endswith(".txt"):
+                places = (root / str(content.get("path") or "") / value, root / value)
+                inside = [one for one in places if one.resolve().is_relative_to(root.resolve()) and one.is_file()]
+                found |= {split: inside[0]} if inside else {}
+    return found
+
+
+def _listed(file: Path, root: Path) -> Iterator[Path]:
+    """Yield the images of a list. A path can start from another folder, such as that of the author's machine."""
+    for line in _lines(file) or ():
+        parts = Path(line.replace("\\", "/")).parts
+        tails = (root.joinpath(*parts[start:]) for start in range(len(parts)) if parts[start] != "/")
+        yield next((one for one in tails if one.is_file()), root / line)
 
 
 def _records(reading: Reading) -> Iterator[Record]:
     root = reading.look.path
     names, has_points = _class_names(root), _has_points(root)
-    images = _images(reading.look, reading.split)
+    images, lists = _images(reading.look, reading.split), _lists(root)
     if not images:
         rule, remedy = "a YOLO dataset must have its images in a folder images beside labels", "Move them there."
         raise DataError("data.yolo_images_missing", rule, place=root, remedy=remedy)
+    for lost in sorted(set(_listed(lists[reading.split], root)) - set(images)) if reading.split in lists else ():
+        reading.skipped.add("an image of the list must exist", str(lost), "data.yolo_listed_image_missing")
     for image in images:
         file = _labels_of(image, root)
         found = _boxes(file, names, reading, has_points=has_points)
@@ -84,7 +113,7 @@ def _records(reading: Reading) -> Iterator[Record]:
     used = {_labels_of(image, root) for image in _images(reading.look, None)}
     for file in sorted(set(_label_files(root)) - used):
         parts = set(_inside(file, root)) & set(SPLITS)
-        if reading.split is None or not parts or reading.split in parts:
+        if reading.split is None or not parts or reading.split in parts or lists:
             name = file.relative_to(root).as_posix()
             reading.skipped.add("a file of labels must have an image", name, "data.yolo_image_missing")
 
@@ -208,7 +237,7 @@ def _names_folder(file: Path, name: str) -> bool:
 
 def _names_of(file: Path) -> dict[int, str]:
     """Return number -> class name of a YAML file or of a list. Empty without any."""
-    if file.suffix not in (".yaml", ".yml"):
+    if file.suffix not in _YAML_SUFFIXES:
         return _listed_names(file)
     content = _yaml(file, strict=file.name in _YAMLS)
     names, count = content.get("names"), content.get("nc")
@@ -257,7 +286,7 @@ def _yaml(file: Path, *, strict: bool = False) -> dict[str, Any]:
     Raises:
         DataError: The file is invalid, and ``strict`` says that it belongs to the dataset.
     """
-    if file.suffix not in (".yaml", ".yml"):
+    if file.suffix not in _YAML_SUFFIXES:
         return {}
     try:
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
@@ -273,7 +302,7 @@ def _all_files(look: Look) -> tuple[Path, ...]:
     """Return the files that decide the rows: labels, images, and all that can have class names."""
     root = look.path
     names = (file for folder in (root, root.parent) for file in _name_files(folder, root))
-    return tuple(dict.fromkeys((*_label_files(root), *_images(look, None), *names)))
+    return tuple(dict.fromkeys((*_label_files(root), *_images(look, None), *_lists(root).values(), *names)))
 
 
 YOLO = Format(

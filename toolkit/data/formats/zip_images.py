@@ -28,9 +28,9 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
     Raises:
         DataError: The .zip is damaged or unsafe, or the name of an image is not equal to that of its file.
     """
-    folder = posixpath.dirname(file.member)
+    folder = posixpath.dirname(_with_slashes(file.member))
     with open_zip(file.path) as archive:
-        names = {name for name in archive.namelist() if is_image_name(name)}
+        names = {_with_slashes(name): name for name in archive.namelist() if is_image_name(name)}
         similar = _by_similar_name(names, folder)
 
         @lru_cache(CACHED_PATHS)
@@ -40,7 +40,7 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
             if name is None:
                 return None
             with blame(f"{file.path}: {name}"):
-                return images.keep(archive.read(name))
+                return images.keep(archive.read(names[name]))
 
         def replaced(value: Any, column: str = "") -> Any:
             if isinstance(value, str):
@@ -94,5 +94,10 @@ def _meant(value: str, column: str, similar: Mapping[str, str]) -> str | None:
 
 def _similar(path: str) -> str:
     """Return a path without differences of case, Unicode normalisation and separators of folders."""
-    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path.replace("\\", "/")).casefold())
+    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", _with_slashes(path)).casefold())
     return posixpath.normpath(plain)
+
+
+def _with_slashes(path: str) -> str:
+    """Return a path with slashes between folders. Some programs on Windows write backslashes into a .zip."""
+    return path.replace("\\", "/")
