@@ -160,6 +160,14 @@ def test_captions_of_coco_are_rows_of_their_images(tmp_path: Path) -> None:
     assert (sample.id, sample.images[0].path.name, sample.reference["report"]) == ("4", "a.png", "Two findings.")
 
 
+def test_captions_after_many_images_are_found(tmp_path: Path) -> None:
+    many = [{"id": i, "file_name": f"{i:08}.png"} for i in range(40_000)]
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps({"images": many, "annotations": [{"id": 1, "image_id": 7, "caption": "Normal."}]}))
+    index = open_index(str(file))
+    assert (index.metadata.format, index[0][1]["image"]) == ("COCO captions", "00000007.png")
+
+
 def test_coco_entries_without_an_id_are_counted_and_ids_of_pandas_are_numbers(tmp_path: Path) -> None:
     first, second = CONTENT["images"]
     entries = [{**first, "id": 7.0}, second, {"file_name": "c.png"}, {**second, "id": True}, "d.png"]

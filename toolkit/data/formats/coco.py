@@ -28,27 +28,33 @@ def _matches(look: Look) -> bool:
         return False  # captions or keypoints
     if any({"image_id", "bbox"} <= one.keys() for one in annotations):
         return True
-    return bool(images) and all({"id", "file_name"} <= one.keys() for one in images) and _has_boxes(look.path)
+    return _are_images(images) and _has_key(look.path, b'"bbox"')
 
 
 def _matches_captions(look: Look) -> bool:
     images, annotations = (_objects(look.members.get(key)) for key in ("images", "annotations"))
-    has_captions = bool(annotations) and all({"image_id", "caption"} <= one.keys() for one in annotations)
-    return has_captions and bool(images) and all({"id", "file_name"} <= one.keys() for one in images)
+    if annotations:
+        return _are_images(images) and all({"image_id", "caption"} <= one.keys() for one in annotations)
+    are_elsewhere = not any("caption" in one for one in images)
+    return _are_images(images) and are_elsewhere and _has_key(look.path, b'"caption"')
+
+
+def _are_images(images: list[Mapping[str, Any]]) -> bool:
+    return bool(images) and all({"id", "file_name"} <= one.keys() for one in images)
 
 
 def _objects(value: Any) -> list[Mapping[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _has_boxes(file: Path) -> bool:
-    """Return whether the file has the keys of instances. Its annotations can come after the first MB."""
+def _has_key(file: Path, key: bytes) -> bool:
+    """Return whether the file has a key of annotations, which can come after the first MB."""
     tail, found = b"", row_file(file)
     with found.open() if found is not None else file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
-            if b'"bbox"' in tail + chunk:
+            if key in tail + chunk:
                 return True
-            tail = chunk[-8:]
+            tail = chunk[-len(key) :]
     return False
 
 
