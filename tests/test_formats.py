@@ -23,6 +23,7 @@ from toolkit.data.formats import FORMATS, Look, row_file
 from toolkit.data.formats.containers import container_of
 from toolkit.data.formats.plain import PLAIN
 from toolkit.data.index import code_digest
+from toolkit.data.split_sources import recipe_sources
 from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 
@@ -719,6 +720,18 @@ def test_a_configuration_of_a_hub_dataset_is_chosen_by_its_name(
     with raises(DataError, "data.hub_not_loaded") as caught:
         open_index("hub:owner/name#test")
     assert "en" in str(caught.problem.value)
+
+
+def test_a_split_of_a_hub_dataset_that_is_not_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "owner" / "two" / f"{split}.jsonl", json.dumps({"question": f"{split}?", "answer": "yes"}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    unused = recipe_sources(recipe(train="hub:owner/two"))[1]
+    assert [(one.code, one.remedy) for one in unused] == [
+        ("data.split_not_used", 'Name one as "hub:owner/two#test" to use it.')
+    ]
+    assert recipe_sources(recipe(train="hub:owner/two#train", test="hub:owner/two#test"))[1] == []
 
 
 def test_conversations_in_a_csv_are_json_texts(tmp_path: Path) -> None:
