@@ -92,6 +92,11 @@ def test_a_placeholder_in_an_answer_is_a_problem_of_the_row(answer: str, code: s
         place_images(VQA, replace(sample("What is shown?"), reference={"answer": answer}))
 
 
+def test_tags_around_a_box_are_text() -> None:
+    answer = replace(sample("Where?"), reference={"answer": "mass <bbox>[1, 2, 3, 4]</bbox>"})
+    assert place_images(VQA, answer) is answer
+
+
 def test_placeholders_in_options_and_context_count_too() -> None:
     fields = {"question": "Which?", "options": {"A": "<image 2>", "B": "<image 1>"}, "Comparison": "<image 3>"}
     mcq = Sample("r1", "mcq", "g", REFS, fields, {})

@@ -24,8 +24,11 @@ _OTHERS = re.compile(
 )
 """Images in texts of Qwen-VL, InternVL, Gemma, Phi and others, and the placeholders above in capitals."""
 
-_NOT_READ = re.compile(r"<\|?(?:video|audio)(?:_pad)?\|?>|<(?:bbox|ref-object)>", re.IGNORECASE)
-"""Placeholders of ms-swift, LLaMA-Factory and Qwen-VL for content of other columns that is not read."""
+_NOT_READ = re.compile(r"<\|?(?:video|audio)(?:_pad)?\|?>|<(?:bbox|ref-object)>(?![^<]*</)", re.IGNORECASE)
+"""Placeholders of ms-swift, LLaMA-Factory and Qwen-VL for content of other columns that is not read.
+
+A tag that encloses a text, such as ``<bbox>[1, 2, 3, 4]</bbox>``, is none.
+"""
 
 
 def check_placeholders(text: str) -> None:
