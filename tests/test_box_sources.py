@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,53 @@ def test_captions_are_not_read_as_boxes(tmp_path: Path) -> None:
     assert COCO_FORMAT.matches(Look(coco_file(tmp_path), None))
 
 
+def test_captions_of_coco_are_rows_of_their_images(tmp_path: Path) -> None:
+    captions = [{"id": 4, "image_id": 7, "caption": "Two findings."}, {"id": 5, "image_id": 8, "caption": "None."}]
+    images(tmp_path, "a.png")
+    source = coco_file(tmp_path, annotations=captions)
+    index = open_index(str(source))
+    assert (index.metadata.format, len(index)) == ("COCO captions", 1)
+    assert [one.code for one in index.skipped] == ["data.coco_image_unknown"]
+    assert [(one.code, one.examples) for one in index.metadata.noted] == [("data.coco_caption_missing", ("9",))]
+    sample = load(source, "report_generation", max_dropped=0.5).train[0]
+    assert (sample.id, sample.images[0].path.name, sample.reference["report"]) == ("4", "a.png", "Two findings.")
+
+
+def test_captions_after_many_images_are_found(tmp_path: Path) -> None:
+    many = [{"id": i, "file_name": f"{i:08}.png"} for i in range(40_000)]
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps({"images": many, "annotations": [{"id": 1, "image_id": 7, "caption": "Normal."}]}))
+    index = open_index(str(file))
+    assert (index.metadata.format, index[0][1]["image"]) == ("COCO captions", "00000007.png")
+
+
+def test_coco_entries_without_an_id_are_counted_and_ids_of_pandas_are_numbers(tmp_path: Path) -> None:
+    first, second = CONTENT["images"]
+    entries = [{**first, "id": 7.0}, second, {"file_name": "c.png"}, {**second, "id": True}, "d.png"]
+    annotations = [{**CONTENT["annotations"][0], "category_id": 3.0}, None]
+    index = open_index(str(coco_file(tmp_path, images=entries, annotations=annotations)))
+    assert [(row["image"], row["labels"]) for _, row in index] == [("a.png", ["nodule"]), ("b.png", [])]
+    lost = sorted((one.code, one.count) for one in index.skipped)
+    assert lost == [("data.coco_id_missing", 2), ("data.coco_not_object", 1), ("data.coco_not_object", 1)]
+
+
+def test_coco_and_nih_in_a_zip_have_its_images(tmp_path: Path) -> None:
+    for grey, name in enumerate(("a.png", "b.png", "00013118_008.png")):
+        Image.new("L", SIZE, grey).save(tmp_path / name)
+    nih = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n00013118_008.png,Mass,1,2,3,4,,,\n"
+    for archive, name, text in (("coco", "instances.json", json.dumps(CONTENT)), ("nih", "boxes.csv", nih)):
+        with zipfile.ZipFile(tmp_path / f"{archive}.zip", "w") as file:
+            file.writestr(f"top/{name}", text)
+            for image in tmp_path.glob("*.png"):
+                file.write(image, f"top/{image.name}")
+    (tmp_path / "nih.csv.gz").write_bytes(gzip.compress(nih.encode()))
+    for archive, boxes in (("coco.zip", 2), ("nih.zip", 1)):
+        sample = load(tmp_path / archive).train[0]
+        assert Image.open(sample.images[0].path).size == SIZE
+        assert len(sample.reference["boxes"]) == boxes
+    assert found(load(tmp_path / "nih.csv.gz")) == {"00013118_008.png": [("Mass", [1, 2, 4, 6])]}
+
+
 def test_lesion_names_the_format_and_the_task_for_it(tmp_path: Path) -> None:
     with raises(DataError, "data.too_many_unusable_rows") as caught:
         load(coco_file(tmp_path), "lesion")
@@ -170,6 +218,29 @@ def test_voc_corners_count_from_one_and_include_the_last_pixel(tmp_path: Path, l
     assert found(data) == {"a.png": [("nodule", [0, 0, 10, 20]), ("effusion", [99, 49, 200, 100])], "b.png": []}
     assert all(sample.images[0].path.is_file() for sample in data.train)
     assert found(load(folder / "a.xml", root=data.train[0].images[0].path.parent))["a.png"] == found(data)["a.png"]
+
+
+def test_lists_of_voc_are_its_splits(tmp_path: Path) -> None:
+    images(tmp_path / "JPEGImages", *(f"{name}.png" for name in "abc"))
+    (tmp_path / "Annotations").mkdir()
+    for name in "abc":
+        objects = OBJECT.format("nodule", 1, 1, 10, 20)
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(VOC.format(name=f"{name}.png", objects=objects))
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for name, text in (("trainval", "a\nb\n"), ("test", "c\nd\n"), ("nodule_train", "a 1\n")):
+        (lists / f"{name}.txt").write_text(text)
+    with raises(DataError, "data.split_not_certain") as caught:
+        load(tmp_path)
+    assert caught.problem.value == ["test", "trainval"]
+    (lists / "train.txt").write_text("a\n")
+    (lists / "val.txt").write_text("b\n")
+    data = load(tmp_path, max_dropped=0.5)
+    assert [[one.id for one in split] for split in (data.train, data.validation, data.test)] == [["a"], ["b"], ["c"]]
+    assert [(one.code, one.examples) for one in data.dropped] == [("data.voc_annotation_missing", ("d",))]
+    (lists / "train.txt").write_text("b\n")
+    (lists / "val.txt").write_text("a\n")
+    assert [one.id for one in load(tmp_path, max_dropped=0.5).train] == ["b"]
 
 
 def test_a_damaged_or_hostile_xml_is_counted(tmp_path: Path) -> None:
@@ -268,6 +339,66 @@ def test_class_names_come_from_the_dataset_only_and_must_agree(tmp_path: Path) -
         open_index(str(root))
 
 
+def test_changed_class_names_and_new_images_of_yolo_are_read_again(tmp_path: Path) -> None:
+    root = yolo(tmp_path, None)
+    for first in ("nodule", "mass"):
+        (root / "chest.yml").write_text(f"names: [{first}, effusion]\n")
+        assert found(load(root))["a.png"][0][0] == first
+    images(root / "images" / "train", "d.png")
+    assert found(load(root))["d.png"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code"),
+    [
+        ("data.yaml", "names: {0: no, 1: yes}", "data.yolo_class_name_not_text"),
+        ("data.yaml", "names: [nodule, 1.5]", "data.yolo_class_name_not_text"),
+        ("data.yaml", "names: [nodule", "data.yolo_yaml_invalid"),
+        ("classes.txt", "nodule\n\neffusion\n", "data.yolo_name_blank"),
+        ("classes.txt", "\nnodule\neffusion\n", "data.yolo_name_blank"),
+    ],
+)
+def test_class_names_of_yolo_are_not_guessed(tmp_path: Path, name: str, text: str, code: str) -> None:
+    (yolo(tmp_path, None) / name).write_text(text)
+    with raises(DataError, code):
+        open_index(str(tmp_path))
+
+
+def test_labels_of_yolo_without_an_image_are_counted_in_their_split(tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    for folder in ("train", "Train"):
+        (root / "labels" / folder).mkdir(exist_ok=True)
+        (root / "labels" / folder / "gone.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    lost = {split: open_index(f"{root}#{split}").skipped for split in ("train", "val")}
+    assert lost["train"][0].examples == ("labels/Train/gone.txt", "labels/train/gone.txt")
+    assert lost["val"][0].examples == ("labels/Train/gone.txt",)
+
+
+def test_lists_of_images_in_the_yaml_of_yolo_are_its_splits(tmp_path: Path) -> None:
+    images(tmp_path / "images", *(f"{name}.png" for name in "abc"))
+    for name in "abc":
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.1 0.2\n")
+    names = {"path": "/content/data", "train": "autosplit_train.txt", "test": "autosplit_test.txt", "names": ["nodule"]}
+    (tmp_path / "chest.yaml").write_text(yaml.safe_dump(names))
+    (tmp_path / "autosplit_train.txt").write_text("./images/a.png\n/content/data/images/c.png\nimages/gone.png\n")
+    (tmp_path / "autosplit_test.txt").write_text("./images/b.png\n")
+    data = load(tmp_path, max_dropped=0.5)
+    assert [[one.images[0].path.name for one in split] for split in (data.train, data.test)] == [
+        ["a.png", "c.png"],
+        ["b.png"],
+    ]
+    assert [one.code for one in data.dropped] == ["data.yolo_listed_image_missing"]
+
+
+def test_yolo_as_cvat_exports_it_has_images_beside_labels(tmp_path: Path) -> None:
+    images(tmp_path / "obj_train_data", "a.png")
+    (tmp_path / "obj_train_data" / "a.txt").write_text("1 0.5 0.5 1 1\n")
+    (tmp_path / "obj.names").write_text("nodule\neffusion\n")
+    (tmp_path / "train.txt").write_text("data/obj_train_data/a.png\n")
+    assert found(load(tmp_path)) == {"a.png": [("effusion", [0, 0, 200, 100])]}
+
+
 def test_yolo_without_class_names_stops(tmp_path: Path) -> None:
     with raises(DataError, "data.yolo_class_names_missing"):
         open_index(str(yolo(tmp_path, None)))
@@ -325,6 +456,22 @@ def test_a_list_of_classes_of_one_box_gives_a_box_for_each(tmp_path: Path) -> No
     (tmp_path / "t.csv").write_text("\n".join([*lines, "b.png,\"['No Finding']\",,,,"]) + "\n")
     data = load(tmp_path / "t.csv")
     assert found(data) == {"a.png": [(name, [10, 20, 40, 60]) for name in ("Mass", "Asymmetry")], "b.png": []}
+
+
+@pytest.mark.parametrize("label", [{"name": "nodule"}, True, 1.5, ["nodule", None]])
+def test_a_class_of_a_table_that_is_no_text_is_counted(tmp_path: Path, label: Any) -> None:
+    box = {"x1": 1, "y1": 2, "x2": 30, "y2": 40}
+    index = open_index(
+        str(rows_file(tmp_path, {"image": "a.png", "label": 3.0, **box}, {"image": "b.png", "label": label, **box}))
+    )
+    assert [row["labels"] for _, row in index] == [["3"]]
+    assert [one.code for one in index.skipped] == ["data.box_table_class_not_text"]
+
+
+@pytest.mark.parametrize("texts", [{"query": "Q?", "response": "a"}, {"caption": "a"}])
+def test_rows_with_texts_and_boxes_are_no_table_of_boxes(tmp_path: Path, texts: dict[str, str]) -> None:
+    row = {"image": "a.png", "label": "nodule", "bbox": [1, 2, 30, 40], **texts}
+    assert len(open_index(str(rows_file(tmp_path, row, row)))) == 2
 
 
 def test_rows_with_one_box_and_a_repeated_image_are_grouped_and_others_are_not(tmp_path: Path) -> None:

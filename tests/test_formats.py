@@ -24,6 +24,7 @@ from toolkit.data.formats import FORMATS, Look, row_file
 from toolkit.data.formats.containers import container_of
 from toolkit.data.formats.plain import PLAIN
 from toolkit.data.index import code_digest
+from toolkit.data.split_sources import recipe_sources
 from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 
@@ -313,6 +314,11 @@ def parts_with(image: dict[str, Any]) -> list[dict[str, Any]]:
         ({"prompt": SINGLE[:1], "completion": SINGLE[1:], "images": ["1.png"]}, "TRL prompt and completion"),
         ({"prompt": "<image>Is it normal?", "completion": "Yes.", "image": "1.png"}, "TRL prompt and completion"),
         ({"query": "<image>Is it normal?", "response": "Yes.", "images": ["1.png"]}, "ms-swift query and response"),
+        ({"conversatons": LLAVA_TURNS, "image": "1.png"}, "LLaVA-Med conversatons"),
+        (
+            {"instruction": "<image>Is it normal?", "input": "", "output": "Yes.", "images": ["1.png"]},
+            "LLaMA-Factory instruction and output",
+        ),
     ],
 )
 def test_every_layout_of_a_conversation_has_the_same_row(tmp_path: Path, row: dict[str, Any], name: str) -> None:
@@ -359,6 +365,40 @@ def test_history_and_system_come_before_the_query(tmp_path: Path) -> None:
     turns = [("user", "<image>A?"), ("assistant", "a"), ("user", "B?"), ("assistant", "b")]
     assert roles == [("system", "Be brief."), *turns]
     assert "question" not in found
+
+
+def test_the_input_of_an_instruction_is_a_line_of_the_question(tmp_path: Path) -> None:
+    row = {
+        "instruction": "<image>Describe.",
+        "input": "Age 60.",
+        "output": "a",
+        "history": [["Q?", "b"]],
+        "images": "1",
+    }
+    index = open_index(write(tmp_path / "rows.json", [row, {**row, "input": ["Age"]}]))
+    contents = [one["content"] for one in index[0][1]["messages"]]
+    assert contents == ["Q?", "b", "<image>Describe.\nAge 60.", "a"]
+    assert [one.code for one in index.skipped] == ["data.conversation_malformed"]
+    steps = {"task_id": "t", "instruction": "Open it.", "output": "{}"}
+    assert open_index(write(tmp_path / "steps.json", [steps])).metadata.format == "JSON"
+
+
+def test_another_question_or_answer_beside_a_conversation_is_reported(tmp_path: Path) -> None:
+    same = {"messages": SINGLE, "images": ["1.png"], "question": "<image>\nIs it normal?", "answer": "Yes."}
+    index = open_index(write(tmp_path / "rows.json", [same, {**same, "answer": "No."}]))
+    assert [row["answer"] for _, row in index] == ["Yes.", "Yes."]
+    (note,) = index.metadata.noted
+    assert (note.code, note.examples, note.values) == (
+        "data.conversation_has_other_answer",
+        ("1",),
+        ("['Yes.', 'No.']",),
+    )
+
+
+def test_a_label_that_is_false_beside_messages_is_reported(tmp_path: Path) -> None:
+    rows = [{"messages": SINGLE, "images": ["1.png"], "label": label} for label in (True, False, "False")]
+    index = open_index(write(tmp_path / "rows.json", rows))
+    assert [(one.code, one.examples) for one in index.metadata.noted] == [("data.label_is_false", ("1",))]
 
 
 def test_other_columns_of_a_conversation_are_kept(tmp_path: Path) -> None:
@@ -489,6 +529,51 @@ def test_a_single_folder_of_a_class_cannot_be_classified(tmp_path: Path, names: 
     assert caught.problem.value == "normal"
 
 
+@pytest.mark.parametrize(
+    ("other", "value"),
+    [("train/c/deep/1.png", "train/c"), ("train/masks/1.png", "train/masks"), ("copy/a/1.png", "copy")],
+)
+def test_a_folder_beside_classes_that_is_none_is_named(tmp_path: Path, other: str, value: str) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", other):
+        image_file(tmp_path / name, 1)
+    with raises(DataError, "data.folder_is_no_class") as caught:
+        open_index(str(tmp_path))
+    assert caught.problem.value == value
+
+
+def test_a_zip_with_backslashes_between_folders_has_its_images(tmp_path: Path) -> None:
+    image_file(tmp_path / "img" / "1.png", 9)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("set\\img\\1.png", png(1))
+        archive.writestr("set\\rows.json", json.dumps([qa(1, image="img/1.png")]))
+    index = open_index(str(tmp_path / "set.zip"))
+    assert index.image_root is not None
+    assert (index.image_root / index[0][1]["image"]).read_bytes() == png(1)
+
+
+def test_a_zip_of_folders_of_classes_must_be_extracted(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("normal/1.png", png(1))
+    with raises(DataError, "data.archive_without_rows"):
+        open_index(str(tmp_path / "set.zip"))
+
+
+def test_a_downloaded_dataset_of_the_hub_has_its_parquet_files_in_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("---\n---\n")
+    for number, name in enumerate(("train-00000-of-00001", "validation-00000-of-00001")):
+        rows = [{"image": {"bytes": png(number), "path": None}, "question": "Q?", "answer": "yes"}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / f"{name}.parquet")
+    data = load_data(recipe(train=str(tmp_path), split={"test": 0}))
+    assert [Image.open(one[0].images[0].path).getpixel((0, 0)) for one in (data.train, data.validation)] == [0, 1]
+    (tmp_path / "data").rename(tmp_path / "frontal")
+    (tmp_path / "lateral").mkdir()
+    pq.write_table(pa.Table.from_pylist([{"question": "Q?"}]), tmp_path / "lateral" / "train.parquet")
+    with raises(DataError, "data.folders_of_parquet_unclear") as caught:
+        open_index(str(tmp_path))
+    assert caught.problem.value == ["frontal", "lateral"]
+
+
 @pytest.mark.parametrize("image", ["IMG/1.PNG", "img/1", "img\\1.png", "img/1.png;img/2.png"])
 def test_a_name_that_is_not_equal_to_that_of_its_image_in_the_zip_is_an_error(tmp_path: Path, image: str) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
@@ -537,6 +622,16 @@ def test_a_saved_dataset_has_its_splits_images_and_class_names(tmp_path: Path) -
 
 def answers(*texts: str) -> list[dict[str, Any]]:
     return [{"answer": text, "answer_id": number} for number, text in enumerate(texts)]
+
+
+def test_an_image_as_an_object_of_bytes_is_kept(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.Table.from_pylist([{"image": {"bytes": png(3)}}, {"image": {"bytes": None}}]), tmp_path / "a.parquet"
+    )
+    index = open_index(str(tmp_path / "a.parquet"))
+    assert index.image_root is not None
+    assert (index.image_root / index[0][1]["image"]).read_bytes() == png(3)
+    assert index[1][1]["image"] is None
 
 
 def test_questions_and_annotations_of_coco_vqa_are_joined(tmp_path: Path) -> None:
@@ -626,6 +721,18 @@ def test_a_configuration_of_a_hub_dataset_is_chosen_by_its_name(
     with raises(DataError, "data.hub_not_loaded") as caught:
         open_index("hub:owner/name#test")
     assert "en" in str(caught.problem.value)
+
+
+def test_a_split_of_a_hub_dataset_that_is_not_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "owner" / "two" / f"{split}.jsonl", json.dumps({"question": f"{split}?", "answer": "yes"}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    unused = recipe_sources(recipe(train="hub:owner/two"))[1]
+    assert [(one.code, one.remedy) for one in unused] == [
+        ("data.split_not_used", 'Name one as "hub:owner/two#test" to use it.')
+    ]
+    assert recipe_sources(recipe(train="hub:owner/two#train", test="hub:owner/two#test"))[1] == []
 
 
 def test_conversations_in_a_csv_are_json_texts(tmp_path: Path) -> None:
@@ -747,6 +854,15 @@ def test_a_conversation_has_the_images_of_numbered_columns(tmp_path: Path, task:
         ({"messages": turns("Scan 1: <img>a.png</img>\nQ?")}, "data.placeholder_unknown"),
         ({"messages": turns("<Image>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
         ({"messages": turns("<image_1>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
+        ({"messages": turns("<start_of_image>Q?"), "image": "a.png"}, "data.placeholder_unknown"),
+        (
+            {"messages": [*turns("Q?")[:1], {"role": "assistant", "content": "<|image_pad|>"}]},
+            "data.placeholder_unknown",
+        ),
+        ({"messages": turns("<image>Where is the <ref-object>?"), "image": "a.png"}, "data.placeholder_not_read"),
+        ({"messages": [*turns("Q?")[:1], {"role": "assistant", "content": "<bbox>"}]}, "data.placeholder_not_read"),
+        ({"messages": turns("<video>Q?")}, "data.placeholder_not_read"),
+        ({"messages": turns("Q?"), "kto_tag": False}, "data.answer_is_rejected"),
         ({"messages": turns("Q?", weight=0)}, "data.turn_not_trained"),
         ({"messages": turns("Q?", loss=False)}, "data.turn_not_trained"),
         ({"messages": turns("Q?"), "system": ["Be brief."]}, "data.system_message_not_text"),
@@ -775,6 +891,12 @@ def test_names_of_classes_that_differ_in_case_are_an_error(tmp_path: Path) -> No
     with raises(DataError, "data.class_named_twice") as caught:
         open_index(str(tmp_path))
     assert caught.problem.value == ["test/normal", "train/NORMAL"]
+
+
+def test_names_of_classes_in_two_unicode_normalisations_are_one_class(tmp_path: Path) -> None:
+    for split, name in (("train", "b\u00e9nin"), ("test", "be\u0301nin"), ("train", "malin"), ("test", "malin")):
+        image_file(tmp_path / split / name / f"{split}.png", 1)
+    assert {row["label"] for _, row in open_index(str(tmp_path))} == {"b\u00e9nin", "malin"}
 
 
 def test_folders_of_classes_have_images_of_every_suffix(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Placeholders of images in prompts: their order, mismatches, and prompts without any."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,25 @@ def test_placeholders_that_do_not_match_the_images_are_a_problem_of_the_row(
     with raises(RowProblem, code) as caught:
         place_images(VQA, sample(question, images))
     assert str(caught.problem.value).lower().startswith(("<image", "<img"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("See <image>.", "data.image_outside_user_turn"),
+        ("See <image 2>.", "data.image_outside_user_turn"),
+        ("See <|image_pad|>.", "data.placeholder_unknown"),
+        ("<bbox>", "data.placeholder_not_read"),
+    ],
+)
+def test_a_placeholder_in_an_answer_is_a_problem_of_the_row(answer: str, code: str) -> None:
+    with raises(RowProblem, code):
+        place_images(VQA, replace(sample("What is shown?"), reference={"answer": answer}))
+
+
+def test_tags_around_a_box_are_text() -> None:
+    answer = replace(sample("Where?"), reference={"answer": "mass <bbox>[1, 2, 3, 4]</bbox>"})
+    assert place_images(VQA, answer) is answer
 
 
 def test_placeholders_in_options_and_context_count_too() -> None:

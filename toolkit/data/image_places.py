@@ -17,16 +17,30 @@ if TYPE_CHECKING:
 PLACEHOLDER = re.compile(r"<image(?: (\d+))?>")
 """``<image>`` is the next image of the row. ``<image 2>`` is the second one, as in MMMU (arXiv 2311.16502)."""
 
-_OTHERS = re.compile(r"<img>[^<]*</img>|<\|?(?:image|img)(?:[_ ]?\d+|_pad|_placeholder|here)?\|?>", re.IGNORECASE)
-"""Images in texts of Qwen-VL, InternVL, Phi and others, and the placeholders above in capitals."""
+_OTHERS = re.compile(
+    r"<img>[^<]*</img>|<\|?(?:image|img)(?:[_ ]?\d+|_(?:pad|placeholder|context|soft_token)|here)?\|?>"
+    r"|<\|?(?:vision_start|vision_end|start_of_image|end_of_image)\|?>",
+    re.IGNORECASE,
+)
+"""Images in texts of Qwen-VL, InternVL, Gemma, Phi and others, and the placeholders above in capitals."""
+
+_NOT_READ = re.compile(r"<\|?(?:video|audio)(?:_pad)?\|?>|<(?:bbox|ref-object)>(?![^<]*</)", re.IGNORECASE)
+"""Placeholders of ms-swift, LLaMA-Factory and Qwen-VL for content of other columns that is not read.
+
+A tag that encloses a text, such as ``<bbox>[1, 2, 3, 4]</bbox>``, is none.
+"""
 
 
 def check_placeholders(text: str) -> None:
-    """Check that a text of the user has no image placeholder of another model, which would be text in the prompt.
+    """Check that a text has no placeholder of another model, which would be text in the prompt or in the target.
 
     Raises:
-        RowProblem: it has one, such as ``<img>``, ``<image_1>`` or ``<IMAGE>``.
+        RowProblem: it has one, such as ``<img>``, ``<image_1>``, ``<IMAGE>``, ``<video>`` or ``<bbox>``.
     """
+    if (unread := _NOT_READ.search(text)) is not None:
+        rule = "a text must not have a placeholder of a video, an audio or a box, because only images are inserted"
+        remedy = "Write the box as text, or remove the row."
+        raise RowProblem("data.placeholder_not_read", rule, value=unread[0], remedy=remedy)
     other = next((one[0] for one in _OTHERS.finditer(text) if not PLACEHOLDER.fullmatch(one[0])), None)
     if other is not None:
         rule = "the place of an image must be <image> or <image 2>"
@@ -70,18 +84,20 @@ def place_images(task: "Task", sample: Sample, context: Sequence[str] = (), numb
     Raises:
         RowProblem: the placeholders do not match the images, or one is not in a user turn or of another model.
     """
+    answers = [text for text in sample.reference.values() if isinstance(text, str)]
     shown = [text for name in context if isinstance(text := sample.fields.get(name), str)]
     turns = prompt_turns(task, sample)
     # Nearly all rows have none, and this comparison is much faster than a search.
-    if not any("<" in text for text in (*shown, *(turn.text for turn in turns))):
+    if not any("<" in text for text in (*shown, *answers, *(turn.text for turn in turns))):
         return sample
-    for text in (*shown, *(turn.text for turn in turns if turn.role == "user")):
+    for text in (*shown, *answers, *(turn.text for turn in turns)):
         check_placeholders(text)
-    for turn in turns:
-        if turn.role != "user" and (found := PLACEHOLDER.search(turn.text)):
+    others = [*((turn.role, turn.text) for turn in turns if turn.role != "user"), *(("answer", one) for one in answers)]
+    for place, text in others:
+        if found := PLACEHOLDER.search(text):
             rule = "an image placeholder must be in a user turn"
             remedy = "Move it into a user turn, or remove it."
-            raise RowProblem("data.image_outside_user_turn", rule, place=turn.role, value=found[0], remedy=remedy)
+            raise RowProblem("data.image_outside_user_turn", rule, place=place, value=found[0], remedy=remedy)
     numbers = [found[1] for text in (*shown, *(turn.text for turn in turns)) for found in PLACEHOLDER.finditer(text)]
     if not numbers:
         return sample

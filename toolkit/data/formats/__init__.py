@@ -3,7 +3,7 @@
 from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.formats.box_datasets import BOX_DATASETS
 from toolkit.data.formats.box_table import BOX_TABLE, NIH_BOXES
-from toolkit.data.formats.coco import COCO
+from toolkit.data.formats.coco import COCO, COCO_CAPTIONS
 from toolkit.data.formats.conversations import CONVERSATIONS
 from toolkit.data.formats.image_folder import CLASS_FOLDERS, IMAGE_TABLE
 from toolkit.data.formats.plain import PLAIN
@@ -14,7 +14,16 @@ from toolkit.data.formats.yolo import YOLO
 
 _BOXES = (COCO, VOC, YOLO, NIH_BOXES, *BOX_DATASETS, BOX_TABLE)
 
-FORMATS: tuple[Format, ...] = (*_BOXES, VQA_JSON, CLASS_FOLDERS, IMAGE_TABLE, *CONVERSATIONS, R2GEN, PLAIN)
+FORMATS: tuple[Format, ...] = (
+    *_BOXES,
+    COCO_CAPTIONS,
+    VQA_JSON,
+    CLASS_FOLDERS,
+    IMAGE_TABLE,
+    *CONVERSATIONS,
+    R2GEN,
+    PLAIN,
+)
 """The table of formats. The first that matches a source is its format, so that a more specific one comes earlier."""
 
 

@@ -5,13 +5,16 @@ image. Columns that are equal in all rows of an image are kept.
 """
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
+from toolkit.data.formats.row_file import RowFile, row_file
+from toolkit.data.formats.zip_images import with_images_of
 from toolkit.data.json_stream import Record
 from toolkit.data.literals import read_literal
 from toolkit.errors import DataError
@@ -38,7 +41,10 @@ _CENTRES = tuple(
 _BOXES = ("bbox", "box")
 _READERS = ("radid", "reader", "readerid", "annotator", "annotatorid")
 _OTHER_TASKS = frozenset(
-    {"question", "answer", "instruction", "messages", "conversations", "options", "output", "report"}
+    {
+        *("question", "answer", "instruction", "messages", "conversations", "conversatons", "options", "output"),
+        *("report", "caption", "prompt", "completion", "query", "response"),
+    }
 )
 """Columns of rows whose boxes belong to a text."""
 
@@ -147,6 +153,11 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
         rule = "columns that differ between the rows of an image are left out"
         reading.notes.add(rule, f"{name}: {key}", "data.box_table_column_differs")
     cells = [row.get(one) for one in columns.corners] if columns.corners else [row.get(columns.box)]
+    if labels is None:
+        rule = f"a class must be a text or a whole number {LEFT_OUT}"
+        reading.skipped.add(rule, name, "data.box_table_class_not_text", row.get(columns.label))
+        known.is_usable = False
+        return
     if labels and all(_fold(label) in _WITHOUT for label in labels):
         return
     if not labels or any(map(_is_missing, cells)):
@@ -167,17 +178,27 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
     known.boxes += [(label, numbers, reader) for label in labels]
 
 
-def _labels(value: Any) -> tuple[str, ...]:
-    """Return the classes of a cell: a text, or a list such as VinDr-Mammo's ['Mass', 'Asymmetry'] of one box."""
-    text = "" if _is_missing(value) else str(value).strip()
-    found = read_literal(text) if text.startswith("[") else value if isinstance(value, list) else None
-    if isinstance(found, list):
-        return tuple(str(one).strip() for one in found if isinstance(one, str | int) and str(one).strip())
-    return (text,) if text else ()
+def _labels(value: Any) -> tuple[str, ...] | None:
+    """Return the classes of a cell: a text, or a list such as VinDr-Mammo's ['Mass', 'Asymmetry'] of one box.
+
+    A whole number is the number of a class. None: an entry is missing, or neither text nor whole number.
+    """
+    if _is_missing(value):
+        return ()
+    found = read_literal(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    classes = [_class(one) for one in found] if isinstance(found, list) else [_class(value)]
+    return None if "" in classes else tuple(classes)
+
+
+def _class(value: Any) -> str:
+    """Return the name of a class, or an empty text if the value is none. pandas writes the class 1 as 1.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _is_missing(cell: Any) -> bool:
-    return cell is None or cell == "" or cell != cell
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def _number(cell: Any) -> float:
@@ -216,17 +237,18 @@ def _check_readers(image: str, found: _Image, reading: Reading, columns: _Column
 
 
 def _is_nih(look: Look) -> bool:
-    if look.suffix != ".csv":
+    file = row_file(look.path)
+    if file is None or file.suffix != ".csv":
         return False
-    with look.path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        return stream.readline().lower().startswith(_NIH_HEADER)
+    return file.head(1 << 10).decode("utf-8-sig", "replace").lower().startswith(_NIH_HEADER)
 
 
 def _nih_records(reading: Reading) -> Iterator[Record]:
     """Yield a row for each image. The header "Bbox [x,y,w,h]" spreads over four columns, and empty ones follow."""
     images: dict[str, dict[str, Any]] = {}
-    with reading.look.path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.reader(stream)
+    file = cast(RowFile, row_file(reading.look.path))
+    with file.open() as stream:
+        rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
         next(rows)
         for cells in rows:
             if not any(cells):
@@ -257,7 +279,7 @@ NIH_BOXES = Format(
     name=NIH,
     description="a .csv file with the columns Image Index, Finding Label, Bbox [x,y,w,h]",
     matches=_is_nih,
-    records=_nih_records,
+    records=lambda reading: with_images_of(reading.look.path, _nih_records(reading), reading.images),
     files=lambda look: (look.path,),
     splits=lambda look: (),
 )

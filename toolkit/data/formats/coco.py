@@ -1,17 +1,23 @@
-"""COCO instances: one JSON object with images, annotations and categories (Lin et al. 2014, arXiv 1405.0312)."""
+"""COCO instances and captions: one JSON object with images, annotations and categories.
+
+Lin et al. 2014, arXiv 1405.0312, and Chen et al. 2015, arXiv 1504.00325.
+"""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.formats.row_file import row_file
+from toolkit.data.formats.zip_images import with_images_of
 from toolkit.data.json_stream import KeyRepeated, Record, checked_object
 from toolkit.errors import DataError
 from toolkit.scoring.regions import TOLERANCE
 
 NAME = "COCO instances"
+CAPTIONS = "COCO captions"
 
 _CHUNK = 1 << 20
 
@@ -22,27 +28,40 @@ def _matches(look: Look) -> bool:
         return False  # captions or keypoints
     if any({"image_id", "bbox"} <= one.keys() for one in annotations):
         return True
-    return bool(images) and all({"id", "file_name"} <= one.keys() for one in images) and _has_boxes(look.path)
+    return _are_images(images) and _has_key(look.path, b'"bbox"')
+
+
+def _matches_captions(look: Look) -> bool:
+    images, annotations = (_objects(look.members.get(key)) for key in ("images", "annotations"))
+    if annotations:
+        return _are_images(images) and all({"image_id", "caption"} <= one.keys() for one in annotations)
+    are_elsewhere = not any("caption" in one for one in images)
+    return _are_images(images) and are_elsewhere and _has_key(look.path, b'"caption"')
+
+
+def _are_images(images: list[Mapping[str, Any]]) -> bool:
+    return bool(images) and all({"id", "file_name"} <= one.keys() for one in images)
 
 
 def _objects(value: Any) -> list[Mapping[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _has_boxes(file: Path) -> bool:
-    """Return whether the file has the keys of instances. Its annotations can come after the first MB."""
+def _has_key(file: Path, key: bytes) -> bool:
+    """Return whether the file has a key of annotations, which can come after the first MB."""
     tail, found = b"", row_file(file)
     with found.open() if found is not None else file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
-            if b'"bbox"' in tail + chunk:
+            if key in tail + chunk:
                 return True
-            tail = chunk[-8:]
+            tail = chunk[-len(key) :]
     return False
 
 
 def _records(reading: Reading) -> Iterator[Record]:
     file = reading.look.path
     content = _load(file)
+    _count_others(content, reading)
     names = {number: one.get("name") for number, one in _by_id(content, "categories", "name", file).items()}
     images = _by_id(content, "images", "file_name", file)
     _check_boxes(content, images, file)
@@ -70,6 +89,37 @@ def _records(reading: Reading) -> Iterator[Record]:
         size = {side: one[side] for side in ("width", "height") if one.get(side)}
         found = {"boxes": boxes[image], "labels": labels[image], "box_format": "xyxy", "source_format": NAME}
         yield str(image), {"id": str(image), "image": one.get("file_name"), **size, **found}, None
+
+
+def _caption_records(reading: Reading) -> Iterator[Record]:
+    """Yield a row for each caption."""
+    content = _load(reading.look.path)
+    _count_others(content, reading)
+    images, used = _by_id(content, "images", "file_name", reading.look.path), set()
+    for number, one in enumerate(_objects(content.get("annotations"))):
+        name, image = _id(one, "id") or str(number), _id(one, "image_id")
+        if image not in images:
+            rule = "an annotation must belong to an image of the file"
+            reading.skipped.add(rule, f"annotation {name}", "data.coco_image_unknown")
+            continue
+        used.add(image)
+        found = {"image": images[image].get("file_name"), "caption": one.get("caption")}
+        yield name, {"id": name, "image_id": image, **found, "source_format": CAPTIONS}, None
+    for image in images.keys() - used:
+        reading.notes.add("an image without a caption gives no row", str(image), "data.coco_caption_missing")
+
+
+def _count_others(content: Mapping[str, Any], reading: Reading) -> None:
+    """Count entries that are not objects, and images without an id, which would be left out."""
+    for key in ("images", "annotations"):
+        listed = content.get(key)
+        for number, one in enumerate(listed if isinstance(listed, list) else []):
+            if not isinstance(one, dict):
+                rule = f"an entry of {key} must be an object"
+                reading.skipped.add(rule, f"{key}[{number}]", "data.coco_not_object", one)
+            elif key == "images" and _id(one, "id") is None:
+                rule = "an image must have an id, which is a text or a whole number"
+                reading.skipped.add(rule, f"{key}[{number}]", "data.coco_id_missing", one.get("file_name"))
 
 
 def _by_id(content: Mapping[str, Any], key: str, name: str, file: Path) -> dict[str | None, Mapping[str, Any]]:
@@ -123,7 +173,9 @@ def _check_boxes(content: Mapping[str, Any], images: Mapping[str | None, Mapping
 def _id(one: Mapping[str, Any], key: str) -> str | None:
     """Return an id as text, because some tools write the numbers of images as numbers and those of boxes as texts."""
     value = one.get(key)
-    return str(value) if isinstance(value, str | int) else None
+    if isinstance(value, float) and value.is_integer():  # pandas converts integers to floats if one is missing
+        value = int(value)
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def _is_usable(reading: Reading, one: Mapping[str, Any], example: str, *, known: bool, name: object) -> bool:
@@ -144,7 +196,7 @@ def _is_usable(reading: Reading, one: Mapping[str, Any], example: str, *, known:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read(path: Path) -> bytes:
@@ -172,7 +224,15 @@ COCO = Format(
     name=NAME,
     description="a .json file with images, annotations with a bbox, and categories",
     matches=_matches,
-    records=_records,
+    records=lambda reading: with_images_of(reading.look.path, _records(reading), reading.images),
+    files=lambda look: (look.path,),
+    splits=lambda look: (),
+)
+COCO_CAPTIONS = Format(
+    name=CAPTIONS,
+    description="a .json file with images, and annotations with a caption",
+    matches=_matches_captions,
+    records=lambda reading: with_images_of(reading.look.path, _caption_records(reading), reading.images),
     files=lambda look: (look.path,),
     splits=lambda look: (),
 )

@@ -36,9 +36,32 @@ def container_of(path: Path) -> Container | None:
         file = row_file(path)
         return None if file is None else _file_container(file)
     files = tuple(file for one in sorted(path.iterdir()) if _is_shown(one) if (file := _in_folder(one)) is not None)
+    folders = {} if files else _parquet_folders(path)
+    if len(folders) > 1:
+        found = tuple(file for inside in folders.values() for file in inside)
+        return Container(
+            "folder of Parquet files", _paths(found), partial(_parts, found), unclear=_several(path, folders)
+        )
+    files = files or next(iter(folders.values()), ())
     if len(files) == 1:
         return _file_container(files[0])
     return _files_container(files) if files else None
+
+
+def _parquet_folders(path: Path) -> dict[str, tuple[RowFile, ...]]:
+    """Return the folders in a folder that have Parquet files. A downloaded dataset of the Hub has one, such as data."""
+    inside = {one.name: sorted(one.glob("*.parquet")) for one in sorted(path.iterdir()) if one.is_dir()}
+    return {
+        name: tuple(RowFile(file, ".parquet") for file in files if _is_shown(file))
+        for name, files in inside.items()
+        if files and not name.startswith((".", "_"))
+    }
+
+
+def _several(path: Path, folders: Mapping[str, object]) -> DataError:
+    rule = "the Parquet files of a dataset must be in one folder, because each can be a configuration of its own"
+    remedy = "Name one of these folders."
+    return DataError("data.folders_of_parquet_unclear", rule, place=path, value=list(folders), remedy=remedy)
 
 
 def _file_container(file: RowFile) -> Container | None:

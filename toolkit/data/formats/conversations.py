@@ -1,4 +1,4 @@
-"""Conversations with images: LLaVA and ShareGPT, OpenAI and TRL messages, TRL prompts, and ms-swift.
+"""Conversations with images: LLaVA and ShareGPT, OpenAI and TRL messages, TRL prompts, ms-swift and LLaMA-Factory.
 
 Every layout becomes the same row: ``images`` (paths), ``messages`` (role and text, with ``<image>`` where an image is),
 and, for exactly one question and one answer, ``question`` and ``answer``. The other columns are kept.
@@ -34,6 +34,12 @@ _TEXT_TYPES = ("text", "input_text", "output_text")
 _TEXT_KEYS = ("text", "value", "content")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "value", "data", "base64", "source", "file", "bytes")
 
+_OPTIONAL = ("history", "input")
+"""Columns of turns that a row need not have."""
+
+_OF_OTHER_TASKS = frozenset({"taskid", "imageid", "grounding", "action", "question", "answer"})
+"""Columns, without case and underscores, of GUI steps and questions, whose instruction and output are no turns."""
+
 _CALLS = ("tool_calls", "function_call")
 """Keys of OpenAI's messages for calls, which have no text."""
 
@@ -65,13 +71,27 @@ def turns_of_prompt(row: Mapping[str, Any]) -> list[Turn]:
 
 def turns_of_query(row: Mapping[str, Any]) -> list[Turn]:
     """Return the turns of ms-swift: ``query`` and ``response``, with earlier pairs in ``history``."""
-    turns = _system(row)
+    return [*_system(row), *_history(row), ("user", row["query"]), ("assistant", row["response"])]
+
+
+def turns_of_instruction(row: Mapping[str, Any]) -> list[Turn]:
+    """Return the turns of LLaMA-Factory: ``instruction`` and ``input`` on a new line, ``output``, and ``history``."""
+    question = [row["instruction"], *([row["input"]] if row.get("input") else [])]
+    if not all(isinstance(text, str) for text in question):
+        rule = "instruction and input must be texts"
+        raise RowProblem("data.conversation_malformed", rule, value=question, remedy="Correct the row.")
+    text = "\n".join(filter(None, question))
+    return [*_system(row), *_history(row), ("user", text), ("assistant", row["output"])]
+
+
+def _history(row: Mapping[str, Any]) -> list[Turn]:
+    turns: list[Turn] = []
     for pair in _decoded(row.get("history")) or []:
         if not isinstance(pair, list) or len(pair) != 2:
-            rule = "history must be a list of pairs of query and response"
+            rule = "history must be a list of pairs of question and answer"
             raise RowProblem("data.conversation_malformed", rule, value=pair, remedy="Correct the pair.")
         turns += [("user", pair[0]), ("assistant", pair[1])]
-    return [*turns, ("user", row["query"]), ("assistant", row["response"])]
+    return turns
 
 
 def _system(row: Mapping[str, Any]) -> list[Turn]:
@@ -144,17 +164,40 @@ class _Converter:
         if other := next((one for one in _OTHER_MEDIA if row.get(one)), None):
             rule, remedy = "a conversation must not have video or audio", "Remove the row."
             raise RowProblem("data.media_not_supported", rule, value={other: row[other]}, remedy=remedy)
+        self._check_preference(name, row)
         given = self._given(row)
         inline: list[str] = []
         messages = [self._message(speaker, content, inline) for speaker, content in self._turns(row)]
         kept = {key: value for key, value in row.items() if key not in self._columns or isinstance(value, str)}
         own = {"id": name, "messages": messages}
+        self._compare(name, kept, messages)
         if not given and not inline and any(map(looks_like_image, kept.values())):
             # The task reads the images from columns such as image_1, from those of the recipe, or stops.
             return {**kept, **own, **_question_and_answer(messages, placed=True)}
         images = self._ordered(name, messages, given, inline)
         paths = dict.fromkeys((one for one in IMAGE_COLUMNS if one in row), images)
         return {**kept, **paths, **own, "images": images, **_question_and_answer(messages)}
+
+    def _check_preference(self, name: str, row: Mapping[str, Any]) -> None:
+        """Check that the answer is not marked as a bad one, as in data for KTO: ``label`` of TRL, ``kto_tag``.
+
+        In other layouts, ``label`` can also be a class, so that it is only reported.
+        """
+        key = next((key for key in ("kto_tag", "label") if row.get(key) is False), None)
+        if key == "kto_tag" or (key and "completion" in self._columns):
+            rule, remedy = "the answer must not be marked as a bad one (KTO), because SFT learns it", "Remove the row."
+            raise RowProblem("data.answer_is_rejected", rule, value={key: False}, remedy=remedy)
+        if key:
+            rule = "label is false, which marks a bad answer in data for KTO. Remove such rows, because SFT learns them"
+            self._notes.add(rule, name, "data.label_is_false")
+
+    def _compare(self, name: str, kept: Mapping[str, Any], messages: list[dict[str, str]]) -> None:
+        """Report columns with another question or answer than those of the conversation."""
+        for column, text in _question_and_answer(messages).items():
+            other = kept.get(column)
+            if isinstance(other, str) and other.strip() and _EDGES.sub("", other.strip()).strip() != text:
+                rule = f"the {column} is that of the conversation, not the other one of the column {column}"
+                self._notes.add(rule, name, f"data.conversation_has_other_{column}", [text, other])
 
     def _given(self, row: Mapping[str, Any]) -> list[str]:
         """Return the images of the columns, which must agree if several have images."""
@@ -171,8 +214,7 @@ class _Converter:
             rule = f"the role of a turn must be one of {', '.join(ROLES)}"
             raise RowProblem("data.role_unknown", rule, value=speaker, remedy="Rename the role, or remove the row.")
         text = content if isinstance(content, str) else self._parts(content, inline)
-        if role == "user":
-            check_placeholders(text)
+        check_placeholders(text)
         if role != "user" and PLACEHOLDER in text:
             rule, remedy = "images must be in turns of the user", "Move the image to a turn of the user."
             raise RowProblem("data.image_not_in_user_turn", rule, value=text, remedy=remedy)
@@ -289,11 +331,12 @@ def _records(
     turns: Callable[[Mapping[str, Any]], list[Turn]], columns: tuple[str, ...], reading: Reading
 ) -> Iterator[Record]:
     converter = _Converter(reading, turns, columns)
+    required = [column for column in columns if column not in _OPTIONAL]
     for name, row, text in reading.rows():
         if reading.has_repeated_key(name, row, text):
             continue
-        if not isinstance(row, dict) or any(row.get(column) is None for column in columns if column != "history"):
-            rule = f"the row must have {' and '.join(column for column in columns if column != 'history')}"
+        if not isinstance(row, dict) or any(row.get(column) is None for column in required):
+            rule = f"the row must have {' and '.join(required)}"
             reading.skipped.add(rule, name, "data.conversation_missing")
             continue
         try:
@@ -314,6 +357,11 @@ def _has_columns(look: Look, *columns: str) -> bool:
     return bool(look.objects) and all(set(columns) <= row.keys() for row in look.objects)
 
 
+def _has_instructions(look: Look) -> bool:
+    folded = {re.sub(r"[\W_]+", "", name).lower() for row in look.objects for name in row}
+    return _has_columns(look, "instruction", "output") and folded.isdisjoint(_OF_OTHER_TASKS)
+
+
 def _format(
     name: str,
     description: str,
@@ -330,6 +378,13 @@ LLAVA = _format(
     lambda look: _has_turns(look, "conversations", ("from", "value"), ("role", "content")),
     partial(turns_of_list, "conversations"),
     ("conversations",),
+)
+LLAVA_MED = _format(
+    "LLaVA-Med conversatons",
+    "rows with conversatons, as LLaVA-Med spells it, and image or images",
+    lambda look: _has_turns(look, "conversatons", ("from", "value"), ("role", "content")),
+    partial(turns_of_list, "conversatons"),
+    ("conversatons",),
 )
 MESSAGES = _format(
     "messages",
@@ -352,5 +407,12 @@ QUERY_RESPONSE = _format(
     turns_of_query,
     ("query", "response", "history"),
 )
+INSTRUCTION_OUTPUT = _format(
+    "LLaMA-Factory instruction and output",
+    "rows with instruction, output, optionally input and history (pairs of question and answer), and images",
+    _has_instructions,
+    turns_of_instruction,
+    ("instruction", "input", "output", "history"),
+)
 
-CONVERSATIONS = (LLAVA, MESSAGES, PROMPT_COMPLETION, QUERY_RESPONSE)
+CONVERSATIONS = (LLAVA, LLAVA_MED, MESSAGES, PROMPT_COMPLETION, QUERY_RESPONSE, INSTRUCTION_OUTPUT)

@@ -206,8 +206,8 @@ def _plain(value: Any, images: EmbeddedImageStore) -> Any:
     if isinstance(value, bytes):
         return images.keep(value) if is_image(value) else {"hex": value.hex()}
     if isinstance(value, dict):
-        if set(value) == {"bytes", "path"}:
-            return value["path"] if value["bytes"] is None else images.keep(value["bytes"])
+        if "bytes" in value and value.keys() <= {"bytes", "path"} and isinstance(value["bytes"], bytes | None):
+            return value.get("path") if value["bytes"] is None else images.keep(value["bytes"])
         return {name: _plain(item, images) for name, item in value.items()}
     if isinstance(value, list):
         return [_plain(item, images) for item in value]

@@ -5,6 +5,7 @@ classes, and a class has no folders inside.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -72,6 +73,18 @@ def lone_class(look: Look) -> Path | None:
     return inside[0] if is_lone else None
 
 
+def other_than_class(look: Look) -> Path | None:
+    """Return the folder that keeps folders of two classes or more from being read, or None."""
+    splits = [one for one in look.folders if split_of(one.name)]
+    if any(map(_has_classes, splits)):
+        return next((one for one in look.folders if one not in splits), None)
+    for parent in splits or ([look.path] if look.is_folder else []):
+        classes = [one for one in _folders(parent) if _is_class(one)]
+        if len(classes) >= 2:
+            return next((one for one in _folders(parent) if one not in classes), None)
+    return None
+
+
 def _split_folders(look: Look) -> tuple[Path, ...]:
     """Return the folders of the splits, or nothing if a folder has another name."""
     folders = look.folders
@@ -117,7 +130,7 @@ def _class_records(reading: Reading) -> Iterator[Record]:
                     reading.notes.add(rule, _name(file, top), "data.mask_is_no_image")
                 elif file.is_file() and _is_image(file):
                     name = _name(file, top)
-                    row = {"id": name, "image": name, "label": folder.name}
+                    row = {"id": name, "image": name, "label": _class_name(folder)}
                     yield name, {**row, "split": split.name} if splits else row, None
                 elif file.is_file():
                     reading.notes.add("a file that is not an image is not read", _name(file, top), "data.not_an_image")
@@ -141,11 +154,16 @@ def _check_case(top: Path, parents: Iterable[Path]) -> None:
     """
     known: dict[str, Path] = {}
     for folder in (one for parent in parents for one in _folders(parent)):
-        other = known.setdefault(folder.name.casefold(), folder)
-        if other.name != folder.name:
+        other = known.setdefault(_class_name(folder).casefold(), folder)
+        if _class_name(other) != _class_name(folder):
             rule = "the names of two classes must differ in more than upper and lower case"
             value, remedy = [_name(other, top), _name(folder, top)], "Give the folders of a class the same name."
             raise DataError("data.class_named_twice", rule, place=top, value=value, remedy=remedy)
+
+
+def _class_name(folder: Path) -> str:
+    """Return the name of a class. macOS decomposes accents in the names of folders, other systems do not."""
+    return unicodedata.normalize("NFC", folder.name)
 
 
 def _count_others(reading: Reading, folder: Path, rule: str) -> None:

@@ -36,6 +36,15 @@ def hub_container(source: str) -> Container:
     return Container("Hub dataset", files, lambda images, _: iter([("", _stream(partial(_load_hub, source), images))]))
 
 
+def hub_splits(source: str) -> tuple[str, ...]:
+    """Return the splits of the configuration of a Hub dataset that a name without a split means.
+
+    Raises:
+        DataError: as in ``hub_container``.
+    """
+    return tuple(_load_hub(source).info.splits or ())
+
+
 def is_saved(path: Path) -> bool:
     """Return whether a folder was written by ``save_to_disk``, as a dataset or as a dictionary of splits."""
     return (path / "dataset_dict.json").is_file() or all(

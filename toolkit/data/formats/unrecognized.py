@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from toolkit.data.formats.base import Format, Look
-from toolkit.data.formats.image_folder import lone_class
+from toolkit.data.formats.image_folder import lone_class, other_than_class
 from toolkit.errors import DataError
 from toolkit.images.names import is_image_name
 
@@ -18,6 +18,13 @@ def unrecognized(look: Look, formats: Sequence[Format]) -> DataError:
         rule = "a folder for each class must have at least two classes, because a single class cannot be classified"
         remedy = "Add the folder of another class, or name a file of rows for another task."
         return DataError("data.folder_with_one_class", rule, place=look.path, value=lone.name, remedy=remedy)
+    if other := other_than_class(look):
+        rule = "every folder must be a split, or a class with images directly in it and without folders inside"
+        value, remedy = other.relative_to(look.path).as_posix(), "Move or remove this folder."
+        return DataError("data.folder_is_no_class", rule, place=look.path, value=value, remedy=remedy)
+    if look.suffix == ".zip":
+        rule, remedy = "a .zip must have a file of rows, which is text", "Extract it, and name its folder."
+        return DataError("data.archive_without_rows", rule, place=look.path, remedy=remedy)
     seen, words = _seen(look)
     nearest = _nearest(words, formats)
     known = ", ".join(one.name for one in formats)

@@ -1,5 +1,7 @@
 """Pascal VOC: an XML file for each image, with corners that count from 1 and include the last pixel.
 
+The lists of ImageSets/Main, such as train.txt and test.txt, are its splits.
+
 The corners become exclusive: xmin 1 and xmax 10 are the pixels 0 to 9, so x1 is 0 and x2 is 10. A box that LabelImg
 wrote from 0 on is therefore up to one pixel too far to the upper left.
 """
@@ -13,7 +15,9 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
+from toolkit.data.formats.split_names import split_of
 from toolkit.data.json_stream import Record
+from toolkit.errors import DataError
 
 NAME = "Pascal VOC"
 IMAGES = "JPEGImages"
@@ -32,6 +36,35 @@ def _files(look: Look) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob("*.xml"))) if folder else ()
 
 
+def _lists(look: Look) -> dict[str, Path]:
+    """Return split -> list of its annotations. trainval is a split only without train, because it has those rows."""
+    files = sorted((look.path / "ImageSets" / "Main").glob("*.txt")) if look.is_folder else []
+    found = {file.stem: file for file in files if split_of(file.stem) or file.stem == "trainval"}
+    if any(split_of(name) == "train" for name in found):
+        found.pop("trainval", None)
+    return found
+
+
+def _names_of_split(reading: Reading) -> frozenset[str] | None:
+    """Return the names of the annotations of a split, or None for all of them.
+
+    Raises:
+        DataError: The list of the split cannot be read.
+    """
+    if reading.split is None:
+        return None
+    file = _lists(reading.look)[reading.split]
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        rule, remedy = "the list of a split must be readable and UTF-8", "Convert the file to UTF-8."
+        raise DataError("data.voc_list_not_readable", rule, place=file, value=str(error), remedy=remedy) from None
+    names = frozenset(line.strip() for line in lines if line.strip())
+    for name in sorted(names - {one.stem for one in _files(reading.look)}):
+        reading.skipped.add("a name of the split must have an annotation", name, "data.voc_annotation_missing")
+    return names
+
+
 def _matches(look: Look) -> bool:
     files = _files(look)
     return bool(files) and _is_voc(files[0])
@@ -45,7 +78,10 @@ def _is_voc(file: Path) -> bool:
 def _records(reading: Reading) -> Iterator[Record]:
     look = reading.look
     prefix = f"{IMAGES}/" if any(one.name == IMAGES for one in look.folders) else ""
+    names = _names_of_split(reading)
     for file in _files(look):
+        if names is not None and file.stem not in names:
+            continue
         try:
             root = parse(file).getroot()
         except (ParseError, DefusedXmlException, OSError) as error:
@@ -94,6 +130,6 @@ VOC = Format(
     description="an .xml file with an annotation for each image, in a folder or in its folder Annotations",
     matches=_matches,
     records=_records,
-    files=_files,
-    splits=lambda look: (),
+    files=lambda look: (*_files(look), *_lists(look).values()),
+    splits=lambda look: tuple(_lists(look)),
 )

@@ -12,6 +12,7 @@ from typing import Any
 from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.formats.files import peek_text
 from toolkit.data.formats.row_file import row_file
+from toolkit.data.formats.zip_images import with_images_of
 from toolkit.data.json_stream import Record, peek_members, stream_members
 from toolkit.errors import DataError, RowProblem
 
@@ -165,7 +166,7 @@ VQA_JSON = Format(
     name="COCO-VQA questions and annotations",
     description="a JSON file with annotations (question_id, question, answers), or a folder with it and the questions",
     matches=lambda look: any(_pair(look)),
-    records=_records,
+    records=lambda reading: with_images_of(reading.look.path, _records(reading), reading.images),
     files=_files,
     splits=lambda _: (),
 )

@@ -18,7 +18,8 @@ NAME = "YOLO"
 SPLITS = ("train", "val", "valid", "validation", "test")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm"})
 
-_YAMLS = ("data.yaml", "dataset.yaml")
+_YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_YAML_SUFFIXES = (".yaml", ".yml")
 _LISTS = ("classes.txt", "obj.names", "labels.txt")
 
 
@@ -33,8 +34,13 @@ def _matches(look: Look) -> bool:
 
 
 def _label_files(root: Path) -> list[Path]:
-    """Return the files of labels: in folders named labels, otherwise the text files of the folder itself."""
-    nested = [file for folder in _folders(root, "labels") for file in sorted(folder.rglob("*.txt"))]
+    """Return the files of labels: in folders named labels, otherwise the text files of the folder itself.
+
+    CVAT writes images and labels into one folder such as obj_train_data, beside the names of the classes.
+    """
+    exported = sorted(root.glob("obj_*_data")) if (root / "obj.names").is_file() else []
+    folders = _folders(root, "labels") or (exported if len(exported) == 1 else [])
+    nested = [file for folder in folders for file in sorted(folder.rglob("*.txt"))]
     return [file for file in nested if file.name not in _LISTS] or [
         file for file in sorted(root.glob("*.txt")) if file.name not in _LISTS
     ]
@@ -48,6 +54,9 @@ def _folders(root: Path, name: str) -> list[Path]:
 def _images(look: Look, split: str | None) -> list[Path]:
     folders = _folders(look.path, "images") or [look.path]
     found = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
+    if split is not None and (lists := _lists(look.path)):
+        listed = set(_listed(lists[split], look.path))
+        return [file for file in found if file in listed]
     return [file for file in found if split is None or split in _inside(file, look.path)]
 
 
@@ -56,21 +65,44 @@ def _inside(file: Path, root: Path) -> tuple[str, ...]:
 
 
 def _splits(look: Look) -> tuple[str, ...]:
+    """Return the splits: the lists of images that a YAML file names, otherwise the folders of images."""
     parts = {part for file in _images(look, None) for part in _inside(file, look.path)}
-    return tuple(name for name in SPLITS if name in parts)
+    return tuple(_lists(look.path)) or tuple(name for name in SPLITS if name in parts)
+
+
+def _lists(root: Path) -> dict[str, Path]:
+    """Return split -> list of images, such as ``train: train.txt`` in data.yaml."""
+    found: dict[str, Path] = {}
+    for file in (one for one in _name_files(root, root) if one.suffix in _YAML_SUFFIXES):
+        content = _yaml(file)
+        for split in SPLITS:
+            value = content.get(split)
+            if isinstance(value, str) and value.endswith(".txt"):
+                places = (root / str(content.get("path") or "") / value, root / value)
+                inside = [one for one in places if one.resolve().is_relative_to(root.resolve()) and one.is_file()]
+                found |= {split: inside[0]} if inside else {}
+    return found
+
+
+def _listed(file: Path, root: Path) -> Iterator[Path]:
+    """Yield the images of a list. A path can start from another folder, such as that of the author's machine."""
+    for line in _lines(file) or ():
+        parts = Path(line.replace("\\", "/")).parts
+        tails = (root.joinpath(*parts[start:]) for start in range(len(parts)) if parts[start] != "/")
+        yield next((one for one in tails if one.is_file()), root / line)
 
 
 def _records(reading: Reading) -> Iterator[Record]:
     root = reading.look.path
     names, has_points = _class_names(root), _has_points(root)
-    images = _images(reading.look, reading.split)
+    images, lists = _images(reading.look, reading.split), _lists(root)
     if not images:
         rule, remedy = "a YOLO dataset must have its images in a folder images beside labels", "Move them there."
         raise DataError("data.yolo_images_missing", rule, place=root, remedy=remedy)
-    used = set()
+    for lost in sorted(set(_listed(lists[reading.split], root)) - set(images)) if reading.split in lists else ():
+        reading.skipped.add("an image of the list must exist", str(lost), "data.yolo_listed_image_missing")
     for image in images:
         file = _labels_of(image, root)
-        used.add(file)
         found = _boxes(file, names, reading, has_points=has_points)
         if found is None:
             continue
@@ -78,9 +110,12 @@ def _records(reading: Reading) -> Iterator[Record]:
         path = image.relative_to(root).as_posix()
         own = {"boxes": boxes, "labels": labels, "box_format": "xyxy unit", "source_format": NAME}
         yield path.rpartition(".")[0], {"image": path, **own}, None
-    if reading.split is None:
-        for file in set(_label_files(root)) - used:
-            reading.skipped.add("a file of labels must have an image", file.name, "data.yolo_image_missing")
+    used = {_labels_of(image, root) for image in _images(reading.look, None)}
+    for file in sorted(set(_label_files(root)) - used):
+        parts = set(_inside(file, root)) & set(SPLITS)
+        if reading.split is None or not parts or reading.split in parts or lists:
+            name = file.relative_to(root).as_posix()
+            reading.skipped.add("a file of labels must have an image", name, "data.yolo_image_missing")
 
 
 def _labels_of(image: Path, root: Path) -> Path:
@@ -168,7 +203,7 @@ def _class_names(root: Path) -> dict[int, str]:
     """Return number -> class name.
 
     Raises:
-        DataError: There are none, or two files of a folder have different ones.
+        DataError: There are none, a file cannot be used, or two files of a folder have different ones.
     """
     for folder in (root, root.parent):
         known = {file: names for file in _name_files(folder, root) if (names := _names_of(file))}
@@ -186,12 +221,12 @@ def _class_names(root: Path) -> dict[int, str]:
 def _name_files(folder: Path, root: Path) -> list[Path]:
     """Return the files that can have class names. Beside the dataset, a YAML of another name must say its folder."""
     lists = [folder / name for name in _LISTS]
-    yamls = sorted(folder.glob("*.yaml"))
+    yamls = sorted((*folder.glob("*.yaml"), *folder.glob("*.yml")))
     if folder == root:
         lists += [own / name for own in _folders(root, "labels") for name in _LISTS]
     else:
         yamls = [file for file in yamls if file.name in _YAMLS or _names_folder(file, root.name)]
-    return [*yamls, *lists]
+    return [*yamls, *(file for file in lists if file.is_file())]
 
 
 def _names_folder(file: Path, name: str) -> bool:
@@ -202,9 +237,9 @@ def _names_folder(file: Path, name: str) -> bool:
 
 def _names_of(file: Path) -> dict[int, str]:
     """Return number -> class name of a YAML file or of a list. Empty without any."""
-    if file.suffix != ".yaml":
-        return dict(enumerate((_lines(file) or ()) if file.is_file() else ()))
-    content = _yaml(file)
+    if file.suffix not in _YAML_SUFFIXES:
+        return _listed_names(file)
+    content = _yaml(file, strict=file.name in _YAMLS)
     names, count = content.get("names"), content.get("nc")
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -213,28 +248,61 @@ def _names_of(file: Path) -> dict[int, str]:
     if isinstance(count, int) and count != len(names):
         rule, remedy = f"names must have as many classes as nc ({count})", "Correct names or nc."
         raise DataError("data.yolo_class_count_differs", rule, place=file, value=len(names), remedy=remedy)
+    other = next((name for name in names.values() if isinstance(name, bool) or not isinstance(name, str | int)), "")
+    if other != "":
+        rule, remedy = (
+            "a class name must be a text",
+            'Put it in quotation marks, such as "no", which YAML reads as false.',
+        )
+        raise DataError("data.yolo_class_name_not_text", rule, place=file, value=other, remedy=remedy)
     return {number: str(names[number]) for number in sorted(names)}
+
+
+def _listed_names(file: Path) -> dict[int, str]:
+    """Return number -> class name of a list with one name for each line.
+
+    Raises:
+        DataError: A line between two names is blank, so that it is not certain whether it counts.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        rule, remedy = "the list of class names must be readable and UTF-8", "Convert the file to UTF-8."
+        raise DataError("data.yolo_names_not_readable", rule, place=file, value=str(error), remedy=remedy) from None
+    if "" in lines:
+        rule, remedy = "the list of class names must have no blank line, because it can count", "Remove or fill it."
+        raise DataError("data.yolo_name_blank", rule, place=f"{file}, line {lines.index('') + 1}", remedy=remedy)
+    return dict(enumerate(lines))
 
 
 def _has_points(root: Path) -> bool:
     """Return whether lines have the points of a pose after the box."""
-    return any("kpt_shape" in _yaml(folder / name) for folder in (root, root.parent) for name in _YAMLS)
+    return any("kpt_shape" in _yaml(file) for folder in (root, root.parent) for file in _name_files(folder, root))
 
 
-def _yaml(file: Path) -> dict[str, Any]:
-    """Return the content of a YAML file. Empty if there is none."""
-    if not file.is_file():
+def _yaml(file: Path, *, strict: bool = False) -> dict[str, Any]:
+    """Return the content of a YAML file. Empty if it has another content.
+
+    Raises:
+        DataError: The file is invalid, and ``strict`` says that it belongs to the dataset.
+    """
+    if file.suffix not in _YAML_SUFFIXES:
         return {}
     try:
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if not strict:
+            return {}
+        rule, value = "the file must be valid YAML", " ".join(str(error).split())
+        raise DataError("data.yolo_yaml_invalid", rule, place=file, value=value, remedy="Correct the file.") from None
     return content if isinstance(content, dict) else {}
 
 
 def _all_files(look: Look) -> tuple[Path, ...]:
-    named = (look.path / name for name in ("data.yaml", *_LISTS))
-    return (*_label_files(look.path), *(file for file in named if file.is_file()))
+    """Return the files that decide the rows: labels, images, and all that can have class names."""
+    root = look.path
+    names = (file for folder in (root, root.parent) for file in _name_files(folder, root))
+    return tuple(dict.fromkeys((*_label_files(root), *_images(look, None), *_lists(root).values(), *names)))
 
 
 YOLO = Format(

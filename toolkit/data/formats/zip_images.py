@@ -8,10 +8,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from toolkit.data.embedded_images import EmbeddedImageStore
-from toolkit.data.formats.row_file import RowFile, blame, open_zip
+from toolkit.data.formats.row_file import RowFile, blame, open_zip, row_file
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
 from toolkit.images.names import is_image_name, without_suffix
@@ -27,9 +28,9 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
     Raises:
         DataError: The .zip is damaged or unsafe, or the name of an image is not equal to that of its file.
     """
-    folder = posixpath.dirname(file.member)
+    folder = posixpath.dirname(_with_slashes(file.member))
     with open_zip(file.path) as archive:
-        names = {name for name in archive.namelist() if is_image_name(name)}
+        names = {_with_slashes(name): name for name in archive.namelist() if is_image_name(name)}
         similar = _by_similar_name(names, folder)
 
         @lru_cache(CACHED_PATHS)
@@ -39,7 +40,7 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
             if name is None:
                 return None
             with blame(f"{file.path}: {name}"):
-                return images.keep(archive.read(name))
+                return images.keep(archive.read(names[name]))
 
         def replaced(value: Any, column: str = "") -> Any:
             if isinstance(value, str):
@@ -57,6 +58,12 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
 
         for name, row, text in records:
             yield (name, replaced(row), None) if names else (name, row, text)
+
+
+def with_images_of(path: Path, records: Iterator[Record], images: EmbeddedImageStore) -> Iterator[Record]:
+    """Yield the records of a file, with its images if it is a .zip."""
+    file = row_file(path) if path.suffix.lower() == ".zip" else None
+    return records if file is None else with_zipped_images(records, file, images)
 
 
 _IMAGES = frozenset({"image", "images", "imagename", "imagepath", "imageid", "filename", "imgname"})
@@ -87,5 +94,10 @@ def _meant(value: str, column: str, similar: Mapping[str, str]) -> str | None:
 
 def _similar(path: str) -> str:
     """Return a path without differences of case, Unicode normalisation and separators of folders."""
-    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path.replace("\\", "/")).casefold())
+    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", _with_slashes(path)).casefold())
     return posixpath.normpath(plain)
+
+
+def _with_slashes(path: str) -> str:
+    """Return a path with slashes between folders. Some programs on Windows write backslashes into a .zip."""
+    return path.replace("\\", "/")

@@ -15,7 +15,7 @@ from toolkit.tasks.report_generation.parse import plain
 from toolkit.tasks.report_generation.sections import CONTEXT, headings, section, split_sections
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "report": ("report", "report_text", "full_report", "answer"),
+    "report": ("report", "report_text", "full_report", "answer", "caption"),
     "findings": ("findings", "findings_section"),
     "impression": ("impression", "impression_section"),
     "question": ("question", "prompt"),
