@@ -121,9 +121,14 @@ def _check_boxes(content: Mapping[str, Any], images: Mapping[str | None, Mapping
 
 
 def _id(one: Mapping[str, Any], key: str) -> str | None:
-    """Return an id as text, because some tools write the numbers of images as numbers and those of boxes as texts."""
+    """Return an id as text, because some tools write the numbers of images as numbers and those of boxes as texts.
+
+    pandas writes whole numbers with a decimal point if one is missing.
+    """
     value = one.get(key)
-    return str(value) if isinstance(value, str | int) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def _is_usable(reading: Reading, one: Mapping[str, Any], example: str, *, known: bool, name: object) -> bool:
