@@ -143,6 +143,15 @@ def test_objects_of_datasets_on_the_hub_are_read(tmp_path: Path, objects: Any) -
     assert second.reference == {"labels": [], "boxes": []}
 
 
+def test_a_repeated_box_is_reported(tmp_path: Path) -> None:
+    box = [10, 20, 110, 220]
+    twice = {"image": "d.png", "boxes": [box, box], "labels": ["nodule", "nodule"]}
+    other = {"image": "e.png", "boxes": [box, box], "labels": ["nodule", "effusion"]}
+    for rows, count in (([*ROWS, other], 0), ([*ROWS, other, twice], 1)):
+        codes = [one.code for one in load(tmp_path, rows).warnings]
+        assert codes.count("tasks.detect.box_repeated") == count
+
+
 def test_two_rows_of_one_image_stop_the_run(tmp_path: Path) -> None:
     again = {"image": "b.png", "boxes": [[10, 20, 30, 40]], "labels": ["nodule"]}
     with raises(DataError, "tasks.detect.image_repeated"):

@@ -409,6 +409,23 @@ def test_coordinates_may_be_fractions_or_thousandths(tmp_path: Path) -> None:
     assert "tasks.steps.coordinates_are_fractions" in {problem.code for problem in dropped}
 
 
+def test_coordinates_that_end_at_1000_on_a_large_screen_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("L", (1920, 1080)).save(tmp_path / "images" / "large.png")
+
+    def found(largest: int) -> set[str]:
+        rows = []
+        for number in range(1, 41):
+            coords = [number * 9 % 200 + largest - 200, number * 31 % 200 + largest - 200]
+            output = json.dumps({"Predicted": {"action": "CLICK", "target": "x", "coords": coords}})
+            rows.append({**row(number, 1), "Image_id": "large", "Output": output, "Grounding": ""})
+        write_csv(tmp_path, rows)
+        return {one.code for one in load_data(steps_recipe(tmp_path, {"answer": ["predicted"]})).warnings}
+
+    assert "tasks.steps.places_may_be_relative" in found(1000)
+    assert "tasks.steps.places_may_be_relative" not in found(1060)
+
+
 def test_screenshots_are_found_by_path_or_by_id(tmp_path: Path) -> None:
     write_csv(tmp_path, task_rows(1))
     rows = task_rows(1)
