@@ -116,7 +116,7 @@ def test_one_box_of_many_is_enough_evidence(tmp_path: Path) -> None:
     assert all(box[0] in ("0", "last") for _, _, box in evidence.misfits())
 
 
-SPREAD = [(n * 37 % 560, n * 53 % 400, n * 37 % 560 + 80, n * 53 % 400 + 80) for n in range(60)]
+EVERYWHERE = [(n * 37 % 560, n * 53 % 400, n * 37 % 560 + 80, n * 53 % 400 + 80) for n in range(60)]
 """Corners that reach all edges of images of 640 x 480 pixels."""
 
 
@@ -157,7 +157,7 @@ def test_one_box_outside_its_image_does_not_change_the_format_of_all_others(tmp_
 @pytest.mark.parametrize("size", [(512, 512), (800, 600)])
 def test_many_boxes_that_reach_the_edges_are_pixels(size: Size) -> None:
     evidence = BoxEvidence()
-    for x1, y1, x2, y2 in SPREAD:
+    for x1, y1, x2, y2 in EVERYWHERE:
         corners = (x1 * size[0] / 640, y1 * size[1] / 480, x2 * size[0] / 640, y2 * size[1] / 480)
         evidence.add("r", corners, size)
     assert evidence.fitting() == [XYXY]
@@ -170,10 +170,10 @@ def test_fractions_in_a_file_of_another_unit_are_counted(tmp_path: Path, name: s
 
 
 def test_x_and_y_of_an_object_with_sides_can_be_the_centre(tmp_path: Path) -> None:
-    centres = [dict(zip(("x", "y", "width", "height"), box, strict=True)) for box in write(SPREAD, "cxcywh")]
-    assert np.allclose(boxes_of(load(tmp_path, centres)), SPREAD)
-    corners = [dict(zip(("x", "y", "w", "h"), box, strict=True)) for box in write(SPREAD, "xywh")]
-    assert np.allclose(boxes_of(load(tmp_path, corners)), SPREAD)
+    centres = [dict(zip(("x", "y", "width", "height"), box, strict=True)) for box in write(EVERYWHERE, "cxcywh")]
+    assert np.allclose(boxes_of(load(tmp_path, centres)), EVERYWHERE)
+    corners = [dict(zip(("x", "y", "w", "h"), box, strict=True)) for box in write(EVERYWHERE, "xywh")]
+    assert np.allclose(boxes_of(load(tmp_path, corners)), EVERYWHERE)
     one = [{"x": 300, "y": 200, "width": 40, "height": 20}]
     assert {'"xywh"', '"cxcywh"'} <= set(boxes_in(tmp_path, one).replace(":", " ").split())
     assert boxes_of(load(tmp_path, one, "cxcywh")) == [[280, 190, 320, 210]]
