@@ -132,6 +132,12 @@ def test_ids_that_are_texts_or_repeated_never_move_a_box_to_another_image(tmp_pa
             load(coco_file(tmp_path, **{key: [first, {**second, "id": first["id"]}]}))
 
 
+def test_ids_of_coco_can_have_a_decimal_point(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png")
+    annotations = [{**one, "image_id": 7.0, "category_id": 3.0} for one in CONTENT["annotations"]]
+    assert len(found(load(coco_file(tmp_path, annotations=annotations)))["a.png"]) == 2
+
+
 def test_coco_boxes_that_are_corners_or_fractions_stop(tmp_path: Path) -> None:
     one, two = CONTENT["annotations"]
     corners = [{**one, "bbox": [10, 20, 40, 60]}, {**two, "bbox": [100, 20, 150, 60]}]
@@ -448,6 +454,44 @@ def test_columns_of_a_corner_and_sides_are_boxes_of_a_table(tmp_path: Path) -> N
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     data = load(tmp_path / "t.csv", boxes="xywh")
     assert found(data)["a.png"] == [("n", [10, 20, 40, 60]), ("m", [100, 20, 130, 60])]
+
+
+def test_sides_in_columns_are_never_read_as_corners(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png")
+    lines = [f"{'ab'[n % 2]}.png,n,{10 + n},{5 + n},{100 + 8 * n},{50 + 4 * n}" for n in range(12)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label,x,y,width,height", *lines]) + "\n")
+    with raises(DataError, "data.boxes_fit_no_format"):  # as corners, all are inside
+        load(tmp_path / "t.csv")
+    lines = ["image,label,left,top,width,height", "a.png,n,10,20,30,40", "b.png,n,150,20,50,60"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    assert found(load(tmp_path / "t.csv")) == {"a.png": [("n", [10, 20, 40, 60])], "b.png": [("n", [150, 20, 200, 80])]}
+
+
+def test_named_corners_of_a_table_can_be_percent(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("L", (400, 400)).save(tmp_path / name)
+    lines = [f"{'ab'[n % 2]}.png,n,{n},{2 * n},{n + 20},{2 * n + 70}" for n in range(14)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label,xmin,ymin,xmax,ymax", *lines]) + "\n")
+    data = load(tmp_path / "t.csv", boxes="xyxy percent")
+    assert found(data)["a.png"][0] == ("n", [0, 0, 80, 280])
+
+
+def test_readers_that_disagree_are_reported_and_a_contradiction_is_left_out(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png", "c.png")
+    header = "image_id,class_name,rad_id,x_min,y_min,x_max,y_max"
+    lines = ["a.png,Nodule,R1,16,16,32,32", "a.png,No finding,R2,,,,", "b.png,Nodule,R1,16,16,32,32"]
+    lines += [
+        "b.png,No finding,R1,,,,",
+        "c.png,Nodule,R1,16,16,32,32",
+        ",Nodule,R1,16,16,32,32",
+        ",Nodule,R1,1,1,32,32",
+    ]
+    (tmp_path / "t.csv").write_text("\n".join([header, *lines]) + "\n")
+    data = load(tmp_path / "t.csv", max_dropped=0.9)
+    assert set(found(data)) == {"a.png", "c.png"}
+    codes = {one.code: one.count for one in data.dropped}
+    assert codes == {"data.box_table_contradicts": 1, "data.box_table_row_incomplete": 2}
+    assert "data.box_table_readers_disagree" in {one.code for one in data.warnings}
 
 
 def test_a_list_of_classes_of_one_box_gives_a_box_for_each(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,6 +116,84 @@ def test_one_box_of_many_is_enough_evidence(tmp_path: Path) -> None:
     assert all(box[0] in ("0", "last") for _, _, box in evidence.misfits())
 
 
+EVERYWHERE = [(n * 37 % 560, n * 53 % 400, n * 37 % 560 + 80, n * 53 % 400 + 80) for n in range(60)]
+"""Corners that reach all edges of images of 640 x 480 pixels."""
+
+
+def boxes_in(folder: Path, boxes: Sequence[Any]) -> str:
+    """Return the error of a file with these boxes."""
+    with raises(DataError, "data.boxes_ambiguous") as caught:
+        load(folder, boxes)
+    return str(caught.problem)
+
+
+def test_thousandths_are_never_read_without_the_order_of_x_and_y(tmp_path: Path) -> None:
+    for name in ("xyxy thousand", "yxyx thousand"):
+        shown = boxes_in(tmp_path, write(VOC, name))
+        assert '"xyxy thousand"' in shown
+        assert '"yxyx thousand"' in shown
+
+
+def test_corners_with_y_first_are_not_read_as_thousandths(tmp_path: Path) -> None:
+    shown = boxes_in(tmp_path, write(VOC, "yxyx"))
+    assert '"yxyx": [y1, x1, y2, x2] in pixels puts row 0 at [12, 20, 60, 90]' in shown
+    with raises(DataError, "data.boxes_fit_no_format") as caught:
+        load(tmp_path, [[12, 500, 60, 30], *write(VOC, "yxyx")])
+    assert '"yxyx" fits all' not in str(caught.problem)
+
+
+def test_one_box_outside_its_image_does_not_change_the_format_of_all_others(tmp_path: Path) -> None:
+    shown = boxes_in(tmp_path, [*VOC, [600, 90, 660, 120]])
+    assert '"xyxy"' in shown
+    assert "fits 12 of 13 boxes, but not [600, 90, 660, 120] of row 12" in shown
+    inner = [(100 + n, 100 + n, 40, 30) for n in range(40)]  # as centres, all are inside as well
+    shown = boxes_in(tmp_path, [*inner, (620, 200, 40, 30)])
+    assert '"cxcywh"' in shown
+    assert '"xywh"' in shown
+    data = load(tmp_path, [*inner, (620, 200, 40, 30)], "xywh")
+    assert {one.code: one.count for one in data.dropped} == {"data.box_outside_image": 1}
+
+
+@pytest.mark.parametrize("size", [(512, 512), (800, 600)])
+def test_many_boxes_that_reach_the_edges_are_pixels(size: Size) -> None:
+    evidence = BoxEvidence()
+    for x1, y1, x2, y2 in EVERYWHERE:
+        corners = (x1 * size[0] / 640, y1 * size[1] / 480, x2 * size[0] / 640, y2 * size[1] / 480)
+        evidence.add("r", corners, size)
+    assert evidence.fitting() == [XYXY]
+
+
+@pytest.mark.parametrize("name", ["xyxy percent", "xyxy thousand"])
+def test_fractions_in_a_file_of_another_unit_are_counted(tmp_path: Path, name: str) -> None:
+    data = load(tmp_path, [*write(VOC, name), [0.1, 0.2, 0.5, 0.6]], name, max_dropped=0.5)
+    assert {one.code: one.count for one in data.dropped} == {"data.box_is_fraction": 1}
+
+
+def test_x_and_y_of_an_object_with_sides_can_be_the_centre(tmp_path: Path) -> None:
+    centres = [dict(zip(("x", "y", "width", "height"), box, strict=True)) for box in write(EVERYWHERE, "cxcywh")]
+    assert np.allclose(boxes_of(load(tmp_path, centres)), EVERYWHERE)
+    corners = [dict(zip(("x", "y", "w", "h"), box, strict=True)) for box in write(EVERYWHERE, "xywh")]
+    assert np.allclose(boxes_of(load(tmp_path, corners)), EVERYWHERE)
+    one = [{"x": 300, "y": 200, "width": 40, "height": 20}]
+    assert {'"xywh"', '"cxcywh"'} <= set(boxes_in(tmp_path, one).replace(":", " ").split())
+    assert boxes_of(load(tmp_path, one, "cxcywh")) == [[280, 190, 320, 210]]
+    assert boxes_of(load(tmp_path, one, "xywh")) == [[300, 200, 340, 220]]
+
+
+def test_one_box_and_a_list_of_boxes_are_read_from_both_columns() -> None:
+    origin = RowOrigin(Path("rows.json"), Path("/"), {"bbox": "bbox", "boxes": "boxes"})
+    box = (200, 150, 400, 450)
+    for row in ({"bbox": [list(box), list(box)]}, {"boxes": [list(box), list(box)]}):
+        assert read_boxes(row, origin, (800, 600), "r") == [box, box]
+    for one in (
+        list(box),
+        "200 150 400 450",
+        {"x1": 200, "y1": 150, "x2": 400, "y2": 450},
+        ["200", "150", "400", "450"],
+    ):
+        assert read_boxes({"boxes": one}, origin, (800, 600), "r") == [box]
+
+
 def test_boxes_of_several_formats_in_one_file_stop_the_run(tmp_path: Path) -> None:
     with raises(DataError, "data.boxes_fit_no_format"):
         load(tmp_path, [*VOC, [0.25, 0.25, 0.5, 0.75], [400, 450, 200, 150], [700, 500, 900, 700]])
@@ -163,7 +242,9 @@ def test_one_box_can_be_written_in_several_ways(box: Any) -> None:
     assert read_boxes({"bbox": box}, origin, (800, 600), "r") == [(200, 150, 400, 450)]
 
 
-@pytest.mark.parametrize("box", [[1, 2, 3], [[200, 150], [400, 450]], [1, 2, 3, True], [1, 2, 3, float("inf")], "a", 3])
+@pytest.mark.parametrize(
+    "box", [[1, 2, 3], [[200, 150], [400, 450]], [1, 2, 3, True], [1, 2, 3, float("inf")], [1, 2, 3, 10**400], "a", 3]
+)
 def test_anything_else_is_no_box(box: Any) -> None:
     origin = RowOrigin(Path("rows.json"), Path("/"), {"bbox": "bbox"})
     with raises(RowProblem, "data.box_malformed"):

@@ -312,6 +312,17 @@ def test_a_mask_is_found_by_every_usual_name(download: Download, name: str) -> N
     assert (row["mask"], row["bbox"]) == (f"masks/{name}", [8, 8, 32, 24])
 
 
+def test_masks_of_another_case_and_masks_that_are_not_read_are_counted(download: Download) -> None:
+    for number in range(3):
+        download.add(f"ISIC_{number}", mask=box_mask((5, 5, 20, 20)))
+    (download.masks / "ISIC_1_segmentation.png").rename(download.masks / "isic_1_Segmentation.png")
+    prepared = download.prepare()
+    assert (note(prepared, "data.mask_case_changed"), note(prepared, "data.mask_missing")) == (1, 0)
+    folders = [download.images, download.masks]
+    prepared = prepare_ham10000(folders, None, download.metadata(), PrepareRequest(download.out))
+    assert (note(prepared, "data.masks_not_read"), note(prepared, "data.mask_missing")) == (3, 3)
+
+
 def test_two_different_masks_of_an_image_are_an_error_that_names_both(download: Download) -> None:
     download.add("a", mask=box_mask((1, 1, 9, 9)))
     cv2.imwrite(str(download.masks / "a_mask.png"), box_mask((1, 1, 9, 9)))

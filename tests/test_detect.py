@@ -20,7 +20,7 @@ from toolkit.data.sample import Answer, Sample
 from toolkit.errors import DataError
 from toolkit.recipe import SyntheticData
 from toolkit.scoring.regions import Labelled, detection_metrics, match_image, order_box
-from toolkit.scoring.regions.box_lists import CUT_OFF, MALFORMED, NO_LABEL, NO_LIST, TOO_MANY
+from toolkit.scoring.regions.box_lists import CUT_OFF, DAMAGED, MALFORMED, NO_BOX, NO_LABEL, NO_LIST, TOO_MANY
 from toolkit.tasks import TASKS
 from toolkit.tasks.detect.parse import UNKNOWN
 from toolkit.tasks.detect.rewards import EXAMPLE, REWARDS
@@ -106,6 +106,8 @@ def test_classes_are_those_of_the_training_rows(tmp_path: Path) -> None:
         ({"boxes": [[1, 2, 30, 40]], "labels": [["a", "b"]]}, "data.value_not_text"),
         ({"boxes": [[900, 2, 1100, 40]], "labels": ["nodule"]}, "data.box_outside_image"),
         ({"image": "", "boxes": [], "labels": []}, "data.image_path_missing"),
+        ({"width": 0, "boxes": [], "labels": []}, "data.image_size_not_number"),
+        ({"height": -5, "boxes": [], "labels": []}, "data.image_size_not_number"),
     ],
 )
 def test_unusable_rows_are_counted_by_code(tmp_path: Path, row: dict[str, Any], code: str) -> None:
@@ -139,6 +141,15 @@ def test_objects_of_datasets_on_the_hub_are_read(tmp_path: Path, objects: Any) -
     first, second = load(tmp_path, rows).train
     assert first.reference == {"labels": ["mass", "nodule"], "boxes": [[10, 20, 110, 220], [1, 2, 30, 40]]}
     assert second.reference == {"labels": [], "boxes": []}
+
+
+def test_a_repeated_box_is_reported(tmp_path: Path) -> None:
+    box = [10, 20, 110, 220]
+    twice = {"image": "d.png", "boxes": [box, box], "labels": ["nodule", "nodule"]}
+    other = {"image": "e.png", "boxes": [box, box], "labels": ["nodule", "effusion"]}
+    for rows, count in (([*ROWS, other], 0), ([*ROWS, other, twice], 1)):
+        codes = [one.code for one in load(tmp_path, rows).warnings]
+        assert codes.count("tasks.detect.box_repeated") == count
 
 
 def test_two_rows_of_one_image_stop_the_run(tmp_path: Path) -> None:
@@ -189,6 +200,13 @@ WHOLE = '{"bbox_2d": [10, 40, 110, 440], "label": "effusion"}'
     [
         (f'[{WHOLE}, {{"bbox_2d": [300, 4', 1, [CUT_OFF]),
         (f"[{WHOLE}, ", 1, [CUT_OFF]),
+        (f"[{WHOLE}", 1, [CUT_OFF]),
+        (f"[{WHOLE}, {{", 1, [CUT_OFF]),
+        (f'[{WHOLE}, {{"label": "nod', 1, [CUT_OFF]),
+        (f'[{{"bbox_2d": [1, 2 3, 4], "label": "nodule"}}, {WHOLE}]', 1, [DAMAGED]),
+        (f'[{{"bbox_2d": [1, 2, 3, 4], "label": "nodule",}}, {WHOLE}]', 1, [DAMAGED]),
+        (f'[{WHOLE}, {{"label": "nodule"}}]', 1, [NO_BOX]),
+        (f'[{WHOLE}, {{"bbox_2d": [1, 2, 3, {"9" * 400}], "label": "nodule"}}]', 1, [MALFORMED]),
         (f'[{WHOLE}, {{"bbox_2d": [1, 2, 3], "label": "nodule"}}]', 1, [MALFORMED]),
         (f'[{WHOLE}, {{"bbox_2d": [5, 5, 5, 9], "label": "nodule"}}]', 1, [MALFORMED]),
         (f'[{WHOLE}, {{"bbox_2d": [1, 2, 3, 4]}}]', 1, [NO_LABEL]),

@@ -175,6 +175,9 @@ def test_the_layout_of_stage_2_is_read() -> None:
         ({"boxes": [[700, 10, 800, 40]]}, "data.box_outside_image"),
         ({"polygons": [[[1, 2], [3]]]}, "tasks.lesion.polygons_malformed"),
         ({"polygons": "outline"}, "tasks.lesion.polygons_malformed"),
+        ({"polygons": [[[1, 2], [3, 4]]]}, "tasks.lesion.polygons_malformed"),
+        ({"polygons": [[[0.1, 0.2], [0.5, 0.2], [0.3, 1]]]}, "tasks.lesion.polygon_is_fraction"),
+        ({"polygons": [[[1, 2], [900, 2], [30, 40]]]}, "tasks.lesion.polygon_outside_image"),
         ({"mask": "nowhere.png"}, "tasks.lesion.mask_missing"),
         ({"mask": "../secret.png"}, "tasks.lesion.mask_outside_root"),
         ({"image": ""}, "data.image_path_missing"),
@@ -186,6 +189,25 @@ def test_the_layout_of_stage_2_is_read() -> None:
 def test_unusable_rows_are_rejected_with_their_reason(change: dict[str, Any], code: str) -> None:
     with raises(RowProblem, code):
         read({**ROW, **change})
+
+
+def test_each_outline_of_a_row_is_a_line_of_the_answer() -> None:
+    outlines = [[[10, 10], [60, 10], [60, 60]], [[100, 100], [150, 100], [150, 150]]]
+    row = {"image": "i.png", "dx": "nv", "polygons": outlines, "width": 600, "height": 450}
+    sample = read(row, answer=("diagnosis", "polygon"))
+    lesions = LESION.parse(LESION.target(sample), sample).values["lesions"]
+    assert np.allclose([one["polygon"] for one in lesions], outlines, atol=0.5)
+    with raises(RowProblem, "tasks.lesion.polygons_and_boxes_differ"):
+        read({**row, "boxes": [[10, 10, 60, 60]]}, answer=("bbox", "polygon"))
+
+
+def test_objects_after_the_first_json_are_reported() -> None:
+    sample = read(TWO)
+    one = '{"diagnosis": "melanoma", "location": "upper-left", "bbox": [10, 10, 20, 20]}'
+    assert LESION.parse(f"[{one}, {one}]", sample).values["unread"] == []
+    for text in (f"{one} {one}", f'[{one}, {{"diagno'):
+        answer = LESION.parse(text, sample)
+        assert (len(answer.values["lesions"]), len(answer.values["unread"])) == (1, 1)
 
 
 def test_a_box_may_leave_its_image_by_a_rounding_pixel() -> None:
@@ -354,6 +376,17 @@ def written(folder: Path, seed: int = 0, size: tuple[int, int] = (120, 90)) -> d
 def test_a_mask_is_found_as_images_are(tmp_path: Path, name: str) -> None:
     row = written(tmp_path)
     assert read({**row, "mask": name}, tmp_path).reference["mask"] == str(tmp_path / "m.png")
+
+
+def test_how_a_mask_was_found_is_counted_and_shown(tmp_path: Path) -> None:
+    row = written(tmp_path)
+    (tmp_path / "rows.json").write_text(json.dumps([{**row, "mask": "M"}]))
+    table = {"task": "lesion", "train": str(tmp_path / "rows.json"), "split": {"test": 0.0}, "boxes": "xyxy"}
+    data = load_data(make_recipe({"run": {"name": "r"}, "data": table, "sft": {}}))
+    shown = {one.code: str(one) for one in data.warnings}
+    assert {"data.image_suffix_added", "data.image_case_changed"} <= set(shown)
+    assert "1 row" in shown["data.image_case_changed"]
+    assert "m.png" in shown["data.image_case_changed"]
 
 
 @pytest.mark.parametrize("seed", range(8))

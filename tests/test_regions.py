@@ -134,6 +134,28 @@ def test_masks_of_any_two_values_are_read(tmp_path: Path, values: tuple[int, int
     assert np.array_equal(read_mask(tmp_path / "mask.png"), expected)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("value", [1, 255, 1e6])
+def test_tiff_masks_with_floats_or_32_bits_are_read(tmp_path: Path, kind: type, value: float) -> None:
+    expected = np.zeros((30, 40), bool)
+    expected[5:20, 8:33] = True
+    assert cv2.imwrite(str(tmp_path / "mask.tif"), (expected * value).astype(kind))
+    assert np.array_equal(read_mask(tmp_path / "mask.tif"), expected)
+    labels = np.where(np.arange(40) < 20, expected * 1, expected * 2)
+    assert cv2.imwrite(str(tmp_path / "labels.tif"), labels.astype(kind))
+    with raises(DataError, "data.mask_values_ambiguous"):
+        read_mask(tmp_path / "labels.tif")
+
+
+def test_negative_numbers_and_nan_are_no_values_of_a_mask(tmp_path: Path) -> None:
+    for value in (-1, np.nan):
+        image = np.zeros((30, 40), np.float32)
+        image[5:20, 8:33] = value
+        assert cv2.imwrite(str(tmp_path / "mask.tif"), image)
+        with raises(DataError, "data.mask_value_invalid"):
+            read_mask(tmp_path / "mask.tif")
+
+
 BLACK, WHITE, RED, GREEN = (0, 0, 0), (255, 255, 255), (0, 0, 255), (0, 255, 0)
 
 

@@ -403,6 +403,27 @@ def test_coordinates_may_be_fractions_or_thousandths(tmp_path: Path) -> None:
     assert samples(tmp_path, [one], {"places": "unit"})[0].reference["place"] == [100, 150]
     one["Output"] = one["Output"].replace("0.25, 0.5", "250, 500")
     assert samples(tmp_path, [one], {"places": "thousand"})[0].reference["place"] == [100, 150]
+    one["Output"] = one["Output"].replace("250, 500", "0.25, 0.5")
+    write_csv(tmp_path, [one, row(2, 1)])
+    dropped = load_data(steps_recipe(tmp_path, {"places": "thousand"}, max_dropped=1)).dropped
+    assert "tasks.steps.coordinates_are_fractions" in {problem.code for problem in dropped}
+
+
+def test_coordinates_that_end_at_1000_on_a_large_screen_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("L", (1920, 1080)).save(tmp_path / "images" / "large.png")
+
+    def found(largest: int) -> set[str]:
+        rows = []
+        for number in range(1, 41):
+            coords = [number * 9 % 200 + largest - 200, number * 31 % 200 + largest - 200]
+            output = json.dumps({"Predicted": {"action": "CLICK", "target": "x", "coords": coords}})
+            rows.append({**row(number, 1), "Image_id": "large", "Output": output, "Grounding": ""})
+        write_csv(tmp_path, rows)
+        return {one.code for one in load_data(steps_recipe(tmp_path, {"answer": ["predicted"]})).warnings}
+
+    assert "tasks.steps.places_may_be_relative" in found(1000)
+    assert "tasks.steps.places_may_be_relative" not in found(1060)
 
 
 def test_screenshots_are_found_by_path_or_by_id(tmp_path: Path) -> None:
@@ -770,6 +791,16 @@ def test_coordinates_are_parsed_in_many_formats(value: Any, place: tuple[float, 
 def test_other_values_are_no_coordinates(value: Any) -> None:
     with pytest.raises(ValueError):
         parse_point_or_box(value)
+
+
+def test_a_gesture_is_two_points_and_not_a_box_or_a_distance(tmp_path: Path) -> None:
+    area = {"x": 1, "y": 2, "width": 2, "height": 2}
+    assert parse_point_or_box({"x1": 1, "y1": 9, "x2": 1, "y2": 2}, gesture=True) == (1, 9, 1, 2)
+    for value in (area, {"left": 1, "top": 2, "right": 3, "bottom": 4}):
+        with pytest.raises(ValueError):
+            parse_point_or_box(value, gesture=True)
+    with pytest.raises(ValueError):
+        parse_point_or_box({"x": 1, "y": 2, "dx": 0, "dy": -300})
 
 
 # Memories

@@ -15,6 +15,7 @@ from toolkit.errors import DataError, ImageError, RowProblem
 from toolkit.images import ImagePolicy, read_image_header
 from toolkit.scoring.regions import (
     BOX_FORMATS,
+    SWAPPED,
     TOLERANCE,
     XYXY,
     Box,
@@ -42,17 +43,20 @@ CHECKED = 200
 """Images of a split whose size is compared with their row. Resized copies differ in the first of them."""
 
 _CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
+_POINTS = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
+"""x and y are the upper left corner in most tools, and the centre in others, such as Roboflow."""
 _SIDES = (
-    *(("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height")),
+    ("left", "top", "width", "height"),
     *(("xmin", "ymin", "width", "height"), ("xmin", "ymin", "w", "h")),
 )
 _CENTRES = (("cx", "cy", "w", "h"), ("cx", "cy", "width", "height"), ("xcenter", "ycenter", "width", "height"))
 _KEYS = (
-    *(("xyxy", one) for one in _CORNERS),
-    *(("xywh", one) for one in _SIDES),
-    *(("cxcywh", one) for one in _CENTRES),
+    *((("xyxy",), one) for one in _CORNERS),
+    *((("xywh", "cxcywh"), one) for one in _POINTS),
+    *((("xywh",), one) for one in _SIDES),
+    *((("cxcywh",), one) for one in _CENTRES),
 )
-"""Meaning of four numbers -> their keys in an object."""
+"""Possible meanings of four numbers -> their keys in an object."""
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
@@ -61,24 +65,26 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 class RawBox:
     """Four numbers of a row.
 
-    ``format`` is None if only ``data.boxes`` or the whole file says what they mean. ``order`` is the meaning of named
-    numbers such as x1 or width, whose unit is still that of ``data.boxes`` or the file.
+    ``format`` is None if only ``data.boxes`` or the whole file says what they mean. ``orders`` are the possible
+    meanings of named numbers such as x1 or width, whose unit is still that of ``data.boxes`` or the file. Empty for a
+    list.
     """
 
     numbers: tuple[float, ...]
     format: BoxFormat | None
-    order: str | None = None
+    orders: tuple[str, ...] = ()
 
     @property
     def corners(self) -> Box:
         """The corners of named numbers, in their unit."""
-        return BoxFormat(self.order or "xyxy").to_pixels(self.numbers, (1, 1))
+        return BoxFormat(self.orders[0]).to_pixels(self.numbers, (1, 1))
 
 
 def raw_boxes(row: Row, origin: RowOrigin, place: str) -> list[RawBox]:
     """Return the boxes of a row in the order of the row: ``boxes``, otherwise ``bbox``.
 
-    A box is a list of four numbers, such a list as text, or an object with named corners or sides.
+    A box is a list of four numbers, such a list as text, or an object with named corners or sides. ``bbox`` can be a
+    list of boxes, and ``boxes`` can be one box.
 
     Raises:
         RowProblem: A box is malformed, or the row names an unknown format.
@@ -86,7 +92,9 @@ def raw_boxes(row: Row, origin: RowOrigin, place: str) -> list[RawBox]:
     many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
     if not _has_value(many):
         many = objects_of(row, origin, OBJECT_BOXES)
-    listed = many if _has_value(many) else [one] if _has_value(one) else []
+    listed = many if _has_value(many) else one if _are_boxes(one) else [one] if _has_value(one) else []
+    if isinstance(listed, Mapping) or _numbers(listed):
+        listed = [listed]
     if not isinstance(listed, list):
         rule = "boxes must be a list of boxes"
         raise RowProblem("data.boxes_not_list", rule, place=place, value=listed)
@@ -154,6 +162,7 @@ class FileBoxes:
 
     def __init__(self) -> None:
         self._evidence = BoxEvidence()
+        self._points = BoxEvidence(_POINT_FORMATS)
         self._named = BoxEvidence(_NAMED_UNITS)
 
     def add(self, name: str, row: Row, origin: RowOrigin) -> None:
@@ -167,8 +176,10 @@ class FileBoxes:
             return
         if min(size) > 0:
             for raw in boxes:
-                if raw.order is None:
+                if not raw.orders:
                     self._evidence.add(name, raw.numbers, size)
+                elif len(raw.orders) > 1:
+                    self._points.add(name, raw.numbers, size)
                 else:
                     self._named.add(name, raw.corners, size)
 
@@ -179,15 +190,16 @@ class FileBoxes:
             DataError: No format fits all boxes, or several do.
         """
         # Boxes without names decide more: their unit is that of named ones.
-        evidence = self._evidence if self._evidence.example([]) else self._named
+        known = (one for one in (self._evidence, self._points) if one.example([]))
+        evidence = next(known, self._named)
         found = evidence.fitting()
         example = evidence.example(found)
         if example is None:
             return XYXY, ""
         if not found:
             raise _none_fits(place, evidence)
-        if len(found) > 1:
-            raise _several_fit(place, example, found)
+        if len(found) > 1 or evidence.rivals(found):
+            raise _several_fit(place, example, evidence, found)
         rule = f"all {evidence.count:,} boxes are read as {_WORDS[found[0].order]} in {_IN[found[0].unit]}"
         reason = "which is the only format that fits them (data.boxes names none)"
         return found[0], f"{rule}, {reason}"
@@ -200,6 +212,8 @@ def _none_fits(place: str, evidence: BoxEvidence) -> DataError:
             f'\n  "{one}" fits {fits:,} of {evidence.count:,} boxes, but not {_shown(numbers)} of row {name} '
             f"in {width} x {height} pixels"
         )
+    if evidence.fits_all(SWAPPED):
+        lines.append(f'\n  "{SWAPPED}" fits all boxes: [y1, x1, y2, x2] in pixels')
     return DataError(
         "data.boxes_fit_no_format",
         f"one format must fit all boxes of the file:{''.join(lines)}\n",
@@ -208,24 +222,33 @@ def _none_fits(place: str, evidence: BoxEvidence) -> DataError:
     )
 
 
-def _several_fit(place: str, example: FoundBox, found: list[BoxFormat]) -> DataError:
-    name, numbers, (width, height) = example
-    lines = (
-        f'\n  "{one}": {_WORDS[one.order]} in {_IN[one.unit]} puts row {name} at '
-        f"{_shown(one.to_pixels(numbers, (width, height)))} of {width} x {height} pixels"
-        for one in found
-    )
-    names = " or ".join(f'"{one}"' for one in found)
+def _several_fit(place: str, example: FoundBox, evidence: BoxEvidence, found: Sequence[BoxFormat]) -> DataError:
+    rivals = {one: (fits, misfit) for one, fits, misfit in evidence.rivals(found)}
+    formats, lines = [*found, *rivals], []
+    name, numbers, (width, height) = evidence.example(formats) or example
+    for one in formats:
+        at = _shown(one.to_pixels(numbers, (width, height)))
+        meaning = f"{_WORDS[one.order]} in {_IN[one.unit]}"
+        line = f'\n  "{one}": {meaning} puts row {name} at {at} of {width} x {height} pixels'
+        fits, misfit = rivals.get(one, (0, None))
+        if misfit is not None:
+            line += f". It fits {fits:,} of {evidence.count:,} boxes, but not {_shown(misfit[1])} of row {misfit[0]}"
+        lines.append(line)
+    names = " or ".join(f'"{one}"' for one in formats)
+    remedy = f"Set data.boxes to {names}."
     return DataError(
         "data.boxes_ambiguous",
         f"the boxes must have one meaning, but {_shown(numbers)} can be read in several ways:{''.join(lines)}\n",
         place=place,
-        remedy=f"Set data.boxes to {names}.",
+        remedy=f"{remedy} Boxes that do not fit are then counted as unusable." if rivals else remedy,
     )
 
 
 _NAMED_UNITS = ("xyxy", "xyxy unit", "xyxy percent")
 """Formats of named corners. Label Studio has percent."""
+
+_POINT_FORMATS = ("xywh", "cxcywh", "xywh unit", "cxcywh unit", "xywh percent")
+"""Formats of x, y, width and height."""
 
 _WORDS = {
     "xyxy": "[x1, y1, x2, y2]",
@@ -242,11 +265,11 @@ def _shown(numbers: tuple[float, ...] | Box) -> str:
 
 def _checked(raw: RawBox, origin: RowOrigin, size: Size, place: str) -> Box:
     one = raw.format or origin.boxes or XYXY
-    one = one if raw.order is None else BoxFormat(raw.order, one.unit)
+    one = _in_order(one, raw.orders)
     correct = "Correct the box or data.boxes." if raw.format is None else "Correct the box. Its source says its format."
-    if one.unit == "pixels" and max(map(abs, raw.numbers)) <= 1 and any(n != int(n) for n in raw.numbers):
-        rule = "a box in pixels must not have fractions of the image"
-        remedy = f'Set data.boxes to "{one} unit".' if raw.format is None else correct
+    if one.unit != "unit" and max(map(abs, raw.numbers)) <= 1 and any(n != int(n) for n in raw.numbers):
+        rule = f"a box in {_IN[one.unit]} must not have fractions of the image"
+        remedy = f'Set data.boxes to "{one.order} unit".' if raw.format is None else correct
         raise RowProblem("data.box_is_fraction", rule, place=place, value=list(raw.numbers), remedy=remedy)
     box = one.to_pixels(raw.numbers, size)
     if box[0] > box[2] or box[1] > box[3]:
@@ -273,23 +296,26 @@ def _own_format(row: Row, origin: RowOrigin, place: str) -> BoxFormat | None:
 
 
 def _raw_box(value: Any, own: BoxFormat | None, place: str) -> RawBox:
-    order, listed = _named_numbers(value) if isinstance(value, Mapping) else (None, value)
+    orders, listed = _named_numbers(value) if isinstance(value, Mapping) else ((), value)
     numbers = _numbers(listed)
     if numbers is None or len(numbers) != 4:
         rule = "a box must have four numbers"
         raise RowProblem("data.box_malformed", rule, place=place, value=value)
-    if own is not None:
-        return RawBox(numbers, own if order is None else BoxFormat(order, own.unit))
-    return RawBox(numbers, None, order)
+    return RawBox(numbers, None if own is None else _in_order(own, orders), orders)
 
 
-def _named_numbers(value: Mapping[Any, Any]) -> tuple[str | None, list[Any]]:
-    """Return the meaning of the four numbers of an object and the numbers. Without any, the list is empty."""
+def _in_order(one: BoxFormat, orders: tuple[str, ...]) -> BoxFormat:
+    """Return the format with an order that the names of the numbers allow."""
+    return one if not orders or one.order in orders else BoxFormat(orders[0], one.unit)
+
+
+def _named_numbers(value: Mapping[Any, Any]) -> tuple[tuple[str, ...], list[Any]]:
+    """Return the possible meanings of the four numbers of an object, and the numbers. Without any, both are empty."""
     named = {fold(str(key)): one for key, one in value.items()}
-    for order, names in _KEYS:
+    for orders, names in _KEYS:
         if all(name in named for name in names):
-            return order, [named[name] for name in names]
-    return None, []
+            return orders, [named[name] for name in names]
+    return (), []
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
@@ -301,7 +327,12 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     if not isinstance(value, list | tuple):
         return None
     found = list(_each_number(value))
-    return tuple(found) if all(math.isfinite(number) and abs(number) < 1e9 for number in found) else None
+    # The comparison is false for NaN, and true for an integer beyond the range of floats.
+    return tuple(found) if all(abs(number) < 1e9 for number in found) else None
+
+
+def _are_boxes(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(one, list | tuple | Mapping) for one in value)
 
 
 def _each_number(values: list[Any] | tuple[Any, ...]) -> Iterator[float]:

@@ -252,10 +252,13 @@ def image_size(row: Row, origin: RowOrigin, image: ImageRef, place: str) -> Size
     width, height = (text_of(cell(row, origin, side)) for side in ("width", "height"))
     if width and height:
         try:
-            return int(float(width)), int(float(height))
+            sides = int(float(width)), int(float(height))
         except (ValueError, OverflowError):
-            rule = "width and height must be numbers"
-            raise RowProblem("data.image_size_not_number", rule, place=place, value=(width, height)) from None
+            sides = (0, 0)
+        if min(sides) < 1:
+            rule = "width and height must be numbers above 0"
+            raise RowProblem("data.image_size_not_number", rule, place=place, value=(width, height))
+        return sides
     try:
         return _size(replace(image, crop=None))
     except ImageError as error:

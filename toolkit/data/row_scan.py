@@ -38,7 +38,7 @@ from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import read_literal
 from toolkit.data.row_images import count_numbered, forget_names
-from toolkit.data.sample import Sample
+from toolkit.data.sample import OTHER_FILES, Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import KeyBuilder, RowKeys, text_key
 from toolkit.data.task import GROUP_FIELDS, RowOrigin, Task
@@ -254,13 +254,13 @@ class RowScanner:
         return patient_folder(str(sample.images[0].path).removeprefix(self._root)) if sample.images else ""
 
     def _note_images(self, name: str, sample: Sample) -> None:
-        """Count a row without image, and image names that were not equal to the file's name."""
+        """Count a row without image, and names of images and masks that were not equal to the file's name."""
         if not sample.images:
             if "image" in self.source.column and not self.task.needs_image:
                 self._notes.add("the row has no image and is used as text", name, "data.row_without_image")
             return
         ways: dict[str, str] = {}
-        for image in sample.images:
+        for image in (*sample.images, *sample.fields.get(OTHER_FILES, ())):
             if image.found:
                 self._folders.add(str(image.path.parent))
                 ways |= {way: image.path.name for way in image.found if way in names.WAYS and way not in ways}

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from toolkit.images.ref import ImageRef
 
+OTHER_FILES = "other_files"
+"""Field with files of the reference, such as a mask. The scan counts how their names were found, as for images."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -68,7 +68,7 @@ def choose_masks(candidates: Mapping[str, Sequence[Path]], images: Iterable[str]
     Args:
         candidates: Image name, as masks have it -> its files. Files with equal bytes are one mask.
         images: Names of the images.
-        tally: Counter that gets repeated files.
+        tally: Counter that gets repeated files, and masks whose name differs from that of the image.
 
     Raises:
         DataError: An image has two different masks, or a mask belongs to two images. The error shows all of them.
@@ -79,6 +79,8 @@ def choose_masks(candidates: Mapping[str, Sequence[Path]], images: Iterable[str]
     for name, files in candidates.items():
         for own in [name] if name in exact else folded.get(name.lower(), [name]):
             found.setdefault(own, []).extend(files)
+            if own != name:
+                tally.add(CASE_DIFFERS, f"{own}: {files[0]}", "data.mask_case_changed")
     several = []
     for name, files in found.items():
         different = {file.read_bytes() for file in files} if len(files) > 1 else ()
@@ -98,6 +100,7 @@ def _by_case(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
+CASE_DIFFERS = "masks that were found as the only file whose name differs in upper and lower case"
 REPEATED = "file names that occur twice, where the first file is used"
 
 

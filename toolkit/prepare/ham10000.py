@@ -152,6 +152,9 @@ def _find_masks(
 ) -> Mapping[str, Path]:
     """Return the mask of each image: every image file in the folder that is not an image itself."""
     if folder is None:
+        for name in images.masks:
+            rule = "images with a mask in --images, which is not read without --masks"
+            tally.add(rule, name, "data.masks_not_read")
         return {}
     used, candidates = set(images.images.values()), defaultdict[str, list[Path]](list)
     found = list_files([folder])

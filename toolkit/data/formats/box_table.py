@@ -1,7 +1,8 @@
 """Tables with one box for each row, such as those of VinDr-CXR and NIH, grouped into one row for each image.
 
 A table is recognized by a column of images, one of classes, and either four columns of numbers, or boxes and a repeated
-image. Columns that are equal in all rows of an image are kept.
+image. Columns that are equal in all rows of an image are kept. Four numbers keep the names of their columns, so that
+``data.boxes`` and all boxes of the file say what the names do not.
 """
 
 import csv
@@ -31,13 +32,28 @@ _LABELS = (
     *("classname", "labelname", "categoryname", "label", "class", "category", "celltype", "findinglabel"),
     *("findingcategories", "lesiontype", "finding", "pathology", "abnormality", "disease", "dx", "diagnosis"),
 )
-_CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"))
-_SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("bboxx", "bboxy", "bboxwidth", "bboxheight"))
+_CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+_POINTS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("bboxx", "bboxy", "bboxwidth", "bboxheight"))
+"""x and y can be a corner or the centre."""
+_SIDES = (
+    *(("xmin", "ymin", "width", "height"), ("xmin", "ymin", "w", "h"), ("left", "top", "width", "height")),
+    ("x1", "y1", "width", "height"),
+)
 _CENTRES = tuple(
     (*centre, *sides)
     for centre in (("xcenter", "ycenter"), ("cx", "cy"), ("centerx", "centery"))
     for sides in (("width", "height"), ("w", "h"))
 )
+_NAMES: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    **dict.fromkeys(_CORNERS, ("x1", "y1", "x2", "y2")),
+    **dict.fromkeys(_CENTRES, ("cx", "cy", "w", "h")),
+    **dict.fromkeys(_SIDES, ("left", "top", "width", "height")),
+    **dict.fromkeys(_POINTS, ("x", "y", "width", "height")),
+}
+"""Four columns -> names of their numbers in an object, which ``toolkit.data.boxes`` reads. The first one is used."""
+
+_FEW = 10
+"""Tables with fewer boxes are in pixels, or fractions. More are needed to see that they are percent."""
 _BOXES = ("bbox", "box")
 _READERS = ("radid", "reader", "readerid", "annotator", "annotatorid")
 _OTHER_TASKS = frozenset(
@@ -58,48 +74,56 @@ def _fold(name: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Names of the columns: image, class, four corners or one box, and reader. Empty for a missing column."""
+    """Names of the columns: image, class, four numbers or one box, and reader. Empty for a missing column.
+
+    ``names`` has the names of the four numbers in an object.
+    """
 
     image: str
     label: str
-    corners: tuple[str, ...]
+    numbers: tuple[str, ...]
+    names: tuple[str, ...]
     box: str
     reader: str
-    has_sides: bool = False
-    """Whether ``corners`` are x, y, width and height. Then ``data.boxes`` says whether x and y are a corner."""
-    has_centres: bool = False
-    """Whether ``corners`` are x and y of the centre, width and height. Then ``data.boxes`` says their unit."""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the names say the meaning of the numbers except for their unit."""
+        return self.names[0] != "x"
 
     def to_corners(self, box: tuple[float, ...]) -> Box:
         """Return the corners of the numbers of a row, in their unit."""
         x, y, z, w = box
-        if self.has_centres:
+        if self.names[0] == "cx":
             return x - z / 2, y - w / 2, x + z / 2, y + w / 2
-        return (x, y, x + z, y + w) if self.has_sides else (x, y, z, w)
+        return (x, y, z, w) if self.names[0] == "x1" else (x, y, x + z, y + w)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "_Columns | None":
         names = {_fold(name): name for name in reversed(list(row))}
         image, label = (next((names[name] for name in known if name in names), None) for known in (_IMAGES, _LABELS))
-        four = (*_CORNERS, *_CENTRES, *_SIDES)
-        corners = next((tuple(names[one] for one in each) for each in four if set(each) <= names.keys()), ())
+        four: tuple[str, ...] = next((each for each in _NAMES if set(each) <= names.keys()), ())
         box, reader = (next((names[name] for name in known if name in names), "") for known in (_BOXES, _READERS))
-        if image is None or label is None or not (corners or box) or not _OTHER_TASKS.isdisjoint(names):
+        if image is None or label is None or not (four or box) or not _OTHER_TASKS.isdisjoint(names):
             return None
-        folded = tuple(map(_fold, corners))
-        return cls(image, label, corners, "" if corners else box, reader, folded in _SIDES, folded in _CENTRES)
+        numbers = tuple(names[one] for one in four)
+        return cls(image, label, numbers, _NAMES.get(four, ()), "" if four else box, reader)
 
     @property
     def used(self) -> frozenset[str]:
-        return frozenset({self.image, self.label, *self.corners, self.box, self.reader})
+        return frozenset({self.image, self.label, *self.numbers, self.box, self.reader})
 
 
 @dataclass(slots=True)
 class _Image:
-    """The boxes of one image: class, numbers or the cell of the box, and reader. ``others`` has the other columns."""
+    """The boxes of one image: class, numbers or the cell of the box, and reader. ``others`` has the other columns.
+
+    ``without`` are the readers that found nothing.
+    """
 
     others: dict[str, Any]
     boxes: list[tuple[str, Any, str]] = field(default_factory=list)
+    without: set[str] = field(default_factory=set)
     is_usable: bool = True
 
 
@@ -107,7 +131,7 @@ def _matches(look: Look) -> bool:
     rows = look.objects
     if not rows or (columns := _Columns.of(rows[0])) is None:
         return False
-    if columns.corners:
+    if columns.numbers:
         return True
     images = [row.get(columns.image) for row in rows]
     # A table with one box and many other columns can also have one row for each image.
@@ -123,50 +147,50 @@ def _records(reading: Reading) -> Iterator[Record]:
             reading.skipped.add("a record must have the columns of the table", name, "data.record_not_object")
             continue
         _add(images, row, columns, reading, name)
-        if reading.has_repeated_key(name, row, text):
-            images[_image_name(row, columns)].is_usable = False
+        if reading.has_repeated_key(name, row, text) and (image := _text(row[columns.image])):
+            images[image].is_usable = False
     if columns is None:
         return
-    unit = _unit(images, columns) if columns.corners and not columns.has_sides else None
+    own_format = _own_format(images, columns) if columns.numbers and columns.is_named else None
     for image, found in images.items():
-        if not found.is_usable:
+        if not found.is_usable or _contradicts(image, found, reading):
             continue
         _check_readers(image, found, reading, columns)
-        boxes = [list(numbers) if columns.corners else numbers for _, numbers, _ in found.boxes]
+        boxes = [dict(zip(columns.names, one, strict=True)) if columns.numbers else one for _, one, _ in found.boxes]
         own: dict[str, Any] = {"boxes": boxes, "labels": [label for label, _, _ in found.boxes], "source_format": NAME}
-        if unit is not None:
-            own["box_format"] = unit
+        if own_format is not None:
+            own["box_format"] = own_format
         yield image, {**found.others, "image": image, **own}, None
-
-
-def _image_name(row: Mapping[str, Any], columns: _Columns) -> str:
-    return str(row[columns.image]).strip()
 
 
 def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, reading: Reading, name: str) -> None:
     """Add a row to its image. Columns whose values differ between the rows of an image are left out."""
-    image, labels = _image_name(row, columns), _labels(row.get(columns.label))
+    image, labels = _text(row[columns.image]), _labels(row.get(columns.label))
+    if not image:
+        reading.skipped.add("a row must have an image", f"{name}: {dict(row)}"[:100], "data.box_table_row_incomplete")
+        return
     others = {key: value for key, value in row.items() if key not in columns.used and _fold(key) != "classid"}
     known = images.setdefault(image, _Image(others))
     for key in [key for key, value in known.others.items() if others.get(key) != value]:
         del known.others[key]
         rule = "columns that differ between the rows of an image are left out"
         reading.notes.add(rule, f"{name}: {key}", "data.box_table_column_differs")
-    cells = [row.get(one) for one in columns.corners] if columns.corners else [row.get(columns.box)]
+    cells = [row.get(one) for one in columns.numbers] if columns.numbers else [row.get(columns.box)]
+    reader = _text(row.get(columns.reader)) if columns.reader else ""
     if labels is None:
         rule = f"a class must be a text or a whole number {LEFT_OUT}"
         reading.skipped.add(rule, name, "data.box_table_class_not_text", row.get(columns.label))
         known.is_usable = False
         return
     if labels and all(_fold(label) in _WITHOUT for label in labels):
+        known.without.add(reader)
         return
     if not labels or any(map(_is_missing, cells)):
         rule = f"a row must have a class and a box, or the class No finding {LEFT_OUT}"
         reading.skipped.add(rule, f"{name}: {dict(row)}"[:100], "data.box_table_row_incomplete")
         known.is_usable = False
         return
-    reader = str(row.get(columns.reader, "")) if columns.reader else ""
-    if not columns.corners:
+    if not columns.numbers:
         known.boxes += [(label, cells[0], reader) for label in labels]
         return
     numbers = tuple(_number(cell) for cell in cells)
@@ -176,6 +200,19 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
         known.is_usable = False
         return
     known.boxes += [(label, numbers, reader) for label in labels]
+
+
+def _contradicts(image: str, found: _Image, reading: Reading) -> bool:
+    """Return whether a reader has boxes and the class No finding. If two readers disagree, the boxes are used."""
+    if not found.boxes or not found.without:
+        return False
+    if found.without & {reader for _, _, reader in found.boxes}:
+        rule = f"an image of the class No finding must not have a box {LEFT_OUT}"
+        reading.skipped.add(rule, image, "data.box_table_contradicts")
+        return True
+    rule = "the boxes of an image are used although another reader found nothing"
+    reading.notes.add(rule, image, "data.box_table_readers_disagree")
+    return False
 
 
 def _labels(value: Any) -> tuple[str, ...] | None:
@@ -197,6 +234,10 @@ def _class(value: Any) -> str:
     return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
+def _text(cell: Any) -> str:
+    return "" if _is_missing(cell) else str(cell).strip()
+
+
 def _is_missing(cell: Any) -> bool:
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
@@ -208,11 +249,17 @@ def _number(cell: Any) -> float:
         return math.nan
 
 
-def _unit(images: Mapping[str, _Image], columns: _Columns) -> str:
-    """Return the format of the numbers: fractions of the image if no number of the whole table is above 1."""
-    order = "cxcywh" if columns.has_centres else "xyxy"
-    numbers = [number for image in images.values() for _, box, _ in image.boxes for number in box]
-    return f"{order} unit" if numbers and max(numbers) <= 1 else order
+def _own_format(images: Mapping[str, _Image], columns: _Columns) -> str | None:
+    """Return the format of the numbers if it is certain: fractions of the image if no number is above 1.
+
+    None if all boxes of the file decide whether they are pixels or percent.
+    """
+    boxes = [box for image in images.values() for _, box, _ in image.boxes]
+    largest = max((number for box in boxes for number in box), default=0)
+    order = {"x1": "xyxy", "cx": "cxcywh"}.get(columns.names[0], "xywh")
+    if largest <= 1:
+        return f"{order} unit" if boxes else order
+    return order if len(boxes) < _FEW else None
 
 
 def _check_readers(image: str, found: _Image, reading: Reading, columns: _Columns) -> None:

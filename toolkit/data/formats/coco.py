@@ -171,9 +171,12 @@ def _check_boxes(content: Mapping[str, Any], images: Mapping[str | None, Mapping
 
 
 def _id(one: Mapping[str, Any], key: str) -> str | None:
-    """Return an id as text, because some tools write the numbers of images as numbers and those of boxes as texts."""
+    """Return an id as text, because some tools write the numbers of images as numbers and those of boxes as texts.
+
+    pandas writes whole numbers with a decimal point if one is missing.
+    """
     value = one.get(key)
-    if isinstance(value, float) and value.is_integer():  # pandas converts integers to floats if one is missing
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 

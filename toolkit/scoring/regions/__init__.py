@@ -3,7 +3,7 @@
 Everything is in pixels of the upright original image: x to the right, y down, x2 and y2 exclusive.
 """
 
-from toolkit.scoring.regions.box_formats import BOX_FORMATS, TOLERANCE, XYXY, BoxEvidence, BoxFormat, FoundBox
+from toolkit.scoring.regions.box_formats import BOX_FORMATS, SWAPPED, TOLERANCE, XYXY, BoxEvidence, BoxFormat, FoundBox
 from toolkit.scoring.regions.box_lists import NONE, BoxList, parse_boxes, write_boxes
 from toolkit.scoring.regions.box_text import box_of, is_writable, parse_box, parse_numbers, write_box
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, match, order_box
@@ -56,6 +56,7 @@ __all__ = [
     "FAMILIES",
     "GRIDS",
     "NONE",
+    "SWAPPED",
     "TOLERANCE",
     "XYXY",
     "Box",

@@ -29,14 +29,29 @@ KNOWN = (
     "xyxy percent",
     "xywh percent",
     "xyxy thousand",
+    "yxyx thousand",
 )
-"""Formats that datasets and annotation tools write, which ``BoxEvidence`` checks. The others must be named."""
+"""Formats that datasets, annotation tools and models write, which ``BoxEvidence`` checks. The others must be named."""
+
+SWAPPED = "yxyx"
+"""Format of scikit-image, in pixels. It fits the boxes of square images whenever ``xyxy`` does, so it must be named. It
+is checked only to show it."""
 
 TOLERANCE = 1.0
 """Pixels by which a box may leave its image, because annotation tools round corners. It is then cut at the edge."""
 
-MIN_BOXES = 10
-"""Fewest boxes whose extent is evidence. See ``BoxEvidence``."""
+MIN_BOXES, MANY_BOXES = 10, 50
+"""Fewest boxes whose extent is evidence that a unit leaves half or a part of the images empty. See ``BoxEvidence``."""
+
+PARTIAL, FULL = 0.85, 0.95
+"""With ``MANY_BOXES``, a unit whose boxes end before ``PARTIAL`` of a side is left out if those of another reach
+``FULL``."""
+
+LARGEST = 1.5
+"""Largest number of a file of fractions, whose boxes can leave their image a little."""
+
+SLIGHT = 0.1
+"""Largest fraction of a side by which a box leaves its image if it is an inaccurate box, not one of another format."""
 
 _EXAMPLES = 100
 """First boxes of a file that are kept for messages."""
@@ -86,9 +101,14 @@ FoundBox = tuple[str, tuple[float, ...], Size]
 
 @dataclass(slots=True)
 class _Fit:
-    """How the boxes of a file fit one format: number that fit, the first that does not, and the extent of all."""
+    """How the boxes of a file fit one format.
+
+    The number of boxes that fit, that of boxes that leave their image slightly, the first that does not fit, and the
+    extent of all.
+    """
 
     fits: int = 0
+    slight: int = 0
     misfit: FoundBox | None = None
     extent: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
 
@@ -99,15 +119,20 @@ class BoxEvidence:
     The formats are ``names``. One fits a box if its corners are ordered and inside the image, up to ``TOLERANCE``. In
     addition:
 
-    - Numbers that are all at most 1 are not pixels, percent or thousandths.
+    - Numbers that are all at most ``LARGEST`` are not pixels, percent or thousandths.
     - With at least ``MIN_BOXES`` boxes, a unit that leaves the right or the lower half of all images empty is left out,
-      if another unit does not. This never decides between two orders.
+      if another unit does not. With ``MANY_BOXES``, the same holds for ``PARTIAL`` and ``FULL``. This never decides
+      between two orders.
+
+    A few inaccurate boxes must not decide the format of all others. See ``rivals``.
     """
 
     def __init__(self, names: Sequence[str] = KNOWN) -> None:
         self.count = 0
         self._examples: list[FoundBox] = []
-        self._fits = {name: _Fit() for name in names}
+        self._checked = tuple(names)
+        shown = (SWAPPED,) if names is KNOWN else ()
+        self._fits = {name: _Fit() for name in (*names, *shown)}
         self._largest = 0.0
         self._sizes = (float("inf"), 0.0)
         self._names: list[str] = []
@@ -126,13 +151,49 @@ class BoxEvidence:
     def fitting(self) -> list[BoxFormat]:
         """Return the formats that fit all boxes, without formats that put them at the same pixels as another."""
         self._check()
-        found = [name for name, fit in self._fits.items() if fit.fits == self.count]
-        found = [name for name in found if self._is_scale(BOX_FORMATS[name].unit)]
-        formats = [BOX_FORMATS[name] for name in found]
-        if self.count < MIN_BOXES:
-            return formats
-        wide = {one.unit for one in formats if min(self._fits[str(one)].extent) > 0.5}
-        return [one for one in formats if one.unit in wide or not wide]
+        found = [name for name in self._checked if self._fits[name].fits == self.count]
+        formats = [BOX_FORMATS[name] for name in found if self._is_scale(BOX_FORMATS[name].unit)]
+        if self.count >= MIN_BOXES:
+            wide = self._units_beyond(0.5, formats)
+            formats = [one for one in formats if one.unit in wide or not wide]
+        if self.count >= MANY_BOXES and self._units_beyond(FULL, formats):
+            wide = self._units_beyond(PARTIAL, formats)
+            formats = [one for one in formats if one.unit in wide]
+        return formats
+
+    def rivals(self, found: Sequence[BoxFormat]) -> list[tuple[BoxFormat, int, FoundBox | None]]:
+        """Return the formats that the file can have although they do not fit all boxes.
+
+        Each comes with the number of boxes that fit, and the first that does not. ``found`` are the formats that fit.
+        These are:
+
+        - formats with the unit of one of ``found`` that fit all but 1 % of the boxes (at least one box), if each of
+          the others leaves its image by at most ``SLIGHT``. This needs ``MIN_BOXES``.
+        - formats in pixels that fit at least half of the boxes, if all of ``found`` are percent or thousandths, which
+          fit nearly any numbers. ``SWAPPED`` is one of them.
+        """
+        units, inaccurate = {one.unit for one in found}, max(1, self.count // 100)
+        relative = bool(units) and units <= {"percent", "thousand"}
+        others = []
+        for name, fit in self._fits.items():
+            one, missing = BOX_FORMATS[name], self.count - fit.fits
+            nearly = self.count >= MIN_BOXES and 0 < missing == fit.slight <= inaccurate
+            half = relative and one.unit == "pixels" and 2 * fit.fits >= self.count
+            same = nearly and one.unit in units and name in self._checked
+            swapped = name == SWAPPED and not missing and min(fit.extent) > 0.5
+            if same or (half and (missing or swapped)):
+                others.append((one, fit.fits, fit.misfit))
+        return others
+
+    def fits_all(self, name: str) -> bool:
+        """Return whether a format fits all boxes."""
+        self._check()
+        possible = name in self._fits and self._is_scale(BOX_FORMATS[name].unit)
+        return possible and self._fits[name].fits == self.count
+
+    def _units_beyond(self, fraction: float, formats: Sequence[BoxFormat]) -> set[str]:
+        """Return the units whose boxes reach beyond a fraction of both sides."""
+        return {one.unit for one in formats if min(self._fits[str(one)].extent) > fraction}
 
     def example(self, formats: Sequence[BoxFormat]) -> FoundBox | None:
         """Return one of the first boxes, if possible one that these formats put at different pixels."""
@@ -145,7 +206,7 @@ class BoxEvidence:
         The format that fits most boxes is the first.
         """
         self._check()
-        found = [(BOX_FORMATS[name], fit.fits, fit.misfit) for name, fit in self._fits.items()]
+        found = [(BOX_FORMATS[name], self._fits[name].fits, self._fits[name].misfit) for name in self._checked]
         return sorted(((one, fits, box) for one, fits, box in found if box is not None), key=lambda item: -item[1])
 
     def _is_scale(self, unit: str) -> bool:
@@ -153,7 +214,7 @@ class BoxEvidence:
         if unit == "unit":
             return True
         same = unit != "pixels" and self._sizes == (UNITS[unit], UNITS[unit])
-        return self._largest > 1 and not same
+        return self._largest > LARGEST and not same
 
     def _check(self) -> None:
         """Check the boxes since the last call against every format."""
@@ -167,6 +228,8 @@ class BoxEvidence:
             inside = (corners[:, :2] >= -TOLERANCE).all(axis=1) & (corners[:, 2:] <= sides + TOLERANCE).all(axis=1)
             good = ordered & inside
             fit.fits += int(good.sum())
+            away = np.maximum(-corners[:, :2], corners[:, 2:] - sides) / sides
+            fit.slight += int((ordered & ~inside & (away <= SLIGHT).all(axis=1)).sum())
             fit.extent = np.maximum(fit.extent, (corners[:, 2:] / sides).max(axis=0))
             if fit.misfit is None and not good.all():
                 number = int(np.argmin(good))

@@ -4,7 +4,6 @@ A part that cannot be parsed is reported. Numbers are in the convention of the m
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ NONE = "none"
 """A list without boxes, in the formats other than JSON."""
 
 CUT_OFF = "the list of boxes is not complete (was the completion cut off?)"
+DAMAGED = "an object of the list is not valid JSON"
 MALFORMED = "a box is not four numbers with an area between them"
+NO_BOX = "an object of the list has a label and no box"
 NO_LABEL = "a box has no label"
 NO_LIST = "no list of boxes, and no statement that there are none"
 TOO_MANY = f"more than {MAX_BOXES} boxes are named"
@@ -108,35 +109,45 @@ def _from_lines(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled
 
 def _from_json(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled]:
     """Yield the boxes of the objects in the text. Each object is decoded on its own, so that a cut list is no loss."""
-    start = text.find("{")
-    while start >= 0:
+    start, end, in_list = text.find("{"), 0, None
+    while start >= 0 and len(unread) <= MAX_BOXES:
         try:
             value, end = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError):
-            # Braces of a sentence before the list are no JSON. An object that was cut off has nothing after it.
             following = text.find("{", start + 1)
-            if any(f'"{key}"' in text[start : following if following >= 0 else None] for key in _BOX_KEYS):
+            is_box = any(f'"{key}"' in text[start : following if following >= 0 else None] for key in _BOX_KEYS)
+            # Braces of a sentence are no JSON. An object that was cut off has no closing brace after it.
+            if (is_box or in_list is not None) and "}" not in text[start:]:
                 unread.append(CUT_OFF)
                 return
+            unread += [DAMAGED] if is_box else []
             start = following
             continue
         for one in _objects(value):
-            numbers = _first(one, _BOX_KEYS)
-            label = _first(one, _LABEL_KEYS)
-            yield from _checked(label if isinstance(label, str) else "", _box(numbers, frame), unread)
+            in_list = text[:start].rstrip().endswith("[") if in_list is None else in_list
+            yield from _labelled(one, frame, unread)
         start = text.find("{", end)
-    if text.rstrip().endswith(("[", ",")):
+    if text.rstrip().endswith(("[", ",")) or (in_list and "]" not in text[end:]):
         unread.append(CUT_OFF)
 
 
+def _labelled(one: Mapping[str, Any], frame: Frame, unread: list[str]) -> Iterator[Labelled]:
+    if not any(key in one for key in _BOX_KEYS):
+        unread.append(NO_BOX)
+        return
+    label = _first(one, _LABEL_KEYS)
+    yield from _checked(label if isinstance(label, str) else "", _box(_first(one, _BOX_KEYS), frame), unread)
+
+
 def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects with a box, on any level."""
+    """Yield the objects with a box or a label, on any level. A list of objects is not one of them."""
     if isinstance(value, Mapping):
         folded = {str(key).lower(): one for key, one in value.items()}
-        if any(key in folded for key in _BOX_KEYS):
+        inner = [one for one in value.values() if isinstance(one, Mapping | list)]
+        if any(key in folded for key in _BOX_KEYS) or (not inner and any(key in folded for key in _LABEL_KEYS)):
             yield folded
         else:
-            for one in value.values():
+            for one in inner:
                 yield from _objects(one)
     elif isinstance(value, list):
         for one in value:
@@ -150,7 +161,8 @@ def _box(value: Any, frame: Frame) -> Box | None:
         return None
     if any(isinstance(one, bool) or not isinstance(one, int | float) for one in value):
         return None
-    if not all(math.isfinite(one) and abs(one) < 1e6 for one in value):
+    # The comparison is false for NaN. math.isfinite would fail for an integer beyond the range of floats.
+    if not all(abs(one) < 1e6 for one in value):
         return None
     return box_of(value, frame)
 

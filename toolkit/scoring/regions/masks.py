@@ -143,6 +143,7 @@ def _decode(path: Path) -> NDArray[Any]:
     if pixels is None:
         rule, remedy = "a mask must be an image", "Copy the file again."
         raise DataError("data.mask_not_image", rule, place=path, remedy=remedy)
+    pixels = _whole(pixels, path)
     if pixels.ndim == 2:
         return pixels
     colour: NDArray[Any] = pixels[..., :3]
@@ -154,6 +155,23 @@ def _decode(path: Path) -> NDArray[Any]:
         raise DataError("data.mask_in_opacity", rule, place=path, value=value, remedy=remedy)
     grey = bool((colour == colour[..., :1]).all())
     return colour[..., 0] if grey else colour
+
+
+def _whole(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Return 8 or 16 bit pixels as they are, and those of a TIFF with floats or 32 bits as whole numbers.
+
+    Fractions such as 0 to 1 keep the order and the distances of their values.
+    """
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels
+    if not np.isfinite(pixels).all() or pixels.min() < 0:
+        rule, remedy = "the values of a mask must be numbers from 0 on", "Save the mask as a PNG with 8 bits."
+        value = f"{pixels.min()} to {pixels.max()}"
+        raise DataError("data.mask_value_invalid", rule, place=path, value=value, remedy=remedy)
+    top = float(pixels.max())
+    if top <= np.iinfo(np.uint16).max and (pixels == np.floor(pixels)).all():
+        return pixels.astype(np.uint16)
+    return np.rint(pixels.astype(np.float64) / top * np.iinfo(np.uint8).max).astype(np.uint8)
 
 
 def _distinct(pixels: NDArray[Any]) -> tuple[NDArray[np.integer[Any]], NDArray[Any]]:

@@ -1,6 +1,5 @@
 """Boxes of any classes in medical images."""
 
-from toolkit.data.boxes import small_boxes
 from toolkit.data.task import SettingsFromRows, Task
 from toolkit.tasks.detect.metrics import SET_METRICS, baseline, labels, scores, stratum
 from toolkit.tasks.detect.parse import parse
@@ -13,6 +12,7 @@ from toolkit.tasks.detect.schema import (
     detect_settings,
     dry_run_settings,
     find_settings,
+    notes,
     placeholders,
     read,
     with_found,
@@ -52,5 +52,5 @@ DETECT = Task(
     placeholders=placeholders,
     has_boxes=True,
     needs_image=True,
-    notes=small_boxes,
+    notes=notes,
 )

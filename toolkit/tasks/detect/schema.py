@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from toolkit.data.boxes import BOX_COLUMNS, OBJECT_BOXES, OBJECT_LABELS, objects_of, read_boxes
+from toolkit.data.boxes import BOX_COLUMNS, OBJECT_BOXES, OBJECT_LABELS, objects_of, read_boxes, small_boxes
 from toolkit.data.cells import (
     cell,
     coordinate_frame,
@@ -37,7 +37,7 @@ from toolkit.scoring.regions import (
     parse_boxes,
     write_boxes,
 )
-from toolkit.tasks.detect.prompt import QUESTION
+from toolkit.tasks.detect.prompt import QUESTION, references
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "image_name", "img_name", "image_path", "ImagePath", "file_name", "filename", "image_id"),
@@ -172,6 +172,15 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
     reference = {"labels": list(labels), "boxes": [list(box) for box in boxes]}
     return Sample(name, "detect", read_group(row, origin, (image,)), (image,), fields, reference)
+
+
+def notes(sample: Sample) -> Iterator[tuple[str, str]]:
+    """Yield a warning about boxes without an area in the model's convention, and about repeated ones."""
+    yield from small_boxes(sample)
+    found = references(sample)
+    if len(set(found)) < len(found):
+        rule = "a box should be in a row once: an answer must name the same box of a class twice"
+        yield "tasks.detect.box_repeated", rule
 
 
 def find_settings(settings: DetectSettings, splits: Mapping[str, Sequence[Sample]]) -> Found:

@@ -15,6 +15,7 @@ MAX_LESIONS = 32
 """Maximum number of lesions per answer. Matching more would dominate the time of an optimizer step."""
 
 BOX_MALFORMED = "the box is not four numbers with an area between them"
+JSON_INCOMPLETE = "objects after the first JSON are not read (was the completion cut off?)"
 LOCATION_UNKNOWN = "the text names no location"
 NO_PARTS = "no tag and no JSON with parts of an answer"
 POLYGON_MALFORMED = "the polygon is not a list of three or more [x, y]"
@@ -58,8 +59,8 @@ def parse(completion: str, sample: Sample) -> Answer:
         return Answer(completion, {}, problem)
     text = fenced[1] if (fenced := _FENCE.search(text)) else text
     found, others = _paired(text)
-    raw = list(_tagged(found)) or list(_from_json(text))
     unread: list[str] = []
+    raw = list(_tagged(found)) or _from_json(text, unread)
     if rest := _UNPAIRED.search(others):
         unread.append(TAG_UNPAIRED.format(tag=rest[0]))
     if len(raw) > MAX_LESIONS:
@@ -102,17 +103,17 @@ def _tagged(found: Iterable[tuple[str, str]]) -> Iterator[Mapping[str, str]]:
         yield parts
 
 
-def _from_json(text: str) -> Iterator[Mapping[str, str]]:
-    """Yield the objects of the first JSON text that has any."""
+def _from_json(text: str, unread: list[str]) -> list[Mapping[str, str]]:
+    """Return the objects of the first JSON text that has any. Further objects after it are reported."""
     for start in (match.start() for match in re.finditer(r"[\[{]", text)):
         try:
-            value, _ = json.JSONDecoder().raw_decode(text, start)
+            value, end = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
-        found = list(_objects(value))
-        if found:
-            yield from found
-            return
+        if found := list(_objects(value)):
+            unread += [JSON_INCOMPLETE] if "{" in text[end:] else []
+            return found
+    return []
 
 
 def _objects(value: Any) -> Iterator[Mapping[str, str]]:

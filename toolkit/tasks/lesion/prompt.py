@@ -74,7 +74,8 @@ def instruction(sample: Sample) -> str:
 
 def target(sample: Sample) -> str:
     """Return the reference answer: one line per lesion, largest first."""
-    count = max(len(sample.reference["boxes"]), 1)
+    outlined = sample.reference["polygons"] if "polygon" in sample.fields["requested"] else []
+    count = len(sample.reference["boxes"]) or max(len(outlined), 1)
     return "\n".join(_line(sample, number) for number in range(count))
 
 

@@ -21,7 +21,7 @@ from toolkit.data.cells import (
     text_of,
 )
 from toolkit.data.row_images import named_image, read_group, read_one_image
-from toolkit.data.sample import Sample
+from toolkit.data.sample import OTHER_FILES, Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
 from toolkit.images.names import NOT_FOUND
@@ -29,6 +29,7 @@ from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import (
+    TOLERANCE,
     Box,
     Coordinates,
     CoordinatesKey,
@@ -165,7 +166,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
     ``fields``: question, requested (the row's parts, in the recipe's order), frame, settings, size (of the image
-    or its crop, in pixels), area (size of the lesion in words), features, age_band, sex, site, source. ``reference``:
+    or its crop, in pixels), other_files (the mask), age_band, sex, site, source. ``reference``:
     diagnosis (a code), boxes and polygons (in pixels of the shown image), places (grid cells), mask (its file) and
     crop.
 
@@ -178,6 +179,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     image = read_one_image(name, row, origin)
     size = whole_size = image_size(row, origin, image, place)
     boxes, polygons = read_boxes(row, origin, size, place), _polygons(row, origin, place)
+    _check_polygons(polygons, boxes, size, settings, place)
     mask = _mask(row, origin, place)
     crop = choose_crop(boxes, size, settings, name) if boxes else None
     if crop is not None:
@@ -207,6 +209,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "size": size,
         "image_size": whole_size,
         "settings": settings,
+        OTHER_FILES: () if mask is None else (mask,),
     }
     fields["frame"] = settings.frame(size)
     fields |= {by: text for by in GROUP_BY if (text := text_of(cell(row, origin, by)))}
@@ -283,14 +286,32 @@ def _polygons(row: Mapping[str, Any], origin: RowOrigin, place: str) -> list[Pol
         return []
     polygons = [_polygon(points) for points in value] if isinstance(value, list) else [None]
     if None in polygons:
-        rule = "polygons must be lists of [x, y]"
+        rule = "polygons must be lists of three or more [x, y]"
         raise RowProblem("tasks.lesion.polygons_malformed", rule, place=place, value=value)
     return [polygon for polygon in polygons if polygon]
 
 
+def _check_polygons(
+    polygons: Sequence[Polygon], boxes: Sequence[Box], size: Size, settings: LesionSettings, place: str
+) -> None:
+    """Raise a RowProblem for polygons that are not in pixels of the image, or do not belong to the boxes."""
+    points = [point for polygon in polygons for point in polygon]
+    numbers = [number for point in points for number in point]
+    if numbers and max(numbers) <= 1 and any(number != int(number) for number in numbers):
+        rule, remedy = "a polygon must be in pixels, not in fractions of the image", "Multiply it by width and height."
+        raise RowProblem("tasks.lesion.polygon_is_fraction", rule, place=place, value=numbers[:6], remedy=remedy)
+    for x, y in points:
+        if not (-TOLERANCE <= x <= size[0] + TOLERANCE and -TOLERANCE <= y <= size[1] + TOLERANCE):
+            rule, value = "a polygon must be inside its image", f"{[x, y]} of {size[0]} x {size[1]}"
+            raise RowProblem("tasks.lesion.polygon_outside_image", rule, place=place, value=value)
+    if "polygon" in settings.answer and polygons and boxes and len(polygons) != len(boxes):
+        rule, value = "the row must have one polygon for each box", f"{len(polygons)} polygons, {len(boxes)} boxes"
+        raise RowProblem("tasks.lesion.polygons_and_boxes_differ", rule, place=place, value=value)
+
+
 def _polygon(points: Any) -> Polygon | None:
     pairs = [_numbers(point) for point in points] if isinstance(points, list) else [None]
-    if any(pair is None or len(pair) != 2 for pair in pairs):
+    if any(pair is None or len(pair) != 2 for pair in pairs) or 0 < len(pairs) < 3:
         return None
     return tuple((pair[0], pair[1]) for pair in pairs if pair)
 

@@ -1,6 +1,6 @@
 """GUI steps in medical software: ordered rows, agent memory, and actions with coordinates."""
 
-from toolkit.data.task import Task
+from toolkit.data.task import SettingsFromRows, Task
 from toolkit.tasks.steps.agent_memory import EMPTY, AgentMemory, advance, replay
 from toolkit.tasks.steps.episodes import AGENT_MEMORY, REFERENCE_FIELDS, link
 from toolkit.tasks.steps.metrics import (
@@ -14,7 +14,15 @@ from toolkit.tasks.steps.metrics import (
 from toolkit.tasks.steps.parse import parse
 from toolkit.tasks.steps.prompt import instruction, question, target
 from toolkit.tasks.steps.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
-from toolkit.tasks.steps.schema import COLUMNS, Steps, check_settings, dry_run_settings, read, step_settings
+from toolkit.tasks.steps.schema import (
+    COLUMNS,
+    Steps,
+    check_places,
+    check_settings,
+    dry_run_settings,
+    read,
+    step_settings,
+)
 from toolkit.tasks.steps.synthetic import STEP_ROWS
 
 __all__ = ["EMPTY", "STEPS", "AgentMemory", "advance", "replay"]
@@ -44,6 +52,7 @@ STEPS = Task(
     settings_model=Steps,
     check=check_settings,
     settings=step_settings,
+    from_rows=SettingsFromRows(check_places, lambda settings, values: settings, needed=False),
     synthetic=STEP_ROWS,
     dry_run=dry_run_settings,
     placeholders=lambda settings: {"task": "question", "action": settings.actions[0]},

@@ -124,8 +124,10 @@ def _action_fields(found: JsonObject) -> dict[str, object]:
     return {field: level[field] for field in _ACTION_FIELDS if field in level}
 
 
-def parse_point_or_box(value: Any) -> tuple[float, ...] | None:
+def parse_point_or_box(value: Any, *, gesture: bool = False) -> tuple[float, ...] | None:
     """Return a point (2 numbers) or a box (4) in the units of the value, or None for a value without coordinates.
+
+    For a ``gesture``, four numbers are a start and an end point, so an object with the sides of a box is an error.
 
     >>> parse_point_or_box([12, 30]), parse_point_or_box("12, 30"), parse_point_or_box({"x": 12, "y": 30})
     ((12.0, 30.0), (12.0, 30.0), (12.0, 30.0))
@@ -135,7 +137,7 @@ def parse_point_or_box(value: Any) -> tuple[float, ...] | None:
     Raises:
         ValueError: The value has another format.
     """
-    numbers = _numbers(value)
+    numbers = _numbers(value, gesture)
     if not numbers:
         return None
     if len(numbers) not in (2, 4) or any(not math.isfinite(number) or abs(number) > 1e6 for number in numbers):
@@ -145,16 +147,21 @@ def parse_point_or_box(value: Any) -> tuple[float, ...] | None:
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _AXIS = re.compile(r"['\"]?\b[xy][12]?\b['\"]?\s*[:=]")
-_CORNERS = (("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"))
+_POINTS = ("x1", "y1", "x2", "y2")
+_CORNERS = (("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"))
 _SIDES = (("width", "height"), ("w", "h"))
+_MOTION = frozenset(
+    map(fold, ("dx", "dy", "delta_x", "delta_y", "scroll_x", "scroll_y", "direction", "distance", "amount"))
+)
+"""Keys of a scroll whose direction x and y do not have."""
 _NOWHERE = frozenset({"", "null", "none", "n/a", "nan", "-"})
 
 
-def _numbers(value: Any) -> list[float]:
+def _numbers(value: Any, gesture: bool) -> list[float]:
     if isinstance(value, str):
         return _in_text(value)
     if isinstance(value, Mapping):
-        return _by_name({fold(str(key)): one for key, one in value.items()})
+        return _by_name({fold(str(key)): one for key, one in value.items()}, gesture)
     if isinstance(value, list | tuple):
         numbers = [one for part in value for one in (part if isinstance(part, list | tuple) else [part])]
         return [] if all(one is None for one in numbers) else [_number(one) for one in numbers]
@@ -172,17 +179,19 @@ def _in_text(text: str) -> list[float]:
     return [float(number) for number in _NUMBER.findall(text)]
 
 
-def _by_name(value: Mapping[str, Any]) -> list[float]:
-    for names in _CORNERS:
+def _by_name(value: Mapping[str, Any], gesture: bool) -> list[float]:
+    for names in (_POINTS,) if gesture else (_POINTS, *_CORNERS):
         if all(name in value for name in names):
             return [_number(value[name]) for name in names]
-    if "x" not in value or "y" not in value:
+    if "x" not in value or "y" not in value or not _MOTION.isdisjoint(value):
         raise ValueError(f"{dict(value)!r} is not a point or box")
     if value["x"] is None and value["y"] is None:
         return []
     x, y = _number(value["x"]), _number(value["y"])
     for sides in _SIDES:
         if all(name in value for name in sides):
+            if gesture:
+                raise ValueError(f"{dict(value)!r} is a box, not two points")
             width, height = (_number(value[name]) for name in sides)
             return [x, y, x + width, y + height]
     return [x, y]

@@ -136,7 +136,7 @@ _DECODER = json.JSONDecoder(parse_constant=_reject_constant)
 def _place(value: Any, frame: Frame, faults: list[str], *, gesture: bool) -> list[float] | None:
     """Return the coordinates in pixels. Coordinates outside the image are kept. A gesture keeps its direction."""
     try:
-        numbers = parse_point_or_box(value)
+        numbers = parse_point_or_box(value, gesture=gesture)
     except ValueError:
         faults.append("the coordinates cannot be read")
         return None

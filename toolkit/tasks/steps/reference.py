@@ -200,13 +200,14 @@ def _pixels(
 ) -> list[float] | None:
     """Return a point (2 numbers) or a box (4). With ``ordered=False``, four numbers are a start and an end point."""
     try:
-        numbers = parse_point_or_box(value)
+        numbers = parse_point_or_box(value, gesture=not ordered)
     except ValueError:
         rule = "coordinates must be [x, y] or [x1, y1, x2, y2]"
         raise RowProblem("tasks.steps.coordinates_malformed", rule, place=where, value=value) from None
     if numbers is None:
         return None
-    if settings.places.top is None and max(numbers) <= 1 and any(number != int(number) for number in numbers):
+    is_unit = settings.places.top == 1
+    if not is_unit and max(numbers) <= 1 and any(number != int(number) for number in numbers):
         rule, remedy = "coordinates must not be fractions of the screen", 'Set data.steps.places to "unit".'
         raise RowProblem("tasks.steps.coordinates_are_fractions", rule, place=where, value=value, remedy=remedy)
     place = Frame(size, size, settings.places).read(numbers)

@@ -4,7 +4,7 @@ Rows are the CSV of an earlier step predictor, or have columns with other names.
 the image root, or the id of an image there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from toolkit.data.cells import (
 from toolkit.data.episodes import GAP, REPEATED, Link, link_of
 from toolkit.data.row_images import named_image, read_group
 from toolkit.data.sample import Sample
-from toolkit.data.task import RowOrigin
+from toolkit.data.task import Found, RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
 from toolkit.images import names
 from toolkit.images.ref import ImageRef
@@ -70,6 +70,10 @@ SCREENSHOT_AMBIGUOUS = ("tasks.steps.screenshot_ambiguous", "only one image in d
 MEMORY_UNKNOWN = ("tasks.steps.memory_unknown", "the step before must exist and have the agent memory for this step")
 
 STEP_REPEATED = ("tasks.steps.step_repeated", "a step of a task must have one row (the first is used)")
+
+
+FEWEST_POINTS = 20
+"""Fewest coordinates whose extent says something about their convention."""
 
 
 class Steps(Section):
@@ -211,6 +215,27 @@ def step_settings(recipe: Recipe, split: str) -> StepSettings:
         task_start=steps.task_start if training else None,
         task_end=steps.task_end if training else None,
     )
+
+
+def check_places(settings: StepSettings, splits: Mapping[str, Sequence[Sample]]) -> Found:
+    """Return a warning if coordinates in pixels end where those of another convention do.
+
+    On a large screen, 0 to 1000 and 0 to 100 are pixels inside the screenshot, so no single row is unusable.
+    """
+    found = [(sample.reference["place"], sample.fields["size"]) for sample in splits["train"]]
+    points = [(place[at : at + 2], size) for place, size in found if place for at in range(0, len(place), 2)]
+    if settings.places.top is not None or len(points) < FEWEST_POINTS:
+        return Found()
+    ends = [max(point[axis] for point, _ in points) for axis in (0, 1)]
+    reached = min(max(point[axis] / size[axis] for point, size in points) for axis in (0, 1))
+    for name in ("thousand", "hundred"):
+        top = COORDINATES[name].top or 0
+        if 0.9 * top < min(ends) and max(ends) <= top and reached < 0.7:
+            rule = f"coordinates should be pixels, but all of them end at {top} and a part of the screen has none"
+            remedy = f'Set data.steps.places to "{name}" if they are 0 to {top} along each side.'
+            value = f"x to {ends[0]:g}, y to {ends[1]:g}"
+            return Found(notes=(Problem("tasks.steps.places_may_be_relative", rule, "train", value, remedy),))
+    return Found()
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
