@@ -143,6 +143,12 @@ def test_predictions_with_an_incomplete_last_line_resume(whole_lines: int, run: 
     assert out.read_bytes() == complete
 
 
+def test_predicted_steps_are_json_lines(run: RunFolder, tmp_path: Path) -> None:
+    files = Files(open_csv(tmp_path, ("41",)), tmp_path / "out.csv", tmp_path / "images")
+    with StopRequest() as stop, raises(DataError, "predict.out_suffix_unknown"):
+        predict_episodes(run, files, stop)
+
+
 def test_an_unwritable_output_is_an_error_before_the_model_is_loaded(run: RunFolder, tmp_path: Path) -> None:
     backend = Scripted(right)
     (tmp_path / "folder").mkdir()

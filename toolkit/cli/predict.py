@@ -58,6 +58,16 @@ ImageRoot = Annotated[
         rich_help_panel=ROWS,
     ),
 ]
+RowSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="With --data: data.columns.FIELD, data.max_dropped, images.unreadable or evaluate.batch_size for it.",
+        rich_help_panel=ROWS,
+    ),
+]
 StepsFile = Annotated[
     Path | None,
     typer.Option(
@@ -83,7 +93,7 @@ MODES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "--steps": (frozenset({"--steps"}), frozenset({"--out", "--image-root"})),
     "--data": (
         frozenset({"--data", "--out"}),
-        frozenset({"--question", "--option", "--context", "--image-root", "--force"}),
+        frozenset({"--question", "--option", "--context", "--image-root", "--force", "--set"}),
     ),
     "--question": (frozenset({"--question", "--image"}), frozenset({"--option", "--context"})),
 }
@@ -109,15 +119,17 @@ def predict(
     out: Out = None,
     force: Force = False,
     image_root: ImageRoot = None,
+    settings: RowSettings = None,
     steps: StepsFile = None,
     goal: Goal = None,
     interactive: Interactive = False,
 ) -> None:
     """Predict with a run's model or one of its exports: one question, rows, GUI steps, or interactively."""
-    _check_mode({f"--{name.replace('_', '-')}" for name, value in ctx.params.items() if value})
+    _check_mode({param.opts[0] for param in ctx.command.params if ctx.params.get(param.name or "")})
     chosen, columns = (run_folder, model), dict(_name_and_text(text) for text in context or ())
     if data is not None and out is not None:
-        predict_table(chosen, TableOptions(data, out, image_root, question, option or (), columns, force))
+        table = TableOptions(data, out, image_root, question, option or (), columns, force, settings or ())
+        predict_table(chosen, table)
     elif steps is not None:
         predict_file(chosen, steps, out, image_root)
     elif goal is not None:
@@ -140,7 +152,7 @@ def _check_mode(given: set[str]) -> None:
         raise typer.BadParameter(f"{', '.join(others)} must not be used with {selected[0]}")
 
 
-OF_EVERY_MODE = frozenset({"--run-folder", "--model"})
+OF_EVERY_MODE = frozenset({"run_folder", "--model"})
 
 
 def _name_and_text(given: str) -> tuple[str, str]:
@@ -177,6 +189,7 @@ class TableOptions:
     options: Sequence[str]
     context: Mapping[str, str]
     force: bool
+    settings: Sequence[str]
 
 
 def predict_table(chosen: Chosen, given: TableOptions) -> None:
@@ -192,7 +205,7 @@ def predict_table(chosen: Chosen, given: TableOptions) -> None:
         from toolkit.evaluation.unlabelled import Constants
 
         constants = Constants(given.question, tuple(given.options), given.context)
-        request = RowsRequest(given.data, given.out, given.image_root, constants, given.force)
+        request = RowsRequest(given.data, given.out, given.image_root, constants, given.force, given.settings)
         found = predict_rows(run, request, stop, progress, weights=weights)
     show.row_predictions(found)
 

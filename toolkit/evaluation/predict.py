@@ -163,7 +163,7 @@ class Predictor:
         )
 
     def _step_sample(self, image: Path, goal: str, memory: Memory, context: Mapping[str, str]) -> Sample:
-        _check_context(self.recipe, context, "context")
+        check_context(self.recipe, context, "context")
         task, agent_memory = task_with_memory(self.recipe)
         # The size is read each time, because a program may overwrite its screenshots.
         width, height = read_image_header(ImageRef(image), ImagePolicy.from_recipe(self.recipe.images)).size
@@ -261,7 +261,7 @@ def _sample(
 
 
 def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) -> Sample:
-    _check_context(recipe, context, "--context")
+    check_context(recipe, context, "--context")
     for name in recipe.prompt.context:
         if name not in context:
             warn(
@@ -274,7 +274,8 @@ def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) ->
     return replace(sample, fields={**sample.fields, **context})
 
 
-def _check_context(recipe: Recipe, context: Mapping[str, str], place: str) -> None:
+def check_context(recipe: Recipe, context: Mapping[str, str], place: str) -> None:
+    """Check that context has only names of prompt.context. Raises DataError otherwise."""
     names = recipe.prompt.context
     if unknown := sorted(set(context) - set(names)):
         raise DataError(

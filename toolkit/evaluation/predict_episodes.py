@@ -15,7 +15,13 @@ from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, ImageError, Problem, RowProblem, RunError, warn
 from toolkit.evaluation.answers import Reply, reply_of
 from toolkit.evaluation.episodes import Episode, Turn, find_episodes, rollout, task_with_memory
-from toolkit.evaluation.generate import Completer, is_whole_model, prompts_of_readable_images, weights_identity
+from toolkit.evaluation.generate import (
+    Completer,
+    file_state,
+    is_whole_model,
+    prompts_of_readable_images,
+    weights_identity,
+)
 from toolkit.evaluation.predict import PREDICT
 from toolkit.images import ImagePolicy, read_image_header
 from toolkit.models import Backend
@@ -94,11 +100,14 @@ def predict_episodes(
         chosen: weights to use instead of the run's. See ``predict``.
 
     Raises:
-        DataError: the rows are invalid, or ``out`` has other content.
+        DataError: the rows are invalid, or ``out`` has other content or does not end in .jsonl.
         Interrupted: after a signal. Saved predictions are kept.
     """
     recipe = run.recipe(TASKS)
     task, agent_memory = task_with_memory(recipe)
+    if files.out.suffix.lower() != ".jsonl":
+        rule, remedy = "the file of predicted GUI steps must end in .jsonl", "Choose another name."
+        raise DataError("predict.out_suffix_unknown", rule, place="--out", value=str(files.out), remedy=remedy)
     rows, out = read_unlabelled(recipe, files.rows, files.image_root), files.out
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
@@ -192,7 +201,7 @@ def _total(rows: UnlabelledRows) -> int:
 def _identity(recipe: Recipe, weights: Path | None, rows: UnlabelledRows) -> str:
     """Return a digest of the weights' files, the rows, and the generation settings."""
     sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.settings)
-    images = [(ref.path, ref.path.stat().st_mtime_ns) for sample in rows.samples for ref in sample.images]
+    images = [(ref.name, *file_state(ref.path)) for sample in rows.samples for ref in sample.images]
     how = (weights_identity(weights), sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, images)
     return blake2b(repr(how).encode(), digest_size=6).hexdigest()
 

@@ -40,6 +40,12 @@ class ImageRef:
     found: tuple[str, ...] = field(default=(), compare=False)
 
     @property
+    def name(self) -> str:
+        """The path as rows write it, with the frame or slice: ``ct.nii.gz#coronal=42`` or ``scan.tif#1``."""
+        at = f"{self.axis}={self.frame}" if self.axis else str(self.frame or "")
+        return f"{self.path}#{at}" if at else str(self.path)
+
+    @property
     def part(self) -> str:
         """Frame, axis and crop as one word. Together with the path or the content it identifies the pixels."""
         return "_".join(map(str, (self.frame, *filter(None, [self.axis]), *(self.crop or ()))))
@@ -115,6 +121,10 @@ def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
 
 def _missing(path: Path) -> ImageError:
     """Return the error for a missing file, with the names that it could mean."""
+    if path.is_symlink():
+        return ImageError(
+            "images.missing", "the image must exist, and its link leads to no file", place=path, remedy=REPAIR
+        )
     found = names.candidates(path)
     if len(found) > 1:
         rule, remedy = "the image name must mean one file", "Add the suffix, or rename the files."
