@@ -20,7 +20,7 @@ from tests.helpers.training import context_of, small_recipe
 from toolkit.errors import DataError, ImageError, Interrupted, RunError
 from toolkit.evaluation.predict import PREDICT, predict
 from toolkit.evaluation.predict_rows import RowPredictions, RowsRequest, predict_rows
-from toolkit.evaluation.unlabelled import Constants
+from toolkit.evaluation.unlabelled_rows import Constants
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
 from toolkit.recipe import Recipe

@@ -24,8 +24,8 @@ from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
 from toolkit.evaluation.answers import read_reply, score_answer
 from toolkit.evaluation.evaluate import evaluate
+from toolkit.evaluation.evaluation_predictions import PARTIAL, PREDICTIONS, known_replies
 from toolkit.evaluation.predict import predict
-from toolkit.evaluation.predictions import PARTIAL, PREDICTIONS, known_replies
 from toolkit.evaluation.results import EvaluationResult
 from toolkit.evaluation.scores import CONFUSION
 from toolkit.evaluation.stage_context import Context

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.data.sample import Answer
-    from toolkit.evaluation.predict import Predictor
     from toolkit.evaluation.predict_rows import RowPredictions
+    from toolkit.evaluation.predictor import Predictor
     from toolkit.exporting.results import ExportResult
     from toolkit.imagegen.results import ImagegenResult
     from toolkit.pipeline import RunResults
@@ -211,7 +211,7 @@ def predict_rows(  # noqa: PLR0913 (the options of the command)
     with StopRequest() as stop:
         opened, weights = open_for_inference(Path(run_folder), model)
         from toolkit.evaluation.predict_rows import RowsRequest, predict_rows  # after Unsloth is imported
-        from toolkit.evaluation.unlabelled import Constants
+        from toolkit.evaluation.unlabelled_rows import Constants
 
         context = dict(fields or {})
         question, options = context.pop("question", None), _several(context.pop("options", ()))
@@ -249,7 +249,7 @@ def load_predictor(
     except RunError as error:
         if error.code != "run.not_a_run_folder":
             raise
-    from toolkit.evaluation.predict import load_predictor as load  # after Unsloth is imported
+    from toolkit.evaluation.predictor import load_predictor as load  # after Unsloth is imported
 
     return load(model_path, base_model_name, recipe=recipe)
 

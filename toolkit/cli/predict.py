@@ -11,7 +11,7 @@ import typer
 from toolkit.cli.options import ModelChoice, RunPath
 
 if TYPE_CHECKING:
-    from toolkit.evaluation.predict import StepPrediction
+    from toolkit.evaluation.predictor import StepPrediction
 
 ONE, ROWS, STEPS = "One question", "Rows, or a folder of images", "GUI steps"
 """Panels of ``toolkit predict --help``."""
@@ -99,6 +99,8 @@ MODES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 """Option that selects a mode -> required options, and optional ones."""
 
+OF_EVERY_MODE = frozenset({"run_folder", "--model"})
+
 USAGE = "use --question and --image, or --data and --out, or --steps, or --goal and --interactive"
 
 END = ("quit", "exit", "q")
@@ -128,14 +130,14 @@ def predict(
     _check_mode({param.opts[0] for param in ctx.command.params if ctx.params.get(param.name or "")})
     chosen, columns = (run_folder, model), dict(_name_and_text(text) for text in context or ())
     if data is not None and out is not None:
-        table = TableOptions(data, out, image_root, question, option or (), columns, force, settings or ())
-        predict_table(chosen, table)
+        table = RowsOptions(data, out, image_root, question, option or (), columns, force, settings or ())
+        predict_source(chosen, table)
     elif steps is not None:
-        predict_file(chosen, steps, out, image_root)
+        predict_steps(chosen, steps, out, image_root)
     elif goal is not None:
         predict_interactively(chosen, goal, columns)
     elif question is not None and image is not None:
-        predict_one(chosen, question, image, option or (), columns)
+        predict_question(chosen, question, image, option or (), columns)
 
 
 def _check_mode(given: set[str]) -> None:
@@ -152,9 +154,6 @@ def _check_mode(given: set[str]) -> None:
         raise typer.BadParameter(f"{', '.join(others)} must not be used with {selected[0]}")
 
 
-OF_EVERY_MODE = frozenset({"run_folder", "--model"})
-
-
 def _name_and_text(given: str) -> tuple[str, str]:
     name, equals, text = given.partition("=")
     if not equals:
@@ -162,7 +161,7 @@ def _name_and_text(given: str) -> tuple[str, str]:
     return name.strip(), text.strip()
 
 
-def predict_one(
+def predict_question(
     chosen: Chosen, question: str, images: Sequence[Path], options: Sequence[str], context: Mapping[str, str]
 ) -> None:
     """Answer one question and print the answer."""
@@ -179,7 +178,7 @@ def predict_one(
 
 
 @dataclass(frozen=True, slots=True)
-class TableOptions:
+class RowsOptions:
     """Options of ``--data``: rows and output, and values of every row."""
 
     data: Path
@@ -192,7 +191,7 @@ class TableOptions:
     settings: Sequence[str]
 
 
-def predict_table(chosen: Chosen, given: TableOptions) -> None:
+def predict_source(chosen: Chosen, given: RowsOptions) -> None:
     """Predict every row of a file, or every image of a folder, and print the counts."""
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
@@ -202,7 +201,7 @@ def predict_table(chosen: Chosen, given: TableOptions) -> None:
     with show_progress() as (progress, notify), StopRequest(notify) as stop:
         run, weights = open_for_inference(*chosen)
         from toolkit.evaluation.predict_rows import RowsRequest, predict_rows  # after Unsloth is imported
-        from toolkit.evaluation.unlabelled import Constants
+        from toolkit.evaluation.unlabelled_rows import Constants
 
         constants = Constants(given.question, tuple(given.options), given.context)
         request = RowsRequest(given.data, given.out, given.image_root, constants, given.force, given.settings)
@@ -210,7 +209,7 @@ def predict_table(chosen: Chosen, given: TableOptions) -> None:
     show.row_predictions(found)
 
 
-def predict_file(chosen: Chosen, steps: Path, out: Path | None, image_root: Path | None) -> None:
+def predict_steps(chosen: Chosen, steps: Path, out: Path | None, image_root: Path | None) -> None:
     """Predict every GUI step of a file. The default output is NAME.predictions.jsonl in the working directory."""
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
@@ -219,11 +218,11 @@ def predict_file(chosen: Chosen, steps: Path, out: Path | None, image_root: Path
 
     with show_progress() as (progress, notify), StopRequest(notify) as stop:
         run, weights = open_for_inference(*chosen)
-        from toolkit.evaluation.predict_episodes import Files, predict_episodes  # after Unsloth is imported
+        from toolkit.evaluation.predict_episodes import EpisodesRequest, predict_episodes  # after Unsloth is imported
 
-        files = Files(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
-        lines = predict_episodes(run, files, stop, progress, chosen=weights)
-    show.steps(lines, files.out)
+        request = EpisodesRequest(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
+        lines = predict_episodes(run, request, stop, progress, weights=weights)
+    show.steps(lines, request.out)
 
 
 def predict_interactively(chosen: Chosen, goal: str, context: Mapping[str, str]) -> None:
@@ -234,7 +233,7 @@ def predict_interactively(chosen: Chosen, goal: str, context: Mapping[str, str])
 
     with show_progress():  # not around the dialogue, because a progress bar would delay the prompt
         run, weights = open_for_inference(*chosen)
-        from toolkit.evaluation.predict import load_predictor  # after Unsloth is imported
+        from toolkit.evaluation.predictor import load_predictor  # after Unsloth is imported
 
         predictor = load_predictor(weights or run.path)
     short: dict[str, Any] = {}

@@ -13,9 +13,7 @@ from typing import Any
 
 from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.sample import Answer, Sample
-from toolkit.evaluation.evaluation_set import REFERENCE, VALIDATION, EvaluationSet
-from toolkit.evaluation.generate import weights_identity
-from toolkit.evaluation.predictions import (
+from toolkit.evaluation.evaluation_predictions import (
     PARTIAL,
     Rows,
     answers_file,
@@ -25,6 +23,8 @@ from toolkit.evaluation.predictions import (
     read_mode,
     validation_rows,
 )
+from toolkit.evaluation.evaluation_set import REFERENCE, VALIDATION, EvaluationSet
+from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.results import EvaluationResult, evaluation_stage
 from toolkit.evaluation.scores import Others, make_result, whole_results
 from toolkit.evaluation.stage_context import Context

@@ -14,7 +14,6 @@ from typing import Any
 
 from toolkit.data import Dropped
 from toolkit.data.image_places import prompt_turns
-from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import DataError, ImageError, RunError, warn
 from toolkit.evaluation.answers import Reply, read_reply, reply_of
@@ -22,15 +21,15 @@ from toolkit.evaluation.generate import (
     Completer,
     file_state,
     is_whole_model,
-    prompts_of_readable_images,
     weights_identity,
 )
-from toolkit.evaluation.predict import PREDICT
-from toolkit.evaluation.unlabelled import SPLIT, Constants, Unlabelled, read_unlabelled_rows
+from toolkit.evaluation.predict import PREDICT, task_settings
+from toolkit.evaluation.unlabelled_rows import Constants, UnlabelledRows, read_unlabelled_rows
 from toolkit.images import ImagePolicy, ImageStore, scan
 from toolkit.images.ref import ImageRef
 from toolkit.models import Backend
 from toolkit.models.backend import Completion
+from toolkit.models.image_sizes import ProcessorSizes
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe, changed_keys, load_recipe
 from toolkit.runfolder import (
@@ -133,12 +132,13 @@ def predict_rows(
     """
     recipe = _recipe(run, request.settings)
     _check_out(request)
-    settings = _settings(run, recipe)
+    settings = task_settings(run, recipe)
     rows = read_unlabelled_rows(recipe, settings, request.source, request.image_root, request.constants)
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
-    prompts = _prompts(recipe)
-    unreadable = _scan_images(recipe, rows, prompts.images, stop, progress)
+    images = ImageStore.from_recipe(recipe.images, rejection=ProcessorSizes(recipe.model))
+    prompts = Prompts.of(recipe, images)
+    unreadable = _scan_images(recipe, rows, images, stop, progress)
     own = current_weights(run, recipe)
     partial = request.out.with_name(f".{request.out.name}.{_identity(recipe, weights or own, rows, request)}.partial")
     remove_partial_line(partial)
@@ -191,19 +191,6 @@ def _check_out(request: RowsRequest) -> None:
     check_free(out, force=request.force)
 
 
-def _settings(run: RunFolder, recipe: Recipe) -> Any:
-    """Return the settings of the task, with those that the rows of the run decided, such as the classes.
-
-    Raises:
-        DataError: the run has not read its rows.
-    """
-    task, found = TASKS[recipe.dataset.task], run.result("data", DataResult).found if run.is_done("data") else {}
-    if task.from_rows and task.from_rows.needed and not found:
-        rule = "the run must have read its rows, which decide settings of its task"
-        raise DataError("predict.rows_not_read", rule, place="[data]", remedy="Start the run with toolkit run.")
-    return task.settings_of(recipe, SPLIT, found)
-
-
 @dataclass(frozen=True, slots=True)
 class _Job:
     """A loaded model, the file of saved predictions, and the images whose rows are skipped."""
@@ -216,15 +203,8 @@ class _Job:
     progress: Progress
 
 
-def _prompts(recipe: Recipe) -> Prompts:
-    """Return prompts that show placeholders only if the recipe says so."""
-    if recipe.images.unreadable == "placeholder":
-        return Prompts.of(recipe, ImageStore.from_recipe(recipe.images))
-    return prompts_of_readable_images(recipe)
-
-
 def _scan_images(
-    recipe: Recipe, rows: Unlabelled, images: ImageStore, stop: StopRequest, progress: Progress
+    recipe: Recipe, rows: UnlabelledRows, images: ImageStore, stop: StopRequest, progress: Progress
 ) -> frozenset[ImageRef]:
     """Scan all images before the model is loaded, as before training, and return the unreadable ones.
 
@@ -240,6 +220,7 @@ def _scan_images(
     unreadable = recipe.images.unreadable
     refs = (ref for sample in rows.samples for ref in sample.images)
     found = scan(refs, images, recipe.images.scan if unreadable == "stop" else "full", progress=report)
+    progress("images", found.checked, found.checked)
     for note in found.notes:
         warn(note.code, note.rule, place="--data")
     if found.bad and unreadable == "stop":
@@ -256,7 +237,7 @@ def _scan_images(
     return found.bad_refs
 
 
-def _identity(recipe: Recipe, weights: Path | None, rows: Unlabelled, request: RowsRequest) -> str:
+def _identity(recipe: Recipe, weights: Path | None, rows: UnlabelledRows, request: RowsRequest) -> str:
     """Return a digest of the weights' files, the rows with their prompts and images, and the generation settings."""
     model = (recipe.model.name, recipe.model.revision, recipe.model.precision, recipe.model.max_tokens)
     images = (ImagePolicy.from_recipe(recipe.images).key, recipe.images.unreadable == "placeholder")
@@ -306,7 +287,7 @@ def _line(sample_id: str, reply: Reply) -> Record:
     return line | ({} if reply.skipped is None else {"skipped": reply.skipped})
 
 
-def _write(task: Task, rows: Unlabelled, known: Mapping[str, Reply], request: RowsRequest) -> RowPredictions:
+def _write(task: Task, rows: UnlabelledRows, known: Mapping[str, Reply], request: RowsRequest) -> RowPredictions:
     """Write the table in the order of the rows."""
     answers = [(sample, read_reply(task, sample, known[sample.id])) for sample in rows.samples]
     records = [_record(sample, answer) for sample, answer in answers]

@@ -1,4 +1,4 @@
-"""The files of predictions: generate the missing ones, read them back, and score them and the baselines.
+"""The predictions of an evaluation: generate the missing ones, read them back, and score them and the baselines.
 
 Every prediction is one flushed line, so that an interrupted evaluation resumes after the last one.
 """

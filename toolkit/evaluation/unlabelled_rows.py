@@ -15,14 +15,11 @@ from toolkit.data.sample import Sample
 from toolkit.data.sources import is_image_folder, source_exists
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, Problem, RowProblem
-from toolkit.evaluation.predict import check_context
+from toolkit.evaluation.predict import PREDICT, check_context
 from toolkit.images.dicom import HEAD_BYTES, is_dicom
 from toolkit.images.names import is_image_name
 from toolkit.recipe import Recipe
 from toolkit.tasks import TASKS
-
-SPLIT = "predict"
-"""Split for which a task returns the settings of predictions."""
 
 DICOMDIR = "DICOMDIR"
 """File of a DICOM medium that lists the others. It has no image."""
@@ -52,7 +49,7 @@ class Constants:
 
 
 @dataclass(frozen=True, slots=True)
-class Unlabelled:
+class UnlabelledRows:
     """The samples of a prediction.
 
     Attributes:
@@ -70,7 +67,7 @@ class Unlabelled:
 
 def read_unlabelled_rows(
     recipe: Recipe, settings: Any, source: Path, image_root: Path | None, constants: Constants
-) -> Unlabelled:
+) -> UnlabelledRows:
     """Read the rows of a file or folder, or the images of a folder.
 
     Args:
@@ -148,7 +145,7 @@ class _Reader:
 
 def _read_rows(
     recipe: Recipe, reader: _Reader, source: Path, image_root: Path | None, constants: Constants
-) -> Unlabelled:
+) -> UnlabelledRows:
     if constants.context:
         rule, remedy = "the rows of a file must have their own context", "Leave out --context."
         raise DataError("predict.context_given_twice", rule, place="--context", remedy=remedy)
@@ -159,7 +156,7 @@ def _read_rows(
     evaluate = recipe.evaluate and recipe.evaluate.model_copy(update={"by": ()})
     task = reader.without_reference()
     changed = recipe.model_copy(update={"data": dataset.model_copy(update=update), "evaluate": evaluate})
-    found = read_file(changed, task, str(source), image_root, SPLIT)
+    found = read_file(changed, task, str(source), image_root, PREDICT)
     table = found.samples.table
     for name in constants.fields:
         mapped = [dataset.columns[name]] if name in dataset.columns else reader.task.columns[name]
@@ -168,10 +165,10 @@ def _read_rows(
             raise DataError("predict.value_given_twice", rule, place=source, value=both[0], remedy=remedy)
     # Reading compares the targets of rows with equal prompts, which needs the placeholders.
     samples = [replace(sample, reference={}) for sample in found.samples]
-    return Unlabelled(samples, found.dropped, found.warnings, table.fingerprint)
+    return UnlabelledRows(samples, found.dropped, found.warnings, table.fingerprint)
 
 
-def _read_images(recipe: Recipe, reader: _Reader, source: Path) -> Unlabelled:
+def _read_images(recipe: Recipe, reader: _Reader, source: Path) -> UnlabelledRows:
     """Read the images of a folder, or one image."""
     task, tally, samples = reader.task, Tally(), []
     folder = source if source.is_dir() else source.parent
@@ -208,7 +205,7 @@ def _read_images(recipe: Recipe, reader: _Reader, source: Path) -> Unlabelled:
         for one in recipe.prompt.context
         if one not in reader.context
     ]
-    return Unlabelled(samples, dropped, tuple(notes), repr(names))
+    return UnlabelledRows(samples, dropped, tuple(notes), repr(names))
 
 
 def _check_constants(task: Task, constants: Constants, more: set[str]) -> None:
