@@ -151,9 +151,9 @@ def test_predicted_steps_are_json_lines(run: RunFolder, tmp_path: Path) -> None:
 
 def test_an_unwritable_output_is_an_error_before_the_model_is_loaded(run: RunFolder, tmp_path: Path) -> None:
     backend = Scripted(right)
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "folder", tmp_path / "file" / "out.jsonl"):
+    for out in (tmp_path / "folder.jsonl", tmp_path / "file" / "out.jsonl"):
         with raises(DataError, "predict.out_not_writable") as caught:
             predicted(run, open_csv(tmp_path), out, backend)
         assert caught.problem.place == str(out)
