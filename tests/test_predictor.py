@@ -18,8 +18,8 @@ from tests.helpers.stepping import task_rows, write_csv
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, RecipeError, RunError
-from toolkit.evaluation.predict import load_predictor
-from toolkit.evaluation.predict_episodes import Files, predict_episodes
+from toolkit.evaluation.predict_episodes import EpisodesRequest, predict_episodes
+from toolkit.evaluation.predictor import load_predictor
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import PROMPT_TOO_LONG
@@ -79,7 +79,7 @@ def write_csv_without_output(folder: Path, rows: Sequence[dict[str, Any]]) -> Pa
 
 def predicted(run: RunFolder, file: Path, out: Path, backend: HfBackend) -> list[dict[str, Any]]:
     with StopRequest() as stop:
-        return predict_episodes(run, Files(file, out, file.parent / "images"), stop, backend=backend)
+        return predict_episodes(run, EpisodesRequest(file, out, file.parent / "images"), stop, backend=backend)
 
 
 def test_every_step_of_a_file_is_predicted_with_the_models_own_agent_memory(run: RunFolder, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_interrupted_prediction_resumes_and_writes_the_same_file(run: RunFold
     with pytest.raises(KeyboardInterrupt):
         predicted(run, file, tmp_path / "out.jsonl", Scripted(right, fail_after=2))
     assert len(read_lines(tmp_path / "out.jsonl")) == 4
-    files = Files(file, tmp_path / "out.jsonl", tmp_path / "images")
+    files = EpisodesRequest(file, tmp_path / "out.jsonl", tmp_path / "images")
     with StopRequest() as stop:
         stop.join(15)
         with pytest.raises(Interrupted, match="holds 6 of 8"):
@@ -143,11 +143,17 @@ def test_predictions_with_an_incomplete_last_line_resume(whole_lines: int, run: 
     assert out.read_bytes() == complete
 
 
+def test_predicted_steps_are_json_lines(run: RunFolder, tmp_path: Path) -> None:
+    files = EpisodesRequest(open_csv(tmp_path, ("41",)), tmp_path / "out.csv", tmp_path / "images")
+    with StopRequest() as stop, raises(DataError, "predict.out_suffix_unknown"):
+        predict_episodes(run, files, stop)
+
+
 def test_an_unwritable_output_is_an_error_before_the_model_is_loaded(run: RunFolder, tmp_path: Path) -> None:
     backend = Scripted(right)
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "folder", tmp_path / "file" / "out.jsonl"):
+    for out in (tmp_path / "folder.jsonl", tmp_path / "file" / "out.jsonl"):
         with raises(DataError, "predict.out_not_writable") as caught:
             predicted(run, open_csv(tmp_path), out, backend)
         assert caught.problem.place == str(out)

@@ -17,7 +17,7 @@ from tests.helpers.training import context_of, small_recipe
 from toolkit.cli import main
 from toolkit.data.result import DataResult
 from toolkit.errors import MOST_CHARACTERS, DataError, Problem, RecipeError, shorten
-from toolkit.evaluation.unlabelled import Constants, read_unlabelled_rows
+from toolkit.evaluation.unlabelled_rows import Constants, read_unlabelled_rows
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder
 

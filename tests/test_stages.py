@@ -24,8 +24,8 @@ from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
 from toolkit.evaluation.answers import read_reply, score_answer
 from toolkit.evaluation.evaluate import evaluate
+from toolkit.evaluation.evaluation_predictions import PARTIAL, PREDICTIONS, known_replies
 from toolkit.evaluation.predict import predict
-from toolkit.evaluation.predictions import PARTIAL, PREDICTIONS, known_replies
 from toolkit.evaluation.results import EvaluationResult
 from toolkit.evaluation.scores import CONFUSION
 from toolkit.evaluation.stage_context import Context
@@ -150,7 +150,9 @@ def test_an_interrupted_evaluation_resumes_without_repeating_questions(
         evaluate(replace(context, progress=stop), "halved", context.weights, [])
     (partial,) = context.run.stage_folder("evaluate-halved").glob(PARTIAL.format("*"))
     with partial.open("a", encoding="utf-8") as file:
-        file.write('{"id": "torn')  # as after a power failure
+        for line in predictions(context, "sft")[6:8]:  # a part of the next batch, and a torn line, as after a crash
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write('{"id": "torn')
     with context_of(context.recipe.model_copy(update={"run": other_run(context)})) as again:
         shutil.copy(partial, again.run.stage_folder("evaluate-halved"))
         record = evaluate(again, "halved", context.weights, [])

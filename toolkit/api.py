@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.data.sample import Answer
-    from toolkit.evaluation.predict import Predictor
     from toolkit.evaluation.predict_rows import RowPredictions
+    from toolkit.evaluation.predictor import Predictor
     from toolkit.exporting.results import ExportResult
     from toolkit.imagegen.results import ImagegenResult
     from toolkit.pipeline import RunResults
@@ -173,10 +173,11 @@ def predict(
     return answer(opened, question, paths, _several(options), context, weights)
 
 
-def predict_rows(
+def predict_rows(  # noqa: PLR0913 (the options of the command)
     run_folder: Path | str,
     data: Path | str,
     out: Path | str,
+    settings: Sequence[str] = (),
     *,
     fields: Mapping[str, Any] | None = None,
     image_root: Path | str | None = None,
@@ -186,8 +187,10 @@ def predict_rows(
 
     Args:
         run_folder: a run folder, or weights inside one.
-        data: a file or folder of rows in any format, or a folder of images. References in the rows are ignored.
+        data: a source of rows in any format, a folder of images, or one image. References in the rows are ignored.
         out: the table to write: .csv or .jsonl. It must not exist.
+        settings: overrides of ``data.columns``, ``data.max_dropped``, ``images.unreadable`` and
+            ``evaluate.batch_size``, such as ``"images.unreadable=skip"``.
         fields: values of every row: ``question`` and ``options`` if the rows have none, and for a folder of images the
             columns of ``prompt.context``.
         image_root: the folder of relative image paths. Default: that of the source.
@@ -197,7 +200,7 @@ def predict_rows(
         The file, the number of its rows, and counts of problems and of unusable rows.
 
     Raises:
-        RunError: the folder is not a run, the weights are missing, or ``out`` exists.
+        RunError: the folder is not a run, the weights are missing, ``out`` exists, or another setting is given.
         DataError: the rows do not fit the recipe.
         ImageError: images cannot be read, and the recipe has ``unreadable = "stop"``.
         Interrupted: after a signal. The same call resumes.
@@ -208,12 +211,13 @@ def predict_rows(
     with StopRequest() as stop:
         opened, weights = open_for_inference(Path(run_folder), model)
         from toolkit.evaluation.predict_rows import RowsRequest, predict_rows  # after Unsloth is imported
-        from toolkit.evaluation.unlabelled import Constants
+        from toolkit.evaluation.unlabelled_rows import Constants
 
         context = dict(fields or {})
         question, options = context.pop("question", None), _several(context.pop("options", ()))
         root = None if image_root is None else Path(image_root)
-        request = RowsRequest(Path(data), Path(out), root, Constants(question, tuple(options), context))
+        constants = Constants(question, tuple(options), context)
+        request = RowsRequest(Path(data), Path(out), root, constants, settings=_several(settings))
         return predict_rows(opened, request, stop, weights=weights)
 
 
@@ -245,7 +249,7 @@ def load_predictor(
     except RunError as error:
         if error.code != "run.not_a_run_folder":
             raise
-    from toolkit.evaluation.predict import load_predictor as load  # after Unsloth is imported
+    from toolkit.evaluation.predictor import load_predictor as load  # after Unsloth is imported
 
     return load(model_path, base_model_name, recipe=recipe)
 

@@ -11,7 +11,9 @@ from toolkit.cli.benchmark import run_benchmark
 from toolkit.cli.doctor import doctor
 from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
+from toolkit.cli.options import ModelChoice, RecipePath, RunPath, Settings
 from toolkit.cli.plan import plan, short_lines
+from toolkit.cli.predict import predict
 from toolkit.cli.prepare import prepare_app
 from toolkit.cli.report import report_app
 
@@ -59,19 +61,6 @@ data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
 app.add_typer(report_app, name="report")
 app.add_typer(imagegen_app, name="imagegen")
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
-ModelChoice = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="MODEL", help="adapter, merged, gguf, a quantization such as q8_0, or a path to weights."
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, such as grpo.learning_rate=1e-6."),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -249,94 +238,7 @@ def _is_image_generator(run_folder: Path, push: str | None, method: str | None, 
     return True
 
 
-@app.command()
-def predict(
-    run_folder: RunPath,
-    question: Annotated[str | None, typer.Option(help="The question, without its options.")] = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(help="An image. Repeat it for several.", exists=True, dir_okay=False)
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help='An option of a multiple-choice question, such as "A. Normal". Repeat it.')
-    ] = None,
-    context: Annotated[
-        list[str] | None, typer.Option(help="NAME=TEXT for a column of prompt.context. Repeat it.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="SOURCE", help="Predict all rows of a file or folder, or all images of a folder."),
-    ] = None,
-    steps: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Predict all GUI steps of a file (Task_id, Image_id, Instruction).", exists=True
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --data: the .csv or .jsonl file to write. With --steps: the JSONL file.", dir_okay=False
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="With --data: rename an existing --out to NAME.old-1.")
-    ] = False,
-    image_root: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --data or --steps: folder of the images. Default: that of the file.",
-            exists=True,
-            file_okay=False,
-        ),
-    ] = None,
-    goal: Annotated[str | None, typer.Option(help="With --interactive: the goal of the GUI steps.")] = None,
-    interactive: Annotated[
-        bool,
-        typer.Option("--interactive", help="Prompt for one screenshot after another, and print the next GUI step."),
-    ] = False,
-    model: ModelChoice = None,
-) -> None:
-    """Predict with a run's model or one of its exports: one question, rows, GUI steps, or interactively."""
-    from toolkit.cli.predict import (
-        TableOptions,
-        check_mode,
-        predict_file,
-        predict_interactively,
-        predict_one,
-        predict_table,
-    )
-
-    columns = dict(_name_and_text(text) for text in context or ())
-    given = {
-        "--question": question,
-        "--image": image,
-        "--option": option,
-        "--context": context,
-        "--data": data,
-        "--force": force,
-        "--steps": steps,
-        "--out": out,
-        "--image-root": image_root,
-        "--goal": goal,
-        "--interactive": interactive,
-    }
-    mode = check_mode({name for name, value in given.items() if value})
-    if mode == "--data" and data is not None and out is not None:
-        table = TableOptions(data, out, image_root, question, option or (), columns, force)
-        predict_table((run_folder, model), table)
-    elif mode == "--steps" and steps is not None:
-        predict_file((run_folder, model), steps, out, image_root)
-    elif mode == "--interactive" and goal is not None:
-        predict_interactively((run_folder, model), goal, columns)
-    elif question is not None and image is not None:
-        predict_one((run_folder, model), question, image, option or (), columns)
-
-
-def _name_and_text(given: str) -> tuple[str, str]:
-    name, equals, text = given.partition("=")
-    if not equals:
-        raise typer.BadParameter(f"must be NAME=TEXT (got {given!r})", param_hint="--context")
-    return name.strip(), text.strip()
+app.command()(predict)
 
 
 @data_app.command()

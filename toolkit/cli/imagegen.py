@@ -1,4 +1,4 @@
-"""Tables and lines that the commands print about an [imagegen] run."""
+"""`toolkit run` of a recipe with [imagegen], and the tables that the commands print about its run."""
 
 import sys
 from typing import TYPE_CHECKING

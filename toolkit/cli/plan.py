@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.options import RecipePath, Settings
 from toolkit.cli.plan_text import GIB, PlanText, describe_durations
 from toolkit.cli.plan_text_imagegen import describe_imagegen_plan
 from toolkit.cli.plan_text_vlm import describe_plan
@@ -18,11 +18,8 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, such as grpo.learning_rate=1e-6."),
-    ] = None,
+    recipe: RecipePath,
+    settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
     gpu: Annotated[
         str | None,

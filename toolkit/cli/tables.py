@@ -150,11 +150,12 @@ def answer(found: Answer) -> None:
 def row_predictions(found: "RowPredictions") -> None:
     """Print the counts of a table of predictions. Unusable rows were logged before."""
     unparsed = sum(found.problems.values())
-    print(f"{found.rows:,} rows, {unparsed:,} without an answer, {found.truncated:,} truncated: {found.out}")
+    rows = f"{found.rows:,} {'row' if found.rows == 1 else 'rows'}"
+    print(f"{rows}, {unparsed:,} without an answer, {found.truncated:,} truncated: {found.out}")
     for problem, number in found.problems.items():
         print(f"  {number:,} {'row' if number == 1 else 'rows'}: {problem}")
     if dropped := sum(one.count for one in found.dropped):
-        print(f"{dropped:,} rows of the source are not in the file")
+        print(f"{dropped:,} {'row of the source is' if dropped == 1 else 'rows of the source are'} not in the file")
 
 
 def steps(lines: Sequence[Mapping[str, Any]], file: Path) -> None:

@@ -10,6 +10,7 @@ from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats import FORMATS, Format, Look, Reading, recognize
 from toolkit.data.formats.base import ID_COLUMNS
 from toolkit.data.formats.containers import container_of
+from toolkit.data.formats.image_folder import CLASS_FOLDERS
 from toolkit.data.formats.plain import PLAIN
 from toolkit.data.formats.saved import HUB, hub_container
 from toolkit.data.formats.unrecognized import unrecognized
@@ -77,6 +78,21 @@ def find_source(name: str, id_column: str | None = None, key: str = "[data]") ->
         raise DataError("data.file_not_readable", rule, place=path, remedy="Change its permissions.")
     source = _with_format(name, Look(path, container_of(path)), id_column)
     return source if split is None else _with_split(source, split)
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Return whether a folder has no rows in a known format besides images, which may be in a folder for each class.
+
+    Raises:
+        DataError: A file of rows is invalid.
+    """
+    path = folder.expanduser().absolute()
+    return recognize(Look(path, container_of(path))) in (None, CLASS_FOLDERS)
+
+
+def source_exists(name: str) -> bool:
+    """Return whether the file or folder of a source exists. A Hub dataset is not looked up."""
+    return name.startswith(HUB) or Path(parse_source(name)[0]).expanduser().exists()
 
 
 def parse_source(name: str) -> tuple[str, str | None]:

@@ -171,6 +171,8 @@ class Task:
         dry_run: (recipe, whether the rows are synthetic) -> key of the section -> value in the dry run.
         takes_options: whether a question of ``toolkit predict`` has options.
         placeholders: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
+            A required field with the answer and more, such as the messages of a conversation, has none: ``read`` puts
+            the placeholder into it.
         link: (all rows, source) -> their Links, for a task with episodes. None: rows are independent of each other.
         has_boxes: whether rows have boxes in the format of ``data.boxes`` (``toolkit.data.boxes.read_boxes``).
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.

@@ -4,8 +4,6 @@ A task with agent memory (``Task.agent_memory``) is evaluated in several modes: 
 own, and none. Each mode has its own file of predictions, and all are scored in the same way.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,9 +13,7 @@ from typing import Any
 
 from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.sample import Answer, Sample
-from toolkit.evaluation.evaluation_set import REFERENCE, VALIDATION, EvaluationSet
-from toolkit.evaluation.generate import weights_identity
-from toolkit.evaluation.predictions import (
+from toolkit.evaluation.evaluation_predictions import (
     PARTIAL,
     Rows,
     answers_file,
@@ -27,11 +23,13 @@ from toolkit.evaluation.predictions import (
     read_mode,
     validation_rows,
 )
+from toolkit.evaluation.evaluation_set import REFERENCE, VALIDATION, EvaluationSet
+from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.results import EvaluationResult, evaluation_stage
 from toolkit.evaluation.scores import Others, make_result, whole_results
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
-from toolkit.runfolder import write_json, write_text
+from toolkit.runfolder import csv_text, write_json, write_text
 
 TABLE, FIGURES, DETAILS = "predictions.csv", "metrics.json", "details.jsonl"
 Answers = Mapping[str, Mapping[str, tuple[Sample, Answer]]]
@@ -173,11 +171,8 @@ def _details(
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    columns = list(rows[0])
+    return csv_text([columns, *([row.get(name) for name in columns] for row in rows)])
 
 
 def _cell(value: Any) -> Any:

@@ -27,7 +27,15 @@ SKIP_REMEDIES: Mapping[str, str] = {
 def weights_identity(weights: Path | None) -> tuple[str, list[tuple[str, int, int]]]:
     """Return what identifies weights without reading them: the folder, and its files with size and time of change."""
     files = sorted((weights if weights.is_dir() else weights.parent).iterdir()) if weights else []
-    return str(weights), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return str(weights), [(file.name, *file_state(file)) for file in files]
+
+
+def file_state(file: Path) -> tuple[int, int]:
+    """Return what identifies the content of a file without reading it: its size and time of change. 0 if missing."""
+    if not file.exists():
+        return 0, 0
+    facts = file.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def is_whole_model(weights: Path | None) -> bool:

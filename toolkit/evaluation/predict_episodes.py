@@ -15,7 +15,13 @@ from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, ImageError, Problem, RowProblem, RunError, warn
 from toolkit.evaluation.answers import Reply, reply_of
 from toolkit.evaluation.episodes import Episode, Turn, find_episodes, rollout, task_with_memory
-from toolkit.evaluation.generate import Completer, is_whole_model, prompts_of_readable_images, weights_identity
+from toolkit.evaluation.generate import (
+    Completer,
+    file_state,
+    is_whole_model,
+    prompts_of_readable_images,
+    weights_identity,
+)
 from toolkit.evaluation.predict import PREDICT
 from toolkit.images import ImagePolicy, read_image_header
 from toolkit.models import Backend
@@ -41,23 +47,23 @@ _BEGINS = b'{"id": '
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class EpisodesRequest:
     """The input and output of a prediction.
 
     Attributes:
-        rows: a file with a task, a screenshot and a goal in each row. See ``read_unlabelled``.
+        source: a file with a task, a screenshot and a goal in each row. See ``read_unlabelled_episodes``.
         out: the JSONL file of predictions: position of the step, predicted action (coordinates in pixels of the
             screenshot), agent memory before and after it, completion, and why it could not be parsed.
-        image_root: the folder of relative screenshot paths. None: that of ``rows``.
+        image_root: the folder of relative screenshot paths. None: that of ``source``.
     """
 
-    rows: Path
+    source: Path
     out: Path
     image_root: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class UnlabelledRows:
+class UnlabelledEpisodes:
     """The samples of a file.
 
     Attributes:
@@ -75,46 +81,49 @@ class UnlabelledRows:
 
 def predict_episodes(
     run: RunFolder,
-    files: Files,
+    request: EpisodesRequest,
     stop: StopRequest,
     progress: Progress = no_progress,
     backend: Backend | None = None,
-    chosen: Path | None = None,
+    weights: Path | None = None,
 ) -> list[Record]:
-    """Predict every row, and return the lines of ``files.out`` in the order of the rows.
+    """Predict every row, and return the lines of ``request.out`` in the order of the rows.
 
     Every prediction is a flushed line. An interrupted call resumes, and a repeated call returns the saved lines.
 
     Args:
         run: a run. Its last trained weights are used, or its base model if nothing was trained.
-        files: rows and predictions.
+        request: rows and output.
         stop: checked after every batch.
         progress: called with the progress.
         backend: loads the model. Default: that of the recipe.
-        chosen: weights to use instead of the run's. See ``predict``.
+        weights: weights to use instead of the run's. See ``predict``.
 
     Raises:
-        DataError: the rows are invalid, or ``out`` has other content.
+        DataError: the rows are invalid, or ``out`` has other content or does not end in .jsonl.
         Interrupted: after a signal. Saved predictions are kept.
     """
     recipe = run.recipe(TASKS)
     task, agent_memory = task_with_memory(recipe)
-    rows, out = read_unlabelled(recipe, files.rows, files.image_root), files.out
+    if request.out.suffix.lower() != ".jsonl":
+        rule, remedy = "the file of predicted GUI steps must end in .jsonl", "Choose another name."
+        raise DataError("predict.out_suffix_unknown", rule, place="--out", value=str(request.out), remedy=remedy)
+    rows, out = read_unlabelled_episodes(recipe, request.source, request.image_root), request.out
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
-    weights = chosen or current_weights(run, recipe)
-    digest = _identity(recipe, weights, rows)
+    own = current_weights(run, recipe)
+    digest = _identity(recipe, weights or own, rows)
     known = _known(out, digest)
     if len(known) < _total(rows):
         with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
             prompts = prompts_of_readable_images(recipe)
-            completer = Completer.load(recipe, prompts, weights, backend, stored=is_whole_model(chosen))
+            completer = Completer.load(recipe, prompts, weights or own, backend, stored=is_whole_model(weights))
             batches = rollout(task, rows.samples, rows.episodes, known, completer.reply, recipe.evaluation.batch_size)
             _save(batches, _Output(agent_memory, digest, out, _total(rows)), stop, progress)
     return _in_order(out, rows)
 
 
-def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) -> UnlabelledRows:
+def read_unlabelled_episodes(recipe: Recipe, file: Path, image_root: Path | None = None) -> UnlabelledEpisodes:
     """Read the rows of ``file`` (.csv, .jsonl, .json or .parquet) as samples of the recipe's task.
 
     Args:
@@ -159,7 +168,7 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
         )
     episodes, unreachable = find_episodes([agent_memory.position(sample) for sample in samples])
     notes += _unreachable(agent_memory, [samples[number] for number in unreachable], str(file))
-    return UnlabelledRows(tuple(samples), tuple(episodes), tuple(notes), index.fingerprint)
+    return UnlabelledEpisodes(tuple(samples), tuple(episodes), tuple(notes), index.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +194,14 @@ def _save(batches: Iterable[Sequence[Turn]], output: _Output, stop: StopRequest,
             stop.check(f"{output.out} holds {done} of {output.total} predictions")
 
 
-def _total(rows: UnlabelledRows) -> int:
+def _total(rows: UnlabelledEpisodes) -> int:
     return sum(len(episode.numbers) for episode in rows.episodes)
 
 
-def _identity(recipe: Recipe, weights: Path | None, rows: UnlabelledRows) -> str:
+def _identity(recipe: Recipe, weights: Path | None, rows: UnlabelledEpisodes) -> str:
     """Return a digest of the weights' files, the rows, and the generation settings."""
     sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.settings)
-    images = [(ref.path, ref.path.stat().st_mtime_ns) for sample in rows.samples for ref in sample.images]
+    images = [(ref.name, *file_state(ref.path)) for sample in rows.samples for ref in sample.images]
     how = (weights_identity(weights), sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, images)
     return blake2b(repr(how).encode(), digest_size=6).hexdigest()
 
@@ -247,7 +256,7 @@ def _line(agent_memory: AgentMemoryFunctions, turn: Turn, digest: str) -> Record
     }
 
 
-def _in_order(out: Path, rows: UnlabelledRows) -> list[Record]:
+def _in_order(out: Path, rows: UnlabelledEpisodes) -> list[Record]:
     """Return the lines in the order of the rows, and rewrite the file in this order."""
     lines = {line["id"]: line for line in read_lines(out)}
     ordered = [lines[sample.id] for sample in rows.samples if sample.id in lines]

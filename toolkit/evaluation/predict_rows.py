@@ -3,37 +3,45 @@
 Every prediction is a flushed line of a hidden file beside the output, so that an interrupted prediction resumes.
 """
 
-import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from hashlib import blake2b
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from toolkit.data import Dropped
+from toolkit.data.image_places import prompt_turns
 from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample
-from toolkit.errors import DataError, ImageError, warn
+from toolkit.errors import DataError, ImageError, RunError, warn
 from toolkit.evaluation.answers import Reply, read_reply, reply_of
-from toolkit.evaluation.generate import Completer, is_whole_model, prompts_of_readable_images, weights_identity
-from toolkit.evaluation.predict import PREDICT
-from toolkit.evaluation.unlabelled import SPLIT, Constants, Unlabelled, read_unlabelled_rows
-from toolkit.images import ImageStore, read_image_header
+from toolkit.evaluation.generate import (
+    Completer,
+    file_state,
+    is_whole_model,
+    weights_identity,
+)
+from toolkit.evaluation.predict import PREDICT, task_settings
+from toolkit.evaluation.unlabelled_rows import Constants, UnlabelledRows, read_unlabelled_rows
+from toolkit.images import ImagePolicy, ImageStore, scan
+from toolkit.images.ref import ImageRef
 from toolkit.models import Backend
 from toolkit.models.backend import Completion
+from toolkit.models.image_sizes import ProcessorSizes
 from toolkit.models.prompts import Prompts
-from toolkit.recipe import Recipe
+from toolkit.recipe import Recipe, changed_keys, load_recipe
 from toolkit.runfolder import (
     Progress,
     Record,
     RunFolder,
     StopRequest,
-    append_line,
+    append_lines,
     check_free,
     claim_file,
+    csv_text,
     current_weights,
     no_progress,
     read_lines,
@@ -45,11 +53,17 @@ from toolkit.tasks import TASKS, Task
 
 SUFFIXES = (".csv", ".jsonl")
 LINE_KEYS = ("id", "completion", "truncated")
+COLUMNS, PROBABILITIES = ("id", "image", "completion", "problem", "truncated"), "probabilities"
+"""First columns of the table, and the key of class probabilities in a line."""
+
 UNREADABLE = "an image cannot be read"
 """Problem of a row with an unreadable image."""
 
-SHOWN = 20
-"""Unreadable images that an error lists."""
+SETTABLE = ("data.columns", "data.max_dropped", "images.unreadable", "evaluate.batch_size")
+"""Keys of the recipe that a prediction may change. Prompts and readable images stay those of training."""
+
+SHOWN = 5
+"""Unreadable images that a warning lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +71,12 @@ class RowsRequest:
     """Input and output of a prediction.
 
     Attributes:
-        source: a file of rows in any format, or a folder of images.
+        source: a source of rows in any format, a folder of images, or one image.
         out: the table to write: .csv or .jsonl.
         image_root: the folder of relative image paths. None: that of the source.
         constants: question, options and context of every row.
         force: rename an existing ``out`` to ``NAME.old-1`` instead of raising an error.
+        settings: ``--set`` values for keys of ``SETTABLE``.
     """
 
     source: Path
@@ -69,6 +84,7 @@ class RowsRequest:
     image_root: Path | None = None
     constants: Constants = field(default_factory=Constants)
     force: bool = False
+    settings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,149 +128,171 @@ def predict_rows(
     Raises:
         DataError: the rows do not fit the recipe, or no row is usable.
         ImageError: images cannot be read, and the recipe has ``unreadable = "stop"``.
-        RunError: ``out`` exists or cannot be written.
+        RunError: ``out`` exists or cannot be written, or a setting is not one of ``SETTABLE``.
         Interrupted: after a signal. The same call resumes.
     """
-    recipe = run.recipe(TASKS)
-    if request.out.suffix.lower() not in SUFFIXES:
-        rule, remedy = "the table must end in .csv or .jsonl", "Choose another name."
-        raise DataError("predict.out_suffix_unknown", rule, place="--out", value=str(request.out), remedy=remedy)
-    if request.out.exists() and request.source.exists() and request.out.samefile(request.source):
-        rule = "the table must not be the file of the rows, which an interrupted prediction reads again"
-        raise DataError("predict.out_is_source", rule, place="--out", value=str(request.out), remedy="Choose another.")
-    check_free(request.out, force=request.force)
-    data = run.result("data", DataResult) if run.is_done("data") else None
-    settings, whole = _settings(recipe, data.found if data else {}), data.whole if data else ()
+    recipe = _recipe(run, request.settings)
+    _check_out(request)
+    settings = task_settings(run, recipe)
+    whole = run.result("data", DataResult).whole if run.is_done("data") else ()
     rows = read_unlabelled_rows(recipe, settings, request.source, request.image_root, request.constants, whole)
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
-    prompts = _prompts(recipe)
-    if recipe.images.unreadable == "stop":
-        _check_images(rows.samples, prompts.images)
+    images = ImageStore.from_recipe(recipe.images, rejection=ProcessorSizes(recipe.model))
+    prompts = Prompts.of(recipe, images)
+    unreadable = _scan_images(recipe, rows, images, stop, progress)
     own = current_weights(run, recipe)
     partial = request.out.with_name(f".{request.out.name}.{_identity(recipe, weights or own, rows, request)}.partial")
     remove_partial_line(partial)
     known = {line["id"]: reply_of(line) for line in read_lines(partial, LINE_KEYS)}
-    if missing := [sample for sample in rows.samples if sample.id not in known]:
+    if any(sample.id not in known for sample in rows.samples):
         with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
             completer = Completer.load(recipe, prompts, weights or own, backend, stored=is_whole_model(weights))
-            job = _Job(recipe, completer, partial, len(rows.samples), stop, progress)
-            known |= _generate(job, missing, len(known))
+            skipped = unreadable if recipe.images.unreadable == "skip" else frozenset()
+            _generate(_Job(recipe, completer, partial, skipped, stop, progress), rows.samples, known)
     result = _write(prompts.task, rows, known, request)
-    for other in request.out.parent.glob(f".{request.out.name}.*.partial"):  # of other weights or rows too
+    for other in request.out.parent.glob(f".{escape(request.out.name)}.*.partial"):  # of other weights or rows too
         other.unlink()
-    if used := prompts.images.report().placeholders:
-        rule = "the number of images replaced by a grey square should be 0"
-        warn("images.placeholders_used", rule, place=PREDICT, value=used)
     return result
 
 
-def _settings(recipe: Recipe, found: Mapping[str, Any]) -> Any:
-    """Return the settings of the task, with those that the rows of the run decided (``found``), such as the classes.
+def _recipe(run: RunFolder, settings: Sequence[str]) -> Recipe:
+    """Return the run's recipe with settings for this prediction.
 
     Raises:
-        DataError: the run has not read its rows.
+        RecipeError: a setting is invalid.
+        RunError: a setting is not one of ``SETTABLE``.
     """
-    task = TASKS[recipe.dataset.task]
-    if task.from_rows and task.from_rows.needed and not found:
-        rule = "the run must have read its rows, which decide settings of its task"
-        raise DataError("predict.rows_not_read", rule, place="[data]", remedy="Start the run with toolkit run.")
-    return task.settings_of(recipe, SPLIT, found)
+    own = run.recipe(TASKS)
+    if not settings:
+        return own
+    switch_on = ["evaluate={}"] if own.evaluate is None else []
+    before, recipe = (load_recipe(run.recipe_file, [*switch_on, *more], tasks=TASKS) for more in ((), settings))
+    allowed = tuple(f"{key}." for key in SETTABLE)
+    if others := [key for key in changed_keys(before, recipe) if not f"{key}.".startswith(allowed)]:
+        rule = f"a prediction accepts only settings of {', '.join(SETTABLE)}"
+        remedy = "Leave it out: prompts and images must be those of training."
+        raise RunError("run.setting_not_changeable", rule, place="--set", value=", ".join(others), remedy=remedy)
+    return recipe
+
+
+def _check_out(request: RowsRequest) -> None:
+    """Check the table's name before any work, and create its folder.
+
+    Raises:
+        DataError: its suffix is unknown, or it is in the folder of the rows.
+        RunError: it exists or cannot be written.
+    """
+    out, source = request.out, request.source
+    if out.suffix.lower() not in SUFFIXES:
+        rule, remedy = "the table must end in .csv or .jsonl", "Choose another name."
+        raise DataError("predict.out_suffix_unknown", rule, place="--out", value=str(out), remedy=remedy)
+    if out.exists() and source.exists() and out.samefile(source):
+        rule = "the table must not be the file of the rows, which an interrupted prediction reads again"
+        raise DataError("predict.out_is_source", rule, place="--out", value=str(out), remedy="Choose another.")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        rule = "the table must be outside the folder of the rows, which would have it as a file of rows afterwards"
+        raise DataError("predict.out_in_source", rule, place="--out", value=str(out), remedy="Choose another folder.")
+    check_free(out, force=request.force)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
+    """A loaded model, the file of saved predictions, and the images whose rows are skipped."""
+
     recipe: Recipe
     completer: Completer
     partial: Path
-    total: int
+    skipped: frozenset[ImageRef]
     stop: StopRequest
     progress: Progress
 
 
-def _prompts(recipe: Recipe) -> Prompts:
-    """Return prompts that show placeholders only if the recipe says so."""
-    if recipe.images.unreadable == "placeholder":
-        return Prompts.of(recipe, ImageStore.from_recipe(recipe.images))
-    return prompts_of_readable_images(recipe)
-
-
-def _check_images(samples: Iterable[Sample], images: ImageStore) -> None:
-    """Check the headers of all images before the model is loaded.
+def _scan_images(
+    recipe: Recipe, rows: UnlabelledRows, images: ImageStore, stop: StopRequest, progress: Progress
+) -> frozenset[ImageRef]:
+    """Scan all images before the model is loaded, as before training, and return the unreadable ones.
 
     Raises:
-        ImageError: images are unreadable. The error lists them.
+        ImageError: images are unreadable, and the recipe has ``unreadable = "stop"``. The error lists them.
+        Interrupted: after a signal.
     """
-    bad: dict[str, str] = {}
-    for ref in {ref for sample in samples for ref in sample.images}:
+
+    def report(done: int) -> None:
+        progress("images", done, 0)
+        stop.check("predictions have not begun")
+
+    unreadable = recipe.images.unreadable
+    refs = (ref for sample in rows.samples for ref in sample.images)
+    found = scan(refs, images, recipe.images.scan if unreadable == "stop" else "full", progress=report)
+    progress("images", found.checked, found.checked)
+    for note in found.notes:
+        warn(note.code, note.rule, place="--data")
+    if found.bad and unreadable == "stop":
         try:
-            read_image_header(ref, images.policy)
+            found.raise_if_bad()
         except ImageError as error:
-            bad[str(ref.path)] = f"{error.place}: {error.rule}"
-    if bad:
-        shown = "\n".join(f"  {problem}" for problem in sorted(bad.values())[:SHOWN])
-        more = f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
-        rule = f"all images must be readable, and {len(bad):,} are not:\n{shown}{more}\n"
-        remedy = 'Correct --image-root, repair the files, or train with images.unreadable = "skip".'
-        raise ImageError("images.unusable", rule, place=PREDICT, remedy=remedy)
+            remedy = f"{error.remedy} A prediction has --image-root, and --set images.unreadable=skip."
+            raise ImageError(error.code, error.rule, place="--data", remedy=remedy) from None
+    if found.bad:
+        what = "replaced by a grey square" if unreadable == "placeholder" else "skipped with their rows"
+        shown = "; ".join(f"{one.ref.name}: {one.error.rule}" for one in found.bad[:SHOWN])
+        rule = f"the number of images {what} should be 0 (for example {shown})"
+        warn("predict.images_unreadable", rule, place="--data", value=len(found.bad))
+    return found.bad_refs
 
 
-def _identity(recipe: Recipe, weights: Path | None, rows: Unlabelled, request: RowsRequest) -> str:
-    """Return a digest of the weights' files, the rows with their images, and the generation settings."""
+def _identity(recipe: Recipe, weights: Path | None, rows: UnlabelledRows, request: RowsRequest) -> str:
+    """Return a digest of the weights' files, the rows with their prompts and images, and the generation settings."""
     model = (recipe.model.name, recipe.model.revision, recipe.model.precision, recipe.model.max_tokens)
-    sections = (recipe.prompt, recipe.images, recipe.settings, recipe.evaluation.max_completion_tokens)
-    whole = blake2b(digest_size=6)
-    whole.update(repr((weights_identity(weights), model, sections, rows.fingerprint, request.constants)).encode())
+    images = (ImagePolicy.from_recipe(recipe.images).key, recipe.images.unreadable == "placeholder")
+    generation = (
+        recipe.evaluation.max_completion_tokens,
+        recipe.evaluation.batch_size,
+        recipe.evaluation.probabilities,
+    )
+    read = (recipe.prompt, recipe.dataset.columns, recipe.settings, rows.fingerprint, request.constants)
+    task, whole = TASKS[recipe.dataset.task], blake2b(digest_size=6)
+    whole.update(repr((weights_identity(weights), model, images, generation, read)).encode())
     for sample in rows.samples:
-        files = [(str(ref.path), _time(ref.path)) for ref in sample.images]
-        whole.update(repr((sample.id, files)).encode())
+        files = [(ref.name, file_state(ref.path)) for ref in sample.images]
+        # The turns also change with the code of a custom task.
+        whole.update(repr((sample.id, prompt_turns(task, sample), files)).encode())
     return whole.hexdigest()
 
 
-def _time(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.is_file() else None
+def _generate(job: _Job, samples: Sequence[Sample], known: dict[str, Reply]) -> None:
+    """Generate the completions that are not known, and save and add them. Raises Interrupted after a signal.
 
-
-def _generate(job: _Job, samples: Sequence[Sample], done: int) -> dict[str, Reply]:
-    """Generate and save completions in batches, and return sample id -> reply. Raises Interrupted after a signal."""
-    found: dict[str, Reply] = {}
+    Batches do not depend on what is known. A batch with a missing completion is generated as a whole, so that a resumed
+    prediction is equal to an uninterrupted one.
+    """
     size = job.recipe.evaluation.batch_size
     for start in range(0, len(samples), size):
         batch = samples[start : start + size]
-        readable = [sample for sample in batch if _opens(job, sample)]
+        new = [sample for sample in batch if sample.id not in known]
+        if not new:
+            continue
+        readable = [sample for sample in batch if job.skipped.isdisjoint(sample.images)]
         replies = dict(zip((one.id for one in readable), job.completer.reply(readable), strict=True))
-        for sample in batch:
-            reply = replies.get(sample.id, Reply(Completion("", 0, truncated=False), UNREADABLE))
-            append_line(job.partial, _line(sample, reply))
-            found[sample.id] = reply
-        finished = done + start + len(batch)
-        job.progress(PREDICT, finished, job.total, "")
-        if finished < job.total:
-            job.stop.check(f"{finished:,} of {job.total:,} predictions are saved")
-    return found
+        found = {one.id: replies.get(one.id, Reply(Completion("", 0, truncated=False), UNREADABLE)) for one in new}
+        append_lines(job.partial, [_line(sample_id, reply) for sample_id, reply in found.items()])
+        known |= found
+        done = start + len(batch)
+        job.progress(PREDICT, done, len(samples), "")
+        if done < len(samples):
+            job.stop.check(f"{done:,} of {len(samples):,} predictions are saved")
 
 
-def _opens(job: _Job, sample: Sample) -> bool:
-    """Return whether the images of a row can be decoded. Raises ImageError unless the recipe skips unreadable ones."""
-    try:
-        for ref in sample.images:
-            job.completer.prompts.images.get(ref)
-    except ImageError:
-        if job.recipe.images.unreadable != "skip":
-            raise
-        return False
-    return True
-
-
-def _line(sample: Sample, reply: Reply) -> Record:
+def _line(sample_id: str, reply: Reply) -> Record:
     completion = reply.completion
-    line: Record = {"id": sample.id, "completion": completion.text, "truncated": completion.truncated}
-    if (probabilities := getattr(completion, "probabilities", None)) is not None:
-        line["probabilities"] = dict(probabilities)
+    line: Record = {"id": sample_id, "completion": completion.text, "truncated": completion.truncated}
+    if completion.probabilities is not None:
+        line[PROBABILITIES] = dict(completion.probabilities)
     return line | ({} if reply.skipped is None else {"skipped": reply.skipped})
 
 
-def _write(task: Task, rows: Unlabelled, known: Mapping[str, Reply], request: RowsRequest) -> RowPredictions:
+def _write(task: Task, rows: UnlabelledRows, known: Mapping[str, Reply], request: RowsRequest) -> RowPredictions:
     """Write the table in the order of the rows."""
     answers = [(sample, read_reply(task, sample, known[sample.id])) for sample in rows.samples]
     records = [_record(sample, answer) for sample, answer in answers]
@@ -268,7 +306,7 @@ def _write(task: Task, rows: Unlabelled, known: Mapping[str, Reply], request: Ro
 
 
 def _record(sample: Sample, answer: Answer) -> Record:
-    images = [str(ref.path) for ref in sample.images]
+    images = [ref.name for ref in sample.images]
     record: Record = {
         "id": sample.id,
         "image": images[0] if len(images) == 1 else images,
@@ -277,26 +315,22 @@ def _record(sample: Sample, answer: Answer) -> Record:
         "problem": answer.problem,
         "truncated": answer.truncated,
     }
-    probabilities = getattr(answer, "probabilities", None)
-    return record if probabilities is None else record | {"probabilities": dict(probabilities)}
+    return record if answer.probabilities is None else record | {PROBABILITIES: dict(answer.probabilities)}
 
 
 def _csv(records: Sequence[Record]) -> str:
     """Return the records with a column for each part of an answer and each class. Lists are JSON."""
-    rows = [_with_columns(record) for record in records]
-    columns = list(dict.fromkeys(name for record in rows for name in record))
-    text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows([_cell(record.get(name)) for name in columns] for record in rows)
-    return text.getvalue()
-
-
-def _with_columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    answer = {f"answer_{name}": value for name, value in record["answer"].items()}
-    classes = {f"probability_{name}": value for name, value in record.get("probabilities", {}).items()}
-    first = {name: record[name] for name in ("id", "image", "completion", "problem", "truncated")}
-    return first | answer | classes
+    parts, classes = ({name: None for one in records for name in one.get(key, ())} for key in ("answer", PROBABILITIES))
+    header = [*COLUMNS, *(f"answer_{name}" for name in parts), *(f"probability_{name}" for name in classes)]
+    rows = (
+        [
+            *(one[name] for name in COLUMNS),
+            *(one["answer"].get(name) for name in parts),
+            *(one.get(PROBABILITIES, {}).get(name) for name in classes),
+        ]
+        for one in records
+    )
+    return csv_text([header, *([_cell(value) for value in row] for row in rows)])
 
 
 def _cell(value: Any) -> str:

@@ -8,9 +8,9 @@ from itertools import combinations
 
 from toolkit.data.task import SetMetrics
 from toolkit.errors import warn
+from toolkit.evaluation.evaluation_predictions import PREDICTIONS, Baselines, Rows
 from toolkit.evaluation.evaluation_set import OFF, OWN, REFERENCE, VALIDATION, EvaluationSet
 from toolkit.evaluation.generate import SKIP_REMEDIES
-from toolkit.evaluation.predictions import PREDICTIONS, Baselines, Rows
 from toolkit.evaluation.results import (
     BASELINE,
     BEFORE,

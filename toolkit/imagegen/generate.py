@@ -1,9 +1,7 @@
 """Generate images from a finished run as PNG files, with a table of how each was generated."""
 
-import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from io import StringIO
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +29,16 @@ from toolkit.imagegen.seeds import seed_of
 from toolkit.imagegen.settings import generator_settings, selector_settings
 from toolkit.recipe import Recipe, for_image_generators
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.runfolder import Progress, RunFolder, StopRequest, find_run, new_folder, no_progress, write_text
+from toolkit.runfolder import (
+    Progress,
+    RunFolder,
+    StopRequest,
+    csv_text,
+    find_run,
+    new_folder,
+    no_progress,
+    write_text,
+)
 from toolkit.tasks import TASKS
 
 TABLE = "images.csv"
@@ -338,8 +345,4 @@ def _save(path: Path, pixels_HWC: NDArray[np.uint8]) -> None:
 
 
 def _table(files: Sequence[GeneratedFile]) -> str:
-    text = StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(GeneratedFile)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(file) for file in files)
-    return text.getvalue()
+    return csv_text([[field.name for field in fields(GeneratedFile)], *(astuple(file) for file in files)])

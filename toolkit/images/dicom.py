@@ -30,8 +30,12 @@ MALFORMED = (
 """Exceptions of pydicom and its decoders for malformed files, besides pydicom's own errors."""
 
 
+HEAD_BYTES = 132
+"""Bytes at the start of a file by which ``is_dicom`` recognizes it."""
+
+
 def is_dicom(head: bytes, path: Path) -> bool:
-    """Return whether to read a file as DICOM. ``head`` has its first 132 bytes or more."""
+    """Return whether to read a file as DICOM. ``head`` has its first ``HEAD_BYTES`` or more."""
     return head[128:132] == b"DICM" or path.suffix.lower() in SUFFIXES
 
 

@@ -111,7 +111,7 @@ def _sniff(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
     if is_volume(ref.path):
         found = nifti.read_slice_header(ref)
         return Header("NIfTI", found.size, found.bits, "nifti", upright=True, frames=found.slices, notes=found.notes)
-    head = stream.read(132)
+    head = stream.read(dicom.HEAD_BYTES)
     stream.seek(0)
     if dicom.is_dicom(head, ref.path):
         size, bits, frames = dicom.read_header_fields(stream, ref)

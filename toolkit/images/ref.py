@@ -40,6 +40,12 @@ class ImageRef:
     found: tuple[str, ...] = field(default=(), compare=False)
 
     @property
+    def name(self) -> str:
+        """The path as rows write it, with the frame or slice: ``ct.nii.gz#coronal=42`` or ``scan.tif#1``."""
+        at = f"{self.axis}={self.frame}" if self.axis else str(self.frame or "")
+        return f"{self.path}#{at}" if at else str(self.path)
+
+    @property
     def part(self) -> str:
         """Frame, axis and crop as one word. Together with the path or the content it identifies the pixels."""
         return "_".join(map(str, (self.frame, *filter(None, [self.axis]), *(self.crop or ()))))

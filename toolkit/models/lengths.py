@@ -30,8 +30,8 @@ SAMPLED = 1000
 TOO_LONG = "[model] max_tokens"
 """The place of an error about rows that are too long."""
 # Evaluations store both texts and count rows by them, so a new wording is a new reason.
-PROMPT_TOO_LONG = "the prompt with its agent memory and the answer exceed model.max_tokens"
-HAS_SPECIAL_TOKEN = "the question or its agent memory contains a special token of the model"
+PROMPT_TOO_LONG = "the prompt and the answer exceed model.max_tokens"
+HAS_SPECIAL_TOKEN = "the prompt contains a special token of the model"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 The files get their names at the end. They replace only files of an earlier preparation.
 """
 
-import csv
 import json
 import os
 from collections import Counter, defaultdict
@@ -23,7 +22,7 @@ from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, Prepared
 from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.sheet import choose_images, write_sheet
 from toolkit.recipe import SPLITS
-from toolkit.runfolder import add_output, check_output, output_files, write_json
+from toolkit.runfolder import add_output, check_output, csv_text, output_files, write_json
 from toolkit.scoring.regions import format_location, locate_box
 
 PROBLEMS = "problems.txt"
@@ -326,10 +325,8 @@ def _write_json(file: Path, rows: Sequence[Row]) -> None:
 
 
 def _write_csv(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(columns)
-        table.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    text = csv_text([columns, *([_cell(row.get(column)) for column in columns] for row in rows)])
+    file.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _cell(value: object) -> str:

@@ -2,6 +2,8 @@
 
 from toolkit.runfolder.files import (
     append_line,
+    append_lines,
+    csv_text,
     flush_folder,
     from_json,
     new_folder,
@@ -63,11 +65,13 @@ __all__ = [
     "StopRequest",
     "add_output",
     "append_line",
+    "append_lines",
     "check_fingerprints",
     "check_free",
     "check_output",
     "check_schema",
     "claim_file",
+    "csv_text",
     "current_weights",
     "find_run",
     "find_weights",

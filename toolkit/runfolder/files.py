@@ -1,10 +1,12 @@
 """Atomic text and JSON files, and JSON lines that survive an interrupted write."""
 
+import csv
+import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -125,8 +127,23 @@ def write_lines(path: Path, values: Iterable[Mapping[str, object]]) -> None:
 
 def append_line(path: Path, value: Mapping[str, object]) -> None:
     """Append one JSON object as a line to ``path`` and flush it. NaN and infinities become null."""
+    append_lines(path, [value])
+
+
+def append_lines(path: Path, values: Iterable[Mapping[str, object]]) -> None:
+    """Append one JSON object per line, as ``append_line`` does, and flush them together."""
     with path.open("a", encoding="utf-8", newline="\n") as handle:
-        handle.write(_line(value))
+        handle.write("".join(map(_line, values)))
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV with a line feed after each. A reader of CSV gets the same texts back."""
+    text = io.StringIO()
+    usual, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in rows:
+        # csv does not quote a carriage return alone, at which readers end the row.
+        (quoted if any(isinstance(cell, str) and "\r" in cell for cell in row) else usual).writerow(row)
+    return text.getvalue()
 
 
 def read_lines(path: Path, keys: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Conversations with images: LLaVA and ShareGPT, OpenAI and TRL messages, TRL prompts, ms-swift and LLaMA-Factory.
 
 Every layout becomes the same row: ``images`` (paths), ``messages`` (role and text, with ``<image>`` where an image is),
-and, for exactly one question and one answer, ``question`` and ``answer``. The other columns are kept.
+and, for exactly one question and at most one answer, ``question`` and ``answer``. The other columns are kept.
 """
 
 import re
@@ -313,17 +313,19 @@ def _joined(texts: list[str]) -> str:
 
 
 def _question_and_answer(messages: list[dict[str, str]], *, placed: bool = False) -> dict[str, str]:
-    """Return question and answer of exactly one turn each, or nothing.
+    """Return question and answer of exactly one turn each, only the question if it has no answer, or nothing.
 
     They are left out if they would lose something: a system message, or an image between two words. With ``placed``,
     the question keeps its placeholders, which are compared to the images later.
     """
-    if [message["role"] for message in messages] != ["user", "assistant"]:
+    if [message["role"] for message in messages] not in (["user"], ["user", "assistant"]):
         return {}
     content = messages[0]["content"].strip()
     question = content if placed else _EDGES.sub("", content).strip()
     if PLACEHOLDER in question and not placed:
         return {}
+    if len(messages) == 1:
+        return {"question": question}
     return {"question": question, "answer": messages[1]["content"].strip()}
 
 

@@ -3,10 +3,8 @@
 The key of a sheet stays in the run, below ``sheets/``, and is found by the sheet's id.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from toolkit.imagegen.ratings.sheet import (
     write_sheet,
 )
 from toolkit.imagegen.seeds import derive_seed
-from toolkit.runfolder import Progress, RunFolder, no_progress, require_writable, write_text
+from toolkit.runfolder import Progress, RunFolder, csv_text, no_progress, require_writable, write_text
 
 KEYS = "sheets"
 
@@ -148,11 +146,7 @@ def collect_ratings(files: Sequence[Path], key: SheetKey, out: Path) -> int:
                     value=record["rating"],
                     remedy=remedy,
                 )
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, "patient_id"])
-    writer.writerows(rows[place][0] for place in sorted(rows))
-    write_text(out, text.getvalue())
+    write_text(out, csv_text([[*COLUMNS, "patient_id"], *(rows[place][0] for place in sorted(rows))]))
     return len(rows)
 
 

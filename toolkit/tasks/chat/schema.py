@@ -64,8 +64,8 @@ def read(name: str, row: Row, origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
     ``fields``: question (the last user turn), turns (all turns before the last answer), and the columns that the
-    recipe names. ``reference``: answer, the last assistant turn. A row without messages that has a question and an
-    answer is a conversation of one question, which ``toolkit predict`` makes.
+    recipe names. ``reference``: answer, the last assistant turn. In a row of ``toolkit predict``, the field answer is a
+    placeholder of that turn, and a row without messages is a conversation of one question.
 
     Raises:
         RowProblem: the conversation cannot be used, the group is missing, or an image path leaves the image root.
@@ -88,6 +88,9 @@ def _turns(row: Row, origin: RowOrigin, place: str) -> list[Turn]:
     if not isinstance(messages, list) or not messages:
         raise RowProblem(*NO_MESSAGES, place=place, value=_short(messages), remedy="Name it in data.columns.messages.")
     turns = [_turn(message, f"{place}, message {number}") for number, message in enumerate(messages, 1)]
+    if placeholder := text_of(cell(row, origin, "answer")):
+        before = turns[:-1] if turns[-1].role == "assistant" else turns
+        turns = [*before, Turn("assistant", placeholder)]
     _check_order([turn.role for turn in turns], place)
     return turns
 

@@ -1,11 +1,11 @@
-"""The files of predictions: generate the missing ones, read them back, and score them and the baselines.
+"""The predictions of an evaluation: generate the missing ones, read them back, and score them and the baselines.
 
 Every prediction is one flushed line, so that an interrupted evaluation resumes after the last one.
 """
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,11 @@ def generate_missing(
         Interrupted: after a signal. Saved predictions are kept.
     """
     waiting: dict[str, list[Sample]] = {}
+    saved: dict[str, set[str]] = {}
     for mode, file in files.items():
         remove_partial_line(file)
-        done = {line["id"] for line in read_lines(file, CHOICE_KEYS if mode == VALIDATION else LINE_KEYS)}
-        if missing := [sample for sample in evaluation_set.samples_of(mode) if sample.id not in done]:
+        saved[mode] = {line["id"] for line in read_lines(file, CHOICE_KEYS if mode == VALIDATION else LINE_KEYS)}
+        if missing := [sample for sample in evaluation_set.samples_of(mode) if sample.id not in saved[mode]]:
             waiting[mode] = missing
     if not waiting:
         return
@@ -97,14 +98,14 @@ def generate_missing(
         most, tokens = recipe.model.max_tokens, recipe.evaluation.max_completion_tokens
         processor, check = completer.policy.processor, context.check_stop_before_first_step
         check_lengths(processor, evaluation_set.prompts, waiting[REFERENCE], most, tokens, on_row=check)
-    for mode, samples in waiting.items():
-        job = _Job(context, name, mode, evaluation_set, completer, files[mode])
+    for mode in waiting:
+        job = _Job(context, name, mode, evaluation_set, completer, files[mode], saved[mode])
         if mode == OWN:
             _roll_out(job)
         elif mode == VALIDATION:
-            _choose_each(job, samples)
+            _choose_each(job)
         else:
-            _generate_each(job, samples)
+            _generate_each(job)
 
 
 def validation_rows(evaluation_set: EvaluationSet, file: Path) -> Rows:
@@ -205,6 +206,19 @@ class _Job:
     evaluation_set: EvaluationSet
     completer: Completer
     file: Path
+    saved: Collection[str]
+    """Ids of the samples whose predictions are in the file."""
+
+    def batches(self) -> Iterator[tuple[list[Sample], int]]:
+        """Yield each batch with an unsaved sample, and the number of samples up to its end.
+
+        Batches do not depend on what is saved, so that a resumed evaluation is equal to an uninterrupted one.
+        """
+        size, samples = self.context.recipe.evaluation.batch_size, self.evaluation_set.samples_of(self.mode)
+        for start in range(0, len(samples), size):
+            batch = list(samples[start : start + size])
+            if any(sample.id not in self.saved for sample in batch):
+                yield batch, start + len(batch)
 
     def save(self, sample: Sample, answer: Answer, skipped: str | None = None) -> None:
         line = {"split": self.context.recipe.evaluation.split, **_prediction(sample, answer)}
@@ -219,23 +233,23 @@ class _Job:
             self.context.stop.check(f"{stage} is saved after {done} of {total} samples")
 
 
-def _generate_each(job: _Job, samples: list[Sample]) -> None:
-    size, task = job.context.recipe.evaluation.batch_size, job.evaluation_set.task
-    for start in range(0, len(samples), size):
-        batch = samples[start : start + size]
+def _generate_each(job: _Job) -> None:
+    task, total = job.evaluation_set.task, len(job.evaluation_set.samples_of(job.mode))
+    for batch, done in job.batches():
         for sample, completion in zip(batch, job.completer.complete(batch), strict=True):
-            job.save(sample, read_answer(task, sample, completion))
-        job.report(start + len(batch), len(samples))
+            if sample.id not in job.saved:
+                job.save(sample, read_answer(task, sample, completion))
+        job.report(done, total)
 
 
-def _choose_each(job: _Job, samples: list[Sample]) -> None:
+def _choose_each(job: _Job) -> None:
     """Save class probabilities without completions."""
-    size = job.context.recipe.evaluation.batch_size
-    for start in range(0, len(samples) if job.completer.probabilities else 0, size):
-        batch = samples[start : start + size]
+    total = len(job.evaluation_set.samples_of(job.mode))
+    for batch, done in job.batches() if job.completer.probabilities else ():
         for sample, probabilities in zip(batch, job.completer.choose(batch), strict=True):
-            append_line(job.file, {"id": sample.id, "probabilities": probabilities})
-        job.report(start + len(batch), len(samples))
+            if sample.id not in job.saved:
+                append_line(job.file, {"id": sample.id, "probabilities": probabilities})
+        job.report(done, total)
 
 
 def _roll_out(job: _Job) -> None:

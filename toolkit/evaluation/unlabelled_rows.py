@@ -12,17 +12,17 @@ from toolkit.data import Dropped, Tally
 from toolkit.data.groups import NO_GROUPS
 from toolkit.data.rows import check_dropped, read_file
 from toolkit.data.sample import Sample
+from toolkit.data.sources import is_image_folder, source_exists
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, Problem, RowProblem
+from toolkit.evaluation.predict import PREDICT, check_context
+from toolkit.images.dicom import HEAD_BYTES, is_dicom
 from toolkit.images.names import is_image_name
 from toolkit.recipe import Recipe
 from toolkit.tasks import TASKS
 
-SPLIT = "predict"
-"""Split for which a task returns the settings of predictions."""
-
-ROW_FILES = frozenset((".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".xml", ".xlsx", ".txt", ".zip"))
-"""Suffixes of files that can have rows. A folder with one of them is not read as a folder of images."""
+DICOMDIR = "DICOMDIR"
+"""File of a DICOM medium that lists the others. It has no image."""
 
 QUESTION, OPTIONS, IMAGE = "question", "options", "image"
 
@@ -49,7 +49,7 @@ class Constants:
 
 
 @dataclass(frozen=True, slots=True)
-class Unlabelled:
+class UnlabelledRows:
     """The samples of a prediction.
 
     Attributes:
@@ -72,13 +72,13 @@ def read_unlabelled_rows(
     image_root: Path | None,
     constants: Constants,
     whole: tuple[str, ...] = (),
-) -> Unlabelled:
+) -> UnlabelledRows:
     """Read the rows of a file or folder, or the images of a folder.
 
     Args:
         recipe: defines the task, column names and prompt. Its filter and groups are ignored.
         settings: the settings of the task.
-        source: a source of rows in any format, or a folder of images.
+        source: a source of rows in any format, a folder of images, or one image.
         image_root: the folder of relative image paths. None: that of the source.
         constants: values of every row.
         whole: columns whose whole numbers have no decimal point in the training rows.
@@ -90,14 +90,18 @@ def read_unlabelled_rows(
     if task.agent_memory is not None:
         rule, remedy = "rows with agent memory are predicted one episode at a time", "Use --steps instead of --data."
         raise DataError("predict.rows_have_agent_memory", rule, place="--data", value=task.name, remedy=remedy)
-    if not source.exists():
+    if not source_exists(str(source)):
         rule = "the source of the rows must exist"
         raise DataError("predict.source_missing", rule, place="--data", value=str(source), remedy="Correct the path.")
-    _check_constants(task, constants)
-    reader = _Reader(
-        task, {**task.placeholders(settings), **constants.fields}, dict(constants.context), settings, whole
-    )
-    if source.is_dir() and not _has_rows(source):
+    is_folder_of_images = is_image_folder(source) if source.is_dir() else _is_image(source)
+    _check_constants(task, constants, {QUESTION} if task.turns and is_folder_of_images else set())
+    check_context(recipe, constants.context, "--context")
+    fields = {**task.placeholders(settings), **constants.fields}
+    reader = _Reader(task, fields, dict(constants.context), settings, whole)
+    if is_folder_of_images:
+        if image_root is not None:
+            rule, remedy = "images of a folder have no other folder", "Leave out --image-root."
+            raise DataError("predict.image_root_unused", rule, place="--image-root", value=str(source), remedy=remedy)
         return _read_images(recipe, reader, source.absolute())
     return _read_rows(recipe, reader, source, image_root, constants)
 
@@ -122,15 +126,21 @@ class _Reader:
 
     @property
     def reference(self) -> set[str]:
-        """Return the fields with the answer."""
-        leaking = self.task.leaking
-        return {name for name, columns in self.task.columns.items() if leaking & set(columns)} | set(self.fixed)
+        """Return the fields with nothing but the answer, and those that are fixed."""
+        leaking = {name for name, columns in self.task.columns.items() if self.task.leaking & set(columns)}
+        return leaking - {name for one in self.missing for name in one.split("|")} | set(self.fixed)
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Return the required fields that are not fixed. ``a|b`` requires one of them."""
+        has_question = self.task.turns is not None and QUESTION in self.fixed  # a conversation of one question
+        required = () if has_question else self.task.required
+        return frozenset(one for one in required if not set(one.split("|")) & set(self.fixed))
 
     def without_reference(self) -> Task:
         """Return the task, whose rows need no reference."""
         columns = {name: one for name, one in self.task.columns.items() if name not in self.reference}
-        required = frozenset(one for one in self.task.required if not set(one.split("|")) & set(self.fixed))
-        return replace(self.task, columns=columns, required=required, read=self.read, notes=None)
+        return replace(self.task, columns=columns, required=self.missing, read=self.read, notes=None)
 
     def read(self, name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         """Return the sample of a row, with placeholders as its reference. Raises RowProblem as ``Task.read``."""
@@ -144,7 +154,7 @@ class _Reader:
 
 def _read_rows(
     recipe: Recipe, reader: _Reader, source: Path, image_root: Path | None, constants: Constants
-) -> Unlabelled:
+) -> UnlabelledRows:
     if constants.context:
         rule, remedy = "the rows of a file must have their own context", "Leave out --context."
         raise DataError("predict.context_given_twice", rule, place="--context", remedy=remedy)
@@ -155,7 +165,7 @@ def _read_rows(
     evaluate = recipe.evaluate and recipe.evaluate.model_copy(update={"by": ()})
     task = reader.without_reference()
     changed = recipe.model_copy(update={"data": dataset.model_copy(update=update), "evaluate": evaluate})
-    found = read_file(changed, task, str(source), image_root, SPLIT, reader.whole)
+    found = read_file(changed, task, str(source), image_root, PREDICT, reader.whole)
     check_dropped(found, dataset.max_dropped)
     table = found.samples.table
     for name in constants.fields:
@@ -165,22 +175,30 @@ def _read_rows(
             raise DataError("predict.value_given_twice", rule, place=source, value=both[0], remedy=remedy)
     # Reading compares the targets of rows with equal prompts, which needs the placeholders.
     samples = [replace(sample, reference={}) for sample in found.samples]
-    return Unlabelled(samples, found.dropped, found.warnings, table.fingerprint)
+    return UnlabelledRows(samples, found.dropped, found.warnings, table.fingerprint)
 
 
-def _read_images(recipe: Recipe, reader: _Reader, folder: Path) -> Unlabelled:
+def _read_images(recipe: Recipe, reader: _Reader, source: Path) -> UnlabelledRows:
+    """Read the images of a folder, or one image."""
     task, tally, samples = reader.task, Tally(), []
-    missing = [one for one in task.required if not set(one.split("|")) & {*reader.fixed, IMAGE}]
-    if missing:
+    folder = source if source.is_dir() else source.parent
+    if missing := sorted(one for one in reader.missing if IMAGE not in one.split("|")):
         needed = ", ".join(one.split("|")[0] for one in missing)
         rule, remedy = f"the rows of the task {task.name} must have: {needed}", "Add --question (and --option)."
-        raise DataError("predict.question_missing", rule, place=folder, remedy=remedy)
+        raise DataError("predict.question_missing", rule, place=source, remedy=remedy)
     origin = RowOrigin(folder, folder, {IMAGE: IMAGE}, max_images=recipe.images.max_per_question)
     names = []
-    for file in _files(folder):
+    for file in _files(folder) if source == folder else [source]:
         name = file.relative_to(folder).as_posix()
+        if file.is_dir():
+            tally.add("a link to a folder is not followed", name, "predict.folder_linked")
+            continue
         if not _is_image(file):
             tally.add("the file must be an image", name, "predict.file_not_image")
+            continue
+        shown = name.encode(errors="backslashreplace").decode()
+        if shown != name:
+            tally.add("the name of the file must be UTF-8 text", shown, "predict.file_name_not_unicode")
             continue
         try:
             samples.append(replace(reader.read(name, {IMAGE: name}, origin), reference={}))
@@ -197,27 +215,29 @@ def _read_images(recipe: Recipe, reader: _Reader, folder: Path) -> Unlabelled:
         for one in recipe.prompt.context
         if one not in reader.context
     ]
-    return Unlabelled(samples, dropped, tuple(notes), repr(names))
+    return UnlabelledRows(samples, dropped, tuple(notes), repr(names))
 
 
-def _check_constants(task: Task, constants: Constants) -> None:
+def _check_constants(task: Task, constants: Constants, more: set[str]) -> None:
+    """Check that the task has the fields of constants, which may also be one of ``more``. Raises DataError."""
     for name in constants.fields:
-        if name not in task.columns:
+        if name not in task.columns and name not in more:
             rule = f"rows of the task {task.name} have no {name}"
             option = f"--{name.rstrip('s')}"
             raise DataError("predict.constant_unknown", rule, place=option, remedy=f"Leave out {option}.")
 
 
-def _has_rows(folder: Path) -> bool:
-    return any(file.suffix.lower() in ROW_FILES for file in _files(folder))
-
-
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder in order, without hidden ones."""
+    """Yield the files and links below a folder in order, without hidden ones."""
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+        is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not is_hidden and (file.is_symlink() or not file.is_dir()):
             yield file
 
 
 def _is_image(file: Path) -> bool:
-    return is_image_name(file.name)
+    """Return whether a file is an image by its name, or DICOM without a suffix by its first bytes."""
+    if is_image_name(file.name) or not file.is_file() or file.name == DICOMDIR:
+        return is_image_name(file.name)
+    with file.open("rb") as stream:
+        return is_dicom(stream.read(HEAD_BYTES), file)
