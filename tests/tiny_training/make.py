@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--seeing-steps", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--images", type=int, default=24_000)
     options = parser.parse_args()
