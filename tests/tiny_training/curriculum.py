@@ -17,11 +17,11 @@ from toolkit.tasks.vqa import prompt as vqa
 FIRST = 1_000_000
 """First image number. Synthetic datasets use lower numbers, so no image of a test split was trained on."""
 DOMAINS = (
-    ImageDomain("chest", chest.draw, chest.texts, 0.19, 2),
-    ImageDomain("reports", reports.draw, reports.texts, 0.06, 2),
-    ImageDomain("skin", skin.draw, skin.texts, 0.47, 3),
-    ImageDomain("screens", screens.draw, screens.texts, 0.22, 2),
-    ImageDomain("tissue", tissue.draw, tissue.texts, 0.06, 2),
+    ImageDomain("chest", chest.draw, chest.texts, 0.17, 2),
+    ImageDomain("reports", reports.draw, reports.texts, 0.05, 2),
+    ImageDomain("skin", skin.draw, skin.texts, 0.52, 3),
+    ImageDomain("screens", screens.draw, screens.texts, 0.21, 2),
+    ImageDomain("tissue", tissue.draw, tissue.texts, 0.05, 2),
 )
 
 
