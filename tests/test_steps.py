@@ -545,9 +545,9 @@ def prompt(sample: Sample) -> str:
 @pytest.mark.parametrize(
     ("sections", "there", "gone"),
     [
-        (["goal", "image"], ["Goal: ", "picture"], ["memory:"]),
-        (["short_term", "image"], ["Short-term memory: ", "picture"], ["Goal", "Long-term"]),
-        (["goal", "short_term", "long_term"], ["Goal: ", "Short-term", "Long-term"], ["picture"]),
+        (["goal", "image"], ["Goal: ", "image"], ["memory:"]),
+        (["short_term", "image"], ["Short-term memory: ", "image"], ["Goal", "Long-term"]),
+        (["goal", "short_term", "long_term"], ["Goal: ", "Short-term", "Long-term"], ["image"]),
     ],
 )
 def test_each_section_can_be_switched_off(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma3Processor
 
-from tests.tiny_training import make, screens, skin
+from tests.tiny_training import make, reports, screens, skin, tissue
 from tests.tiny_training.build import build_model
 from tests.tiny_training.curriculum import DOMAINS, FIRST
 from tests.tiny_training.loader import CurriculumLoader, collate
@@ -22,6 +22,7 @@ from tests.tiny_training.turns import Example, QuestionAnswer
 from toolkit import tiny
 from toolkit.scoring.regions import box_iou, find_regions
 from toolkit.synthetic.lesions import Photo, make_lesion
+from toolkit.synthetic.tissue import TISSUES
 from toolkit.tasks.lesion.diagnoses import HAM10000
 from toolkit.tasks.steps.synthetic import make_gui_task
 
@@ -30,10 +31,10 @@ SHIPPED = {
     "chat_template.jinja": "a78cf55f48ada096",
     "config.json": "a379a58881cb17ea",
     "generation_config.json": "3968baac268b6969",
-    "model.safetensors": "17a15046937c7f00",
+    "model.safetensors": "32146e5d8de87b6c",
     "processor_config.json": "26107e3f7656d204",
-    "tokenizer.json": "653da83a8090f91d",
-    "tokenizer.model": "7626385fec2edd10",
+    "tokenizer.json": "bfcc14b37751228d",
+    "tokenizer.model": "fa09735eac632a90",
     "tokenizer_config.json": "3b8cfa1b77bd6801",
 }
 """File name -> first 16 digits of its SHA-256."""
@@ -80,6 +81,36 @@ def test_a_map_has_the_covered_fraction_of_each_cell() -> None:
 def test_no_turn_about_skin_has_more_than_one_part_of_an_answer() -> None:
     for _, answer in turns_of(skin.draw, 200):
         assert len(set(re.findall(r"<(\w+)>", answer))) <= 1
+
+
+def test_a_turn_about_several_findings_names_one_lung_the_heart_or_a_device() -> None:
+    for _, answer in turns_of(reports.draw, 200):
+        assert answer.count(".") <= 1
+        assert "fracture" not in answer
+
+
+def test_vision_labels_of_several_findings_agree_with_the_turns() -> None:
+    rng = np.random.default_rng(0)
+    for number in NUMBERS:
+        example = reports.draw(3407, number)
+        right, _, left, _, heart, device = (index for index, _ in example.labels.classes)
+        answers = dict(example.make_turn(rng) for _ in range(30))
+        for question, normal, index in (
+            ("Describe the right lung.", "The right lung is clear.", right),
+            ("Describe the left lung.", "The left lung is clear.", left),
+            ("Describe the heart.", "The heart is normal.", heart),
+            ("Describe devices.", "No device.", device),
+        ):
+            if question in answers:
+                assert (answers[question] == normal) == (index == 0), (number, question)
+
+
+def test_the_label_of_a_tile_is_its_name_in_every_turn() -> None:
+    rng = np.random.default_rng(0)
+    for number in NUMBERS:
+        example = tissue.draw(3407, number)
+        ((index, _),) = example.labels.classes
+        assert {example.make_turn(rng).answer for _ in range(10)} == {tissue.NAMES[tuple(TISSUES)[index]]}
 
 
 def test_no_turn_about_screens_has_agent_memory_and_action_together() -> None:

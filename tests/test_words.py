@@ -77,12 +77,6 @@ NAMES_OF_LIBRARIES = re.compile(
 
 ALLOWED: Mapping[str, frozenset[str]] = {
     "tests/test_cli.py": frozenset({"rehearse", "phantom"}),  # former names, which are rejected
-    # Prompts that the shipped weights were trained on.
-    "tests/tiny_training/*.py": frozenset({"film", "picture"}),
-    "tests/test_steps.py": frozenset({"picture"}),
-    "toolkit/tasks/lesion/prompt.py": frozenset({"picture"}),
-    "toolkit/tasks/steps/prompt.py": frozenset({"picture"}),
-    "toolkit/tasks/steps/synthetic.py": frozenset({"ask", "tell"}),
 }
 """Pattern of paths -> words that they may have."""
 
@@ -130,4 +124,4 @@ def test_replaced_words_are_found_in_identifiers_strings_and_comments() -> None:
     text = "pictureOf = ask_model('FILM')  # it goes on\nfrom itertools import chain\nchain(a)\nboth_chains = 1\n"
     found = [hit.rsplit(" (", 1)[0] for hit in replaced_words("a.py", text)]
     assert found == ["a.py:1: picture", "a.py:1: ask", "a.py:1: film", "a.py:1: (go|goes|gone) on", "a.py:4: chains"]
-    assert replaced_words("tests/tiny_training/chest.py", "a film") == []
+    assert replaced_words("tests/test_cli.py", "a phantom") == []

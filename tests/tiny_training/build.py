@@ -15,9 +15,9 @@ from transformers import (
 from transformers.tokenization_utils_sentencepiece import SentencePieceExtractor
 
 from tests.tiny_training.curriculum import corpus
+from tests.tiny_training.turns import SIDE
 from toolkit.synthetic import Rng
 
-SIDE = 112
 IMAGE_TOKENS = 16
 WIDTH = 128
 VOCABULARY = 1024

@@ -1,7 +1,4 @@
-"""Turns about chest radiographs: short questions, and half of an answer format at a time.
-
-The prompts keep the wording that the shipped model was trained on.
-"""
+"""Turns about chest radiographs: short questions, and half of an answer format at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,8 +6,8 @@ from functools import partial
 import numpy as np
 
 from tests.tiny_training.turns import Example, ImageLabels, QuestionAnswer, between, one_of, weighted
-from toolkit.synthetic import Rng
-from toolkit.synthetic.chest import FINDINGS, LOCATIONS, SIDES, ChestCase, draw_radiograph, make_case
+from toolkit.synthetic import Bytes, Rng
+from toolkit.synthetic.chest import FINDINGS, LOCATIONS, SIDES, ChestCase, Light, draw_radiograph, make_case
 from toolkit.tasks.mcq.synthetic import LETTERS, QUESTION_KINDS, Choice, possible_kinds
 
 SIDE = 256
@@ -21,12 +18,17 @@ LOCATION_CLASSES = ("", *LOCATIONS, *SIDES)
 def draw(seed: int, number: int) -> Example:
     """Return a radiograph, its turns and its labels."""
     case, rng = make_case(seed, number)
-    light = draw_radiograph(case.finding.name, case.location, SIDE, rng)
-    low, high = light.min(), light.max()
-    grey = ((light - low) / (high - low) * 255).astype(np.uint8)
+    pixels = to_rgb(draw_radiograph(case.finding.name, case.location, SIDE, rng))
     finding, location = FINDINGS.index(case.finding), LOCATION_CLASSES.index(case.location)
     labels = ImageLabels(classes=((finding, len(FINDINGS)), (location, len(LOCATION_CLASSES))))
-    return Example(np.repeat(grey[..., None], 3, axis=2), partial(make_turn, case), labels)
+    return Example(pixels, partial(make_turn, case), labels)
+
+
+def to_rgb(light: Light) -> Bytes:
+    """Return a radiograph as RGB, from its darkest to its brightest pixel."""
+    low, high = light.min(), light.max()
+    grey = ((light - low) / (high - low) * 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def make_turn(case: ChestCase, rng: Rng) -> QuestionAnswer:
@@ -42,7 +44,7 @@ def texts(seed: int, number: int, rng: Rng) -> tuple[str, ...]:
 
 def _describe(case: ChestCase, rng: Rng) -> QuestionAnswer:
     return QuestionAnswer(
-        one_of(("Describe the film.", "What does the report say?", "Findings:"), rng), f"{case.description}."
+        one_of(("Describe the image.", "What does the report say?", "Findings:"), rng), f"{case.description}."
     )
 
 
@@ -85,7 +87,7 @@ def _tagged(case: ChestCase, rng: Rng) -> QuestionAnswer:
 def _yes_no(case: ChestCase, rng: Rng) -> QuestionAnswer:
     queried = FINDINGS[rng.integers(len(FINDINGS))] if rng.random() < 0.5 else case.finding
     return QuestionAnswer(
-        f"Does the film show: {queried.name}?\nAnswer yes or no.", "Yes" if queried is case.finding else "No"
+        f"Does the image show: {queried.name}?\nAnswer yes or no.", "Yes" if queried is case.finding else "No"
     )
 
 

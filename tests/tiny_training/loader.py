@@ -10,12 +10,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Gemma3Processor
 
-from tests.tiny_training.build import SIDE
 from tests.tiny_training.curriculum import DOMAINS, FIRST
-from tests.tiny_training.turns import Example, ImageDomain, ImageLabels, QuestionAnswer
+from tests.tiny_training.turns import SIDE, Example, ImageDomain, ImageLabels, QuestionAnswer
 from toolkit.synthetic import Bytes
 
-BATCH = 64
+BATCH = 72
 
 Batch = dict[str, torch.Tensor]
 

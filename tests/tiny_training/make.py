@@ -43,8 +43,8 @@ def main() -> None:
     """Train the model and save it. The shipped weights come from the default options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--seeing-steps", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--seeing-steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--images", type=int, default=24_000)
     options = parser.parse_args()
@@ -69,7 +69,8 @@ def pretrain_vision(model: Gemma3ForConditionalGeneration, loader: CurriculumLoa
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
     for step in range(steps):
         losses: Mapping[str, torch.Tensor] = {
-            domain.name: _loss(heads[domain.name](image_tokens(model, pixels).flatten(1)), label_examples)
+            domain.name: domain.weight
+            * _loss(heads[domain.name](image_tokens(model, pixels).flatten(1)), label_examples)
             for domain, pixels, label_examples in loader.images()
         }
         torch.stack(list(losses.values())).sum().backward()

@@ -1,7 +1,4 @@
-"""Turns about GUI screens: where a widget is, which one is next, and single parts of an answer's JSON.
-
-The prompts keep the wording that the shipped model was trained on.
-"""
+"""Turns about GUI screens: where a widget is, which one is next, and single parts of an answer's JSON."""
 
 import json
 from collections.abc import Mapping

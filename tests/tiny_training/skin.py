@@ -1,7 +1,4 @@
-"""Turns about skin lesions: diagnosis, location and bounding box, one part of the answer at a time.
-
-The prompts keep the wording that the shipped model was trained on.
-"""
+"""Turns about skin lesions: diagnosis, location and bounding box, one part of the answer at a time."""
 
 import json
 from functools import partial
@@ -73,7 +70,7 @@ def _name(skin: Skin, rng: Rng) -> QuestionAnswer:
 
 
 def _location(skin: Skin, rng: Rng) -> QuestionAnswer:
-    return QuestionAnswer(one_of(("Place:", "In which part of the picture?"), rng), _location_of(skin.boxes[0]))
+    return QuestionAnswer(one_of(("Place:", "In which part of the image?"), rng), _location_of(skin.boxes[0]))
 
 
 def _middle(skin: Skin, rng: Rng) -> QuestionAnswer:

@@ -7,6 +7,9 @@ from toolkit.synthetic import Bytes, Rng
 
 Kind = TypeVar("Kind")
 
+SIDE = 112
+"""Pixels per side of the images that the model receives."""
+
 
 class QuestionAnswer(NamedTuple):
     """One turn of a conversation: a question about the image and its answer."""

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from toolkit.tasks.lesion.schema import LesionSettings
 
 WHAT = (
-    "What does this picture of the skin show?",
+    "What does this image of the skin show?",
     "Which skin lesion is this?",
-    "Describe the lesion in this dermoscopic picture.",
+    "Describe the lesion in this dermoscopic image.",
     "Name the skin lesion that you see.",
 )
 WHERE = (
-    "What does this picture of the skin show, and where?",
+    "What does this image of the skin show, and where?",
     "Which skin lesion is this, and where is it?",
-    "Name each lesion in this dermoscopic picture and say where it is.",
-    "Find the lesions in this picture and name them.",
+    "Name each lesion in this dermoscopic image and say where it is.",
+    "Find the lesions in this image and name them.",
 )
 """Wordings of one question. The seed chooses one per row."""
 

@@ -13,7 +13,7 @@ from toolkit.tasks.steps.schema import StepSettings
 
 TEMPLATE: Mapping[str, str] = {
     "goal": "Goal: {goal}",
-    "image": "The picture shows the screen now.",
+    "image": "The image shows the current screen.",
     "short_term": "Short-term memory: {short_term}",
     "long_term": "Long-term memory: {long_term}",
 }

@@ -51,7 +51,7 @@ WORKFLOWS = (
     Workflow("name", ("Name the {word}.", "Label the {word}.", "Tag the {word}."), ("zoom", "note", "save")),
     Workflow(
         "report",
-        ("Report the {word}.", "Write up the {word}.", "Tell the ward of the {word}."),
+        ("Report the {word}.", "Write up the {word}.", "Inform the ward of the {word}."),
         ("open", "tone", "slice", "zoom", "send"),
     ),
     Workflow(
@@ -71,7 +71,7 @@ WORKFLOWS = (
     ),
     Workflow(
         "consult",
-        ("Ask a colleague about the {word}.", "Get a second opinion on the {word}.", "Discuss the {word}."),
+        ("Consult a colleague on the {word}.", "Get a second opinion on the {word}.", "Discuss the {word}."),
         ("tone", "note", "slice", "send", "mask"),
     ),
 )
