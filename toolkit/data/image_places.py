@@ -92,7 +92,10 @@ def place_images(task: "Task", sample: Sample, context: Sequence[str] = (), numb
         return sample
     for text in (*shown, *answers, *(turn.text for turn in turns)):
         check_placeholders(text)
-    others = [*((turn.role, turn.text) for turn in turns if turn.role != "user"), *(("answer", one) for one in answers)]
+    users = [turn.text for turn in turns if turn.role == "user"]
+    others = [(turn.role, turn.text) for turn in turns if turn.role != "user"]
+    # An option of MMMU can be an image. As the answer, it is also in the prompt.
+    others += [("answer", text) for text in answers if not any(text in user for user in users)]
     for place, text in others:
         if found := PLACEHOLDER.search(text):
             rule = "an image placeholder must be in a user turn"
