@@ -72,7 +72,8 @@ def set_differences(
     """Return after minus before of each metric, for the same questions in the same order.
 
     Each resample draws the same groups of both, so that easy and hard questions cancel out. A metric that one of them
-    lacks has no difference. Differences that are equal in every resample have the interval of ``compare_paired``.
+    lacks has no difference. Differences that are equal in every resample have the interval of
+    ``zero_variance_interval``.
 
     Raises:
         ValueError: The sequences differ in length, or a value is not finite.
