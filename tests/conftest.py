@@ -24,7 +24,10 @@ if BY_UNSLOTH:
 
     start(Path(tempfile.mkdtemp(prefix="toolkit-tests-")))
 
-settings.register_profile("gate", derandomize=True)
+# A pause of a busy machine is longer than Hypothesis's deadline of 200 ms for one example.
+settings.register_profile("toolkit", deadline=None)
+settings.register_profile("gate", settings.get_profile("toolkit"), derandomize=True)
+settings.load_profile("toolkit")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

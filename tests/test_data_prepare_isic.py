@@ -253,7 +253,7 @@ def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
         assert row["area_fraction"] == pytest.approx(mask.mean(), abs=1e-6)
 
 
-def test_an_unrecognised_folder_is_reported_with_its_files_and_the_expected_columns(tmp_path: Path) -> None:
+def test_an_unrecognized_folder_is_reported_with_its_files_and_the_expected_columns(tmp_path: Path) -> None:
     source = isic(tmp_path, ["photo"], things="colour,taste\nred,sweet\n")
     with raises(DataError, "data.isic_not_recognized") as caught:
         prepare_isic(source, 1, PrepareRequest(tmp_path / "out"))

@@ -679,7 +679,7 @@ def test_low_disk_space_is_a_warning_and_a_full_disk_a_problem(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("variable", "place"), [("KAGGLE_KERNEL_RUN_TYPE", "Kaggle"), ("COLAB_RELEASE_TAG", "Colab"), ("OTHER", None)]
 )
-def test_notebooks_are_recognised_by_their_variables(
+def test_notebooks_are_recognized_by_their_variables(
     monkeypatch: pytest.MonkeyPatch, variable: str, place: str | None
 ) -> None:
     for name in list(os.environ):

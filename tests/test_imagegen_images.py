@@ -9,7 +9,6 @@ from toolkit import recipe
 from toolkit.errors import ImageError
 from toolkit.imagegen.ratings.load import Ratings
 from toolkit.imagegen.ratings.prepare import image_policies, image_stores, scan_images
-from toolkit.images.policy import FIXED_WINDOWS
 from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen
 
@@ -23,7 +22,7 @@ def test_each_modality_has_its_window_and_all_have_the_same_square() -> None:
     )
     policies = image_policies(section, recipe.Images(resample="lanczos"))
     assert set(policies) == set(section.modalities)
-    assert (policies["CT"].centre, policies["CT"].width) == FIXED_WINDOWS["ct_lung"]
+    assert (policies["CT"].centre, policies["CT"].width) == (-600.0, 1500.0)
     assert policies["MRI"].fixed_window == (50.0, 550.0)
     assert policies["OCT"].window == "auto"
     assert {(one.max_side, one.square, one.resample) for one in policies.values()} == {(64, "pad", "lanczos")}

@@ -264,7 +264,7 @@ def test_each_frame_of_an_enhanced_file_has_its_own_window(tmp_path: Path) -> No
         assert np.asarray(loaded.image)[..., 0].ravel()[int((centre + 49.5 + 10) // 2) + 1] == 255
 
 
-def test_a_file_without_preamble_is_recognised_by_its_name(tmp_path: Path) -> None:
+def test_a_file_without_preamble_is_recognized_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "old.dcm"
     path.write_bytes(path_of("MR_small.dcm").read_bytes()[132:])
     assert np.array_equal(grey(ImageRef(path)), grey(example("MR_small.dcm")))

@@ -100,7 +100,7 @@ def test_every_question_applies_to_its_case() -> None:
         assert "zone" not in kinds or case.location.endswith("zone")
 
 
-def test_a_linear_classifier_recognises_the_finding() -> None:
+def test_a_linear_classifier_recognizes_the_finding() -> None:
     """On held-out cases, from 24 x 24 pixels. Chance is one in seven."""
 
     def examples(first: int, count: int) -> tuple[np.ndarray, list[str]]:

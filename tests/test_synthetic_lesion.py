@@ -200,7 +200,7 @@ def look(image: LesionImage) -> list[float]:
     return [*inside.mean(0), *inside.std(0), irregularity]
 
 
-def test_a_linear_classifier_recognises_the_class(drawn: Drawn) -> None:
+def test_a_linear_classifier_recognizes_the_class(drawn: Drawn) -> None:
     """On held-out lesions, from seven features. Chance is one in seven."""
     seen = [(look(image), photo.lesion.dx, photo.lesion.number % 3 == 0) for photo, image in drawn]
     train, test = ([one for one in seen if one[2] is held_out] for held_out in (False, True))

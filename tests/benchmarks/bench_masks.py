@@ -23,7 +23,7 @@ import numpy as np
 from skimage import io, measure
 
 from toolkit.prepare import PrepareRequest, prepare_ham10000
-from toolkit.prepare.request import usable_cores
+from toolkit.prepare.measure import usable_cores
 
 WIDTH, HEIGHT = 600, 450
 ALL = 10_015

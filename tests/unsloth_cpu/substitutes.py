@@ -100,7 +100,7 @@ def _no_kernel(name: str) -> Callable[[Gpu, Any], Any]:
     def missing(*args: Any, **options: Any) -> None:
         raise RuntimeError(f"{name} is a CUDA kernel of bitsandbytes, and this harness has none")
 
-    missing.restype = None  # type: ignore[attr-defined]  # Unsloth recognises native functions by it
+    missing.restype = None  # type: ignore[attr-defined]  # Unsloth recognizes native functions by it
     return lambda gpu, original: missing
 
 

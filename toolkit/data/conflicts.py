@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
-from toolkit.data.splits import RowKeys, text_key
+from toolkit.data.splits import MIX, RowKeys, text_key
 from toolkit.data.unusable_rows import MAX_EXAMPLES, MAX_VALUE, Dropped
 from toolkit.errors import shorten
 
@@ -20,8 +20,6 @@ MAX_FRACTION = 0.1
 """Largest fraction of the rows that is read again. With more candidates, the count is a minimum."""
 MIN_ROWS = 2_000
 """Rows that are read again in any case."""
-
-_MIX = np.int64(0x9E3779B97F4A7C1)
 
 
 def find_conflicts(samples: SampleSet, keys: RowKeys, prompts: NDArray[np.int64] | None = None) -> tuple[Dropped, ...]:
@@ -88,8 +86,8 @@ def _difference(first: str, second: str) -> str:
 def _candidates(keys: RowKeys, prompts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the positions of rows whose images and prompt have the keys of another row, ascending."""
     images = np.zeros(len(keys), np.int64)
-    np.add.at(images, keys.image_rows, keys.images * _MIX)
-    _, inverse, counts = np.unique(images * _MIX + prompts, return_inverse=True, return_counts=True)
+    np.add.at(images, keys.image_rows, keys.images * MIX)
+    _, inverse, counts = np.unique(images * MIX + prompts, return_inverse=True, return_counts=True)
     return np.flatnonzero(counts[inverse] > 1)
 
 

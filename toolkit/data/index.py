@@ -118,18 +118,16 @@ class RowIndex:
 
 def open_index(
     source: str,
-    cache: Path | None = None,
     *,
     id_column: str | None = None,
     chosen: Filter = NO_FILTER,
     visit: Visit | None = None,
 ) -> RowIndex:
-    """Return the index of a source. It is built in one pass if it is not cached.
+    """Return the index of a source. It is built in one pass if it is not in ``row_cache()``.
 
     Args:
         source: A file or folder with one of the formats of ``toolkit.data.formats``, with an optional ``#split``, or
             ``hub:owner/name:configuration#split``.
-        cache: Folder of the indices. Default: ``row_cache()``.
         id_column: The column with the row id. Default: the keys of an object, otherwise id, qid, question_id or uid,
             otherwise the row number.
         chosen: Column -> values. Only rows with one of the values in each column are in the index.
@@ -139,7 +137,7 @@ def open_index(
         DataError: The source is missing, corrupt or empty, or the cache is not writable.
     """
     found = find_source(source, id_column)
-    cache = cache or row_cache()
+    cache = row_cache()
     key = _source_key(found, chosen)
     file, images = cache / f"{key}.arrow", cache / "images"
     if (index := _open(found, file, images)) is None:

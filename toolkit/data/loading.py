@@ -106,23 +106,22 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
     splits, leaks, removed = _handle_leaks(splits, recipe.dataset.on_leak)
     found = _find_settings(splits, recipe, task)
     sets = {name: _limited(name, rows, recipe, found) for name, rows in splits.items()}
-    warnings = [Problem("data.splits_leak", _describe_leak(leak, splits), "[data]") for leak in leaks.leaks]
-    warnings += [warning for source in loaded.values() for warning in source.warnings]
-    warnings += [*notes, *(one.notice("left out") for one in removed), *patients]
-    warnings += [*_describe_groups(loaded, recipe, split_off), *found.notes]
-    for name, rows in splits.items():
-        if len(sets[name]) < len(rows):
-            rule = f"{len(sets[name]):,} of {len(rows):,} rows are used, drawn by the seed"
-            warnings.append(Problem("data.rows_limited", rule, name))
-    dropped = (*(one for source in loaded.values() for one in source.dropped), *removed)
-    described = tuple(dict.fromkeys(source.samples.table.description for source in loaded.values()))
     return DataSplits(
         **sets,
-        dropped=dropped,
+        dropped=(*(one for source in loaded.values() for one in source.dropped), *removed),
         leaks=leaks,
-        warnings=tuple(warnings),
+        warnings=(
+            *(Problem("data.splits_leak", _describe_leak(leak, splits), "[data]") for leak in leaks.leaks),
+            *(warning for source in loaded.values() for warning in source.warnings),
+            *notes,
+            *(one.notice("left out") for one in removed),
+            *patients,
+            *_describe_groups(loaded, recipe, split_off),
+            *found.notes,
+            *_describe_limits(splits, sets),
+        ),
         fingerprint=_fingerprint(sets),
-        sources=described,
+        sources=tuple(dict.fromkeys(source.samples.table.description for source in loaded.values())),
         group_columns=tuple(dict.fromkeys(name for one in loaded.values() for name in one.group_columns)),
         found=found.values,
     )
@@ -352,6 +351,13 @@ def _limited(name: str, rows: SplitRows, recipe: Recipe, found: Found) -> Sample
     samples = rows.usable.samples
     chosen = limit(samples.rows[rows.chosen], maximum, recipe.run.seed, name)
     return samples.with_settings(samples.task.settings_of(recipe, name, found.values)).take(chosen)
+
+
+def _describe_limits(splits: Mapping[str, SplitRows], sets: Mapping[str, SampleSet]) -> Iterator[Problem]:
+    for name, rows in splits.items():
+        if len(sets[name]) < len(rows):
+            rule = f"{len(sets[name]):,} of {len(rows):,} rows are used, drawn by the seed"
+            yield Problem("data.rows_limited", rule, name)
 
 
 def _fingerprint(sets: Mapping[str, SampleSet]) -> str:

@@ -39,8 +39,6 @@ SLICE, AXIS = "slice", "axis"
 SEPARATORS = (";", "|", ",", "\n", " ")
 """Separators of several image names in one cell, if no file has the whole cell as its name."""
 
-MOST_NUMBERED = 99
-
 _FRAME = re.compile(rf"(.+)#(?:({'|'.join(AXES)})=)?(\d{{1,6}})")
 _NUMBERED = re.compile(r"(.*?\D)(\d{1,2})")
 _WHOLE = re.compile(r"\d+\.0+", re.ASCII)
@@ -204,8 +202,7 @@ def _series(column: str, columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _images_of(value: Any, row: Row, origin: RowOrigin, place: str) -> list[ImageRef]:
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = decoded(value)
+    value = decoded(value)
     if isinstance(value, list | tuple):
         values = [one for one in value if not is_missing(one)]
         if len(values) < len(value) and values:

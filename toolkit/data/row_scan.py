@@ -279,19 +279,19 @@ class RowScanner:
         boxes, notice = (None, "") if self._boxes is None or not readable else self._boxes.decide(name)
         keys = {one.column: one.done() for one in self._identifiers}
         return RowScan(
-            np.array(self._rows, np.int64),
-            self._keys.done(),
-            dropped,
-            dict(self._trimmed),
-            self._notes.of(name),
-            links,
-            self._cacheable,
-            {column: found for column, found in keys.items() if found is not None},
-            self._numbers.done(),
-            np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
-            boxes,
-            notice,
-            names.changed_at(sorted(self._folders)),
+            rows=np.array(self._rows, np.int64),
+            keys=self._keys.done(),
+            dropped=dropped,
+            trimmed=dict(self._trimmed),
+            noted=self._notes.of(name),
+            links=links,
+            cacheable=self._cacheable,
+            identifiers={column: found for column, found in keys.items() if found is not None},
+            numbers=self._numbers.done(),
+            prompts=np.frombuffer(self._prompts, np.int64) if self.task.prompt_key is not None else None,
+            boxes=boxes,
+            boxes_found=notice,
+            folders=names.changed_at(sorted(self._folders)),
         )
 
 
@@ -431,17 +431,15 @@ def _load(file: Path) -> RowScan | None:
     if names.changed_at(list(folders)) != folders:
         return None
     links = None if arrays is None else Links(**arrays, notes=tuple(notes["links"]))
-    noted, dropped = stored_dropped(notes["noted"]), stored_dropped(notes["dropped"])
-    numbers = {column: Numbers(**one) for column, one in notes["numbers"].items()}
     return RowScan(
-        rows,
-        keys,
-        dropped,
-        notes["trimmed"],
-        noted,
-        links,
+        rows=rows,
+        keys=keys,
+        dropped=stored_dropped(notes["dropped"]),
+        trimmed=notes["trimmed"],
+        noted=stored_dropped(notes["noted"]),
+        links=links,
         identifiers=identifiers,
-        numbers=numbers,
+        numbers={column: Numbers(**one) for column, one in notes["numbers"].items()},
         boxes=BOX_FORMATS.get(notes["boxes"]),
         boxes_found=notes["boxes_found"],
         folders=folders,

@@ -111,14 +111,17 @@ def read_alike(
 
 def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSettings:
     """Return the recipe's settings for rows, with the task's settings for a split."""
-    by = recipe.results_by if recipe.evaluate else ()
-    settings = task.settings(recipe, split)
-    columns, group, context = recipe.dataset.columns, recipe.dataset.group, recipe.prompt.context
-    chosen = recipe.dataset.filter
-    chat = tuple(name for name, one in recipe.tasks.items() if MESSAGES in one.columns)
-    boxes = BOX_FORMATS.get(recipe.dataset.boxes) if task.has_boxes else XYXY
-    most = recipe.images.max_per_question
-    return RowSettings(columns, group, context, by, most, settings, chosen, chat=chat, boxes=boxes)
+    return RowSettings(
+        columns=recipe.dataset.columns,
+        group=recipe.dataset.group,
+        context=recipe.prompt.context,
+        by=recipe.results_by if recipe.evaluate else (),
+        max_images=recipe.images.max_per_question,
+        settings=task.settings(recipe, split),
+        filter=recipe.dataset.filter,
+        chat=tuple(name for name, one in recipe.tasks.items() if MESSAGES in one.columns),
+        boxes=BOX_FORMATS.get(recipe.dataset.boxes) if task.has_boxes else XYXY,
+    )
 
 
 _SPLIT_COLUMNS = frozenset({"split", "splits", "subset", "partition", "datasplit"})
@@ -143,28 +146,25 @@ def _open(
 def _origin(task: Task, requested: RowSettings, where: tuple[str, Path | None], columns: Sequence[str]) -> RowOrigin:
     source, root = where
     column, _ = resolve_columns(task, requested, columns)
-    by = tuple(name for name in requested.by if name in columns and name not in task.columns)
     # Path.resolve would follow a link and change the folder that relative image paths start from.
     folder = Path(os.path.abspath(root or "."))  # noqa: PTH100
     group = None if requested.group == NO_GROUPS else requested.group
     patient = next((column[name] for name in GROUP_FIELDS if name in column), None)
     if task.link is not None and group is None:
         group = patient  # an episode is one group, which ``link`` checks
-    identifiers = identifier_columns(task, requested.group, column, columns)
-    settings = requested.settings
     return RowOrigin(
-        Path(source),
-        folder,
-        column,
-        group,
-        requested.context,
-        by,
-        requested.max_images,
-        settings,
-        identifiers,
-        tuple(name for name in requested.whole if name in columns),
-        requested.boxes,
-        tuple(one for one in other_columns(task, requested, column, columns) if one[0] in task.one_value),
+        file=Path(source),
+        image_root=folder,
+        column=column,
+        group=group,
+        context=requested.context,
+        by=tuple(name for name in requested.by if name in columns and name not in task.columns),
+        max_images=requested.max_images,
+        settings=requested.settings,
+        identifiers=identifier_columns(task, requested.group, column, columns),
+        whole=tuple(name for name in requested.whole if name in columns),
+        boxes=requested.boxes,
+        others=tuple(one for one in other_columns(task, requested, column, columns) if one[0] in task.one_value),
     )
 
 

@@ -26,6 +26,8 @@ MAX_EXAMPLES = 5
 NO_KEY = 0
 """Key of a missing identifier."""
 
+MIX = np.int64(0x9E3779B97F4A7C1)
+"""Factor that combines two keys. It is odd, so invertible modulo 2**64: no bit is lost, and NumPy wraps silently."""
 
 _NO_KEYS = np.zeros(0, np.int64)
 
@@ -54,8 +56,7 @@ class RowKeys:
             return self.groups, np.arange(len(self))
         if kind == "image":
             return self.images, self.image_rows
-        # An odd factor is invertible modulo 2**64, so no bit of the image is lost. NumPy arrays wrap without a warning.
-        return self.images * np.int64(0x9E3779B97F4A7C1) + self.questions[self.image_rows], self.image_rows
+        return self.images * MIX + self.questions[self.image_rows], self.image_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Leak:
     """Groups, images or (image, question) pairs that are in two splits.
 
     Attributes:
-        kind: what is in both splits.
+        kind: group, image, or question (a pair of image and question).
         first: the earlier split.
         second: the later split.
         count: number of groups, images or pairs in both splits.

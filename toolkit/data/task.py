@@ -120,7 +120,7 @@ class SettingsFromRows:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Alternative texts at one place of an answer, of which a model takes one.
+    """Alternative texts at one place of an answer. A model takes one of them.
 
     Attributes:
         options: option -> its text, which continues the texts of the decisions before. The texts differ.
@@ -139,23 +139,23 @@ class Task:
         name: the value of ``data.task``, and the name of its section of settings, [data.<name>].
         description: the purpose of a model, for the model card.
         columns: field -> the column names looked for when the recipe's column map does not name one, in order.
-        required: the fields a source must have; ``a|b`` requires one of them.
+        required: the fields a source must have. ``a|b`` requires one of them.
         leaking: names of columns that contain the answer. A recipe with one of them in the prompt gets a warning.
-        read: (row id, row, source) -> Sample; raises RowProblem with a short constant reason.
+        read: (row id, row, origin) -> Sample. It raises RowProblem with a short constant reason.
         instruction: Sample -> the default instruction that follows the question.
         question: Sample -> the text of the question with its options, without instruction and context.
         target: Sample -> the completion that SFT learns.
         parse: (completion, Sample) -> Answer. It never raises, and sets ``problem`` to the reason of a failure.
         rewards: name -> reward.
         reward_weights: reward -> default weight. A reward with weight 0 is off unless the recipe sets a weight.
-        scores: (Sample, Answer) -> name -> value in [0, 1] or None where it does not apply; what evaluation reports.
+        scores: (Sample, Answer) -> name -> value in [0, 1], or None if it does not apply. Evaluation reports them.
         primary: the name in ``scores`` that comparisons and the final table use.
-        labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
+        labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1. None if it does not apply.
         baseline: training samples -> (Sample -> completion): the majority baseline, scored like a model.
-        baselines: score -> its own majority baseline, where another answer is right more often.
+        baselines: score -> its own majority baseline, if another answer is right more often.
         also: further names in ``scores`` with a separate table of results.
         set_metrics: metrics of all answers together. None: every metric is a mean of ``scores``.
-        stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
+        stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly. None: the task has none.
         why: reward -> (Sample, Answer) -> the reason for its value.
         all_or_nothing: rewards that are 0 or 1 for nearly every answer.
         results_by: columns with a separate result for each value. Default of ``evaluate.by``.
@@ -165,8 +165,8 @@ class Task:
         settings: (recipe, split) -> settings for the rows of this split. Raises RecipeError. Default: the section.
         from_rows: settings that the rows decide. None: the recipe decides all of them.
         choices: Sample -> the decisions that make an answer. An option named "" is no class. None: the task has none.
-        truth: Sample -> class -> whether it is right, without the classes of which the reference does not say it. It is
-            what the probabilities of ``choices`` are compared with.
+        truth: Sample -> class -> whether it is right, without the classes that the reference leaves open. The
+            probabilities of ``choices`` are compared with it.
         synthetic: its synthetic rows. If None, a dry run needs the recipe's own rows.
         dry_run: (recipe, whether the rows are synthetic) -> key of the section -> value in the dry run.
         takes_options: whether a question of ``toolkit predict`` has options.

@@ -19,7 +19,7 @@ from toolkit.images.ref import NO_FRAME, TRUNCATED, ImageRef, unreadable_image
 from toolkit.images.window import Array, Pixels
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
-"""File suffixes of DICOM. Old files can lack the DICM marker and are recognised by their suffix."""
+"""File suffixes of DICOM. Old files can lack the DICM marker and are recognized by their suffix."""
 
 GROUPS = ("FrameVOILUTSequence", "PixelValueTransformationSequence")
 

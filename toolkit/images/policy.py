@@ -17,9 +17,6 @@ Resample = Literal["area", "bilinear", "bicubic", "lanczos", "nearest"]
 Square = Literal["off", "pad", "crop"]
 WindowSource = Literal["none", "range", "percentile", "dicom", "fixed", "hu"]
 
-FIXED_WINDOWS: Mapping[str, tuple[float, float]] = {"ct_lung": (-600.0, 1500.0), "ct_soft_tissue": (40.0, 400.0)}
-"""Name of a common CT window -> its centre and width in Hounsfield units."""
-
 RENDERING = 1
 """Version of the rendering code. It is part of the cache key, so a change of pixels invalidates cached images."""
 

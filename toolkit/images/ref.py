@@ -1,4 +1,4 @@
-"""ImageRef: one image on disk, not yet opened; containment in the data root, file checks and shared error messages."""
+"""ImageRef, an image on disk that is not yet opened, with checks of its path and file, and common error messages."""
 
 import os
 import stat
@@ -56,20 +56,19 @@ def is_volume(path: Path) -> bool:
     return path.name.lower().endswith(VOLUMES)
 
 
-def image_ref(path_text: str, root: Path | str, place: object, frame: int = 0, found: tuple[str, ...] = ()) -> ImageRef:
+def image_ref(path_text: str, root: Path | str, place: object, found: tuple[str, ...] = ()) -> ImageRef:
     """Return the reference of an image path without touching the disk, which keeps it cheap for every row.
 
     Args:
         path_text: Path relative to ``root``, or absolute and inside it.
         root: Absolute data root.
         place: Row and column, for the error message.
-        frame: Frame number, from 0.
         found: How the file was found, see ``ImageRef``.
 
     Raises:
         ImageError: The path is empty or leaves ``root``. Symbolic links are resolved later, when the image is opened.
     """
-    return ImageRef(Path(contained_path(path_text, root_folder(root), place)), frame, found=found)
+    return ImageRef(Path(contained_path(path_text, root_folder(root), place)), found=found)
 
 
 def root_folder(root: Path | str) -> str:

@@ -19,7 +19,9 @@ ScanMode = Literal["auto", "full", "header", "off"]
 FULL_UP_TO = 20_000
 """Maximum number of images that ``auto`` decodes. Above it, only headers and file ends are checked."""
 
-BATCH = 256
+BATCH, WORKERS = 256, 2
+"""Images and threads of a batch."""
+
 SHOWN = 10
 EXAMPLES = 5
 
@@ -130,7 +132,6 @@ def scan(
     refs: Iterable[ImageRef],
     store: ImageStore,
     mode: ScanMode = "auto",
-    workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> ScanReport:
     """Check all distinct images of ``refs`` by the store's policy, independently of its ``unreadable``.
@@ -139,7 +140,6 @@ def scan(
         refs: Images of the rows, in order, read as a stream.
         store: A full scan reads through it and fills its caches.
         mode: The recipe's ``images.scan``.
-        workers: Number of threads.
         progress: Called from time to time with the number of checked images.
 
     Returns:
@@ -155,19 +155,15 @@ def scan(
         first = list(islice(distinct, FULL_UP_TO + 1))
         mode = "full" if len(first) <= FULL_UP_TO else "header"
         distinct = chain(first, distinct)
-    return _scan(distinct, store, mode, workers, progress)
+    return _scan(distinct, store, mode, progress)
 
 
 def _scan(
-    distinct: Iterator[ImageRef],
-    store: ImageStore,
-    mode: ScanMode,
-    workers: int,
-    progress: Callable[[int], None] | None,
+    distinct: Iterator[ImageRef], store: ImageStore, mode: ScanMode, progress: Callable[[int], None] | None
 ) -> ScanReport:
     tally = _Tally()
     check = partial(_check, store, mode)
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    with ThreadPoolExecutor(max_workers=WORKERS) as pool:
         while batch := list(islice(distinct, BATCH)):
             for ref, found in zip(batch, pool.map(check, batch), strict=True):
                 tally.add(ref, found)

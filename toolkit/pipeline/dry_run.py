@@ -24,8 +24,8 @@ from toolkit.recipe import (
     Optimisation,
     Recipe,
     Sft,
-    absent,
     changed_keys,
+    missing_requirements,
 )
 from toolkit.recipe.load import merge
 from toolkit.runfolder import Progress, RunFolder, no_progress
@@ -225,7 +225,7 @@ def synthetic_data_changes(recipe: Recipe, task: Task, rows: Mapping[str, int]) 
 
 def _find_missing(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return why the recipe has no rows of its own, and everything that the real run would not find."""
-    found = absent(recipe)
+    found = missing_requirements(recipe)
     if required := [problem for problem in found if problem.place in REQUIRED_KEYS]:
         raise RecipeError(required)
     no_rows = [*filter(_is_about_rows, found), *_hub_rows(recipe)]

@@ -21,7 +21,7 @@ from toolkit.planning.memory import StageMemory
 from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
 from toolkit.planning.stages import Backend, Stage
 from toolkit.planning.tokens import Rows, Tokens, opened_block
-from toolkit.recipe import Model, Recipe, absent
+from toolkit.recipe import Model, Recipe, missing_requirements
 from toolkit.recipe.checks import is_folder_name
 from toolkit.scoring.reasoning import closing_tag
 from toolkit.tasks import TASKS
@@ -123,7 +123,7 @@ def _check_files(facts: Facts) -> Iterator[PlanFinding]:
 
     If the rows cannot be read, ``_check_rows`` reports their files. ``check_base`` reports the model folder.
     """
-    for problem in absent(facts.recipe):
+    for problem in missing_requirements(facts.recipe):
         section, _, name = problem.place.partition(".")
         if problem.place != "model.name" and (isinstance(facts.rows, Rows) or section != "data"):
             yield PlanFinding(replace(problem, place=f"[{section}] {name}"))

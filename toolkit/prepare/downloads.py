@@ -1,4 +1,4 @@
-"""A download: its files by role, recognised by their names, and its CSV tables, with columns found by name."""
+"""A download: its files by role, recognized by their names, and its CSV tables, with columns found by name."""
 
 import csv
 import os

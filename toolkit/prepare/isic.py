@@ -1,6 +1,6 @@
 """Preparation of the ISIC archive and challenges: tables, images and masks to rows of stage 1 or stage 2.
 
-Tables are recognised by their columns and joined by image name.
+Tables are recognized by their columns and joined by image name.
 """
 
 import re
@@ -101,6 +101,21 @@ _MALIGNANT = {"benign": "benign", "malignant": "malignant", "0": "benign", "1": 
 Facts = tuple[str, dict[str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class DescribedImage:
+    """An image of the requested stage, with all known facts about it. Unknown facts have no key."""
+
+    name: str
+    files: ImageFiles
+    found: MaskMeasurements
+    facts: Mapping[str, Cell]
+
+    @property
+    def diagnosis(self) -> str:
+        """The diagnosis, or an empty text if it is unknown."""
+        return str(self.facts.get("diagnosis", ""))
+
+
 @dataclass(slots=True)
 class Archive:
     """Joined tables: image name -> field -> non-blank text."""
@@ -136,7 +151,7 @@ def prepare_isic(source: Path, stage: Stage, request: PrepareRequest, classes: C
         classes: What the diagnosis of a row is. None: a named diagnosis if any image has one, otherwise malignancy.
 
     Raises:
-        DataError: No ISIC data is recognised, or images or masks are unusable.
+        DataError: No ISIC data is recognized, or images or masks are unusable.
         Interrupted: A signal requested a stop.
         RunError: A worker process ended unexpectedly.
     """
@@ -150,27 +165,31 @@ def prepare_isic(source: Path, stage: Stage, request: PrepareRequest, classes: C
     image_files = _match(found, archive, tally)
     diagnoses = find_diagnoses({name: archive.records.get(name, {}) for name in image_files}, classes, tally)
     measured = measure_images(image_files, f"isic_stage{stage}", request, tally)
-    root, described = source.resolve(), []
+    root, described = source.resolve(), list[DescribedImage]()
     for (name, files), one in zip(image_files.items(), measured, strict=True):
         record = archive.records.get(name, {})
         facts = _facts(name, record, diagnoses.get(name), one, tally) | _regions(files, one, root)
         if _is_in_stage(name, facts, stage, tally):
-            described.append((name, files, one, facts))
-    groups = join_names([[*(str(facts.get(key, "")) for key in OWNERS), name] for name, _, _, facts in described])
-    columns = ("image_name", *STAGE_COLUMNS[stage], *OTHERS, *PEOPLE)
-    used = [str(facts["diagnosis"]) for _, _, _, facts in described if "diagnosis" in facts]
-    labels, name_of = make_labels(used, wider_diagnoses(archive.records.values()))
-    prepared = []
-    for (name, files, one, facts), group in zip(described, groups, strict=True):
-        known: dict[str, Cell] = {**facts, "group": group}
-        row = {column: known[column] for column in columns if column in known}
-        label = name_of.get(str(facts.get("diagnosis", "")), "")
-        prepared.append(PreparedImage(name, label, group, files, one, row))
+            described.append(DescribedImage(name, files, one, facts))
+    used = [one.diagnosis for one in described if "diagnosis" in one.facts]
+    labels, label_of = make_labels(used, wider_diagnoses(archive.records.values()))
     answer = tuple(
-        part for part in ANSWERS[stage] if part == "diagnosis" or any(part in facts for *_, facts in described)
+        part for part in ANSWERS[stage] if part == "diagnosis" or any(part in one.facts for one in described)
     )
     names = DatasetNames(f"isic_stage{stage}", "group", labels, answer)
-    return split_and_write(prepared, root, names, request, tally)
+    return split_and_write(_prepared(described, stage, label_of), root, names, request, tally)
+
+
+def _prepared(described: Sequence[DescribedImage], stage: Stage, label_of: Mapping[str, str]) -> list[PreparedImage]:
+    """Return the images with their groups and rows. ``label_of``: diagnosis -> name of its class."""
+    groups = join_names([[*(str(one.facts.get(key, "")) for key in OWNERS), one.name] for one in described])
+    columns = ("image_name", *STAGE_COLUMNS[stage], *OTHERS, *PEOPLE)
+    prepared = []
+    for one, group in zip(described, groups, strict=True):
+        known: dict[str, Cell] = {**one.facts, "group": group}
+        row = {column: known[column] for column in columns if column in known}
+        prepared.append(PreparedImage(one.name, label_of.get(one.diagnosis, ""), group, one.files, one.found, row))
+    return prepared
 
 
 def _require_isic(source: Path, found: DownloadedFiles, archive: Archive) -> None:
@@ -310,7 +329,7 @@ def _read_archive(files: Iterable[Path], tally: Tally) -> Archive:
         if _lists_duplicates(table):
             _note_duplicates(table, archive)
             continue
-        rows = _recognise(table, tally)
+        rows = _recognize(table, tally)
         if rows is None:
             archive.unread.append(file)
         for name, facts in rows or ():
@@ -319,7 +338,7 @@ def _read_archive(files: Iterable[Path], tally: Tally) -> Archive:
 
 
 def _expected_columns() -> str:
-    """Return a sentence with all columns by which a table is recognised."""
+    """Return a sentence with all columns by which a table is recognized."""
     fields = ", ".join(name for names in FIELDS.values() for name in names)
     classes = ", ".join([*CLASSES_2017, *CLASSES])
     return (
@@ -328,7 +347,7 @@ def _expected_columns() -> str:
     )
 
 
-def _recognise(table: Table, tally: Tally) -> Iterator[Facts] | None:
+def _recognize(table: Table, tally: Tally) -> Iterator[Facts] | None:
     """Return the rows as (image name, facts), or None if the layout is unknown."""
     if len(table.header) == 2 and _UNNAMED.fullmatch(table.header[0]) and _malignancy(table.header[1]):
         return _pairs_of_2016(table)

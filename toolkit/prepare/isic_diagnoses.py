@@ -26,8 +26,8 @@ Records = Mapping[str, Mapping[str, str]]
 def find_diagnoses(records: Records, classes: Classes | None, tally: Tally) -> dict[str, str]:
     """Return image name -> its diagnosis. Images without one are counted.
 
-    With ``diagnosis``, an image of which only malignancy or a group of diagnoses is known has no diagnosis, because
-    its class would have other classes as members.
+    With ``diagnosis``, an image has no diagnosis if only its malignancy or a group of diagnoses is known, because its
+    class would have other classes as members.
 
     Args:
         records: All images.

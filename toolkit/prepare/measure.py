@@ -18,7 +18,7 @@ import numpy as np
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.images import ImagePolicy, ImageStore
 from toolkit.images.ref import ImageRef
-from toolkit.prepare.request import PrepareRequest, usable_cores
+from toolkit.prepare.request import PrepareRequest
 from toolkit.runfolder import StopRequest
 from toolkit.scoring.regions import Mask, MaskReading, find_regions, fit_mask, read_mask, read_mask_file
 
@@ -117,7 +117,7 @@ def measure(files: ImageFiles, reading: MaskReading = "two") -> MaskMeasurements
 
 
 def _measure_file(file: Path, found: MaskMeasurements, reading: MaskReading) -> MaskMeasurements:
-    """Add the regions of a mask file to what is known of its image."""
+    """Add the regions of a mask file to the measurements of its image."""
     stored = read_mask_file(file)
     masks = stored.masks(reading)
     height, width = masks[0].shape
@@ -157,6 +157,11 @@ def _covers_border(mask: Mask) -> bool:
 
 def _features(masks: Mapping[str, Path]) -> list[str] | None:
     return sorted(name for name, file in masks.items() if read_mask(file, "any").any()) if masks else None
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _measure_parallel(

@@ -1,6 +1,5 @@
 """Options and result of a preparation."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,6 @@ from toolkit.data import Dropped
 from toolkit.errors import DataError
 from toolkit.runfolder import Progress, no_progress
 from toolkit.scoring.regions import MaskReading
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

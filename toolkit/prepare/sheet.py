@@ -24,14 +24,14 @@ MARGIN = 6
 BOX_COLOUR, OUTLINE_COLOUR, PAPER, INK = "#ffd400", "#00e5ff", "#ffffff", "#111111"
 
 
-def choose_images(images: Sequence[PreparedImage], seed: int, most: int = MAX_IMAGES) -> list[PreparedImage]:
-    """Return at most ``most`` images, one class after another, images with a box first. Deterministic for a seed."""
+def choose_images(images: Sequence[PreparedImage], seed: int) -> list[PreparedImage]:
+    """Return at most ``MAX_IMAGES`` images, one class after another, images with a box first, drawn by the seed."""
     classes: defaultdict[str, list[PreparedImage]] = defaultdict(list)
     for one in images:
         classes[one.diagnosis].append(one)
     ordered = [sorted(classes[name], key=lambda one: _order(one, seed)) for name in sorted(classes)]
     turns = [one for turn in zip_longest(*ordered) for one in turn if one is not None]
-    return sorted(turns[:most], key=lambda one: one.diagnosis)
+    return sorted(turns[:MAX_IMAGES], key=lambda one: one.diagnosis)
 
 
 def write_sheet(folder: Path, images: Sequence[PreparedImage]) -> list[str]:

@@ -73,13 +73,13 @@ class DatasetNames:
 
 
 def measure_images(
-    files: Mapping[str, ImageFiles], names: str, request: PrepareRequest, tally: Tally
+    files: Mapping[str, ImageFiles], table: str, request: PrepareRequest, tally: Tally
 ) -> list[MaskMeasurements]:
     """Return the measurements of every image, and count irregular masks in ``tally``.
 
     Args:
         files: Image name -> its files.
-        names: File of all rows, without suffix, which is written later.
+        table: File of all rows, without suffix, which is written later.
         request: Output folder, workers and progress.
         tally: Counter that gets the names of images with missing or irregular masks.
 
@@ -88,7 +88,7 @@ def measure_images(
         Interrupted: A signal requested a stop.
         RunError: The output folder has other files, or a worker process ended unexpectedly.
     """
-    check_output(request.out, _possible_names(names), force=request.force)
+    check_output(request.out, _possible_names(table), force=request.force)
     found = measure_all(list(files.values()), request)
     _raise_problems([one.problem for one in found if one.problem is not None], request)
     for (name, paths), one in zip(files.items(), found, strict=True):
@@ -126,9 +126,9 @@ _IRREGULAR: Mapping[str, tuple[str, Callable[[MaskMeasurements], object]]] = {
 """Code -> its reason, and whether it applies to the measurements of a mask."""
 
 
-def _possible_names(file: str) -> list[str]:
+def _possible_names(table: str) -> list[str]:
     """Return the names of all files that a preparation may write."""
-    tables = [f"{file}{suffix}" for suffix in (".json", ".csv", ".parquet")]
+    tables = [f"{table}{suffix}" for suffix in (".json", ".csv", ".parquet")]
     return [*tables, *(f"{split}.json" for split in SPLITS), *SHEETS, SUMMARY, LABELS, PROBLEMS]
 
 

@@ -1,7 +1,7 @@
 """Load a recipe, one TOML file, into frozen sections. All errors are reported together."""
 
 from toolkit.recipe.base import RecipeTask, Section
-from toolkit.recipe.checks import absent, for_image_generators, for_language_models
+from toolkit.recipe.checks import for_image_generators, for_language_models, missing_requirements
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe, load_table, recipe_model
 from toolkit.recipe.schema import (
     DRY_RUN_SUFFIX,
@@ -43,12 +43,12 @@ __all__ = [
     "Sft",
     "Split",
     "SyntheticData",
-    "absent",
     "changed_keys",
     "dump_recipe",
     "for_image_generators",
     "for_language_models",
     "load_recipe",
     "load_table",
+    "missing_requirements",
     "recipe_model",
 ]

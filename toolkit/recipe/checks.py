@@ -346,7 +346,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
 """Sections that a check reads, and the check. It is skipped if one of these sections has errors."""
 
 
-def absent(recipe: Recipe) -> list[Problem]:
+def missing_requirements(recipe: Recipe) -> list[Problem]:
     """Return missing files, folders and packages. ``load_recipe(files=True)`` rejects them."""
     return [*missing_files(recipe), *missing_packages(recipe)]
 

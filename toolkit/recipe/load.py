@@ -25,7 +25,7 @@ from toolkit.recipe.user_code import USER_CODE
 Table = dict[str, Any]
 Kind = TypeVar("Kind", bound=BaseModel)
 
-Setting = tuple[tuple[str, ...], Any]
+Setting = tuple[Key, Any]
 """A key path and its value."""
 
 _CLASSES: dict[tuple[object, ...], type[Recipe]] = {}
@@ -196,7 +196,7 @@ def _parse(text: str) -> Setting | Problem:
         return keys, value
 
 
-def _parse_key(name: str) -> tuple[str, ...] | None:
+def _parse_key(name: str) -> Key | None:
     try:
         table: Any = tomllib.loads(f"{name} = 0")
     except tomllib.TOMLDecodeError:
@@ -242,10 +242,10 @@ def _syntax_problem(path: Path, text: str, message: str) -> Problem:
     return Problem("recipe.not_toml", rule, f"{path}, line {at[1]}, column {at[2]}", line, remedy)
 
 
-def _merged(table: Table, base: Path, settings: Sequence[Setting], more: frozenset[Key] = frozenset()) -> Table:
-    """Return the recipe's table with ``settings`` and absolute paths. ``more`` is that of ``_resolve``."""
-    absolute = [(keys, _resolve(value, Path(), keys, more)) for keys, value in settings]
-    return merge(_resolve(table, base, (), more), absolute)
+def _merged(table: Table, base: Path, settings: Sequence[Setting], task_paths: frozenset[Key] = frozenset()) -> Table:
+    """Return the recipe's table with ``settings`` and absolute paths. ``task_paths`` is that of ``_resolve``."""
+    absolute = [(keys, _resolve(value, Path(), keys, task_paths)) for keys, value in settings]
+    return merge(_resolve(table, base, (), task_paths), absolute)
 
 
 def _task_name(raw: Table) -> str:
@@ -275,20 +275,20 @@ def _settings_paths(model: type[Recipe]) -> frozenset[Key]:
     return frozenset(("data", name, key) for name, section in own.items() for key in path_keys(section))
 
 
-def _resolve(value: Any, base: Path, key: Key = (), more: frozenset[Key] = frozenset()) -> Any:
+def _resolve(value: Any, base: Path, key: Key = (), task_paths: frozenset[Key] = frozenset()) -> Any:
     """Return the value of ``key`` with its paths made absolute, relative to ``base``.
 
-    ``more``: further keys of paths, those of the tasks' settings.
+    ``task_paths``: keys of the tasks' settings whose value is a path.
     """
     if isinstance(value, dict):
-        return {name: _resolve(inner, base, (*key, name), more) for name, inner in value.items()}
+        return {name: _resolve(inner, base, (*key, name), task_paths) for name, inner in value.items()}
     if key in _CODE and isinstance(value, list):
         return [_absolute_code(name, base) for name in value]
     if key == _TASK and isinstance(value, str) and USER_CODE.fullmatch(value):
         return _absolute_code(value, base)
     if key in _PATHS and isinstance(value, list):
         return [_resolve(path, base, key) for path in value]
-    is_path = (key in _PATHS or key in more) and isinstance(value, str) and value and not value.startswith("hub:")
+    is_path = (key in _PATHS or key in task_paths) and isinstance(value, str) and value and not value.startswith("hub:")
     is_folder = key in _MODELS and isinstance(value, str) and is_folder_name(value)
     return _absolute(value, base) if is_path or is_folder else value
 
@@ -327,10 +327,10 @@ def _validate(raw: Table, model: type[Recipe], places: Places, *, files: bool) -
     elif "data" not in raw:
         problems.append(missing_section("data", places))
         broken.add("data")
-    table, absent = (IMAGEGEN_CHECKS, missing_imagegen_files) if "imagegen" in raw else (CHECKS, missing_files)
+    table, missing = (IMAGEGEN_CHECKS, missing_imagegen_files) if "imagegen" in raw else (CHECKS, missing_files)
     checks = [check for sections, check in table if not sections & broken]
     if files and not broken:
-        checks += [absent, missing_packages]
+        checks += [missing, missing_packages]
     for check in checks:
         problems += places.of_all(check(recipe))
     return (None if problems else recipe), problems

@@ -20,6 +20,12 @@ HU_WINDOWS: Mapping[str, tuple[float, float]] = {
 }
 """Name -> centre and width in HU (Radiopaedia, "Windowing (CT)"; wide: Google's MedGemma notebooks)."""
 
+FIXED_WINDOWS: Mapping[str, tuple[float, float]] = {
+    "ct_lung": HU_WINDOWS["lung"],
+    "ct_soft_tissue": HU_WINDOWS["soft_tissue"],
+}
+"""``preset`` in [imagegen.windows] -> centre and width in HU."""
+
 MEDGEMMA_CT = "medgemma_ct"
 THREE_WINDOWS: Mapping[str, tuple[str, str, str]] = {MEDGEMMA_CT: ("hu:0,2048", "hu:40,350", "hu:40,80")}
 """Name of three windows for red, green and blue -> the windows. MedGemma's notebook high_dimensional_ct shows

@@ -22,11 +22,11 @@ from toolkit.imagegen.ratings.splits import SELECTOR_SPLITS, TRAINING, require_a
 from toolkit.imagegen.ratings.synthetic import RATINGS_FILE, write_synthetic
 from toolkit.imagegen.scorers.fitting import RatedImages
 from toolkit.images import ImagePolicy, ImageStore, ScanReport, scan
-from toolkit.images.policy import FIXED_WINDOWS
 from toolkit.images.ref import ImageRef
 from toolkit.images.scan import ScanMode
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import FixedWindow
+from toolkit.recipe.windows import FIXED_WINDOWS
 from toolkit.runfolder import check_fingerprints, read_saved, write_json
 from toolkit.runfolder.cache import cache_folder
 

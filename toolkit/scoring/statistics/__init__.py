@@ -1,5 +1,6 @@
 """Statistics over answers. Every figure has its n and an interval."""
 
+from toolkit.scoring.statistics.bootstrap import Draws
 from toolkit.scoring.statistics.classification import ClassificationMetrics
 from toolkit.scoring.statistics.confusion_matrix import (
     ConfusionMatrix,
@@ -17,7 +18,6 @@ from toolkit.scoring.statistics.episodes import (
 from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion, wilson
 from toolkit.scoring.statistics.paired import Paired, mcnemar_exact, paired_difference
 from toolkit.scoring.statistics.probabilities import (
-    Draws,
     OneClass,
     OperatingPoint,
     ProbabilityMetrics,

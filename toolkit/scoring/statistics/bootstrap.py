@@ -5,11 +5,21 @@ evidence, and its intervals would be too narrow. Resampling whole groups keeps t
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 _CELLS = 4_000_000
 """Maximum number of draws in RAM at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Resamples and seed of a bootstrap."""
+
+    resamples: int
+    seed: int
 
 
 def count_groups(groups: Sequence[str]) -> int:
@@ -63,6 +73,17 @@ def drawn_weights(groups: Sequence[str], resamples: int, seed: int) -> Iterator[
     chunk = max(1, _CELLS // max(1, len(groups)))
     for start in range(0, resamples if len(groups) else 0, chunk):
         yield _times_drawn(rng, min(chunk, resamples - start), len(codes))[:, of_value_N]
+
+
+def drawn_positions(groups: Sequence[str], resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the positions of the values in each bootstrap sample, for metrics that are computed from the values."""
+    members: dict[str, list[int]] = {}
+    for position, group in enumerate(groups):
+        members.setdefault(group, []).append(position)
+    positions = [np.array(of, np.int64) for of in members.values()]
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples if len(positions) > 1 else 0):
+        yield np.concatenate([positions[i] for i in rng.integers(0, len(positions), len(positions))])
 
 
 def percentile_interval(statistics: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.scoring.statistics.bootstrap import count_groups, drawn_weights
+from toolkit.scoring.statistics.bootstrap import Draws, count_groups, drawn_weights
 from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, proportion, wilson
 from toolkit.scoring.statistics.summary import ScoredAnswer
 
@@ -103,14 +103,6 @@ class ProbabilityMetrics:
     thresholds_from: str
     classes: Mapping[str, OneClass]
     top_accuracy: Estimate | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """Resamples and seed of a bootstrap."""
-
-    resamples: int
-    seed: int
 
 
 def probability_metrics(

@@ -5,13 +5,13 @@ resample.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.scoring.statistics.bootstrap import count_groups
+from toolkit.scoring.statistics.bootstrap import count_groups, drawn_positions
 from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, wilson_by_group
 from toolkit.scoring.statistics.paired import zero_variance_interval
 
@@ -51,7 +51,7 @@ def set_estimates(
     if len(parts) != len(groups):
         raise ValueError(f"{len(parts)} parts, but {len(groups)} groups")
     whole = _finite(values(parts))
-    drawn = [_finite(values([parts[i] for i in draw])) for draw in draws(groups, resamples, seed)]
+    drawn = [_finite(values([parts[i] for i in draw])) for draw in drawn_positions(groups, resamples, seed)]
     found = _estimates(whole, drawn, groups)
     return {
         name: wilson_by_group(one.value, one.n, one.groups)
@@ -72,7 +72,8 @@ def set_differences(
     """Return after minus before of each metric, for the same questions in the same order.
 
     Each resample draws the same groups of both, so that easy and hard questions cancel out. A metric that one of them
-    lacks has no difference. Differences that are equal in every resample have the interval of ``compare_paired``.
+    lacks has no difference. Differences that are equal in every resample have the interval of
+    ``zero_variance_interval``.
 
     Raises:
         ValueError: The sequences differ in length, or a value is not finite.
@@ -85,23 +86,12 @@ def set_differences(
         return {name: _minus(value, old.get(name)) for name, value in new.items()}
 
     whole = change(np.arange(len(groups)))
-    drawn = [change(draw) for draw in draws(groups, resamples, seed)]
+    drawn = [change(draw) for draw in drawn_positions(groups, resamples, seed)]
     found = _estimates(whole, drawn, groups)
     return {
         name: zero_variance_interval(one) if one.low is not None and one.low == one.high else one
         for name, one in found.items()
     }
-
-
-def draws(groups: Sequence[str], resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the positions of the answers in each bootstrap sample of whole groups."""
-    members: dict[str, list[int]] = {}
-    for position, group in enumerate(groups):
-        members.setdefault(group, []).append(position)
-    positions = [np.array(of, np.int64) for of in members.values()]
-    rng = np.random.default_rng(seed)
-    for _ in range(resamples if len(positions) > 1 else 0):
-        yield np.concatenate([positions[i] for i in rng.integers(0, len(positions), len(positions))])
 
 
 def _estimates(

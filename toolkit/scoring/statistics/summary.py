@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from toolkit.errors import DataError
+from toolkit.scoring.statistics.bootstrap import Draws
 from toolkit.scoring.statistics.classification import (
     F1,
     ClassificationMetrics,
@@ -117,12 +118,15 @@ def summarise(
         seed: Seed of the bootstrap.
         positive: The label of interest, such as melanoma. See ``ClassificationMetrics``.
     """
-    draws = _Draws(resamples, seed, positive)
+    draws = Draws(resamples, seed)
     found = [column for column in by if any(column in row.by for row in rows)]
     labels = [row.label for row in rows if row.label is not None]
     return Summary(
-        overall=_figures(rows, draws),
-        by={column: {value: _figures(part, draws) for value, part in _parts(rows, column).items()} for column in found},
+        overall=_figures(rows, draws, positive),
+        by={
+            column: {value: _figures(part, draws, positive) for value, part in _parts(rows, column).items()}
+            for column in found
+        },
         not_found=tuple(column for column in by if column not in found),
         failures=_failures(rows),
         confusion=confusion_matrix([true for true, _ in labels], [predicted for _, predicted in labels]),
@@ -190,17 +194,10 @@ def _bin_name(index: int, edges: Sequence[float]) -> str:
     return f"{low:g}" if high == low + 1 else f"{low:g}-{high - 1:g}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Draws:
-    resamples: int
-    seed: int
-    positive: str | None
-
-
-def _figures(rows: Sequence[ScoredAnswer], draws: _Draws) -> Metrics:
+def _figures(rows: Sequence[ScoredAnswer], draws: Draws, positive: str | None) -> Metrics:
     groups = [row.group for row in rows]
     names = dict.fromkeys(name for row in rows for name in row.scores)
-    macro_f1, labels = _labels(rows, draws)
+    macro_f1, labels = _labels(rows, draws, positive)
     return Metrics(
         n=len(rows),
         groups=len(set(groups)),
@@ -212,20 +209,22 @@ def _figures(rows: Sequence[ScoredAnswer], draws: _Draws) -> Metrics:
     )
 
 
-def _score(rows: Sequence[ScoredAnswer], name: str, draws: _Draws) -> Estimate:
+def _score(rows: Sequence[ScoredAnswer], name: str, draws: Draws) -> Estimate:
     pairs = [(value, row.group) for row in rows if (value := row.scores.get(name)) is not None]
     return proportion([value for value, _ in pairs], [group for _, group in pairs], draws.resamples, draws.seed)
 
 
-def _labels(rows: Sequence[ScoredAnswer], draws: _Draws) -> tuple[Estimate | None, ClassificationMetrics | None]:
+def _labels(
+    rows: Sequence[ScoredAnswer], draws: Draws, positive: str | None
+) -> tuple[Estimate | None, ClassificationMetrics | None]:
     """Return macro-F1 and the classification metrics from the same bootstrap samples."""
     labelled = [(*row.label, row.group) for row in rows if row.label is not None]
     if not labelled:
         return None, None
     true, predicted, groups = zip(*labelled, strict=True)
-    also = () if draws.positive is None else (draws.positive,)
+    also = () if positive is None else (positive,)
     counted = count_classes(true, predicted, groups, draws.resamples, draws.seed, also)
-    return class_mean(counted, F1), metrics_from_counts(counted, predicted, draws.positive)
+    return class_mean(counted, F1), metrics_from_counts(counted, predicted, positive)
 
 
 def _parts(rows: Sequence[ScoredAnswer], column: str) -> dict[str, list[ScoredAnswer]]:
