@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.image_places import place_images
+from toolkit.data.placeholders import place_images
 from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin

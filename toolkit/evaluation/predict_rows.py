@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import Dropped
-from toolkit.data.image_places import prompt_turns
+from toolkit.data.placeholders import prompt_turns
 from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import DataError, ImageError, RunError, warn

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.image_places import PLACEHOLDER, split_at_images
+from toolkit.data.placeholders import PLACEHOLDER, split_at_images
 from toolkit.data.sample import Turn
 from toolkit.errors import DataError, ModelError
 from toolkit.scoring.reasoning import OPENING, closing_tag

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from toolkit.data.image_places import prompt_turns, split_at_images
+from toolkit.data.placeholders import prompt_turns, split_at_images
 from toolkit.data.sample import Sample, Turn
 from toolkit.data.task import Task
 from toolkit.errors import DataError

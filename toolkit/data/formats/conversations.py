@@ -12,10 +12,10 @@ from typing import Any
 from toolkit.data.embedded_images import is_kept
 from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.formats.base64_images import image_in_text
-from toolkit.data.image_places import check_placeholders
 from toolkit.data.image_values import looks_like_image
 from toolkit.data.json_stream import Record
 from toolkit.data.literals import read_literal
+from toolkit.data.placeholders import check_placeholders
 from toolkit.errors import RowProblem
 
 PLACEHOLDER = "<image>"
@@ -244,7 +244,7 @@ class _Converter:
             raise RowProblem("data.images_in_two_places", rule, value=[*given, *inline], remedy=remedy)
         images = given or inline
         if any(_NUMBERED.search(message["content"]) for message in messages):
-            return images  # their numbers say where they are, see data/image_places.py
+            return images  # their numbers say where they are, see data/placeholders.py
         count = sum(message["content"].count(PLACEHOLDER) for message in messages)
         user = next((message for message in messages if message["role"] == "user"), None)
         if images and not count and user is not None:

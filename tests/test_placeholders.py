@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 
 from tests.helpers.problems import raises
 from toolkit import tiny
-from toolkit.data.image_places import place_images, split_at_images
+from toolkit.data.placeholders import place_images, split_at_images
 from toolkit.data.sample import Sample, Turn
 from toolkit.errors import DataError, RowProblem
 from toolkit.images import ImageStore
