@@ -20,7 +20,7 @@ from toolkit.cli import tables as show
 from toolkit.cli.commands import app
 from toolkit.data import open_index
 from toolkit.data.formats.conversations import CONVERSATIONS
-from toolkit.data.formats.reports import R2GEN
+from toolkit.data.formats.r2gen import R2GEN
 from toolkit.data.formats.vqa_json import VQA_JSON
 from toolkit.data.sample import Answer
 from toolkit.errors import RecipeError

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from toolkit.data.embedded_images import EmbeddedImageStore, not_writable
-from toolkit.data.formats.saved import HUB
+from toolkit.data.formats.hf_datasets import HUB
 from toolkit.data.json_stream import Row
 from toolkit.data.row_filter import NO_FILTER, Filter, RowFilter
 from toolkit.data.sources import Source, find_source, parse_source, start_reading, stream_records

@@ -10,9 +10,9 @@ from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats import FORMATS, Format, Look, Reading, recognize
 from toolkit.data.formats.base import ID_COLUMNS
 from toolkit.data.formats.containers import container_of
+from toolkit.data.formats.hf_datasets import HUB, hub_container
 from toolkit.data.formats.image_folder import CLASS_FOLDERS
 from toolkit.data.formats.plain import PLAIN
-from toolkit.data.formats.saved import HUB, hub_container
 from toolkit.data.formats.unrecognized import unrecognized
 from toolkit.errors import DataError
 

@@ -1,6 +1,6 @@
 """The source of each split: what the recipe names, and the splits that a source has itself."""
 
-from toolkit.data.formats.saved import HUB, hub_splits
+from toolkit.data.formats.hf_datasets import HUB, hub_splits
 from toolkit.data.formats.split_names import find_split, split_of
 from toolkit.data.sources import source_splits
 from toolkit.errors import DataError, Problem

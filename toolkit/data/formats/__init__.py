@@ -7,7 +7,7 @@ from toolkit.data.formats.coco import COCO, COCO_CAPTIONS
 from toolkit.data.formats.conversations import CONVERSATIONS
 from toolkit.data.formats.image_folder import CLASS_FOLDERS, IMAGE_TABLE
 from toolkit.data.formats.plain import PLAIN
-from toolkit.data.formats.reports import R2GEN
+from toolkit.data.formats.r2gen import R2GEN
 from toolkit.data.formats.voc import VOC
 from toolkit.data.formats.vqa_json import VQA_JSON
 from toolkit.data.formats.yolo import YOLO

@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.data.embedded_images import EmbeddedImageStore, UnwrittenImages
 from toolkit.data.formats.base64_images import may_have_images, with_kept_images
-from toolkit.data.formats.files import peek_text
+from toolkit.data.formats.readers import peek_text
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.json_stream import Record, peek_members, repeated_key
 from toolkit.data.unusable_rows import Tally

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from toolkit.data.embedded_images import EmbeddedImageStore
-from toolkit.data.formats import saved
+from toolkit.data.formats import hf_datasets
 from toolkit.data.formats.base import Container
-from toolkit.data.formats.files import json_kind, lists_of_objects, read_list, read_rows, read_split, splits_of_object
+from toolkit.data.formats.readers import json_kind, lists_of_objects, read_list, read_rows, read_split, splits_of_object
 from toolkit.data.formats.row_file import RowFile, row_file
 from toolkit.data.formats.split_names import split_in
 from toolkit.data.formats.tables import text_layout
@@ -30,8 +30,8 @@ def container_of(path: Path) -> Container | None:
     Raises:
         DataError: A file of rows is invalid.
     """
-    if saved.is_saved(path):
-        return saved.saved_container(path)
+    if hf_datasets.is_saved(path):
+        return hf_datasets.saved_container(path)
     if not path.is_dir():
         file = row_file(path)
         return None if file is None else _file_container(file)

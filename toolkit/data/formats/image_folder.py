@@ -11,7 +11,7 @@ from pathlib import Path
 
 from toolkit.data.embedded_images import EmbeddedImageStore, UnwrittenImages
 from toolkit.data.formats.base import Format, Look, Reading
-from toolkit.data.formats.files import read_rows
+from toolkit.data.formats.readers import read_rows
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.json_stream import Record

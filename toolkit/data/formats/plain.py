@@ -1,7 +1,7 @@
 """Plain rows: every record is a row, with the columns that the recipe maps to the fields of the task."""
 
 from toolkit.data.formats.base import Format, Look
-from toolkit.data.formats.files import lists_of_objects
+from toolkit.data.formats.readers import lists_of_objects
 from toolkit.data.formats.row_file import row_file
 
 MAX_FILES = 20

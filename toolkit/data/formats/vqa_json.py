@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.formats.base import Format, Look, Reading
-from toolkit.data.formats.files import peek_text
+from toolkit.data.formats.readers import peek_text
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.formats.zip_images import with_images_of
 from toolkit.data.json_stream import Record, peek_members, stream_members

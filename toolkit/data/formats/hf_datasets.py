@@ -17,7 +17,7 @@ import pyarrow as pa
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats.base import Container
 from toolkit.data.formats.class_labels import names_of_features
-from toolkit.data.formats.files import ARROW_ROWS, plain_rows
+from toolkit.data.formats.readers import ARROW_ROWS, plain_rows
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
 
