@@ -3,7 +3,8 @@
 from toolkit.recipe.base import RecipeTask, Section
 from toolkit.recipe.checks import for_image_generators, for_language_models, missing_requirements
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe, load_table, recipe_model
-from toolkit.recipe.schema import (
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sections import (
     DRY_RUN_SUFFIX,
     SPLITS,
     Data,
@@ -15,7 +16,6 @@ from toolkit.recipe.schema import (
     Model,
     Optimisation,
     Prompt,
-    Recipe,
     Rewards,
     Run,
     Sft,

@@ -12,7 +12,8 @@ from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.base import RecipeSynthetic
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import nearest
-from toolkit.recipe.schema import Evaluate, Recipe, SyntheticData
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sections import Evaluate, SyntheticData
 from toolkit.recipe.user_code import USER_CODE
 from toolkit.recipe.windows import NAMES, hounsfield_windows
 

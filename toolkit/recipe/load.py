@@ -19,7 +19,8 @@ from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files, missing
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS
 from toolkit.recipe.imagegen_checks import IMAGEGEN_CHECKS, SECTIONS, missing_imagegen_files, only_imagegen_stages
 from toolkit.recipe.problems import Key, Places, missing_section, schema_problems, section_in
-from toolkit.recipe.schema import DATA_MISSING, SPLITS, Data, Recipe, SyntheticData
+from toolkit.recipe.schema import DATA_MISSING, Recipe
+from toolkit.recipe.sections import SPLITS, Data, SyntheticData
 from toolkit.recipe.user_code import USER_CODE
 
 Table = dict[str, Any]
