@@ -28,7 +28,7 @@ from toolkit.prepare.downloads import read_table
 from toolkit.prepare.ham10000 import read_metadata
 from toolkit.prepare.measure import ImageFiles, MaskMeasurements, PreparedImage
 from toolkit.prepare.sheet import choose_images
-from toolkit.prepare.write import join_names
+from toolkit.prepare.split import join_names
 
 FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 OUTPUT = {

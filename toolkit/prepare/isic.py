@@ -25,7 +25,8 @@ from toolkit.prepare.isic_diagnoses import Classes, find_diagnoses, wider_diagno
 from toolkit.prepare.labels import make_labels
 from toolkit.prepare.measure import Cell, ImageFiles, MaskMeasurements, PreparedImage
 from toolkit.prepare.request import PrepareRequest, PrepareResult
-from toolkit.prepare.write import DatasetNames, join_names, locations, measure_images, region_columns, split_and_write
+from toolkit.prepare.split import join_names
+from toolkit.prepare.write import DatasetNames, locations, measure_images, region_columns, split_and_write
 
 Stage = Literal[1, 2]
 
