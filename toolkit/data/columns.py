@@ -10,8 +10,8 @@ from typing import Any
 
 from toolkit.data.cells import fold
 from toolkit.data.groups import NO_GROUPS, group_columns
+from toolkit.data.image_columns import numbered_column
 from toolkit.data.row_filter import Filter
-from toolkit.data.row_images import numbered_column
 from toolkit.data.task import Task
 from toolkit.errors import Problem
 from toolkit.scoring.regions import XYXY, BoxFormat

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.statistics import EpisodePosition
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the index needs formats, and formats need the cells of rows
+    from toolkit.data.index import RowIndex
     from toolkit.data.task import RowOrigin
 
 
@@ -63,7 +63,7 @@ class Links:
     chosen: NDArray[np.bool_]
     notes: tuple[str, ...] = ()
 
-    def put(self, index: RowIndex, number: int, row: Row) -> Row:
+    def put(self, index: "RowIndex", number: int, row: Row) -> Row:
         """Return the row with its Link. The previous row is read from the index."""
         before = int(self.previous[number])
         previous = index[before][1] if before >= 0 else None

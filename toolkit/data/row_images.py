@@ -24,7 +24,7 @@ from toolkit.data.cells import (
     text_of,
     without_blanks,
 )
-from toolkit.data.image_values import looks_like_image, looks_like_path
+from toolkit.data.image_columns import looks_like_path, numbered_series
 from toolkit.data.json_stream import Row
 from toolkit.data.task import GROUP_FIELDS, RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
@@ -40,7 +40,6 @@ SEPARATORS = (";", "|", ",", "\n", " ")
 """Separators of several image names in one cell, if no file has the whole cell as its name."""
 
 _FRAME = re.compile(rf"(.+)#(?:({'|'.join(AXES)})=)?(\d{{1,6}})")
-_NUMBERED = re.compile(r"(.*?\D)(\d{1,2})")
 _WHOLE = re.compile(r"\d+\.0+", re.ASCII)
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+-]+)://", re.ASCII)
 
@@ -120,51 +119,9 @@ def forget_names() -> None:
     names.forget()
 
 
-def numbered_column(usual: Sequence[str], available: Sequence[str]) -> str | None:
-    """Return the first of numbered columns like ``image_1``, ``Image 2`` or ``image3``, or None if there are none.
-
-    >>> numbered_column(("image", "images"), ["id", "Image 2", "Image 1"])
-    'Image 1'
-    """
-    folded = {fold(one) for one in usual}
-    found = {
-        int(match[2]): column
-        for column in reversed(available)
-        if (match := _NUMBERED.fullmatch(column)) and fold(match[1]) in folded
-    }
-    return found[min(found)] if found and min(found) <= 1 else None
-
-
-def count_numbered(row: Row, origin: RowOrigin) -> int:
-    """Return the number of columns ``image_1``, ``image_2``, … with an image. 0: a gap, or columns without numbers."""
-    column = origin.column.get("image", "")
-    if not column.endswith("1"):
-        return 0
-    filled = [not is_missing(row.get(name)) for name in _series(column, tuple(row))]
-    count = sum(filled)
-    return count if all(filled[:count]) else 0
-
-
-def have_no_images(rows: Sequence[Row], column: str) -> bool:
-    """Return whether a column of images, and those of its further numbers, are empty in all rows."""
-    cells = (row.get(name) for row in rows for name in _series(column, tuple(row)))
-    return all(is_missing(value) or value in ([], "[]") for value in cells)
-
-
-def image_columns(rows: Sequence[Row]) -> list[str]:
-    """Return the columns in which most values look like image paths."""
-    columns = dict.fromkeys(column for row in rows for column in row)
-    found = []
-    for column in columns:
-        values = [row[column] for row in rows if not is_missing(row.get(column)) and row[column] != []]
-        if values and sum(map(looks_like_image, values)) > len(values) / 2:
-            found.append(column)
-    return found
-
-
 def _plain_image(value: str, row: Row, origin: RowOrigin) -> ImageRef | None:
     """Return the image of a row with one file in one cell, the usual case, which this makes faster."""
-    if len(_series(origin.column["image"], tuple(row))) > 1:
+    if len(numbered_series(origin.column["image"], tuple(row))) > 1:
         return None
     try:
         image = _found(value, str(origin.image_root))
@@ -176,29 +133,10 @@ def _plain_image(value: str, row: Row, origin: RowOrigin) -> ImageRef | None:
 def _values(row: Row, origin: RowOrigin) -> Iterator[Any]:
     """Yield the cells that name images, without missing ones: the column, and its later numbers if it is numbered."""
     column = origin.column.get("image")
-    for name in () if column is None else _series(column, tuple(row)):
+    for name in () if column is None else numbered_series(column, tuple(row)):
         value = row.get(name)
         if not is_missing(value):
             yield value
-
-
-@lru_cache(maxsize=1 << 8)
-def _series(column: str, columns: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a column and the columns of the same name with a higher number, in order of the numbers.
-
-    A column such as ``image_2`` was chosen by the recipe, without the others. A column ``image`` beside ``image_1`` is
-    another column, and beside ``image_2`` it is the first image.
-    """
-    match = _NUMBERED.fullmatch(column)
-    base, first = (match[1], int(match[2])) if match else (column, 1)
-    found = {first: column}
-    for other in columns:
-        match = _NUMBERED.fullmatch(other)
-        if match and fold(match[1]) == fold(base) and other != column:
-            found.setdefault(int(match[2]), other) if int(match[2]) != first else found.setdefault(-1, other)
-    if first > 1 or -1 in found or min(found) < first:
-        return (column,)
-    return tuple(found[number] for number in sorted(found))
 
 
 def _images_of(value: Any, row: Row, origin: RowOrigin, place: str) -> list[ImageRef]:

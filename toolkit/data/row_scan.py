@@ -33,11 +33,12 @@ from toolkit.data.columns import MESSAGES, several_turns
 from toolkit.data.conflicts import find_conflicts
 from toolkit.data.episodes import Links
 from toolkit.data.groups import PATIENT_FOLDER, IdentifierBuilder, patient_folder
+from toolkit.data.image_columns import count_numbered
 from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import read_literal
 from toolkit.data.placeholders import place_images
-from toolkit.data.row_images import count_numbered, forget_names
+from toolkit.data.row_images import forget_names
 from toolkit.data.sample import OTHER_FILES, Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import KeyBuilder, RowKeys, text_key

@@ -15,9 +15,9 @@ from toolkit.data.cells import fold
 from toolkit.data.columns import MESSAGES, RowSettings, leaking_context, other_columns, resolve_columns
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.groups import NO_GROUPS, identifier_columns
+from toolkit.data.image_columns import have_no_images, image_columns
 from toolkit.data.index import AS_ROWS, RowIndex, open_index, source_folder
 from toolkit.data.json_stream import Row
-from toolkit.data.row_images import have_no_images, image_columns
 from toolkit.data.row_scan import FIRST_ROWS, FirstPass, RowScan, scan_rows
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import RowKeys

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from toolkit.data.cells import with_whole_numbers
 from toolkit.data.episodes import Links
+from toolkit.data.image_columns import count_numbered
 from toolkit.data.index import RowIndex
 from toolkit.data.placeholders import place_images
-from toolkit.data.row_images import count_numbered
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 

@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.data.embedded_images import is_kept
 from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.formats.base64_images import image_in_text
-from toolkit.data.image_values import looks_like_image
+from toolkit.data.image_columns import looks_like_image
 from toolkit.data.json_stream import Record
 from toolkit.data.literals import read_literal
 from toolkit.data.placeholders import check_placeholders
