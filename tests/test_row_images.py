@@ -12,9 +12,10 @@ import pytest
 
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, make_recipe, read_file
+from toolkit.data.groups import read_group
 from toolkit.data.image_columns import image_columns
 from toolkit.data.index import open_index
-from toolkit.data.row_images import read_group, read_images
+from toolkit.data.row_images import read_images
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ImageError, RowProblem
 from toolkit.images import ImagePolicy, ImageStore, load, names

@@ -1,9 +1,10 @@
-"""Columns that identify patients: the group if the recipe names no column, and columns that splits are compared by.
+"""The group of a row, the columns that can have it, and other columns of patients that splits are compared by.
 
 A model must not be tested on a patient that it was trained on. Only some names of columns are certain. Other names that
 look like the identifier of a patient stop a run if a value would be in two splits.
 """
 
+import hashlib
 import os
 import re
 import unicodedata
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.cells import fold, group_name
+from toolkit.data.cells import cell, fold, group_name
+from toolkit.data.json_stream import Row
 from toolkit.data.splits import NO_KEY, identifier_key
-from toolkit.data.task import GROUP_FIELDS, LESION, PATIENT, STUDY, Task
+from toolkit.data.task import GROUP_FIELDS, LESION, PATIENT, STUDY, RowOrigin, Task
 from toolkit.errors import RowProblem
+from toolkit.images.ref import ImageRef
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     PATIENT: ("patient_id", "patient", "subject_id"),
@@ -164,6 +167,28 @@ class IdentifierBuilder:
         return self._is_name or any(map(str.isdigit, text))
 
 
+def read_group(row: Row, origin: RowOrigin, images: Sequence[ImageRef], text: str = "") -> str:
+    """Return the group: the recipe's column, otherwise the patient, lesion or study, otherwise the first image.
+
+    An image is its path below the image root. A row without images is grouped by a hash of ``text``, of its question,
+    or of the whole row, in this order. Rows with the same question are thus in one group, and others are not.
+
+    Raises:
+        RowProblem: The recipe's column is empty, or the value is a list or an object.
+    """
+    if origin.group is None:
+        for field in GROUP_FIELDS:
+            if field in origin.column and (group := group_name(row.get(origin.column[field]))):
+                return group
+        if not images:
+            return f"text {_text_hash(text or _question(row, origin))}"
+        return str(images[0].path).removeprefix(str(origin.image_root)).lstrip(os.sep).replace(os.sep, "/")
+    if group := group_name(row.get(origin.group)):
+        return group
+    rule = "the row must have a value in the column of data.group"
+    raise RowProblem("data.group_missing", rule, place=f"{origin.file}", value=row.get(origin.group))
+
+
 def _column(task: Task, names: Sequence[str], found: Mapping[str, str], available: Sequence[str]) -> str | None:
     folded = {fold(name) for name in names}
     fields = [field for field, usual in task.columns.items() if folded & {fold(name) for name in usual}]
@@ -204,3 +229,12 @@ def _words(column: str) -> list[str]:
     """
     plain = unicodedata.normalize("NFC", _ACCENT.sub("", unicodedata.normalize("NFD", column)))
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_A-Za-z]+", plain)]
+
+
+def _question(row: Row, origin: RowOrigin) -> str:
+    value = cell(row, origin, "question")
+    return " ".join(value.lower().split()) if isinstance(value, str) and value.strip() else repr(sorted(row.items()))
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -1,9 +1,8 @@
 """The images that a row names: paths, names without a suffix, URLs, lists, objects, numbered columns and slices."""
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,6 @@ from toolkit.data.cells import (
     check_unicode,
     decoded,
     fold,
-    group_name,
     is_missing,
     name_of,
     number_of,
@@ -26,7 +24,7 @@ from toolkit.data.cells import (
 )
 from toolkit.data.image_columns import looks_like_path, numbered_series
 from toolkit.data.json_stream import Row
-from toolkit.data.task import GROUP_FIELDS, RowOrigin
+from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import image_ref, names
 from toolkit.images.ref import AXES, ImageRef, contained_path, is_volume, root_folder
@@ -89,28 +87,6 @@ def named_image(text: str, root: str) -> ImageRef:
         return missing.ref
     except _UnusableUrl:
         return ImageRef(Path(root) / "url", found=(names.NOT_FOUND,))
-
-
-def read_group(row: Row, origin: RowOrigin, images: Sequence[ImageRef], text: str = "") -> str:
-    """Return the group: the recipe's column, otherwise the patient, lesion or study, otherwise the first image.
-
-    An image is its path below the image root. A row without images is grouped by a hash of ``text``, of its question,
-    or of the whole row, in this order. Rows with the same question are thus in one group, and others are not.
-
-    Raises:
-        RowProblem: The recipe's column is empty, or the value is a list or an object.
-    """
-    if origin.group is None:
-        for field in GROUP_FIELDS:
-            if field in origin.column and (group := group_name(row.get(origin.column[field]))):
-                return group
-        if not images:
-            return f"text {_text_hash(text or _question(row, origin))}"
-        return str(images[0].path).removeprefix(str(origin.image_root)).lstrip(os.sep).replace(os.sep, "/")
-    if group := group_name(row.get(origin.group)):
-        return group
-    rule = "the row must have a value in the column of data.group"
-    raise RowProblem("data.group_missing", rule, place=f"{origin.file}", value=row.get(origin.group))
 
 
 def forget_names() -> None:
@@ -348,12 +324,3 @@ def _slice_numbers(value: Any, place: str) -> list[int]:
         rule, remedy = "a slice must be a number from 0, or a list of them", "Correct the column slice."
         raise RowProblem("data.slice_not_number", rule, place=place, value=value, remedy=remedy)
     return [int(one) for one in values]
-
-
-def _question(row: Row, origin: RowOrigin) -> str:
-    value = cell(row, origin, "question")
-    return " ".join(value.lower().split()) if isinstance(value, str) and value.strip() else repr(sorted(row.items()))
-
-
-def _text_hash(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from toolkit.data.cells import cell, text_of
-from toolkit.data.row_images import read_group, read_images
+from toolkit.data.groups import read_group
+from toolkit.data.row_images import read_images
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin, SetMetrics, Synthetic, Task
 from toolkit.errors import RowProblem

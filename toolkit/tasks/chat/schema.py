@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.data.cells import NO_QUESTION, cell, decoded, extra_fields, text_of
+from toolkit.data.groups import read_group
 from toolkit.data.json_stream import Row
-from toolkit.data.row_images import read_group, read_images
+from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample, Turn
 from toolkit.data.task import RowOrigin
 from toolkit.errors import Problem, RowProblem

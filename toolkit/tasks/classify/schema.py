@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toolkit.data.cells import NO_IMAGE, cell, extra_fields, natural_order, number_of
-from toolkit.data.row_images import read_group, read_images
+from toolkit.data.groups import read_group
+from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import GROUP_FIELDS, Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem

@@ -22,7 +22,8 @@ from toolkit.data.cells import (
     natural_order,
     texts_of,
 )
-from toolkit.data.row_images import read_group, read_one_image
+from toolkit.data.groups import read_group
+from toolkit.data.row_images import read_one_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem

@@ -20,7 +20,8 @@ from toolkit.data.cells import (
     image_size,
     text_of,
 )
-from toolkit.data.row_images import named_image, read_group, read_one_image
+from toolkit.data.groups import read_group
+from toolkit.data.row_images import named_image, read_one_image
 from toolkit.data.sample import OTHER_FILES, Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem

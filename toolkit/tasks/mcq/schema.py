@@ -5,7 +5,8 @@ from itertools import islice
 from typing import Any, Literal
 
 from toolkit.data.cells import NO_QUESTION, cell, extra_fields, text_of
-from toolkit.data.row_images import read_group, read_images
+from toolkit.data.groups import read_group
+from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.task import Found, RowOrigin, SettingsFromRows

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from toolkit.data.cells import NO_IMAGE, cell, extra_fields, text_of
+from toolkit.data.groups import read_group
 from toolkit.data.json_stream import Row
-from toolkit.data.row_images import read_group, read_images
+from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem

@@ -24,7 +24,8 @@ from toolkit.data.cells import (
     text_of,
 )
 from toolkit.data.episodes import GAP, REPEATED, Link, link_of
-from toolkit.data.row_images import named_image, read_group
+from toolkit.data.groups import read_group
+from toolkit.data.row_images import named_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
