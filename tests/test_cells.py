@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
-from toolkit.data.cells import decoded, text_of, texts_of
+from toolkit.data.cells import text_of, texts_of
+from toolkit.data.literals import decoded
 from toolkit.errors import RowProblem
 
 CONTROL = "".join(chr(code) for code in (*range(9), *range(14, 32), 127))

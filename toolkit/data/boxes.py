@@ -3,16 +3,17 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.cells import cell, decoded, fold, image_size
+from toolkit.data.cells import cell, fold
+from toolkit.data.image_sizes import image_size
 from toolkit.data.json_stream import Row
+from toolkit.data.literals import decoded
 from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import DataError, ImageError, RowProblem
-from toolkit.images import ImagePolicy, read_image_header
+from toolkit.errors import DataError, RowProblem
 from toolkit.scoring.regions import (
     BOX_FORMATS,
     SWAPPED,
@@ -38,9 +39,6 @@ BOX_COLUMNS: Mapping[str, tuple[str, ...]] = {
 OBJECT_BOXES = ("bbox", "bboxes", "box", "boxes")
 OBJECT_LABELS = ("category", "categories", "label", "labels", "class", "class_name", "name")
 """Keys of the column ``objects``. See ``objects_of``."""
-
-CHECKED = 200
-"""Images of a split whose size is compared with their row. Resized copies differ in the first of them."""
 
 _CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
 _POINTS = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
@@ -123,30 +121,6 @@ def read_boxes(row: Row, origin: RowOrigin, size: Size, place: str) -> list[Box]
         RowProblem: A box is malformed, reversed, outside the image or without an area, or in another unit.
     """
     return [_checked(raw, origin, size, place) for raw in raw_boxes(row, origin, place)]
-
-
-def check_image_sizes(split: str, samples: Sequence[Sample]) -> None:
-    """Check the first ``CHECKED`` images of a split. A missing image is reported by the scan of the images.
-
-    Raises:
-        DataError: An image has another size than its row says.
-    """
-    for sample in samples[:CHECKED]:
-        expected = sample.fields.get("image_size", sample.fields.get("size"))
-        if expected is None or not sample.images:
-            continue
-        try:
-            size = read_image_header(replace(sample.images[0], crop=None), ImagePolicy()).size
-        except ImageError:
-            continue
-        if size != expected:
-            raise DataError(
-                "data.image_size_differs",
-                "an image must have the width and height of its row, because its coordinates are in these pixels",
-                place=f"{split}: {sample.id}",
-                value=f"{size[0]} x {size[1]} instead of {' x '.join(map(str, expected))}",
-                remedy="Use the images that were annotated, or scale coordinates, width and height to these images.",
-            )
 
 
 def small_boxes(sample: Sample) -> Iterator[tuple[str, str]]:

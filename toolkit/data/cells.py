@@ -1,22 +1,15 @@
-"""Cell values of a row as text, numbers, lists, images, context and group."""
+"""Cell values of a row as text, numbers, lists, context and group."""
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import json_repair
-
 from toolkit.data.json_stream import Row
-from toolkit.data.literals import is_printed_value, read_literal
+from toolkit.data.literals import decoded, is_printed_value
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingImage, RowProblem
-from toolkit.images import ImagePolicy, read_image_header
-from toolkit.images.ref import ImageRef
-from toolkit.scoring.regions import Coordinates, Frame, Size
+from toolkit.errors import RowProblem
 
 _HALF = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"-?\d+\.0+")
@@ -39,9 +32,6 @@ _MAX_MISSING = max(map(len, _MISSING))
 
 _NO_GROUP = frozenset({"none", "null", "na", "n/a"})
 """Names, in lower case, of a missing group."""
-
-MOST_BRACKETS = 128
-"""Maximum number of opening brackets in a text that is repaired. An answer of the task steps has about ten."""
 
 NOT_TEXT = "data.value_not_text"
 """Code of a value that is a list, an object, bytes or an infinite number."""
@@ -189,91 +179,10 @@ def is_whole_text(text: str) -> bool:
     return _WHOLE.fullmatch(text.strip()) is not None
 
 
-def decoded(value: Any) -> Any:
-    """Return a list or table from its text in a CSV: JSON, or as Python or NumPy print it. Other values stay as is.
-
-    >>> decoded("[1, 2]"), decoded("['a' 'b']"), decoded("[see report]")
-    ([1, 2], ['a', 'b'], '[see report]')
-    """
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        found = read_literal(value)
-        return value if found is None else found
-    return value
-
-
 def _not_text(value: Any) -> RowProblem:
     rule = "the value must be a text or a number, not a list, an object, bytes or infinite"
     remedy = "Store one text in each cell, or name another column in data.columns."
     return RowProblem(NOT_TEXT, rule, value=value, remedy=remedy)
-
-
-@lru_cache(maxsize=1 << 10)
-def parse_or_repair_json(text: str) -> tuple[Any, bool]:
-    """Return a JSON value, and whether the text had to be repaired.
-
-    Repairs cover single quotes, line breaks, trailing commas and code fences.
-
-    The result is cached and must not be modified. A text without an object or list is not JSON, even after repair.
-
-    Raises:
-        ValueError: The text cannot be parsed.
-    """
-    try:
-        return json.loads(text), False
-    except (ValueError, RecursionError):
-        pass
-    value = repair_json(text)
-    if not isinstance(value, dict | list):
-        raise ValueError("no JSON")
-    return value, True
-
-
-def repair_json(text: str) -> Any:
-    """Return the most likely value of an invalid JSON text (json-repair).
-
-    Raises:
-        ValueError: No value was found, or the text has more than ``MOST_BRACKETS`` opening brackets. The time of a
-            repair grows with their square.
-    """
-    if text.count("{") + text.count("[") > MOST_BRACKETS:
-        raise ValueError("too many brackets")
-    try:
-        return json_repair.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def image_size(row: Row, origin: RowOrigin, image: ImageRef, place: str) -> Size:
-    """Return width and height of a row's image, from its columns or from the header of the image.
-
-    Raises:
-        RowProblem: Neither is available.
-    """
-    width, height = (text_of(cell(row, origin, side)) for side in ("width", "height"))
-    if width and height:
-        try:
-            sides = int(float(width)), int(float(height))
-        except (ValueError, OverflowError):
-            sides = (0, 0)
-        if min(sides) < 1:
-            rule = "width and height must be numbers above 0"
-            raise RowProblem("data.image_size_not_number", rule, place=place, value=(width, height))
-        return sides
-    try:
-        return _size(replace(image, crop=None))
-    except ImageError as error:
-        rule = "the row must have width and height, or an image that can be opened"
-        raise MissingImage("data.image_size_unknown", rule, place=place, value=str(error)) from None
-
-
-def coordinate_frame(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
-    """Return the coordinate frame of an image or crop whose longest side is reduced to ``max_side`` for the model."""
-    return Frame(size, ImagePolicy(max_side=max_side).output_size(size), coordinates)
-
-
-@lru_cache(maxsize=1 << 14)
-def _size(image: ImageRef) -> Size:
-    return read_image_header(image, ImagePolicy()).size
 
 
 def group_name(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.data.cells import fold, is_missing
 from toolkit.data.json_stream import Row
-from toolkit.data.literals import read_literal
+from toolkit.data.literals import decoded
 from toolkit.data.task import RowOrigin
 from toolkit.images import names
 
@@ -29,9 +29,7 @@ def looks_like_image(value: Any) -> bool:
     >>> looks_like_image({"path": "a.png"}), looks_like_image("Is it a.png?"), looks_like_image([])
     (True, True, False)
     """
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        found = read_literal(value)
-        value = value if found is None else found
+    value = decoded(value)
     if isinstance(value, list | tuple):
         return bool(value) and all(map(looks_like_image, value))
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Lists and tables that a text is: JSON, and what Python and NumPy print, as pandas writes them into a CSV.
+"""Lists and objects in a text: JSON, repaired if needed, and what Python and NumPy print, as pandas writes it to a CSV.
 
 Python joins adjacent texts, so NumPy's ``['a' 'b']`` would be read as ``['ab']``. Adjacent texts are therefore read one
 by one, or not at all.
@@ -8,9 +8,15 @@ import ast
 import json
 import re
 import warnings
+from functools import lru_cache
 from typing import Any
 
+import json_repair
+
 from toolkit.data.json_stream import KeyRepeated, checked_object
+
+MOST_BRACKETS = 128
+"""Maximum number of opening brackets in a text that is repaired. An answer of the task steps has about ten."""
 
 MOST_CHARACTERS = 1 << 16
 """Maximum length of a text that is read as a Python literal."""
@@ -76,6 +82,54 @@ def is_printed_value(text: str) -> bool:
         return not json.loads(text)
     except (ValueError, RecursionError):
         return True
+
+
+def decoded(value: Any) -> Any:
+    """Return a list or table from its text in a CSV: JSON, or as Python or NumPy print it. Other values stay as is.
+
+    >>> decoded("[1, 2]"), decoded("['a' 'b']"), decoded("[see report]")
+    ([1, 2], ['a', 'b'], '[see report]')
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        found = read_literal(value)
+        return value if found is None else found
+    return value
+
+
+@lru_cache(maxsize=1 << 10)
+def parse_or_repair_json(text: str) -> tuple[Any, bool]:
+    """Return a JSON value, and whether the text had to be repaired.
+
+    Repairs cover single quotes, line breaks, trailing commas and code fences.
+
+    The result is cached and must not be modified. A text without an object or list is not JSON, even after repair.
+
+    Raises:
+        ValueError: The text cannot be parsed.
+    """
+    try:
+        return json.loads(text), False
+    except (ValueError, RecursionError):
+        pass
+    value = repair_json(text)
+    if not isinstance(value, dict | list):
+        raise ValueError("no JSON")
+    return value, True
+
+
+def repair_json(text: str) -> Any:
+    """Return the most likely value of an invalid JSON text (json-repair).
+
+    Raises:
+        ValueError: No value was found, or the text has more than ``MOST_BRACKETS`` opening brackets. The time of a
+            repair grows with their square.
+    """
+    if text.count("{") + text.count("[") > MOST_BRACKETS:
+        raise ValueError("too many brackets")
+    try:
+        return json_repair.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _printed(text: str) -> Any:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.boxes import check_image_sizes
 from toolkit.data.groups import NO_GROUPS, PATIENT_FOLDER
+from toolkit.data.image_sizes import check_image_sizes
 from toolkit.data.rows import UsableRows, check_dropped, read_alike, read_file
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.split_sources import recipe_sources

@@ -14,7 +14,6 @@ from toolkit.data.cells import (
     NO_IMAGE,
     cell,
     check_unicode,
-    decoded,
     fold,
     is_missing,
     name_of,
@@ -24,6 +23,7 @@ from toolkit.data.cells import (
 )
 from toolkit.data.image_columns import looks_like_path, numbered_series
 from toolkit.data.json_stream import Row
+from toolkit.data.literals import decoded
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import image_ref, names

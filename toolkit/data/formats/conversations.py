@@ -14,7 +14,7 @@ from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.formats.base64_images import image_in_text
 from toolkit.data.image_columns import looks_like_image
 from toolkit.data.json_stream import Record
-from toolkit.data.literals import read_literal
+from toolkit.data.literals import decoded
 from toolkit.data.placeholders import check_placeholders
 from toolkit.errors import RowProblem
 
@@ -142,10 +142,8 @@ def _check_trained(message: Mapping[str, Any], speaker: str) -> None:
 
 def _decoded(value: Any) -> Any:
     """Return a list from its text in a CSV."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        found = read_literal(value)
-        return value if found is None else found
-    return value
+    found = decoded(value)
+    return found if isinstance(found, list) else value
 
 
 class _Converter:

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.cells import NO_QUESTION, cell, decoded, extra_fields, text_of
+from toolkit.data.cells import NO_QUESTION, cell, extra_fields, text_of
 from toolkit.data.groups import read_group
 from toolkit.data.json_stream import Row
+from toolkit.data.literals import decoded
 from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample, Turn
 from toolkit.data.task import RowOrigin

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import regex
 
-from toolkit.data.cells import decoded, is_missing, number_of, text_of
+from toolkit.data.cells import is_missing, number_of, text_of
+from toolkit.data.literals import decoded
 from toolkit.errors import RowProblem
 
 LABEL_MISSING = ("tasks.classify.label_missing", "the row must have a label")

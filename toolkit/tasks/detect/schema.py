@@ -11,18 +11,10 @@ from typing import Any
 from pydantic import Field
 
 from toolkit.data.boxes import BOX_COLUMNS, OBJECT_BOXES, OBJECT_LABELS, objects_of, read_boxes, small_boxes
-from toolkit.data.cells import (
-    cell,
-    coordinate_frame,
-    decoded,
-    extra_fields,
-    fold,
-    image_size,
-    is_missing,
-    natural_order,
-    texts_of,
-)
+from toolkit.data.cells import cell, extra_fields, fold, is_missing, natural_order, texts_of
 from toolkit.data.groups import read_group
+from toolkit.data.image_sizes import coordinate_frame, image_size
+from toolkit.data.literals import decoded
 from toolkit.data.row_images import read_one_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin

@@ -12,15 +12,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toolkit.data.boxes import BOX_COLUMNS, read_boxes
-from toolkit.data.cells import (
-    cell,
-    coordinate_frame,
-    decoded,
-    extra_fields,
-    image_size,
-    text_of,
-)
+from toolkit.data.cells import cell, extra_fields, text_of
 from toolkit.data.groups import read_group
+from toolkit.data.image_sizes import coordinate_frame, image_size
+from toolkit.data.literals import decoded
 from toolkit.data.row_images import named_image, read_one_image
 from toolkit.data.sample import OTHER_FILES, Sample
 from toolkit.data.task import RowOrigin

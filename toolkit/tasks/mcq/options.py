@@ -6,7 +6,8 @@ from typing import Any
 
 import regex
 
-from toolkit.data.cells import cell, decoded, is_missing, text_of
+from toolkit.data.cells import cell, is_missing, text_of
+from toolkit.data.literals import decoded
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.scoring.text import fold_case

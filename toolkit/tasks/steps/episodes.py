@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.cells import cell, group_name, is_missing, number_of, parse_or_repair_json
+from toolkit.data.cells import cell, group_name, is_missing, number_of
 from toolkit.data.episodes import FIRST, GAP, REPEATED, AgentMemoryFunctions, Links
+from toolkit.data.literals import parse_or_repair_json
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, RowProblem

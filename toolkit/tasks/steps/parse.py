@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from toolkit.data.cells import MOST_BRACKETS, repair_json
+from toolkit.data.literals import MOST_BRACKETS, repair_json
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.reasoning import without_reasoning
 from toolkit.scoring.regions import Frame, order_box

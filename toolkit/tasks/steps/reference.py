@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from toolkit.data.cells import cell, check_unicode, is_missing, parse_or_repair_json, text_of
+from toolkit.data.cells import cell, check_unicode, is_missing, text_of
+from toolkit.data.literals import parse_or_repair_json
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.scoring.regions import Frame, Size, order_box

@@ -11,20 +11,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toolkit.data.cells import (
-    IMAGE_OUTSIDE,
-    NO_IMAGE,
-    cell,
-    coordinate_frame,
-    extra_fields,
-    fold,
-    image_size,
-    name_of,
-    number_of,
-    text_of,
-)
+from toolkit.data.cells import IMAGE_OUTSIDE, NO_IMAGE, cell, extra_fields, fold, name_of, number_of, text_of
 from toolkit.data.episodes import GAP, REPEATED, Link, link_of
 from toolkit.data.groups import read_group
+from toolkit.data.image_sizes import coordinate_frame, image_size
 from toolkit.data.row_images import named_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from toolkit.data.cells import NO_ANSWER, NO_QUESTION, cell, decoded, extra_fields, text_of, texts_of
+from toolkit.data.cells import NO_ANSWER, NO_QUESTION, cell, extra_fields, text_of, texts_of
 from toolkit.data.groups import read_group
+from toolkit.data.literals import decoded
 from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
