@@ -46,11 +46,11 @@ _CALLS = ("tool_calls", "function_call")
 _NUMBERED = re.compile(r"<image \d+>")
 _EDGES = re.compile(r"^(\s*<image>)+|(<image>\s*)+$")
 
-Turn = tuple[str, Any]
+RawTurn = tuple[str, Any]
 """Speaker and content, as the source writes them."""
 
 
-def turns_of_list(column: str, row: Mapping[str, Any]) -> list[Turn]:
+def turns_of_list(column: str, row: Mapping[str, Any]) -> list[RawTurn]:
     """Return the turns of a column with a list of turns, after those of the column ``system`` if there is one.
 
     This is ``conversations`` of LLaVA and ShareGPT, with ``from`` and ``value``, and ``messages`` of OpenAI, TRL,
@@ -63,18 +63,18 @@ def turns_of_list(column: str, row: Mapping[str, Any]) -> list[Turn]:
     return [*system, *turns]
 
 
-def turns_of_prompt(row: Mapping[str, Any]) -> list[Turn]:
+def turns_of_prompt(row: Mapping[str, Any]) -> list[RawTurn]:
     """Return the turns of TRL's ``prompt`` and ``completion``, each a text or a list of messages."""
     sides = (("user", _decoded(row["prompt"])), ("assistant", _decoded(row["completion"])))
     return [turn for role, side in sides for turn in (_turns(side) if isinstance(side, list) else [(role, side)])]
 
 
-def turns_of_query(row: Mapping[str, Any]) -> list[Turn]:
+def turns_of_query(row: Mapping[str, Any]) -> list[RawTurn]:
     """Return the turns of ms-swift: ``query`` and ``response``, with earlier pairs in ``history``."""
     return [*_system(row), *_history(row), ("user", row["query"]), ("assistant", row["response"])]
 
 
-def turns_of_instruction(row: Mapping[str, Any]) -> list[Turn]:
+def turns_of_instruction(row: Mapping[str, Any]) -> list[RawTurn]:
     """Return the turns of LLaMA-Factory: ``instruction`` and ``input`` on a new line, ``output``, and ``history``."""
     question = [row["instruction"], *([row["input"]] if row.get("input") else [])]
     if not all(isinstance(text, str) for text in question):
@@ -84,8 +84,8 @@ def turns_of_instruction(row: Mapping[str, Any]) -> list[Turn]:
     return [*_system(row), *_history(row), ("user", text), ("assistant", row["output"])]
 
 
-def _history(row: Mapping[str, Any]) -> list[Turn]:
-    turns: list[Turn] = []
+def _history(row: Mapping[str, Any]) -> list[RawTurn]:
+    turns: list[RawTurn] = []
     for pair in _decoded(row.get("history")) or []:
         if not isinstance(pair, list) or len(pair) != 2:
             rule = "history must be a list of pairs of question and answer"
@@ -94,7 +94,7 @@ def _history(row: Mapping[str, Any]) -> list[Turn]:
     return turns
 
 
-def _system(row: Mapping[str, Any]) -> list[Turn]:
+def _system(row: Mapping[str, Any]) -> list[RawTurn]:
     system = row.get("system")
     if system is None or system != system or system in ("", []):
         return []
@@ -104,7 +104,7 @@ def _system(row: Mapping[str, Any]) -> list[Turn]:
     return [("system", system)] if system.strip() else []
 
 
-def _turns(messages: Any) -> list[Turn]:
+def _turns(messages: Any) -> list[RawTurn]:
     found = _decoded(messages)
     turns = [_turn(one) for one in found] if isinstance(found, list) else []
     if not turns:
@@ -113,7 +113,7 @@ def _turns(messages: Any) -> list[Turn]:
     return turns
 
 
-def _turn(message: Any) -> Turn:
+def _turn(message: Any) -> RawTurn:
     if isinstance(message, dict):
         if any(message.get(key) for key in _CALLS):
             rule = "a turn must not have calls of tools, because SFT learns only its text"
@@ -149,7 +149,7 @@ def _decoded(value: Any) -> Any:
 class _Converter:
     """Turns rows of one layout into canonical rows. Images as bytes or base64 are kept in the store."""
 
-    def __init__(self, reading: Reading, turns: Callable[[Mapping[str, Any]], list[Turn]], columns: tuple[str, ...]):
+    def __init__(self, reading: Reading, turns: Callable[[Mapping[str, Any]], list[RawTurn]], columns: tuple[str, ...]):
         self._images, self._notes, self._turns, self._columns = reading.images, reading.notes, turns, columns
         self._embedded: bool | None = None
 
@@ -328,7 +328,7 @@ def _question_and_answer(messages: list[dict[str, str]], *, placed: bool = False
 
 
 def _records(
-    turns: Callable[[Mapping[str, Any]], list[Turn]], columns: tuple[str, ...], reading: Reading
+    turns: Callable[[Mapping[str, Any]], list[RawTurn]], columns: tuple[str, ...], reading: Reading
 ) -> Iterator[Record]:
     converter = _Converter(reading, turns, columns)
     required = [column for column in columns if column not in _OPTIONAL]
@@ -366,7 +366,7 @@ def _format(
     name: str,
     description: str,
     matches: Callable[[Look], bool],
-    turns: Callable[[Mapping[str, Any]], list[Turn]],
+    turns: Callable[[Mapping[str, Any]], list[RawTurn]],
     columns: tuple[str, ...],
 ) -> Format:
     return Format(name, description, matches, partial(_records, turns, columns))

@@ -47,7 +47,7 @@ from toolkit.scoring.regions.masks import (
     mask_iou,
     read_mask,
     read_mask_file,
-    shorten,
+    simplify_polygon,
 )
 
 __all__ = [
@@ -106,7 +106,7 @@ __all__ = [
     "parse_numbers",
     "read_mask",
     "read_mask_file",
-    "shorten",
+    "simplify_polygon",
     "write_box",
     "write_boxes",
 ]

@@ -38,13 +38,13 @@ SPECK = 0.01
 ASPECT = 0.01
 """Maximum relative difference between the aspect ratios of a mask and its image."""
 
-TOLERANCE = 0.75
+OUTLINE_TOLERANCE = 0.75
 """Maximum distance in pixels between a simplified outline and the exact one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One connected region of a mask: its box, its area in pixels, and its outline within ``TOLERANCE``."""
+    """One connected region of a mask: its box, its area in pixels, and its outline within ``OUTLINE_TOLERANCE``."""
 
     box: Box
     area: int
@@ -256,14 +256,14 @@ def _region(labels: NDArray[np.int32], stats: NDArray[np.int32], label: int) -> 
     part = (labels[y : y + height, x : x + width] == label).astype(np.uint8)
     contours, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
     (contour,) = contours
-    points = cv2.approxPolyDP(contour, TOLERANCE, closed=True).reshape(-1, 2)
+    points = cv2.approxPolyDP(contour, OUTLINE_TOLERANCE, closed=True).reshape(-1, 2)
     return Region((x, y, x + width, y + height), area, tuple((int(px), int(py)) for px, py in points))
 
 
-def shorten(polygon: Polygon, maximum: int) -> Polygon:
+def simplify_polygon(polygon: Polygon, maximum: int) -> Polygon:
     """Return the polygon with at most ``maximum`` vertices (at least 3), simplified by Douglas-Peucker."""
     points = np.asarray(polygon, np.float32).reshape(-1, 1, 2)
-    tolerance = TOLERANCE
+    tolerance = OUTLINE_TOLERANCE
     # The number of vertices has no closed form in the tolerance, so the tolerance grows until they are few enough.
     while len(points) > maximum:
         points = cv2.approxPolyDP(np.asarray(polygon, np.float32).reshape(-1, 1, 2), tolerance, closed=True)

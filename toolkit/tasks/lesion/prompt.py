@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from toolkit.data.sample import Sample
-from toolkit.scoring.regions import GRIDS, Frame, format_location, shorten, write_box
+from toolkit.scoring.regions import GRIDS, Frame, format_location, simplify_polygon, write_box
 
 if TYPE_CHECKING:
     from toolkit.tasks.lesion.schema import LesionSettings
@@ -92,7 +92,7 @@ def _line(sample: Sample, number: int) -> str:
 
 def _polygon(reference: Any, number: int, settings: "LesionSettings", frame: Frame) -> str:
     polygons = reference["polygons"]
-    short = shorten(polygons[min(number, len(polygons) - 1)], MAX_VERTICES)
+    short = simplify_polygon(polygons[min(number, len(polygons) - 1)], MAX_VERTICES)
     return json.dumps([frame.write(point) for point in short])
 
 
