@@ -79,13 +79,13 @@ def test_sizes_that_reach_the_edges_are_not_read_as_corners(tmp_path: Path) -> N
     corners = [(0, 0, 200, 90), (440, 400, 640, 480), (600, 10, 640, 40), (10, 440, 300, 480)] * 3
     data = load(tmp_path, write(corners, "xywh"))
     assert boxes_of(data) == [list(map(float, box)) for box in corners]
-    assert data.train.source.boxes == BoxFormat("xywh")
-    assert load(tmp_path, write(corners, "xywh")).train.source.boxes == BoxFormat("xywh")
+    assert data.train.origin.boxes == BoxFormat("xywh")
+    assert load(tmp_path, write(corners, "xywh")).train.origin.boxes == BoxFormat("xywh")
 
 
 def test_fractions_of_the_image_are_found_if_one_order_fits(tmp_path: Path) -> None:
     data = load(tmp_path, write(VOC, "xyxy unit"))
-    assert data.train.source.boxes == BoxFormat("xyxy", "unit")
+    assert data.train.origin.boxes == BoxFormat("xyxy", "unit")
     for found, expected in zip(boxes_of(data), VOC, strict=True):
         assert found == pytest.approx(expected)
 

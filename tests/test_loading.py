@@ -183,7 +183,7 @@ def test_columns_are_found_without_regard_to_case_and_underscores(tmp_path: Path
         tmp_path / "rows.json", [{"Question": "?", "Choices": ["a", "b"], "correctAnswer": "A", "image_path": "a.png"}]
     )
     samples = read_file(recipe(train=file), file).samples
-    assert samples.source.column == {
+    assert samples.origin.column == {
         "question": "Question",
         "options": "Choices",
         "answer": "correctAnswer",
@@ -312,7 +312,7 @@ def test_a_column_that_only_a_late_row_has_is_used(tmp_path: Path) -> None:
     late = write(tmp_path / "train.json", [*rows, row(300, correct_answer_explanation="Because.")])
     samples = read_file(recipe(train=late), late).samples
     assert samples[300].reference["explanation"] == "Because."
-    assert samples.source.column["explanation"] == "correct_answer_explanation"
+    assert samples.origin.column["explanation"] == "correct_answer_explanation"
 
 
 def first_id(samples: Any) -> str:
@@ -382,7 +382,7 @@ def test_slake_is_read_through_a_column_map(shared_data: Path) -> None:
     file = str(shared_data / "cxr/slake/Slake1.0/validate.json")
     samples = read_file(recipe("vqa", train=file, columns={"question_type": "content_type"}), file).samples
     assert len(samples) == 2099
-    assert samples[0].group == samples[0].images[0].path.relative_to(samples.source.image_root).as_posix()
+    assert samples[0].group == samples[0].images[0].path.relative_to(samples.origin.image_root).as_posix()
 
 
 def test_the_recipe_limits_the_images_of_a_question(tmp_path: Path) -> None:

@@ -378,5 +378,5 @@ def test_a_prediction_reads_whole_numbers_and_truth_values_as_the_training_rows(
     wanted = make_recipe({"run": {"name": "x"}, "data": table, "prompt": {"context": ["age", "smoker"]}})
     train = load_data(wanted).train
     assert [sample.fields.get("age") for sample in train] == ["40", None, "42"]
-    rows_of_prediction = read_unlabelled_rows(wanted, None, tmp_path / "new.csv", None, Constants(), train.source.whole)
+    rows_of_prediction = read_unlabelled_rows(wanted, None, tmp_path / "new.csv", None, Constants(), train.origin.whole)
     assert [(one.fields["age"], one.fields["smoker"]) for one in rows_of_prediction.samples] == [("63", "False")]

@@ -95,7 +95,7 @@ def _prompt_of(samples: SampleSet, sample: Sample) -> Hashable:
     """Return a key of everything that the model is shown."""
     task = samples.task
     own = task.prompt_key(sample) if task.prompt_key else f"{task.question(sample)}\n{task.instruction(sample)}"
-    context = [str(sample.fields.get(column, "")) for column in samples.source.context]
+    context = [str(sample.fields.get(column, "")) for column in samples.origin.context]
     return sample.images, text_key(_folded("\n".join([own, *context])))
 
 

@@ -215,7 +215,7 @@ def _describe_groups(
     if recipe.dataset.group is not None:
         return
     names = {name: _describe_group(rows, recipe, rows.samples.task) for name, rows in loaded.items()}
-    fields = {tuple(field for field in GROUP_FIELDS if field in one.samples.source.column) for one in loaded.values()}
+    fields = {tuple(field for field in GROUP_FIELDS if field in one.samples.origin.column) for one in loaded.values()}
     if len(fields) > 1:
         rule = "the splits must have the same group, otherwise a patient in two splits is not found"
         value = ", ".join(f"{name}: {group}" for name, group in names.items())
@@ -363,15 +363,15 @@ def _describe_limits(splits: Mapping[str, SplitRows], sets: Mapping[str, SampleS
 def _fingerprint(sets: Mapping[str, SampleSet]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, samples in sets.items():
-        source = samples.source
+        origin = samples.origin
         settings = (
             name,
             samples.task.name,
-            sorted(source.column.items()),
-            source.group,
-            source.context,
-            source.settings,
-            *filter(None, [source.whole]),
+            sorted(origin.column.items()),
+            origin.group,
+            origin.context,
+            origin.settings,
+            *filter(None, [origin.whole]),
         )
         digest.update(repr((*settings, samples.table.fingerprint, len(samples))).encode())
         digest.update(samples.rows.astype("<i8").tobytes())

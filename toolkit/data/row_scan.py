@@ -117,9 +117,9 @@ def scan_rows(
 class RowScanner:
     """Scans rows one by one. Boxes of an unknown format are read as corners in pixels, which most files have."""
 
-    def __init__(self, task: Task, source: RowOrigin) -> None:
-        self.task, self.source = task, source
-        self._boxes = FileBoxes() if source.boxes is None else None
+    def __init__(self, task: Task, origin: RowOrigin) -> None:
+        self.task, self.origin = task, origin
+        self._boxes = FileBoxes() if origin.boxes is None else None
         forget_names()  # files may have been added since the last scan
         self._rows: list[int] = []
         self._keys = KeyBuilder()
@@ -127,24 +127,24 @@ class RowScanner:
         self._cacheable = True
         self._folders: set[str] = set()
         self._trimmed: Counter[str] = Counter()
-        self._columns = tuple(source.column.values())
-        self._group_columns = [source.column[name] for name in GROUP_FIELDS if name in source.column]
-        self._identifiers = [IdentifierBuilder(column) for column in source.identifiers]
-        others = (column for _, column in source.others)
-        self._numbers = NumberBuilder(dict.fromkeys((*self._columns, *others, *source.context, *source.by)))
+        self._columns = tuple(origin.column.values())
+        self._group_columns = [origin.column[name] for name in GROUP_FIELDS if name in origin.column]
+        self._identifiers = [IdentifierBuilder(column) for column in origin.identifiers]
+        others = (column for _, column in origin.others)
+        self._numbers = NumberBuilder(dict.fromkeys((*self._columns, *others, *origin.context, *origin.by)))
         self._prompts = array("q")
-        self._root = str(source.image_root)
+        self._root = str(origin.image_root)
 
     def add(self, number: int, name: str, row: Row) -> None:
         """Read one row and record whether it is usable."""
         suspect = self._suspect_columns(row)
         self._numbers.add(row)
         if self._boxes is not None:
-            self._boxes.add(name, row, self.source)
+            self._boxes.add(name, row, self.origin)
         try:
-            read = self.task.read(name, with_whole_numbers(row, self.source.whole), self.source)
-            sample = place_images(self.task, read, self.source.context, count_numbered(row, self.source))
-            if self.source.others:
+            read = self.task.read(name, with_whole_numbers(row, self.origin.whole), self.origin)
+            sample = place_images(self.task, read, self.origin.context, count_numbered(row, self.origin))
+            if self.origin.others:
                 self._check_others(name, row, read)
         except RowProblem as problem:
             problem = _of_conversation(problem, row, self.task)
@@ -179,7 +179,7 @@ class RowScanner:
             value = row.get(column)
             if not isinstance(value, str):
                 continue
-            is_truth = len(value) < MAX_TRUTH and value in TRUTH and column not in self.source.whole
+            is_truth = len(value) < MAX_TRUTH and value in TRUTH and column not in self.origin.whole
             if is_truth or value.startswith(_BRACKETS) or value in _NOTHING or _REPLACED in value:
                 found.append(column)
             # str.strip returns the same object if there is nothing to strip, which is faster than a comparison.
@@ -209,9 +209,9 @@ class RowScanner:
 
     def _check_others(self, name: str, row: Row, sample: Sample) -> None:
         """Raise a RowProblem if another column with the usual name of a field has another value than the one read."""
-        row = with_whole_numbers(row, self.source.whole)
-        for wanted, other in self.source.others:
-            column = self.source.column[wanted]
+        row = with_whole_numbers(row, self.origin.whole)
+        for wanted, other in self.origin.others:
+            column = self.origin.column[wanted]
             if is_missing(row.get(other)) or row[other] == [] or row[other] == row.get(column):
                 continue
             if self._meaning(name, row, wanted, other) != _folded(sample):
@@ -223,15 +223,15 @@ class RowScanner:
     def _meaning(self, name: str, row: Row, wanted: str, column: str) -> str | None:
         """Return the content of the row if a field is read from another column, or None if that is not possible."""
         try:
-            source = replace(self.source, column={**self.source.column, wanted: column})
-            return _folded(self.task.read(name, row, source))
+            origin = replace(self.origin, column={**self.origin.column, wanted: column})
+            return _folded(self.task.read(name, row, origin))
         except RowProblem:
             return None
 
     def _note_truth(self, column: str, name: str, row: Row, sample: Sample) -> None:
         """Count a text True or False that is another target as a truth value, which JSON has."""
         try:
-            other = self.task.read(name, {**row, column: TRUTH[row[column]]}, self.source)
+            other = self.task.read(name, {**row, column: TRUTH[row[column]]}, self.origin)
         except RowProblem:
             return
         if (target := self.task.target(other)) != self.task.target(sample):
@@ -257,7 +257,7 @@ class RowScanner:
     def _note_images(self, name: str, sample: Sample) -> None:
         """Count a row without image, and names of images and masks that were not equal to the file's name."""
         if not sample.images:
-            if "image" in self.source.column and not self.task.needs_image:
+            if "image" in self.origin.column and not self.task.needs_image:
                 self._notes.add("the row has no image and is used as text", name, "data.row_without_image")
             return
         ways: dict[str, str] = {}
@@ -332,8 +332,8 @@ def _has(cell: Any, value: object) -> bool:
 class FirstPass:
     """A row scan in the pass that builds the index, with the columns of the first rows."""
 
-    def __init__(self, task: Task, make_source: Callable[[Sequence[str]], RowOrigin]) -> None:
-        self._task, self._make_source = task, make_source
+    def __init__(self, task: Task, make_origin: Callable[[Sequence[str]], RowOrigin]) -> None:
+        self._task, self._make_origin = task, make_origin
         self._first: list[tuple[int, str, Row]] = []
         self._scanner: RowScanner | None = None
 
@@ -346,26 +346,26 @@ class FirstPass:
             if len(self._first) == FIRST_ROWS:
                 self._start()
 
-    def done(self, source: RowOrigin, name: str) -> RowScan | None:
+    def done(self, origin: RowOrigin, name: str) -> RowScan | None:
         """Return the scan, if there was a pass and its rows were read with the final columns."""
         if self._first:
             self._start()
-        fits = self._scanner is not None and self._scanner.source == source
+        fits = self._scanner is not None and self._scanner.origin == origin
         return self._scanner.done(name) if self._scanner and fits else None
 
     def _start(self) -> None:
         self._scanner = RowScanner(
-            self._task, self._make_source(list(dict.fromkeys(c for _, _, row in self._first for c in row)))
+            self._task, self._make_origin(list(dict.fromkeys(c for _, _, row in self._first for c in row)))
         )
         for one in self._first:
             self._scanner.add(*one)
         self._first.clear()
 
 
-def _scan_index(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
+def _scan_index(task: Task, origin: RowOrigin, index: RowIndex) -> RowScan:
     """Return a scan of the rows of an existing index."""
-    scanner = RowScanner(task, source)
-    links = task.link(index, source) if task.link else None
+    scanner = RowScanner(task, origin)
+    links = task.link(index, origin) if task.link else None
     for number, (name, row) in enumerate(index):
         if links is None:
             scanner.add(number, name, row)
@@ -374,11 +374,11 @@ def _scan_index(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
     return scanner.done(index.source, links)
 
 
-def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
+def row_scan_file(task: Task, origin: RowOrigin, index: RowIndex) -> Path:
     """Return the cache file of this index's scan with these settings."""
-    where = (sorted(source.column.items()), str(source.image_root), source.group, source.identifiers, source.whole)
-    prompt = (source.context, source.by)
-    content = (task.name, *where, *prompt, source.max_images, source.settings, source.boxes, source.others)
+    where = (sorted(origin.column.items()), str(origin.image_root), origin.group, origin.identifiers, origin.whole)
+    prompt = (origin.context, origin.by)
+    content = (task.name, *where, *prompt, origin.max_images, origin.settings, origin.boxes, origin.others)
     digest = hashlib.blake2b(repr(content).encode(), digest_size=8)
     # The result depends on the code of the task, of this package and of boxes. It can change without a new version.
     own = (code for package in (Path(__file__), Path(regions.__file__)) for code in package.parent.rglob("*.py"))

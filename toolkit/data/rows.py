@@ -46,7 +46,7 @@ class UsableRows:
     @property
     def group_columns(self) -> tuple[str, ...]:
         """Return the columns of the group, or nothing if the task or the first image defines it."""
-        return group_columns_of(self.samples.source)
+        return group_columns_of(self.samples.origin)
 
 
 def read_file(
@@ -218,19 +218,19 @@ def _without_image_column(task: Task, first: Sequence[Row], problems: Sequence[P
 
 
 def _warnings(
-    task: Task, requested: RowSettings, source: RowOrigin, index: RowIndex, row_scan: RowScan
+    task: Task, requested: RowSettings, origin: RowOrigin, index: RowIndex, row_scan: RowScan
 ) -> Iterator[Problem]:
     name, metadata = index.source, index.metadata
-    for column in leaking_context(task, requested, source.column):
+    for column in leaking_context(task, requested, origin.column):
         rule = "prompt.context should not have a column with the answer: scores say nothing about the images"
         yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
-    if "image" in task.columns and "image" not in source.column:
+    if "image" in task.columns and "image" not in origin.column:
         rule = "no column has images, so all rows have only text"
         yield Problem("data.no_image_column", rule, name, remedy="Name a column in data.columns.image if there is one.")
-    yield from _unused_columns(task, requested, source, index)
+    yield from _unused_columns(task, requested, origin, index)
     for note in row_scan.links.notes if row_scan.links else ():
         yield Problem("data.order_irregular", note)
-    yield from _box_warnings(task, requested, source, row_scan, name)
+    yield from _box_warnings(task, requested, origin, row_scan, name)
     for one in (*index.skipped, *row_scan.dropped):
         yield one.notice("left out")
     for one in (*metadata.noted, *row_scan.noted):
@@ -239,22 +239,22 @@ def _warnings(
         rule = "ids should be unique: repeated ids are kept as id#2, id#3, …"
         value = f"{metadata.duplicates:,} repeated, such as {', '.join(metadata.duplicate_examples)}"
         yield Problem("data.ids_repeated", rule, name, value)
-    for column in source.whole:
+    for column in origin.whole:
         yield from _reread(column, row_scan.numbers.get(column, Numbers()), name)
     for column, count in row_scan.trimmed.items():
         yield Problem("data.blanks_removed", f"blanks around {count:,} values of {column} were removed", name)
 
 
-def _unused_columns(task: Task, requested: RowSettings, source: RowOrigin, index: RowIndex) -> Iterator[Problem]:
+def _unused_columns(task: Task, requested: RowSettings, origin: RowOrigin, index: RowIndex) -> Iterator[Problem]:
     """Yield columns whose name says that they have the answer or the split of a row, but which are not read."""
-    used = {*source.column.values(), *requested.filter, *requested.context, *requested.by, requested.group}
+    used = {*origin.column.values(), *requested.filter, *requested.context, *requested.by, requested.group}
     free = [column for column in index.columns if column not in used]
     found: dict[str, list[str]] = {}
-    for field, column in other_columns(task, requested, source.column, index.columns):
+    for field, column in other_columns(task, requested, origin.column, index.columns):
         found.setdefault(field, []).append(column)
     for field, others in found.items():
         if task.leaking & set(task.columns[field]):
-            rule = f"several columns can be the field {field}, and {source.column[field]} is read"
+            rule = f"several columns can be the field {field}, and {origin.column[field]} is read"
             yield Problem(
                 "data.several_answer_columns", rule, index.source, others, f"Name it in data.columns.{field}."
             )
@@ -278,10 +278,10 @@ def _split_values(index: RowIndex, column: str) -> set[str]:
 
 
 def _box_warnings(
-    task: Task, requested: RowSettings, source: RowOrigin, row_scan: RowScan, name: str
+    task: Task, requested: RowSettings, origin: RowOrigin, row_scan: RowScan, name: str
 ) -> Iterator[Problem]:
     """Yield how boxes are read, if the recipe does not say it or no row needs it."""
-    if task.has_boxes and requested.boxes is not None and "box_format" in source.column:
+    if task.has_boxes and requested.boxes is not None and "box_format" in origin.column:
         rule = "the rows name the format of their boxes, so data.boxes should not be set: it applies only to other rows"
         yield Problem("data.boxes_of_rows", rule, name, str(requested.boxes), "Remove data.boxes.")
     if row_scan.boxes_found:

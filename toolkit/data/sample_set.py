@@ -23,9 +23,9 @@ class SampleSet(Sequence[Sample]):
     """A subset of an index as samples. A slice is also a SampleSet. Picklable, and stores no row."""
 
     def __init__(
-        self, task: Task, table: RowIndex, source: RowOrigin, rows: NDArray[np.int64], links: Links | None = None
+        self, task: Task, table: RowIndex, origin: RowOrigin, rows: NDArray[np.int64], links: Links | None = None
     ) -> None:
-        self.task, self.table, self.source, self.rows, self.links = task, table, source, rows, links
+        self.task, self.table, self.origin, self.rows, self.links = task, table, origin, rows, links
 
     @overload
     def __getitem__(self, number: int) -> Sample: ...
@@ -50,16 +50,16 @@ class SampleSet(Sequence[Sample]):
         """
         name, row = self.table[number]
         linked = row if self.links is None else self.links.put(self.table, number, row)
-        sample = self.task.read(name, with_whole_numbers(linked, self.source.whole), self.source)
-        return place_images(self.task, sample, self.source.context, count_numbered(row, self.source))
+        sample = self.task.read(name, with_whole_numbers(linked, self.origin.whole), self.origin)
+        return place_images(self.task, sample, self.origin.context, count_numbered(row, self.origin))
 
     def with_settings(self, settings: Any) -> "SampleSet":
         """Return the same rows, read with other settings of the task."""
-        return SampleSet(self.task, self.table, replace(self.source, settings=settings), self.rows, self.links)
+        return SampleSet(self.task, self.table, replace(self.origin, settings=settings), self.rows, self.links)
 
     def take(self, rows: NDArray[np.int64]) -> "SampleSet":
         """Return the samples of these rows of the index."""
-        return SampleSet(self.task, self.table, self.source, rows, self.links)
+        return SampleSet(self.task, self.table, self.origin, rows, self.links)
 
 
 def limit(rows: NDArray[np.int64], maximum: int | None, seed: int, name: str) -> NDArray[np.int64]:

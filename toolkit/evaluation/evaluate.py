@@ -98,7 +98,7 @@ def _write_outputs(
     samples = sorted(
         evaluation_set.samples, key=lambda sample: (first[positions[sample.id].episode], positions[sample.id].position)
     )
-    root = evaluation_set.samples.source.image_root
+    root = evaluation_set.samples.origin.image_root
     rows = [_table_row(evaluation_set, agent_memory, sample, found, root) for sample in samples]
     write_text(folder / TABLE, _csv(rows))
     write_text(folder / DETAILS, "".join(_details(evaluation_set, agent_memory, samples, found)))

@@ -91,7 +91,7 @@ def _files(splits: Mapping[str, SampleSet]) -> Iterator[tuple[str, str, Path]]:
     """Yield split, name and path of each file once."""
     for split, samples in splits.items():
         seen: set[Path] = set()
-        root = samples.source.image_root
+        root = samples.origin.image_root
         for sample in samples:
             for ref in sample.images:
                 if ref.path not in seen:

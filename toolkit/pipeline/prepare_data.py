@@ -127,7 +127,7 @@ def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
 
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
     """Return the store of the images of all splits."""
-    roots = {samples.source.image_root for samples in _splits(data).values() if len(samples)}
+    roots = {samples.origin.image_root for samples in _splits(data).values() if len(samples)}
     return ImageStore.from_recipe(recipe.images, sorted(roots), ProcessorSizes(recipe.model))
 
 
@@ -173,7 +173,7 @@ def _with_unusable_images(samples: SampleSet, bad: Sequence[int], errors: Mappin
     first = [next(errors[image] for image in sample.images if image in errors) for sample in shown]
     values = tuple(shorten(f"{Path(error.place).name}: {error.rule}") for error in first)
     ids = tuple(sample.id for sample in shown)
-    source, remedy = str(samples.source.file), first[0].remedy
+    source, remedy = str(samples.origin.file), first[0].remedy
     return Dropped(source, "an image is unusable", len(bad), ids, "data.image_unusable", values, remedy)
 
 
@@ -262,5 +262,5 @@ def _result(data: DataSplits, report: ScanReport, sources: Mapping[str, int]) ->
         found=data.found,
         group_columns=data.group_columns,
         sources=sources,
-        whole=tuple(dict.fromkeys(column for samples in _splits(data).values() for column in samples.source.whole)),
+        whole=tuple(dict.fromkeys(column for samples in _splits(data).values() for column in samples.origin.whole)),
     )

@@ -318,7 +318,7 @@ def evaluation_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
 
 def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Architecture | None) -> ExaminedRows:
     """Return the tokens of some samples, evenly spaced, and findings about rows that would end or change a run."""
-    place = f"[data] {samples.source.file}"
+    place = f"[data] {samples.origin.file}"
     chosen: Sequence[Sample] = samples[:: max(1, -(-len(samples) // COUNTED))]
     dropped: tuple[PlanFinding, ...] = ()
     try:

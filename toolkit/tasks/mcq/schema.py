@@ -96,7 +96,7 @@ def find_reasoning(settings: Mcq, rows: Mapping[str, Sequence[Sample]]) -> Found
     train = rows["train"]
     if settings.reasoning == "auto":
         # Without the column, no row has to be read.
-        has_column = not isinstance(train, SampleSet) or "explanation" in train.source.column
+        has_column = not isinstance(train, SampleSet) or "explanation" in train.origin.column
         reasoning = has_column and any(sample.reference["explanation"] for sample in train)
     else:
         reasoning = settings.reasoning
