@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.problems import warnings_in
 from tests.helpers.results import FIGURES, difference, estimate, evaluation_result, grpo_result, sft_result
-from toolkit.data import Dropped
+from toolkit.data import RowCount
 from toolkit.data.result import DataResult, ImageScan, UnusableImage
 from toolkit.data.splits import Leak
 from toolkit.evaluation.results import AgentMemoryResult, BaselineResult, EvaluationResult, ModeResult, ScoreResult
@@ -35,7 +35,7 @@ def evaluation() -> EvaluationResult:
 
 
 def data() -> DataResult:
-    dropped = Dropped("train.json", "no answer", 1, ("7",), "tasks.mcq.answer_missing")
+    dropped = RowCount("train.json", "no answer", 1, ("7",), "tasks.mcq.answer_missing")
     leak = Leak("group", "train", "test", 1, (2, 3), ((0, 1),))
     scan = ImageScan("full", 8, {"PNG": 8}, {16: 8}, 8, 1, 0.01, (UnusableImage("a.png", 0, "truncated"),))
     return DataResult(

@@ -10,10 +10,10 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.data.row_counts import MAX_EXAMPLES, MAX_VALUE, RowCount
 from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import MIX, RowKeys, text_key
-from toolkit.data.unusable_rows import MAX_EXAMPLES, MAX_VALUE, Dropped
 from toolkit.errors import shorten
 
 MAX_FRACTION = 0.1
@@ -22,7 +22,7 @@ MIN_ROWS = 2_000
 """Rows that are read again in any case."""
 
 
-def find_conflicts(samples: SampleSet, keys: RowKeys, prompts: NDArray[np.int64] | None = None) -> tuple[Dropped, ...]:
+def find_conflicts(samples: SampleSet, keys: RowKeys, prompts: NDArray[np.int64] | None = None) -> tuple[RowCount, ...]:
     """Return the rows whose images and prompt are those of another row with another answer, or nothing.
 
     Args:
@@ -42,7 +42,7 @@ def find_conflicts(samples: SampleSet, keys: RowKeys, prompts: NDArray[np.int64]
     shown = conflicts[:MAX_EXAMPLES]
     at_least = "" if len(candidates) <= most else f" (of the {most:,} rows that were compared)"
     return (
-        Dropped(
+        RowCount(
             samples.table.source,
             f"rows with the same images and the same prompt should have the same answer{at_least}",
             sum(one.rows for one in conflicts),

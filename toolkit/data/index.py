@@ -19,9 +19,9 @@ import pyarrow as pa
 from toolkit.data.embedded_images import EmbeddedImageStore, not_writable
 from toolkit.data.formats.hf_datasets import HUB
 from toolkit.data.json_stream import Row
+from toolkit.data.row_counts import MAX_EXAMPLES, RowCount, stored_counts, total
 from toolkit.data.row_filter import NO_FILTER, Filter, RowFilter
 from toolkit.data.sources import Source, find_source, parse_source, start_reading, stream_records
-from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, stored_dropped, total
 from toolkit.errors import DataError, list_problems
 from toolkit.runfolder.cache import cache_folder
 
@@ -55,9 +55,9 @@ class IndexMetadata:
     duplicates: int
     """Rows with the id of an earlier row. They are kept as ``id#2``, ``id#3``, …"""
     duplicate_examples: tuple[str, ...]
-    skipped: tuple[Dropped, ...]
+    skipped: tuple[RowCount, ...]
     """Records that are not objects, or that their format cannot read."""
-    noted: tuple[Dropped, ...]
+    noted: tuple[RowCount, ...]
     """Records with a warning of their format."""
     has_embedded_images: bool
     format: str
@@ -90,7 +90,7 @@ class RowIndex:
         return self.metadata.fingerprint
 
     @property
-    def skipped(self) -> tuple[Dropped, ...]:
+    def skipped(self) -> tuple[RowCount, ...]:
         """Records that are not in the index: they are not objects, or their format cannot read them."""
         return self.metadata.skipped
 
@@ -243,7 +243,7 @@ def _read_metadata(target: Path) -> IndexMetadata | None:
         stored = json.loads(_metadata_file(target).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    skipped, noted = (stored_dropped(stored.pop(name)) for name in ("skipped", "noted"))
+    skipped, noted = (stored_counts(stored.pop(name)) for name in ("skipped", "noted"))
     stored |= {name: tuple(stored[name]) for name in ("columns", "duplicate_examples")}
     return IndexMetadata(**stored, skipped=skipped, noted=noted)
 
@@ -294,7 +294,7 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
     )
 
 
-def _no_records(source: str, skipped: Sequence[Dropped]) -> DataError:
+def _no_records(source: str, skipped: Sequence[RowCount]) -> DataError:
     """Return the error of a source without a usable record, with the reasons and their remedies."""
     if not skipped:
         rule, remedy = "the source must have at least one record", "Name another file in [data]."

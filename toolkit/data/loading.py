@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.data.groups import NO_GROUPS, PATIENT_FOLDER
 from toolkit.data.image_sizes import check_image_sizes
+from toolkit.data.row_counts import MAX_EXAMPLES, RowCount
 from toolkit.data.rows import UsableRows, check_dropped, read_alike, read_file
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.data.split_sources import recipe_sources
@@ -25,7 +26,6 @@ from toolkit.data.splits import (
     split_keys,
 )
 from toolkit.data.task import GROUP_FIELDS, Found, Task
-from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped
 from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
 
@@ -37,7 +37,7 @@ class DataSplits:
     train: SampleSet
     validation: SampleSet
     test: SampleSet
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[RowCount, ...]
     """Unusable rows and rows removed because of leaks, by source and reason."""
     leaks: LeakReport
     """Remaining leaks between splits."""
@@ -278,7 +278,7 @@ def _split_warning(name: str, rows: SplitRows, group: str) -> Problem:
 
 def _handle_leaks(
     splits: Mapping[str, SplitRows], on_leak: Literal["stop", "report", "drop"]
-) -> tuple[dict[str, SplitRows], LeakReport, tuple[Dropped, ...]]:
+) -> tuple[dict[str, SplitRows], LeakReport, tuple[RowCount, ...]]:
     """Return the splits, the remaining leaks, and the removed rows.
 
     ``drop`` removes training rows whose group or image is in validation or test, and validation rows whose group or
@@ -301,7 +301,7 @@ def _handle_leaks(
             examples = tuple(splits[name].id(int(row)) for row in np.flatnonzero(marked)[:MAX_EXAMPLES])
             later_splits = " or ".join(SPLITS[position + 1 :])
             reason = f"the group and the images must not be in {later_splits} too"
-            removed.append(Dropped(name, reason, int(marked.sum()), examples, "data.row_leaks"))
+            removed.append(RowCount(name, reason, int(marked.sum()), examples, "data.row_leaks"))
     if not len(remaining["train"]):
         rule = 'data.on_leak = "drop" must leave training rows'
         remedy = "Remove data.test to split data.train by group instead."

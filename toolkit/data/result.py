@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.data import Dropped
+from toolkit.data import RowCount
 from toolkit.data.splits import Leak
 from toolkit.recipe import Recipe
 
@@ -51,7 +51,7 @@ class DataResult:
     """
 
     rows: Mapping[str, int]
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[RowCount, ...]
     leaks: tuple[Leak, ...]
     warnings: tuple[str, ...]
     images: ImageScan

@@ -38,12 +38,12 @@ from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import read_literal
 from toolkit.data.placeholders import place_images
+from toolkit.data.row_counts import RowCount, Tally, stored_counts
 from toolkit.data.row_images import forget_names
 from toolkit.data.sample import OTHER_FILES, Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import KeyBuilder, RowKeys, text_key
 from toolkit.data.task import GROUP_FIELDS, RowOrigin, Task
-from toolkit.data.unusable_rows import Dropped, Tally, stored_dropped
 from toolkit.data.whole_numbers import NumberBuilder, Numbers
 from toolkit.errors import MissingImage, RowProblem
 from toolkit.images import names
@@ -70,10 +70,10 @@ class RowScan:
 
     rows: NDArray[np.int64]
     keys: RowKeys
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[RowCount, ...]
     trimmed: Mapping[str, int]
     """Column -> number of values with surrounding blanks."""
-    noted: tuple[Dropped, ...] = ()
+    noted: tuple[RowCount, ...] = ()
     """Usable rows with a warning, by warning."""
     links: Links | None = None
     """Links of all rows, if the task links them."""
@@ -435,9 +435,9 @@ def _load(file: Path) -> RowScan | None:
     return RowScan(
         rows=rows,
         keys=keys,
-        dropped=stored_dropped(notes["dropped"]),
+        dropped=stored_counts(notes["dropped"]),
         trimmed=notes["trimmed"],
-        noted=stored_dropped(notes["noted"]),
+        noted=stored_counts(notes["noted"]),
         links=links,
         identifiers=identifiers,
         numbers={column: Numbers(**one) for column, one in notes["numbers"].items()},

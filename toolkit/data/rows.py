@@ -18,11 +18,11 @@ from toolkit.data.groups import NO_GROUPS, identifier_columns
 from toolkit.data.image_columns import have_no_images, image_columns
 from toolkit.data.index import AS_ROWS, RowIndex, open_index, source_folder
 from toolkit.data.json_stream import Row
+from toolkit.data.row_counts import RowCount, total
 from toolkit.data.row_scan import FIRST_ROWS, FirstPass, RowScan, scan_rows
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import RowKeys
 from toolkit.data.task import GROUP_FIELDS, RowOrigin, Task
-from toolkit.data.unusable_rows import Dropped, total
 from toolkit.data.whole_numbers import Numbers, whole_columns
 from toolkit.errors import DataError, DataProblems, Problem, list_problems
 from toolkit.recipe import Recipe
@@ -35,7 +35,7 @@ class UsableRows:
 
     samples: SampleSet
     keys: RowKeys
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[RowCount, ...]
     warnings: tuple[Problem, ...]
     """Warnings, most severe first."""
     identifiers: Mapping[str, NDArray[np.int64]]
@@ -175,7 +175,7 @@ def group_columns_of(origin: RowOrigin) -> tuple[str, ...]:
     return tuple(dict.fromkeys(origin.column[name] for name in GROUP_FIELDS if name in origin.column))
 
 
-def _with_row_numbers(dropped: Sequence[Dropped], index: RowIndex, requested: RowSettings) -> tuple[Dropped, ...]:
+def _with_row_numbers(dropped: Sequence[RowCount], index: RowIndex, requested: RowSettings) -> tuple[RowCount, ...]:
     """Return the counts with row numbers, if they are those of the file."""
     is_one_file = not (index.skipped or requested.filter) and Path(index.source).expanduser().is_file()
     return tuple(dropped) if is_one_file else tuple(replace(one, rows=()) for one in dropped)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from toolkit.data import Dropped, RowIndex, Tally, open_index, source_folder
+from toolkit.data import RowCount, RowIndex, Tally, open_index, source_folder
 from toolkit.data.columns import RowSettings, resolve_columns
 from toolkit.data.episodes import FIRST, LINK, REPEATED, AgentMemoryFunctions, Link
 from toolkit.data.sample import Sample
@@ -270,7 +270,7 @@ def _text(lines: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _left_out(dropped: Dropped) -> str:
+def _left_out(dropped: RowCount) -> str:
     return f"the number of skipped rows should be 0: {dropped.reason} (for example {'; '.join(dropped.shown)})"
 
 

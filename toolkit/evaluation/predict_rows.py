@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from toolkit.data import Dropped
+from toolkit.data import RowCount
 from toolkit.data.placeholders import prompt_turns
 from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample
@@ -103,7 +103,7 @@ class RowPredictions:
     rows: int
     problems: Mapping[str, int]
     truncated: int
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[RowCount, ...]
 
 
 def predict_rows(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.data import Dropped, Tally
+from toolkit.data import RowCount, Tally
 from toolkit.data.groups import NO_GROUPS
 from toolkit.data.rows import check_dropped, read_file
 from toolkit.data.sample import Sample
@@ -60,7 +60,7 @@ class UnlabelledRows:
     """
 
     samples: Sequence[Sample]
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[RowCount, ...]
     notes: tuple[Problem, ...]
     fingerprint: str
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.data import Dropped
+from toolkit.data import RowCount
 from toolkit.data.loading import DataSplits, load_data
 from toolkit.data.result import DataResult, ImageScan, UnusableImage, source_times
 from toolkit.data.sample_set import SampleSet
@@ -167,14 +167,14 @@ def without_unusable_images(recipe: Recipe, data: DataSplits, report: ScanReport
     return replace(data, **splits, dropped=tuple(dropped))  # type: ignore[arg-type]  # the splits are fields of DataSplits
 
 
-def _with_unusable_images(samples: SampleSet, bad: Sequence[int], errors: Mapping[ImageRef, ImageError]) -> Dropped:
+def _with_unusable_images(samples: SampleSet, bad: Sequence[int], errors: Mapping[ImageRef, ImageError]) -> RowCount:
     """Return the rows at these positions as unusable rows. The value of a row is the error of its first such image."""
     shown = [samples[number] for number in bad[:EXAMPLES]]
     first = [next(errors[image] for image in sample.images if image in errors) for sample in shown]
     values = tuple(shorten(f"{Path(error.place).name}: {error.rule}") for error in first)
     ids = tuple(sample.id for sample in shown)
     source, remedy = str(samples.origin.file), first[0].remedy
-    return Dropped(source, "an image is unusable", len(bad), ids, "data.image_unusable", values, remedy)
+    return RowCount(source, "an image is unusable", len(bad), ids, "data.image_unusable", values, remedy)
 
 
 def fingerprint_rewards(recipe: Recipe) -> str:

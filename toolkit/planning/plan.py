@@ -33,8 +33,8 @@ include the CUDA context.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from toolkit.data.row_counts import RowCount
 from toolkit.data.sample_set import SampleSet
-from toolkit.data.unusable_rows import Dropped
 from toolkit.errors import ToolkitError
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.cache import cached_count
@@ -93,7 +93,7 @@ class PlannedData:
     """The data of a plan: rows of each split, unusable rows by reason, leaks between splits, and warnings."""
 
     rows: Mapping[str, int]
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[RowCount, ...]
     leaks: tuple[str, ...]
     warnings: tuple[str, ...]
     synthetic: bool

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.data import Dropped
+from toolkit.data import RowCount
 from toolkit.errors import DataError
 from toolkit.runfolder import Progress, no_progress
 from toolkit.scoring.regions import MaskReading
@@ -73,7 +73,7 @@ class PrepareResult:
     splits: Mapping[str, Path]
     classes: Mapping[str, Mapping[str, int]]
     groups: Mapping[str, int]
-    notes: tuple[Dropped, ...]
+    notes: tuple[RowCount, ...]
     labels: Path | None = None
     answer: tuple[str, ...] = ()
 

@@ -12,7 +12,7 @@ from toolkit.data.formats.base64_images import may_have_images, with_kept_images
 from toolkit.data.formats.readers import peek_text
 from toolkit.data.formats.row_file import row_file
 from toolkit.data.json_stream import Record, peek_members, repeated_key
-from toolkit.data.unusable_rows import Tally
+from toolkit.data.row_counts import Tally
 from toolkit.errors import DataError, RowProblem
 
 ID_COLUMNS = ("id", "qid", "question_id", "uid")

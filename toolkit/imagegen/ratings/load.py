@@ -13,10 +13,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from toolkit.data import Dropped, Tally, row_cache, source_folder
+from toolkit.data import RowCount, Tally, row_cache, source_folder
 from toolkit.data.embedded_images import EmbeddedImageStore
+from toolkit.data.row_counts import total
 from toolkit.data.sources import find_source, stream_source
-from toolkit.data.unusable_rows import total
 from toolkit.errors import DataError, ImageError, RowProblem
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
@@ -92,7 +92,7 @@ class Ratings:
     images: tuple[RatedImage, ...]
     rating_range: tuple[float, ...]
     rows: int = 0
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[RowCount, ...] = ()
 
     @property
     def count(self) -> int:
@@ -141,7 +141,7 @@ def load_ratings(section: Imagegen, files: Sequence[str] | None = None) -> Ratin
         DataError: a file or a column is missing, no row can be used, or more rows than ``max_dropped`` cannot.
     """
     rows: list[_Row] = []
-    tallies: list[Dropped] = []
+    tallies: list[RowCount] = []
     for source in section.ratings if files is None else files:
         found, dropped = _read_file(source, section)
         rows += found
@@ -165,7 +165,7 @@ class _Row:
     rating: Rating
 
 
-def _read_file(source: str, section: Imagegen) -> tuple[list[_Row], tuple[Dropped, ...]]:
+def _read_file(source: str, section: Imagegen) -> tuple[list[_Row], tuple[RowCount, ...]]:
     embedded = EmbeddedImageStore(row_cache() / "images")
     records = [record for _, record, _ in stream_source(find_source(source, key="imagegen.ratings"), embedded)]
     _require_columns(source, records)
@@ -310,7 +310,7 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _group_by_image(rows: Sequence[_Row]) -> tuple[tuple[RatedImage, ...], tuple[Dropped, ...]]:
+def _group_by_image(rows: Sequence[_Row]) -> tuple[tuple[RatedImage, ...], tuple[RowCount, ...]]:
     """Return images with their ratings, and the dropped rows of images whose rows contradict each other."""
     by_image: dict[ImageRef, list[_Row]] = defaultdict(list)
     for row in rows:
@@ -342,7 +342,7 @@ def _conflict(conflict: tuple[str, tuple[str, ...]], row: _Row) -> tuple[str, st
     return reason, f"{row.rating.place}: {getattr(row, name)!r}, of {list(values)} for {row.image.path.name}"
 
 
-def _check_dropped(section: Imagegen, count: int, dropped: Sequence[Dropped]) -> None:
+def _check_dropped(section: Imagegen, count: int, dropped: Sequence[RowCount]) -> None:
     lost = total(dropped)
     if lost < count and lost <= section.max_dropped * count:
         return
@@ -355,6 +355,6 @@ def _check_dropped(section: Imagegen, count: int, dropped: Sequence[Dropped]) ->
     )
 
 
-def _lines(dropped: Sequence[Dropped]) -> Iterator[str]:
+def _lines(dropped: Sequence[RowCount]) -> Iterator[str]:
     for one in dropped:
         yield f"\n  {one.count:,} rows of {one.source}: {one.reason} (got {', '.join(one.examples)})"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit import recipe
-from toolkit.data import Dropped
+from toolkit.data import RowCount
 from toolkit.errors import DataError, Problem
 from toolkit.imagegen.context import StageContext
 from toolkit.imagegen.ratings.experts import Agreement, agreement, expert_weights
@@ -61,7 +61,7 @@ class RatingsResult:
     """
 
     rows: int
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[RowCount, ...]
     images: int
     splits: Mapping[str, SplitCounts]
     agreement: Agreement

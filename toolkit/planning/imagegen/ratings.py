@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from toolkit.data import Dropped
+from toolkit.data import RowCount
 from toolkit.errors import DataError, ToolkitError
 from toolkit.imagegen.ratings.experts import expert_weights
 from toolkit.imagegen.ratings.load import Ratings, load_ratings
@@ -41,7 +41,7 @@ class RatingsFacts:
 
     rows: int
     images: int
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[RowCount, ...]
     splits: Mapping[str, SplitFacts]
     prompts: tuple[str, ...] = ()
     modalities: int = 0

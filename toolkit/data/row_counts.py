@@ -1,4 +1,4 @@
-"""Unusable rows, counted by reason with a few examples of each."""
+"""Rows counted by reason, with a few examples of each: unusable rows, and usable rows with a warning."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ MAX_VALUE = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
-    """Unusable rows of one source with the same reason. ``examples`` has the ids of at most five of them."""
+class RowCount:
+    """Rows of one source, unusable for one reason or usable with one warning. ``examples``: at most five ids."""
 
     source: str
     reason: str
@@ -63,10 +63,10 @@ class _Counted:
     values: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
 
-    def dropped(self, source: str, code: str, reason: str) -> Dropped:
+    def dropped(self, source: str, code: str, reason: str) -> RowCount:
         """Return the rows as a value."""
         examples, values, rows = tuple(self.examples), tuple(self.values), tuple(self.rows)
-        return Dropped(source, reason, self.count, examples, code, values, self.remedy, rows)
+        return RowCount(source, reason, self.count, examples, code, values, self.remedy, rows)
 
 
 class Tally:
@@ -92,17 +92,17 @@ class Tally:
         if row is not None and len(counted.rows) < len(counted.examples):
             counted.rows.append(row)
 
-    def of(self, source: str) -> tuple[Dropped, ...]:
+    def of(self, source: str) -> tuple[RowCount, ...]:
         """Return the counts, most frequent reason first."""
         found = (one.dropped(source, code, reason) for (code, reason), one in self._counted.items())
         return tuple(sorted(found, key=lambda dropped: -dropped.count))
 
 
-def stored_dropped(stored: Iterable[Mapping[str, Any]]) -> tuple[Dropped, ...]:
+def stored_counts(stored: Iterable[Mapping[str, Any]]) -> tuple[RowCount, ...]:
     """Return the objects from the JSON of their ``dataclasses.asdict``."""
-    return tuple(Dropped(**{**one, **{name: tuple(one[name]) for name in _TUPLES}}) for one in stored)
+    return tuple(RowCount(**{**one, **{name: tuple(one[name]) for name in _TUPLES}}) for one in stored)
 
 
-def total(dropped: Iterable[Dropped]) -> int:
+def total(dropped: Iterable[RowCount]) -> int:
     """Return the total number of rows."""
     return sum(one.count for one in dropped)
