@@ -4,7 +4,7 @@ Images without placeholders come first. With placeholders, every image is at the
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -92,10 +92,10 @@ def place_images(task: "Task", sample: Sample, context: Sequence[str] = (), numb
         return sample
     for text in (*shown, *answers, *(turn.text for turn in turns)):
         check_placeholders(text)
-    users = [turn.text for turn in turns if turn.role == "user"]
+    options = sample.fields.get("options")
+    in_prompt = set(options.values()) if isinstance(options, Mapping) else set()  # an option of MMMU can be an image
     others = [(turn.role, turn.text) for turn in turns if turn.role != "user"]
-    # An option of MMMU can be an image. As the answer, it is also in the prompt.
-    others += [("answer", text) for text in answers if not any(text in user for user in users)]
+    others += [("answer", text) for text in answers if text not in in_prompt]
     for place, text in others:
         if found := PLACEHOLDER.search(text):
             rule = "an image placeholder must be in a user turn"
