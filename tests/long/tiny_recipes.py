@@ -15,7 +15,7 @@ PAIRS = {
     "lesions_tiny": (("sft", "baseline"), ("grpo", "sft")),
     "detect_tiny": (("sft", "baseline"),),
     "steps_tiny": (("sft", "baseline"),),
-    "chat_tiny": (("sft", "baseline"), ("sft", "before")),
+    "chat_tiny": (("sft", "baseline"), ("sft", "before"), ("grpo", "sft")),
     "report_tiny": (("sft", "baseline"), ("sft", "before")),
 }
 """Recipe -> evaluations whose paired difference must be above 0 (after, before)."""
