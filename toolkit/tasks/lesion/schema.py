@@ -272,7 +272,8 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
     code = settings.labels.find(text)
     if code is None and "diagnosis" in settings.answer:
         rule = "the diagnosis must be in the table of labels"
-        raise RowProblem("tasks.lesion.diagnosis_unknown", rule, place=place, value=text)
+        remedy = "Set data.lesion.labels to a table with every diagnosis, or correct these rows or data.columns."
+        raise RowProblem("tasks.lesion.diagnosis_unknown", rule, place=place, value=text, remedy=remedy)
     return code
 
 
