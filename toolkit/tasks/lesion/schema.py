@@ -75,7 +75,8 @@ class Lesion(Section):
     )
     """Parts of an answer, in this order. A row without a value for a part leaves it out."""
     labels: Path | None = None
-    """TOML file of diagnoses (``[[label]] code, name, synonyms``) that replaces the seven of HAM10000."""
+    """TOML file of diagnoses (``[[label]] code, name, synonyms``) that replaces the seven of HAM10000. The questions of
+    this task are about skin. For other images, set ``data.task`` to ``"detect"``."""
     grid: Literal[3, 5] = 3
     """Rows and columns of the grid whose cells name a location in the image."""
     coordinates: CoordinatesKey = "auto"
