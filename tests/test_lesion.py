@@ -191,6 +191,13 @@ def test_unusable_rows_are_rejected_with_their_reason(change: dict[str, Any], co
         read({**ROW, **change})
 
 
+def test_an_unknown_diagnosis_is_shown_with_the_key_of_the_table_of_labels() -> None:
+    with raises(RowProblem, "tasks.lesion.diagnosis_unknown") as caught:
+        read({**ROW, "dx": "squamous cell carcinoma"})
+    assert caught.problem.value == "squamous cell carcinoma"
+    assert "data.lesion.labels" in caught.problem.remedy
+
+
 def test_each_outline_of_a_row_is_a_line_of_the_answer() -> None:
     outlines = [[[10, 10], [60, 10], [60, 60]], [[100, 100], [150, 100], [150, 150]]]
     row = {"image": "i.png", "dx": "nv", "polygons": outlines, "width": 600, "height": 450}

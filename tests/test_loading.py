@@ -178,6 +178,19 @@ def test_problems_of_all_files_are_reported_together(tmp_path: Path) -> None:
     assert [problem.place for problem in caught.error.problems] == files
 
 
+def test_a_problem_of_every_file_is_reported_once_and_one_of_some_files_with_the_file(tmp_path: Path) -> None:
+    row = {"image": "a.png", "question": "?", "options": ["a", "b"]}
+    files = [write(tmp_path / f"{name}.json", [row]) for name in ("train", "validation", "test")]
+    with raises(DataError, "data.field_without_column") as caught:
+        load_data(recipe(train=files[0], validation=files[1], test=files[2]))
+    assert [problem.place for problem in caught.error.problems] == ["data.columns.answer"]
+    write(tmp_path / "test.json", [{**row, "answer": "A"}])
+    with raises(DataError, "data.field_without_column", "data.field_without_column") as caught:
+        load_data(recipe(train=files[0], validation=files[1], test=files[2]))
+    places = [problem.place for problem in caught.error.problems]
+    assert places == [f"{file}: data.columns.answer" for file in files[:2]]
+
+
 def test_columns_are_found_without_regard_to_case_and_underscores(tmp_path: Path) -> None:
     file = write(
         tmp_path / "rows.json", [{"Question": "?", "Choices": ["a", "b"], "correctAnswer": "A", "image_path": "a.png"}]

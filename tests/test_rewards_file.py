@@ -106,10 +106,18 @@ def test_all_invalid_lines_are_listed_with_their_places(tmp_path: Path) -> None:
         "line 9": "rewards.sample_not_object",
     }
     values = {place: problem.value for place, problem in found.items()}
-    assert (values["line 3"], values["line 4"], values["line 6"]) == ({"id": "q1"}, "q777", "bad")
-    assert (values["line 7"], values["line 8"], values["line 9"]) == ("q1", ["question"], 3)
+    assert (values["line 3"], values["line 4"], values["line 6"]) == ({"id": "q1"}, "q777", "Q")
+    assert (values["line 7"], values["line 8"], values["line 9"]) == ("q1", {}, 3)
     assert "split test" in found["line 7"].rule
     assert "train, test" in found["line 5"].remedy
+
+
+def test_an_invalid_row_in_a_line_is_shown_with_the_value_that_makes_it_invalid(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    with pytest.raises(DataError) as caught:
+        score_file(wanted, lines(tmp_path, {"sample": {**ROW, "correct_answer": "Q"}, "completion": "B"}))
+    assert [(one.place, one.value) for one in caught.value.problems] == [("line 1", "Q")]
+    assert caught.value.problems[0].remedy
 
 
 def test_an_empty_or_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,9 +168,22 @@ def _read_sources(
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        found = [problem for error in problems for problem in error.problems]
+        found = _of_sources(problems, len(sources))
         raise DataProblems("data.unusable", "the data must be usable", found, place="[data]")
     return loaded
+
+
+def _of_sources(errors: Sequence[DataError], sources: int) -> list[Problem]:
+    """Return the problems of several sources. One that every source has, such as a missing column, is listed once."""
+    is_everywhere = len(errors) == sources
+    common = [one for one in errors[0].problems if is_everywhere and all(one in error.problems for error in errors)]
+    found = list(common)
+    for error in errors:
+        for problem in error.problems:
+            if problem not in common:  # The columns of a source are problems of a key, which does not name the source.
+                place = problem.place if problem.place.startswith(error.place) else f"{error.place}: {problem.place}"
+                found.append(replace(problem, place=place))
+    return found
 
 
 def _split_rows(

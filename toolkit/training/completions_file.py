@@ -11,12 +11,13 @@ from typing import Any
 
 from toolkit.data.columns import resolve_columns
 from toolkit.data.loading import load_data, synthetic_rows_file
+from toolkit.data.row_counts import CORRECT
 from toolkit.data.rows import UsableRows, read_alike, read_file, row_settings
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.split_sources import recipe_sources
 from toolkit.data.task import RowOrigin
-from toolkit.errors import DataError, Problem, RowProblem
+from toolkit.errors import NOTHING, DataError, Problem, RowProblem
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.scoring.regions import XYXY
 from toolkit.tasks import TASKS
@@ -239,9 +240,7 @@ def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) 
         )
     row = next(iter(rows.values()))
     if isinstance(row, RowProblem):
-        raise DataError(
-            "rewards.row_invalid", f"the row must be valid: {row.reason}", place=line.place, value=name
-        ) from row
+        raise _invalid(row, line, name) from row
     return row
 
 
@@ -272,9 +271,14 @@ def _inline(line: _Line, recipe: Recipe, found: Mapping[str, Any]) -> Sample:
         name = str(line.content.get("id", line.place))
         return task.read(name, {**row, column["image"]: _UNOPENED_IMAGE, **absent}, source)
     except RowProblem as problem:
-        raise DataError(
-            "rewards.row_invalid", f"the row must be valid: {problem.reason}", place=line.place, value=sorted(row)
-        ) from problem
+        raise _invalid(problem, line, sorted(row)) from problem
+
+
+def _invalid(problem: RowProblem, line: _Line, shown: object) -> DataError:
+    """Return the error of a row that cannot be used. ``shown`` is its value if the problem has none."""
+    rule = f"the row must be valid: {problem.reason}"
+    value = shown if problem.problem.value is NOTHING else problem.problem.value
+    return DataError("rewards.row_invalid", rule, place=line.place, value=value, remedy=problem.remedy or CORRECT)
 
 
 _WITHOUT_DATA = 'Correct the id, or put the row into the line as "sample".'

@@ -75,7 +75,8 @@ class Lesion(Section):
     )
     """Parts of an answer, in this order. A row without a value for a part leaves it out."""
     labels: Path | None = None
-    """TOML file of diagnoses (``[[label]] code, name, synonyms``) that replaces the seven of HAM10000."""
+    """TOML file of diagnoses (``[[label]] code, name, synonyms``) that replaces the seven of HAM10000. The questions of
+    this task are about skin. For other images, set ``data.task`` to ``"detect"``."""
     grid: Literal[3, 5] = 3
     """Rows and columns of the grid whose cells name a location in the image."""
     coordinates: CoordinatesKey = "auto"
@@ -272,7 +273,8 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
     code = settings.labels.find(text)
     if code is None and "diagnosis" in settings.answer:
         rule = "the diagnosis must be in the table of labels"
-        raise RowProblem("tasks.lesion.diagnosis_unknown", rule, place=place, value=text)
+        remedy = "Set data.lesion.labels to a table with every diagnosis, or correct these rows or data.columns."
+        raise RowProblem("tasks.lesion.diagnosis_unknown", rule, place=place, value=text, remedy=remedy)
     return code
 
 
