@@ -16,7 +16,7 @@ from toolkit.pipeline import read_results, run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import find_run, read_lines
-from toolkit.synthetic.tissue import draw_tile
+from toolkit.synthetic.tissue import TISSUES, draw_tile
 from toolkit.training.completions_file import score_file
 
 pytestmark = pytest.mark.slow
@@ -78,7 +78,7 @@ def test_thresholds_are_chosen_on_the_validation_split(tiles: Recipe) -> None:
 
 def test_probabilities_of_each_answer_are_saved_and_sum_to_1(tiles: Recipe) -> None:
     lines = read_lines(tiles.run_folder / "stages" / "evaluate-sft" / "predictions.jsonl")
-    assert {tuple(line["probabilities"]) for line in lines} == {tuple(sorted(LETTERS))}
+    assert {tuple(line["probabilities"]) for line in lines} == {tuple(sorted(TISSUES))}
     assert all(sum(line["probabilities"].values()) == pytest.approx(1) for line in lines)
 
 
@@ -93,7 +93,7 @@ def test_a_prediction_has_the_probability_of_every_class(tiles: Recipe) -> None:
     image = next((tiles.run_folder / "synthetic" / "images").iterdir())
     answer: Answer = predict(find_run(tiles.run_folder), "Which tissue?", [image])
     assert answer.probabilities is not None
-    assert sorted(answer.probabilities) == sorted(LETTERS)
+    assert sorted(answer.probabilities) == sorted(TISSUES)
     assert score_file(tiles, tiles.run_folder / "stages" / "evaluate-sft" / "predictions.jsonl")
 
 
