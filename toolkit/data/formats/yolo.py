@@ -117,7 +117,7 @@ def _records(reading: Reading) -> Iterator[Record]:
         own = {"boxes": boxes, "labels": labels, "box_format": "xyxy unit", "source_format": NAME}
         yield path.rpartition(".")[0], {"image": path, **own}, None
     everything = _images(reading.look, None)
-    unread = set(everything) - set(_in_splits(everything, _splits(reading.look), root)) if reading.split else ()
+    unread = set(everything) - set(_in_splits(everything, lists or SPLITS, root)) if reading.split else ()
     for image in sorted(unread):
         name = image.relative_to(root).as_posix()
         reading.notes.add("an image that is in no split is not read", name, "data.yolo_image_in_no_split")
