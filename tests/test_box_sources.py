@@ -110,6 +110,7 @@ def test_segmentations_and_annotations_of_other_images_are_reported(tmp_path: Pa
         ({"category_id": 1}, "data.coco_category_unknown"),
         ({"bbox": [1, 2, 3]}, "data.coco_box_malformed"),
         ({"bbox": None}, "data.coco_box_malformed"),
+        ({"bbox": [1, 2, 10**400, 3]}, "data.coco_box_malformed"),
         ({"iscrowd": 1}, "data.coco_crowd"),
     ],
 )
@@ -227,9 +228,9 @@ def test_voc_corners_count_from_one_and_include_the_last_pixel(tmp_path: Path, l
 
 
 def test_lists_of_voc_are_its_splits(tmp_path: Path) -> None:
-    images(tmp_path / "JPEGImages", *(f"{name}.png" for name in "abc"))
+    images(tmp_path / "JPEGImages", *(f"{name}.png" for name in "abce"))
     (tmp_path / "Annotations").mkdir()
-    for name in "abc":
+    for name in "abce":
         objects = OBJECT.format("nodule", 1, 1, 10, 20)
         (tmp_path / "Annotations" / f"{name}.xml").write_text(VOC.format(name=f"{name}.png", objects=objects))
     lists = tmp_path / "ImageSets" / "Main"
@@ -244,6 +245,7 @@ def test_lists_of_voc_are_its_splits(tmp_path: Path) -> None:
     data = load(tmp_path, max_dropped=0.5)
     assert [[one.id for one in split] for split in (data.train, data.validation, data.test)] == [["a"], ["b"], ["c"]]
     assert [(one.code, one.examples) for one in data.dropped] == [("data.voc_annotation_missing", ("d",))]
+    assert "data.voc_annotation_in_no_split" in [one.code for one in data.warnings]
     (lists / "train.txt").write_text("b\n")
     (lists / "val.txt").write_text("a\n")
     assert [one.id for one in load(tmp_path, max_dropped=0.5).train] == ["b"]
@@ -381,8 +383,8 @@ def test_labels_of_yolo_without_an_image_are_counted_in_their_split(tmp_path: Pa
 
 
 def test_lists_of_images_in_the_yaml_of_yolo_are_its_splits(tmp_path: Path) -> None:
-    images(tmp_path / "images", *(f"{name}.png" for name in "abc"))
-    for name in "abc":
+    images(tmp_path / "images", *(f"{name}.png" for name in "abce"))
+    for name in "abce":
         (tmp_path / "labels").mkdir(exist_ok=True)
         (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.1 0.2\n")
     names = {"path": "/content/data", "train": "autosplit_train.txt", "test": "autosplit_test.txt", "names": ["nodule"]}
@@ -395,6 +397,9 @@ def test_lists_of_images_in_the_yaml_of_yolo_are_its_splits(tmp_path: Path) -> N
         ["b.png"],
     ]
     assert [one.code for one in data.dropped] == ["data.yolo_listed_image_missing"]
+    unread = [one for one in data.warnings if one.code == "data.yolo_image_in_no_split"]
+    assert all("e.png" in str(one) for one in unread)
+    assert unread
 
 
 def test_yolo_as_cvat_exports_it_has_images_beside_labels(tmp_path: Path) -> None:

@@ -419,10 +419,11 @@ def test_a_truth_value_is_no_class_without_a_name(tmp_path: Path) -> None:
     assert labels_of(named) == [["pneumonia"], ["healthy"]]
 
 
-def test_images_of_a_patient_are_a_group_by_the_folder_of_their_patient(tmp_path: Path) -> None:
-    rows = [{"image": f"train/patient0000{i // 2}/study1/{i}.png", "label": "ab"[i % 2]} for i in range(4)]
-    groups = [sample.group for sample in read(tmp_path, rows).train]
-    assert groups == ["patient00000", "patient00000", "patient00001", "patient00001"]
+@pytest.mark.parametrize("folder", ["patient{:05d}", "p1000{:04d}", "sub-{:02d}"])
+def test_images_of_a_patient_are_a_group_by_the_folder_of_their_patient(tmp_path: Path, folder: str) -> None:
+    names = [folder.format(i // 2) for i in range(4)]
+    rows = [{"image": f"train/{name}/study1/{i}.png", "label": "ab"[i % 2]} for i, name in enumerate(names)]
+    assert [sample.group for sample in read(tmp_path, rows).train] == names
 
 
 ONE = {

@@ -561,6 +561,7 @@ def test_a_zip_of_folders_of_classes_must_be_extracted(tmp_path: Path) -> None:
 def test_a_downloaded_dataset_of_the_hub_has_its_parquet_files_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "README.md").write_text("---\n---\n")
+    (tmp_path / "dataset_infos.json").write_text('{"default": {"splits": {}}}')
     for number, name in enumerate(("train-00000-of-00001", "validation-00000-of-00001")):
         rows = [{"image": {"bytes": png(number), "path": None}, "question": "Q?", "answer": "yes"}]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / f"{name}.parquet")

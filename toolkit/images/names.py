@@ -137,7 +137,7 @@ def last_part(path: str) -> str:
 
 
 def candidates(path: Path) -> list[str]:
-    """Return the names of the files beside a missing path that its name could mean, or else the most similar name."""
+    """Return the names of the files beside a missing path that its name could mean, otherwise the most similar name."""
     if not path.parent.is_dir():
         return []
     listed = _folder(str(path.parent))

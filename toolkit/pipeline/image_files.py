@@ -101,7 +101,7 @@ def _files(splits: Mapping[str, SampleSet]) -> Iterator[tuple[str, str, Path]]:
 
 
 def _look(split: str, name: str, path: Path, old: ImageFile | None, most_bytes: int) -> ImageFile:
-    """Return what is known about a file. Only a new or touched file is read."""
+    """Return the entry of a file. Only a new or touched file is read."""
     facts = path.stat()
     if old is None:
         digest = _digest(path, facts.st_size, most_bytes)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, cast
 
+from toolkit.data.cells import is_missing
 from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.formats.row_file import RowFile, row_file
 from toolkit.data.formats.zip_images import with_images_of
@@ -185,7 +186,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
     if labels and all(_fold(label) in _WITHOUT for label in labels):
         known.without.add(reader)
         return
-    if not labels or any(map(_is_missing, cells)):
+    if not labels or any(map(is_missing, cells)):
         rule = f"a row must have a class and a box, or the class No finding {LEFT_OUT}"
         reading.skipped.add(rule, f"{name}: {dict(row)}"[:100], "data.box_table_row_incomplete")
         known.is_usable = False
@@ -220,7 +221,7 @@ def _labels(value: Any) -> tuple[str, ...] | None:
 
     A whole number is the number of a class. None: an entry is missing, or neither text nor whole number.
     """
-    if _is_missing(value):
+    if is_missing(value):
         return ()
     found = read_literal(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
     classes = [_class(one) for one in found] if isinstance(found, list) else [_class(value)]
@@ -235,11 +236,7 @@ def _class(value: Any) -> str:
 
 
 def _text(cell: Any) -> str:
-    return "" if _is_missing(cell) else str(cell).strip()
-
-
-def _is_missing(cell: Any) -> bool:
-    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+    return "" if is_missing(cell) else str(cell).strip()
 
 
 def _number(cell: Any) -> float:

@@ -4,7 +4,6 @@ Lin et al. 2014, arXiv 1405.0312, and Chen et al. 2015, arXiv 1504.00325.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ def _caption_records(reading: Reading) -> Iterator[Record]:
         used.add(image)
         found = {"image": images[image].get("file_name"), "caption": one.get("caption")}
         yield name, {"id": name, "image_id": image, **found, "source_format": CAPTIONS}, None
-    for image in images.keys() - used:
+    for image in (one for one in images if one not in used):
         reading.notes.add("an image without a caption gives no row", str(image), "data.coco_caption_missing")
 
 
@@ -199,7 +198,8 @@ def _is_usable(reading: Reading, one: Mapping[str, Any], example: str, *, known:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # The comparison is false for NaN. math.isfinite would fail for an integer beyond the range of floats.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _read(path: Path) -> bytes:

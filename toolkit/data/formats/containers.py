@@ -23,6 +23,9 @@ _JSON_NAMES = {"lines": "JSON lines", "list": "JSON", "object": "JSON", "splits"
 _FOLDER_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """Files of rows in a folder. A .txt can be anything else there, such as notes or the boxes of an image."""
 
+_HUB_METADATA = "dataset_infos.json"
+"""File of older Hub datasets that describes their columns and splits."""
+
 
 def container_of(path: Path) -> Container | None:
     """Return the container of a file or folder, or None if it has no file of rows.
@@ -132,4 +135,4 @@ def _in_folder(path: Path) -> RowFile | None:
 
 
 def _is_shown(file: Path) -> bool:
-    return file.is_file() and not file.name.startswith((".", "_"))
+    return file.is_file() and not file.name.startswith((".", "_")) and file.name != _HUB_METADATA

@@ -46,23 +46,29 @@ def _lists(look: Look) -> dict[str, Path]:
 
 
 def _names_of_split(reading: Reading) -> frozenset[str] | None:
-    """Return the names of the annotations of a split, or None for all of them.
+    """Return the names of the annotations of a split, or None for all of them. Count what is only on one side.
 
     Raises:
-        DataError: The list of the split cannot be read.
+        DataError: A list cannot be read.
     """
     if reading.split is None:
         return None
-    file = _lists(reading.look)[reading.split]
+    lists = {split: _listed(file) for split, file in _lists(reading.look).items()}
+    known, names = {one.stem for one in _files(reading.look)}, lists[reading.split]
+    for name in sorted(names - known):
+        reading.skipped.add("a name of the split must have an annotation", name, "data.voc_annotation_missing")
+    for name in sorted(known.difference(*lists.values())):
+        reading.notes.add("an annotation that is in no split is not read", name, "data.voc_annotation_in_no_split")
+    return names
+
+
+def _listed(file: Path) -> frozenset[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         rule, remedy = "the list of a split must be readable and UTF-8", "Convert the file to UTF-8."
         raise DataError("data.voc_list_not_readable", rule, place=file, value=str(error), remedy=remedy) from None
-    names = frozenset(line.strip() for line in lines if line.strip())
-    for name in sorted(names - {one.stem for one in _files(reading.look)}):
-        reading.skipped.add("a name of the split must have an annotation", name, "data.voc_annotation_missing")
-    return names
+    return frozenset(line.strip() for line in lines if line.strip())
 
 
 def _matches(look: Look) -> bool:

@@ -4,7 +4,7 @@ A line is ``class cx cy w h`` in fractions of the image, with points after it if
 are in data.yaml, classes.txt or obj.names. An image without a file of labels has no findings, as in Ultralytics.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,16 @@ def _folders(root: Path, name: str) -> list[Path]:
 def _images(look: Look, split: str | None) -> list[Path]:
     folders = _folders(look.path, "images") or [look.path]
     found = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
-    if split is not None and (lists := _lists(look.path)):
-        listed = set(_listed(lists[split], look.path))
-        return [file for file in found if file in listed]
-    return [file for file in found if split is None or split in _inside(file, look.path)]
+    return found if split is None else _in_splits(found, [split], look.path)
+
+
+def _in_splits(images: Iterable[Path], splits: Iterable[str], root: Path) -> list[Path]:
+    """Return the images of these splits: those of their lists, otherwise those of their folders."""
+    if lists := _lists(root):
+        listed = {file for split in splits for file in _listed(lists[split], root)}
+        return [file for file in images if file in listed]
+    names = set(splits)
+    return [file for file in images if not names.isdisjoint(_inside(file, root))]
 
 
 def _inside(file: Path, root: Path) -> tuple[str, ...]:
@@ -110,7 +116,12 @@ def _records(reading: Reading) -> Iterator[Record]:
         path = image.relative_to(root).as_posix()
         own = {"boxes": boxes, "labels": labels, "box_format": "xyxy unit", "source_format": NAME}
         yield path.rpartition(".")[0], {"image": path, **own}, None
-    used = {_labels_of(image, root) for image in _images(reading.look, None)}
+    everything = _images(reading.look, None)
+    unread = set(everything) - set(_in_splits(everything, lists or SPLITS, root)) if reading.split else ()
+    for image in sorted(unread):
+        name = image.relative_to(root).as_posix()
+        reading.notes.add("an image that is in no split is not read", name, "data.yolo_image_in_no_split")
+    used = {_labels_of(image, root) for image in everything}
     for file in sorted(set(_label_files(root)) - used):
         parts = set(_inside(file, root)) & set(SPLITS)
         if reading.split is None or not parts or reading.split in parts or lists:
@@ -250,11 +261,9 @@ def _names_of(file: Path) -> dict[int, str]:
         raise DataError("data.yolo_class_count_differs", rule, place=file, value=len(names), remedy=remedy)
     other = next((name for name in names.values() if isinstance(name, bool) or not isinstance(name, str | int)), "")
     if other != "":
-        rule, remedy = (
-            "a class name must be a text",
-            'Put it in quotation marks, such as "no", which YAML reads as false.',
-        )
-        raise DataError("data.yolo_class_name_not_text", rule, place=file, value=other, remedy=remedy)
+        rule, code = "a class name must be a text", "data.yolo_class_name_not_text"
+        remedy = 'Put it in quotation marks, such as "no", which YAML reads as false.'
+        raise DataError(code, rule, place=file, value=other, remedy=remedy)
     return {number: str(names[number]) for number in sorted(names)}
 
 

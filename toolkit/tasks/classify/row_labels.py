@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import regex
 
-from toolkit.data.cells import is_missing, number_of, text_of
+from toolkit.data.cells import TRUTH, is_missing, number_of, text_of
 from toolkit.data.literals import decoded
 from toolkit.errors import RowProblem
 
@@ -228,8 +228,7 @@ def _state(column: str, value: Any, reading: Reading) -> str:
             remedy = 'Set data.classify.blank to "negative" (the label is absent) or "ignore" (it is unknown).'
             raise RowProblem(*BLANK, value=f"{column} is blank", remedy=remedy)
         return reading.blank
-    number = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
-    number = _number(value) if number is None else number
+    number = _number(TRUTH.get(value.strip(), value) if isinstance(value, str) else value)
     if number in (0.0, 1.0):
         return "positive" if number else "negative"
     if number == -1:
@@ -241,10 +240,6 @@ def _state(column: str, value: Any, reading: Reading) -> str:
     raise RowProblem(
         "tasks.classify.label_not_one_hot", rule, value=f"{column} is {value!r}", remedy="Correct the value."
     )
-
-
-_TRUTH = {"true": 1.0, "false": 0.0}
-"""Truth values as pandas writes them into a CSV."""
 
 
 def _number(value: Any) -> float | None:

@@ -1,6 +1,5 @@
 """Rows and settings of the task ``classify``: any label set, with one or several labels per row."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toolkit.data.cells import NO_IMAGE, cell, extra_fields, natural_order, number_of
-from toolkit.data.groups import read_group
+from toolkit.data.groups import patient_folder, read_group
 from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import GROUP_FIELDS, Found, RowOrigin
@@ -47,8 +46,6 @@ NOT_LISTED = ("tasks.classify.label_not_listed", "the label must be one of data.
 ADD_LABEL = "Correct the row, or add the label to data.classify.labels."
 """Problem and remedy of a label that the recipe does not list."""
 
-_PATIENT_FOLDER = re.compile(r"(?:^|/)(patient[_-]?\d+)(?:/|$)", re.IGNORECASE)
-"""The folder of a patient in the paths of CheXpert."""
 MAX_SHOWN = 5
 
 
@@ -376,5 +373,5 @@ def _group(row: Mapping[str, Any], origin: RowOrigin, images: tuple[ImageRef, ..
         RowProblem: a column of the group is empty.
     """
     in_columns = origin.group is not None or any(field in origin.column for field in GROUP_FIELDS)
-    folder = None if in_columns or not images else _PATIENT_FOLDER.search(str(images[0].path))
-    return folder[1] if folder else read_group(row, origin, images)
+    path = "" if in_columns or not images else str(images[0].path).removeprefix(str(origin.image_root))
+    return patient_folder(path) or read_group(row, origin, images)
