@@ -410,6 +410,15 @@ def test_yolo_as_cvat_exports_it_has_images_beside_labels(tmp_path: Path) -> Non
     assert found(load(tmp_path)) == {"a.png": [("effusion", [0, 0, 200, 100])]}
 
 
+def test_an_integer_beyond_the_range_of_floats_is_no_number_of_a_box(tmp_path: Path) -> None:
+    table = {"image": "a.png", "class": "nodule", "x_min": 1, "y_min": 2, "x_max": 10**400, "y_max": 9}
+    rsna = {"patientId": "a", "x": 1, "y": 2, "width": 10**400, "height": 9, "Target": 1}
+    for row, code in ((table, "data.box_table_not_number"), (rsna, "data.box_table_row_incomplete")):
+        (tmp_path / "rows.json").write_text(json.dumps([row]))
+        with pytest.raises(DataError, match=code):
+            load(tmp_path / "rows.json")
+
+
 def test_yolo_without_class_names_stops(tmp_path: Path) -> None:
     with raises(DataError, "data.yolo_class_names_missing"):
         open_index(str(yolo(tmp_path, None)))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from toolkit.data.cells import is_missing
 from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.json_stream import Record
 from toolkit.data.literals import read_literal
@@ -48,7 +49,7 @@ class _Image:
 def _rsna_boxes(row: Row) -> Boxes:
     """Return the box of a row. A row with the Target 0 has none, so its cells must be empty."""
     target, cells = _whole(row["Target"]), [row[side] for side in ("x", "y", "width", "height")]
-    if target == 0 and all(map(_is_missing, cells)):
+    if target == 0 and all(map(is_missing, cells)):
         return []
     if target != 1:
         raise ValueError(target)
@@ -58,7 +59,7 @@ def _rsna_boxes(row: Row) -> Boxes:
 def _siim_boxes(row: Row) -> Boxes:
     """Return the boxes of ``label`` (class, confidence and corners of each), which must be those of ``boxes``."""
     words, cell = str(row["label"]).split(), row["boxes"]
-    if words[:1] == ["none"] and len(words) == 6 and _is_missing(cell):
+    if words[:1] == ["none"] and len(words) == 6 and is_missing(cell):
         return []
     found = [(words[at], _corners(words[at + 2 : at + 6])) for at in range(0, len(words), 6)]
     others = [_from_sides([one[side] for side in ("x", "y", "width", "height")]) for one in _value(cell)]
@@ -120,10 +121,6 @@ def _whole(cell: Any) -> int:
     return int(number)
 
 
-def _is_missing(cell: Any) -> bool:
-    return cell is None or cell == "" or cell != cell
-
-
 def _matches(table: _Table, look: Look) -> bool:
     return bool(look.objects) and all(row.keys() >= set(table.columns) for row in look.objects)
 
@@ -140,7 +137,7 @@ def _records(table: _Table, reading: Reading) -> Iterator[Record]:
             continue
         try:
             image.boxes += table.boxes(row)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):  # an integer beyond the range of floats
             rule = f"a row must have the values of {table.name} {LEFT_OUT}"
             reading.skipped.add(rule, f"{number}: {row}"[:100], "data.box_table_row_incomplete")
             image.is_usable = False

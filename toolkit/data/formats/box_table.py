@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, cast
 
-from toolkit.data.cells import is_missing
+from toolkit.data.cells import fold, is_missing
 from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.formats.row_file import RowFile, row_file
 from toolkit.data.formats.zip_images import with_images_of
@@ -69,10 +69,6 @@ _WITHOUT = frozenset({"nofinding", "nofindings"})
 _NIH_HEADER = "image index,finding label,bbox [x"
 
 
-def _fold(name: object) -> str:
-    return "".join(letter for letter in str(name).lower() if letter.isalnum())
-
-
 @dataclass(frozen=True, slots=True)
 class _Columns:
     """Names of the columns: image, class, four numbers or one box, and reader. Empty for a missing column.
@@ -101,7 +97,7 @@ class _Columns:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "_Columns | None":
-        names = {_fold(name): name for name in reversed(list(row))}
+        names = {fold(name): name for name in reversed(list(row))}
         image, label = (next((names[name] for name in known if name in names), None) for known in (_IMAGES, _LABELS))
         four: tuple[str, ...] = next((each for each in _NAMES if set(each) <= names.keys()), ())
         box, reader = (next((names[name] for name in known if name in names), "") for known in (_BOXES, _READERS))
@@ -170,7 +166,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
     if not image:
         reading.skipped.add("a row must have an image", f"{name}: {dict(row)}"[:100], "data.box_table_row_incomplete")
         return
-    others = {key: value for key, value in row.items() if key not in columns.used and _fold(key) != "classid"}
+    others = {key: value for key, value in row.items() if key not in columns.used and fold(key) != "classid"}
     known = images.setdefault(image, _Image(others))
     for key in [key for key, value in known.others.items() if others.get(key) != value]:
         del known.others[key]
@@ -183,7 +179,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
         reading.skipped.add(rule, name, "data.box_table_class_not_text", row.get(columns.label))
         known.is_usable = False
         return
-    if labels and all(_fold(label) in _WITHOUT for label in labels):
+    if labels and all(fold(label) in _WITHOUT for label in labels):
         known.without.add(reader)
         return
     if not labels or any(map(is_missing, cells)):
@@ -242,7 +238,7 @@ def _text(cell: Any) -> str:
 def _number(cell: Any) -> float:
     try:
         return float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # an integer beyond the range of floats
         return math.nan
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from toolkit.data.cells import fold
 from toolkit.data.embedded_images import is_kept
 from toolkit.data.formats.base import Format, Look, Reading
 from toolkit.data.formats.base64_images import image_in_text
@@ -358,7 +359,7 @@ def _has_columns(look: Look, *columns: str) -> bool:
 
 
 def _has_instructions(look: Look) -> bool:
-    folded = {re.sub(r"[\W_]+", "", name).lower() for row in look.objects for name in row}
+    folded = {fold(name) for row in look.objects for name in row}
     return _has_columns(look, "instruction", "output") and folded.isdisjoint(_OF_OTHER_TASKS)
 
 
