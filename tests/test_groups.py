@@ -146,6 +146,7 @@ def test_a_column_that_looks_like_a_patient_stops_the_run_with_counts(tmp_path: 
         ("patientage", lambda n: n // 4),
         ("subject", lambda n: ["Radiology", "Surgery"][n % 2]),
         ("case_report", lambda n: f"Case {n // 4}"),
+        ("inpatient", lambda n: n % 2),
         ("patient_note_id", lambda n: n),
         ("lowercase", lambda n: n // 4),
         ("patient_dose_mgy", lambda n: n // 4 + 0.5),

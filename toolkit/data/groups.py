@@ -64,6 +64,9 @@ _UNIT = re.compile(
 MOST_COUNTED = 9
 """Largest number of short values of such a column that can be counted within each patient, such as the first visit."""
 
+FLAGS = frozenset({"0", "1"})
+"""Values of a column such as ``inpatient``, whose name has no word for a number."""
+
 _NUMBER_WORDS = (
     *("id", "ids", "no", "nr", "num", "number", "code", "key", "uid", "uuid", "index", "idx", "name", "hash", "mrn"),
     *("pseudonym", "numero", "nummer", "numer", "codigo", "codice", "kod", "identifier", "identifiant"),
@@ -158,8 +161,10 @@ class IdentifierBuilder:
 
     def done(self) -> NDArray[np.int64] | None:
         """Return one key per row, ``NO_KEY`` for a missing value, or None if most values are not identifiers."""
+        is_flag = self._counted is not None and not self._is_name and self._counted <= FLAGS
         is_counted = self._is_unit and self._counted is not None
-        return np.frombuffer(self._keys, np.int64) if 2 * self._likely > self._present and not is_counted else None
+        is_likely = 2 * self._likely > self._present and not (is_flag or is_counted)
+        return np.frombuffer(self._keys, np.int64) if is_likely else None
 
     def _is_likely(self, text: str) -> bool:
         if not text or len(text) > MAX_CHARACTERS or _FRACTION.fullmatch(text):
