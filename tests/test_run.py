@@ -135,6 +135,17 @@ def test_temporary_files_of_a_killed_run_are_removed(recipe: Recipe) -> None:
             file.write_text("{")
     with start_run(recipe):
         assert [path.name for path in run.path.rglob("*partial*")] == [kept.name]
+    (run.path / ".results.json.1234.partial").write_text("{")
+    with reopen_run(run.path):
+        assert [path.name for path in run.path.rglob("*partial*")] == [kept.name]
+
+
+def test_a_run_that_was_killed_in_its_first_write_starts_again(recipe: Recipe) -> None:
+    recipe.run_folder.mkdir(parents=True)
+    (recipe.run_folder / "log.txt").write_text("")
+    (recipe.run_folder / ".run.json.1234.partial").write_text("{")
+    with start_run(recipe) as run:
+        assert sorted(file.name for file in run.path.iterdir()) == ["log.txt", "recipe.toml", "run.json"]
 
 
 def test_harmless_keys_may_change_and_the_resolved_copy_follows(recipe: Recipe, tmp_path: Path) -> None:
