@@ -1,10 +1,13 @@
 """The run folder: atomic files, locks, unchanged recipes and stop signals."""
 
+import fcntl
 import logging
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from dataclasses import dataclass
@@ -357,6 +360,59 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == -signal.SIGINT
     process.communicate()
+
+
+HANGUP = """
+    import sys, time
+    from toolkit.cli.progress import show_progress
+    from toolkit.runfolder import StopRequest
+    with show_progress() as (progress, notify), StopRequest(notify) as stop:
+        print("ready", flush=True)
+        while not stop.requested:
+            time.sleep(0.01)
+        time.sleep(0.2)  # the second signal comes
+        progress("sft", 1, 2)
+        print("a line", flush=True)
+        open(sys.argv[1], "w").write(str(stop.number))
+"""
+
+
+def test_a_closed_terminal_lets_the_run_save_although_it_sends_sighup_twice(tmp_path: Path) -> None:
+    master, terminal = pty.openpty()
+    program = [sys.executable, "-c", textwrap.dedent(HANGUP), str(tmp_path / "saved")]
+    # As the leader of a session with this terminal, the process gets SIGHUP from the kernel when it closes.
+    process = subprocess.Popen(
+        program,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    while b"ready" not in os.read(master, 1000):
+        pass
+    os.close(master)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 0
+    assert (tmp_path / "saved").read_text() == str(int(signal.SIGHUP))
+
+
+def test_sighup_is_saved_as_sigterm_is_and_stays_ignored_under_nohup() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        with raises(Interrupted, "run.interrupted") as caught:
+            stop.check("step 3 is saved")
+    assert caught.error.exit_code == 129
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_run_folder_imports_no_large_library() -> None:
