@@ -328,6 +328,17 @@ def test_a_failure_is_written_into_the_log_with_its_traceback_and_without_tokens
     assert "hf_abc" not in text
 
 
+def test_a_log_on_a_full_disk_is_one_warning_and_no_traceback(
+    recipe: Recipe, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe.run_folder.mkdir(parents=True)
+    (recipe.run_folder / "log.txt").symlink_to("/dev/full")
+    with start_run(recipe):
+        logging.getLogger("toolkit").info("a line")
+    assert [problem.code for problem in warnings_in(caplog)] == ["run.log_not_written"]
+    assert capfd.readouterr().err == ""
+
+
 def test_the_first_signal_is_recorded_and_the_old_handler_is_restored() -> None:
     noted: list[int] = []
     before = signal.getsignal(signal.SIGTERM)
