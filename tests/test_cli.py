@@ -52,6 +52,7 @@ def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.Capt
         "reward",
         "report",
         "imagegen",
+        "cache",
     ]
 
 

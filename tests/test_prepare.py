@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -311,6 +313,40 @@ def test_a_repeated_evaluation_has_a_free_name_and_is_compared_if_the_samples_ar
         "before",
         "after SFT",
     ]
+
+
+KILLED_AT_THE_END = """
+import os, sys
+from pathlib import Path
+from tests.test_prepare import fake_stages
+from toolkit.pipeline.existing_run import evaluate_again
+
+def kill(event, arguments):
+    if event == "os.rename" and arguments[1].endswith("results.json"):
+        os.kill(os.getpid(), 9)
+
+sys.addaudithook(kill)
+evaluate_again(Path(sys.argv[1]), fake_stages([]), ["evaluate.limit=2"], name=sys.argv[2] or None)
+"""
+
+
+@pytest.mark.parametrize("name", ["mine", None])
+def test_an_evaluation_that_was_killed_after_its_last_answer_is_finished_by_the_same_command(
+    tmp_path: Path, name: str | None
+) -> None:
+    path = finished_run(tmp_path)
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT_THE_END, str(path), name or ""], timeout=60)
+    assert killed.returncode == -9
+    calls: Calls = []
+    if name is not None:
+        with raises(RunError, "evaluate.name_taken"):
+            evaluate_again(path, fake_stages(calls), ["evaluate.limit=3"], name=name)
+    results = evaluate_again(path, fake_stages(calls), ["evaluate.limit=2"], name=name)
+    assert calls == []
+    assert [row.label for row in results.rows] == ["majority baseline", name or "again-1"]
+    assert list(read_json(path / "results.json")["evaluations"]) == ["before", "sft", name or "again-1"]
+    evaluate_again(path, fake_stages(calls), ["evaluate.limit=2"], name=name and "other")
+    assert [call[0] for call in calls] == ["other" if name else "again-2"]
 
 
 def test_a_run_without_evaluation_or_export_can_have_both_later(tmp_path: Path) -> None:

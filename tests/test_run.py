@@ -1,10 +1,13 @@
 """The run folder: atomic files, locks, unchanged recipes and stop signals."""
 
+import fcntl
 import logging
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from dataclasses import dataclass
@@ -135,6 +138,17 @@ def test_temporary_files_of_a_killed_run_are_removed(recipe: Recipe) -> None:
             file.write_text("{")
     with start_run(recipe):
         assert [path.name for path in run.path.rglob("*partial*")] == [kept.name]
+    (run.path / ".results.json.1234.partial").write_text("{")
+    with reopen_run(run.path):
+        assert [path.name for path in run.path.rglob("*partial*")] == [kept.name]
+
+
+def test_a_run_that_was_killed_in_its_first_write_starts_again(recipe: Recipe) -> None:
+    recipe.run_folder.mkdir(parents=True)
+    (recipe.run_folder / "log.txt").write_text("")
+    (recipe.run_folder / ".run.json.1234.partial").write_text("{")
+    with start_run(recipe) as run:
+        assert sorted(file.name for file in run.path.iterdir()) == ["log.txt", "recipe.toml", "run.json"]
 
 
 def test_harmless_keys_may_change_and_the_resolved_copy_follows(recipe: Recipe, tmp_path: Path) -> None:
@@ -314,6 +328,17 @@ def test_a_failure_is_written_into_the_log_with_its_traceback_and_without_tokens
     assert "hf_abc" not in text
 
 
+def test_a_log_on_a_full_disk_is_one_warning_and_no_traceback(
+    recipe: Recipe, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe.run_folder.mkdir(parents=True)
+    (recipe.run_folder / "log.txt").symlink_to("/dev/full")
+    with start_run(recipe):
+        logging.getLogger("toolkit").info("a line")
+    assert [problem.code for problem in warnings_in(caplog)] == ["run.log_not_written"]
+    assert capfd.readouterr().err == ""
+
+
 def test_the_first_signal_is_recorded_and_the_old_handler_is_restored() -> None:
     noted: list[int] = []
     before = signal.getsignal(signal.SIGTERM)
@@ -346,6 +371,59 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == -signal.SIGINT
     process.communicate()
+
+
+HANGUP = """
+    import sys, time
+    from toolkit.cli.progress import show_progress
+    from toolkit.runfolder import StopRequest
+    with show_progress() as (progress, notify), StopRequest(notify) as stop:
+        print("ready", flush=True)
+        while not stop.requested:
+            time.sleep(0.01)
+        time.sleep(0.2)  # the second signal comes
+        progress("sft", 1, 2)
+        print("a line", flush=True)
+        open(sys.argv[1], "w").write(str(stop.number))
+"""
+
+
+def test_a_closed_terminal_lets_the_run_save_although_it_sends_sighup_twice(tmp_path: Path) -> None:
+    master, terminal = pty.openpty()
+    program = [sys.executable, "-c", textwrap.dedent(HANGUP), str(tmp_path / "saved")]
+    # As the leader of a session with this terminal, the process gets SIGHUP from the kernel when it closes.
+    process = subprocess.Popen(
+        program,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    while b"ready" not in os.read(master, 1000):
+        pass
+    os.close(master)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 0
+    assert (tmp_path / "saved").read_text() == str(int(signal.SIGHUP))
+
+
+def test_sighup_is_saved_as_sigterm_is_and_stays_ignored_under_nohup() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        with raises(Interrupted, "run.interrupted") as caught:
+            stop.check("step 3 is saved")
+    assert caught.error.exit_code == 129
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_run_folder_imports_no_large_library() -> None:

@@ -56,8 +56,9 @@ def _run_with_json(arguments: Sequence[str] | None) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its exit code.
 
-    0: success. 1: an error, with its message printed. 2: an invalid recipe or command line. 130 and 143: stopped by
-    Ctrl-C or SIGTERM with the state saved. Any other exception than a ToolkitError is a bug and shows its traceback.
+    0: success. 1: an error, with its message printed. 2: an invalid recipe or command line. 129, 130 and 143:
+    stopped by SIGHUP, Ctrl-C or SIGTERM with the state saved. Any other exception than a ToolkitError is a bug and
+    shows its traceback.
 
     Args:
         arguments: the command and its options. Default: those of the process.

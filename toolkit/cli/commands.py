@@ -8,6 +8,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from toolkit import __version__
 from toolkit.cli.benchmark import run_benchmark
+from toolkit.cli.cache import cache_app
 from toolkit.cli.doctor import doctor
 from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
@@ -61,6 +62,7 @@ data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
 app.add_typer(report_app, name="report")
 app.add_typer(imagegen_app, name="imagegen")
+app.add_typer(cache_app, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

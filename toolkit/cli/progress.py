@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -119,7 +120,19 @@ class PlainLines:
 def report_signal(number: int) -> None:
     """Report that the first signal was received. It runs in a signal handler, in which printing is not safe."""
     text = "\nstopping after this step. Send the signal again to stop at once and lose unsaved work\n"
-    os.write(2, text.encode())
+    try:
+        os.write(2, text.encode())
+    except OSError:
+        # The terminal is closed. Every later line would be an error that ends the run before it is saved.
+        _silence_closed_terminal()
+
+
+def _silence_closed_terminal() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        if stat.S_ISCHR(os.fstat(output).st_mode):
+            os.dup2(nowhere, output)
+    os.close(nowhere)
 
 
 class _ScreenHandler(logging.Handler):

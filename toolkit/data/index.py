@@ -23,7 +23,7 @@ from toolkit.data.row_counts import MAX_EXAMPLES, RowCount, stored_counts, total
 from toolkit.data.row_filter import NO_FILTER, Filter, RowFilter
 from toolkit.data.sources import Source, find_source, parse_source, start_reading, stream_records
 from toolkit.errors import DataError, list_problems
-from toolkit.runfolder.cache import cache_folder
+from toolkit.runfolder.cache import cache_folder, mark_used
 
 FORMAT = "4"
 """Version of the index format. It is part of the file name."""
@@ -39,6 +39,10 @@ AS_ROWS = 'Write one record for each row, as pandas does with to_json(orient="re
 """Remedy for a JSON object of columns."""
 
 SCHEMA = pa.schema([("id", pa.large_string()), ("record", pa.large_string())])
+
+OWN_INDEX = ".index"
+"""Folder beside the rows that has their index, if the folder exists. Synthetic rows have one, so that their index is
+removed with them."""
 
 Visit = Callable[[int, str, Row], None]
 """Called with number, id and record of every row while an index is built."""
@@ -123,7 +127,7 @@ def open_index(
     chosen: Filter = NO_FILTER,
     visit: Visit | None = None,
 ) -> RowIndex:
-    """Return the index of a source. It is built in one pass if it is not in ``row_cache()``.
+    """Return the index of a source. It is built in one pass if it is not in ``OWN_INDEX`` or ``row_cache()``.
 
     Args:
         source: A file or folder with one of the formats of ``toolkit.data.formats``, with an optional ``#split``, or
@@ -137,10 +141,14 @@ def open_index(
         DataError: The source is missing, corrupt or empty, or the cache is not writable.
     """
     found = find_source(source, id_column)
-    cache = row_cache()
+    own = (source_folder(source) or Path()) / OWN_INDEX
+    cache = own if own.is_dir() else row_cache()
     key = _source_key(found, chosen)
     file, images = cache / f"{key}.arrow", cache / "images"
-    if (index := _open(found, file, images)) is None:
+    if (index := _open(found, file, images)) is not None:
+        for one in (file, _metadata_file(file)):
+            mark_used(one)
+    else:
         _remove_older(cache, key)
         metadata = _build_index(found, file, _Build(EmbeddedImageStore(images), RowFilter(chosen), visit))
         index = RowIndex(source, file, metadata, _image_root(found, metadata, images))

@@ -47,6 +47,7 @@ from toolkit.data.task import GROUP_FIELDS, RowOrigin, Task
 from toolkit.data.whole_numbers import NumberBuilder, Numbers
 from toolkit.errors import MissingImage, RowProblem
 from toolkit.images import names
+from toolkit.runfolder.cache import mark_used
 from toolkit.scoring import regions
 from toolkit.scoring.regions import BOX_FORMATS, XYXY, BoxFormat
 
@@ -421,6 +422,7 @@ def _load(file: Path) -> RowScan | None:
     """Return a stored scan, or None if it is missing or corrupt."""
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
+            mark_used(file)
             notes = json.loads(stored["notes"].tobytes())
             keys = RowKeys(**{name: stored[name] for name in _KEYS})
             rows = stored["rows"]

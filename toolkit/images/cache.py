@@ -24,6 +24,7 @@ import xxhash
 
 from toolkit.images.policy import ImageRecord
 from toolkit.images.render import Reduced
+from toolkit.runfolder.cache import mark_used
 
 MAGIC = "toolkit-image-2"
 FREE_FRACTION, FREE_MOST, FREE_LEAST = 0.1, 20 * 2**30, 2 * 2**30
@@ -76,9 +77,12 @@ class DiskCache:
     def content_key(self, path: Path, facts: os.stat_result) -> str | None:
         """Return the remembered content key of the unchanged file, or None if its bytes must be hashed."""
         try:
-            return self._memo(path, facts).read_text("ascii") or None
+            file = self._memo(path, facts)
+            key = file.read_text("ascii")
         except (OSError, ValueError):
             return None
+        mark_used(file)
+        return key or None
 
     def remember(self, path: Path, facts: os.stat_result, key: str) -> None:
         """Store the content key of a file, unless the file changed very recently.
@@ -92,10 +96,12 @@ class DiskCache:
     def get(self, key: str, part: str) -> Reduced | None:
         """Return the rendered image of the content, or None if the entry is absent or corrupt."""
         try:
-            data = self._entry(key, part).read_bytes()
-            return _unpacked(data)
+            file = self._entry(key, part)
+            image = _unpacked(file.read_bytes())
         except (OSError, ValueError, TypeError, KeyError):
             return None
+        mark_used(file)
+        return image
 
     def put(self, key: str, part: str, image: Reduced) -> None:
         """Store the rendered image.
@@ -143,7 +149,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     keep = max(FREE_LEAST, min(FREE_MOST, FREE_FRACTION * disk.total))
     if disk.free < keep + len(data):
         raise OSError(f"less than {keep / 2**30:.0f} GiB would be left on the disk of {path.parent}")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".new-{os.getpid()}-")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)

@@ -14,17 +14,20 @@ from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.exported import Exported, find_exported
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, is_gguf
-from toolkit.pipeline.run import DATA, Result, StageCall, Stages, require_export, run_stage, stopping
+from toolkit.pipeline.run import DATA, Result, StageCall, Stages, require_export, run_stage, stopping, unfinished_stages
 from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe, changed_keys, for_language_models, load_recipe
 from toolkit.runfolder import (
     EXPORT,
     Progress,
+    Record,
     RunFolder,
     StopRequest,
     locate_weights,
     no_progress,
+    read_saved,
     reopen_run,
+    write_json,
 )
 from toolkit.runfolder.usage import recording
 from toolkit.tasks import TASKS
@@ -65,7 +68,8 @@ def evaluate_again(
 ) -> RunResults:
     """Evaluate a run's last weights or one of its exports.
 
-    The evaluation is compared with the run's own evaluations if its samples are the same.
+    The evaluation is compared with the run's own evaluations if its samples are the same. The same call resumes an
+    interrupted evaluation.
 
     Args:
         path: the run folder.
@@ -84,8 +88,12 @@ def evaluate_again(
     with reopen_run(path) as run:
         recipe = _with_section(run, "evaluate", settings)
         exported = find_exported(run, model) if model is not None else None
-        name = _free_name(run, exported) if name is None else _valid_name(name)
-        if run.is_done(evaluation_stage(name)):
+        request = {
+            "settings": recipe.evaluation.model_dump(mode="json"),
+            "model": exported and run.relative(exported.weights),
+        }
+        name = _free_name(run, exported, request) if name is None else _valid_name(name)
+        if _is_taken(run, name, request):
             rule, remedy = "the name of an evaluation must be new in the run", "Choose another name."
             raise RunError("evaluate.name_taken", rule, place=run.path, value=name, remedy=remedy)
         earlier = evaluations(run) if _same_samples(run.recipe(TASKS), recipe) else []
@@ -97,7 +105,14 @@ def evaluate_again(
             _warn_if_untrained(run, recipe)
         if exported is not None and is_gguf(exported.weights):
             recipe = _without_backend(recipe)
-        _run_one(run, recipe, stages, StageCall(evaluation_stage(name), work), callbacks)
+        stage = evaluation_stage(name)
+        file = _request_file(run, name)
+        if unfinished_stages([stage], run.is_done):
+            write_json(file, request)
+            _run_one(run, recipe, stages, StageCall(stage, work), callbacks)
+        else:
+            write_results(run)
+        file.unlink(missing_ok=True)
         return collect_results(run, [*earlier, name])
 
 
@@ -286,11 +301,21 @@ def _same_samples(own: Recipe, recipe: Recipe) -> bool:
     return selection(own.evaluate) == selection(recipe.evaluate)
 
 
-def _free_name(run: RunFolder, exported: Exported | None) -> str:
+def _free_name(run: RunFolder, exported: Exported | None, request: Record) -> str:
     """Return a name for an evaluation that the run does not have yet."""
-    if exported is not None and not run.is_done(evaluation_stage(exported.name)):
+    if exported is not None and not _is_taken(run, exported.name, request):
         return _valid_name(exported.name)
     number, base = (2, _valid_name(exported.name)) if exported else (1, "again")
-    while run.is_done(evaluation_stage(f"{base}-{number}")):
+    while _is_taken(run, f"{base}-{number}", request):
         number += 1
     return f"{base}-{number}"
+
+
+def _is_taken(run: RunFolder, name: str, request: Record) -> bool:
+    """Return whether the run has this evaluation, unless it is of the same command, which was killed at its end."""
+    return run.is_done(evaluation_stage(name)) and read_saved(_request_file(run, name)) != request
+
+
+def _request_file(run: RunFolder, name: str) -> Path:
+    """Return the file with the settings of an evaluation. It exists until the command has written everything."""
+    return run.path / "stages" / evaluation_stage(name) / "request.json"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.data import RowCount
+from toolkit.data.index import OWN_INDEX
 from toolkit.data.loading import DataSplits, load_data
 from toolkit.data.result import DataResult, ImageScan, UnusableImage, source_times
 from toolkit.data.sample_set import SampleSet
@@ -20,6 +21,7 @@ from toolkit.models.image_sizes import ProcessorSizes
 from toolkit.pipeline.image_files import check_image_files
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.runfolder import Progress, RunFolder, check_fingerprints, no_progress, read_saved, write_json
+from toolkit.runfolder.cache import cache_folder, tidy_cache
 from toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     check_image_files(run, used, full=report.mode == "full")
     data = without_unusable_images(recipe, data, report)
     run.mark_done("data", _result(data, report, source_times(recipe)))
+    tidy_cache(cache_folder())
     return data, images
 
 
@@ -95,6 +98,7 @@ def inspect_data(
         data = read_rows(recipe, Path(folder))
         images = image_store(recipe, data)
         report = _scan(recipe, data, SPLITS, images, progress)
+        tidy_cache(cache_folder())
         return data, report, _render_rows(recipe, data, images, show)
 
 
@@ -119,7 +123,7 @@ def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
     written = synthetic_folder / "written.json"  # written last, so that it exists only if the data is complete
     settings = {"seed": recipe.run.seed, **synthetic.model_dump()}
     if read_saved(written) != settings:
-        synthetic_folder.mkdir(parents=True, exist_ok=True)
+        (synthetic_folder / OWN_INDEX).mkdir(parents=True, exist_ok=True)
         task.synthetic.write(synthetic_folder, synthetic, recipe.run.seed)
         write_json(written, settings)
     return load_data(recipe, task, synthetic_folder)

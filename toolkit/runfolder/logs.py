@@ -3,9 +3,12 @@
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from toolkit.errors import warn
 
 LOGGER = "toolkit"
 """Name of the package's logger. INFO is shown in the terminal, DEBUG is written to log.txt only."""
@@ -43,11 +46,34 @@ class PlainFormatter(logging.Formatter):
         return hide_secrets(text)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may be full. The error that stops the run is printed, and not that of each log line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Report the first line that cannot be written, instead of printing a traceback for each one."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True  # first, because the warning comes back to this handler
+            rule, remedy = "the log should be writable", "Free disk space."
+            warn("run.log_not_written", rule, place=self.baseFilename, value=error.strerror, remedy=remedy)
+
+    def close(self) -> None:
+        """Close the file. Lines that are lost have been reported."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Append records of ``LOGGER`` from DEBUG, and warnings of other libraries, to ``path`` while the block runs."""
     own, others = logging.getLogger(LOGGER), logging.getLogger()
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path)
     handler.setFormatter(PlainFormatter())
     handler.addFilter(lambda record: record.name.partition(".")[0] == LOGGER or record.levelno >= logging.WARNING)
     level = own.level

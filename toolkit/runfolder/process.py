@@ -1,4 +1,4 @@
-"""This process: its rank in a distributed run, stop requests by SIGINT and SIGTERM, and progress callbacks.
+"""This process: its rank in a distributed run, stop requests by SIGINT, SIGTERM and SIGHUP, and progress callbacks.
 
 `accelerate launch` sets the rank in the environment, as torch.distributed defines it. The process with rank 0 writes
 the run folder.
@@ -29,17 +29,23 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)
+"""The signal of a closed terminal. Windows has none."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 
 
 class StopRequest:
-    """Record the first SIGINT or SIGTERM while the ``with`` block runs. The second one ends the process.
+    """Record the first SIGINT, SIGTERM or SIGHUP while the ``with`` block runs. The second one ends the process.
+
+    A second SIGHUP does not, because the shell and the kernel both send one when a terminal closes. If SIGHUP is
+    ignored, as `nohup` starts a command, it stays ignored.
 
     Loops check ``requested`` after each step. The previous handlers are restored at the end. Outside the main thread,
     Python allows no signal handlers, so ``requested`` stays False.
 
     Args:
-        notify: called with the signal number inside the handler, so it may only use ``os.write``.
+        notify: called with the signal number inside the handler, so it may only call functions of ``os``.
     """
 
     def __init__(self, notify: Callable[[int], None] = lambda number: None) -> None:
@@ -63,7 +69,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            handled = [one for one in SIGNALS if one != HANGUP or signal.getsignal(one) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in handled}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -73,8 +80,9 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            if number != HANGUP:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
         self.number = number
         self._notify(number)

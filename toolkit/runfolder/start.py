@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 
@@ -90,6 +91,7 @@ def reopen_run(path: Path | str) -> Iterator[RunFolder]:
     """
     run = find_run(path)
     with _locked(run.path), logging_to(run.log_file), _LogFailure():
+        _remove_unfinished(run)
         yield run
 
 
@@ -216,12 +218,15 @@ def _remove_dry_run(old: RunFolder, new: Recipe) -> None:
 def _check_no_other_files(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(*_NOT_MADE, place=path, value="a file", remedy="Choose another run.name or run.folder.")
-    if path.is_dir() and any(file.name != "log.txt" for file in path.iterdir()):
+    # A run that was killed before its first rename has its log and the temporary file of run.json.
+    if path.is_dir() and any(
+        not (fnmatch(file.name, ".run.json.*.partial") or file.name == "log.txt") for file in path.iterdir()
+    ):
         raise RunError(
             "run.folder_of_other_files",
             "a run folder must be empty or have run.json",
             place=path,
-            remedy="Choose another run.name or run.folder.",
+            remedy="Choose another run.name or run.folder, or add --fresh to rename the folder to NAME.old-1.",
         )
 
 
