@@ -52,6 +52,52 @@ def test_a_template_without_an_end_of_turn_is_rejected(gemma: Any) -> None:
     assert caught.problem.value == " and then nothing"
 
 
+@pytest.mark.parametrize(
+    ("template", "value"),
+    [
+        ("{% if %}", "line 1: Expected an expression"),
+        ("{{ lipsum.__globals__['os'] }}", "unsafe"),
+        ("{{ 'a' * 9999999999 }}", "256 MB of memory"),
+        ("{{ 'a' * 2000000 }}", "1,000,000 characters"),
+    ],
+)
+def test_a_template_that_fails_or_allocates_is_rejected_under_limits(template: str, value: str) -> None:
+    processor = AutoProcessor.from_pretrained(tiny.FOLDER)
+    processor.chat_template = template
+    with raises(ModelError, "model.chat_template_fails") as caught:
+        chat_template.find_turn_end(processor)
+    assert value in str(caught.problem.value)
+    assert str(tiny.FOLDER) in caught.problem.place
+
+
+def test_a_template_without_an_end_is_stopped() -> None:
+    processor = AutoProcessor.from_pretrained(tiny.FOLDER)
+    loops = "".join(f"{{% for {name} in range(99999) %}}" for name in "ijkl")
+    processor.chat_template = loops + "{% endfor %}" * 4
+    with raises(ModelError, "model.chat_template_fails") as caught:
+        chat_template.find_turn_end(processor)
+    assert "5 s of CPU time" in str(caught.problem.value)
+
+
+def test_a_template_that_rejects_a_system_turn_names_the_turns(gemma: Any) -> None:
+    processor = AutoProcessor.from_pretrained(tiny.FOLDER)
+    reject = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    processor.chat_template = reject + processor.chat_template
+    question = chat_template.conversation("What is shown?", 1)
+    assert chat_template.render_prompt(processor, question) == chat_template.render_prompt(gemma, question)
+    with raises(ModelError, "model.chat_template_fails") as caught:
+        chat_template.render_prompt(processor, chat_template.conversation("What is shown?", 1, "Be brief."))
+    assert caught.problem.value == "System role not supported, for the turns system, user"
+
+
+@pytest.mark.parametrize("template", [None, "", {"tool_use": "{{ messages }}"}])
+def test_a_model_without_a_template_is_rejected(template: Any) -> None:
+    processor = AutoProcessor.from_pretrained(tiny.FOLDER)
+    processor.chat_template = template
+    with raises(ModelError, "model.chat_template_missing"):
+        chat_template.find_turn_end(processor)
+
+
 def test_a_prompt_begins_with_one_bos_only(gemma: Any) -> None:
     text = chat_template.render_prompt(gemma, chat_template.conversation("What is shown?", 1))
     ids = gemma(

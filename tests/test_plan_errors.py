@@ -316,3 +316,10 @@ def test_an_impossible_gpu_size_is_rejected(xrays: Path, size: str, capsys: pyte
         main(["plan", str(xrays.parent / "small.toml"), "--gpu", size])
     assert left.value.code == 2
     assert "--gpu" in capsys.readouterr().err
+
+
+def test_a_chat_template_that_fails_is_one_certain_problem(xrays: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.FOLDER, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}", encoding="utf-8")
+    problem = one_of(make(recipe_of(xrays, {"model": {"name": str(folder)}}), None), "model.chat_template_fails")
+    assert (problem.place, problem.value) == (f"chat template of {folder}", "no")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
+from toolkit.errors import ModelError
 from toolkit.models.chat_template import Message, conversation, find_turn_end, render_prompt
 from toolkit.models.image_limits import PixelLimit
 from toolkit.models.model_paths import public_name
@@ -182,7 +181,7 @@ def read_turns(processor: Any) -> Turns | None:
     texts = [QUESTION.format(1), ANSWER.format(1), QUESTION.format(2), ANSWER.format(2), QUESTION.format(3)]
     try:
         one, whole = _render(processor, texts[:1]), _render(processor, texts)
-    except TemplateError:
+    except ModelError:
         return None
     head, _, after_question = one.partition(texts[0])
     after_answer = whole.partition(texts[1])[2].partition(texts[2])[0]
@@ -246,7 +245,7 @@ def _answer(text: str) -> list[Message]:
 def _read_system(processor: Any) -> tuple[str, str] | tuple[()]:
     try:
         text = _render(processor, [QUESTION.format(1)], SYSTEM)
-    except TemplateError:  # some templates reject a system prompt
+    except ModelError:  # some templates reject a system prompt
         return ()
     before, found, rest = text.partition(SYSTEM)
     return (before, rest.partition(QUESTION.format(1))[0]) if found else ()

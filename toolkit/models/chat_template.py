@@ -4,19 +4,31 @@ Training, sampling and evaluation use the same template. ``processor`` is always
 This module does not import torch.
 """
 
+import json
+import logging
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
+from toolkit import tiny
 from toolkit.data.placeholders import PLACEHOLDER, split_at_images
 from toolkit.data.sample import Turn
 from toolkit.errors import DataError, ModelError
+from toolkit.models import template_trial
 from toolkit.scoring.reasoning import OPENING, closing_tag
+
+log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 _SENTINEL = "SENTINEL"
 _SWITCH = "enable_thinking"
+_TIMEOUT = 120.0
+"""Most seconds of a trial of a chat template, for systems that cannot limit CPU time, and very busy ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +83,91 @@ def messages_of(turns: Sequence[Turn], images: int) -> list[Message]:
 
 
 def render_prompt(processor: Any, messages: Sequence[Message]) -> str:
-    """Return the prompt up to the beginning of the answer, with one placeholder per image."""
-    return str(processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    """Return the prompt up to the beginning of the answer, with one placeholder per image.
+
+    Raises:
+        ModelError: The chat template is missing, fails, or exceeds the limits of ``template_trial``.
+    """
+    return _render(processor, messages, generation_prompt=True)
+
+
+def _render(processor: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+    if hasattr(processor, "chat_template"):
+        check_template(processor)
+    try:
+        text = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
+    except template_trial.FAILURES as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise _template_error(processor, f"{template_trial.describe(error)}, for the turns {roles}") from error
+    return str(text)
+
+
+def check_template(processor: Any) -> None:
+    """Render a short conversation with the chat template under limits, in another process, once for each template.
+
+    Raises:
+        ModelError: The chat template is missing, fails, or exceeds the limits of ``template_trial``.
+    """
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str) or not template.strip():
+        raise ModelError(
+            "model.chat_template_missing",
+            "the model must have a chat template",
+            place=_template_place(processor),
+            value=template,
+            remedy="Use the instruction-tuned version of the model, or add its chat_template.jinja to the folder.",
+        )
+    if template == _own_template():
+        return
+    reason = _trial(template, json.dumps(processor.tokenizer.special_tokens_map, default=str))
+    if reason:
+        raise _template_error(processor, reason)
+
+
+@cache
+def _own_template() -> str:
+    """Return the template of the tiny model, which ships with this package and needs no trial."""
+    return (tiny.FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=32)
+def _trial(template: str, variables: str) -> str:
+    """Return why a chat template fails for a short conversation, or an empty text."""
+    answer = {"role": "assistant", "content": [{"type": "text", "text": _SENTINEL}]}
+    calls = [
+        {"messages": conversation("question", 1), "add_generation_prompt": True},
+        {"messages": [*conversation("question", 0), answer], "add_generation_prompt": False},
+    ]
+    job = json.dumps({"template": template, "variables": json.loads(variables), "calls": calls})
+    # With -P, files of this package and of the working directory cannot shadow a library.
+    command = [sys.executable, "-P", template_trial.__file__]
+    try:
+        done = subprocess.run(command, input=job, capture_output=True, encoding="utf-8", timeout=_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no end within {_TIMEOUT:.0f} s for a short prompt"
+    started, _, reason = done.stdout.partition("\n")
+    if started != template_trial.READY:
+        log.debug("the chat template was not tried: %s", done.stderr[-500:])
+        return ""
+    if done.returncode in (-getattr(signal, "SIGXCPU", 0), -getattr(signal, "SIGKILL", 0)) and done.returncode:
+        return f"no end within {template_trial.SECONDS} s of CPU time for a short prompt"
+    return reason if done.returncode == 0 else f"the renderer ended with code {done.returncode} for a short prompt"
+
+
+def _template_error(processor: Any, reason: str) -> ModelError:
+    return ModelError(
+        "model.chat_template_fails",
+        "the chat template must render the conversation",
+        place=_template_place(processor),
+        value=reason,
+        remedy="Restore the chat_template.jinja of the model's authors, or remove the turns that it rejects.",
+    )
+
+
+def _template_place(processor: Any) -> str:
+    return f"chat template of {getattr(processor.tokenizer, 'name_or_path', '') or 'the processor'}"
 
 
 def set_thinking(processor: Any, thinking: bool | None) -> None:
@@ -112,7 +207,7 @@ def find_turn_end(processor: Any) -> TurnEnd:
         *conversation("question", 0),
         {"role": "assistant", "content": [{"type": "text", "text": _SENTINEL}]},
     ]
-    text = str(processor.apply_chat_template(messages, tokenize=False))
+    text = _render(processor, messages, generation_prompt=False)
     tail = text.rpartition(_SENTINEL)[2]
     special = special_ids(processor)
     for token in processor.tokenizer(tail, add_special_tokens=False)["input_ids"]:

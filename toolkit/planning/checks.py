@@ -20,7 +20,7 @@ from toolkit.planning.gpu import GIB, Gpu
 from toolkit.planning.memory import StageMemory
 from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
 from toolkit.planning.stages import Backend, Stage
-from toolkit.planning.tokens import Rows, Tokens, opened_block
+from toolkit.planning.tokens import TEMPLATE_FAULTS, Rows, Tokens, opened_block
 from toolkit.recipe import Model, Recipe, missing_requirements
 from toolkit.recipe.checks import is_folder_name
 from toolkit.scoring.reasoning import closing_tag
@@ -399,7 +399,8 @@ def _opened_block(facts: Facts) -> Iterator[PlanFinding]:
     try:
         tag = opened_block(recipe)
     except ModelError as error:
-        yield from_error(error, "[prompt] thinking")
+        if error.code not in TEMPLATE_FAULTS:  # the count of tokens reports these
+            yield from_error(error, "[prompt] thinking")
         return
     if not tag or not isinstance(facts.rows, Rows):
         return

@@ -314,7 +314,7 @@ def _count_tokens(recipe: Recipe, rows: Rows | ToolkitError, model: Architecture
     return _CountedTokens(
         trained=evaluated.tokens if trains is None else trained.tokens,
         evaluated=evaluated.tokens,
-        findings=evaluated.findings + trained.findings,
+        findings=evaluated.findings + tuple(one for one in trained.findings if one not in evaluated.findings),
         unknown={"tokens": reasons[0]} if reasons else {},
     )
 

@@ -50,6 +50,8 @@ class Rows:
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 """Files that can have a chat template."""
+TEMPLATE_FAULTS = ("model.chat_template_missing", "model.chat_template_fails", "model.chat_template_without_turn_end")
+"""Codes of errors with which every stage would end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +332,9 @@ def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: 
     except (DataError, ImageError, MissingExtraError) as error:
         # The run checks every row and reports all bad ones, so this finding is not certain.
         return ExaminedRows(findings=(from_error(error, place, certain=False),), unknown=str(error))
+    except ModelError as error:
+        found = (from_error(error, place),) if error.code in TEMPLATE_FAULTS else ()
+        return ExaminedRows(findings=(*dropped, *found), unknown=str(error))
     except (ToolkitError, StrictDataclassError, ArithmeticError) as error:  # A corrupt config.json raises the last two.
         return ExaminedRows(findings=dropped, unknown=str(error))
     if tokens is None:
