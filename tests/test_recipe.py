@@ -509,3 +509,34 @@ def test_a_path_that_no_file_system_allows_is_a_problem_at_its_key(key: str, tmp
 def test_bytes_of_the_command_line_that_are_not_utf8_are_a_problem(tmp_path: Path) -> None:
     (found,) = problems(write(tmp_path), "run.name=\udcff")
     assert (found.code, found.place) == ("recipe.text_invalid", "--set run.name")
+
+
+EXTREME = (
+    "data.synthetic.train=1000000000000",
+    "evaluate.batch_size=1000000000",
+    "evaluate.bootstrap=100000000",
+    "grpo.beta=1e300",
+    "grpo.epsilon=1e300",
+    "grpo.epsilon_high=1e300",
+    "grpo.learning_rate=1e300",
+    "grpo.temperature=1e-30",
+    "grpo.temperature=1e300",
+    "lora.r=10000000",
+    "sft.accumulation=1000000000000",
+    "sft.batch_size=1000000000",
+    "sft.epochs=1e300",
+    "sft.weight_decay=1e300",
+)
+
+
+@pytest.mark.parametrize("setting", EXTREME)
+def test_a_number_that_no_run_can_use_is_out_of_range(setting: str, tmp_path: Path) -> None:
+    synthetic = ["data.synthetic.kind=chest"] if "synthetic" in setting else []
+    found = problems(write(tmp_path), *synthetic, setting)
+    assert ("recipe.out_of_range", f"--set {setting.partition('=')[0]}") in [(one.code, one.place) for one in found]
+
+
+def test_a_warmup_longer_than_the_stage_is_a_problem(tmp_path: Path) -> None:
+    (found,) = problems(write(tmp_path), "sft.max_steps=12", "sft.warmup_steps=13")
+    assert (found.code, found.place, found.value) == ("recipe.warmup_too_long", "--set sft.warmup_steps", 13)
+    assert load_recipe(write(tmp_path), ["sft.max_steps=12", "sft.warmup_steps=12"]).sft_settings.warmup_steps == 12
