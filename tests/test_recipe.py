@@ -447,3 +447,96 @@ def test_balanced_sampling_needs_a_task_with_classes(tmp_path: Path) -> None:
         load_recipe(write(tmp_path, text.format("mcq")))
     assert caught.problem.value == "balanced"
     assert load_recipe(write(tmp_path, text.format("lesion"))).dataset.sampling == "balanced"
+
+
+DEEP: dict[str, str] = {
+    "list": "context = " + "[" * 300 + "]" * 300,
+    "longer list": "context = " + "[" * 600 + "]" * 600,
+    "open list": "context = " + "[" * 2000,
+    "table": "context = " + "{a = " * 300 + "1" + "}" * 300,
+    "dotted key": ".".join("a" * 500) + " = 1",
+    "dotted key of many parts": ".".join("a" * 100_000) + " = 1",
+    "quoted key": ".".join(['"a b"'] * 100_000) + " = 1",
+    "header": f"[{' . '.join('a' * 500)}]",
+}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_deep_nesting_is_one_problem_in_a_file_and_in_set(case: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"{SMALL}[prompt]\n{DEEP[case]}\n")
+    (found,) = problems(path)
+    assert found.code == "recipe.nested_too_deep"
+    assert found.place.startswith("recipe.toml")
+    if "=" in DEEP[case]:
+        (found,) = problems(write(tmp_path), DEEP[case].replace(" = ", "=", 1))
+        assert found.code == "recipe.nested_too_deep"
+        assert found.place.startswith("--set ")
+
+
+@pytest.mark.parametrize("number", ["9" * 4301, "9" * 4000, "9223372036854775808", f"0x{'f' * 5000}"])
+def test_an_integer_beyond_64_bits_is_a_problem_in_a_file_and_in_set(number: str, tmp_path: Path) -> None:
+    (found,) = problems(write(tmp_path, f"{SMALL}max_steps = {number}\n"))
+    assert found.code == "recipe.integer_too_large"
+    (found,) = problems(write(tmp_path), f"grpo.max_steps={number}")
+    assert (found.code, found.place) == ("recipe.integer_too_large", "--set grpo.max_steps")
+
+
+def test_a_recipe_that_is_too_large_is_a_problem(tmp_path: Path) -> None:
+    (found,) = problems(write(tmp_path, f"{SMALL}#{'x' * 1_000_000}"))
+    assert (found.code, found.place) == ("recipe.too_large", "recipe.toml")
+
+
+PATHS = {
+    "run.folder": "{}",
+    "data.train": "{}",
+    "data.image_root": "{}",
+    "data.task": "{}.py:TASK",
+    "model.name": "./{}",
+    "model.adapter": "{}",
+    "rewards.custom": '["{}.py:polite"]',
+}
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_path_that_no_file_system_allows_is_a_problem_at_its_key(key: str, tmp_path: Path) -> None:
+    quote = "{}" if PATHS[key].startswith("[") else '"{}"'
+    cases = {"a\\u0000b": "text_invalid", "x" * 300: "path_too_long", "x/" * 2500: "path_too_long"}
+    for text, code in cases.items():
+        (found,) = problems(write(tmp_path), f"{key}={quote.format(PATHS[key].format(text))}", files=True)
+        assert (found.code, found.place) == (f"recipe.{code}", f"--set {key}")
+
+
+def test_bytes_of_the_command_line_that_are_not_utf8_are_a_problem(tmp_path: Path) -> None:
+    (found,) = problems(write(tmp_path), "run.name=\udcff")
+    assert (found.code, found.place) == ("recipe.text_invalid", "--set run.name")
+
+
+EXTREME = (
+    "data.synthetic.train=1000000000000",
+    "evaluate.batch_size=1000000000",
+    "evaluate.bootstrap=100000000",
+    "grpo.beta=1e300",
+    "grpo.epsilon=1e300",
+    "grpo.epsilon_high=1e300",
+    "grpo.learning_rate=1e300",
+    "grpo.temperature=1e-30",
+    "grpo.temperature=1e300",
+    "lora.r=10000000",
+    "sft.accumulation=1000000000000",
+    "sft.batch_size=1000000000",
+    "sft.epochs=1e300",
+    "sft.weight_decay=1e300",
+)
+
+
+@pytest.mark.parametrize("setting", EXTREME)
+def test_a_number_that_no_run_can_use_is_out_of_range(setting: str, tmp_path: Path) -> None:
+    synthetic = ["data.synthetic.kind=chest"] if "synthetic" in setting else []
+    found = problems(write(tmp_path), *synthetic, setting)
+    assert ("recipe.out_of_range", f"--set {setting.partition('=')[0]}") in [(one.code, one.place) for one in found]
+
+
+def test_a_warmup_longer_than_the_stage_is_a_problem(tmp_path: Path) -> None:
+    (found,) = problems(write(tmp_path), "sft.max_steps=12", "sft.warmup_steps=13")
+    assert (found.code, found.place, found.value) == ("recipe.warmup_too_long", "--set sft.warmup_steps", 13)
+    assert load_recipe(write(tmp_path), ["sft.max_steps=12", "sft.warmup_steps=12"]).sft_settings.warmup_steps == 12

@@ -181,7 +181,9 @@ def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Name
         rows = recipe.dataset.synthetic.model_copy(update={"test": QUESTIONS}) if recipe.dataset.synthetic else None
         changes["data"] = recipe.dataset.model_copy(update={"synthetic": rows})
     else:
-        changes[stage] = getattr(recipe, stage).model_copy(update={"max_steps": options.steps})
+        section = getattr(recipe, stage)
+        warmup = min(section.warmup_steps, options.steps)
+        changes[stage] = section.model_copy(update={"max_steps": options.steps, "warmup_steps": warmup})
         changes["rewards"] = recipe.rewards.model_copy(update=length_reward(folder))
     return recipe.model_copy(update=changes)
 

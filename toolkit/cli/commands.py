@@ -249,9 +249,9 @@ def synthetic(
         str, typer.Argument(help="Kind of synthetic data, such as chest. An unknown kind prints all kinds.")
     ],
     out: Annotated[Path, typer.Option(help="The folder to write to.", file_okay=False)],
-    train: Annotated[int, typer.Option(min=1, help="Training rows.")] = 1200,
-    validation: Annotated[int, typer.Option(min=0, help="Validation rows.")] = 0,
-    test: Annotated[int, typer.Option(min=1, help="Test rows.")] = 400,
+    train: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training rows.")] = 1200,
+    validation: Annotated[int, typer.Option(min=0, max=1_000_000, help="Validation rows.")] = 0,
+    test: Annotated[int, typer.Option(min=1, max=1_000_000, help="Test rows.")] = 400,
     size: Annotated[int, typer.Option(min=64, max=2048, help="Image width in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="The same seed generates the same images.")] = 3407,
     force: Annotated[

@@ -347,7 +347,12 @@ def _training(recipe: Recipe, *, quantized: bool) -> Changes:
 def _optimisation(name: str, section: Optimisation, *, quantized: bool) -> Changes:
     kept = quantized or not section.optimizer.endswith("8bit")
     optimizer = section.optimizer.removeprefix("paged_") if kept else "adamw_torch"  # a CPU has no GPU memory to page
-    return {f"{name}.max_steps": _least(section.max_steps, STEPS), f"{name}.optimizer": optimizer}
+    steps = _least(section.max_steps, STEPS)
+    return {
+        f"{name}.max_steps": steps,
+        f"{name}.warmup_steps": min(section.warmup_steps, steps),
+        f"{name}.optimizer": optimizer,
+    }
 
 
 def _sft(sft: Sft) -> Changes:

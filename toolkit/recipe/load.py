@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +21,7 @@ from toolkit.recipe.imagegen_checks import IMAGEGEN_CHECKS, SECTIONS, missing_im
 from toolkit.recipe.problems import Key, Places, missing_section, schema_problems, section_in
 from toolkit.recipe.schema import DATA_MISSING, Recipe
 from toolkit.recipe.sections import SPLITS, Data, SyntheticData
+from toolkit.recipe.toml import MAX_BYTES, long_paths, parse_toml, too_large, unusable_values
 from toolkit.recipe.user_code import USER_CODE
 
 Table = dict[str, Any]
@@ -46,6 +47,9 @@ _MODELS: frozenset[Key] = frozenset(
     | {("imagegen", part, "encoder") for part in ("selector", "policy", "judge")}
 )
 """Keys whose value is a Hub name or a folder."""
+
+_PATH_KEYS: frozenset[Key] = _PATHS | _MODELS | {*_CODE, _TASK, ("run", "folder")}
+"""Keys whose value is a path, a name of a model, or code in a file."""
 
 
 def load_recipe(
@@ -92,11 +96,18 @@ def load_table(
     """
     settings, problems = _parse_settings(overrides)
     places = Places(name, frozenset(keys for keys, _ in settings))
+    unusable = [*unusable_values(table)] + [one for keys, value in settings for one in unusable_values(value, keys)]
+    unusable += _long_paths(merge(table, settings), _PATH_KEYS) if not unusable else []
+    if unusable:
+        raise RecipeError(problems + places.of_all(unusable))
     # The task defines which of its settings are paths, and the path of a custom task must be absolute to load it.
     named = _task_name(_merged(table, base, settings))
     task = _find_task(named, tasks, places)
     model = recipe_model(tasks, named if task else None)
-    raw = _fill_rewards(_merged(table, base, settings, _settings_paths(model)), task)
+    task_paths = _settings_paths(model)
+    if long := _long_paths(merge(table, settings), task_paths):
+        raise RecipeError(problems + places.of_all(long))
+    raw = _fill_rewards(_merged(table, base, settings, task_paths), task)
     recipe, found = _validate(raw, model, places, files=files)
     if recipe is None or problems or found:
         raise RecipeError(problems + found)
@@ -172,7 +183,11 @@ def _parse_settings(overrides: Sequence[str]) -> tuple[list[Setting], list[Probl
     settings: list[Setting] = []
     problems: list[Problem] = []
     for text in overrides:
-        parsed = _parse(text)
+        try:
+            parsed = _parse(text)
+        except RecipeError as error:
+            problems += error.problems
+            continue
         if isinstance(parsed, Problem):
             problems.append(parsed)
         else:
@@ -189,7 +204,7 @@ def _parse(text: str) -> Setting | Problem:
     if "\n" in value:
         return keys, value
     try:
-        return keys, tomllib.loads(f"value = {value}")["value"]
+        return keys, parse_toml(f"value = {value}", f"--set {name}")["value"]
     except tomllib.TOMLDecodeError as error:
         if value.lstrip().startswith(("[", "{", '"', "'")):
             rule = f"must be a TOML value: {error}"
@@ -199,7 +214,7 @@ def _parse(text: str) -> Setting | Problem:
 
 def _parse_key(name: str) -> Key | None:
     try:
-        table: Any = tomllib.loads(f"{name} = 0")
+        table: Any = parse_toml(f"{name} = 0", f"--set {name[:40]}")
     except tomllib.TOMLDecodeError:
         return None
     keys: list[str] = []
@@ -222,8 +237,10 @@ def _read(path: Path) -> Table:
         raise RecipeError([Problem("recipe.not_found", "must be an existing file", str(path), remedy=remedy)])
     try:
         # Editors on Windows may write a byte order mark, which TOML does not allow.
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise RecipeError([too_large(str(path), size)])
         text = path.read_text(encoding="utf-8-sig")
-        return tomllib.loads(text)
+        return parse_toml(text, str(path))
     except UnicodeDecodeError as error:
         rule = f"must be UTF-8 text, and byte {error.start} is not"
         problem = Problem("recipe.not_utf8", rule, str(path), remedy="Save it as UTF-8.")
@@ -247,6 +264,18 @@ def _merged(table: Table, base: Path, settings: Sequence[Setting], task_paths: f
     """Return the recipe's table with ``settings`` and absolute paths. ``task_paths`` is that of ``_resolve``."""
     absolute = [(keys, _resolve(value, Path(), keys, task_paths)) for keys, value in settings]
     return merge(_resolve(table, base, (), task_paths), absolute)
+
+
+def _long_paths(raw: Table, keys: Iterable[Key]) -> list[Problem]:
+    """Return the problems of paths that are longer than file systems allow."""
+    found: list[Problem] = []
+    for key in sorted(keys):
+        value: Any = raw
+        for part in key:
+            value = value.get(part) if isinstance(value, dict) else None
+        listed = value if isinstance(value, list) else [value]
+        found += [one for path in listed if isinstance(path, str) for one in long_paths(path, ".".join(key))]
+    return found
 
 
 def _task_name(raw: Table) -> str:

@@ -92,9 +92,9 @@ class Model(Section):
 class Lora(Section):
     """The LoRA adapter (Hu et al. 2021, arXiv 2106.09685)."""
 
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=4096)
     """Rank."""
-    alpha: int = Field(32, ge=1)
+    alpha: int = Field(32, ge=1, le=1_000_000)
     """Scaling factor. The update is multiplied by ``alpha / r``."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability of the adapter."""
@@ -109,11 +109,11 @@ class SyntheticData(Section):
 
     kind: str
     """Kind of images and questions. It must match ``data.task``."""
-    train: int = Field(1200, ge=1)
+    train: int = Field(1200, ge=1, le=1_000_000)
     """Number of training rows."""
-    validation: int = Field(0, ge=0)
+    validation: int = Field(0, ge=0, le=1_000_000)
     """Number of validation rows."""
-    test: int = Field(400, ge=1)
+    test: int = Field(400, ge=1, le=1_000_000)
     """Number of test rows."""
     size: int = Field(256, ge=64, le=2048)
     """Image width in pixels. Radiographs (16 bits) and screenshots are square."""
@@ -239,26 +239,26 @@ class Optimisation(Section):
     """Learning-rate schedule."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps of linear warmup."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=100)
     """Weight decay of AdamW."""
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
     """Optimizer, by its name in transformers."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass, which saves GPU memory."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
     """Maximum number of optimizer steps, even if ``epochs`` are not complete."""
 
 
 class Sft(Optimisation):
     """Supervised fine-tuning on the reference answers. The loss covers the answer only."""
 
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, le=10)
     """Peak learning rate."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, le=100_000)
     """Passes over the training rows."""
-    batch_size: int = Field(1, ge=1)
+    batch_size: int = Field(1, ge=1, le=4096)
     """Rows per forward pass."""
-    accumulation: int = Field(8, ge=1)
+    accumulation: int = Field(8, ge=1, le=65_536)
     """Forward passes per optimizer step."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
@@ -270,9 +270,9 @@ class Grpo(Optimisation):
     An optimizer step generates ``prompts_per_step * generations`` completions and makes one update from them.
     """
 
-    learning_rate: float = Field(5e-6, gt=0)
+    learning_rate: float = Field(5e-6, gt=0, le=10)
     """Peak learning rate."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, le=100_000)
     """Passes over the training rows."""
     prompts_per_step: int = Field(2, ge=1, le=4096)
     """Prompts per optimizer step."""
@@ -285,18 +285,18 @@ class Grpo(Optimisation):
     rollouts: Literal["transformers", "vllm"] = "transformers"
     """Library that generates the completions. vllm runs through Unsloth and needs one image per prompt, no adapter on
     the vision tower, and a GPU with at least 24 GB."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=0.01, le=100)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling: probability mass of the candidate tokens."""
     top_k: int = Field(0, ge=0)
     """Number of candidate tokens. 0: all tokens."""
-    beta: float = Field(0.0, ge=0)
+    beta: float = Field(0.0, ge=0, le=1000)
     """Weight of the KL penalty. The reference model is the model at the start of the stage."""
-    epsilon: float = Field(0.2, gt=0)
+    epsilon: float = Field(0.2, gt=0, le=1000)
     """Clipping range of the probability ratio. Without vLLM it has no effect: each rollout is used for one update, so
     the ratio is 1."""
-    epsilon_high: float | None = Field(None, gt=0)
+    epsilon_high: float | None = Field(None, gt=0, le=1000)
     """Upper clipping range. Default: ``epsilon``. With ``loss = "cispo"`` it caps the ratio. Without vLLM it has no
     effect, like ``epsilon``."""
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dapo"
@@ -358,7 +358,7 @@ class Evaluate(Section):
     memory: tuple[Literal["reference", "own", "off"], ...] = ("reference", "own")
     """Tasks with agent memory: the memory in the prompt. ``reference`` is that of the reference answers, ``own`` that
     of the model's own completions, ``off`` an ablation without agent memory."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=4096)
     """Completions per ``generate`` call."""
     max_completion_tokens: int = Field(128, ge=1)
     """Maximum length of a completion in tokens."""
@@ -373,7 +373,7 @@ class Evaluate(Section):
     probabilities: bool = True
     """For a task with classes, such as classify: compute the probability of each class from its log-probability, for
     AUROC, calibration and thresholds."""
-    bootstrap: int = Field(2000, ge=100)
+    bootstrap: int = Field(2000, ge=100, le=100_000)
     """Bootstrap resamples of the groups, for intervals that Wilson's formula does not cover."""
 
 
