@@ -290,7 +290,8 @@ def test_a_failed_probe_is_a_warning_if_the_recipe_requests_it(
 @pytest.mark.slow
 def test_the_probe_does_not_change_the_training(tmp_path: Path) -> None:
     plain = only("grpo", tmp_path, "plain")
-    probed = only("grpo", tmp_path, "probed", {"grpo": {"probe_prompts": 2, "probe_max_truncated": 1.0}})
+    probe = {"probe_prompts": 2, "probe_max_truncated": 1.0, "probe_on_failure": "report"}
+    probed = only("grpo", tmp_path, "probed", {"grpo": probe})
     for recipe in (plain, probed):
         with context_of(recipe) as context:
             train_grpo(context)
