@@ -363,6 +363,7 @@ def test_a_gguf_export_without_its_packages_is_a_problem(
             NOTHING,
         ),
         ({"grpo": {"beta": 0.04}}, None, "plan.kl_reference_is_adapter", "[grpo] beta", NOTHING),
+        ({"sft": {"max_steps": 2, "warmup_steps": 3}}, None, "plan.warmup_too_long", "[sft] warmup_steps", 3),
         (
             {"rewards": {"explanation": 0, "evidence": 0, "format": 0, "brevity": 0}},
             None,

@@ -534,9 +534,3 @@ def test_a_number_that_no_run_can_use_is_out_of_range(setting: str, tmp_path: Pa
     synthetic = ["data.synthetic.kind=chest"] if "synthetic" in setting else []
     found = problems(write(tmp_path), *synthetic, setting)
     assert ("recipe.out_of_range", f"--set {setting.partition('=')[0]}") in [(one.code, one.place) for one in found]
-
-
-def test_a_warmup_longer_than_the_stage_is_a_problem(tmp_path: Path) -> None:
-    (found,) = problems(write(tmp_path), "sft.max_steps=12", "sft.warmup_steps=13")
-    assert (found.code, found.place, found.value) == ("recipe.warmup_too_long", "--set sft.warmup_steps", 13)
-    assert load_recipe(write(tmp_path), ["sft.max_steps=12", "sft.warmup_steps=12"]).sft_settings.warmup_steps == 12

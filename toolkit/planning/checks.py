@@ -421,6 +421,17 @@ def _no_gradient_checkpointing(facts: Facts) -> Iterator[PlanFinding]:
             yield warning(Problem("plan.no_gradient_checkpointing", rule, place, False, remedy))
 
 
+def _long_warmup(facts: Facts) -> Iterator[PlanFinding]:
+    recipe = facts.recipe
+    for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
+        if section and section.max_steps is not None and section.warmup_steps > section.max_steps:
+            rule = (
+                f"the warmup is longer than {name}.max_steps (={section.max_steps}), so the learning rate has no peak"
+            )
+            remedy = "Lower it, or raise max_steps."
+            yield warning(Problem("plan.warmup_too_long", rule, f"[{name}] warmup_steps", section.warmup_steps, remedy))
+
+
 def _rounded_updates(facts: Facts) -> Iterator[PlanFinding]:
     model = facts.recipe.model
     if model.tuning == "full" and model.precision == "16bit":
@@ -456,6 +467,7 @@ _WARNINGS: tuple[Check, ...] = (
     _truncated_completions,
     _opened_block,
     _no_gradient_checkpointing,
+    _long_warmup,
     _rounded_updates,
     _remote_code,
 )

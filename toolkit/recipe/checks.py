@@ -290,15 +290,6 @@ def model_name_is_valid(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.revision_without_hub", rule, "model.revision", revision, "Remove it.")
 
 
-def warmup_ends(recipe: Recipe) -> Iterator[Problem]:
-    """Check that the warmup ends before the stage does. Otherwise the learning rate never reaches its peak."""
-    for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
-        if section and section.max_steps is not None and section.warmup_steps > section.max_steps:
-            rule = f"must be at most {name}.max_steps (={section.max_steps}), or the peak is never reached"
-            key = f"{name}.warmup_steps"
-            yield Problem("recipe.warmup_too_long", rule, key, section.warmup_steps, "Lower it, or raise max_steps.")
-
-
 def export_has_weights(recipe: Recipe) -> Iterator[Problem]:
     """Check that exported weights come from a training stage or an adapter."""
     if recipe.export is None:
@@ -350,7 +341,6 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"model", "lora"}), parameters_are_trainable),
     (frozenset({"model"}), model_name_is_valid),
     (frozenset({"model", "sft", "grpo", "export"}), export_has_weights),
-    (frozenset({"sft", "grpo"}), warmup_ends),
     (frozenset({"model", "grpo", "evaluate"}), completions_leave_tokens_for_the_prompt),
     (frozenset({"images", "grpo"}), pairs_are_ordered),
 )
