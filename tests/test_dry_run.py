@@ -33,8 +33,8 @@ NAMES = [f"{file.stem}-{'own' if own else 'synthetic'}" for file, own in CASES]
 MAY_CHANGE = re.compile(
     r"run\.(name|purpose|report_to)|model\.(name|revision|backend|precision|adapter|max_tokens|attention|trust_remote_code)"
     r"|lora\.targets|data\.(limit_\w+|synthetic\.(train|validation|test)|(lesion|steps|detect)\.coordinates)|images\.scan"
-    r"|sft\.(max_steps|optimizer|batch_size|accumulation)"
-    r"|grpo\.(max_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|rollouts|probe_\w+)"
+    r"|sft\.(max_steps|warmup_steps|optimizer|batch_size|accumulation)"
+    r"|grpo\.(max_steps|warmup_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|rollouts|probe_\w+)"
     r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.(verify|to|optional|quant|allow_dequantized))?"
 )
 """Keys that a dry run on a recipe's own rows may change."""
@@ -71,6 +71,7 @@ def test_every_shipped_recipe_has_a_dry_run_with_a_valid_recipe(file: Path, own:
         assert (getattr(derived, section) is None) == (getattr(recipe, section) is None)
     for training in filter(None, (derived.sft, derived.grpo)):
         assert training.max_steps == STEPS
+        assert training.warmup_steps <= STEPS
     assert (derived.model.name, derived.model.adapter, derived.model.tuning) == ("tiny", None, recipe.model.tuning)
     assert derived.run_folder.name == f"{recipe.run.name}.dry-run"
 
