@@ -71,6 +71,7 @@ def test_every_shipped_recipe_has_a_dry_run_with_a_valid_recipe(file: Path, own:
         assert (getattr(derived, section) is None) == (getattr(recipe, section) is None)
     for training in filter(None, (derived.sft, derived.grpo)):
         assert training.max_steps == STEPS
+        assert training.warmup_steps <= STEPS
     assert (derived.model.name, derived.model.adapter, derived.model.tuning) == ("tiny", None, recipe.model.tuning)
     assert derived.run_folder.name == f"{recipe.run.name}.dry-run"
 

@@ -172,7 +172,7 @@ _RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "greater_than": ("recipe.out_of_range", lambda rule: f"must be greater than {rule['gt']:g}"),
     "greater_than_equal": ("recipe.out_of_range", lambda rule: f"must be at least {rule['ge']:g}"),
     "less_than": ("recipe.out_of_range", lambda rule: f"must be less than {rule['lt']:,}"),
-    "less_than_equal": ("recipe.out_of_range", lambda rule: f"must be at most {rule['le']:,}"),
+    "less_than_equal": ("recipe.out_of_range", lambda rule: f"must be at most {rule['le']:,.12g}"),
     "finite_number": ("recipe.not_finite", lambda rule: "must be a finite number"),
     "int_type": ("recipe.wrong_type", lambda rule: "must be a whole number"),
     "float_type": ("recipe.wrong_type", lambda rule: "must be a number"),

@@ -17,6 +17,10 @@ from toolkit.scoring.regions.detection import MAX_BOXES, Labelled
 NONE = "none"
 """A list without boxes, in the formats other than JSON."""
 
+MAX_STARTS = 1_000
+"""Maximum number of braces that begin no JSON, because each attempt can read to the end of the text."""
+
+BRACES = f"more than {MAX_STARTS:,} braces begin no JSON"
 CUT_OFF = "the list of boxes is not complete (was the completion cut off?)"
 DAMAGED = "an object of the list is not valid JSON"
 MALFORMED = "a box is not four numbers with an area between them"
@@ -109,11 +113,15 @@ def _from_lines(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled
 
 def _from_json(text: str, frame: Frame, unread: list[str]) -> Iterator[Labelled]:
     """Yield the boxes of the objects in the text. Each object is decoded on its own, so that a cut list is no loss."""
-    start, end, in_list = text.find("{"), 0, None
+    start, end, in_list, failed = text.find("{"), 0, None, 0
     while start >= 0 and len(unread) <= MAX_BOXES:
+        if failed == MAX_STARTS:
+            unread += [BRACES] if in_list is not None else []  # without objects, there is no list
+            return
         try:
             value, end = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError):
+            failed += 1
             following = text.find("{", start + 1)
             is_box = any(f'"{key}"' in text[start : following if following >= 0 else None] for key in _BOX_KEYS)
             # Braces of a sentence are no JSON. An object that was cut off has no closing brace after it.

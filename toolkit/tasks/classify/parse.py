@@ -23,7 +23,8 @@ _PREFIX = re.compile(
     r"\A\s*(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|class|label)(?:\s+is\b\s*:?|\s*[:=])\s*", re.IGNORECASE
 )
 _NEGATION = re.compile(r"\b(?:no|not|none|without|never|excludes?|excluding|rather than|unlike|neither|nor|isn t)\b")
-_LINE = re.compile(r"^[-*•\s]*(.+?)\s*(?::|=|-|–)\s*(yes|no)\s*\.?\s*$", re.IGNORECASE)
+# The class before it is no part of the pattern, because the time of a match would grow with the square of the length.
+_VALUE = re.compile(r"(?::|=|-|–)\s*(yes|no)\s*\.?\Z", re.IGNORECASE)
 
 
 def parse(completion: str, sample: Sample) -> Answer:
@@ -96,10 +97,10 @@ def find_answers(text: str, labels: Sequence[str]) -> tuple[Mapping[str, bool], 
     """
     known, answers = {fold(name): name for name in labels}, dict[str, bool]()
     for line in filter(str.strip, text.splitlines()):
-        found = _LINE.match(line)
-        name = known.get(fold(found[1])) if found else None
+        found = _VALUE.search(line.strip())
+        name = known.get(fold(line.strip()[: found.start()].lstrip("-*• \t"))) if found else None
         if found is None or name is None:
             return {}, LINE_MALFORMED
-        if answers.setdefault(name, found[2].lower() == "yes") != (found[2].lower() == "yes"):
+        if answers.setdefault(name, found[1].lower() == "yes") != (found[1].lower() == "yes"):
             return {}, CONTRADICTION
     return answers, None

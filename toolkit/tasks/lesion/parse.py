@@ -14,7 +14,11 @@ PARTS = ("diagnosis", "location", "size", "features", "bbox", "polygon")
 MAX_LESIONS = 32
 """Maximum number of lesions per answer. Matching more would dominate the time of an optimizer step."""
 
+MAX_STARTS = 1_000
+"""Maximum number of brackets from which JSON is tried, because each attempt can read to the end of the text."""
+
 BOX_MALFORMED = "the box is not four numbers with an area between them"
+BRACKETS = f"more than {MAX_STARTS:,} brackets begin no JSON with parts of an answer"
 JSON_INCOMPLETE = "objects after the first JSON are not read (was the completion cut off?)"
 LOCATION_UNKNOWN = "the text names no location"
 NO_PARTS = "no tag and no JSON with parts of an answer"
@@ -60,7 +64,7 @@ def parse(completion: str, sample: Sample) -> Answer:
     text = fenced[1] if (fenced := _FENCE.search(text)) else text
     found, others = _paired(text)
     unread: list[str] = []
-    raw = list(_tagged(found)) or _from_json(text, unread)
+    raw = list(_tagged(found)) or find_parts(text, unread)
     if rest := _UNPAIRED.search(others):
         unread.append(TAG_UNPAIRED.format(tag=rest[0]))
     if len(raw) > MAX_LESIONS:
@@ -103,9 +107,12 @@ def _tagged(found: Iterable[tuple[str, str]]) -> Iterator[Mapping[str, str]]:
         yield parts
 
 
-def _from_json(text: str, unread: list[str]) -> list[Mapping[str, str]]:
+def find_parts(text: str, unread: list[str]) -> list[Mapping[str, str]]:
     """Return the objects of the first JSON text that has any. Further objects after it are reported."""
-    for start in (match.start() for match in re.finditer(r"[\[{]", text)):
+    for number, start in enumerate(match.start() for match in re.finditer(r"[\[{]", text)):
+        if number == MAX_STARTS:
+            unread.append(BRACKETS)
+            break
         try:
             value, end = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError):

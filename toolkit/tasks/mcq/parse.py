@@ -88,8 +88,9 @@ def _choose(body: str, options: Mapping[str, str]) -> Choice:
 
 def has_format(completion: str) -> bool:
     """Return whether a completion is one reasoning block, then one non-empty solution, and nothing else."""
-    found = _FORMAT.fullmatch(completion)
-    return bool(found and found[1].strip() and all(completion.count(tag) == 1 for tag in TAGS))
+    # With one of each tag, the pattern needs linear time.
+    found = _FORMAT.fullmatch(completion) if all(completion.count(tag) == 1 for tag in TAGS) else None
+    return bool(found and found[1].strip())
 
 
 def is_target(completion: str, options: Mapping[str, str]) -> bool:

@@ -14,8 +14,12 @@ TAG_UNPAIRED = "{tag} has no counterpart (was the completion cut off?)"
 
 _SIGNS = ("*", "_", "`", '"', "'")
 _FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
-_REASONING = re.compile(r"<start_working_out>.*?<end_working_out>", re.DOTALL | re.IGNORECASE)
-_SOLUTION = re.compile(r"<solution>(.*?)</solution>", re.DOTALL | re.IGNORECASE)
+# One pattern for a block would search for the closing tag again from every opening one, in square time.
+_START, _END, _OPEN, _CLOSE = (
+    re.compile(tag, re.IGNORECASE) for tag in ("<start_working_out>", "<end_working_out>", "<solution>", "</solution>")
+)
+_MAX_SIGNS = 100
+"""Maximum number of signs around an answer that are removed, one after the other."""
 _TAG = re.compile(r"</?solution>|<(?:start|end)_working_out>", re.IGNORECASE)
 # "Answer: yes", "The final answer is: yes", at the beginning of a line.
 _PREFIX = re.compile(
@@ -46,8 +50,8 @@ def _strip(completion: str) -> tuple[str, str | None]:
     text, problem = without_reasoning(completion)
     if problem is not None:
         return "", problem
-    text = _REASONING.sub("\n", text)
-    solutions = _SOLUTION.findall(text)
+    text = "\n".join(_split(text, _START, _END)[0])
+    _, solutions = _split(text, _OPEN, _CLOSE)
     if len(solutions) > 1:
         return "", SEVERAL_SOLUTIONS
     text = solutions[0] if solutions else text
@@ -61,12 +65,23 @@ def _strip(completion: str) -> tuple[str, str | None]:
     return text, None if text else NO_ANSWER
 
 
+def _split(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> tuple[list[str], list[str]]:
+    """Return the texts outside and inside of the blocks between two tags."""
+    outside, inside, end = list[str](), list[str](), 0
+    while (first := opening.search(text, end)) and (last := closing.search(text, first.end())):
+        outside.append(text[end : first.start()])
+        inside.append(text[first.end() : last.start()])
+        end = last.end()
+    return [*outside, text[end:]], inside
+
+
 def _without_signs(text: str) -> str:
     """Return a text without full stop, and without quotes and emphasis around it. The asterisk of T2* stays."""
-    while True:
+    for _ in range(_MAX_SIGNS):
         plain = text.strip().removesuffix(".").rstrip()
         if plain[:1] in _SIGNS:
             plain = plain[1:].removesuffix(plain[0]) if len(plain) > 1 else ""
         if plain == text:
-            return text
+            break
         text = plain
+    return text
