@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.helpers.exports import adapter_of, merged_of, verified
-from tests.helpers.problems import raises
+from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import context_of, small_recipe
 from toolkit import tiny
 from toolkit.errors import Interrupted, ModelError, RunError
@@ -25,6 +25,7 @@ from toolkit.exporting.atomic_output import (
     MARGIN,
     OutputFolder,
     Size,
+    WrittenFolders,
     base_size,
     format_bytes,
     require_disk_space,
@@ -245,6 +246,21 @@ def test_nothing_is_loaded_if_the_disk_is_too_small_or_the_target_exists(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("text", ["", "null", '{"a": ', '{"a": 1}', "[]"])
+def test_a_damaged_record_of_exports_outside_the_run_is_a_warning_and_names_no_folder(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    written, target = WrittenFolders(tmp_path / "run/written.json"), tmp_path / "out/merged"
+    written.begin(target)
+    assert written.has(target)
+    written.file.write_text(text)
+    assert not written.has(target)
+    assert written.digest(target) is None
+    assert {problem.code for problem in warnings_in(caplog)} == {"export.written_damaged"}
+    written.begin(target)
+    assert written.has(target)
+
+
 def test_only_the_run_that_wrote_an_export_outside_it_replaces_it(context: Context, tmp_path: Path) -> None:
     section = Export(to=("adapter",), verify=1)
     only = replace(context, recipe=context.recipe.model_copy(update={"export": section}))

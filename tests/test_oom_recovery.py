@@ -264,6 +264,18 @@ def test_sizes_that_do_not_divide_the_step_are_rejected(tmp_path: Path) -> None:
         assert "4, the rows" in caught.problem.rule
 
 
+@pytest.mark.parametrize(
+    "text", ["", "null", '{"micro_batch": 1', '{"micro_batch": 1}', '{"micro_batch": "1"}', "\x00"]
+)
+def test_damaged_sizes_are_an_error_with_a_remedy(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "sizes.json"
+    file.write_text(text)
+    with raises(RunError, "training.kept_sizes_damaged") as caught:
+        Recovery(tmp_path, recipe_of("sft", tmp_path, "other"), "sft")
+    assert caught.problem.place == str(file)
+    assert "Delete the file" in caught.problem.remedy
+
+
 @pytest.mark.slow
 def test_a_rollout_repeated_in_parts_gives_the_adapter_of_a_run_with_these_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -515,6 +515,16 @@ def test_a_row_without_an_applicable_reward_is_named_before_training(tmp_path: P
         assert caught.problem.place == f"sample {bare.id}"
 
 
+@pytest.mark.parametrize("state", ["\x01\x01\x01", "null", "{}", '{"global_step": 2}'])
+def test_a_checkpoint_whose_step_cannot_be_read_is_skipped(tmp_path: Path, state: str) -> None:
+    for step, text in ((2, '{"global_step": 2, "max_steps": 4}'), (4, state)):
+        checkpoint = tmp_path / "checkpoints" / f"step-{step:08}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").write_text(text)
+        (checkpoint / resume.MANIFEST).write_text(f'{{"trainer_state.json": {len(text)}}}')
+    assert resume.last_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000002"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["optimizer.pt", "trainer_state.json", "adapter_model.safetensors", "manifest.json"])
 def test_a_corrupt_checkpoint_is_skipped_with_a_warning(

@@ -13,14 +13,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from toolkit.errors import ModelError, RunError
+from toolkit.errors import ModelError, RunError, warn
 from toolkit.exporting.results import FormatExport
 from toolkit.models.llamacpp import max_bytes
 from toolkit.models.loading import precision_of
 from toolkit.models.lora import is_adapter
 from toolkit.models.model_paths import model_source
 from toolkit.recipe import Model
-from toolkit.runfolder import flush_folder, free_name, read_json, require_writable, write_json
+from toolkit.runfolder import flush_folder, free_name, from_json, read_json, require_writable, write_json
 
 CARD = "README.md"
 """File of the model card. Its owner may edit it, so no digest includes it."""
@@ -127,7 +127,16 @@ class WrittenFolders:
             write_json(self.file, {**self._known(), str(target): export})
 
     def _known(self) -> dict[str, dict[str, Any]]:
-        return read_json(self.file) if self.file.is_file() else {}
+        """Return path -> export. A damaged file names no folder, so that no folder counts as this run's."""
+        if not self.file.is_file():
+            return {}
+        try:
+            return from_json(dict[str, dict[str, Any]], read_json(self.file))
+        except ValueError as error:
+            rule = "the record of exports outside the run should be valid. It is ignored"
+            remedy = "Add --force to rename an earlier export in --out."
+            warn("export.written_damaged", rule, place=self.file, value=str(error), remedy=remedy)
+            return {}
 
 
 @dataclass(frozen=True, slots=True)

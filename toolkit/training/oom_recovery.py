@@ -8,7 +8,7 @@ stage ends, even if the run is interrupted. The recipe never changes, and ``--fr
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ from toolkit.runfolder import from_json, is_main_process, read_json, write_json
 from toolkit.training.results import GpuMemory, OutOfMemory, PreflightResult
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The content of ``sizes.json``."""
+
+    micro_batch: int
+    accumulation: int
+    completions_per_generate: int | None
+    recoveries: tuple[OutOfMemory, ...]
 
 
 class Recovery:
@@ -39,7 +49,7 @@ class Recovery:
         self._file = folder / "sizes.json"
         self.sizes, self.errors = recipe_sizes(recipe, stage), list[OutOfMemory]()
         if self._file.is_file():
-            self._read(read_json(self._file))
+            self._read()
 
     def rollout_limit(self) -> BatchLimit:
         """Return the limit of completions per ``generate`` call. Each halving is recorded here."""
@@ -113,17 +123,25 @@ class Recovery:
         if is_main_process():
             write_json(self._file, {**_to_json(sizes), "recoveries": self.errors})
 
-    def _read(self, stored: Mapping[str, Any]) -> None:
-        sizes = Sizes(stored["micro_batch"], stored["accumulation"], stored["completions_per_generate"])
+    def _read(self) -> None:
+        remedy = "Delete the file to start with the recipe's sizes."
+        try:
+            stored = from_json(_Stored, read_json(self._file))
+        except ValueError as error:
+            rule = "the sizes after an out-of-memory error must be complete"
+            raise RunError(
+                "training.kept_sizes_damaged", rule, place=self._file, value=str(error), remedy=remedy
+            ) from error
+        sizes = Sizes(stored.micro_batch, stored.accumulation, stored.completions_per_generate)
         if sizes.rows != self.sizes.rows:
             raise RunError(
                 "training.kept_sizes_differ",
                 f"micro_batch times accumulation must be {self.sizes.rows}, the rows of an optimizer step",
                 place=self._file,
                 value=f"{sizes.micro_batch} x {sizes.accumulation}",
-                remedy="Delete the file to start with the recipe's sizes.",
+                remedy=remedy,
             )
-        self.sizes, self.errors = sizes, list(from_json(tuple[OutOfMemory, ...], stored["recoveries"]))
+        self.sizes, self.errors = sizes, list(stored.recoveries)
         log.info("%s: after an earlier out-of-memory error: %s", self.stage, _describe(sizes))
 
 

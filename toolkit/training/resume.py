@@ -60,9 +60,10 @@ def skip_reason(checkpoint: Path) -> str | None:
             actual = (checkpoint / name).stat().st_size
             if actual != size:
                 return f"{name} has {actual:,} bytes instead of {size:,}"
+        is_finished(checkpoint)  # reads the step, which a resumed stage needs
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return "its files cannot be read"
     return None
 
