@@ -97,6 +97,18 @@ def test_a_changed_image_is_rejected_on_resume_and_a_copied_one_is_not(chest: Pa
         prepare(recipe, run, no_progress)
 
 
+def test_a_damaged_record_of_the_images_is_reported(
+    chest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = make_recipe(tmp_path, FILES + "[sft]\n")
+    with start_run(recipe) as run:
+        prepare(recipe, run, no_progress)
+        (run.stage_folder("data") / "images.parquet").write_bytes(b"PAR1 damaged")
+        with caplog.at_level("WARNING", "toolkit"):
+            prepare(recipe, run, no_progress)
+    assert "run.images_record_damaged" in {one.problem.code for one in caplog.records if hasattr(one, "problem")}
+
+
 def test_a_name_that_means_another_image_is_rejected_on_resume(tmp_path: Path) -> None:
     rows = [{"question": f"Question {n}?", "answer": "yes", "image": f"{n}"} for n in range(3)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))

@@ -63,7 +63,7 @@ class _Counted:
     values: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
 
-    def dropped(self, source: str, code: str, reason: str) -> RowCount:
+    def counted(self, source: str, code: str, reason: str) -> RowCount:
         """Return the rows as a value."""
         examples, values, rows = tuple(self.examples), tuple(self.values), tuple(self.rows)
         return RowCount(source, reason, self.count, examples, code, values, self.remedy, rows)
@@ -94,7 +94,7 @@ class Tally:
 
     def of(self, source: str) -> tuple[RowCount, ...]:
         """Return the counts, most frequent reason first."""
-        found = (one.dropped(source, code, reason) for (code, reason), one in self._counted.items())
+        found = (one.counted(source, code, reason) for (code, reason), one in self._counted.items())
         return tuple(sorted(found, key=lambda dropped: -dropped.count))
 
 

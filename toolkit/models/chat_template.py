@@ -5,7 +5,6 @@ This module does not import torch.
 """
 
 import json
-import logging
 import re
 import signal
 import subprocess
@@ -18,11 +17,9 @@ from typing import Any
 from toolkit import tiny
 from toolkit.data.placeholders import PLACEHOLDER, split_at_images
 from toolkit.data.sample import Turn
-from toolkit.errors import DataError, ModelError
+from toolkit.errors import DataError, ModelError, warn
 from toolkit.models import template_trial
 from toolkit.scoring.reasoning import OPENING, closing_tag
-
-log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 _SENTINEL = "SENTINEL"
@@ -149,7 +146,8 @@ def _trial(template: str, variables: str) -> str:
         return f"no end within {_TIMEOUT:.0f} s for a short prompt"
     started, _, reason = done.stdout.partition("\n")
     if started != template_trial.READY:
-        log.debug("the chat template was not tried: %s", done.stderr[-500:])
+        rule = "the chat template was not tried under limits, because the process that renders it did not start"
+        warn("model.chat_template_not_tried", rule, value=done.stderr.strip()[-200:])
         return ""
     if done.returncode in (-getattr(signal, "SIGXCPU", 0), -getattr(signal, "SIGKILL", 0)) and done.returncode:
         return f"no end within {template_trial.SECONDS} s of CPU time for a short prompt"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from toolkit.data.sample_set import SampleSet
-from toolkit.errors import RunError
+from toolkit.errors import RunError, warn
 from toolkit.runfolder import RunFolder
 
 FILE = "images.parquet"
@@ -146,10 +146,14 @@ def _changed(run: RunFolder, changed: Sequence[ImageFile], count: int) -> RunErr
 
 
 def _read(file: Path) -> list[ImageFile]:
-    """Return the stored files. A missing or corrupt record has none, as in runs of earlier versions."""
+    """Return the stored files. A missing record has none, as in runs of earlier versions. So has a corrupt one."""
     try:
         table = pq.read_table(file, schema=_SCHEMA)
+    except FileNotFoundError:
+        return []
     except (OSError, pa.ArrowInvalid):
+        rule = "the record of the images is damaged, so images that changed before now are not found"
+        warn("run.images_record_damaged", rule, place=file, remedy="Restore the file if you have a copy.")
         return []
     columns = (table.column(one.name).to_pylist() for one in fields(ImageFile))
     return [ImageFile(*values) for values in zip(*columns, strict=True)]

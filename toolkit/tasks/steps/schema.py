@@ -213,9 +213,11 @@ def check_places(settings: StepSettings, splits: Mapping[str, Sequence[Sample]])
 
     On a large screen, 0 to 1000 and 0 to 100 are pixels inside the screenshot, so no single row is unusable.
     """
+    if settings.places.top is not None:
+        return Found()
     found = [(sample.reference["place"], sample.fields["size"]) for sample in splits["train"]]
     points = [(place[at : at + 2], size) for place, size in found if place for at in range(0, len(place), 2)]
-    if settings.places.top is not None or len(points) < FEWEST_POINTS:
+    if len(points) < FEWEST_POINTS:
         return Found()
     ends = [max(point[axis] for point, _ in points) for axis in (0, 1)]
     reached = min(max(point[axis] / size[axis] for point, size in points) for axis in (0, 1))
