@@ -29,7 +29,14 @@ from toolkit.recipe import Recipe
 from toolkit.scoring.regions import GRIDS, mask_iou, read_mask
 from toolkit.tasks import TASKS, RowOrigin
 from toolkit.tasks.lesion.diagnoses import HAM10000, NEGATED, SEVERAL, UNKNOWN, Label, load_labels
-from toolkit.tasks.lesion.parse import BOX_MALFORMED, LOCATION_UNKNOWN, NO_PARTS, POLYGON_MALFORMED, TAG_UNPAIRED
+from toolkit.tasks.lesion.parse import (
+    BOX_MALFORMED,
+    BRACKETS,
+    LOCATION_UNKNOWN,
+    NO_PARTS,
+    POLYGON_MALFORMED,
+    TAG_UNPAIRED,
+)
 from toolkit.tasks.lesion.rewards import WHY, _reference_mask
 from toolkit.tasks.lesion.schema import lesion_settings
 
@@ -292,7 +299,7 @@ def test_boxes_are_parsed_in_every_usual_format(text: str) -> None:
         ("<diagnosis>melanoma or nevus</diagnosis>", SEVERAL),
         ("<diagnosis>no melanoma</diagnosis>", NEGATED),
         ('{"bbox": ', NO_PARTS),
-        ("[" * 5000, NO_PARTS),
+        ("[" * 5000, BRACKETS),
         ("<diagnosis><bbox>" * 10000, TAG_UNPAIRED.format(tag="<diagnosis>")),
     ],
 )
