@@ -1,0 +1,1 @@
+"""Faults: kills, missing resources and bad input. `python -m tests.faults --help` shows how to run them."""
