@@ -147,15 +147,15 @@ def start_command(
 
     Args:
         argv: arguments, without the name of the program.
-        folder: the working directory. The cache is ``folder/cache``, HOME ``folder/home``.
+        folder: the working directory. The cache is ``folder/cache``, HOME ``folder/home``, TMPDIR ``folder/tmp``.
         environment: variables that are added or replaced.
         kill: a signal at a change of a file.
         limits: resource (such as ``resource.RLIMIT_NOFILE``) -> soft and hard limit.
         before: a function of a module, called in the child before the command.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
     outputs = tempfile.TemporaryDirectory(prefix="toolkit-faults-out-")
-    places = {"TOOLKIT_CACHE": folder / "cache", "HOME": folder / "home"}
+    places = {"TOOLKIT_CACHE": folder / "cache", "HOME": folder / "home", "TMPDIR": folder / "tmp"}
     added = {**{name: str(path) for name, path in places.items()}, **(environment or {})}
     request = Request(tuple(argv), folder, Path(outputs.name), added, kill, limits or {}, before)
     return Child(server().fork(request), time.monotonic(), outputs)

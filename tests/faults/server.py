@@ -1,5 +1,6 @@
 """The process of one thread that has imported everything and forks the commands. See `tests/faults/children.py`."""
 
+import atexit
 import gc
 import importlib
 import os
@@ -7,6 +8,7 @@ import pkgutil
 import resource
 import signal
 import sys
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +34,9 @@ LIBRARIES = (
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
+
+FOLDER_LAST = ("os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.rename")
+"""Changes whose last argument is the descriptor of the folder of the path, or -1."""
 
 
 def preload() -> None:
@@ -84,13 +89,22 @@ def watch(log: int, kill: KillAt | None) -> None:
         elif event not in CHANGES:
             return
         seen += 1
-        path = arguments[1] if event in ("os.rename", "os.link", "os.symlink") else arguments[0]
-        text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
-        os.write(log, f"{event} {os.path.abspath(text)}\n".encode("utf-8", "replace"))  # noqa: PTH100
+        two = event in ("os.rename", "os.link", "os.symlink")
+        folder = arguments[-1] if event in FOLDER_LAST else -1
+        path = absolute(arguments[1] if two else arguments[0], folder)
+        os.write(log, f"{event} {path}\n".encode("utf-8", "replace"))
         if kill is not None and seen == kill.event:
             os.kill(os.getpid(), kill.signal)
 
     sys.addaudithook(note)
+
+
+def absolute(path: object, folder: object) -> str:
+    """Return the path of a change. Some functions take one that is relative to an open folder."""
+    text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
+    if isinstance(folder, int) and folder >= 0:
+        text = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), text)  # noqa: PTH115, PTH118
+    return os.path.abspath(text)  # noqa: PTH100
 
 
 def serve(connection: Connection) -> None:
@@ -117,17 +131,16 @@ def run_and_exit(request: Request) -> NoReturn:
         run(request)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # what the interpreter does with it
         sys.excepthook(*sys.exc_info())
         code = 1
     finish(code)
 
 
 def finish(code: int) -> NoReturn:
-    """Flush the output and call what is registered for the end of the process."""
-    import atexit
-
+    """Do what the interpreter does at the end, without the slow removal of all modules."""
     try:
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
