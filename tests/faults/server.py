@@ -8,6 +8,7 @@ import pkgutil
 import resource
 import signal
 import sys
+import tempfile
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -65,14 +66,17 @@ def run(request: Request) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
     os.chdir(request.folder)
     os.environ.update(request.environment)
+    tempfile.tempdir = None  # that of the environment
     sys.argv = ["toolkit", *request.argv]
-    watch(os.open(request.outputs / "events", os.O_WRONLY | os.O_CREAT), request.kill)
+    log = os.open(request.outputs / "events", os.O_WRONLY | os.O_CREAT)
     if request.before is not None:
         request.before()
     for limit, values in request.limits.items():
         resource.setrlimit(limit, values)
     from toolkit.cli import main
 
+    (request.outputs / "begun").touch()
+    watch(log, request.kill)
     main(list(request.argv))
 
 
