@@ -168,6 +168,18 @@ SCENARIOS = {
         run_of("lesions_tiny.toml", "lesion", LESION),
         run_of("steps_tiny.toml", "steps", STEPS),
         run_of("imagegen_tiny.toml", "imagegen", SMALL),
+        Scenario(
+            "files",
+            (
+                "run",
+                "recipe.toml",
+                *settings([value for value in CHEST if "synthetic" not in value]),
+                "--set",
+                "run.name=files",
+            ),
+            written_rows,
+            run="files",
+        ),
         Scenario("index", ("data", "inspect", "recipe.toml"), written_rows, ()),
         Scenario(
             "prepare",

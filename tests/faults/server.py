@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
@@ -96,7 +97,8 @@ def watch(log: int, kill: KillAt | None) -> None:
         two = event in ("os.rename", "os.link", "os.symlink")
         folder = arguments[-1] if event in FOLDER_LAST else -1
         path = absolute(arguments[1] if two else arguments[0], folder)
-        os.write(log, f"{event} {path}\n".encode("utf-8", "replace"))
+        with suppress(OSError):  # above the limit of a file's size
+            os.write(log, f"{event} {path}\n".encode("utf-8", "replace"))
         if kill is not None and seen == kill.event:
             os.kill(os.getpid(), kill.signal)
 
