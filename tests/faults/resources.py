@@ -18,7 +18,7 @@ from tests.faults.part import Outcome, Part, Result, is_clear, random_of
 from tests.faults.scenarios import SCENARIOS, Scenario, undisturbed
 
 KIB, MIB = 1 << 10, 1 << 20
-ROOM = 64 * MIB
+ROOM = 192 * MIB
 """Size of a small disk after room was made."""
 
 
