@@ -132,6 +132,11 @@ def copy_chest(folder: Path) -> None:
     shutil.copytree(undisturbed_folder("chest") / "runs", folder / "runs")
 
 
+def chest_and_out(folder: Path) -> None:
+    copy_chest(folder)
+    (folder / "out").mkdir()
+
+
 def download(folder: Path) -> None:
     """Write a download in the layout of HAM10000: 24 images of 12 lesions, with masks."""
     images, masks = folder / "download" / "images", folder / "download" / "masks"
@@ -200,7 +205,7 @@ SCENARIOS = {
         Scenario(
             "predict",
             ("predict", "runs/chest", "--data", "runs/chest/synthetic/test.json", "--out", "out/answers.csv"),
-            lambda folder: (copy_chest(folder), (folder / "out").mkdir())[1],
+            chest_and_out,
             ("runs", "out"),
         ),
         Scenario(

@@ -30,8 +30,8 @@ def run_trial(name: str, seed: int, number: int, keep: str | None) -> tuple[Outc
     """Run one trial. Its folder is kept below ``keep`` if it is wrong."""
     began = time.monotonic()
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix=f"toolkit-faults-{name}-", ignore_cleanup_errors=True) as folder:
-            return all_parts()[name].trial(seed, number, Path(folder)), time.monotonic() - began
+        with tempfile.TemporaryDirectory(prefix=f"toolkit-faults-{name}-", ignore_cleanup_errors=True) as place:
+            return all_parts()[name].trial(seed, number, Path(place)), time.monotonic() - began
     folder = Path(keep).absolute() / f"{name}-{seed}-{number}"
     folder.mkdir(parents=True)
     outcome = all_parts()[name].trial(seed, number, folder)
