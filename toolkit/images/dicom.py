@@ -96,15 +96,15 @@ def _decode(pydicom: ModuleType, data: Any, ref: ImageRef) -> Array:
     from toolkit.images import dicom_frames  # it imports pydicom, which is an extra
 
     syntax = data.file_meta.TransferSyntaxUID
-    plugin = dicom_frames.NAME if syntax in dicom_frames.DECODER_DEPENDENCIES else ""
+    plugin = dicom_frames.plugin_of(syntax)
     if plugin and plugin not in pydicom.pixels.get_decoder(syntax).available_plugins:
         raise MissingExtraError(plugin, "dicom", f"decoding {syntax.name} in DICOM")
     try:
         stored: Array = pydicom.pixels.pixel_array(data, index=ref.frame, decoding_plugin=plugin)
     except _malformed(pydicom) as error:
         # The decoder's own message is the last line. Messages about the header could quote patient data.
-        reason = str(error).splitlines()[-1].strip() if isinstance(error, RuntimeError) else type(error).__name__
-        value = f"{syntax.name}: {reason}"
+        lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
+        value = f"{syntax.name}: {lines[-1].strip() if lines else type(error).__name__}"
         remedy = f"{CONVERT} {REPAIR}" if _is_encapsulated(syntax) else REPAIR
         raise ImageError("images.not_decodable", DECODABLE, place=ref.path, value=value, remedy=remedy) from error
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)

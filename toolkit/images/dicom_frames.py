@@ -1,8 +1,8 @@
 """pydicom's decoding plugin for imagecodecs: compressed DICOM frames to bytes (extra ``dicom``).
 
-pydicom has plugins for other decoders only. imagecodecs is the only one of them that decodes every JPEG syntax, raises
-for damaged frames instead of ending the process, and is not under the GPL. pydicom finds the plugin's functions by
-name, see its guide on decoder plugins. Importing this module adds the plugin to pydicom.
+pydicom has plugins for other decoders only, and none of these fits: Pillow and GDCM do not decode all JPEG syntaxes,
+GDCM ends the process on some damaged frames, and pylibjpeg-libjpeg is under the GPL. pydicom finds the functions of a
+plugin by name (see its guide on decoder plugins). Importing this module adds the plugin to pydicom.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from pydicom.pixels import get_decoder
 
 try:
     import imagecodecs
-except ImportError:  # _require_decoder in dicom.py raises the error with the extra
+except ImportError:  # dicom.py raises the error that names the extra
     imagecodecs = None
 
 NAME = "imagecodecs"
@@ -26,6 +26,14 @@ DECODER_DEPENDENCIES = dict.fromkeys((*JPEG, *JPEG_LS, *JPEG_2000), (NAME,))
 """Transfer syntax -> packages. pydicom requires this name."""
 
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+
+
+def plugin_of(syntax: str) -> str:
+    """Return the name of the only plugin that decodes a transfer syntax. Empty: pydicom needs none, or has no decoder.
+
+    pydicom would otherwise use whichever plugin is installed, and lossy frames would depend on the machine.
+    """
+    return NAME if syntax in DECODER_DEPENDENCIES else "pydicom" if syntax == uid.RLELossless else ""
 
 
 def is_available(syntax: str) -> bool:
