@@ -1,4 +1,4 @@
-"""DICOM: one frame as grey values with its own window, or as RGB (extra ``dicom``: pydicom and pylibjpeg).
+"""DICOM: one frame as grey values with its own window, or as RGB (extra ``dicom``: pydicom and imagecodecs).
 
 Grey values go through the modality transform (rescale or LUT, PS3.3 C.11.1). If the policy uses the file's own window,
 they then go through its first VOI LUT or window (PS3.3 C.11.2). Enhanced multi-frame files have both in functional
@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from toolkit.errors import MissingExtraError
-from toolkit.images.ref import NO_FRAME, TRUNCATED, ImageRef, unreadable_image
+from toolkit.errors import ImageError, MissingExtraError
+from toolkit.images.ref import NO_FRAME, REPAIR, TRUNCATED, ImageRef, unreadable_image
 from toolkit.images.window import Array, Pixels
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
@@ -29,6 +29,8 @@ MALFORMED = (
 )
 """Exceptions of pydicom and its decoders for malformed files, besides pydicom's own errors."""
 
+DECODABLE = "the DICOM file must be decodable"
+CONVERT = "If other DICOM software opens the file, convert it to Explicit VR Little Endian."
 
 HEAD_BYTES = 132
 """Bytes at the start of a file by which ``is_dicom`` recognizes it."""
@@ -71,21 +73,41 @@ def read_pixels(stream: BinaryIO, ref: ImageRef, own_window: bool) -> Pixels:
         own_window: Whether to apply the file's VOI LUT or return its window.
 
     Raises:
-        ImageError: The file is malformed, or pydicom does not decode its format.
+        ImageError: The file is malformed, or its transfer syntax has no decoder.
         MissingExtraError: pydicom, or the decoder for this compression, is not installed.
     """
     pydicom = _pydicom()
     try:
         data = pydicom.dcmread(stream, force=ref.path.suffix.lower() in SUFFIXES)
-        _require_decoder(pydicom, data)
-        stored = pydicom.pixels.pixel_array(data, index=ref.frame)
-        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        stored = _decode(pydicom, data, ref)
         _adopt_groups(data, ref.frame)
         return _colour(pydicom, stored, data) or _grey(pydicom, stored, data, own_window)
     except _malformed(pydicom) as error:
-        first = (str(error) or type(error).__name__).splitlines()
-        rule = "the DICOM file must be decodable"
-        raise unreadable_image(ref.path, "images.not_decodable", rule, " ".join(first[:2])[:240]) from error
+        raise unreadable_image(ref.path, "images.not_decodable", DECODABLE, type(error).__name__) from error
+
+
+def _decode(pydicom: ModuleType, data: Any, ref: ImageRef) -> Array:
+    """Return the stored values of one frame in the machine's byte order. One decoder per syntax keeps runs comparable.
+
+    Raises:
+        ImageError: The frame is damaged, or its transfer syntax has no decoder.
+        MissingExtraError: The decoder for this compression is not installed.
+    """
+    from toolkit.images import dicom_frames  # it imports pydicom, which is an extra
+
+    syntax = data.file_meta.TransferSyntaxUID
+    plugin = dicom_frames.plugin_of(syntax)
+    if plugin and plugin not in pydicom.pixels.get_decoder(syntax).available_plugins:
+        raise MissingExtraError(plugin, "dicom", f"decoding {syntax.name} in DICOM")
+    try:
+        stored: Array = pydicom.pixels.pixel_array(data, index=ref.frame, decoding_plugin=plugin)
+    except _malformed(pydicom) as error:
+        # The decoder's own message is the last line. Messages about the header could quote patient data.
+        lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
+        value = f"{syntax.name}: {lines[-1].strip() if lines else type(error).__name__}"
+        remedy = f"{CONVERT} {REPAIR}" if _is_encapsulated(syntax) else REPAIR
+        raise ImageError("images.not_decodable", DECODABLE, place=ref.path, value=value, remedy=remedy) from error
+    return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
 def _pydicom() -> ModuleType:
@@ -107,7 +129,7 @@ def _pixels_are_complete(pydicom: ModuleType, data: Any, stream: BinaryIO) -> bo
     if not keyword:
         return False
     raw = data.get_item(keyword)
-    if data.file_meta.TransferSyntaxUID.is_encapsulated:
+    if _is_encapsulated(data.file_meta.TransferSyntaxUID):
         return True
     length = raw.length if hasattr(raw, "length") else len(raw.value)
     due = int(pydicom.pixels.utils.get_expected_length(data))
@@ -116,10 +138,9 @@ def _pixels_are_complete(pydicom: ModuleType, data: Any, stream: BinaryIO) -> bo
     return due <= length and (deflated or begin + due <= stream.seek(0, os.SEEK_END))
 
 
-def _require_decoder(pydicom: ModuleType, data: Any) -> None:
-    syntax = data.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated and not pydicom.pixels.get_decoder(syntax).is_available:
-        raise MissingExtraError("pylibjpeg", "dicom", f"decoding {syntax.name} in DICOM")
+def _is_encapsulated(syntax: Any) -> bool:
+    """Return whether a transfer syntax is compressed. Syntaxes that pydicom does not know are private or newer ones."""
+    return not syntax.is_transfer_syntax or bool(syntax.is_encapsulated)
 
 
 def _adopt_groups(data: Any, frame: int) -> None:

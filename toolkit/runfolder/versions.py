@@ -23,6 +23,7 @@ TESTED_VERSIONS: Mapping[str, str] = {
     "pyarrow": "26.0.1",
     "pillow": "13.0.0",
     "pydicom": "3.0.2",
+    "imagecodecs": "2026.3.6",
 }
 """Distribution -> version that was tested with the others. A test compares the table with constraints.txt, which an
 installed package does not have."""
