@@ -317,6 +317,16 @@ def test_a_dicom_file_without_an_image_is_rejected(name: str) -> None:
     assert [bad.error.code for bad in report.bad] == ["images.dicom_without_image"]
 
 
+@pytest.mark.parametrize("bits", [None, ""])
+def test_a_dicom_file_without_its_number_of_bits_is_rejected(tmp_path: Path, bits: str | None) -> None:
+    ref = made(tmp_path, RAMP)
+    data = pydicom.dcmread(ref.path)
+    data.BitsStored = bits
+    data.save_as(ref.path)
+    report = scan([ref], ImageStore(AUTO), "header")
+    assert [bad.error.code for bad in report.bad] == ["images.dicom_without_image"]
+
+
 def test_patient_data_of_the_file_are_not_in_the_message(tmp_path: Path) -> None:
     data = bytearray(path_of("CT_small.dcm").read_bytes())
     name = b"CompressedSamples^CT1"

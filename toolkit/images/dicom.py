@@ -51,7 +51,8 @@ def read_header_fields(stream: BinaryIO, ref: ImageRef) -> tuple[tuple[int, int]
     pydicom = _pydicom()
     try:
         data = pydicom.dcmread(stream, defer_size=4096, force=ref.path.suffix.lower() in SUFFIXES)
-        frames, size, bits = int(data.get("NumberOfFrames") or 1), (int(data.Columns), int(data.Rows)), data.BitsStored
+        frames, size = int(data.get("NumberOfFrames") or 1), (int(data.Columns), int(data.Rows))
+        bits = int(data.BitsStored)
         complete = _pixels_are_complete(pydicom, data, stream)
     except _malformed(pydicom) as error:
         # Report only the type of the error: pydicom's message can quote patient data.
@@ -61,7 +62,7 @@ def read_header_fields(stream: BinaryIO, ref: ImageRef) -> tuple[tuple[int, int]
         raise unreadable_image(ref.path, *TRUNCATED)
     if ref.frame >= frames:
         raise unreadable_image(ref.path, *NO_FRAME, f"frame {ref.frame} of {frames}")
-    return size, int(bits), frames
+    return size, bits, frames
 
 
 def read_pixels(stream: BinaryIO, ref: ImageRef, own_window: bool) -> Pixels:
