@@ -15,7 +15,15 @@ from typing import Any
 
 from toolkit.errors import Interrupted, warn
 from toolkit.recipe import Run
-from toolkit.runfolder import RunFolder, append_line, hide_secrets, installed_versions, now, world_size
+from toolkit.runfolder import (
+    RunFolder,
+    append_line,
+    check_appendable,
+    hide_secrets,
+    installed_versions,
+    now,
+    world_size,
+)
 from toolkit.runfolder.usage import machine
 from toolkit.runfolder.usage.counters import Usage, counts, largest_known, unseen
 from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter, Reading, is_installed
@@ -161,6 +169,7 @@ def recording(run: RunFolder, settings: Run, command: str, beat: float = BEAT) -
         command: run, evaluate, export or predict.
         beat: seconds between two lines.
     """
+    check_appendable(run.compute_file)
     recorder = Recorder(run.compute_file, settings.country)
     _end_partial_line(run.compute_file)
     recorder.write_line(
