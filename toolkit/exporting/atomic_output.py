@@ -276,12 +276,12 @@ def _reject_foreign(output: OutputFolder) -> None:
             place=beside[0],
             remedy="Choose another --out, or add --force to rename it to NAME.old-1.",
         )
-    if target.exists() and not target.is_dir() and not output.force:
+    if target.exists() and not target.is_dir():
         raise RunError(
             "export.target_is_file",
             "the target must be a folder, not a file",
             place=target,
-            remedy="Choose another --out, or add --force to rename it to NAME.old-1.",
+            remedy="Move the file away, or choose another --out.",
         )
     if target.is_dir() and not output.own and not output.force and any(target.iterdir()):
         raise RunError(

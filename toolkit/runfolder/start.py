@@ -75,7 +75,7 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
         else:
             _check_no_other_files(path)
         path.mkdir(parents=True, exist_ok=True)
-        _check_appended_files(run)
+        check_appendable(run.metrics_file)
         with logging_to(run.log_file), _LogFailure():
             _check_recipe_unchanged(run, recipe)
             _begin_session(run, recipe)
@@ -92,7 +92,7 @@ def reopen_run(path: Path | str) -> Iterator[RunFolder]:
     """
     run = find_run(path)
     with _locked(run.path):
-        _check_appended_files(run)
+        check_appendable(run.metrics_file)
         with logging_to(run.log_file), _LogFailure():
             _remove_unfinished(run)
             yield run
@@ -231,12 +231,6 @@ def _check_no_other_files(path: Path) -> None:
             place=path,
             remedy="Choose another run.name or run.folder, or add --fresh to rename the folder to NAME.old-1.",
         )
-
-
-def _check_appended_files(run: RunFolder) -> None:
-    """Check the files that grow. Raises RunError."""
-    for file in (run.log_file, run.metrics_file, run.compute_file):
-        check_appendable(file)
 
 
 def _check_recipe_unchanged(run: RunFolder, recipe: Recipe) -> None:
