@@ -1,11 +1,12 @@
 """Checkpoints are complete or absent, and a killed update resumes to the table of an undisturbed one."""
 
+import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.damage import change_one_byte
 from tests.helpers.imagegen_models import random_dit_folder
-from tests.helpers.problems import raises
+from tests.helpers.problems import raises, warnings_in
 from toolkit.errors import RunError
-from toolkit.imagegen.checkpoints import POLICY, SYNTHETIC, load_part, newest_epoch, open_checkpoints, save_epoch
+from toolkit.imagegen.checkpoints import (
+    POLICY,
+    SYNTHETIC,
+    is_saved,
+    load_part,
+    load_tensors,
+    newest_epoch,
+    open_checkpoints,
+    save_epoch,
+    save_tensors,
+)
 
 NOW = datetime(2026, 3, 4, 5, 6, 7)
 
@@ -43,7 +55,9 @@ def test_layout_is_one_timestamp_and_numbered_epochs(tmp_path: Path) -> None:
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == [
         "checkpoints/20260304-050607/epoch_1/lora.safetensors",
+        "checkpoints/20260304-050607/epoch_1/manifest.json",
         "checkpoints/20260304-050607/epoch_1/synthetic_checkpoint.pt",
+        "checkpoints/20260304-050607/epoch_2/manifest.json",
         "checkpoints/20260304-050607/epoch_2/synthetic_checkpoint.pt",
     ]
 
@@ -104,6 +118,45 @@ def test_damaged_and_missing_parts_are_run_errors(tmp_path: Path) -> None:
         load_part(checkpoints, 1, SYNTHETIC, Content)
     with raises(RunError, "imagegen.checkpoint_unreadable"):
         load_part(checkpoints, 1, POLICY, Content)
+
+
+@pytest.mark.parametrize("name", [SYNTHETIC, "lora.safetensors", "manifest.json"])
+def test_a_damaged_epoch_is_skipped_with_a_warning_and_replaced(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = open_checkpoints(tmp_path, 1, NOW)
+    for epoch in (1, 2):
+        save_epoch(replace(checkpoints, keep_last=2), epoch, PART, write_lora)
+    change_one_byte(checkpoints.path(2) / name)
+    assert newest_epoch(checkpoints, [SYNTHETIC]) == 1
+    assert [problem.code for problem in warnings_in(caplog)] == ["imagegen.checkpoint_damaged"]
+    save_epoch(checkpoints, 1, PART)
+    assert newest_epoch(checkpoints, [SYNTHETIC]) == 1, "the damaged epoch does not count as one to keep"
+    save_epoch(checkpoints, 2, PART)
+    assert newest_epoch(checkpoints, [SYNTHETIC]) == 2
+
+
+def write_lora(folder: Path) -> None:
+    (folder / "lora.safetensors").write_bytes(bytes(range(200)))
+
+
+def test_a_saved_model_is_checked_by_its_digest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "judge.pt"
+    assert not is_saved(file)
+    save_tensors(file, Content(3))
+    assert is_saved(file)
+    assert load_tensors(file, Content, "").round == 3
+    digest = (tmp_path / "judge.pt.sha256").read_text()
+    assert digest == f"{hashlib.sha256(file.read_bytes()).hexdigest()}  judge.pt\n"
+    (tmp_path / "judge.pt.sha256").unlink()  # a crash between the two writes
+    assert not is_saved(file)
+    save_tensors(file, Content(3))
+    change_one_byte(file)
+    assert not is_saved(file)
+    with raises(RunError, "imagegen.checkpoint_unreadable") as caught:
+        load_tensors(file, Content, "Restore the file.")
+    assert (caught.problem.place, caught.problem.remedy) == (str(file), "Restore the file.")
+    assert {problem.code for problem in warnings_in(caplog)} == {"imagegen.model_damaged"}
 
 
 def test_several_timestamps_are_an_error(tmp_path: Path) -> None:

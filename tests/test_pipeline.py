@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.damage import change_one_byte, write_export, write_weights
 from tests.helpers.exports import make_gguf, make_merged, make_verification
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
@@ -23,6 +25,7 @@ from toolkit.pipeline import RunResults, Stages, read_results, run_recipe
 from toolkit.pipeline.existing_run import evaluate_again, export_again, export_settings
 from toolkit.recipe import Export, Recipe
 from toolkit.runfolder import RunFolder, check_fingerprints, read_json, write_json
+from toolkit.runfolder.manifest import find_damage
 from toolkit.training.results import GrpoResult, SftResult
 
 TEXT = """
@@ -71,7 +74,7 @@ class FakeStages:
                 context.stop.check("step 1 is saved")
             if name in self.fail:
                 raise self.fail[name]
-            context.run.weights_folder(name).mkdir(parents=True)
+            write_weights(context.run.weights_folder(name))
             return sft_result() if name == "sft" else grpo_result()
 
         return train
@@ -90,7 +93,8 @@ class FakeStages:
         verification = make_verification(section.verify) if section.verify else None
         files = {str(name): GgufFile(f"{name}.gguf", 1.0, 16, verification) for name in section.quant}
         weights = relative(context, context.weights) or ""
-        return ExportResult(weights, section.to, merged=make_merged(verification), gguf=make_gguf(files))
+        result = ExportResult(weights, section.to, merged=make_merged(verification), gguf=make_gguf(files))
+        return write_export(context.run, result)
 
 
 def relative(context: Context, path: Path | None) -> str | None:
@@ -151,6 +155,52 @@ def test_a_second_run_skips_everything_says_so_and_reads_no_data(
         f"{stage}: finished before, skipped"
         for stage in ("evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export")
     ]
+
+
+def test_a_finished_run_exports_again_what_is_missing_or_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = make_recipe(tmp_path)
+    run = run_recipe(recipe, FakeStages().table()).run
+    file = run.path / "stages/export/merged/adapter_model.safetensors"
+    for place in (file, file.with_name("manifest.json")):
+        if place == file:
+            change_one_byte(file)
+        else:
+            shutil.rmtree(file.parent)
+        again = FakeStages()
+        run_recipe(recipe, again.table())
+        assert again.calls == [("prepare",), ("export", "stages/grpo/weights")]
+        found = [problem.place for problem in warnings_in(caplog) if problem.code == "export.damaged"]
+        assert found[-1] == str(place)
+    assert find_damage(file.parent) is None
+
+
+def test_an_export_that_the_recipe_does_not_have_is_reported_with_its_command(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = make_recipe(tmp_path, 'export.to=["merged"]')
+    run = run_recipe(recipe, FakeStages().table()).run
+    shutil.rmtree(run.path / "stages/export/gguf")
+    again = FakeStages()
+    run_recipe(recipe, again.table())
+    assert again.calls == []
+    (warned,) = [problem for problem in warnings_in(caplog) if problem.code == "export.damaged"]
+    assert f"toolkit export {run.path} --to gguf" in warned.remedy
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_damaged_weights_stop_a_run_before_it_reads_the_data(tmp_path: Path, stage: str) -> None:
+    recipe = make_recipe(tmp_path, text=TEXT if stage == "grpo" else TEXT.replace("[grpo]\n", ""))
+    run = run_recipe(recipe, FakeStages().table()).run
+    weights = run.weights_folder(stage) / "adapter_model.safetensors"
+    change_one_byte(weights)
+    again = FakeStages()
+    with raises(RunError, "run.weights_damaged") as caught:
+        run_recipe(recipe, again.table())
+    assert again.calls == []
+    assert caught.problem.place == str(weights)
+    assert "--fresh" in caught.problem.remedy
 
 
 def test_a_failed_run_resumes_with_the_failed_stage(tmp_path: Path) -> None:
@@ -233,7 +283,8 @@ def test_an_export_of_fewer_quantizations_does_not_replace_the_recipes(
     run = run_recipe(recipe, FakeStages().table()).run
     for names, again in ((["f16"], True), (["f16", "q8_0", "q4_k_m"], False)):
         files = {name: GgufFile(f"{name}.gguf", 1.0, 16, make_verification()) for name in names}
-        run.mark_done("export", ExportResult("stages/grpo/weights", ("gguf",), gguf=make_gguf(files)))
+        result = ExportResult("stages/grpo/weights", ("gguf",), gguf=make_gguf(files))
+        run.mark_done("export", write_export(run, result))
         later = FakeStages()
         run_recipe(recipe, later.table())
         assert bool(later.calls) == again

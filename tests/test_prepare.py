@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.helpers.damage import write_weights
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
 from tests.helpers.results import evaluation_result, grpo_result, sft_result
@@ -239,11 +240,11 @@ Calls = list[tuple[Any, ...]]
 
 def fake_stages(calls: Calls) -> Stages:
     def train_sft(context: Context) -> SftResult:
-        context.run.weights_folder("sft").mkdir(parents=True, exist_ok=True)
+        write_weights(context.run.weights_folder("sft"))
         return sft_result()
 
     def train_grpo(context: Context) -> GrpoResult:
-        context.run.weights_folder("grpo").mkdir(parents=True, exist_ok=True)
+        write_weights(context.run.weights_folder("grpo"))
         return grpo_result()
 
     def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationResult:
@@ -269,7 +270,7 @@ def test_an_export_is_evaluated_under_its_own_name(tmp_path: Path) -> None:
     path = finished_run(tmp_path)
     calls: Calls = []
     merged = path / "stages/export/merged"
-    merged.mkdir(parents=True)
+    write_weights(merged)
     results = evaluate_again(path, fake_stages(calls), model="merged")
     assert [row.label for row in results.rows] == ["majority baseline", "before", "after SFT", "merged"]
     evaluate_again(path, fake_stages(calls), model=str(merged))

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.damage import write_weights
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import Interrupted, RunError
@@ -280,7 +281,7 @@ def test_weights_are_found_in_a_run_and_in_a_folder_of_their_own(recipe: Recipe,
         with raises(RunError, "run.no_stage_finished"):
             find_weights(run.path)
         for stage in ("sft", "grpo"):
-            run.weights_folder(stage).mkdir(parents=True)
+            write_weights(run.weights_folder(stage))
         run.mark_done("sft", NOTHING)
         assert find_weights(run.path) == run.weights_folder("sft")
         run.mark_done("grpo", NOTHING)

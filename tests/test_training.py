@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from tests.helpers.damage import change_one_byte
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_data
 from tests.helpers.training import ADAPTER, StopAfter, adapter_of, context_of, length_reward, only, same, small_recipe
@@ -31,6 +32,7 @@ from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, dump_recipe
 from toolkit.runfolder import read_lines
+from toolkit.runfolder.manifest import MANIFEST, write_manifest
 from toolkit.tasks import TASKS
 from toolkit.training import callbacks, grpo, resume
 from toolkit.training import train as training
@@ -521,8 +523,34 @@ def test_a_checkpoint_whose_step_cannot_be_read_is_skipped(tmp_path: Path, state
         checkpoint = tmp_path / "checkpoints" / f"step-{step:08}"
         checkpoint.mkdir(parents=True)
         (checkpoint / "trainer_state.json").write_text(text)
-        (checkpoint / resume.MANIFEST).write_text(f'{{"trainer_state.json": {len(text)}}}')
+        write_manifest(checkpoint)
     assert resume.last_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000002"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null",
+        "[]",
+        "{}",
+        '{"trainer_state.json": 34}',
+        '{"trainer_state.json": {"size": 34}}',
+        '{"../2": {"size": 1, "sha256": ""}}',
+        "[" * 9999,
+    ],
+)
+def test_a_checkpoint_whose_manifest_has_no_digests_is_skipped(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (2, 4):
+        checkpoint = tmp_path / "checkpoints" / f"step-{step:08}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").write_text('{"global_step": 2, "max_steps": 4}')
+        write_manifest(checkpoint)
+    (checkpoint / MANIFEST).write_text(text)
+    assert resume.last_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000002"
+    assert [problem.place for problem in warnings_in(caplog)] == [str(checkpoint)]
 
 
 @pytest.mark.slow
@@ -535,12 +563,15 @@ def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
         train_sft(context)
         folder = context.run.stage_folder("sft")
         newest = resume.checkpoints(folder)[-1]
+        change_one_byte(newest / damage)
+        assert resume.last_checkpoint(folder) == resume.checkpoints(folder)[-2]
         (newest / damage).write_bytes(b"")
         assert resume.last_checkpoint(folder) == resume.checkpoints(folder)[-2]
         (newest / damage).unlink()
         assert resume.last_checkpoint(folder) == resume.checkpoints(folder)[-2]
     warned = [problem for problem in warnings_in(caplog) if problem.code == "training.checkpoint_incomplete"]
-    assert [problem.place for problem in warned] == [str(newest)] * 2
-    empty, missing = [problem.rule for problem in warned]
-    assert "cannot be read" in empty if damage == "manifest.json" else f"{damage} has 0 bytes" in empty
-    assert f"{damage} is missing" in missing
+    assert [problem.place for problem in warned] == [str(newest)] * 3
+    changed, empty, missing = [problem.rule for problem in warned]
+    assert f"{damage}: it cannot be read" in changed if damage == MANIFEST else f"{damage}: its" in changed
+    assert f"{damage}: it cannot be read" in empty if damage == MANIFEST else f"{damage}: it has 0 bytes" in empty
+    assert f"{damage}: it is missing" in missing

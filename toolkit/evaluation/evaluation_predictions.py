@@ -342,5 +342,5 @@ def _saved_majority(file: Path) -> Mapping[str, Mapping[str, str]]:
     """Return the saved answers. Empty: there are none, or the file is corrupt and must be written again."""
     try:
         return from_json(_Majority, read_json(file)).scores
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}

@@ -31,6 +31,7 @@ from toolkit.models import Backend
 from toolkit.models.llamacpp import is_gguf
 from toolkit.recipe import Evaluate, Model, Recipe, Run, for_language_models, load_recipe, recipe_model
 from toolkit.runfolder import current_weights, find_run, find_weights, is_run, read_json
+from toolkit.runfolder.manifest import check_weights
 from toolkit.tasks import TASKS
 
 ANSWER_TOKENS = 512
@@ -162,6 +163,8 @@ def load_predictor(
     path = Path(model_path).absolute()
     run = next((folder for folder in (path, *path.parents) if is_run(folder)), None)
     weights = path if is_gguf(path) else find_weights(path) if path != run else None
+    if is_gguf(path):
+        check_weights(path)
     own = (
         load_recipe(recipe, tasks=TASKS)
         if recipe is not None

@@ -1,6 +1,5 @@
 """Write output folders atomically: check the disk first, rename complete folders, and never replace foreign files."""
 
-import hashlib
 import math
 import os
 import shutil
@@ -20,17 +19,13 @@ from toolkit.models.loading import precision_of
 from toolkit.models.lora import is_adapter
 from toolkit.models.model_paths import model_source
 from toolkit.recipe import Model
-from toolkit.runfolder import flush_folder, free_name, from_json, read_json, require_writable, write_json
-
-CARD = "README.md"
-"""File of the model card. Its owner may edit it, so no digest includes it."""
+from toolkit.runfolder import flush_folder, free_name, from_json, read_json, remove_tree, require_writable, write_json
+from toolkit.runfolder.manifest import digest_file, listed_files, whole_digest, write_manifest
 
 MARGIN = 1.05
 """Factor of the size of the weights, for headers and a larger tokenizer."""
 EXTRA_BYTES = 64_000_000
 """Bytes of the other files: tokenizer, processor, model card."""
-BLOCK = 1 << 20
-"""Bytes that are read at once for a digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +77,21 @@ class OutputFolder:
             else:
                 left.rename(free_name(left))
 
+    def seal(self) -> str:
+        """Write the manifest of the written folder, before its model card, and return the folder's digest."""
+        write_manifest(self.partial)
+        return digest_of(self.partial)
+
     def commit(self) -> None:
         """Flush the written folder to disk, and give it its final name by renames only."""
         flush_folder(self.partial)
         if self.target.exists() and self.own:
             self.target.replace(self.old)
         elif self.target.exists():
-            self.target.rename(free_name(self.target))
+            new = free_name(self.target)
+            self.target.rename(new)
+            rule = f"an export that was changed, or that this run did not write, is now {new.name}"
+            warn("export.changed_renamed", rule, place=self.target)
         self.partial.replace(self.target)
         if _exists(self.old):
             _remove(self.old)
@@ -128,11 +131,11 @@ class WrittenFolders:
 
     def _known(self) -> dict[str, dict[str, Any]]:
         """Return path -> export. A damaged file names no folder, so that no folder counts as this run's."""
-        if not self.file.is_file():
-            return {}
         try:
             return from_json(dict[str, dict[str, Any]], read_json(self.file))
-        except ValueError as error:
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
             rule = "the record of exports outside the run should be valid. It is ignored"
             remedy = "Add --force to rename an earlier export in --out."
             warn("export.written_damaged", rule, place=self.file, value=str(error), remedy=remedy)
@@ -226,16 +229,11 @@ def megabytes(path: Path) -> float:
 
 
 def digest_of(folder: Path) -> str:
-    """Return a digest of all files below ``folder`` except the model card, which its owner may edit."""
-    whole = hashlib.blake2b(digest_size=16)
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = file.relative_to(folder).as_posix()
-        if name != CARD:
-            whole.update(f"{name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as handle:
-                while block := handle.read(BLOCK):
-                    whole.update(block)
-    return whole.hexdigest()
+    """Return a digest of all files below ``folder`` except manifest and model card, which its owner may edit.
+
+    It is one of the files' names, sizes and SHA-256, so an unchanged file is read once in a process.
+    """
+    return whole_digest({name: digest_file(folder / name) for name in listed_files(folder)})
 
 
 def _exists(path: Path) -> bool:
@@ -249,17 +247,16 @@ def _remove(path: Path) -> None:
     Raises:
         RunError: it cannot be removed, so that old and new files would be mixed.
     """
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-        return
-    shutil.rmtree(path, ignore_errors=True)
-    if path.exists():
+    try:
+        remove_tree(path)
+    except OSError as error:
         raise RunError(
             "export.leftover_not_removable",
             "files of an earlier export must be removable",
             place=path,
+            value=error.strerror or str(error),
             remedy="Remove them by hand.",
-        )
+        ) from error
 
 
 def _reject_foreign(output: OutputFolder) -> None:
@@ -284,7 +281,7 @@ def _reject_foreign(output: OutputFolder) -> None:
             "export.target_is_file",
             "the target must be a folder, not a file",
             place=target,
-            remedy="Choose another --out.",
+            remedy="Move the file away, or choose another --out.",
         )
     if target.is_dir() and not output.own and not output.force and any(target.iterdir()):
         raise RunError(

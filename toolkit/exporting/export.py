@@ -37,6 +37,7 @@ from toolkit.models.lora import is_adapter
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Export, Recipe
 from toolkit.runfolder import EXPORT, RunFolder, free_name
+from toolkit.runfolder.manifest import is_as_written
 
 log = logging.getLogger(__name__)
 WRITTEN = "written.json"
@@ -180,8 +181,11 @@ class _Target:
         """Return the folder of a format. It is the run's own if it is in the run, or as the run wrote it."""
         folder = self.folder / name
         inside = folder.is_relative_to(self.run.path / "stages" / EXPORT)
-        own = inside or (folder.is_dir() and self.written.digest(folder) == digest_of(folder))
-        return OutputFolder(folder, own=own, begun=inside or self.written.has(folder), force=self.force)
+        if inside:  # a folder that was changed is kept under another name
+            own = folder.is_dir() and is_as_written(folder)
+        else:
+            own = folder.is_dir() and self.written.digest(folder) == digest_of(folder)
+        return OutputFolder(folder, own=own, begun=inside or self.written.has(folder), force=inside or self.force)
 
 
 def _weights(context: Context) -> Path:

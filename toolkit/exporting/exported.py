@@ -9,11 +9,13 @@ from toolkit.errors import RunError
 from toolkit.evaluation.results import RESERVED_EVALUATION_NAMES
 from toolkit.exporting.results import ExportResult
 from toolkit.runfolder import EXPORT, RunFolder
+from toolkit.runfolder.manifest import Damage, check_weights, find_damage
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 """Characters that an evaluation's name must not contain."""
 FORMATS = ("adapter", "merged")
 GGUF = "gguf"
+_EXPORT_AGAIN = "Restore the file, or export again with toolkit export."
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ def find_exported(run: RunFolder, model: str) -> Exported:
             adapter folder, a model folder or a GGUF file with its projector beside it.
 
     Raises:
-        RunError: the weights do not exist, or they were exported before the last training stage.
+        RunError: the weights do not exist, are damaged, or were exported before the last training stage.
     """
     files = _gguf_files(run)
     found = {name: run.path / "stages" / EXPORT / name for name in FORMATS}
@@ -60,13 +62,28 @@ def find_exported(run: RunFolder, model: str) -> Exported:
             value=f"made from {older}",
             remedy="Export again with toolkit export, or name the path of the outdated weights.",
         )
+    digest = _digest(run, GGUF if model in files else model) if model in found else None
+    check_weights(weights, own=model in found, digest=digest, remedy=_EXPORT_AGAIN)
     return Exported(model if model in found else _name_of(weights, found), weights)
+
+
+def damaged_exports(run: RunFolder, result: ExportResult) -> dict[str, Damage]:
+    """Return format -> a file of its export that is missing or changed."""
+    found = {
+        name: find_damage(run.path / export.folder, digest=export.digest) for name, export in result.formats.items()
+    }
+    return {name: damage for name, damage in found.items() if damage is not None}
 
 
 def outdated(run: RunFolder) -> str | None:
     """Return the weights that the export was made from, if later weights exist. Otherwise None."""
     weights, last = run.result(EXPORT, ExportResult).weights if run.is_done(EXPORT) else None, run.trained_weights()
     return weights if weights is not None and last is not None and weights != run.relative(last) else None
+
+
+def _digest(run: RunFolder, name: str) -> str | None:
+    export = run.result(EXPORT, ExportResult).formats.get(name) if run.is_done(EXPORT) else None
+    return None if export is None else export.digest
 
 
 def _name_of(weights: Path, own: Mapping[str, Path]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolkit.errors import ModelError, warn
 from toolkit.evaluation.stage_context import Context
-from toolkit.exporting.atomic_output import OutputFolder, digest_of, megabytes
+from toolkit.exporting.atomic_output import OutputFolder, megabytes
 from toolkit.exporting.model_card import write_card
 from toolkit.exporting.results import AdapterExport, FormatExport, MergedExport, Verification
 from toolkit.exporting.serving import Serving, commands
@@ -68,7 +68,7 @@ def export_adapter(job: ExportJob, output: OutputFolder) -> AdapterExport:
     export = AdapterExport(
         folder=job.context.run.relative(output.target),
         megabytes=megabytes(output.partial),
-        digest=digest_of(output.partial),
+        digest=output.seal(),
         commands=tuple(commands("adapter", output.partial, job.serving)),
         bits=written.bits,
         verification=verification,
@@ -88,7 +88,7 @@ def export_merged(job: ExportJob, output: OutputFolder) -> MergedExport:
     export = MergedExport(
         folder=job.context.run.relative(output.target),
         megabytes=megabytes(output.partial),
-        digest=digest_of(output.partial),
+        digest=output.seal(),
         commands=tuple(commands("merged", output.partial, job.serving)),
         bits=written.bits,
         dequantized=written.dequantized,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ModelError
-from toolkit.exporting.atomic_output import OutputFolder, digest_of, megabytes
+from toolkit.exporting.atomic_output import OutputFolder, megabytes
 from toolkit.exporting.formats import ExportJob
 from toolkit.exporting.results import GgufExport, GgufFile, Verification
 from toolkit.exporting.serving import commands, write_modelfiles
@@ -57,7 +57,7 @@ def export_gguf(job: ExportJob, merged: Path, output: OutputFolder) -> GgufExpor
     export = GgufExport(
         folder=job.context.run.relative(output.target),
         megabytes=megabytes(output.partial),
-        digest=digest_of(output.partial),
+        digest=output.seal(),
         commands=tuple(commands("gguf", output.partial, job.serving)),
         files={
             name: GgufFile(file.name, megabytes(file), QUANTIZATIONS[name].bits, verified.get(name))

@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from toolkit.data.result import DataResult
 from toolkit.evaluation.results import BASELINE, BEFORE, Difference, EvaluationResult, ResultRow, evaluation_stage
-from toolkit.exporting.atomic_output import CARD
 from toolkit.exporting.card_template import render_card, table
 from toolkit.exporting.licence import licence_of
 from toolkit.exporting.public_names import is_hub_name, public_recipe, scrub
@@ -33,6 +32,7 @@ from toolkit.runfolder import (
     read_state,
     write_text,
 )
+from toolkit.runfolder.manifest import CARD
 from toolkit.runfolder.usage import HOUR, UNKNOWN, ComputeRecord, Usage, energy, figure, read_compute, total
 from toolkit.scoring.statistics import Estimate, Metrics, ProbabilityMetrics
 from toolkit.tasks import TASKS

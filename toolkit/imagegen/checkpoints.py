@@ -9,7 +9,6 @@ those of that round. Frozen encoders and the base are never stored.
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
@@ -20,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from toolkit.errors import RunError
+from toolkit.errors import RunError, warn
 from toolkit.imagegen.generators.generator import BaseModel
 from toolkit.imagegen.scorers.fitting import FittingState
 from toolkit.imagegen.training.update_state import SavedUpdate
-from toolkit.runfolder import RunFolder, flush_folder, from_json, sync_folder
+from toolkit.runfolder import RunFolder, flush_folder, from_json, remove_tree, sync_folder, write_text
+from toolkit.runfolder.manifest import digest_file, find_damage, write_manifest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -157,11 +157,14 @@ def save_epoch(
     if write_files is not None:
         write_files(temporary)
     flush_folder(temporary)
+    write_manifest(temporary)
     if final.exists():  # A folder that is not empty cannot be replaced in one step.
         final.rename(old)
     temporary.rename(final)
     sync_folder(checkpoints.folder)
-    _remove([old, *(checkpoints.path(number) for number in checkpoints.epochs()[: -checkpoints.keep_last])])
+    # A later epoch is a damaged one that was skipped. It is replaced when training reaches its number.
+    reached = [number for number in checkpoints.epochs() if number <= epoch]
+    _remove([old, *(checkpoints.path(number) for number in reached[: -checkpoints.keep_last])])
     return final
 
 
@@ -172,27 +175,41 @@ def load_part(checkpoints: Checkpoints, epoch: int, name: str, kind: type[Conten
         RunError: the file is missing or damaged.
     """
     path = checkpoints.path(epoch) / name
-    return load_tensors(path, kind, f"Delete {path.parent.name}. The run then resumes from the epoch before.")
+    damage = find_damage(path.parent, [name])
+    remedy = f"Delete {path.parent.name}. The run then resumes from the epoch before."
+    if damage is not None:
+        raise _unreadable(damage.file, damage.reason, remedy)
+    return _load(path, kind, remedy)
 
 
 def newest_epoch(checkpoints: Checkpoints, names: Iterable[str]) -> int | None:
-    """Return the newest epoch that has all files ``names``, or None."""
+    """Return the newest epoch that has all files ``names``, all as they were written. Warn about damaged ones."""
     wanted = list(names)
-    complete = [
-        epoch for epoch in checkpoints.epochs() if all((checkpoints.path(epoch) / name).is_file() for name in wanted)
-    ]
-    return complete[-1] if complete else None
+    for epoch in reversed(checkpoints.epochs()):
+        folder = checkpoints.path(epoch)
+        damage = find_damage(folder)
+        if damage is None and all((folder / name).is_file() for name in wanted):
+            return epoch
+        if damage is not None:
+            rule = "checkpoint is incomplete or corrupt. Skipping it"
+            warn("imagegen.checkpoint_damaged", rule, place=damage.file, value=damage.reason)
+    return None
 
 
 def save_tensors(path: Path, content: "DataclassInstance") -> None:
-    """Save tensors and plain values so that a crash leaves the old file, the new one, or none."""
+    """Save tensors and plain values so that a crash leaves the old file, the new one, or none.
+
+    ``NAME.sha256`` beside it has its digest. A crash between the two writes leaves a file that is not ``is_saved``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("wb") as file:
         torch.save(to_plain(content), file)
         file.flush()
         os.fsync(file.fileno())
+    digest = digest_file(temporary).sha256
     temporary.replace(path)
+    write_text(_digest_path(path), f"{digest}  {path.name}\n")
 
 
 def load_tensors(path: Path, kind: type[Content], remedy: str) -> Content:
@@ -201,17 +218,23 @@ def load_tensors(path: Path, kind: type[Content], remedy: str) -> Content:
     Raises:
         RunError: the file is missing, damaged or of another version.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return from_json(kind, content, other_types=True)
-    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
-        raise RunError(
-            "imagegen.checkpoint_unreadable",
-            "a checkpoint must be complete, and of this version of the toolkit",
-            place=path,
-            value=str(error).partition("\n")[0],
-            remedy=remedy,
-        ) from error
+    check_saved(path, remedy)
+    return _load(path, kind, remedy)
+
+
+def check_saved(path: Path, remedy: str) -> None:
+    """Check that a file of ``save_tensors`` is unchanged. Raises RunError if it is not."""
+    if reason := _change_of(path):
+        raise _unreadable(path, reason, remedy)
+
+
+def is_saved(path: Path) -> bool:
+    """Return whether ``save_tensors`` saved a file that is unchanged. Warn about a changed one."""
+    reason = _change_of(path) if path.exists() else None
+    if reason is not None:
+        rule = "a saved model should be unchanged. It is trained again"
+        warn("imagegen.model_damaged", rule, place=path, value=reason)
+    return path.exists() and reason is None
 
 
 def to_plain(value: Any) -> Any:
@@ -223,6 +246,34 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(to_plain(inner) for inner in value)
     return value
+
+
+def _load(path: Path, kind: type[Content], remedy: str) -> Content:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return from_json(kind, content, other_types=True)
+    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        raise _unreadable(path, str(error).partition("\n")[0], remedy) from error
+
+
+def _unreadable(path: Path, reason: str, remedy: str) -> RunError:
+    rule = "a checkpoint must be complete, unchanged, and of this version of the toolkit"
+    return RunError("imagegen.checkpoint_unreadable", rule, place=path, value=reason, remedy=remedy)
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _change_of(path: Path) -> str | None:
+    """Return how a file differs from the one that was saved, or None."""
+    try:
+        if not path.is_file():
+            return "it is missing"
+        known = _digest_path(path).read_text(encoding="utf-8").split()
+        return None if known[:1] == [digest_file(path).sha256] else "its content differs from that written (SHA-256)"
+    except (OSError, ValueError) as error:
+        return f"its digest cannot be read: {error}"
 
 
 def _recover(checkpoints: Checkpoints) -> None:
@@ -241,8 +292,7 @@ def _numbers(folder: Path) -> list[int]:
 
 def _remove(folders: Iterable[Path]) -> None:
     for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)
+        remove_tree(folder)
 
 
 def _check_loadable(path: Path) -> None:

@@ -16,7 +16,7 @@ from toolkit.imagegen.generators.ddim import DdimSchedule, make_schedule
 from toolkit.imagegen.generators.generator import Generator, load_generator
 from toolkit.imagegen.generators.lora import reset_lora
 from toolkit.imagegen.generators.sampling import generate
-from toolkit.imagegen.lora_card import read_lora_record
+from toolkit.imagegen.lora_card import check_lora_file, read_lora_record
 from toolkit.imagegen.ratings.load import load_ratings
 from toolkit.imagegen.ratings.prepare import SYNTHETIC_FOLDER
 from toolkit.imagegen.ratings.sheet import check_folder
@@ -142,7 +142,7 @@ def use_method(finished: FinishedRun, generator: Generator, method: str) -> None
     """Set the generator's LoRA to that of a finished method, or for the base to one that changes nothing.
 
     Raises:
-        ModelError: the base is not the one that the LoRA was trained on, or the LoRA cannot be read.
+        ModelError: the base is not the one that the LoRA was trained on, or the LoRA was changed or cannot be read.
         RunError: the record of the LoRA is missing.
     """
     if method == BASE:
@@ -155,7 +155,7 @@ def use_method(finished: FinishedRun, generator: Generator, method: str) -> None
         raise ModelError(
             "imagegen.base_changed", rule, place="imagegen.generator.model", value=generator.base.name, remedy=remedy
         )
-    generator.load_lora(finished.run.weights_folder(method))
+    generator.load_lora(check_lora_file(finished.run.weights_folder(method), record))
 
 
 def load_selector(finished: FinishedRun) -> Selector:

@@ -95,6 +95,26 @@ def read_lora_record(run: RunFolder, arm: str) -> LoraRecord:
         ) from error
 
 
+def check_lora_file(folder: Path, record: LoraRecord) -> Path:
+    """Return the folder of a LoRA if its file is the one on record. Raises ModelError."""
+    file = folder / LORA_FILE
+    try:
+        changed = digest([file]) != record.sha256
+    except OSError as error:
+        changed, reason = True, error.strerror or str(error)
+    else:
+        reason = "its content differs (SHA-256)"
+    if changed:
+        raise ModelError(
+            "imagegen.lora_changed",
+            "the LoRA must be the one that the run trained",
+            place=file,
+            value=reason,
+            remedy="Restore the file that the run wrote.",
+        )
+    return folder
+
+
 def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
     """Return the folder of an arm's LoRA if it can be passed on: unchanged, with its model card and its licence.
 
@@ -217,13 +237,7 @@ def model_card(card: GeneratorCard) -> ModelCard:
 
 def _check_unchanged(folder: Path, licence: GeneratorLicence, record: LoraRecord) -> None:
     restore = "Restore the file that the run wrote."
-    if digest([folder / LORA_FILE]) != record.sha256:
-        raise ModelError(
-            "imagegen.lora_changed",
-            "the LoRA must be the one that the run trained",
-            place=folder / LORA_FILE,
-            remedy=restore,
-        )
+    check_lora_file(folder, record)
     copy = folder / LICENCE_COPY
     own = None if licence.file is None else licence.file.read_text(encoding="utf-8")
     text = copy.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from toolkit.imagegen.checkpoints import Checkpoints, open_run_checkpoints
 from toolkit.imagegen.context import StageContext
 from toolkit.imagegen.generators.generator import Generator, load_generator
 from toolkit.imagegen.generators.lora import reset_lora
-from toolkit.imagegen.lora_card import describe_lora
+from toolkit.imagegen.lora_card import check_lora_file, describe_lora, read_lora_record
 from toolkit.imagegen.ratings.prepare import PreparedRatings, RatingsResult, prepare_ratings
 from toolkit.imagegen.scorers.text_tower import TextReader
 from toolkit.imagegen.scorers.train_scorers import (
@@ -19,6 +19,7 @@ from toolkit.imagegen.scorers.train_scorers import (
     ScoringModels,
     all_prompts,
     build_models,
+    check_trained,
     load_models,
     train_scorers,
 )
@@ -27,8 +28,10 @@ from toolkit.imagegen.settings import generator_settings
 from toolkit.imagegen.training.arm import ArmContext, ArmFigures, reference_of
 from toolkit.imagegen.training.ddpo_stage import DdpoResult, train_ddpo
 from toolkit.imagegen.training.sft_stage import SftResult, train_sft
+from toolkit.runfolder import RunFolder
 
 RATINGS, BASE = "ratings", "base"
+_ARMS = ("control", "sft", "ddpo")
 
 StageResult = RatingsResult | ScorersResult | ArmFigures | SftResult | DdpoResult
 
@@ -89,6 +92,18 @@ def check_inputs(session: RunSession) -> None:
     reader = session.models.policy.text.reader
     if isinstance(reader, TextReader):
         reader.check(prompts)
+
+
+def check_finished(run: RunFolder) -> None:
+    """Check that what the finished stages have trained is as they saved it.
+
+    Raises:
+        RunError, ModelError: a file is missing or damaged.
+    """
+    if run.is_done(STAGE):
+        check_trained(run)
+    for arm in filter(run.is_done, _ARMS):
+        check_lora_file(run.weights_folder(arm), read_lora_record(run, arm))
 
 
 def run_stage(session: RunSession, name: str) -> None:

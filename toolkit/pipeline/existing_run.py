@@ -29,6 +29,7 @@ from toolkit.runfolder import (
     reopen_run,
     write_json,
 )
+from toolkit.runfolder.manifest import check_weights
 from toolkit.runfolder.usage import recording
 from toolkit.tasks import TASKS
 
@@ -213,7 +214,9 @@ def open_for_inference(path: Path, model: str | None = None) -> tuple[RunFolder,
     for_language_models(run.recipe(TASKS), "toolkit predict")
     if model is not None:
         weights = find_exported(run, model).weights
-    elif weights is None:
+    elif weights is not None:
+        check_weights(weights)
+    else:
         _warn_if_untrained(run, run.recipe(TASKS))
     preload(run.recipe(TASKS), run.path, weights)
     return run, weights

@@ -14,7 +14,7 @@ import xxhash
 
 from toolkit.data.sample_set import SampleSet
 from toolkit.errors import RunError, warn
-from toolkit.runfolder import RunFolder
+from toolkit.runfolder import RunFolder, replace_file
 
 FILE = "images.parquet"
 """Name of the file in the folder of the stage ``data``."""
@@ -151,7 +151,7 @@ def _read(file: Path) -> list[ImageFile]:
         table = pq.read_table(file, schema=_SCHEMA)
     except FileNotFoundError:
         return []
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException):
         rule = "the record of the images is damaged, so images that changed before now are not found"
         warn("run.images_record_damaged", rule, place=file, remedy="Restore the file if you have a copy.")
         return []
@@ -163,4 +163,4 @@ def _write(file: Path, files: Sequence[ImageFile]) -> None:
     rows = list(zip(*map(astuple, files), strict=True))
     temporary = file.with_name(f".{file.name}.partial")
     pq.write_table(pa.table([pa.array(row) for row in rows], schema=_SCHEMA), temporary, compression="zstd")
-    temporary.replace(file)
+    replace_file(temporary, file)

@@ -84,7 +84,7 @@ def run_imagegen(
     from toolkit.imagegen.context import StageContext, tracking
     from toolkit.imagegen.lora_card import required_licence
     from toolkit.imagegen.seeds import imagegen_of
-    from toolkit.imagegen.stages import RunSession, run_stage
+    from toolkit.imagegen.stages import RunSession, check_finished, run_stage
 
     # Before the run folder exists, so that naming the licence is no change of a run's recipe.
     required_licence(imagegen_of(recipe))
@@ -93,6 +93,7 @@ def run_imagegen(
             write_json(run.plan_file, plan)
         with recording(run, recipe.run, "run") as recorder, tracking(recipe.run, run) as trackers:
             session = RunSession(StageContext(recipe, run, stop, progress, trackers))
+            check_finished(run)
             for name in unfinished_stages(imagegen_of(recipe).stages, run.is_done):
                 stop.check(f"{name} has not begun, and the stages before it are finished")
                 with logged(name):

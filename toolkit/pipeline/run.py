@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from toolkit.data.result import DataResult
+from toolkit.errors import warn
 from toolkit.evaluation.results import BEFORE, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context, DataAndImages
+from toolkit.exporting.exported import damaged_exports
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, require_for
 from toolkit.pipeline.image_files import has_touched_images
@@ -32,6 +34,7 @@ from toolkit.runfolder import (
     world_size,
     write_json,
 )
+from toolkit.runfolder.manifest import check_weights
 from toolkit.runfolder.usage import Recorder, recording
 from toolkit.training.results import GrpoResult, SftResult
 
@@ -132,6 +135,7 @@ def run_recipe(
         if plan is not None:
             write_json(run.plan_file, plan)
         calls = {call.name: call for call in stage_calls(recipe, stages)}
+        check_trained_weights(run)
         unfinished = unfinished_stages(calls, lambda stage: _is_finished(stage, run, recipe))
         if EXPORT in unfinished:
             require_export(recipe)
@@ -282,7 +286,26 @@ def _is_finished(stage: str, run: RunFolder, recipe: Recipe) -> bool:
     written = [found.formats[name] for name in wanted if name in found.formats]  # full fine-tuning has no adapter
     if recipe.export.verify and not all(one.verification for one in written):
         return False
+    if _has_damage(run, found, wanted):
+        return False
     return "gguf" not in wanted or (found.gguf is not None and set(recipe.export.quant) <= set(found.gguf.files))
+
+
+def check_trained_weights(run: RunFolder) -> None:
+    """Check that the run's last trained weights are as they were written. Raises RunError."""
+    weights = run.trained_weights()
+    if weights is not None:
+        check_weights(weights, own=True)
+
+
+def _has_damage(run: RunFolder, result: ExportResult, wanted: Sequence[str]) -> bool:
+    """Return whether a wanted format is missing or changed, so that it is exported again. Warn about each format."""
+    damaged = damaged_exports(run, result)
+    for name, damage in damaged.items():
+        again = "It is exported again" if name in wanted else f"Export it again: toolkit export {run.path} --to {name}"
+        rule = f"the export {name} should be as the run wrote it"
+        warn("export.damaged", rule, place=damage.file, value=damage.reason, remedy=f"{again}.")
+    return any(name in wanted for name in damaged)
 
 
 def _has_other_data(run: RunFolder, recipe: Recipe) -> bool:

@@ -20,15 +20,33 @@ Value = TypeVar("Value")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically: after a crash, the file has its old or its new content."""
+    """Write ``text`` to ``path`` atomically: after a crash, the file has its old or its new content.
+
+    A link is replaced, and its target stays unchanged.
+
+    Raises:
+        RunError: a folder has the name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with temporary.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
-    temporary.replace(path)
+    replace_file(temporary, path)
     sync_folder(path.parent)
+
+
+def replace_file(temporary: Path, path: Path) -> None:
+    """Give a complete temporary file its name. Raises RunError if a folder has the name."""
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        if not path.is_dir() or path.is_symlink():
+            raise
+        temporary.unlink()
+        rule, remedy = "must be a file", "Move the folder to another place."
+        raise RunError("run.folder_instead_of_file", rule, place=path, value="a folder", remedy=remedy) from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -43,15 +61,28 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return the content of a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return JSON as a value. Raises ValueError if it is not JSON, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_saved(path: Path) -> Any:
-    """Return the content of a JSON file that a command can do without. None: the file is missing or corrupt."""
+    """Return the content of a JSON file that a command can do without. None: it is missing, corrupt or no file."""
     try:
         return read_json(path)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
 
 
@@ -84,6 +115,14 @@ def flush_folder(folder: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder, a file, or a link without its target. Nothing is there: do nothing."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -136,6 +175,19 @@ def append_lines(path: Path, values: Iterable[Mapping[str, object]]) -> None:
         handle.write("".join(map(_line, values)))
 
 
+def check_appendable(path: Path) -> None:
+    """Check that a file of a run can grow. A line that is appended through a link would change a file of the user's.
+
+    Raises:
+        RunError: the path is a link, or exists and is not a file.
+    """
+    found = "a link" if path.is_symlink() else "not a file" if path.exists() and not path.is_file() else None
+    if found is not None:
+        rule = "must be a regular file or absent, because the run appends to it"
+        remedy = "Move it to another place, and restore the file if you have a copy."
+        raise RunError("run.file_not_regular", rule, place=path, value=found, remedy=remedy)
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Return rows as CSV with a line feed after each. A reader of CSV gets the same texts back."""
     text = io.StringIO()
@@ -154,17 +206,21 @@ def read_lines(path: Path, keys: Collection[str] = ()) -> list[dict[str, Any]]:
         keys: the keys that every object must have.
 
     Raises:
-        RunError: a complete line is not a JSON object with ``keys``.
+        RunError: a complete line is not a JSON object with ``keys``, or the file cannot be read.
     """
-    if not path.exists():
+    try:
+        complete = path.read_bytes().rpartition(b"\n")[0]
+    except FileNotFoundError:
         return []
-    complete = path.read_bytes().rpartition(b"\n")[0]
+    except OSError as error:
+        rule, value = "must be a file that can be read", error.strerror or str(error)
+        raise RunError("run.file_unreadable", rule, place=path, value=value, remedy="Restore the file.") from error
     return [_object(line, path, number, keys) for number, line in enumerate(complete.split(b"\n"), 1) if line]
 
 
 def _object(line: bytes, path: Path, number: int, keys: Collection[str]) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         found = None
     if not isinstance(found, dict) or not found.keys() >= set(keys):

@@ -14,9 +14,11 @@ from toolkit.runfolder.files import (
     from_json,
     read_json,
     read_lines,
+    read_saved,
     write_json,
     write_lines,
 )
+from toolkit.runfolder.manifest import check_weights
 from toolkit.runfolder.versions import now
 
 if TYPE_CHECKING:
@@ -140,8 +142,13 @@ class RunFolder:
         return folder
 
     def is_done(self, stage: str) -> bool:
-        """Return whether the stage has finished."""
-        return (self.path / "stages" / stage / "done.json").is_file()
+        """Return whether the stage has finished. Raises RunError if its done.json is not a file."""
+        file = self.path / "stages" / stage / "done.json"
+        if file.is_file():
+            return True
+        if file.is_symlink() or file.exists():
+            raise self._damaged(stage, "it is not a file")
+        return False
 
     def mark_done(self, stage: str, result: "DataclassInstance") -> None:
         """Write the result of a stage, which marks the stage as finished."""
@@ -173,7 +180,7 @@ class RunFolder:
             raise RunError("run.stage_not_finished", rule, place=self.path, value=stage, remedy=remedy)
         try:
             return from_json(_Done, read_json(self._done_file(stage)))
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise self._damaged(stage, str(error)) from error
 
     def _damaged(self, stage: str, problem: str) -> RunError:
@@ -182,7 +189,7 @@ class RunFolder:
 
     def finished_stages(self) -> list[str]:
         """Return the finished stages, in the order in which they finished."""
-        files = sorted(self.path.glob("stages/*/done.json"), key=lambda file: file.stat().st_mtime_ns)
+        files = sorted(self.path.glob("stages/*/done.json"), key=lambda file: file.lstat().st_mtime_ns)
         # A copied folder has new modification times, so the time in the file takes precedence.
         return sorted((file.parent.name for file in files), key=lambda stage: self._read_done(stage).finished)
 
@@ -216,7 +223,7 @@ class RunFolder:
         Raises:
             RunError: a line is damaged.
         """
-        lines = read_lines(self.metrics_file, ("stage", "step"))
+        lines = self._metric_lines()
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if len(kept) < len(lines):
             write_lines(self.metrics_file, kept)
@@ -232,9 +239,23 @@ class RunFolder:
             RunError: a line is damaged.
         """
         steps: dict[tuple[str, int], Record] = {}
-        for line in read_lines(self.metrics_file, ("stage", "step")):
+        for line in self._metric_lines():
             steps.setdefault((line["stage"], line["step"]), {}).update(line)
         return list(steps.values())
+
+    def _metric_lines(self) -> list[Record]:
+        """Return the lines of ``metrics.jsonl``. Raises RunError as ``metrics``."""
+        lines = read_lines(self.metrics_file, ("stage", "step"))
+        for number, line in enumerate(lines, 1):
+            if not isinstance(line["stage"], str) or type(line["step"]) is not int:
+                raise RunError(
+                    "run.line_damaged",
+                    "stage must be text and step a number",
+                    place=f"{self.metrics_file}, metric {number}",
+                    value=(line["stage"], line["step"]),
+                    remedy="Restore the file, or remove the line.",
+                )
+        return lines
 
 
 def find_run(path: Path | str) -> RunFolder:
@@ -299,10 +320,7 @@ def read_state_file(run: RunFolder) -> Record:
 
 def _read_object(file: Path) -> Record | None:
     """Return the content of a JSON file. None: it is not a JSON object."""
-    try:
-        found = read_json(file)
-    except ValueError:
-        return None
+    found = read_saved(file)
     return found if isinstance(found, dict) else None
 
 
@@ -321,23 +339,28 @@ def current_weights(run: RunFolder, recipe: Recipe) -> Path | None:
     These are the run's last trained weights, or the adapter of the recipe. None: the base model.
 
     Raises:
-        RunError: ``model.adapter`` contains no weights.
+        RunError: weights of a run are missing or damaged, or ``model.adapter`` contains no weights.
     """
-    adapter = recipe.model.adapter
-    return run.trained_weights() or (find_weights(adapter) if adapter else None)
+    weights, adapter = run.trained_weights(), recipe.model.adapter
+    if weights is not None:
+        check_weights(weights, own=True)
+        return weights
+    return find_weights(adapter) if adapter else None
 
 
 def find_weights(path: Path) -> Path:
     """Return the folder of the weights: the last trained weights if ``path`` is a run, otherwise ``path`` itself.
 
     Raises:
-        RunError: ``path`` is neither a run with a finished training stage nor a folder with weights.
+        RunError: ``path`` is neither a run with a finished training stage nor a folder with weights, or the weights are
+            damaged.
     """
     if is_run(path):
         weights = find_run(path).trained_weights()
         if weights is None:
             rule = "at least one training stage of the run must have finished"
             raise RunError("run.no_stage_finished", rule, place=path, remedy="Finish the run first.")
+        check_weights(weights, own=True)
         return weights
     if not _has_weights(path):
         raise RunError(
@@ -346,6 +369,7 @@ def find_weights(path: Path) -> Path:
             place=path,
             remedy="Name another folder.",
         )
+    check_weights(path)
     return path
 
 

@@ -69,11 +69,21 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
+def _open_log(path: Path) -> logging.Handler:
+    """Return a handler that appends to ``path``. Nothing is written to a folder, or to a user's file behind a link."""
+    behind_link = path.is_symlink() and not path.is_char_device()
+    if behind_link or path.is_dir():
+        rule, remedy = "the log should be a regular file. This session is not logged", "Move it to another place."
+        warn("run.log_not_written", rule, place=path, value="a link" if behind_link else "a folder", remedy=remedy)
+        return logging.NullHandler()
+    return _LogFile(path)
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Append records of ``LOGGER`` from DEBUG, and warnings of other libraries, to ``path`` while the block runs."""
     own, others = logging.getLogger(LOGGER), logging.getLogger()
-    handler = _LogFile(path)
+    handler = _open_log(path)
     handler.setFormatter(PlainFormatter())
     handler.addFilter(lambda record: record.name.partition(".")[0] == LOGGER or record.levelno >= logging.WARNING)
     level = own.level

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from toolkit.errors import RecipeError, RunError, ToolkitError, warn
 from toolkit.recipe import Recipe, changed_keys, dump_recipe
-from toolkit.runfolder.files import from_json, remove_partial_line, write_json, write_text
+from toolkit.runfolder.files import check_appendable, from_json, remove_partial_line, write_json, write_text
 from toolkit.runfolder.folder import SCHEMA_VERSION, RunFolder, check_schema, find_run, read_state_file
 from toolkit.runfolder.logs import logging_to
 from toolkit.runfolder.output import free_name
@@ -75,6 +75,7 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
         else:
             _check_no_other_files(path)
         path.mkdir(parents=True, exist_ok=True)
+        check_appendable(run.metrics_file)
         with logging_to(run.log_file), _LogFailure():
             _check_recipe_unchanged(run, recipe)
             _begin_session(run, recipe)
@@ -90,9 +91,11 @@ def reopen_run(path: Path | str) -> Iterator[RunFolder]:
         RunError: the folder is not a run, or another process uses it.
     """
     run = find_run(path)
-    with _locked(run.path), logging_to(run.log_file), _LogFailure():
-        _remove_unfinished(run)
-        yield run
+    with _locked(run.path):
+        check_appendable(run.metrics_file)
+        with logging_to(run.log_file), _LogFailure():
+            _remove_unfinished(run)
+            yield run
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ def saved_probe(file: Path) -> ProbeResult | None:
         return from_json(ProbeResult, read_json(file))
     except FileNotFoundError:
         return None
-    except ValueError as error:  # The training is finished, and a missing probe must not discard it.
+    except (OSError, ValueError) as error:  # The training is finished, and a missing probe must not discard it.
         rule = "the result of the probe should be complete. It is left out of the results"
         warn("training.probe_damaged", rule, place=file, value=str(error))
         return None

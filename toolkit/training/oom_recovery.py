@@ -127,7 +127,7 @@ class Recovery:
         remedy = "Delete the file to start with the recipe's sizes."
         try:
             stored = from_json(_Stored, read_json(self._file))
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             rule = "the sizes after an out-of-memory error must be complete"
             raise RunError(
                 "training.kept_sizes_damaged", rule, place=self._file, value=str(error), remedy=remedy

@@ -3,7 +3,8 @@
 A checkpoint is a folder ``checkpoints/step-N`` with the trained weights, the optimizer, the schedule, the random state
 and a manifest. A stage resumes from the newest complete one, with the same numbers as without an interruption:
 
-- ``last_checkpoint`` returns that checkpoint, and warns about each one that it skips, with the reason.
+- ``last_checkpoint`` returns that checkpoint, and warns about each one that it skips, with the reason. Its files are
+  compared with the digests of the manifest.
 - The trainer restores the adapter, optimizer, schedule and random state, and skips the rows that the checkpoint has
   used. ``restore_parameters`` restores what the trainer would not.
 - ``remove_later_metrics`` removes the lines of metrics.jsonl after the checkpoint's step.
@@ -12,6 +13,7 @@ and a manifest. A stage resumes from the newest complete one, with the same numb
 The loop that calls them is in ``train``.
 """
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,15 @@ from toolkit.models import Backend
 from toolkit.models.backend import Policy
 from toolkit.models.random_state import RandomState
 from toolkit.recipe import Recipe
-from toolkit.runfolder import RunFolder, flush_folder, is_main_process, read_json, write_json
+from toolkit.runfolder import RunFolder, flush_folder, is_main_process, read_json, remove_tree
+from toolkit.runfolder.manifest import find_damage, write_manifest
 from toolkit.training import distributed
 
 PARTIAL = "partial"
 """The folder that the trainer writes to. A complete checkpoint is moved out of it by a rename."""
 
-MANIFEST = "manifest.json"
-"""File with the names and sizes of a checkpoint's files."""
+_STATE = "trainer_state.json"
+_CHECKPOINT = re.compile(r"step-\d{1,18}")
 
 
 # The newest complete checkpoint.
@@ -49,22 +52,18 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a stage, the oldest first."""
-    return sorted((folder / "checkpoints").glob("step-*"))
+    return sorted(path for path in (folder / "checkpoints").glob("step-*") if _CHECKPOINT.fullmatch(path.name))
 
 
 def skip_reason(checkpoint: Path) -> str | None:
-    """Return why a checkpoint cannot be used, or None if every file exists with the size in the manifest."""
+    """Return why a checkpoint cannot be used, or None if every file is as the manifest has it."""
+    damage = find_damage(checkpoint)
+    if damage is not None:
+        return f"{damage.file.name}: {damage.reason}"
     try:
-        sizes = read_json(checkpoint / MANIFEST)
-        for name, size in sizes.items():
-            actual = (checkpoint / name).stat().st_size
-            if actual != size:
-                return f"{name} has {actual:,} bytes instead of {size:,}"
         is_finished(checkpoint)  # reads the step, which a resumed stage needs
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return "its files cannot be read"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{_STATE}: it has no step"
     return None
 
 
@@ -75,7 +74,7 @@ def step_of(checkpoint: Path | None) -> int:
 
 def is_finished(checkpoint: Path) -> bool:
     """Return whether the last optimizer step of the stage is in the checkpoint."""
-    state = read_json(checkpoint / "trainer_state.json")
+    state = read_json(checkpoint / _STATE)
     return bool(state["global_step"] >= state["max_steps"])
 
 
@@ -104,7 +103,7 @@ def remove_later_metrics(run: RunFolder, stage: str, step: int) -> None:
 def remove_partial(folder: Path) -> None:
     """Remove the incomplete checkpoint of an interrupted start. Nothing resumes from it."""
     if is_main_process():
-        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+        remove_tree(folder / PARTIAL)
     distributed.wait_for_all()
 
 
@@ -133,18 +132,19 @@ class Checkpoints(TrainerCallback):
         distributed.wait_for_all()
 
     def _keep(self, source: Path, step: int) -> None:
-        write_json(source / MANIFEST, {file.name: file.stat().st_size for file in source.iterdir() if file.is_file()})
         target = self.folder / "checkpoints" / f"step-{step:08d}"
         # A resumed stage recreates the frozen reference of the KL term from its start weights. If the checkpoint had
         # the reference adapter too, transformers would not load the trained adapter.
         shutil.rmtree(source / "ref", ignore_errors=True)
         flush_folder(source)
+        write_manifest(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
+        remove_tree(target)
         source.rename(target)
-        for old in checkpoints(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
+        # A later checkpoint is a damaged one that was skipped. It is replaced when training reaches its step.
+        reached = [one for one in checkpoints(self.folder) if step_of(one) <= step]
+        for old in reached[: -self.keep]:
+            remove_tree(old)
 
 
 class LastStep(TrainerCallback):

@@ -5,7 +5,6 @@ Resume is in ``resume``, the sizes after an out-of-memory error are in ``oom_rec
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from toolkit.models import Backend
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.lengths import TokenLengths
 from toolkit.models.oom import attempt, free
-from toolkit.runfolder import flush_folder, is_main_process, world_size
+from toolkit.runfolder import flush_folder, is_main_process, remove_tree, world_size
+from toolkit.runfolder.manifest import write_manifest
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
 from toolkit.training import distributed
@@ -137,10 +137,10 @@ def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
 def _write_weights(backend: Backend, policy: Policy, target: Path) -> None:
     partial_folder = target.with_name(f"{target.name}.partial")
     for old in (partial_folder, target):
-        if old.exists():
-            shutil.rmtree(old)
+        remove_tree(old)
     backend.save(policy, partial_folder)
     flush_folder(partial_folder)
+    write_manifest(partial_folder)
     partial_folder.replace(target)
 
 

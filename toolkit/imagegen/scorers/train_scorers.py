@@ -23,6 +23,8 @@ from toolkit.imagegen.checkpoints import (
     Checkpoints,
     GeneratorCheckpoint,
     ScorerCheckpoint,
+    check_saved,
+    is_saved,
     last_epoch,
     load_part,
     load_tensors,
@@ -54,6 +56,7 @@ from toolkit.imagegen.settings import (
     policy_settings,
     selector_settings,
 )
+from toolkit.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -61,6 +64,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STAGE = "scorers"
+_MODELS = ("selector", "policy", "judge", "extractor")
+_RESTORE = "Restore the file, or start again with --fresh. The old folder is kept under another name."
 _FEWEST_PASSED, _LEAST_PASSED = 5, 0.1
 """Validation ratings that a threshold must pass, and their fraction. The precision of fewer is unreliable."""
 
@@ -232,8 +237,13 @@ def load_trained(path: Path) -> TrainedModel:
     Raises:
         RunError: its file is missing or damaged.
     """
-    remedy = "Restore the file, or start again with --fresh. The old folder is kept under another name."
-    return load_tensors(path, TrainedModel, remedy)
+    return load_tensors(path, TrainedModel, _RESTORE)
+
+
+def check_trained(run: RunFolder) -> None:
+    """Check that the models of the finished stage are as they were saved. Raises RunError."""
+    for name in _MODELS:
+        check_saved(run.path / "stages" / STAGE / f"{name}.pt", _RESTORE)
 
 
 def choose_threshold_of(context: StageContext, prepared: PreparedRatings, selector: Selector, split: str) -> Threshold:
@@ -326,7 +336,7 @@ def _checkpoint(epoch: int, fitting: Fitting) -> ScorerCheckpoint:
 
 def _train_judge(context: StageContext, prepared: PreparedRatings, judge: Selector) -> tuple[EpochRecord, ...]:
     path = _file(context, "judge")
-    if path.is_file():
+    if is_saved(path):
         saved = load_trained(path)
         load_trained_state(judge, saved.model)
         judge.eval()
@@ -344,7 +354,7 @@ def _train_judge(context: StageContext, prepared: PreparedRatings, judge: Select
 
 def _train_extractor(context: StageContext, prepared: PreparedRatings, extractor: Extractor) -> None:
     """Fit the extractor on all rated images with their modalities as labels, or read it."""
-    if _file(context, "extractor").is_file():
+    if is_saved(_file(context, "extractor")):
         _load_model(context, "extractor", extractor)
         return
     context.stop.check("selector, policy and judge are saved")

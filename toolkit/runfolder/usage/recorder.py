@@ -4,6 +4,7 @@
 the sums of the session so far, and those of the current stage. The last line of a session or stage counts.
 """
 
+import errno
 import threading
 import time
 import uuid
@@ -15,7 +16,14 @@ from typing import Any
 
 from toolkit.errors import Interrupted, warn
 from toolkit.recipe import Run
-from toolkit.runfolder import RunFolder, append_line, hide_secrets, installed_versions, now, world_size
+from toolkit.runfolder import (
+    RunFolder,
+    append_line,
+    hide_secrets,
+    installed_versions,
+    now,
+    world_size,
+)
 from toolkit.runfolder.usage import machine
 from toolkit.runfolder.usage.counters import Usage, counts, largest_known, unseen
 from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter, Reading, is_installed
@@ -143,6 +151,8 @@ class Recorder:
 
     def _write(self, line: dict[str, Any]) -> None:
         try:
+            if self._file.is_symlink():
+                raise OSError(errno.ELOOP, "it is a link, and a file behind a link is not changed")
             append_line(self._file, line)
         except OSError as error:
             if self._writable:  # A missing usage record must not end the run.
@@ -190,6 +200,8 @@ def recording(run: RunFolder, settings: Run, command: str, beat: float = BEAT) -
 
 def _end_partial_line(file: Path) -> None:
     """End a line that a killed process left unfinished, so that the next line is separate."""
+    if file.is_symlink():
+        return  # The first line reports it.
     try:
         with file.open("rb+") as handle:
             if handle.seek(0, 2) and handle.seek(-1, 2) >= 0 and handle.read(1) != b"\n":

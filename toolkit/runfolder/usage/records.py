@@ -1,12 +1,11 @@
 """Read ``compute.jsonl``: the sessions of a run with their stages, and their summary."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.runfolder import TRAINING_STAGES
+from toolkit.runfolder import TRAINING_STAGES, parse_json
 from toolkit.runfolder.usage.counters import Usage, total
 
 UNFINISHED = "unfinished"
@@ -74,7 +73,7 @@ def read_compute(file: Path) -> ComputeRecord:
     for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         if text.strip():
             try:
-                _take(json.loads(text), sessions, stages)
+                _take(parse_json(text), sessions, stages)
             except (ValueError, KeyError, TypeError, AttributeError):
                 damaged += 1
     whole = [replace(session, stages=tuple(stages[name].values())) for name, session in sessions.items()]
