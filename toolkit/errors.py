@@ -303,7 +303,9 @@ def _limited(text: str) -> str:
     most = MOST_CHARACTERS - len(last) - 40
     while sum(len(line) + 1 for line in lines) > most:
         lines.pop()
-    return "\n".join([*lines, f"  … {count - len(lines):,} more lines", last])
+    left_out = count - len(lines)
+    more = [f"  … {left_out:,} more line{'s' * (left_out != 1)}"] if left_out else []
+    return "\n".join([*lines, *more, last])
 
 
 def _cut(text: str, limit: int) -> str:
