@@ -20,11 +20,13 @@ values. The wording may change in any release.
 """
 
 import copyreg
+import errno
 import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Final
 
 
@@ -256,6 +258,31 @@ def warn(code: str, rule: str, *, place: object = "", value: object = NOTHING, r
     """
     problem = Problem(code, rule, str(place), value, remedy)
     _LOG.warning("%s", problem, extra={"problem": problem}, stacklevel=2)
+
+
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_IMPOSSIBLE = frozenset(
+    {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EILSEQ}
+)
+_BAD_PATH = ("Symlink loop", "Could not determine home directory", "embedded null")
+"""How the messages of pathlib begin about links that lead to themselves, ``~name`` without a user, and NUL."""
+
+
+def path_error(error: BaseException) -> RunError | None:
+    """Return the error about a path that the operating system rejects. None: the exception has another cause."""
+    number = getattr(error, "errno", None)
+    place, value = getattr(error, "filename", None) or "", getattr(error, "strerror", None) or str(error)
+    if isinstance(error, OSError) and number in _DENIED:
+        rule, remedy = "must be a path that you may read and write", "Change its permissions, or use another path."
+        return RunError("run.permission_denied", rule, place=place, value=value, remedy=remedy)
+    if isinstance(error, FileExistsError) and place and not Path(place).is_dir():
+        rule, remedy = "must be a folder, not a file or a link that leads nowhere", "Rename or remove it."
+        return RunError("run.path_invalid", rule, place=place, value=value, remedy=remedy)
+    bad_text = isinstance(error, RuntimeError | ValueError) and str(error).startswith(_BAD_PATH)
+    if bad_text or (isinstance(error, OSError) and number in _IMPOSSIBLE):
+        rule, remedy = "must be a path that the operating system accepts", "Correct the path."
+        return RunError("run.path_invalid", rule, place=place, value=value, remedy=remedy)
+    return None
 
 
 def list_problems(problems: Iterable[Problem]) -> str:

@@ -160,6 +160,9 @@ def read_table(file: Path) -> Table:
     Raises:
         DataError: The file is unreadable or not UTF-8, or a row does not have as many cells as the header.
     """
+    if file.exists() and not file.is_file():  # reading a pipe or a device would wait, or never end
+        rule, remedy = "a table must be a regular file", "Correct the path, or write the table to a file."
+        raise DataError("data.source_not_a_file", rule, place=file, remedy=remedy)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
