@@ -7,7 +7,7 @@ A ratings file with ``image_path, rating, modality, expert_level, prompt`` train
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ from toolkit.recipe.imagegen_sections import (
     Guards,
     ImagegenSection,
     Judge,
+    Level,
     Name,
     Policy,
     Selector,
@@ -32,6 +33,8 @@ from toolkit.recipe.imagegen_sections import (
 )
 
 MAX_SIDE = 2048
+
+ExpertLevel = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
 
 IMAGEGEN_PATHS: frozenset[tuple[str, ...]] = frozenset({("imagegen", "ratings"), ("imagegen", "image_root")})
 """Keys whose values are paths, which loading makes absolute."""
@@ -47,17 +50,17 @@ class Imagegen(ImagegenSection):
     """Generate synthetic images and ratings instead of reading files."""
     image_root: Path | None = None
     """Relative image paths start here and none may leave it. Default: the folder of the ratings file."""
-    rating_range: tuple[float, ...] = (1, 2, 3)
+    rating_range: tuple[Level, ...] = (1, 2, 3)
     """All rating levels, rising from the worst to the best."""
     modalities: tuple[Name, ...] = ("OCT", "Fundus", "CT", "X-Ray", "MRI")
     """All modalities. A row with another modality cannot be used."""
-    expert_levels: tuple[int, ...] = (1, 2, 3)
+    expert_levels: tuple[ExpertLevel, ...] = (1, 2, 3)
     """All expert levels, from the lowest to the highest."""
     expert_weight: Literal["linear", "table", "precision"] = "linear"
     """Weight of a rating in the loss by its expert level. It never changes the rating. ``linear``: level / highest
     level. ``table``: from ``expert_table``. ``precision``: the inverse variance, estimated from images with several
     ratings."""
-    expert_table: dict[str, float] = Field(default_factory=dict)
+    expert_table: dict[str, Level] = Field(default_factory=dict)
     """Expert level -> weight for ``expert_weight = "table"``, such as { 1 = 0.2, 2 = 0.5, 3 = 1.0 }."""
     max_dropped: Fraction = 0.05
     """A larger fraction of unusable rows stops the run."""

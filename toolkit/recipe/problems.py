@@ -169,9 +169,9 @@ def _tables(section: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, tup
 
 _RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "literal_error": ("recipe.choice_unknown", lambda rule: f"must be {rule['expected']}"),
-    "greater_than": ("recipe.out_of_range", lambda rule: f"must be greater than {rule['gt']:g}"),
-    "greater_than_equal": ("recipe.out_of_range", lambda rule: f"must be at least {rule['ge']:g}"),
-    "less_than": ("recipe.out_of_range", lambda rule: f"must be less than {rule['lt']:,}"),
+    "greater_than": ("recipe.out_of_range", lambda rule: f"must be greater than {rule['gt']:,.12g}"),
+    "greater_than_equal": ("recipe.out_of_range", lambda rule: f"must be at least {rule['ge']:,.12g}"),
+    "less_than": ("recipe.out_of_range", lambda rule: f"must be less than {rule['lt']:,.16g}"),
     "less_than_equal": ("recipe.out_of_range", lambda rule: f"must be at most {rule['le']:,.12g}"),
     "finite_number": ("recipe.not_finite", lambda rule: "must be a finite number"),
     "int_type": ("recipe.wrong_type", lambda rule: "must be a whole number"),
