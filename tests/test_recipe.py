@@ -570,7 +570,7 @@ def test_a_number_outside_its_bounds_is_rejected(tmp_path: Path, value: str) -> 
     keys = {key for key, _ in numbers(recipe_model(TASKS)) if not key.startswith("imagegen.")} - UNBOUNDED
     found = problems(write(tmp_path), *(f"{key}={value}" for key in sorted(keys)))
     assert {f"--set {key}" for key in keys} <= {problem.place for problem in found}
-    (found,) = problems(write(tmp_path), f"rewards.letter={value}")
-    assert (found.place, found.code) in [
-        ("--set rewards.letter", f"recipe.{kind}") for kind in ("out_of_range", "not_finite")
+    (reward,) = problems(write(tmp_path), f"rewards.letter={value}")
+    assert (reward.place, reward.code) in [
+        ("--set rewards.letter", code) for code in ("recipe.out_of_range", "recipe.not_finite")
     ]

@@ -314,7 +314,7 @@ class Guards(ImagegenSection):
     """Quantile of the distances between training images that counts as suspiciously close."""
     max_copies: Fraction = 0.05
     """Fires if a larger fraction of the generated images is that close to a training image."""
-    advantage_clip: float = Field(5.0, gt=0, le=MOST)
+    advantage_clip: float = Field(5.0, ge=0.001, le=MOST)
     """Advantages are clipped to plus and minus this value. In a group of G images none is beyond
     sqrt(G - 1), so that with 26 images of a prompt or fewer the default never clips."""
     max_clipped: Fraction = 0.1
