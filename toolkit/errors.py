@@ -212,9 +212,8 @@ class PlanError(ToolkitError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self._problems = list(problems)
-        lines = "".join(f"  {problem} [{problem.code}]\n" for problem in problems)
         remedy = "`toolkit plan RECIPE` prints the whole plan."
-        super().__init__("plan.run_cannot_work", f"the run cannot work:\n{lines}", remedy=remedy)
+        super().__init__("plan.run_cannot_work", f"the run cannot work:\n{list_problems(problems)}", remedy=remedy)
 
     @property
     def problems(self) -> list[Problem]:
@@ -286,8 +285,16 @@ def path_error(error: BaseException) -> RunError | None:
 
 
 def list_problems(problems: Iterable[Problem]) -> str:
-    """Return one line for each problem, with its code."""
-    return "".join(f"  {problem} [{problem.code}]\n" for problem in problems)
+    """Return one line for each problem, with its code. Of a long list, return the first ones and a count."""
+    listed, lines, left = list(problems), list[str](), MOST_CHARACTERS * 3 // 4
+    for problem in listed:
+        lines.append(_cut(f"  {problem} [{problem.code}]", MOST_CHARACTERS // 4))
+        left -= len(lines[-1])
+        if left < 0:
+            break
+    more = len(listed) - len(lines)
+    rest = f"  … {more:,} more line{'s' * (more != 1)}\n" if more else ""
+    return "".join(f"{line}\n" for line in lines) + rest
 
 
 def shorten(value: object, limit: int = 120) -> str:

@@ -85,7 +85,8 @@ def choose_masks(candidates: Mapping[str, Sequence[Path]], images: Iterable[str]
     for name, files in found.items():
         different = {file.read_bytes() for file in files} if len(files) > 1 else ()
         if len(different) > 1:
-            several.append(Problem("data.masks_of_image", "an image must have one mask", name, list(map(str, files))))
+            rule, remedy = "an image must have one mask", "Remove the others."
+            several.append(Problem("data.masks_of_image", rule, name, list(map(str, files)), remedy))
         for file in files[1:]:
             tally.add(REPEATED, str(file), "data.file_name_repeated")
     if several:

@@ -58,7 +58,16 @@ class FixedWindow(ImagegenSection):
         if any(numbers) if self.preset else not all(numbers):
             value = {"preset": self.preset, "centre": self.centre, "width": self.width}
             rule = "must have either preset, or centre and width"
-            raise BrokenRules([Problem("recipe.window_incomplete", rule, value=value)])
+            raise BrokenRules(
+                [
+                    Problem(
+                        "recipe.window_incomplete",
+                        rule,
+                        value=value,
+                        remedy="Remove the others, or add the missing one.",
+                    )
+                ]
+            )
         return self
 
 
@@ -231,7 +240,7 @@ class Update(ImagegenSection):
     def _methods_are_distinct(self) -> "Update":
         if not self.methods or len(set(self.methods)) < len(self.methods):
             rule, value = "must name at least one method, each once", list(self.methods)
-            raise BrokenRules([Problem("recipe.update_methods_repeated", rule, "methods", value)])
+            raise BrokenRules([Problem("recipe.update_methods_repeated", rule, "methods", value, "Correct the list.")])
         return self
 
     @model_validator(mode="after")
@@ -245,7 +254,7 @@ class Update(ImagegenSection):
     def _reward_depends_on_something(self) -> "Update":
         if not (self.selector_power or self.policy_power):
             rule = "selector_power and policy_power must not both be 0, because every reward would be 1"
-            raise BrokenRules([Problem("recipe.reward_constant", rule)])
+            raise BrokenRules([Problem("recipe.reward_constant", rule, remedy="Raise one of them.")])
         return self
 
 
@@ -264,7 +273,9 @@ class Fractions(ImagegenSection):
         total = self.selector + self.judge + self.test
         if abs(total - 1) > FRACTIONS_MUST_SUM_TO_1:
             rule = "selector + judge + test must be 1"
-            raise BrokenRules([Problem("recipe.fractions_not_one", rule, value=round(total, 9))])
+            raise BrokenRules(
+                [Problem("recipe.fractions_not_one", rule, value=round(total, 9), remedy="Change one of them.")]
+            )
         return self
 
     @property
