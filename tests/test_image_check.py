@@ -111,6 +111,15 @@ def test_truncated_and_masked_completions_are_checked_too(tmp_path: Path) -> Non
         assert train_grpo(context).training.steps == 1
 
 
+@pytest.mark.slow
+def test_a_low_temperature_does_not_hide_the_pixels(tmp_path: Path) -> None:
+    """At temperature 0.01 the log-probabilities of sampled tokens round to 0."""
+    cold = {"max_completion_tokens": 2, "temperature": 0.01, "max_steps": 1}
+    recipe = small_recipe(tmp_path, {"grpo": cold, "rewards": length_reward(tmp_path)})
+    with context_of(recipe.model_copy(update={"sft": None})) as context:
+        assert train_grpo(context).training.steps == 1
+
+
 def test_numerical_noise_alone_does_not_pass_the_check() -> None:
     """Sums on a GPU may differ in their last bits from call to call."""
     noise = iter([1.0, 1.0 + 2e-7, 1.0 + 1e-7] * 2)
