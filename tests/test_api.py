@@ -10,7 +10,7 @@ from PIL import Image
 
 import toolkit
 from tests.helpers.problems import raises
-from toolkit.errors import DataError, PlanError, RecipeError, RunError
+from toolkit.errors import DataError, PlanError, RecipeError, RunError, ToolkitError
 from toolkit.pipeline import RunResults
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import find_run, read_json, start_run
@@ -111,6 +111,38 @@ def test_a_single_text_counts_as_one_entry(tmp_path: Path) -> None:
 def start_only(recipe: Path) -> Path:
     with start_run(load_recipe(recipe, tasks=TASKS)) as run:
         return run.path
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("run", {"recipe": 5}),
+        ("run", {"recipe": "recipe.toml", "settings": 5}),
+        ("run", {"recipe": "recipe.toml", "settings": {"sft.epochs": 1}}),
+        ("run", {"recipe": "recipe.toml", "fresh": "no"}),
+        ("plan", {"recipe": None}),
+        ("plan", {"recipe": "recipe.toml", "gpu": True}),
+        ("predict", {"run_folder": "one", "question": "?", "images": 3}),
+        ("predict", {"run_folder": "one", "question": "?", "images": [3]}),
+        ("predict", {"run_folder": "one", "question": 3, "images": []}),
+        ("predict", {"run_folder": "one", "question": "?", "images": [], "context": ["Indication"]}),
+        ("export", {"run_folder": "one", "out": 3}),
+        ("load_predictor", {"model_path": b"one"}),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_an_error(name: str, arguments: dict[str, object]) -> None:
+    with raises(ToolkitError, "api.argument_type") as caught:
+        getattr(toolkit, name)(**arguments)
+    assert caught.problem.place == f"toolkit.{name}({list(arguments)[-1]})" or name == "predict"
+    with pytest.raises(TypeError, match=rf"{name}\(\).*'limit'"):
+        getattr(toolkit, name)(**arguments, limit="x")
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "~no-such-user/run", "a\0b"])
+def test_an_impossible_path_is_an_error(tmp_path: Path, path: str) -> None:
+    for name in ("plan", "evaluate", "export", "load_predictor"):
+        with pytest.raises(ToolkitError):
+            getattr(toolkit, name)(path)
 
 
 def test_a_folder_without_weights_is_an_error(tmp_path: Path) -> None:

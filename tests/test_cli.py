@@ -94,7 +94,7 @@ def test_an_invalid_recipe_reports_all_problems_without_a_traceback(
         "  --set grpo.beat",
         f"  {path}: gprp",
     ]
-    assert lines[0].endswith("(got 1) [recipe.out_of_range]")
+    assert lines[0].endswith("(got 1). Raise it. [recipe.out_of_range]")
     assert lines[1].endswith("Did you mean beta? [recipe.key_unknown]")
     assert lines[2].endswith("Did you mean grpo? [recipe.section_unknown]")
     assert last.endswith("[recipe.invalid]")
@@ -366,6 +366,55 @@ def test_a_full_disk_is_reported_without_a_traceback(
     assert capsys.readouterr().err.endswith("[run.disk_full]\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["plan", "a\udcff.toml"], "cli.argument_not_text"),
+        (["evaluate", "one", "--name", "a\0b"], "cli.argument_not_text"),
+        (["export", "one", "--out", "\udcff"], "cli.argument_not_text"),
+        (["plan", "recipe.toml", "--set", "run.name=\udcff"], "cli.argument_not_text"),
+        (["data", "synthetic", "chest", "--out", ""], "cli.argument_empty"),
+        (["plan", " "], "cli.argument_empty"),
+        (["plan", "a" * 300], "recipe.invalid"),
+        (["plan", "a/" * 3_000], "recipe.invalid"),
+        (["evaluate", "a" * 300], "run.path_invalid"),
+        (["export", "a/" * 3_000], "run.path_invalid"),
+        (["predict", "a" * 300, "--question", "?", "--image", "{image}"], "run.path_invalid"),
+        (["report", "compute", "a" * 300], "run.path_invalid"),
+    ],
+)
+def test_an_impossible_argument_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: str
+) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "image.png")
+    assert call([str(tmp_path / "image.png") if word == "{image}" else word for word in arguments]) in (1, 2)
+    assert capsys.readouterr().err.endswith(f"[{code}]\n")
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_opened_before_any_file(tmp_path: Path, streams: str) -> None:
+    file = tmp_path / "report.md"
+    code = (
+        "import os, sys, toolkit.cli\n"
+        "try: toolkit.cli.main(['cache', 'info'])\n"
+        f"except SystemExit as left: os.write(os.open({str(file)!r}, os.O_WRONLY | os.O_CREAT), b'own')\n"
+        "print('not in the file', flush=True)\n"
+    )
+    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{code}" {streams}'], capture_output=True, text=True)
+    assert (done.returncode, file.read_text()) == (0, "own")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_removed_working_directory_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert call(["cache", "info"]) == 1
+    assert capsys.readouterr().err.endswith("[run.no_working_directory]\n")
+
+
 def test_a_path_without_permission_is_an_error_with_its_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,16 +482,24 @@ def test_a_run_of_an_earlier_version_is_rejected_with_the_command_that_reuses_it
 
 @pytest.mark.parametrize(
     "arguments",
-    [["plan"], ["plan", "a.toml", "--none"], ["doctor", "a", "b"], ["plan", "{recipe}", "--gpu", "T5"]],
+    [["plan"], ["plan", "a.toml", "--none"], ["doctor", "a", "b"]],
 )
 def test_an_invalid_command_line_with_json_is_printed_as_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    (tmp_path / "train.json").write_text("[]")
-    recipe = write_recipe(tmp_path, "[grpo]\n")
-    assert call([*(recipe if word == "{recipe}" else word for word in arguments), "--json"]) == 2
+    assert call([*arguments, "--json"]) == 2
     printed = capsys.readouterr()
     (problem,) = json.loads(printed.out)["problems"]
     assert problem["code"] == "cli.arguments_invalid"
     assert problem["rule"].startswith(("Missing argument", "No such option", "Got unexpected", "Invalid value"))
     assert printed.err.endswith("[cli.arguments_invalid]\n")
+
+
+@pytest.mark.parametrize(("gpu", "code"), [("T5", "plan.gpu_unknown"), ("nan", "plan.gpu_memory_out_of_range")])
+def test_an_unknown_gpu_has_its_own_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], gpu: str, code: str
+) -> None:
+    (tmp_path / "train.json").write_text("[]")
+    assert call(["plan", write_recipe(tmp_path, "[grpo]\n"), "--gpu", gpu, "--json"]) == 2
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert (problem["code"], problem["place"], problem["value"]) == (code, "--gpu", repr(gpu))

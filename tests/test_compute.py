@@ -646,7 +646,7 @@ def test_a_run_of_another_version_is_counted_and_named_in_a_folder_and_rejected_
     ledger = read_ledger([four])
     assert ledger.used == before.used
     assert ledger.other_versions == as_json(ledger)["runs_of_other_versions"] == ["sweep"]
-    assert "**Of another version of the toolkit:** 1 run(s)" in as_markdown(ledger)
+    assert "**Of another version of the toolkit:** 1 run with" in as_markdown(ledger)
     with raises(RunError, "run.schema_version") as caught:
         read_ledger([four / "sweep"])
     assert (caught.problem.place, caught.problem.value) == (str(four / "sweep"), 0)
@@ -714,7 +714,7 @@ def test_corrupt_lines_are_reported(tmp_path: Path) -> None:
     with run.compute_file.open("a") as handle:
         handle.write("{\n")
     done = CliRunner().invoke(app, ["report", "compute", str(run.path)])
-    assert "1 line(s) of the usage records were skipped: one (1)" in done.stdout
+    assert "1 line of the usage records skipped: one (1)" in done.stdout
 
 
 def test_results_have_a_short_compute_section(finished: RunFolder) -> None:

@@ -221,6 +221,27 @@ def test_a_run_that_is_no_dry_run_is_never_replaced(purpose: str, tmp_path: Path
     assert run.run_file.is_file()
 
 
+def test_a_link_in_the_place_of_a_dry_run_is_removed_without_its_files(tmp_path: Path) -> None:
+    recipe = derive_dry_run(make_recipe(tmp_path, MCQ + "[sft]\n"))
+    with start_run(recipe, fresh=True) as run:
+        pass
+    run.path.rename(tmp_path / "elsewhere")
+    run.path.symlink_to(tmp_path / "elsewhere")
+    with start_run(recipe, fresh=True):
+        assert not run.path.is_symlink()
+    assert (tmp_path / "elsewhere" / "run.json").is_file()
+    assert not list(run.path.parent.glob("*.removed"))
+
+
+@pytest.mark.parametrize("target", ["nowhere", "one.dry-run"])
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path, target: str) -> None:
+    recipe = derive_dry_run(make_recipe(tmp_path, MCQ + "[sft]\n"))
+    recipe.run_folder.parent.mkdir(parents=True, exist_ok=True)
+    recipe.run_folder.symlink_to(target)
+    with raises(RunError, "run.folder_not_made"), start_run(recipe, fresh=True):
+        pass
+
+
 def test_rewards_of_ones_own_must_be_there(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, MCQ + '[grpo]\n[rewards]\ncustom = ["mine.py:polite"]\n')
     with raises(RecipeError, "recipe.file_missing") as caught:

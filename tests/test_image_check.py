@@ -111,6 +111,26 @@ def test_truncated_and_masked_completions_are_checked_too(tmp_path: Path) -> Non
         assert train_grpo(context).training.steps == 1
 
 
+@pytest.mark.slow
+def test_pixels_are_checked_at_temperature_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At temperature 0.01 the log-probabilities of sampled tokens round to 0, whatever the pixels are."""
+    from toolkit.training.grpo_trainer import PolicyTrainer
+
+    compute, seen = PolicyTrainer._get_per_token_logps_and_entropies, list[float]()
+
+    def note(self: PolicyTrainer, *args: Any, **fields: Any) -> Any:
+        seen.append(self.temperature)
+        return compute(self, *args, **fields)
+
+    monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", note)
+    cold = {"max_completion_tokens": 2, "temperature": 0.01, "max_steps": 1}
+    recipe = small_recipe(tmp_path, {"grpo": cold, "rewards": length_reward(tmp_path)})
+    with context_of(recipe.model_copy(update={"sft": None})) as context:
+        train_grpo(context)
+    assert seen.count(1.0) == 3
+    assert seen[-1] == 0.01
+
+
 def test_numerical_noise_alone_does_not_pass_the_check() -> None:
     """Sums on a GPU may differ in their last bits from call to call."""
     noise = iter([1.0, 1.0 + 2e-7, 1.0 + 1e-7] * 2)

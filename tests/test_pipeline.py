@@ -370,6 +370,23 @@ def test_an_export_names_a_format_if_it_names_any(text: str) -> None:
     assert caught.problem.place == "--to"
 
 
+@pytest.mark.parametrize(
+    ("to", "quant", "verify", "setting"),
+    [
+        (["merged"], [], True, 'export.to=["adapter"]'),
+        ([], ["q8_0"], True, "export.quant = []"),
+        ([], [], False, "export.verify=3"),
+        ([], [], False, "export={verify = 3}"),
+    ],
+)
+def test_an_option_and_a_setting_must_not_set_the_same_key(
+    to: list[str], quant: list[str], verify: bool, setting: str
+) -> None:
+    with raises(RecipeError, "export.set_twice"):
+        export_settings(to, quant, [setting], verify=verify)
+    assert export_settings(to, quant, ["export.allow_dequantized=true"], verify=verify)[-1].startswith("export.allow")
+
+
 def test_each_step_goes_to_metrics_and_log(tmp_path: Path) -> None:
     run = run_recipe(make_recipe(tmp_path), FakeStages().table()).run
     assert [(line["stage"], line["step"], line["loss"]) for line in run.metrics()] == [

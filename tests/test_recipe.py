@@ -2,11 +2,13 @@
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 
 from tests.helpers.problems import raises
@@ -192,7 +194,7 @@ custom = ["polite"]
     assert remedies["grpo.num_generations"] == "Use grpo.generations instead."
     assert remedies["gpro"] == "Did you mean grpo?"
     assert remedies["rewards.leter"] == "Did you mean letter?"
-    assert str(found[4]) == "recipe.toml: images.max_side: must be at least 16 (got 8)"
+    assert str(found[4]) == "recipe.toml: images.max_side: must be at least 16 (got 8). Raise it."
     assert {"letter", "explanation", "evidence", "format", "brevity", "polite"} <= set(
         found[12].rule.replace(",", "").replace("(", "").replace(")", "").split()
     )
@@ -534,3 +536,41 @@ def test_a_number_that_no_run_can_use_is_out_of_range(setting: str, tmp_path: Pa
     synthetic = ["data.synthetic.kind=chest"] if "synthetic" in setting else []
     found = problems(write(tmp_path), *synthetic, setting)
     assert ("recipe.out_of_range", f"--set {setting.partition('=')[0]}") in [(one.code, one.place) for one in found]
+
+
+def numbers(kind: Any, bounds: Sequence[Any] = (), path: str = "") -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield the path of every number in an annotation, and the bounds that pydantic checks."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            yield from numbers(field.annotation, field.metadata, f"{path}.{name}".removeprefix("."))
+    elif kind in (int, float):
+        yield path, bounds
+    elif hasattr(kind, "__metadata__"):
+        more = [bound for one in kind.__metadata__ for bound in getattr(one, "metadata", [one])]
+        yield from numbers(kind.__origin__, [*bounds, *more], path)
+    elif get_origin(kind) is not Literal:
+        for inner in get_args(kind):
+            yield from numbers(inner, bounds, path)
+
+
+UNBOUNDED = {"data.filter"}
+"""Keys whose numbers are only compared with cells."""
+
+
+def test_every_number_of_a_recipe_has_a_lower_and_an_upper_bound() -> None:
+    found = list(numbers(recipe_model(TASKS)))
+    assert len(found) > 100
+    kinds = ((Ge, Gt), (Le, Lt))
+    without = {key for key, bounds in found if not all(any(isinstance(one, kind) for one in bounds) for kind in kinds)}
+    assert without == UNBOUNDED
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e308", "-1e308", "9223372036854775807", "-1"])
+def test_a_number_outside_its_bounds_is_rejected(tmp_path: Path, value: str) -> None:
+    keys = {key for key, _ in numbers(recipe_model(TASKS)) if not key.startswith("imagegen.")} - UNBOUNDED
+    found = problems(write(tmp_path), *(f"{key}={value}" for key in sorted(keys)))
+    assert {f"--set {key}" for key in keys} <= {problem.place for problem in found}
+    (reward,) = problems(write(tmp_path), f"rewards.letter={value}")
+    assert (reward.place, reward.code) in [
+        ("--set rewards.letter", code) for code in ("recipe.out_of_range", "recipe.not_finite")
+    ]

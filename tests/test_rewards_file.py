@@ -1,6 +1,7 @@
 """`toolkit reward test`: completions from a file, scored and explained."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import Recipe
-from toolkit.training.completions_file import score_file
+from toolkit.training.completions_file import MAX_DEPTH, MAX_SHOWN, score_file
 
 ROW = {
     "question": "What is the main finding?",
@@ -150,3 +151,59 @@ def test_real_answers_have_full_rewards_if_they_are_their_own_reference(shared_d
     # 1 for the answer and 0.1 for the format, whether the question is open or closed.
     short = [one.answer.text for one in found if one.total != pytest.approx(1.1)]
     assert short == []
+
+
+def test_a_line_that_is_nested_too_deeply_is_an_error(tmp_path: Path) -> None:
+    row = json.dumps({"id": "q1", "completion": RIGHT})
+    for depth in (MAX_DEPTH + 1, 1_000, 100_000):
+        inner = "[" * depth + "]" * depth
+        file = lines(tmp_path, inner, "[" * depth, f'{{"completion": "B", "sample": {inner}}}', row)
+        with pytest.raises(DataError) as caught:
+            score_file(recipe(tmp_path), file)
+        found = {problem.place: problem.code for problem in caught.value.problems}
+        assert found.pop("line 2") in ("rewards.line_not_json", "rewards.line_nested_too_deeply")
+        assert found == {f"line {number}": "rewards.line_nested_too_deeply" for number in (1, 3)}
+    score_file(recipe(tmp_path), lines(tmp_path, f'{row[:-1]}, "more": {"[" * 60}{"]" * 60}}}'))
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (f'{{"completion": "B", "id": {"9" * 5_000}}}', "rewards.line_not_json"),
+        ('{"completion": "B", "completion": "A", "id": "q1"}', "rewards.key_repeated"),
+        ('{"completion": "B", "id": "q1", "split": "\\ud800"}', "rewards.split_unknown"),
+        ('{"completion": "B", "id": "q1", "split": ["test"]}', "rewards.split_unknown"),
+        ('{"completion": "B", "id": "\\ud800"}', "rewards.id_unknown"),
+        ('{"completion": "B", "id": "a\\u0000"}', "rewards.id_unknown"),
+        (json.dumps({"completion": "B", "sample": {**ROW, "options": 10**400}}), "rewards.row_invalid"),
+        (json.dumps({"completion": "B", "sample": {**ROW, "correct_answer": -(10**400)}}), "rewards.row_invalid"),
+    ],
+)
+def test_extreme_values_in_a_line_are_errors_with_a_remedy(tmp_path: Path, line: str, code: str) -> None:
+    with raises(DataError, code) as caught:
+        score_file(recipe(tmp_path), lines(tmp_path, line))
+    assert caught.problem.remedy
+    assert len(str(caught.error)) < 600
+
+
+def test_a_completion_of_any_characters_is_scored(tmp_path: Path) -> None:
+    texts = ["\ud800", "a\0b", "[" * 100_000, "9" * 5_000]
+    found = score_file(recipe(tmp_path), lines(tmp_path, *({"id": "q1", "completion": text} for text in texts)))
+    assert [one.answer.text for one in found] == texts
+
+
+def test_the_completions_must_be_in_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
+        with raises(DataError, "rewards.completions_not_a_file"):
+            score_file(recipe(tmp_path), file)
+    for name in ("a" * 300, "a\0b"):
+        with raises(DataError, "rewards.completions_unreadable"):
+            score_file(recipe(tmp_path), tmp_path / name)
+
+
+def test_a_message_lists_the_first_invalid_lines_and_counts_the_others(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        score_file(recipe(tmp_path), lines(tmp_path, *["null"] * 5_000))
+    assert len(caught.value.problems) == 5_000
+    assert f"and {5_000 - MAX_SHOWN:,} more" in str(caught.value)

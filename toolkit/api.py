@@ -1,12 +1,20 @@
 """The Python API: the commands of `toolkit` as functions. ``import toolkit`` imports them when they are first used.
 
 Each function loads the recipe or the run folder and calls the same code as the command of its name. It prints nothing
-and logs to the logger ``toolkit``. Errors are subclasses of ``toolkit.errors.ToolkitError``.
+and logs to the logger ``toolkit``. Errors are subclasses of ``toolkit.errors.ToolkitError``, also for a value of the
+wrong type. An unknown or missing argument is a ``TypeError``, as for every Python function.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args, get_origin
+
+from toolkit.errors import ToolkitError, path_error
 
 if TYPE_CHECKING:
     from toolkit.data.sample import Answer
@@ -19,6 +27,57 @@ if TYPE_CHECKING:
     from toolkit.recipe import Recipe
 
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+_MODULE = re.compile(r"\b(?:collections\.abc|pathlib|typing)\.")
+
+
+def _checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Return the function with a ToolkitError for an argument of the wrong type, and for an impossible path."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # raises the same error, with the function's name
+        for name, value in given.items():
+            kind = signature.parameters[name].annotation
+            if not _fits(value, kind):
+                rule = f"must be {_MODULE.sub('', inspect.formatannotation(kind))}"
+                place, remedy = f"toolkit.{function.__name__}({name})", "Pass a value of this type."
+                raise ToolkitError("api.argument_type", rule, place=place, value=value, remedy=remedy)
+        try:
+            return function(*args, **kwargs)
+        except (OSError, RuntimeError, ValueError) as error:
+            if rejected := path_error(error):
+                raise rejected from error
+            raise
+
+    return call
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value has the type of an annotation. A single text counts as a sequence of texts."""
+    if kind is Any:
+        return True
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Sequence:
+        if isinstance(value, Mapping):
+            return False
+        entries = value if isinstance(value, Collection) and not isinstance(value, str) else ()
+        return isinstance(value, Iterable | Path) and all(_fits(one, get_args(kind)[0]) for one in entries)
+    if get_origin(kind) is Mapping:
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, os.PathLike if kind is Path else type(None) if kind is None else kind)
+
+
+@_checked
 def run(
     recipe: Path | str, settings: Sequence[str] = (), *, fresh: bool = False, dry_run: bool = False
 ) -> "RunResults | ImagegenResult":
@@ -56,6 +115,7 @@ def run(
     return run_recipe(loaded, STAGES, fresh=fresh, plan=planned)
 
 
+@_checked
 def plan(recipe: Path | str, settings: Sequence[str] = (), *, gpu: str | float | None = None) -> "AnyPlan":
     """Estimate what a run needs, without running it.
 
@@ -80,6 +140,7 @@ def plan(recipe: Path | str, settings: Sequence[str] = (), *, gpu: str | float |
     return plan_recipe(loaded, find_gpu() if gpu is None else parse_gpu(str(gpu)))
 
 
+@_checked
 def evaluate(
     run_folder: Path | str, settings: Sequence[str] = (), *, name: str | None = None, model: str | None = None
 ) -> "RunResults":
@@ -103,6 +164,7 @@ def evaluate(
     return evaluate_again(Path(run_folder), STAGES, _several(settings), name=name, model=model)
 
 
+@_checked
 def export(
     run_folder: Path | str,
     settings: Sequence[str] = (),
@@ -127,16 +189,18 @@ def export(
 
     Raises:
         RunError: the folder is not a run or has no weights, or a setting does not belong to [export].
+        RecipeError: a setting is invalid, or sets what ``to`` or ``quant`` sets.
         ModelError: the exported weights fail verification.
         MissingExtraError: a package that the format needs is not installed.
     """
     from toolkit.pipeline.existing_run import Delivery, export_again, export_settings
     from toolkit.pipeline.stages import STAGES
 
-    chosen = [*export_settings(_several(to), _several(quant)), *_several(settings)]
+    chosen = export_settings(_several(to), _several(quant), _several(settings))
     return export_again(Path(run_folder), STAGES, chosen, Delivery(None if out is None else Path(out), force=force))
 
 
+@_checked
 def predict(
     run_folder: Path | str,
     question: str,
@@ -173,6 +237,7 @@ def predict(
     return answer(opened, question, paths, _several(options), context, weights)
 
 
+@_checked
 def predict_rows(  # noqa: PLR0913 (the options of the command)
     run_folder: Path | str,
     data: Path | str,
@@ -221,6 +286,7 @@ def predict_rows(  # noqa: PLR0913 (the options of the command)
         return predict_rows(opened, request, stop, weights=weights)
 
 
+@_checked
 def load_predictor(
     model_path: Path | str, base_model_name: str | None = None, *, recipe: Path | str | None = None
 ) -> "Predictor":

@@ -20,11 +20,13 @@ values. The wording may change in any release.
 """
 
 import copyreg
+import errno
 import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Final
 
 
@@ -210,9 +212,8 @@ class PlanError(ToolkitError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self._problems = list(problems)
-        lines = "".join(f"  {problem} [{problem.code}]\n" for problem in problems)
         remedy = "`toolkit plan RECIPE` prints the whole plan."
-        super().__init__("plan.run_cannot_work", f"the run cannot work:\n{lines}", remedy=remedy)
+        super().__init__("plan.run_cannot_work", f"the run cannot work:\n{list_problems(problems)}", remedy=remedy)
 
     @property
     def problems(self) -> list[Problem]:
@@ -258,9 +259,42 @@ def warn(code: str, rule: str, *, place: object = "", value: object = NOTHING, r
     _LOG.warning("%s", problem, extra={"problem": problem}, stacklevel=2)
 
 
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_IMPOSSIBLE = frozenset(
+    {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EILSEQ}
+)
+_BAD_PATH = ("Symlink loop", "Could not determine home directory", "embedded null")
+"""How the messages of pathlib begin about links that lead to themselves, ``~name`` without a user, and NUL."""
+
+
+def path_error(error: BaseException) -> RunError | None:
+    """Return the error about a path that the operating system rejects. None: the exception has another cause."""
+    number = getattr(error, "errno", None)
+    place, value = getattr(error, "filename", None) or "", getattr(error, "strerror", None) or str(error)
+    if isinstance(error, OSError) and number in _DENIED:
+        rule, remedy = "must be a path that you may read and write", "Change its permissions, or use another path."
+        return RunError("run.permission_denied", rule, place=place, value=value, remedy=remedy)
+    if isinstance(error, FileExistsError) and place and not Path(place).is_dir():
+        rule, remedy = "must be a folder, not a file or a link that leads nowhere", "Rename or remove it."
+        return RunError("run.path_invalid", rule, place=place, value=value, remedy=remedy)
+    bad_text = isinstance(error, RuntimeError | ValueError) and str(error).startswith(_BAD_PATH)
+    if bad_text or (isinstance(error, OSError) and number in _IMPOSSIBLE):
+        rule, remedy = "must be a path that the operating system accepts", "Correct the path."
+        return RunError("run.path_invalid", rule, place=place, value=value, remedy=remedy)
+    return None
+
+
 def list_problems(problems: Iterable[Problem]) -> str:
-    """Return one line for each problem, with its code."""
-    return "".join(f"  {problem} [{problem.code}]\n" for problem in problems)
+    """Return one line for each problem, with its code. Of a long list, return the first ones and a count."""
+    listed, lines, left = list(problems), list[str](), MOST_CHARACTERS * 3 // 4
+    for problem in listed:
+        lines.append(_cut(f"  {problem} [{problem.code}]", MOST_CHARACTERS // 4))
+        left -= len(lines[-1])
+        if left < 0:
+            break
+    more = len(listed) - len(lines)
+    rest = f"  … {more:,} more line{'s' * (more != 1)}\n" if more else ""
+    return "".join(f"{line}\n" for line in lines) + rest
 
 
 def shorten(value: object, limit: int = 120) -> str:
@@ -303,7 +337,9 @@ def _limited(text: str) -> str:
     most = MOST_CHARACTERS - len(last) - 40
     while sum(len(line) + 1 for line in lines) > most:
         lines.pop()
-    return "\n".join([*lines, f"  … {count - len(lines):,} more lines", last])
+    left_out = count - len(lines)
+    more = [f"  … {left_out:,} more line{'s' * (left_out != 1)}"] if left_out else []
+    return "\n".join([*lines, *more, last])
 
 
 def _cut(text: str, limit: int) -> str:

@@ -5,12 +5,16 @@ Heavy libraries are imported only inside the commands that need them, so that ``
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from toolkit.cli.commands import app
-from toolkit.errors import Problem, RunError, ToolkitError
+from toolkit.cli.options import ArgumentError
+from toolkit.errors import Problem, RunError, ToolkitError, path_error
 
 _DISK_FULL = ("No space left on device", "os error 28", "enforce fail at inline_container")
 """Messages of the operating system, safetensors and torch.save."""
@@ -18,7 +22,7 @@ _DISK_FULL = ("No space left on device", "os error 28", "enforce fail at inline_
 
 def _write_errors() -> tuple[type[BaseException], ...]:
     safetensors = sys.modules.get("safetensors")  # loaded only by commands that train
-    return (OSError, RuntimeError, *([safetensors.SafetensorError] if safetensors else []))
+    return (OSError, RuntimeError, ValueError, *([safetensors.SafetensorError] if safetensors else []))
 
 
 def _is_disk_full(error: BaseException) -> bool:
@@ -33,7 +37,8 @@ def _fail(error: ToolkitError, arguments: Sequence[str] | None) -> NoReturn:
     from toolkit.runfolder import hide_secrets
 
     if _wants_json(arguments):
-        print(hide_secrets(json.dumps({"problems": [problem.to_json() for problem in error.problems]})))
+        with suppress(OSError):  # a full disk or a closed pipe, which may be the error itself
+            print(hide_secrets(json.dumps({"problems": [problem.to_json() for problem in error.problems]})), flush=True)
     print(f"toolkit: {hide_secrets(str(error))} [{error.code}]", file=sys.stderr)
     sys.exit(error.exit_code)
 
@@ -53,6 +58,54 @@ def _run_with_json(arguments: Sequence[str] | None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _open_closed_streams() -> None:
+    """Open the null device for standard streams that are closed.
+
+    Otherwise the first file that a command opens gets the stream's number, and what libraries print goes into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                # It gets the lowest free number, which is this one. Processes that are started need it too.
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _check_environment(arguments: Sequence[str]) -> None:
+    """Check that arguments are texts, and that the working directory exists.
+
+    Raises:
+        ArgumentError: an argument is empty, is not valid UTF-8, or has a NUL character.
+        RunError: the working directory was removed.
+    """
+    for number, word in enumerate(arguments):
+        if not word.strip():  # as a path, it would be the working directory
+            place = f"argument {number + 1}" + (f", after {arguments[number - 1]}" if number else "")
+            rule, remedy = (
+                "an argument must not be empty",
+                "Remove it. It may be a variable of the shell without value.",
+            )
+            raise ArgumentError("cli.argument_empty", rule, place=place, value=word, remedy=remedy)
+        if "\0" in word or not _is_unicode(word):
+            rule, remedy = "each argument must be UTF-8 text without NUL", "Correct the argument, or rename the file."
+            raise ArgumentError("cli.argument_not_text", rule, value=word, remedy=remedy)
+    try:
+        Path.cwd()
+    except OSError as error:
+        rule, remedy = "the working directory must exist and be readable", "Change to another directory."
+        raise RunError("run.no_working_directory", rule, value=error.strerror, remedy=remedy) from error
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python decodes other bytes to surrogates
+        return False
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its exit code.
 
@@ -63,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: the command and its options. Default: those of the process.
     """
+    _open_closed_streams()
     try:
+        _check_environment(sys.argv[1:] if arguments is None else arguments)
         if _wants_json(arguments):
             _run_with_json(arguments)
         app(args=arguments)
@@ -73,11 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print("toolkit: stopped by Ctrl-C before any work began [run.interrupted]", file=sys.stderr)
         sys.exit(130)
     except _write_errors() as error:
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            rule, remedy = "must be a path that you may read and write", "Change its permissions, or use another path."
-            place = error.filename or ""
-            denied = RunError("run.permission_denied", rule, place=place, value=error.strerror, remedy=remedy)
-            _fail(denied, arguments)
+        if rejected := path_error(error):
+            _fail(rejected, arguments)
         if not _is_disk_full(error):
             raise
         remedy = "Finished work is kept. Free disk space, and run the same command again to resume."

@@ -211,7 +211,7 @@ def export(
 
         push_lora(run_folder, push or "", method, public=public, force=force)
         return
-    chosen = [*export_settings(to or (), quant or (), verify=not no_verify), *(settings or ())]
+    chosen = export_settings(to or (), quant or (), settings or (), verify=not no_verify)
     delivery = Delivery(out, push, public, force)
     with show_progress() as callbacks:
         record = export_again(run_folder, STAGES, chosen, delivery, callbacks=callbacks)

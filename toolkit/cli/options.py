@@ -1,9 +1,18 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands have, and the error about an invalid one."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from toolkit.errors import ToolkitError
+
+
+class ArgumentError(ToolkitError):
+    """An argument or option with an invalid value."""
+
+    exit_code = 2
+
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.cli.options import RecipePath, Settings
+from toolkit.cli.options import ArgumentError, RecipePath, Settings
 from toolkit.cli.plan_text import GIB, PlanText, describe_durations
 from toolkit.cli.plan_text_imagegen import describe_imagegen_plan
 from toolkit.cli.plan_text_vlm import describe_plan
@@ -82,11 +81,12 @@ def _describe(plan: "AnyPlan") -> PlanText:
 
 
 def _parse_gpu(text: str) -> "Gpu":
-    """Return the GPU that ``--gpu`` names. Raises typer.BadParameter if it is unknown."""
+    """Return the GPU that ``--gpu`` names. Raises ArgumentError if it is unknown."""
     from toolkit.errors import PlanError
     from toolkit.pipeline.plan import parse_gpu
 
     try:
         return parse_gpu(text)
     except PlanError as error:
-        raise typer.BadParameter(str(replace(error.problems[0], place="")), param_hint="--gpu") from None
+        one = error.problems[0]
+        raise ArgumentError(one.code, one.rule, place="--gpu", value=one.value, remedy=one.remedy) from None

@@ -64,7 +64,7 @@ def text_of(value: Any) -> str:
         return "" if len(text) <= _MAX_MISSING and text.lower() in _MISSING else text
     if value is None or value != value:  # only NaN differs from itself
         return ""
-    if not isinstance(value, int | float) or math.isinf(value):
+    if not isinstance(value, int | float) or abs(value) == math.inf:  # math.isinf fails for integers beyond floats
         raise _not_text(value)
     return str(value)
 

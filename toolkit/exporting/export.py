@@ -192,9 +192,8 @@ def _weights(context: Context) -> Path:
     """Return the trained weights, and warn if they will not be verified. Raises ModelError as ``export``."""
     section = context.recipe.export_settings
     if context.weights is None:
-        raise ModelError(
-            "export.nothing_trained", "a run must be trained before it is exported", place=context.run.path
-        )
+        rule, remedy = "a run must be trained before it is exported", "Run `toolkit run` first."
+        raise ModelError("export.nothing_trained", rule, place=context.run.path, remedy=remedy)
     if not section.verify:
         warn(
             "export.not_verified",
@@ -324,6 +323,7 @@ def _verification_set(context: Context, processor: Any, samples: SampleSet) -> V
             "at least one question for verification must fit into model.max_tokens",
             place="[model] max_tokens",
             value=recipe.model.max_tokens,
+            remedy="Raise model.max_tokens, or set export.verify = 0.",
         )
     rows, is_held_out = [prompts.row(sample) for sample in chosen], samples is not context.data.train
     return VerificationSet(recipe, prompts.task, chosen, rows, is_held_out)

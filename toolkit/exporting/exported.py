@@ -43,7 +43,7 @@ def find_exported(run: RunFolder, model: str) -> Exported:
     if model == GGUF and files:
         model = next(iter(files))
     weights = found.get(model)
-    if weights is None and model != GGUF:
+    if weights is None and model.strip() and model != GGUF:
         weights = Path(model).expanduser().absolute()
     if weights is None or not weights.exists():
         available = [name for name, path in found.items() if path.exists()]
@@ -51,7 +51,7 @@ def find_exported(run: RunFolder, model: str) -> Exported:
             "run.exported_weights_missing",
             "the weights must exist",
             place=f"--model {model}",
-            value=str(weights or "no GGUF"),
+            value=str(weights or model),
             remedy=f"Choose an exported format ({', '.join(available) or 'none'}), run toolkit export, or name a path.",
         )
     if model in found and (older := outdated(run)):

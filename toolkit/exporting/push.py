@@ -42,15 +42,13 @@ def check_push(push: Push) -> None:
         RunError: the name is invalid, this machine is offline, or there is no Hub token.
     """
     if not is_hub_name(push.repo):
-        raise RunError(
-            "push.name_malformed", "a repository name must have the format owner/name", place="--push", value=push.repo
-        )
+        rule, remedy = "a repository name must have the format owner/name", "Correct the name."
+        raise RunError("push.name_malformed", rule, place="--push", value=push.repo, remedy=remedy)
     try:
         validate_repo_id(push.repo)
     except HFValidationError as error:
-        raise RunError(
-            "push.name_rejected", f"the Hub must accept the repository name: {error}", place="--push", value=push.repo
-        ) from error
+        rule, remedy = f"the Hub must accept the repository name: {error}", "Choose another name."
+        raise RunError("push.name_rejected", rule, place="--push", value=push.repo, remedy=remedy) from error
     if constants.HF_HUB_OFFLINE:
         raise RunError(
             "push.offline",

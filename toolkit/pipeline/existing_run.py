@@ -169,26 +169,37 @@ def export_again(
         return replace(result, pushed=push_export(run, result, chosen.name, push))
 
 
-def export_settings(to: Sequence[str], quant: Sequence[str], *, verify: bool = True) -> list[str]:
-    """Return ``--set`` values of [export].
+def export_settings(
+    to: Sequence[str], quant: Sequence[str], others: Sequence[str] = (), *, verify: bool = True
+) -> list[str]:
+    """Return ``--set`` values of [export]: those of the options, and ``others``.
 
     Args:
         to: formats. One text may hold several, separated by commas.
         quant: GGUF quantizations, likewise.
+        others: ``--set`` values that the user gives beside the options.
         verify: False: skip verification.
 
     Raises:
-        RecipeError: a text has no name.
+        RecipeError: a text has no name, or an option and ``others`` set the same key.
     """
+    options = (("to", "--to", bool(to)), ("quant", "--quant", bool(quant)), ("verify", "--no-verify", not verify))
+    keys = {text.partition("=")[0].replace(" ", "") for text in others}
+    for key, option, is_given in options:
+        if is_given and keys & {f"export.{key}", "export"}:
+            rule, remedy = f"must not be used together with --set export.{key}", "Use one of them."
+            raise RecipeError([Problem("export.set_twice", rule, option, remedy=remedy)])
     settings = []
     for key, given in (("to", to), ("quant", quant)):
         names = [name.strip() for text in given for name in text.split(",") if name.strip()]
         if given and not names:
-            raise RecipeError([Problem("export.names_missing", "must have at least one name", f"--{key}")])
+            remedy = f"Name one, such as --{key} {'merged' if key == 'to' else 'q8_0'}."
+            problem = Problem("export.names_missing", "must have at least one name", f"--{key}", remedy=remedy)
+            raise RecipeError([problem])
         if names:
             settings.append(f"export.{key}={json.dumps(names)}")
             settings += ["export.optional=[]"] if key == "to" else []  # named formats are never optional
-    return settings if verify else [*settings, "export.verify=0"]
+    return [*settings, *([] if verify else ["export.verify=0"]), *others]
 
 
 def open_for_inference(path: Path, model: str | None = None) -> tuple[RunFolder, Path | None]:

@@ -167,7 +167,8 @@ def without_unusable_images(recipe: Recipe, data: DataSplits, report: ScanReport
         warn(notice.code, notice.rule, place=notice.place, remedy=notice.remedy)
         splits[name] = samples.take(np.delete(samples.rows, bad))
         if not len(splits[name]):
-            raise DataError("data.no_usable_rows", "at least one row must have usable images", place=f"[data] {name}")
+            rule, remedy = "at least one row must have usable images", "Correct the images that the log lists."
+            raise DataError("data.no_usable_rows", rule, place=f"[data] {name}", remedy=remedy)
     return replace(data, **splits, dropped=tuple(dropped))  # type: ignore[arg-type]  # the splits are fields of DataSplits
 
 

@@ -225,6 +225,7 @@ def build_architecture(fields: Mapping[str, Any], unquantized: Sequence[str] = (
             "the configuration must be one that the installed transformers knows",
             place=f"config.json, model_type = {fields.get('model_type')!r}",
             value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
+            remedy="Choose another model, or install a version of transformers that knows it.",
         ) from error
 
 

@@ -186,7 +186,8 @@ def _check_bitsandbytes(facts: Facts) -> Iterator[PlanFinding]:
             yield PlanFinding(Problem("model.library_missing", rule, place, value, remedy))
         elif value.startswith("paged_"):
             rule = f'needs a CUDA device, so "{value.removeprefix("paged_")}" is used, which makes the same updates'
-            yield warning(Problem("training.optimizer_not_paged", rule, place, value))
+            remedy = "Use a machine with a GPU, or the other optimizer."
+            yield warning(Problem("training.optimizer_not_paged", rule, place, value, remedy))
         elif place == "[model] precision":
             rule = "quantized weights are slow on a CPU, and no CUDA device is available"
             remedy = "Use a machine with a GPU. `toolkit plan RECIPE --gpu 16` plans for one."
@@ -363,7 +364,11 @@ def _kl_reference(facts: Facts) -> Iterator[PlanFinding]:
     if recipe.grpo is not None and recipe.grpo.beta > 0 and trained_before:
         rule = "the KL term uses the adapter that GRPO starts from as its reference, not the base model. "
         rule += "A second copy of the adapter is kept, and every optimizer step needs one more forward pass"
-        yield warning(Problem("plan.kl_reference_is_adapter", rule, "[grpo] beta"))
+        yield warning(
+            Problem(
+                "plan.kl_reference_is_adapter", rule, "[grpo] beta", remedy="Set grpo.beta = 0 to train without it."
+            )
+        )
 
 
 def _zero_variance_rewards(facts: Facts) -> Iterator[PlanFinding]:
@@ -443,7 +448,7 @@ def _rounded_updates(facts: Facts) -> Iterator[PlanFinding]:
 def _remote_code(facts: Facts) -> Iterator[PlanFinding]:
     if facts.recipe.model.trust_remote_code:
         rule = "Python code of the model's authors runs with your permissions"
-        yield warning(Problem("plan.remote_code", rule, "[model] trust_remote_code"))
+        yield warning(Problem("plan.remote_code", rule, "[model] trust_remote_code", remedy="Read the code first."))
 
 
 _PROBLEMS: tuple[Check, ...] = (

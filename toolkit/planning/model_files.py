@@ -41,6 +41,8 @@ KNOWN: Mapping[str, str] = {
 
 Origin = Literal["folder", "cache", "shipped"]
 
+DOWNLOAD_AGAIN = "Download the model again."
+
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
@@ -92,13 +94,14 @@ def read_configuration(file: Path) -> Mapping[str, Any]:
     """
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            "model.config_not_json", "a model's configuration must be readable JSON", place=file, value=error
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        rule = "a model's configuration must be readable JSON"
+        raise ModelError("model.config_not_json", rule, place=file, value=error, remedy=DOWNLOAD_AGAIN) from error
     if not isinstance(fields, Mapping):
         rule = "a model's configuration must be a JSON object"
-        raise ModelError("model.config_not_object", rule, place=file, value=type(fields).__name__)
+        raise ModelError(
+            "model.config_not_object", rule, place=file, value=type(fields).__name__, remedy=DOWNLOAD_AGAIN
+        )
     return fields
 
 
@@ -224,7 +227,7 @@ def _named_in(index: Path) -> set[str]:
     """Return the files that an index of shards names. Empty: the index is corrupt."""
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return set()
 
 

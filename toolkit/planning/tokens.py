@@ -272,7 +272,8 @@ def image_token_count(size: tuple[int, int], architecture: Architecture) -> int:
     """
     tower = architecture.vision
     if tower is None:
-        raise ToolkitError("model.no_vision_tower", "the model must have a vision tower", value=architecture.model_type)
+        rule, remedy = "the model must have a vision tower", "Choose a vision-language model."
+        raise ToolkitError("model.no_vision_tower", rule, value=architecture.model_type, remedy=remedy)
     if tower.tokens is not None:
         return tower.tokens
     cell = tower.patch * tower.merge
@@ -287,7 +288,7 @@ def image_token_count(size: tuple[int, int], architecture: Architecture) -> int:
 def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | None) -> Length:
     if architecture is None:
         rule = "counting tokens needs the model's processor or its configuration, and neither is available"
-        raise ModelError("model.tokens_unknown", rule)
+        raise ModelError("model.tokens_unknown", rule, remedy="Download the model, or correct model.name.")
     turns = prompts.turns(sample)
     text = TEMPLATE * len(turns) + len(prompts.text(sample)) // CHARACTERS
     earlier = sum(1 + len(turn.text) // CHARACTERS for turn in turns if turn.role == "assistant")
@@ -356,10 +357,13 @@ def _has_usable_images(sample: Sample, images: ImageStore) -> bool:
     return True
 
 
+_INSPECT = "`toolkit data inspect RECIPE` lists these images."
+
+
 def _check_skipped(place: str, count: int, checked: int) -> Iterator[PlanFinding]:
     if count == checked:
         rule = f"at least one of the {checked} rows checked must have usable images"
-        yield PlanFinding(Problem("plan.no_usable_rows", rule, place, 0), certain=False)
+        yield PlanFinding(Problem("plan.no_usable_rows", rule, place, 0, _INSPECT), certain=False)
     elif count:
         rule = f"{count} of {checked} rows checked have an unusable image and will be skipped"
-        yield warning(Problem("plan.rows_skipped", rule, place))
+        yield warning(Problem("plan.rows_skipped", rule, place, remedy=_INSPECT))

@@ -85,7 +85,8 @@ def choose_masks(candidates: Mapping[str, Sequence[Path]], images: Iterable[str]
     for name, files in found.items():
         different = {file.read_bytes() for file in files} if len(files) > 1 else ()
         if len(different) > 1:
-            several.append(Problem("data.masks_of_image", "an image must have one mask", name, list(map(str, files))))
+            rule, remedy = "an image must have one mask", "Remove the others."
+            several.append(Problem("data.masks_of_image", rule, name, list(map(str, files)), remedy))
         for file in files[1:]:
             tally.add(REPEATED, str(file), "data.file_name_repeated")
     if several:
@@ -160,6 +161,9 @@ def read_table(file: Path) -> Table:
     Raises:
         DataError: The file is unreadable or not UTF-8, or a row does not have as many cells as the header.
     """
+    if file.exists() and not file.is_file():  # reading a pipe or a device would wait, or never end
+        rule, remedy = "a table must be a regular file", "Correct the path, or write the table to a file."
+        raise DataError("data.source_not_a_file", rule, place=file, remedy=remedy)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

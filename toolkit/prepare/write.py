@@ -170,7 +170,8 @@ def split_and_write(
         DataError: No image is left.
     """
     if not images:
-        raise DataError("data.no_rows_left", "at least one row must be usable", value=_describe(tally))
+        rule, remedy = "at least one row must be usable", "Correct the paths of the download."
+        raise DataError("data.no_rows_left", rule, value=_describe(tally), remedy=remedy)
     groups, classes = [one.group for one in images], [one.diagnosis for one in images]
     for first in mixed_groups(groups, classes):
         name = images[first].name

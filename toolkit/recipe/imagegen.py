@@ -7,7 +7,7 @@ A ratings file with ``image_path, rating, modality, expert_level, prompt`` train
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ from toolkit.recipe.imagegen_sections import (
     Guards,
     ImagegenSection,
     Judge,
+    Level,
     Name,
     Policy,
     Selector,
@@ -32,6 +33,8 @@ from toolkit.recipe.imagegen_sections import (
 )
 
 MAX_SIDE = 2048
+
+ExpertLevel = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
 
 IMAGEGEN_PATHS: frozenset[tuple[str, ...]] = frozenset({("imagegen", "ratings"), ("imagegen", "image_root")})
 """Keys whose values are paths, which loading makes absolute."""
@@ -47,17 +50,17 @@ class Imagegen(ImagegenSection):
     """Generate synthetic images and ratings instead of reading files."""
     image_root: Path | None = None
     """Relative image paths start here and none may leave it. Default: the folder of the ratings file."""
-    rating_range: tuple[float, ...] = (1, 2, 3)
+    rating_range: tuple[Level, ...] = (1, 2, 3)
     """All rating levels, rising from the worst to the best."""
     modalities: tuple[Name, ...] = ("OCT", "Fundus", "CT", "X-Ray", "MRI")
     """All modalities. A row with another modality cannot be used."""
-    expert_levels: tuple[int, ...] = (1, 2, 3)
+    expert_levels: tuple[ExpertLevel, ...] = (1, 2, 3)
     """All expert levels, from the lowest to the highest."""
     expert_weight: Literal["linear", "table", "precision"] = "linear"
     """Weight of a rating in the loss by its expert level. It never changes the rating. ``linear``: level / highest
     level. ``table``: from ``expert_table``. ``precision``: the inverse variance, estimated from images with several
     ratings."""
-    expert_table: dict[str, float] = Field(default_factory=dict)
+    expert_table: dict[str, Level] = Field(default_factory=dict)
     """Expert level -> weight for ``expert_weight = "table"``, such as { 1 = 0.2, 2 = 0.5, 3 = 1.0 }."""
     max_dropped: Fraction = 0.05
     """A larger fraction of unusable rows stops the run."""
@@ -110,10 +113,13 @@ class Imagegen(ImagegenSection):
         return self
 
 
+_ADD = "Add the missing ones."
+
+
 def _source_rules(section: Imagegen) -> Iterator[Problem]:
     if bool(section.ratings) == (section.synthetic is not None):
         rule, found = "must have either ratings, or [imagegen.synthetic]", "both" if section.ratings else "neither"
-        yield Problem("recipe.ratings_source_not_one", rule, value=found)
+        yield Problem("recipe.ratings_source_not_one", rule, value=found, remedy="Keep one of them.")
     if section.synthetic is not None and section.image_root is not None:
         rule, remedy = "must not be set with [imagegen.synthetic]", "Remove it."
         yield Problem("recipe.image_root_with_synthetic", rule, "image_root", str(section.image_root), remedy)
@@ -121,29 +127,30 @@ def _source_rules(section: Imagegen) -> Iterator[Problem]:
         return
     if not set(SYNTHETIC_MODALITIES) <= set(section.modalities):
         rule = f"must have those of [imagegen.synthetic], {list(SYNTHETIC_MODALITIES)}"
-        yield Problem("recipe.synthetic_modalities_missing", rule, "modalities", list(section.modalities))
+        yield Problem("recipe.synthetic_modalities_missing", rule, "modalities", list(section.modalities), _ADD)
     if not set(SYNTHETIC_EXPERT_LEVELS) <= set(section.expert_levels):
         rule = f"must have those of [imagegen.synthetic], {list(SYNTHETIC_EXPERT_LEVELS)}"
-        yield Problem("recipe.synthetic_expert_levels_missing", rule, "expert_levels", list(section.expert_levels))
+        levels = list(section.expert_levels)
+        yield Problem("recipe.synthetic_expert_levels_missing", rule, "expert_levels", levels, _ADD)
 
 
 def _list_rules(section: Imagegen) -> Iterator[Problem]:
     levels, good = section.rating_range, section.selector.good_rating
     if len(levels) < 2 or not _rises(levels):
         rule = "must be at least two rising numbers"
-        yield Problem("recipe.rating_range_not_rising", rule, "rating_range", list(levels))
+        yield Problem("recipe.rating_range_not_rising", rule, "rating_range", list(levels), "Sort them.")
     if good is not None and good not in levels[1:]:
         rule = f"must be one of the ratings above the lowest, {[f'{level:g}' for level in levels[1:]]}"
-        yield Problem("recipe.good_rating_unknown", rule, "selector.good_rating", good)
+        yield Problem("recipe.good_rating_unknown", rule, "selector.good_rating", good, "Choose one of them.")
     experts = section.expert_levels
     if not experts or experts[0] < 1 or not _rises(experts):
         rule = "must be rising whole numbers from 1"
-        yield Problem("recipe.expert_levels_not_rising", rule, "expert_levels", list(experts))
+        yield Problem("recipe.expert_levels_not_rising", rule, "expert_levels", list(experts), "Sort them.")
     for name in ("ratings", "modalities"):
         listed = getattr(section, name)
         if len(set(listed)) < len(listed) or (name == "modalities" and not listed):
             rule = "must name at least one entry, each once"
-            yield Problem("recipe.entries_repeated", rule, name, list(listed))
+            yield Problem("recipe.entries_repeated", rule, name, list(listed), "Correct the list.")
 
 
 def _encoder_rules(section: Imagegen) -> Iterator[Problem]:
@@ -152,10 +159,16 @@ def _encoder_rules(section: Imagegen) -> Iterator[Problem]:
         model = getattr(section, name)
         if model.encoder in TINY_ENCODERS and model.tuning == "frozen":
             rule = f'must be "auto" or "full" with encoder = "{model.encoder}"'
-            yield Problem("recipe.random_encoder_frozen", rule, f"{name}.tuning", model.tuning)
+            yield Problem("recipe.random_encoder_frozen", rule, f"{name}.tuning", model.tuning, "Change one of them.")
     if section.policy.encoder in (BIOMEDCLIP, *TINY_ENCODERS[1:]):
         rule = 'must be a dual tower of Transformers, or "tiny"'
-        yield Problem("recipe.policy_without_text_tower", rule, "policy.encoder", section.policy.encoder)
+        yield Problem(
+            "recipe.policy_without_text_tower",
+            rule,
+            "policy.encoder",
+            section.policy.encoder,
+            "Choose another encoder.",
+        )
 
 
 def _rises(levels: Sequence[float]) -> bool:
@@ -167,14 +180,16 @@ def _weight_rules(section: Imagegen) -> Iterator[Problem]:
     if section.expert_weight != "table":
         if table:
             rule = 'must be "table" if expert_table is set'
-            yield Problem("recipe.expert_table_unused", rule, "expert_weight", section.expert_weight)
+            yield Problem(
+                "recipe.expert_table_unused", rule, "expert_weight", section.expert_weight, "Change one of them."
+            )
         return
     if sorted(table) != sorted(levels):
         rule = f"must have a weight for each of expert_levels {levels}"
-        yield Problem("recipe.expert_table_levels", rule, "expert_table", sorted(table))
+        yield Problem("recipe.expert_table_levels", rule, "expert_table", sorted(table), "Correct the table.")
     if any(weight < 0 for weight in table.values()) or not any(table.values()):
         rule = "must have weights of at least 0, and one above 0"
-        yield Problem("recipe.expert_table_weights", rule, "expert_table", table)
+        yield Problem("recipe.expert_table_weights", rule, "expert_table", table, "Correct the weights.")
 
 
 def _modality_rules(section: Imagegen) -> Iterator[Problem]:
@@ -182,12 +197,15 @@ def _modality_rules(section: Imagegen) -> Iterator[Problem]:
         for modality in getattr(section, name):
             if modality not in section.modalities:
                 rule = f"must name modalities of {list(section.modalities)}"
-                yield Problem("recipe.modality_unknown", rule, name, modality)
+                yield Problem(
+                    "recipe.modality_unknown", rule, name, modality, "Correct the name, or add it to modalities."
+                )
     if section.window == "fixed" and not section.windows:
         rule = 'must have at least one modality with window = "fixed"'
-        yield Problem("recipe.windows_missing", rule, "windows")
+        yield Problem("recipe.windows_missing", rule, "windows", remedy='Add one, or set window = "auto".')
     if section.window == "auto" and section.windows:
         rule, value = 'must be empty with window = "auto"', sorted(section.windows)
         yield Problem("recipe.windows_unused", rule, "windows", value, 'Set window = "fixed", or remove the windows.')
     if empty := [modality for modality, prompts in section.prompts.items() if not prompts]:
-        yield Problem("recipe.prompts_empty", "must have a prompt for each modality that it names", "prompts", empty)
+        rule = "must have a prompt for each modality that it names"
+        yield Problem("recipe.prompts_empty", rule, "prompts", empty, "Add prompts, or remove the modality.")

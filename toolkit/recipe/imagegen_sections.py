@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from toolkit.errors import Problem
 from toolkit.recipe.base import BrokenRules, Section
+from toolkit.recipe.sections import MOST
 
 FRACTIONS_MUST_SUM_TO_1 = 1e-9
 
@@ -16,6 +17,8 @@ SYNTHETIC_MODALITIES = ("OCT", "CT", "X-Ray", "MRI")
 SYNTHETIC_EXPERT_LEVELS = (1, 2, 3)
 """Levels of the simulated experts."""
 
+Level = Annotated[float, Field(ge=-MOST, le=MOST)]
+"""A rating, the weight of an expert level, or the centre of a window."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -44,9 +47,9 @@ class FixedWindow(ImagegenSection):
 
     preset: Literal["ct_lung", "ct_soft_tissue"] | None = None
     """A common CT window: ``ct_lung`` (centre -600, width 1500) or ``ct_soft_tissue`` (centre 40, width 400)."""
-    centre: float | None = None
+    centre: Level | None = None
     """The value that becomes mid-grey."""
-    width: float | None = Field(None, gt=0)
+    width: float | None = Field(None, gt=0, le=MOST)
     """The range of values from black to white."""
 
     @model_validator(mode="after")
@@ -55,14 +58,23 @@ class FixedWindow(ImagegenSection):
         if any(numbers) if self.preset else not all(numbers):
             value = {"preset": self.preset, "centre": self.centre, "width": self.width}
             rule = "must have either preset, or centre and width"
-            raise BrokenRules([Problem("recipe.window_incomplete", rule, value=value)])
+            raise BrokenRules(
+                [
+                    Problem(
+                        "recipe.window_incomplete",
+                        rule,
+                        value=value,
+                        remedy="Remove the others, or add the missing one.",
+                    )
+                ]
+            )
         return self
 
 
 class SyntheticRatings(ImagegenSection):
     """Synthetic images and simulated expert ratings, generated instead of reading files."""
 
-    images: int = Field(600, ge=12)
+    images: int = Field(600, ge=12, le=1_000_000)
     """Number of rated images."""
     raters_per_image: int = Field(2, ge=1, le=6)
     """Simulated experts who rate each image, of six: two for each expert level."""
@@ -80,22 +92,22 @@ class Selector(ImagegenSection):
     """Commit, tag or branch of a Hub encoder."""
     tuning: Tuning = "auto"
     """Whether the encoder is trained. The heads always are. ``auto``: only an encoder of random parameters."""
-    layers: int = Field(4, ge=1)
+    layers: int = Field(4, ge=1, le=1000)
     """Hidden layers, evenly spaced up to the last, whose features are concatenated."""
-    crop_grid: int = Field(2, ge=0)
+    crop_grid: int = Field(2, ge=0, le=64)
     """This many times this many crops at the encoder's own size beside the whole image, because resizing removes the
     noise that an expert rates. Images no larger than the encoder's own size are enlarged and have none."""
-    heads: int = Field(3, ge=2)
+    heads: int = Field(3, ge=2, le=1000)
     """Ordinal heads with different seeds. The reward is their mean minus one standard deviation."""
-    hidden: int = Field(256, ge=1)
+    hidden: int = Field(256, ge=1, le=65_536)
     """Width of each head's hidden layer."""
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(20, ge=1, le=100_000)
     """Passes over the selector's training ratings."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=4096)
     """Rated images in an optimizer step."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, ge=1e-12, le=10)
     """AdamW learning rate of the heads and of trained encoder parameters."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=100)
     """AdamW weight decay."""
     augment: bool = False
     """Mirror and shift training images of selector and judge. The policy is never augmented: a prompt can name a
@@ -104,7 +116,7 @@ class Selector(ImagegenSection):
     """Fraction of the selector's groups that is held out to select the threshold."""
     target_precision: PositiveFraction = 0.8
     """The threshold is the lowest score at which this fraction of passed validation images is rated well."""
-    good_rating: float | None = None
+    good_rating: Level | None = None
     """The lowest rating that counts as rated well. Default: the highest of ``rating_range``."""
 
 
@@ -117,29 +129,29 @@ class Policy(ImagegenSection):
     """Commit, tag or branch of a Hub encoder."""
     tuning: Tuning = "auto"
     """Whether the towers are trained. The fusion layers always are. ``auto``: only towers of random parameters."""
-    projection: int = Field(64, ge=1)
+    projection: int = Field(64, ge=1, le=65_536)
     """Length of the projected image and text, which are fused as [image, text, image * text, |image - text|]."""
-    hidden: int = Field(256, ge=1)
+    hidden: int = Field(256, ge=1, le=65_536)
     """Width of the hidden layer over the fused features."""
     target: Literal["match", "rating"] = "match"
     """The target of an image with its own prompt: 1, or its normalised rating. A mismatched prompt has target 0."""
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(20, ge=1, le=100_000)
     """Passes over the policy's training ratings."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=4096)
     """Images in an optimizer step, each with one matched and one mismatched prompt. Half of the mismatched prompts are
     of the image's modality (hard negatives), and none is its own text."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, ge=1e-12, le=10)
     """AdamW learning rate."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=100)
     """AdamW weight decay."""
 
 
 class GeneratorLora(ImagegenSection):
     """The adapter on the generator's attention layers."""
 
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=4096)
     """Rank."""
-    alpha: int = Field(16, ge=1)
+    alpha: int = Field(16, ge=1, le=1_000_000)
     """Scale: the update is multiplied by alpha / r."""
 
 
@@ -158,9 +170,9 @@ class Generator(ImagegenSection):
     """The adapter."""
     steps: int = Field(20, ge=2, le=1000)
     """DDIM steps of an image."""
-    guidance_scale: float = Field(5.0, ge=1)
+    guidance_scale: float = Field(5.0, ge=1, le=1000)
     """Classifier-free guidance. 1 switches it off, which halves the time."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=4096)
     """Images that are generated at once."""
     gradient_checkpointing: bool = False
     """Saves 14 to 33 % of the GPU memory of an update for 30 to 35 % more time."""
@@ -174,9 +186,9 @@ class Refresh(ImagegenSection):
     anchors_fraction: float = Field(0.5, gt=0, lt=1)
     """Fraction of a refresh's training images that are low-rated images of the ratings. Without them, a selector
     forgets bad images."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, le=100_000)
     """Passes over the passed images of a round."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, ge=1e-12, le=10)
     """AdamW learning rate, usually lower than in stage 1."""
 
 
@@ -188,33 +200,33 @@ class Update(ImagegenSection):
     gradient on the DDIM trajectory (Black et al. 2023, arXiv 2305.13301)."""
     control: bool = True
     """Add a row for ``sft`` on as many randomly selected images, with the same number of optimizer steps."""
-    sft_steps: int = Field(1000, ge=1)
+    sft_steps: int = Field(1000, ge=1, le=MOST)
     """Optimizer steps of ``sft`` and of its control."""
-    sft_learning_rate: float = Field(1e-4, gt=0)
+    sft_learning_rate: float = Field(1e-4, ge=1e-12, le=10)
     """AdamW learning rate of ``sft`` and of its control."""
-    sft_batch_size: int = Field(16, ge=1)
+    sft_batch_size: int = Field(16, ge=1, le=4096)
     """Images in an optimizer step of ``sft``."""
-    rounds: int = Field(10, ge=1)
+    rounds: int = Field(10, ge=1, le=100_000)
     """Rounds of ``ddpo``: generate, score, update, evaluate."""
-    prompts_per_round: int = Field(32, ge=1)
+    prompts_per_round: int = Field(32, ge=1, le=4096)
     """Prompts of a round."""
-    images_per_prompt: int = Field(8, ge=2)
+    images_per_prompt: int = Field(8, ge=2, le=1024)
     """Images of one prompt: the group in which rewards are normalised."""
-    updates_per_round: int = Field(2, ge=1)
+    updates_per_round: int = Field(2, ge=1, le=65_536)
     """Optimizer steps of a round. Each uses an equal part of the shuffled pairs of micro-batch and denoising step."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, ge=1e-12, le=10)
     """AdamW learning rate of ``ddpo``."""
     clip_range: float = Field(1e-4, gt=0, lt=1)
     """Clip range of the ratio of probabilities (means over dimensions, so it is small)."""
-    kl: float = Field(0.0, ge=0)
+    kl: float = Field(0.0, ge=0, le=1000)
     """Weight of the KL divergence from the base."""
-    selector_power: float = Field(1.0, ge=0)
+    selector_power: float = Field(1.0, ge=0, le=100)
     """The reward is selector ** selector_power * policy ** policy_power."""
-    policy_power: float = Field(1.0, ge=0)
+    policy_power: float = Field(1.0, ge=0, le=100)
     """See ``selector_power``."""
-    micro_batch: int = Field(4, ge=1)
+    micro_batch: int = Field(4, ge=1, le=4096)
     """Images in a forward and backward pass. Gradients are accumulated up to an optimizer step."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, le=MOST)
     """Gradients are clipped to this norm."""
     refresh: Refresh = Refresh()
     """Retraining of selector and policy between rounds."""
@@ -228,7 +240,7 @@ class Update(ImagegenSection):
     def _methods_are_distinct(self) -> "Update":
         if not self.methods or len(set(self.methods)) < len(self.methods):
             rule, value = "must name at least one method, each once", list(self.methods)
-            raise BrokenRules([Problem("recipe.update_methods_repeated", rule, "methods", value)])
+            raise BrokenRules([Problem("recipe.update_methods_repeated", rule, "methods", value, "Correct the list.")])
         return self
 
     @model_validator(mode="after")
@@ -242,7 +254,7 @@ class Update(ImagegenSection):
     def _reward_depends_on_something(self) -> "Update":
         if not (self.selector_power or self.policy_power):
             rule = "selector_power and policy_power must not both be 0, because every reward would be 1"
-            raise BrokenRules([Problem("recipe.reward_constant", rule)])
+            raise BrokenRules([Problem("recipe.reward_constant", rule, remedy="Raise one of them.")])
         return self
 
 
@@ -261,7 +273,9 @@ class Fractions(ImagegenSection):
         total = self.selector + self.judge + self.test
         if abs(total - 1) > FRACTIONS_MUST_SUM_TO_1:
             rule = "selector + judge + test must be 1"
-            raise BrokenRules([Problem("recipe.fractions_not_one", rule, value=round(total, 9))])
+            raise BrokenRules(
+                [Problem("recipe.fractions_not_one", rule, value=round(total, 9), remedy="Change one of them.")]
+            )
         return self
 
     @property
@@ -281,18 +295,18 @@ class Judge(ImagegenSection):
     """Commit, tag or branch of a Hub encoder."""
     tuning: Tuning = "auto"
     """Whether the encoder is trained. ``auto``: only an encoder of random parameters."""
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(20, ge=1, le=100_000)
     """Passes over the judge's training ratings."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, ge=1e-12, le=10)
     """AdamW learning rate."""
     fractions: Fractions = Fractions()
     """How the ratings are divided."""
-    images: int = Field(384, ge=2)
+    images: int = Field(384, ge=2, le=1_000_000)
     """Generated images of an evaluation, with the same prompts and noise for all methods. 384 resolve a difference of
     0.02."""
     features: int = Field(64, ge=1, le=64)
     """Features of the extractor for FID and KID. FID needs at least four images for each of them."""
-    bootstrap: int = Field(2000, ge=100)
+    bootstrap: int = Field(2000, ge=100, le=100_000)
     """Bootstrap samples for intervals, drawn by prompt."""
 
 
@@ -301,17 +315,17 @@ class Guards(ImagegenSection):
 
     action: Literal["stop", "log"] = "stop"
     """``stop``: end the update and restore the best checkpoint. ``log``: only report it."""
-    judge_evaluations: int = Field(2, ge=1)
+    judge_evaluations: int = Field(2, ge=1, le=100_000)
     """Fires if the judge's score falls by more than its interval over this number of evaluations."""
     min_diversity: Fraction = 0.6
     """Fires if the diversity of generated images is below this fraction of the real images'."""
-    max_kl: float = Field(1.0, gt=0)
+    max_kl: float = Field(1.0, gt=0, le=MOST)
     """Fires if the KL divergence from the base is above this value."""
     copy_quantile: Fraction = 0.01
     """Quantile of the distances between training images that counts as suspiciously close."""
     max_copies: Fraction = 0.05
     """Fires if a larger fraction of the generated images is that close to a training image."""
-    advantage_clip: float = Field(5.0, gt=0)
+    advantage_clip: float = Field(5.0, ge=0.001, le=MOST)
     """Advantages are clipped to plus and minus this value. In a group of G images none is beyond
     sqrt(G - 1), so that with 26 images of a prompt or fewer the default never clips."""
     max_clipped: Fraction = 0.1

@@ -228,6 +228,20 @@ def _parse_key(name: str) -> Key | None:
 
 
 def _read(path: Path) -> Table:
+    """Return the table of a recipe's file.
+
+    Raises:
+        RecipeError: it is not a file that can be read, or not TOML.
+    """
+    try:
+        return _read_file(path)
+    except OSError as error:  # no permission, or a name that is too long
+        rule, remedy = "must be a file that can be read", "Correct the path or its permissions."
+        problem = Problem("recipe.unreadable", rule, str(path), error.strerror, remedy)
+        raise RecipeError([problem]) from error
+
+
+def _read_file(path: Path) -> Table:
     if path.is_dir():
         rule, remedy = "must be a TOML file, not a folder", "Name a file in it."
         raise RecipeError([Problem("recipe.is_folder", rule, str(path), remedy=remedy)])

@@ -1,5 +1,6 @@
 """Turn pydantic's errors into problems with a code, place, value and suggestion."""
 
+import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -97,7 +98,14 @@ def _problem(error: ErrorDetails, places: Places, tables: Tables) -> Problem:
     code, rule_of = _RULES.get(kind, ("recipe.value_invalid", None))
     rule = error["msg"] if rule_of is None else rule_of(error.get("ctx", {}))
     value = NOTHING if isinstance(error["input"], dict) else error["input"]
-    return Problem(code, rule, places.of(key), value)
+    return Problem(code, rule, places.of(key), value, _remedy(error))
+
+
+def _remedy(error: ErrorDetails) -> str:
+    """Return how to correct a value that pydantic rejects."""
+    if error["type"] == "literal_error":
+        return nearest(str(error["input"]), re.findall("'([^']+)'", error["ctx"]["expected"])) or "Choose one of them."
+    return _REMEDIES.get(error["type"], "Correct the value.")
 
 
 def _missing(key: Key, places: Places) -> Problem:
@@ -169,9 +177,9 @@ def _tables(section: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, tup
 
 _RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "literal_error": ("recipe.choice_unknown", lambda rule: f"must be {rule['expected']}"),
-    "greater_than": ("recipe.out_of_range", lambda rule: f"must be greater than {rule['gt']:g}"),
-    "greater_than_equal": ("recipe.out_of_range", lambda rule: f"must be at least {rule['ge']:g}"),
-    "less_than": ("recipe.out_of_range", lambda rule: f"must be less than {rule['lt']:,}"),
+    "greater_than": ("recipe.out_of_range", lambda rule: f"must be greater than {rule['gt']:,.12g}"),
+    "greater_than_equal": ("recipe.out_of_range", lambda rule: f"must be at least {rule['ge']:,.12g}"),
+    "less_than": ("recipe.out_of_range", lambda rule: f"must be less than {rule['lt']:,.16g}"),
     "less_than_equal": ("recipe.out_of_range", lambda rule: f"must be at most {rule['le']:,.12g}"),
     "finite_number": ("recipe.not_finite", lambda rule: "must be a finite number"),
     "int_type": ("recipe.wrong_type", lambda rule: "must be a whole number"),
@@ -188,3 +196,13 @@ _RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "value_error": ("recipe.conflict", lambda rule: str(rule["error"])),
 }
 """pydantic's error type -> code, and rule from the error's context."""
+
+_REMEDIES: Mapping[str, str] = {
+    "greater_than": "Raise it.",
+    "greater_than_equal": "Raise it.",
+    "less_than": "Lower it.",
+    "less_than_equal": "Lower it.",
+    "string_too_long": "Shorten it.",
+    "value_error": "Change one of them.",
+}
+"""pydantic's error type -> remedy, if it is not that for all others."""

@@ -69,7 +69,9 @@ class Recipe(Section):
             RecipeError: The recipe has [imagegen], whose data are its own.
         """
         if self.data is None:
-            raise RecipeError([Problem("recipe.section_missing", "must have a section [data]", self.run.name)])
+            raise RecipeError(
+                [Problem("recipe.section_missing", "must have a section [data]", self.run.name, remedy="Add it.")]
+            )
         return self.data
 
     @property
@@ -106,7 +108,9 @@ class Recipe(Section):
             RecipeError: The recipe has no SFT.
         """
         if self.sft is None:
-            raise RecipeError([Problem("recipe.section_missing", "must have a section [sft]", self.run.name)])
+            raise RecipeError(
+                [Problem("recipe.section_missing", "must have a section [sft]", self.run.name, remedy="Add it.")]
+            )
         return self.sft
 
     @property
@@ -117,7 +121,9 @@ class Recipe(Section):
             RecipeError: The recipe has no GRPO.
         """
         if self.grpo is None:
-            raise RecipeError([Problem("recipe.section_missing", "must have a section [grpo]", self.run.name)])
+            raise RecipeError(
+                [Problem("recipe.section_missing", "must have a section [grpo]", self.run.name, remedy="Add it.")]
+            )
         return self.grpo
 
     @property

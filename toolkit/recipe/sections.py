@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toolkit.recipe.base import Section
+
+MOST = 1_000_000_000
+"""Upper bound of counts of rows and optimizer steps, and of numbers that no run needs to be larger."""
+MOST_TOKENS = 10_000_000
+"""Upper bound of lengths in tokens, which is the context of the longest models."""
 
 FilterValue = str | int | float | bool
 """A value of ``data.filter``, compared without conversion: the text "1" is not the number 1."""
@@ -29,11 +34,11 @@ class Run(Section):
     """Seed of the data order, sampling, adapter initialization and bootstrap."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Experiment trackers, passed to transformers."""
-    checkpoint_steps: int = Field(50, ge=1)
+    checkpoint_steps: int = Field(50, ge=1, le=MOST)
     """Optimizer steps between two checkpoints."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, le=MOST)
     """Number of checkpoints to keep. Older ones are removed when a new one is complete."""
-    log_steps: int = Field(1, ge=1)
+    log_steps: int = Field(1, ge=1, le=MOST)
     """Optimizer steps between two log lines."""
     purpose: Literal["training", "search", "ablation", "dry_run"] = "training"
     """Heading of the run in the compute report. `toolkit run --dry-run` sets ``dry_run``."""
@@ -80,7 +85,7 @@ class Model(Section):
     """Train a LoRA adapter, or all parameters."""
     adapter: Path | None = None
     """Folder of an earlier run or of an adapter to start from."""
-    max_tokens: int = Field(2048, ge=16)
+    max_tokens: int = Field(2048, ge=16, le=MOST_TOKENS)
     """Maximum length of prompt, image tokens and completion in tokens. Longer rows are reported before training and
     never truncated."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -181,25 +186,28 @@ class Data(Section):
     """A leak between two splits: stop, report it, or drop its rows of the earlier split (train, then validation)."""
     max_dropped: float = Field(0.05, ge=0, le=1)
     """Largest fraction of unusable rows. The run stops above it."""
-    limit_train: int | None = Field(None, ge=1)
+    limit_train: int | None = Field(None, ge=1, le=MOST)
     """Maximum number of training rows, drawn with the seed."""
-    limit_validation: int | None = Field(None, ge=1)
+    limit_validation: int | None = Field(None, ge=1, le=MOST)
     """Maximum number of validation rows, likewise."""
-    limit_test: int | None = Field(None, ge=1)
+    limit_test: int | None = Field(None, ge=1, le=MOST)
     """Maximum number of test rows, likewise."""
+
+
+Percentile = Annotated[float, Field(ge=0, le=100)]
 
 
 class Images(Section):
     """How every image is processed, in training, evaluation and prediction alike."""
 
-    max_side: int = Field(896, ge=16)
+    max_side: int = Field(896, ge=16, le=65_536)
     """Maximum length of the longest side in pixels. Smaller images are not enlarged."""
     window: str | tuple[str, str, str] = "auto"
     """How more than 8 bits become 8: ``range`` of the data, ``percentile``, or the file's window (``dicom``). ``auto``
     is the file's window if there is one, otherwise the range. CT in Hounsfield units: ``hu:centre,width`` or a name
     (``lung``, ``mediastinum``, ``soft_tissue``, ``liver``, ``bone``, ``brain``, ``subdural``, ``stroke``, ``wide``).
     Three of them become red, green and blue. ``medgemma_ct`` is the three windows of MedGemma."""
-    percentiles: tuple[float, float] = (0.5, 99.5)
+    percentiles: tuple[Percentile, Percentile] = (0.5, 99.5)
     """Lower and upper percentile of ``window = "percentile"``."""
     resample: Literal["area", "bilinear", "bicubic", "lanczos", "nearest"] = "area"
     """Interpolation of the resize."""
@@ -208,11 +216,11 @@ class Images(Section):
     scan: Literal["auto", "full", "header", "off"] = "auto"
     """Scan before training: ``full`` decodes every image and fills the disk cache, ``header`` reads its header and last
     bytes. ``auto`` is full for up to 20,000 images or with ``unreadable = "skip"``, otherwise header."""
-    max_pixels: int = Field(120_000_000, ge=1)
+    max_pixels: int = Field(120_000_000, ge=1, le=10_000_000_000)
     """Larger images are rejected before decoding (decompression bombs)."""
-    max_per_question: int = Field(8, ge=1)
+    max_per_question: int = Field(8, ge=1, le=1000)
     """Maximum number of images per row."""
-    memory_cache_mb: int = Field(512, ge=0)
+    memory_cache_mb: int = Field(512, ge=0, le=100_000_000)
     """Size of the image cache in RAM in MB."""
     disk_cache: bool = True
     """Keep decoded images on disk."""
@@ -237,7 +245,7 @@ class Optimisation(Section):
 
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning-rate schedule."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=MOST)
     """Optimizer steps of linear warmup."""
     weight_decay: float = Field(0.0, ge=0, le=100)
     """Weight decay of AdamW."""
@@ -245,14 +253,14 @@ class Optimisation(Section):
     """Optimizer, by its name in transformers."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass, which saves GPU memory."""
-    max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
+    max_steps: int | None = Field(None, ge=1, le=MOST)
     """Maximum number of optimizer steps, even if ``epochs`` are not complete."""
 
 
 class Sft(Optimisation):
     """Supervised fine-tuning on the reference answers. The loss covers the answer only."""
 
-    learning_rate: float = Field(2e-4, gt=0, le=10)
+    learning_rate: float = Field(2e-4, ge=1e-12, le=10)
     """Peak learning rate."""
     epochs: float = Field(1.0, gt=0, le=100_000)
     """Passes over the training rows."""
@@ -260,7 +268,7 @@ class Sft(Optimisation):
     """Rows per forward pass."""
     accumulation: int = Field(8, ge=1, le=65_536)
     """Forward passes per optimizer step."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, le=MOST)
     """Gradients are clipped to this norm."""
 
 
@@ -270,7 +278,7 @@ class Grpo(Optimisation):
     An optimizer step generates ``prompts_per_step * generations`` completions and makes one update from them.
     """
 
-    learning_rate: float = Field(5e-6, gt=0, le=10)
+    learning_rate: float = Field(5e-6, ge=1e-12, le=10)
     """Peak learning rate."""
     epochs: float = Field(1.0, gt=0, le=100_000)
     """Passes over the training rows."""
@@ -278,9 +286,9 @@ class Grpo(Optimisation):
     """Prompts per optimizer step."""
     generations: int = Field(4, ge=2, le=1024)
     """Completions per prompt. They form the group in which rewards are compared."""
-    micro_batch: int = Field(1, ge=1)
+    micro_batch: int = Field(1, ge=1, le=4_194_304)
     """Completions per forward pass. It must divide ``prompts_per_step * generations``."""
-    max_completion_tokens: int = Field(128, ge=1)
+    max_completion_tokens: int = Field(128, ge=1, le=MOST_TOKENS)
     """Maximum length of a completion in tokens."""
     rollouts: Literal["transformers", "vllm"] = "transformers"
     """Library that generates the completions. vllm runs through Unsloth and needs one image per prompt, no adapter on
@@ -289,7 +297,7 @@ class Grpo(Optimisation):
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling: probability mass of the candidate tokens."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, le=MOST)
     """Number of candidate tokens. 0: all tokens."""
     beta: float = Field(0.0, ge=0, le=1000)
     """Weight of the KL penalty. The reference model is the model at the start of the stage."""
@@ -307,9 +315,9 @@ class Grpo(Optimisation):
     """Divide advantages by the standard deviation of the group or of the batch."""
     mask_truncated: bool = False
     """Leave completions that reach the token limit out of the loss."""
-    max_grad_norm: float = Field(0.2, gt=0)
+    max_grad_norm: float = Field(0.2, gt=0, le=MOST)
     """Gradients are clipped to this norm."""
-    probe_prompts: int = Field(8, ge=0)
+    probe_prompts: int = Field(8, ge=0, le=4096)
     """Prompts that are sampled before the first optimizer step to check that rewards differ. 0 disables the check."""
     probe_max_truncated: float = Field(0.5, ge=0, le=1)
     """Largest fraction of those completions that may reach the token limit."""
@@ -351,16 +359,16 @@ class Evaluate(Section):
 
     split: Literal["validation", "test"] = "test"
     """Split to evaluate."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=MOST)
     """Maximum number of rows, drawn with the seed. Not for a task with agent memory, whose episodes it would cut."""
-    max_tasks: int | None = Field(None, ge=1)
+    max_tasks: int | None = Field(None, ge=1, le=MOST)
     """Tasks with agent memory: maximum number of episodes, drawn with the seed, each with all of its rows."""
     memory: tuple[Literal["reference", "own", "off"], ...] = ("reference", "own")
     """Tasks with agent memory: the memory in the prompt. ``reference`` is that of the reference answers, ``own`` that
     of the model's own completions, ``off`` an ablation without agent memory."""
     batch_size: int = Field(8, ge=1, le=4096)
     """Completions per ``generate`` call."""
-    max_completion_tokens: int = Field(128, ge=1)
+    max_completion_tokens: int = Field(128, ge=1, le=MOST_TOKENS)
     """Maximum length of a completion in tokens."""
     before: bool = True
     """Evaluate the model as the run starts with it (``model.adapter`` included), before the first training stage."""
@@ -386,7 +394,7 @@ class Export(Section):
     """Formats that are written only if the packages they need are installed."""
     quant: tuple[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"], ...] = ("f16", "q8_0", "q4_k_m")
     """GGUF quantizations of the language model. The projector is always f16."""
-    verify: int = Field(16, ge=0)
+    verify: int = Field(16, ge=0, le=100_000)
     """Held-out samples whose completions the reloaded weights must reproduce. 0 disables verification."""
     allow_dequantized: bool = False
     """Merge into the dequantized weights of a base that is stored quantized. Its rounding errors remain."""

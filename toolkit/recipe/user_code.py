@@ -81,17 +81,21 @@ def _run(path: Path, kind: UserCode) -> ModuleType:
     loader = SourceFileLoader(name, str(path))
     spec = importlib.util.spec_from_loader(name, loader)
     if spec is None:
-        raise kind.fail(Problem(f"{kind.area}.file_not_python", "the file must be a Python module", str(path)))
+        rule, remedy = "the file must be a Python module", "Name a .py file."
+        raise kind.fail(Problem(f"{kind.area}.file_not_python", rule, str(path), remedy=remedy))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up by name
     try:
         exec(loader.source_to_code(path.read_bytes(), str(path)), module.__dict__)
     except SyntaxError as error:
         rule, place = "the file must be valid Python", f"{path}:{error.lineno}"
-        raise kind.fail(Problem(f"{kind.area}.file_syntax_invalid", rule, place, error.msg)) from error
+        raise kind.fail(
+            Problem(f"{kind.area}.file_syntax_invalid", rule, place, error.msg, "Correct the line.")
+        ) from error
     except (Exception, SystemExit) as error:  # Any exception of the user's file is reported with its line.
         rule = "the file must load without an exception"
-        raise kind.fail(Problem(f"{kind.area}.file_raised", rule, raised_at(error), error)) from error
+        problem = Problem(f"{kind.area}.file_raised", rule, raised_at(error), error, "Correct the file.")
+        raise kind.fail(problem) from error
     return module
 
 

@@ -127,6 +127,10 @@ def _run_figures(run: RunUse) -> dict[str, Any]:
     }
 
 
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'s' * (number != 1)}"
+
+
 def _warnings(ledger: Ledger) -> list[str]:
     lines = []
     if ledger.unrecorded:
@@ -138,12 +142,12 @@ def _warnings(ledger: Ledger) -> list[str]:
         )
     if names := ledger.other_versions:
         lines.append(
-            f"**Of another version of the toolkit:** {len(names)} run(s), of which only the usage is known: "
+            f"**Of another version of the toolkit:** {_count(len(names), 'run')} with usage records only: "
             f"{', '.join(names)}."
         )
     if ledger.damaged:
         runs = ", ".join(f"{run.name} ({run.record.damaged})" for run in ledger.runs if run.record.damaged)
-        lines.append(f"**Corrupt:** {ledger.damaged} line(s) of the usage records were skipped: {runs}.")
+        lines.append(f"**Corrupt:** {_count(ledger.damaged, 'line')} of the usage records skipped: {runs}.")
     unseen = {what for session in ledger.sessions for what in session.machine.get("unseen", ())}
     lines += [f"**Not measured:** {what}." for what in sorted(unseen)]
     return lines

@@ -50,7 +50,7 @@ class _LogFile(logging.FileHandler):
     """A log file whose disk may be full. The error that stops the run is printed, and not that of each log line."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8")
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")  # half of a surrogate pair in a message
         self._failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:

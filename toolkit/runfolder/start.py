@@ -1,6 +1,7 @@
 """Start, resume or reopen a run: one process at a time, one recipe and one dataset for each folder."""
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -212,15 +213,24 @@ def _remove_dry_run(old: RunFolder, new: Recipe) -> None:
         )
     # Rename first, so that an interruption leaves no partial run under this name.
     removed = old.path.with_name(f".{old.name}.removed")
-    if removed.exists():
-        shutil.rmtree(removed)
+    if os.path.lexists(removed):
+        _remove(removed)
     old.path.rename(removed)
-    shutil.rmtree(removed)
+    _remove(removed)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or a link to one, whose files stay."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def _check_no_other_files(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise RunError(*_NOT_MADE, place=path, value="a file", remedy="Choose another run.name or run.folder.")
+    if os.path.lexists(path) and not path.is_dir():
+        value = "a link that leads nowhere" if path.is_symlink() else "a file"
+        raise RunError(*_NOT_MADE, place=path, value=value, remedy="Choose another run.name or run.folder.")
     # A run that was killed before its first rename has its log and the temporary file of run.json.
     if path.is_dir() and any(
         not (fnmatch(file.name, ".run.json.*.partial") or file.name == "log.txt") for file in path.iterdir()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.columns import resolve_columns
+from toolkit.data.json_stream import KeyRepeated, checked_object
 from toolkit.data.loading import load_data, synthetic_rows_file
 from toolkit.data.row_counts import CORRECT
 from toolkit.data.rows import UsableRows, read_alike, read_file, row_settings
@@ -17,14 +18,17 @@ from toolkit.data.sample import Answer, Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.split_sources import recipe_sources
 from toolkit.data.task import RowOrigin
-from toolkit.errors import NOTHING, DataError, Problem, RowProblem
+from toolkit.errors import NOTHING, DataError, Problem, RowProblem, list_problems
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.scoring.regions import XYXY
 from toolkit.tasks import TASKS
 from toolkit.training.rewards import Explanation, RewardTable, explain, recipe_rewards
 
-MAX_SHOWN = 20
+MAX_SHOWN = 10
 """Number of invalid lines that a message lists. The others are counted."""
+
+MAX_DEPTH = 64
+"""Maximum number of lists and objects inside each other in a line. Rows use about six."""
 
 # Rewards never open an image. A row that was copied into the file no longer has the folder of its relative paths.
 _UNOPENED_IMAGE = "not-opened.png"
@@ -58,10 +62,10 @@ class LinesError(DataError):
     def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
         self._problems = list(problems)
         more = len(problems) - MAX_SHOWN
-        rest = [f"and {more:,} more"] if more > 0 else []
-        shown = [f"{problem} [{problem.code}]" for problem in problems[:MAX_SHOWN]]
-        rule = "\n  ".join([f"{len(problems):,} lines must be corrected:", *shown, *rest])
-        super().__init__("rewards.lines_invalid", rule, place=path)
+        rest = f"  and {more:,} more\n" if more > 0 else ""
+        count = f"{len(problems):,} line{'s' * (len(problems) != 1)}"
+        rule = f"{count} must be corrected:\n{list_problems(problems[:MAX_SHOWN])}{rest}"
+        super().__init__("rewards.lines_invalid", rule, place=path, remedy=CORRECT_LINES)
 
     @property
     def problems(self) -> list[Problem]:
@@ -112,16 +116,7 @@ def _score(line: _Line, sample: Sample, table: RewardTable) -> ScoredCompletion:
 
 
 def _read_lines(path: Path) -> tuple[list[_Line], list[Problem]]:
-    try:
-        texts = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError(
-            "rewards.completions_unreadable", "the file must be readable", place=path, value=error.strerror
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            "rewards.completions_not_utf8", "the file must be UTF-8", place=path, value=f"byte {error.start}"
-        ) from error
+    texts = _read_text(path).split("\n")
     lines, problems = list[_Line](), list[Problem]()
     for number, text in enumerate(texts, start=1):
         if text.strip():
@@ -130,23 +125,64 @@ def _read_lines(path: Path) -> tuple[list[_Line], list[Problem]]:
             except DataError as error:
                 problems.append(error.problem)
     if not lines and not problems:
-        raise DataError("rewards.completions_empty", "the file must have at least one completion", place=path)
+        remedy = 'Write one JSON object with "completion" and "id" on each line.'
+        rule = "the file must have at least one completion"
+        raise DataError("rewards.completions_empty", rule, place=path, remedy=remedy)
     return lines, problems
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device would wait, or never end
+            rule, remedy = "must be a regular file", "Correct the path, or write the completions to a file."
+            raise DataError("rewards.completions_not_a_file", rule, place=path, remedy=remedy)
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        rule, remedy, value = "the file must be readable", "Correct the path or its permissions.", error.strerror
+        raise DataError("rewards.completions_unreadable", rule, place=path, value=value, remedy=remedy) from error
+    except UnicodeDecodeError as error:
+        rule, remedy, value = "the file must be UTF-8", "Save it as UTF-8.", f"byte {error.start}"
+        raise DataError("rewards.completions_not_utf8", rule, place=path, value=value, remedy=remedy) from error
+    except ValueError as error:  # a NUL character in the path
+        rule, remedy = "the path must be valid", "Correct the path."
+        raise DataError("rewards.completions_unreadable", rule, place=path, value=str(error), remedy=remedy) from error
 
 
 def _content(text: str, place: str) -> Mapping[str, Any]:
     try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise DataError("rewards.line_not_json", "a line must be valid JSON", place=place, value=str(error)) from error
+        content = json.loads(text, object_pairs_hook=checked_object)
+    except RecursionError:
+        raise _nested_too_deeply(place) from None
+    except KeyRepeated as error:
+        rule, remedy = "a line must have each key once", "Remove one of them."
+        raise DataError("rewards.key_repeated", rule, place=place, value=str(error), remedy=remedy) from None
+    except ValueError as error:  # includes integers of more than 4,300 digits, whose text names a Python function
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "an integer is too long"
+        rule = "a line must be valid JSON"
+        raise DataError("rewards.line_not_json", rule, place=place, value=reason, remedy="Correct the line.") from error
+    if _is_deep(content):
+        raise _nested_too_deeply(place)
     if not isinstance(content, dict) or not isinstance(content.get("completion"), str):
-        raise DataError(
-            "rewards.completion_missing",
-            'a line must be an object with a text "completion"',
-            place=place,
-            value=content,
-        )
+        rule = 'a line must be an object with a text "completion"'
+        remedy = 'Write it as {"id": "row-1", "completion": "…"}.'
+        raise DataError("rewards.completion_missing", rule, place=place, value=content, remedy=remedy)
     return content
+
+
+def _nested_too_deeply(place: str) -> DataError:
+    rule = f"a line must have at most {MAX_DEPTH} lists and objects inside each other"
+    return DataError("rewards.line_nested_too_deeply", rule, place=place, remedy="Remove the inner lists or objects.")
+
+
+def _is_deep(value: Any) -> bool:
+    """Return whether a JSON value has more than ``MAX_DEPTH`` lists and objects inside each other."""
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, list | dict)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            return True
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return False
 
 
 def _by_id(line: _Line) -> bool:
@@ -220,6 +256,9 @@ def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) 
     name, split = str(line.content["id"]), line.content.get("split")
     rows = {key: row for key, row in known.get(name, {}).items() if not key.startswith(_OFF) or key == f"{_OFF}{split}"}
     rows = {key.removeprefix(_OFF): row for key, row in rows.items() if split in (None, key.removeprefix(_OFF))}
+    if split is not None and split not in SPLITS:
+        rule, remedy = f'"split" must be one of {", ".join(SPLITS)}', "Correct it, or remove it."
+        raise DataError("rewards.split_unknown", rule, place=line.place, value=split, remedy=remedy)
     if not rows:
         where = "the recipe's data" if split is None else f"the split {split}"
         raise DataError(
@@ -252,6 +291,7 @@ def _inline(line: _Line, recipe: Recipe, found: Mapping[str, Any]) -> Sample:
             '"sample" must be an object with the fields of a row',
             place=line.place,
             value=row,
+            remedy="Copy the row from the data file.",
         )
     task = TASKS[recipe.dataset.task]
     requested = row_settings(recipe, task)
@@ -282,3 +322,4 @@ def _invalid(problem: RowProblem, line: _Line, shown: object) -> DataError:
 
 
 _WITHOUT_DATA = 'Correct the id, or put the row into the line as "sample".'
+CORRECT_LINES = "Correct these lines."

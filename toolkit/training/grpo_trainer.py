@@ -220,6 +220,16 @@ def _without_dropout(model: Any) -> Iterator[None]:
             module.train()
 
 
+@contextmanager
+def _at_temperature_1(trainer: Any) -> Iterator[None]:
+    """Compute log-probabilities at temperature 1. At a low one they round to 0, whatever the pixels are."""
+    temperature, trainer.temperature = trainer.temperature, 1.0
+    try:
+        yield
+    finally:
+        trainer.temperature = temperature
+
+
 def _check_pixels_used(trainer: Any, batch: _Fields) -> None:
     """Check that the log-probabilities of the first sample with an image change when its pixels change sign.
 
@@ -239,7 +249,7 @@ def _check_pixels_used(trainer: Any, batch: _Fields) -> None:
     mask = torch.cat([batch["prompt_mask"][row], generated.to(batch["prompt_mask"].dtype)], dim=1)
 
     def log_probs_T(fields: _Fields) -> torch.Tensor:
-        with torch.no_grad(), _without_dropout(trainer.model):
+        with torch.no_grad(), _without_dropout(trainer.model), _at_temperature_1(trainer):
             logps_NT: torch.Tensor = trainer._get_per_token_logps_and_entropies(
                 trainer.model, ids, mask, completions.shape[1], 1, **fields
             )[0]

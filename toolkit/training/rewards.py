@@ -186,9 +186,8 @@ def _unit(value: object, place: str) -> float:
     """Return the value as a float in [0, 1]. A sum of fractions may exceed an end by rounding."""
     number = float(value) if isinstance(value, Real) else math.nan
     if not -_ROUNDING <= number <= 1 + _ROUNDING:
-        raise RewardError(
-            "rewards.value_out_of_range", "a reward must return a number from 0 to 1, or None", place=place, value=value
-        )
+        rule, remedy = "a reward must return a number from 0 to 1, or None", "Correct the function."
+        raise RewardError("rewards.value_out_of_range", rule, place=place, value=value, remedy=remedy)
     return min(max(number, 0.0), 1.0)
 
 
@@ -219,7 +218,7 @@ def _weight_problem(name: str, weight: float, known: list[str]) -> Problem | Non
         remedy = f"Did you mean {close[0]}?" if close else f"Choose one of: {', '.join(known)}."
         return Problem("rewards.name_unknown", "must be the name of a reward", place, name, remedy)
     if not math.isfinite(weight):
-        return Problem("rewards.weight_not_finite", "a weight must be finite", place, weight)
+        return Problem("rewards.weight_not_finite", "a weight must be finite", place, weight, "Correct it.")
     if weight < 0:
         remedy = "Return 1 minus the penalty instead."
         return Problem("rewards.weight_negative", "a weight must be at least 0", place, weight, remedy)

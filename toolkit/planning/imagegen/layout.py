@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ModelError
+from toolkit.planning.model_files import DOWNLOAD_AGAIN
 
 PARTS = ("unet", "vae", "text_encoder")
 """The subfolders with parameters, in the order of ``Layout``."""
@@ -248,7 +249,9 @@ def read_layout(folder: Path) -> Layout:
         return Layout(_unet(unet), _vae(vae), text_encoder_of(text))
     except (KeyError, TypeError, ValueError) as error:
         rule = "the pipeline must have the layout of Stable Diffusion 1.x or 2.x"
-        raise ModelError("imagegen.layout_unsupported", rule, place=folder, value=repr(error)) from error
+        raise ModelError(
+            "imagegen.layout_unsupported", rule, place=folder, value=repr(error), remedy="Choose another base."
+        ) from error
 
 
 def text_encoder_of(fields: Mapping[str, Any]) -> TextEncoder:
@@ -280,9 +283,10 @@ def _vae(fields: Mapping[str, Any]) -> Vae:
 def _fields(file: Path) -> Mapping[str, Any]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        rule = "the base must be a complete diffusers pipeline"
         raise ModelError(
-            "imagegen.pipeline_incomplete", "the base must be a complete diffusers pipeline", place=file, value=error
+            "imagegen.pipeline_incomplete", rule, place=file, value=error, remedy=DOWNLOAD_AGAIN
         ) from error
     if not isinstance(fields, Mapping):
         raise ModelError(
@@ -290,6 +294,7 @@ def _fields(file: Path) -> Mapping[str, Any]:
             "a model's configuration must be a JSON object",
             place=file,
             value=type(fields).__name__,
+            remedy=DOWNLOAD_AGAIN,
         )
     return fields
 

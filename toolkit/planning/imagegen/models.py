@@ -396,7 +396,7 @@ def _fields(file: Path) -> Mapping[str, Any]:
     """Return the fields of a JSON file. Empty: it is missing or damaged."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, Mapping) else {}
 
@@ -430,6 +430,6 @@ def _local_fields(name: str, revision: str | None) -> Mapping[str, Any] | None:
         return None
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return fields if isinstance(fields, Mapping) else None

@@ -94,9 +94,9 @@ class Steps(Section):
     locations are the tokens of PaliGemma."""
     places: Literal["pixels", "thousand", "hundred", "unit"] = "pixels"
     """Convention for coordinates in the rows: pixels of the screenshot, or 0 to 1000, 100 or 1 along each side."""
-    task_start: int | None = Field(None, ge=0)
+    task_start: int | None = Field(None, ge=0, lt=2**53)
     """First task of ``data.train`` to use, by the number at the end of its id."""
-    task_end: int | None = Field(None, ge=0)
+    task_end: int | None = Field(None, ge=0, lt=2**53)
     """Last task of ``data.train`` to use, inclusive."""
     on_gap: Literal["drop", "empty"] = "drop"
     """GUI steps after a missing one, whose agent memory is unknown: drop and count them, or show an empty memory."""
