@@ -1,0 +1,71 @@
+"""Load a model's processor, with an error that names the damaged file."""
+
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ModelError
+from toolkit.models.model_config import read_object
+from toolkit.models.model_paths import model_source
+from toolkit.recipe import Model
+
+PATTERNS = ("*config.json", "tokenizer.json", "chat_template.json", "special_tokens_map.json", "added_tokens.json")
+"""JSON files that a processor reads. Each has an object."""
+
+
+def open_processor(model: Model, *, local: bool = False) -> Any:
+    """Return the processor of a model, as in its files.
+
+    Args:
+        model: The model.
+        local: Whether to use only files on this machine.
+
+    Raises:
+        ModelError: The processor is not available, or a file of it is damaged.
+    """
+    from transformers import AutoProcessor
+
+    source = model_source(model)
+    _check_regular(Path(source))
+    try:
+        return AutoProcessor.from_pretrained(
+            source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=local
+        )
+    except Exception as error:  # tokenizers raises Exception itself, and an image processor any error of its values.
+        raise _unusable(source, error) from error
+
+
+def model_not_found(source: str, error: Exception) -> ModelError:
+    """Return the error for a model that is not available."""
+    return ModelError(
+        "model.not_found",
+        "the model must be a folder or an available model on the Hub",
+        place=f"[model] name = {source!r}",
+        value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
+        remedy="Check the name. A gated model needs `hf auth login`. Offline, give the folder of a downloaded copy.",
+    )
+
+
+def _check_regular(folder: Path) -> None:
+    """Raise ModelError for a named pipe or a device in the folder. Reading one would not end."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.exists() and not file.is_file() and not file.is_dir():
+            rule = "every file of a model must be a regular file"
+            raise ModelError("model.file_not_regular", rule, place=file, remedy="Remove it, or copy the model again.")
+
+
+def _unusable(source: str, error: Exception) -> ModelError:
+    folder = Path(source)
+    if not folder.is_dir() and isinstance(error, OSError | ValueError):
+        return model_not_found(source, error)
+    for file in sorted(file for pattern in PATTERNS for file in folder.glob(pattern)):
+        try:
+            read_object(file, "model.processor_file")
+        except ModelError as found:
+            return found
+    return ModelError(
+        "model.processor_unusable",
+        "the processor's files must be those of a processor that the installed transformers loads",
+        place=f"[model] name = {source!r}",
+        value=" ".join((str(error).strip() or type(error).__name__).split())[:300],
+        remedy="Copy or download the files of the processor again.",
+    )
