@@ -311,9 +311,12 @@ def _check_processor(model: Model) -> Iterator[PlanFinding]:
         yield PlanFinding(Problem("plan.processor_missing", rule, "[model] name", model.name, remedy))
 
 
-def _check_start(facts: Facts) -> Iterator[PlanFinding]:
+def _check_weights(facts: Facts) -> Iterator[PlanFinding]:
+    yield from check_start(facts.recipe.model)
+
+
+def check_start(model: Model) -> Iterator[PlanFinding]:
     """Yield a finding if the model folder has an adapter, or model.adapter has no valid weights."""
-    model = facts.recipe.model
     folder = Path(model.name)
     if folder.is_dir() and (folder / ADAPTER_CONFIG).is_file():
         rule, remedy = (
@@ -499,7 +502,7 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_backend,
     _check_vllm,
     _check_model,
-    _check_start,
+    _check_weights,
 )
 _WARNINGS: tuple[Check, ...] = (
     _no_bfloat16,
