@@ -274,7 +274,7 @@ def test_a_regular_expression_without_end_is_stopped(adapter: Path, monkeypatch:
 
 @pytest.mark.parametrize("library", ["transformers.models.gemma3.modeling_gemma3", "unsloth_compiled_module_gemma3"])
 def test_the_libraries_that_peft_and_unsloth_write_are_accepted(adapter: Path, library: str) -> None:
-    mapping = {"base_model_class": "Gemma3ForConditionalGeneration", "parent_library": library}
+    mapping = {"base_model_class": "Gemma3ForConditionalGeneration", "parent_library": library, "unsloth_fixed": True}
     change(adapter / CONFIG, auto_mapping=mapping, target_modules=r"(?:.*?(?:language|text).*?\.q_proj)|(?:x\.\d+)")
     found = check_adapter(adapter).auto_mapping
     assert found is not None

@@ -37,9 +37,9 @@ Scale = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 
 class AutoMapping(BaseModel):
-    """The class of the model that the adapter was trained on."""
+    """The class of the model that the adapter was trained on. Unsloth adds a mark of its own, ``unsloth_fixed``."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="allow")
     base_model_class: Name | None = None
     parent_library: Name | None = None
 
