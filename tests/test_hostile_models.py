@@ -20,11 +20,20 @@ from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.models import Backend, adapter_config, lora
 from toolkit.models.adapter_config import CONFIG, check_adapter, read_adapter_config
-from toolkit.models.loading import check_model, load_model
+from toolkit.models.loading import load_model
 from toolkit.models.model_config import read_configuration
 from toolkit.models.processor import open_processor
-from toolkit.models.weight_files import ADAPTER, INDEX, SINGLE, model_weights, pickled_weights, tensor_shapes
+from toolkit.models.weight_files import (
+    ADAPTER,
+    INDEX,
+    SINGLE,
+    check_model_folder,
+    model_weights,
+    pickled_weights,
+    tensor_shapes,
+)
 from toolkit.planning.checks import check_start
+from toolkit.planning.model_files import find_base
 from toolkit.recipe import Model
 
 
@@ -127,12 +136,13 @@ def test_a_damaged_safetensors_file_is_an_error_with_its_name(tmp_path: Path, co
 
 def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / SINGLE)
+    os.mkfifo(tmp_path / "config.json")
     with raises(ModelError, "model.weights_damaged"):
         model_weights(tmp_path)
-    os.mkfifo(tmp_path / "config.json")
     with raises(ModelError, "model.config_not_json"):
         read_configuration(tmp_path / "config.json")
-    os.mkfifo(tmp_path / "tokenizer.json")
+    with raises(ModelError, "model.file_not_regular"):
+        check_model_folder(tmp_path)
     with raises(ModelError, "model.file_not_regular"):
         open_processor(Model(name=str(tmp_path)))
 
@@ -186,14 +196,20 @@ def test_an_unknown_model_type_runs_no_code_of_its_authors(model: Path, tmp_path
 def test_a_configuration_cannot_name_other_weights(model: Path) -> None:
     change(model / "config.json", transformers_weights="adapter_model.bin")
     with raises(ModelError, "model.weights_renamed"):
-        check_model(str(model), Model(name=str(model)))
+        check_model_folder(model)
 
 
 def test_an_adapter_cannot_take_the_place_of_the_model(model: Path, adapter: Path) -> None:
     """transformers would load the base that its configuration names."""
     shutil.copy(adapter / CONFIG, model)
     with raises(ModelError, "model.name_is_adapter"):
-        check_model(str(model), Model(name=str(model)))
+        check_model_folder(model)
+
+
+def test_a_damaged_generation_config_is_not_ignored(model: Path) -> None:
+    (model / "generation_config.json").write_text("{")
+    with raises(ModelError, "model.generation_config_not_json"):
+        check_model_folder(model)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +330,8 @@ def test_a_plan_checks_the_adapter_that_training_starts_from(adapter: Path, mode
     (weights,) = check_start(Model(name="tiny", adapter=model))
     assert weights.code == "model.weights_damaged"
     shutil.copy(adapter / CONFIG, model)
-    (name,) = check_start(Model(name=str(model)))
-    assert name.code == "model.name_is_adapter"
+    base = find_base(Model(name=str(model)))
+    assert (base.state, base.code) == ("missing", "model.name_is_adapter")
 
 
 def test_the_header_of_a_safetensors_file_has_the_shapes(adapter: Path) -> None:

@@ -12,11 +12,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import ModelError, warn
-from toolkit.models.adapter_config import CONFIG as ADAPTER_CONFIG
 from toolkit.models.model_config import read_configuration
 from toolkit.models.model_paths import IMAGE_BLOCKS
 from toolkit.models.processor import model_not_found
-from toolkit.models.weight_files import model_weights
+from toolkit.models.weight_files import check_model_folder, model_weights
 from toolkit.recipe import Model, Recipe
 
 QUANTIZED = ("4bit", "8bit")
@@ -45,7 +44,8 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         ModelError: The weights are not available, do not fit the GPU, or the machine does not support the precision.
     """
     show_downloads_only()
-    check_model(source, model)
+    if Path(source).is_dir():  # files on the Hub are checked by transformers
+        check_model_folder(Path(source))
     check_attention(source, model)
     loaded = _load(source, model, _options(model, precision_of(model, mergeable=mergeable), mergeable=mergeable))
     _keep_trainable(loaded)
@@ -57,27 +57,6 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
             value=model.precision,
         )
     return _to_gpu_if_it_fits(loaded) if mergeable else loaded
-
-
-def check_model(source: str, model: Model) -> None:
-    """Check the files of a model in a folder. Those on the Hub are checked by transformers.
-
-    Raises:
-        ModelError: A file is missing, pickled or damaged, or the folder contains an adapter.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        return
-    if (folder / ADAPTER_CONFIG).is_file():  # transformers would load the base that the adapter names
-        raise ModelError(
-            "model.name_is_adapter",
-            "the model must be a full model, not an adapter",
-            place=f"[model] name = {source!r}",
-            remedy="Set model.adapter to this folder, and model.name to the adapter's base model.",
-        )
-    if (folder / "config.json").exists():
-        read_configuration(folder / "config.json")
-    model_weights(folder)
 
 
 def _options(model: Model, precision: str, *, mergeable: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from toolkit.errors import ModelError
 from toolkit.models.model_config import read_object
 from toolkit.models.model_paths import model_source
+from toolkit.models.weight_files import check_regular
 from toolkit.recipe import Model
 
 PATTERNS = ("*config.json", "tokenizer.json", "chat_template.json", "special_tokens_map.json", "added_tokens.json")
@@ -25,7 +26,7 @@ def open_processor(model: Model, *, local: bool = False) -> Any:
     from transformers import AutoProcessor
 
     source = model_source(model)
-    _check_regular(Path(source))
+    check_regular(Path(source))
     try:
         return AutoProcessor.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=local
@@ -43,14 +44,6 @@ def model_not_found(source: str, error: Exception) -> ModelError:
         value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
         remedy="Check the name. A gated model needs `hf auth login`. Offline, give the folder of a downloaded copy.",
     )
-
-
-def _check_regular(folder: Path) -> None:
-    """Raise ModelError for a named pipe or a device in the folder. Reading one would not end."""
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if file.exists() and not file.is_file() and not file.is_dir():
-            rule = "every file of a model must be a regular file"
-            raise ModelError("model.file_not_regular", rule, place=file, remedy="Remove it, or copy the model again.")
 
 
 def _unusable(source: str, error: Exception) -> ModelError:

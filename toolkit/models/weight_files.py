@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from toolkit.errors import ModelError
+from toolkit.models.model_config import read_configuration, read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -19,6 +20,36 @@ STATES = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
 """Beginnings of the names of pickled files that the trainer writes beside weights."""
 
 Shape = tuple[int, ...]
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check the files of a model in a folder, except those of its processor.
+
+    Raises:
+        ModelError: A file is missing, pickled or damaged, a size in config.json is out of range, or the folder contains
+            an adapter.
+    """
+    check_regular(folder)
+    if (folder / "adapter_config.json").is_file():  # transformers would load the base that the adapter names
+        raise ModelError(
+            "model.name_is_adapter",
+            "the model must be a full model, not an adapter",
+            place=folder,
+            remedy="Set model.adapter to this folder, and model.name to the adapter's base model.",
+        )
+    if (folder / "config.json").exists():
+        read_configuration(folder / "config.json")
+    if (folder / "generation_config.json").exists():  # transformers ignores a damaged one
+        read_object(folder / "generation_config.json", "model.generation_config")
+    model_weights(folder)
+
+
+def check_regular(folder: Path) -> None:
+    """Raise ModelError for a named pipe or a device in the folder. Reading one would not end."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.exists() and not file.is_file() and not file.is_dir():
+            rule = "every file of a model must be a regular file"
+            raise ModelError("model.file_not_regular", rule, place=file, remedy="Remove it, or copy the model again.")
 
 
 def model_weights(folder: Path) -> list[Path]:

@@ -9,15 +9,13 @@ from pathlib import Path
 from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.evaluation.custom_metrics import load_metric
 from toolkit.models import backend_name
-from toolkit.models.adapter_config import CONFIG as ADAPTER_CONFIG
-from toolkit.models.adapter_config import check_adapter
+from toolkit.models.adapter_config import CONFIG, check_adapter
 from toolkit.models.llamacpp import require_for
-from toolkit.models.model_config import read_configuration
 from toolkit.models.model_paths import IMAGE_BLOCKS, writes_merged
 from toolkit.models.processor import open_processor
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
-from toolkit.models.weight_files import model_weights
+from toolkit.models.weight_files import check_model_folder
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.disk import Disk, check_disk
 from toolkit.planning.findings import PlanFinding, from_error, warning
@@ -316,23 +314,15 @@ def _check_weights(facts: Facts) -> Iterator[PlanFinding]:
 
 
 def check_start(model: Model) -> Iterator[PlanFinding]:
-    """Yield a finding if the model folder has an adapter, or model.adapter has no valid weights."""
-    folder = Path(model.name)
-    if folder.is_dir() and (folder / ADAPTER_CONFIG).is_file():
-        rule, remedy = (
-            "must be a full model, not an adapter",
-            "Set model.adapter to the folder, and name its base model.",
-        )
-        yield PlanFinding(Problem("model.name_is_adapter", rule, "[model] name", model.name, remedy))
+    """Yield a finding if ``model.adapter`` has no valid weights. ``check_base`` reports those of ``model.name``."""
     if model.adapter is None or not model.adapter.exists():
         return
     try:
         weights = find_weights(model.adapter)
-        if (weights / ADAPTER_CONFIG).is_file():
+        if (weights / CONFIG).is_file():
             check_adapter(weights)
         else:
-            read_configuration(weights / "config.json")
-            model_weights(weights)
+            check_model_folder(weights)
     except ToolkitError as error:
         yield from_error(error, "[model] adapter")
 

@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.errors import ModelError, Problem
+from toolkit.errors import ModelError, Problem, shorten
 from toolkit.models.llamacpp import mergeable_formats
 from toolkit.models.model_config import read_configuration
 from toolkit.models.model_paths import model_source, writes_merged
-from toolkit.models.weight_files import INDEX, SINGLE, model_weights
+from toolkit.models.weight_files import INDEX, SINGLE, check_model_folder, model_weights
 from toolkit.planning.architecture import Architecture, Linear
 from toolkit.planning.findings import PlanFinding, warning
 from toolkit.recipe import Model, Recipe
@@ -129,14 +129,14 @@ def find_base(model: Model, query: Query | None = None) -> BaseWeights:
 
 
 def _weights_in(folder: Path) -> BaseWeights:
-    """Return whether a folder has whole weights, which need not be there if model.adapter has other weights."""
+    """Return whether a folder has whole weights, or why not."""
     try:
-        model_weights(folder)
+        check_model_folder(folder)
     except ModelError as error:
         if error.code == "model.weights_missing":
             reason = f"the weights in {folder} are missing or incomplete"
             return BaseWeights("missing", reason, "plan.weights_incomplete")
-        reason = f"{error.place}: {error.rule} (got {error.value})"
+        reason = f"{error.place}: {error.rule} (got {shorten(error.value)})"
         return BaseWeights("missing", reason, error.code, error.remedy)
     return BaseWeights("folder")
 

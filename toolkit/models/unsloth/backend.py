@@ -34,7 +34,6 @@ from toolkit.models.loading import (
     UNUSABLE,
     check_attention,
     check_mergeable,
-    check_model,
     model_too_large,
     model_unusable,
     show_downloads_only,
@@ -49,7 +48,7 @@ from toolkit.models.unsloth.options import (
     sft_changes,
 )
 from toolkit.models.unsloth.preload import check_supported
-from toolkit.models.weight_files import adapter_weights
+from toolkit.models.weight_files import adapter_weights, check_model_folder
 from toolkit.recipe import Recipe
 from toolkit.runfolder.usage import note_unmeasured
 
@@ -81,7 +80,8 @@ class UnslothBackend:
         if adapted is not None:
             adapter.warn_ignored(adapted, check_adapter(adapted))
         source = str(weights) if weights is not None and adapted is None else base_source(recipe, weights)
-        check_model(source, recipe.model)
+        if Path(source).is_dir():
+            check_model_folder(Path(source))
         check_attention(source, recipe.model)
         if trainable:
             check_mergeable(source, recipe)
