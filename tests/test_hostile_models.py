@@ -164,6 +164,14 @@ def test_missing_tensors_are_an_error_because_they_would_be_random(model: Path) 
     assert str(caught.problem.value).startswith("3 missing")
 
 
+def test_tensors_that_the_model_does_not_use_are_a_warning(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A configuration with fewer layers than the files would otherwise be another model, silently."""
+    fields = json.loads((model / "config.json").read_text())
+    change(model / "config.json", vision_config={**fields["vision_config"], "num_hidden_layers": 0})
+    load_model(str(model), Model(name=str(model)))
+    assert [problem.code for problem in warnings_in(caplog)] == ["model.weights_unused"]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "code"),
     [
@@ -173,6 +181,7 @@ def test_missing_tensors_are_an_error_because_they_would_be_random(model: Path) 
         ("vocab_size", 10**9, "model.config_value_out_of_range"),
         ("hidden_size", "x", "model.config_unsupported"),
         ("hidden_size", 64, "model.config_unsupported"),
+        ("intermediate_size", 10_000_000, "model.larger_than_its_files"),
         ("num_attention_heads", 0, "model.config_unsupported"),
     ],
 )
@@ -191,6 +200,12 @@ def test_an_unknown_model_type_runs_no_code_of_its_authors(model: Path, tmp_path
         load_model(str(model), Model(name=str(model)))
     assert "trust_remote_code" in caught.problem.remedy
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_configuration_cannot_name_a_kernel_of_the_hub(model: Path) -> None:
+    change(model / "config.json", attn_implementation="someone/kernel")
+    with raises(ModelError, "model.config_names_kernel"):
+        read_configuration(model / "config.json")
 
 
 def test_a_configuration_cannot_name_other_weights(model: Path) -> None:

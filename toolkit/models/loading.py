@@ -1,5 +1,6 @@
 """A base model from a folder or the Hub, in the recipe's precision."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from toolkit.errors import ModelError, warn
 from toolkit.models.model_config import read_configuration
 from toolkit.models.model_paths import IMAGE_BLOCKS
 from toolkit.models.processor import model_not_found
-from toolkit.models.weight_files import check_model_folder, model_weights
+from toolkit.models.weight_files import check_model_folder, model_weights, tensor_shapes
 from toolkit.recipe import Model, Recipe
 
 QUANTIZED = ("4bit", "8bit")
@@ -33,6 +34,8 @@ UNUSABLE = (
 """Errors of transformers for files that are readable and do not describe a model."""
 REPACKS = "support_avx512bf16_for_cpu"
 """Attribute of ``bitsandbytes.nn.Linear4bit``."""
+MOST_OF_STORED = 2
+"""Largest multiple of the stored numbers that a model may have as parameters. Fewer missing ones are found later."""
 HEADROOM = 1.25
 """A model for merging moves to the GPU if this multiple of its size is free. The excess is for inference."""
 
@@ -46,6 +49,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     show_downloads_only()
     if Path(source).is_dir():  # files on the Hub are checked by transformers
         check_model_folder(Path(source))
+        _check_size(source, model)
     check_attention(source, model)
     loaded = _load(source, model, _options(model, precision_of(model, mergeable=mergeable), mergeable=mergeable))
     _keep_trainable(loaded)
@@ -57,6 +61,35 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
             value=model.precision,
         )
     return _to_gpu_if_it_fits(loaded) if mergeable else loaded
+
+
+def _check_size(source: str, model: Model) -> None:
+    """Compare the number of parameters with that of the files. transformers would allocate and initialise the others.
+
+    The model is built on the meta device, without memory for its parameters.
+
+    Raises:
+        ModelError: The configuration does not describe a model, or a model that is much larger than the files.
+    """
+    config = _configuration(source, model)
+    if model.trust_remote_code or getattr(config, "quantization_config", None):  # packed weights have other shapes
+        return
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForImageTextToText.from_config(config)
+        empty.tie_weights()
+    except UNUSABLE as error:
+        raise model_unusable(source, error) from error
+    parameters = sum(one.numel() for one in empty.parameters())
+    stored = sum(math.prod(shape) for file in model_weights(Path(source)) for shape in tensor_shapes(file).values())
+    if parameters > MOST_OF_STORED * stored:
+        raise ModelError(
+            "model.larger_than_its_files",
+            "the model of the configuration must be the model of the files",
+            place=f"[model] name = {source!r}",
+            value=f"{parameters:,} parameters, and {stored:,} in the files",
+            remedy="Compare config.json with that of the model's authors, or copy or download the model again.",
+        )
 
 
 def _options(model: Model, precision: str, *, mergeable: bool) -> dict[str, Any]:
@@ -110,6 +143,14 @@ def _load(source: str, model: Model, options: dict[str, Any]) -> Any:
             place=f"[model] name = {source!r}",
             value=f"{len(missing)} missing: {', '.join(missing[:3])}",
             remedy="Copy or download the model again.",
+        )
+    if unused := sorted(found["unexpected_keys"]):
+        warn(
+            "model.weights_unused",
+            "the model of the configuration does not use these weights, so it may not be the model of the files",
+            place=f"[model] name = {source!r}",
+            value=f"{len(unused)} unused: {', '.join(unused[:3])}",
+            remedy="Compare config.json with that of the model's authors.",
         )
     return loaded
 
@@ -268,13 +309,16 @@ def architecture_of(source: str, model: Model) -> str:
     Raises:
         ModelError: The configuration is not available.
     """
+    return str(_configuration(source, model).model_type)
+
+
+def _configuration(source: str, model: Model) -> Any:
     try:
-        config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        return AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except OSError as error:
         raise model_not_found(source, error) from error
     except UNUSABLE as error:
         raise model_unusable(source, error) from error
-    return str(config.model_type)
 
 
 def show_downloads_only() -> None:

@@ -9,14 +9,18 @@ from toolkit.errors import ModelError
 
 MOST_BYTES = 64 * 2**20
 """Maximum size of a JSON file. The largest tokenizer.json of a supported model has 34 MB."""
-MOST_LAYERS = 1024
-"""Maximum number of layers or experts. A model is built layer by layer, even without memory for its parameters."""
+MOST_LAYERS = 256
+"""Maximum number of layers. A model is built layer by layer, even without memory for its parameters."""
+MOST_EXPERTS = 1024
+"""Maximum number of experts of a layer."""
 MOST_SIZE = 2**24
 """Maximum of other sizes and numbers. The largest vocabulary of a supported model has 262,208 tokens."""
-LOOPED = ("layers", "depth", "experts")
-"""Ends of the names of fields with a number of modules."""
+LIMITS = (("layers", MOST_LAYERS), ("depth", MOST_LAYERS), ("experts", MOST_EXPERTS))
+"""Ends of the names of fields with a number of modules, and their maximum."""
 SIZED = ("_size", "_dim", "_heads", "_channels", "_labels", "_tokens_per_image", "_embeddings")
 """Ends of the names of fields with a size."""
+ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+"""Fields with the attention implementation. transformers would download a name with a slash and run it."""
 DEPTH = 8
 """Maximum nesting of a configuration that is checked. The configurations of supported models have 3 levels."""
 
@@ -60,7 +64,16 @@ def read_object(file: Path, code: str) -> Mapping[str, Any]:
 
 def _check_fields(fields: Mapping[str, Any], file: Path) -> None:
     for name, value, path in _walk(fields):
-        most = MOST_LAYERS if name.endswith(LOOPED) else MOST_SIZE if name.endswith(SIZED) else None
+        if name in ATTENTION and "/" in str(value):
+            raise ModelError(
+                "model.config_names_kernel",
+                "the configuration must not name a kernel of the Hub, because it would run code",
+                place=f"{file}: {path}",
+                value=value,
+                remedy="Remove the field, and set model.attention.",
+            )
+        sized = MOST_SIZE if name.endswith(SIZED) else None
+        most = next((limit for end, limit in LIMITS if name.endswith(end)), sized)
         if most is not None and isinstance(value, int | float) and not 0 <= value <= most:
             raise ModelError(
                 "model.config_value_out_of_range",
