@@ -15,9 +15,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.problems import raises, warnings_in
-from tests.helpers.training import small_recipe
+from tests.helpers.training import context_of, only, small_recipe
 from toolkit import tiny
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, TrainingError
 from toolkit.models import Backend, adapter_config, lora
 from toolkit.models.adapter_config import CONFIG, check_adapter, read_adapter_config
 from toolkit.models.loading import load_model
@@ -35,6 +35,8 @@ from toolkit.models.weight_files import (
 from toolkit.planning.checks import check_start
 from toolkit.planning.model_files import find_base
 from toolkit.recipe import Model
+from toolkit.training import resume
+from toolkit.training.sft import train_sft
 
 
 class Touch:
@@ -352,3 +354,21 @@ def test_a_plan_checks_the_adapter_that_training_starts_from(adapter: Path, mode
 def test_the_header_of_a_safetensors_file_has_the_shapes(adapter: Path) -> None:
     shapes = tensor_shapes(adapter / ADAPTER)
     assert shapes == {name: tuple(value.shape) for name, value in load_file(adapter / ADAPTER).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_in_a_checkpoint_is_an_error_and_runs_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its manifest fits: who can write the state can write the manifest too."""
+    monkeypatch.setattr(resume, "skip_reason", lambda checkpoint: None)
+    with context_of(only("sft", tmp_path)) as context:
+        train_sft(context)
+        first, last = resume.checkpoints(context.run.stage_folder("sft"))
+        shutil.rmtree(last)
+        (first / name).write_bytes(pickle.dumps(Touch(tmp_path / "ran")))
+        with raises(TrainingError, "training.checkpoint_not_plain_data") as caught:
+            train_sft(context)
+    assert caught.problem.place == str(first)
+    assert not (tmp_path / "ran").exists()
