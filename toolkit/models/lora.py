@@ -90,14 +90,23 @@ def reload(model: Any, folder: Path, *, trainable: bool) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (*UNLOADABLE, UserWarning) as error:
-        raise ModelError(
-            "model.adapter_not_loadable",
-            "the adapter must be complete and must belong to the recipe's model",
-            place=folder,
-            value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
-            remedy="Set model.name to the model that the adapter was trained on.",
-        ) from error
+        raise _not_loadable(folder, (str(error).strip() or type(error).__name__).splitlines()[0][:200]) from error
+    # peft silently leaves out matrices of layers that the configuration does not name. It may rename the others.
+    stored = sum(".lora_" in name for name in tensor_shapes(adapter_weights(folder)))
+    used = sum(".lora_" in name for name, _ in loaded.named_parameters())
+    if used < stored:
+        raise _not_loadable(folder, f"{stored - used} of {stored} tensors belong to layers without an adapter")
     return sort_names(loaded)
+
+
+def _not_loadable(folder: Path, reason: str) -> ModelError:
+    return ModelError(
+        "model.adapter_not_loadable",
+        "the adapter must be complete and must belong to the recipe's model",
+        place=folder,
+        value=reason,
+        remedy="Set model.name to the model that the adapter was trained on.",
+    )
 
 
 def warn_ignored(folder: Path, config: AdapterConfig) -> None:
