@@ -33,6 +33,8 @@ Pattern = Annotated[str, Field(min_length=1, max_length=20_000)]
 """Regular expression that matches the whole name of a layer. Unsloth writes some of about 500 characters."""
 Names = Annotated[list[Name], Field(max_length=20_000)]
 Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
+Init = Annotated[str, Field(pattern="^(gaussian|orthogonal|olora|eva|pissa(_niter_[0-9]{1,2})?)$")]
+"""Initialisation. peft repeats that of PiSSA when it loads an adapter, with as many iterations as its name has."""
 Scale = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 
@@ -68,12 +70,11 @@ class AdapterConfig(BaseModel):
     rank_pattern: dict[Pattern, Rank] | None = None
     alpha_pattern: dict[Pattern, Scale] | None = None
     bias: Literal["none", "all", "lora_only"] = "none"
-    init_lora_weights: bool | Name | None = None
+    init_lora_weights: bool | Init | None = None
     fan_in_fan_out: bool = False
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
-    use_qalora: bool = False
     qalora_group_size: int = 16
     ensure_weight_tying: bool = False
     inference_mode: bool = False
@@ -105,9 +106,12 @@ REMOVED = (
     "runtime_config",
     "trainable_token_indices",
     "use_bdlora",
+    "use_qalora",
     "velora_config",
 )
 """Settings from which peft builds objects or other layers. They must be empty."""
+UNUSED: Mapping[str, tuple[object, ...]] = {"loftq_config": ({},)}
+"""Further values of these settings that have no effect."""
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -123,7 +127,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     except ValidationError as error:
         first = error.errors()[0]
         raise _invalid(file, str(first["loc"][0]), first["msg"], first["input"]) from error
-    if unsupported := [name for name in REMOVED if fields.get(name)]:
+    if unsupported := [name for name in REMOVED if fields.get(name) not in (None, False, *UNUSED.get(name, ()))]:
         raise _invalid(file, unsupported[0], "must be empty", fields[unsupported[0]])
     if not config.target_modules and not config.target_parameters:
         raise _invalid(file, "target_modules", "must name layers", config.target_modules)
