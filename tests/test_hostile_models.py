@@ -247,6 +247,13 @@ def test_a_damaged_processor_is_an_error_that_names_the_file(model: Path, name: 
         assert caught.problem.place == str(model / name)
 
 
+def test_a_tokenizer_is_not_a_processor(model: Path) -> None:
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        change(model / name, processor_class="Unknown")
+    with raises(ModelError, "model.processor_unusable"):
+        open_processor(Model(name=str(model)))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

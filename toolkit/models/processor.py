@@ -28,11 +28,14 @@ def open_processor(model: Model, *, local: bool = False) -> Any:
     source = model_source(model)
     check_regular(Path(source))
     try:
-        return AutoProcessor.from_pretrained(
+        processor = AutoProcessor.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=local
         )
     except Exception as error:  # tokenizers raises Exception itself, and an image processor any error of its values.
         raise _unusable(source, error) from error
+    if not hasattr(processor, "tokenizer"):  # transformers returns a tokenizer for a processor that it does not know
+        raise _unusable(source, TypeError(f"{type(processor).__name__} is not a processor of images and text"))
+    return processor
 
 
 def model_not_found(source: str, error: Exception) -> ModelError:
