@@ -247,6 +247,12 @@ def test_a_damaged_processor_is_an_error_that_names_the_file(model: Path, name: 
         assert caught.problem.place == str(model / name)
 
 
+def test_a_processor_cannot_write_a_billion_placeholders(model: Path) -> None:
+    change(model / "processor_config.json", image_seq_length=10**9)
+    with raises(ModelError, "model.config_value_out_of_range"):
+        open_processor(Model(name=str(model)))
+
+
 def test_a_tokenizer_is_not_a_processor(model: Path) -> None:
     for name in ("processor_config.json", "tokenizer_config.json"):
         change(model / name, processor_class="Unknown")

@@ -15,7 +15,14 @@ MOST_EXPERTS = 1024
 """Maximum number of experts of a layer."""
 MOST_SIZE = 2**24
 """Maximum of other sizes and numbers. The largest vocabulary of a supported model has 262,208 tokens."""
-LIMITS = (("layers", MOST_LAYERS), ("depth", MOST_LAYERS), ("experts", MOST_EXPERTS))
+MOST_IMAGE_TOKENS = 2**17
+"""Maximum number of placeholders of an image, which a processor writes into every prompt."""
+LIMITS = (
+    ("image_seq_length", MOST_IMAGE_TOKENS),
+    ("layers", MOST_LAYERS),
+    ("depth", MOST_LAYERS),
+    ("experts", MOST_EXPERTS),
+)
 """Ends of the names of fields with a number of modules, and their maximum."""
 SIZED = ("_size", "_dim", "_heads", "_channels", "_labels", "_tokens_per_image", "_embeddings")
 """Ends of the names of fields with a size."""
@@ -32,7 +39,7 @@ def read_configuration(file: Path) -> Mapping[str, Any]:
         ModelError: The file is not a JSON object, or a size in it is out of range.
     """
     fields = read_object(file, "model.config")
-    _check_fields(fields, file)
+    check_fields(fields, file)
     return fields
 
 
@@ -62,7 +69,8 @@ def read_object(file: Path, code: str) -> Mapping[str, Any]:
     return fields
 
 
-def _check_fields(fields: Mapping[str, Any], file: Path) -> None:
+def check_fields(fields: Mapping[str, Any], file: Path) -> None:
+    """Raise ModelError if a size in a configuration is out of range, or a field names other code or weights."""
     for name, value, path in _walk(fields):
         if name in ATTENTION and "/" in str(value):
             raise ModelError(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ModelError
-from toolkit.models.model_config import read_object
+from toolkit.models.model_config import check_fields, read_object
 from toolkit.models.model_paths import model_source
 from toolkit.models.weight_files import check_regular
 from toolkit.recipe import Model
@@ -27,6 +27,8 @@ def open_processor(model: Model, *, local: bool = False) -> Any:
 
     source = model_source(model)
     check_regular(Path(source))
+    if (file := Path(source) / "processor_config.json").exists():
+        check_fields(read_object(file, "model.processor_file"), file)
     try:
         processor = AutoProcessor.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=local
