@@ -59,6 +59,7 @@ def test_a_template_without_an_end_of_turn_is_rejected(gemma: Any) -> None:
         ("{{ lipsum.__globals__['os'] }}", "unsafe"),
         ("{{ 'a' * 9999999999 }}", "256 MB of memory"),
         ("{{ 'a' * 2000000 }}", "1,000,000 characters"),
+        ("{{ '\\ud800' }}", "surrogates not allowed"),
     ],
 )
 def test_a_template_that_fails_or_allocates_is_rejected_under_limits(template: str, value: str) -> None:

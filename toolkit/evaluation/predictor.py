@@ -28,9 +28,10 @@ from toolkit.evaluation.predict import check_context, invalid_question
 from toolkit.images import ImagePolicy, read_image_header
 from toolkit.images.ref import ImageRef
 from toolkit.models import Backend
+from toolkit.models.adapter_config import read_adapter_config
 from toolkit.models.llamacpp import is_gguf
 from toolkit.recipe import Evaluate, Model, Recipe, Run, for_language_models, load_recipe, recipe_model
-from toolkit.runfolder import current_weights, find_run, find_weights, is_run, read_json
+from toolkit.runfolder import current_weights, find_run, find_weights, is_run
 from toolkit.runfolder.manifest import check_weights
 from toolkit.tasks import TASKS
 
@@ -207,7 +208,7 @@ def _default(path: Path, base: str | None, weights: Path | None) -> Recipe:
         remedy="Give recipe.",
     )
     if base is None and weights is not None and _is_adapter(weights):
-        base = read_json(weights / "adapter_config.json").get("base_model_name_or_path")
+        base = read_adapter_config(weights).base_model_name_or_path
         base = "tiny" if base and Path(base) == tiny.FOLDER else base
     elif base is None and not is_gguf(path):
         base = str(path)

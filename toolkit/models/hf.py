@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from transformers import AutoProcessor
 from transformers.utils.hub import cached_file
 
 from toolkit.data.task import Decision
@@ -22,9 +21,10 @@ from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end,
 from toolkit.models.choices import choice_log_probs
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs
-from toolkit.models.loading import bits_of, check_mergeable, dequantize, load_model, model_not_found, restore_weights
+from toolkit.models.loading import bits_of, check_mergeable, dequantize, load_model, restore_weights
 from toolkit.models.merge import compare_merged, plan_merge, write_merged
 from toolkit.models.model_paths import model_source, public_name
+from toolkit.models.processor import open_processor
 from toolkit.recipe import Recipe
 from toolkit.runfolder import find_weights
 
@@ -156,16 +156,9 @@ def load_processor(recipe: Recipe) -> Any:
     """Return the model's processor as in its files, with the recipe's ``prompt.thinking``.
 
     Raises:
-        ModelError: The processor is not available, or its chat template has no thinking switch.
+        ModelError: The processor is not available or damaged, or its chat template has no thinking switch.
     """
-    model = recipe.model
-    source = model_source(model)
-    try:
-        processor = AutoProcessor.from_pretrained(
-            source, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise model_not_found(source, error) from error
+    processor = open_processor(recipe.model)
     set_thinking(processor, recipe.prompt.thinking)
     return processor
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from toolkit.errors import warn
+from toolkit.errors import ModelError, warn
 from toolkit.models.model_paths import model_source
+from toolkit.models.processor import open_processor
 from toolkit.recipe import Model
 
 log = logging.getLogger(__name__)
@@ -44,19 +45,15 @@ class ProcessorSizes:
         source, model = model_source(self.model), self.model
         with _LOCK:  # threads of a scan would import and load the processor several times
             try:
-                return _rejection(source, model.revision, model.trust_remote_code, size)
-            except _NotAvailableError as error:
-                _warn_once(source, str(error))
+                return _rejection(model, size)
+            except ModelError as error:
+                _warn_once(source, str(error.value))
                 return ""
 
 
-class _NotAvailableError(Exception):
-    """The processor is not on this machine."""
-
-
 @lru_cache(maxsize=1 << 12)
-def _rejection(source: str, revision: str | None, custom_code: bool, size: tuple[int, int]) -> str:
-    processor = _processor(source, revision, custom_code)
+def _rejection(model: Model, size: tuple[int, int]) -> str:
+    processor = _processor(model)
     try:
         processor.image_processor(images=[Image.new("RGB", size)], return_tensors="pt")
     except REJECTIONS as error:
@@ -65,15 +62,8 @@ def _rejection(source: str, revision: str | None, custom_code: bool, size: tuple
 
 
 @lru_cache(maxsize=2)
-def _processor(source: str, revision: str | None, custom_code: bool) -> Any:
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(
-            source, revision=revision, trust_remote_code=custom_code, local_files_only=True
-        )
-    except (OSError, ValueError, ImportError, AttributeError, LookupError, TypeError) as error:
-        raise _NotAvailableError((str(error) or type(error).__name__).splitlines()[0]) from error
+def _processor(model: Model) -> Any:
+    return open_processor(model, local=True)
 
 
 @lru_cache(maxsize=8)

@@ -1,21 +1,41 @@
 """A base model from a folder or the Hub, in the recipe's precision."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import ModelError, warn
+from toolkit.models.model_config import read_configuration
 from toolkit.models.model_paths import IMAGE_BLOCKS
+from toolkit.models.processor import model_not_found
+from toolkit.models.weight_files import check_model_folder, model_weights, tensor_shapes
 from toolkit.recipe import Model, Recipe
 
 QUANTIZED = ("4bit", "8bit")
+UNUSABLE = (
+    ValueError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    StrictDataclassError,
+)
+"""Errors of transformers for files that are readable and do not describe a model."""
 REPACKS = "support_avx512bf16_for_cpu"
 """Attribute of ``bitsandbytes.nn.Linear4bit``."""
+MOST_OF_STORED = 2
+"""Largest multiple of the stored numbers that a model may have as parameters. Fewer missing ones are found later."""
 HEADROOM = 1.25
 """A model for merging moves to the GPU if this multiple of its size is free. The excess is for inference."""
 
@@ -27,8 +47,53 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         ModelError: The weights are not available, do not fit the GPU, or the machine does not support the precision.
     """
     show_downloads_only()
+    if Path(source).is_dir():  # files on the Hub are checked by transformers
+        check_model_folder(Path(source))
+        _check_size(source, model)
     check_attention(source, model)
-    precision = precision_of(model, mergeable=mergeable)
+    loaded = _load(source, model, _options(model, precision_of(model, mergeable=mergeable), mergeable=mergeable))
+    _keep_trainable(loaded)
+    if precision_of(model, mergeable=mergeable) == "16bit" and loaded.dtype == torch.float32:
+        warn(
+            "model.16bit_loaded_as_float32",
+            "this GPU lacks bfloat16, so the weights are float32 and take twice the memory",
+            place="[model] precision",
+            value=model.precision,
+        )
+    return _to_gpu_if_it_fits(loaded) if mergeable else loaded
+
+
+def _check_size(source: str, model: Model) -> None:
+    """Compare the number of parameters with that of the files. transformers would allocate and initialise the others.
+
+    The model is built on the meta device, without memory for its parameters.
+
+    Raises:
+        ModelError: The configuration does not describe a model, or a model that is much larger than the files.
+    """
+    config = _configuration(source, model)
+    if model.trust_remote_code or getattr(config, "quantization_config", None):  # packed weights have other shapes
+        return
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForImageTextToText.from_config(config)
+        empty.tie_weights()
+    except UNUSABLE as error:
+        raise model_unusable(source, error) from error
+    parameters = sum(one.numel() for one in empty.parameters())
+    stored = sum(math.prod(shape) for file in model_weights(Path(source)) for shape in tensor_shapes(file).values())
+    if parameters > MOST_OF_STORED * stored:
+        raise ModelError(
+            "model.larger_than_its_files",
+            "the model of the configuration must be the model of the files",
+            place=f"[model] name = {source!r}",
+            value=f"{parameters:,} parameters, and {stored:,} in the files",
+            remedy="Compare config.json with that of the model's authors, or copy or download the model again.",
+        )
+
+
+def _options(model: Model, precision: str, *, mergeable: bool) -> dict[str, Any]:
+    """Return the keyword arguments of ``from_pretrained`` for a precision."""
     options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
     if precision in QUANTIZED:
         options["quantization_config"] = _quantization(precision)
@@ -42,31 +107,52 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
             options["device_map"] = {"": "cpu"}
     if torch.cuda.is_available() and not mergeable:
         options["device_map"] = {"": torch.cuda.current_device()}
+    return options
+
+
+def _load(source: str, model: Model, options: dict[str, Any]) -> Any:
+    loaded: Any
+    found: dict[str, Any]
     try:
-        loaded = AutoModelForImageTextToText.from_pretrained(
-            source, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
+        loaded, found = AutoModelForImageTextToText.from_pretrained(  # type: ignore[misc]
+            source,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
     except ImportError as error:
         raise ModelError(
             "model.library_missing",
             "the library that this model or precision needs must be installed",
-            place=f"[model] name = {source!r}, precision = {precision!r}",
+            place=f"[model] name = {source!r}, precision = {model.precision!r}",
             value=str(error).strip().splitlines()[0][:200],
             remedy="Install it, or choose another precision or attention.",
         ) from error
     except torch.OutOfMemoryError as error:
         raise model_too_large(source) from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except OSError as error:
         raise model_not_found(source, error) from error
-    _keep_trainable(loaded)
-    if precision == "16bit" and loaded.dtype == torch.float32:
-        warn(
-            "model.16bit_loaded_as_float32",
-            "this GPU lacks bfloat16, so the weights are float32 and take twice the memory",
-            place="[model] precision",
-            value=precision,
+    except (*UNUSABLE, SafetensorError) as error:
+        raise model_unusable(source, error) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            "model.weights_incomplete",
+            "the files must contain all weights of the model, which would otherwise be random",
+            place=f"[model] name = {source!r}",
+            value=f"{len(missing)} missing: {', '.join(missing[:3])}",
+            remedy="Copy or download the model again.",
         )
-    return _to_gpu_if_it_fits(loaded) if mergeable else loaded
+    if unused := sorted(found["unexpected_keys"]):
+        warn(
+            "model.weights_unused",
+            "the model of the configuration does not use these weights, so it may not be the model of the files",
+            place=f"[model] name = {source!r}",
+            value=f"{len(unused)} unused: {', '.join(unused[:3])}",
+            remedy="Compare config.json with that of the model's authors.",
+        )
+    return loaded
 
 
 def dequantize(model: Any, source: str) -> Any:
@@ -119,12 +205,15 @@ def stored_quantized(source: str, model: Model) -> str | None:
     Raises:
         ModelError: The configuration is not available.
     """
-    try:
-        settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
-    except (OSError, ValueError) as error:
-        raise model_not_found(source, error) from error
+    if (file := Path(source) / "config.json").exists():
+        settings: Mapping[str, Any] = read_configuration(file)
+    else:
+        try:
+            settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
+        except (OSError, ValueError) as error:
+            raise model_not_found(source, error) from error
     found = settings.get("quantization_config")
-    return str(found.get("quant_method", "quantized")) if found else None
+    return str(found.get("quant_method", "quantized")) if isinstance(found, Mapping) and found else None
 
 
 def restore_weights(model: Any, checkpoint: Path) -> None:
@@ -134,7 +223,8 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
         ModelError: A weight is missing, unexpected, or has another shape.
     """
     show_downloads_only()
-    stored = type(model).from_pretrained(str(checkpoint), dtype=model.dtype)
+    model_weights(checkpoint)
+    stored = type(model).from_pretrained(str(checkpoint), dtype=model.dtype, use_safetensors=True)
     try:
         model.load_state_dict(stored.state_dict())
     except RuntimeError as error:
@@ -167,14 +257,24 @@ def bits_of(model: Any) -> int:
     return int(torch.finfo(model.dtype).bits)
 
 
-def model_not_found(source: str, error: Exception) -> ModelError:
-    """Return the error for a model that is not available."""
+def model_unusable(source: str, error: Exception) -> ModelError:
+    """Return the error for files that the installed transformers cannot load as a model.
+
+    Raises:
+        Exception: ``error``, if it comes from the GPU.
+    """
+    reason = (str(error).strip() or type(error).__name__).splitlines()
+    if "CUDA" in reason[0]:
+        raise error
+    if isinstance(error, ValueError) and not Path(source).is_dir():
+        return model_not_found(source, error)
     return ModelError(
-        "model.not_found",
-        "the model must be a folder or an available model on the Hub",
+        "model.config_unsupported",
+        "the model must be one that the installed transformers loads for images and text",
         place=f"[model] name = {source!r}",
-        value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
-        remedy="Check the name. A gated model needs `hf auth login`. Offline, give the folder of a downloaded copy.",
+        value=" ".join(reason)[:300],
+        remedy="Use another model, or a version of transformers that supports it. Code of the model's authors runs "
+        "only with model.trust_remote_code = true.",
     )
 
 
@@ -209,11 +309,16 @@ def architecture_of(source: str, model: Model) -> str:
     Raises:
         ModelError: The configuration is not available.
     """
+    return str(_configuration(source, model).model_type)
+
+
+def _configuration(source: str, model: Model) -> Any:
     try:
-        config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except OSError as error:
         raise model_not_found(source, error) from error
-    return str(config.model_type)
+    except UNUSABLE as error:
+        raise model_unusable(source, error) from error
 
 
 def show_downloads_only() -> None:

@@ -1,6 +1,5 @@
 """LoRA adapters: target layers, a new adapter, and loading of a saved one."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,36 @@ from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 
 from toolkit.errors import ModelError, warn
+from toolkit.models.adapter_config import CONFIG, AdapterConfig, check_adapter, read_adapter_config
 from toolkit.models.model_paths import VISION
+from toolkit.models.weight_files import adapter_weights, tensor_shapes
 from toolkit.recipe import Lora
+
+UNLOADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    SafetensorError,
+)
+"""Errors of peft for an adapter that does not fit the model."""
 
 
 def is_adapter(folder: Path) -> bool:
     """Return whether the folder contains an adapter, not a full model."""
-    return (folder / "adapter_config.json").is_file()
+    return (folder / CONFIG).is_file()
 
 
 def base_of(folder: Path) -> str | None:
-    """Return the folder or Hub name of the model that the adapter was trained on."""
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(base) if (base := settings.get("base_model_name_or_path")) else None
+    """Return the folder or Hub name of the model that the adapter was trained on.
+
+    Raises:
+        ModelError: The adapter's configuration is invalid.
+    """
+    return read_adapter_config(folder).base_model_name_or_path or None
 
 
 def attach(model: Any, lora: Lora, seed: int) -> Any:
@@ -43,28 +59,67 @@ def attach(model: Any, lora: Lora, seed: int) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    return sort_names(get_peft_model(model, config))
+
+
+def sort_names(model: Any) -> Any:
+    """Return the model with sorted names in its adapter's configuration.
+
+    peft keeps them in sets, and would save them in the order of the process's hash seed.
+    """
+    for config in model.peft_config.values():
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            if isinstance(names := getattr(config, name, None), set | list | tuple):
+                setattr(config, name, sorted(names))
+    return model
 
 
 def reload(model: Any, folder: Path, *, trainable: bool) -> Any:
     """Return the model with the adapter in ``folder``.
 
     Raises:
-        ModelError: The adapter is incomplete or belongs to another model.
+        ModelError: The adapter is invalid or incomplete, or belongs to another model.
     """
+    warn_ignored(folder, check_adapter(folder, [name for name, _ in model.named_modules()]))
     try:
         with warnings.catch_warnings():
             # If weights of the adapter are missing, peft only warns and continues with untrained ones.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
-        raise ModelError(
-            "model.adapter_not_loadable",
-            "the adapter must be complete and must belong to the recipe's model",
-            place=folder,
-            value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
-            remedy="Set model.name to the model that the adapter was trained on.",
-        ) from error
+            warnings.filterwarnings("ignore", message="Unexpected keyword arguments")
+            loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except torch.OutOfMemoryError:
+        raise
+    except (*UNLOADABLE, UserWarning) as error:
+        raise _not_loadable(folder, (str(error).strip() or type(error).__name__).splitlines()[0][:200]) from error
+    # peft silently leaves out matrices of layers that the configuration does not name. It may rename the others.
+    stored = sum(".lora_" in name for name in tensor_shapes(adapter_weights(folder)))
+    used = sum(".lora_" in name for name, _ in loaded.named_parameters())
+    if used < stored:
+        raise _not_loadable(folder, f"{stored - used} of {stored} tensors belong to layers without an adapter")
+    return sort_names(loaded)
+
+
+def _not_loadable(folder: Path, reason: str) -> ModelError:
+    return ModelError(
+        "model.adapter_not_loadable",
+        "the adapter must be complete and must belong to the recipe's model",
+        place=folder,
+        value=reason,
+        remedy="Set model.name to the model that the adapter was trained on.",
+    )
+
+
+def warn_ignored(folder: Path, config: AdapterConfig) -> None:
+    """Warn about settings of an adapter that the installed peft does not know, and ignores."""
+    known = LoraConfig.__dataclass_fields__
+    if ignored := sorted(name for name in config.model_extra or () if name not in known):
+        warn(
+            "model.adapter_settings_ignored",
+            "the installed peft does not know these settings of the adapter, and ignores them",
+            place=folder / CONFIG,
+            value=ignored,
+            remedy="Install the version of peft that wrote the adapter.",
+        )
 
 
 def restore(model: Any, folder: Path) -> None:
@@ -73,6 +128,7 @@ def restore(model: Any, folder: Path) -> None:
     Raises:
         ModelError: Weights are missing or belong to another model.
     """
+    tensor_shapes(adapter_weights(folder))
     try:
         found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
         missing = [name for name in found.missing_keys if "lora_" in name and ".default." in name]
@@ -95,6 +151,7 @@ def add_reference(model: Any) -> None:
     TRL adds it by itself. Unsloth's trainer does not, but uses the copy if the model has one.
     """
     model.add_adapter("ref", model.peft_config["default"])
+    sort_names(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".ref." in name:

@@ -30,10 +30,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from toolkit.errors import ModelError, warn
 from toolkit.models.backend import MergeComparison
+from toolkit.models.weight_files import INDEX, SINGLE, model_weights
 
 ADAPTER = "default"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 DTYPES: Mapping[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 """Maps names of dtypes in safetensors to torch."""
 MAX_SHOWN = 3
@@ -122,7 +121,7 @@ def write_merged(merge: MergePlan, folder: Path) -> None:
         save_file(shard, partial, metadata={"format": "pt"})
         partial.replace(folder / file)
         total += sum(tensor.nbytes for tensor in shard.values())
-    if (merge.folder / INDEX).is_file():
+    if merge.files != (SINGLE,):
         index = json.loads((merge.folder / INDEX).read_text(encoding="utf-8"))
         index.setdefault("metadata", {})["total_size"] = total
         (folder / f"{INDEX}.partial").write_text(json.dumps(index, indent=2), encoding="utf-8")
@@ -216,12 +215,10 @@ def _base_files(config: Any) -> tuple[Path, tuple[str, ...]]:
             folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
         except (LocalEntryNotFoundError, ValueError) as error:
             raise _NotPlainError(f"the files of {source} are not on disk") from error
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return folder, tuple(sorted(set(index["weight_map"].values())))
-    if (folder / SINGLE).is_file():
-        return folder, (SINGLE,)
-    raise _NotPlainError(f"{folder} has no {SINGLE}")
+    try:
+        return folder, tuple(file.name for file in model_weights(folder))
+    except ModelError as error:
+        raise _NotPlainError(str(error)) from error
 
 
 def _factors(base: torch.nn.Module) -> Iterator[tuple[str, Factors]]:

@@ -53,6 +53,7 @@ def main() -> None:
                 add_generation_prompt=call["add_generation_prompt"],
                 **job["variables"],
             )
+            rendered[0][0].encode()  # a tokenizer raises TypeError for a lone surrogate
         except FAILURES as error:
             sys.stdout.write(describe(error))
             return

@@ -17,7 +17,7 @@ from toolkit.pipeline.run import Stages, run_recipe
 from toolkit.pipeline.run_results import RunResults
 from toolkit.recipe import Recipe, for_language_models, load_table
 from toolkit.recipe.checks import is_folder_name
-from toolkit.runfolder import check_fingerprints, find_run, is_run, read_json, write_json
+from toolkit.runfolder import check_fingerprints, find_run, is_run, write_json
 from toolkit.tasks import TASKS
 
 RECORD = "benchmark.json"
@@ -135,10 +135,10 @@ def _recipe_of(path: Path) -> Recipe:
 
 def _adapter_base(path: Path) -> str | None:
     """Return the base model of a folder with an adapter, or None for any other folder."""
-    file = path / "adapter_config.json"
-    if not file.is_file():
+    if not (path / "adapter_config.json").is_file():
         return None
     from toolkit import tiny
+    from toolkit.models.adapter_config import read_adapter_config
 
-    base = str(read_json(file).get("base_model_name_or_path") or "")
+    base = read_adapter_config(path).base_model_name_or_path or ""
     return "tiny" if base and Path(base) == tiny.FOLDER else base

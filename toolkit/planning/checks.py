@@ -9,10 +9,13 @@ from pathlib import Path
 from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.evaluation.custom_metrics import load_metric
 from toolkit.models import backend_name
+from toolkit.models.adapter_config import CONFIG, check_adapter
 from toolkit.models.llamacpp import require_for
 from toolkit.models.model_paths import IMAGE_BLOCKS, writes_merged
+from toolkit.models.processor import open_processor
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
+from toolkit.models.weight_files import check_model_folder
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.disk import Disk, check_disk
 from toolkit.planning.findings import PlanFinding, from_error, warning
@@ -23,6 +26,7 @@ from toolkit.planning.stages import Backend, Stage
 from toolkit.planning.tokens import TEMPLATE_FAULTS, Rows, Tokens, opened_block
 from toolkit.recipe import Model, Recipe, missing_requirements
 from toolkit.recipe.checks import is_folder_name
+from toolkit.runfolder import find_weights
 from toolkit.scoring.reasoning import closing_tag
 from toolkit.tasks import TASKS
 from toolkit.training.rewards import load_custom
@@ -281,9 +285,7 @@ def _check_model(facts: Facts) -> Iterator[PlanFinding]:
             rule = "the model folder must contain config.json"
             yield PlanFinding(Problem("plan.config_missing", rule, place, str(folder), "Name a complete model folder."))
         elif tokens is not None and tokens.rows and not tokens.exact:
-            rule = "the model folder must contain a processor that loads: tokenizer and image processor"
-            remedy = "Copy the files of the model's processor into the folder."
-            yield PlanFinding(Problem("plan.processor_missing", rule, place, str(folder), remedy))
+            yield from _check_processor(recipe.model)
     if config is not None and model is None and not _can_be_built(config, recipe.model):
         rule = "the model_type must be one that the installed transformers loads for images and text"
         remedy = "Name another model, or install a version of transformers that supports it."
@@ -291,6 +293,39 @@ def _check_model(facts: Facts) -> Iterator[PlanFinding]:
     if config is not None and model is not None:
         yield from _check_lora_targets(recipe, model)
         yield from _check_attention(recipe.model, model)
+
+
+def _check_processor(model: Model) -> Iterator[PlanFinding]:
+    """Yield why the processor in a model folder does not load."""
+    try:
+        open_processor(model, local=True)
+    except ModelError as error:
+        if error.code != "model.processor_unusable":
+            yield from_error(error, "[model] name")
+            return
+        rule = (
+            f"the model folder must contain a processor that loads, with tokenizer and image processor: {error.value}"
+        )
+        remedy = "Copy the files of the model's processor into the folder."
+        yield PlanFinding(Problem("plan.processor_missing", rule, "[model] name", model.name, remedy))
+
+
+def _check_weights(facts: Facts) -> Iterator[PlanFinding]:
+    yield from check_start(facts.recipe.model)
+
+
+def check_start(model: Model) -> Iterator[PlanFinding]:
+    """Yield a finding if ``model.adapter`` has no valid weights. ``check_base`` reports those of ``model.name``."""
+    if model.adapter is None or not model.adapter.exists():
+        return
+    try:
+        weights = find_weights(model.adapter)
+        if (weights / CONFIG).is_file():
+            check_adapter(weights)
+        else:
+            check_model_folder(weights)
+    except ToolkitError as error:
+        yield from_error(error, "[model] adapter")
 
 
 def _can_be_built(config: Configuration, model: Model) -> bool:
@@ -462,6 +497,7 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_backend,
     _check_vllm,
     _check_model,
+    _check_weights,
 )
 _WARNINGS: tuple[Check, ...] = (
     _no_bfloat16,

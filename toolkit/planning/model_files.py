@@ -7,7 +7,6 @@ loading keep the vision tower in 16 bits.
 """
 
 import ast
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
-from toolkit.errors import ModelError, Problem
+from toolkit.errors import ModelError, Problem, shorten
 from toolkit.models.llamacpp import mergeable_formats
+from toolkit.models.model_config import read_configuration
 from toolkit.models.model_paths import model_source, writes_merged
+from toolkit.models.weight_files import INDEX, SINGLE, check_model_folder, model_weights
 from toolkit.planning.architecture import Architecture, Linear
 from toolkit.planning.findings import PlanFinding, warning
 from toolkit.recipe import Model, Recipe
@@ -64,7 +63,7 @@ def find_configuration(model: Model) -> Configuration | None:
         ModelError: the file is corrupt.
     """
     folder = Path(model_source(model))
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").exists():
         return Configuration(read_configuration(folder / "config.json"), "folder")
     file = cached_file(model, "config.json")
     if file is not None:
@@ -86,40 +85,20 @@ def cached_file(model: Model, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def read_configuration(file: Path) -> Mapping[str, Any]:
-    """Return the fields of a config.json.
-
-    Raises:
-        ModelError: the file is corrupt.
-    """
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        rule = "a model's configuration must be readable JSON"
-        raise ModelError("model.config_not_json", rule, place=file, value=error, remedy=DOWNLOAD_AGAIN) from error
-    if not isinstance(fields, Mapping):
-        rule = "a model's configuration must be a JSON object"
-        raise ModelError(
-            "model.config_not_object", rule, place=file, value=type(fields).__name__, remedy=DOWNLOAD_AGAIN
-        )
-    return fields
-
-
 TIMEOUT = 3.0
 """Timeout of a request to the Hub in seconds."""
-WHOLE = ("model.safetensors", "pytorch_model.bin")
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 State = Literal["folder", "cache", "reachable", "offline", "gated", "missing", "unreachable"]
 
 
 @dataclass(frozen=True, slots=True)
 class BaseWeights:
-    """Location of the model's own weights. ``reason`` and ``code``: why they are not available."""
+    """Location of the model's own weights. ``reason``, ``code`` and ``remedy``: why they are not available."""
 
     state: State
     reason: str = ""
     code: str = ""
+    remedy: str = "Download the model once (`hf download NAME`) and set its folder, or correct the name."
 
     @property
     def available(self) -> bool:
@@ -138,12 +117,10 @@ def find_base(model: Model, query: Query | None = None) -> BaseWeights:
     """
     folder = Path(model_source(model))
     if folder.is_dir():
-        if is_complete(lambda name: file if (file := folder / name).is_file() else None):
-            return BaseWeights("folder")
-        return BaseWeights("missing", f"the weights in {folder} are missing or incomplete", "plan.weights_incomplete")
+        return _weights_in(folder)
     if is_folder_name(model.name):
         return BaseWeights("missing", f"the folder {folder} does not exist", "plan.model_folder_missing")
-    if is_complete(lambda name: cached_file(model, name)):
+    if is_cached(model):
         return BaseWeights("cache")
     from huggingface_hub import constants
 
@@ -151,6 +128,19 @@ def find_base(model: Model, query: Query | None = None) -> BaseWeights:
         reason = "they are not in the Hub cache, and HF_HUB_OFFLINE=1 forbids downloads"
         return BaseWeights("offline", reason, "plan.weights_not_cached")
     return (query or query_hub)(model)
+
+
+def _weights_in(folder: Path) -> BaseWeights:
+    """Return whether a folder has whole weights, or why not."""
+    try:
+        check_model_folder(folder)
+    except ModelError as error:
+        if error.code == "model.weights_missing":
+            reason = f"the weights in {folder} are missing or incomplete"
+            return BaseWeights("missing", reason, "plan.weights_incomplete")
+        reason = f"{error.place}: {error.rule} (got {shorten(error.value)})"
+        return BaseWeights("missing", reason, error.code, error.remedy)
+    return BaseWeights("folder")
 
 
 def query_hub(model: Model) -> BaseWeights:
@@ -180,8 +170,7 @@ def check_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) 
     if not base.available:
         purpose = "loading, and for merging the adapter" if merges else "loading"
         rule = f"the model weights must be available for {purpose}: {base.reason}"
-        remedy = "Download the model once (`hf download NAME`) and set its folder, or correct the name."
-        yield PlanFinding(Problem(base.code, rule, place, name, remedy), certain=base.state != "unreachable")
+        yield PlanFinding(Problem(base.code, rule, place, name, base.remedy), certain=base.state != "unreachable")
     if merges and not dequantizes and config is not None and config.fields.get("quantization_config"):
         rule = "the base model of merged weights must be stored in 16 bits or more, not quantized"
         remedy = 'Name the unquantized base (precision = "4bit" quantizes it while loading), or set '
@@ -202,43 +191,12 @@ def drop_optional_formats(recipe: Recipe, config: Configuration | None) -> tuple
     return recipe.model_copy(update={"export": makeable}), [warning(found)]
 
 
-def is_complete(find: Callable[[str], Path | None]) -> bool:
-    """Return whether one file with all parameters exists, or an index and every file that it names.
-
-    Args:
-        find: file name -> path. None: the file does not exist.
-    """
-
-    def whole(name: str) -> bool:
-        file = find(name)
-        return file is not None and _is_whole(file)
-
-    if any(whole(name) for name in WHOLE):
-        return True
-    for name in INDICES:
-        index = find(name)
-        if index is not None:
-            files = _named_in(index)
-            return bool(files) and all(map(whole, files))
-    return False
-
-
-def _named_in(index: Path) -> set[str]:
-    """Return the files that an index of shards names. Empty: the index is corrupt."""
+def is_cached(model: Model) -> bool:
+    """Return whether all weights of a Hub model are in the local cache, as whole safetensors files."""
+    file = cached_file(model, SINGLE) or cached_file(model, INDEX)
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return set()
-
-
-def _is_whole(file: Path) -> bool:
-    """Return whether a safetensors file has tensors and the length that its header states. A partial copy does not."""
-    if file.suffix != ".safetensors":
-        return True
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            return bool(opened.keys())
-    except (OSError, SafetensorError):
+        return file is not None and bool(model_weights(file.parent))
+    except ModelError:
         return False
 
 
@@ -316,7 +274,7 @@ def find_repository(model: Model, query: QueryRepository | None = None) -> Repos
     other = model.model_copy(update={"name": name})
     file = cached_file(other, "config.json")
     if file is not None:
-        cached = is_complete(lambda part: cached_file(other, part))
+        cached = is_cached(other)
         return Repository(name, unquantized_modules(read_configuration(file)), DOWNLOADS.get(name), cached)
     from huggingface_hub import constants
 

@@ -16,6 +16,7 @@ from toolkit.images import ImageStore
 from toolkit.models.chat_template import Length, open_block, set_thinking
 from toolkit.models.lengths import count_lengths, describe_too_long, processor_input_size
 from toolkit.models.model_paths import model_source
+from toolkit.models.processor import open_processor
 from toolkit.models.prompts import Prompts
 from toolkit.planning.architecture import Architecture, Tower
 from toolkit.planning.cache import cached_count, hash_processor_files
@@ -149,17 +150,11 @@ def find_processor(recipe: Recipe) -> Any | None:
     Raises:
         ModelError: the recipe sets prompt.thinking, and the chat template has no thinking switch.
     """
-    model = recipe.model
-    source = model_source(model)
-    if processor_folder(model) is None:
+    if processor_folder(recipe.model) is None:
         return None
-    from transformers import AutoProcessor
-
     try:
-        processor = AutoProcessor.from_pretrained(
-            source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError):  # This includes incomplete files.
+        processor = open_processor(recipe.model, local=True)
+    except ModelError:  # The plan reports it for a model folder. In the Hub's cache, files may be incomplete.
         return None
     set_thinking(processor, recipe.prompt.thinking)
     return processor
@@ -177,7 +172,7 @@ def opened_block(recipe: Recipe) -> str:
     files = [folder / name for name in TEMPLATES] if folder else []
     is_switched = recipe.prompt.thinking is not None
     if not is_switched and not any(
-        file.is_file() and "think" in file.read_text(encoding="utf-8").lower() for file in files
+        file.is_file() and "think" in file.read_text(encoding="utf-8", errors="replace").lower() for file in files
     ):
         return ""
     processor = find_processor(recipe)

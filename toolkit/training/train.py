@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from toolkit.data.sample_set import SampleSet, balance
@@ -280,13 +281,22 @@ def _use_one_trainer(loop: _Loop, start: Path | None) -> _Outcome:
     """Train from ``start`` until the end, a signal, or an out-of-memory error. Save the last finished step.
 
     Raises:
-        TrainingError: One of several processes is out of memory.
+        TrainingError: One of several processes is out of memory, or a file of the checkpoint is not plain data.
     """
     restore_parameters(loop.backend, loop.holder.policy, loop.context.recipe, start)
     trainer = loop.build(loop.backend, loop.holder.policy, loop.sized_job)
     last = LastStep(trainer)
     resume = partial(trainer.train, resume_from_checkpoint=str(start) if start else None)
-    ended = attempt(resume) is not None or _save_after_oom(trainer, last, loop.folder, start)
+    try:
+        ended = attempt(resume) is not None or _save_after_oom(trainer, last, loop.folder, start)
+    except UnpicklingError as error:  # transformers loads a checkpoint's states with ``weights_only``
+        raise TrainingError(
+            "training.checkpoint_not_plain_data",
+            "the states in a checkpoint must be plain data, because a pickle can run code",
+            place=start or loop.folder,
+            value=str(error).strip().splitlines()[0][:200],
+            remedy="Delete the checkpoint, and run the same command again. It resumes from the one before.",
+        ) from error
     return _Outcome(trainer.state.global_step, trainer.state.max_steps, ended, last.complete)
 
 

@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ModelError, TrainingError
+from toolkit.models.model_config import read_configuration
+from toolkit.models.weight_files import model_weights
 
 WORDS = "words"
 _BATCH = 64
@@ -192,11 +195,17 @@ def load_half(name: str, revision: str | None, half: str, what: str) -> tuple[nn
     """Return a model with its config. Of a model whose config has ``half``, only that half is loaded.
 
     Raises:
-        ModelError: There is no such model, it is pickled, or it lacks parameters.
+        ModelError: There is no such model, it is pickled or damaged, or it lacks parameters.
     """
     from transformers import AutoConfig, AutoModel
 
+    from toolkit.models.loading import UNUSABLE
+
+    folder = Path(name)
     try:
+        if (folder / "config.json").exists():
+            read_configuration(folder / "config.json")
+            model_weights(folder)
         config = AutoConfig.from_pretrained(name, revision=revision)
         config = getattr(config, half, config)
         # The log would list each parameter of the half that is left out.
@@ -204,12 +213,13 @@ def load_half(name: str, revision: str | None, half: str, what: str) -> tuple[nn
             model, found = AutoModel.from_pretrained(
                 name, config=config, revision=revision, use_safetensors=True, output_loading_info=True
             )
-    except (OSError, ValueError) as error:
+    except (OSError, *UNUSABLE) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             "imagegen.encoder_not_loadable",
             f"the encoder must be a Transformers {what} model in safetensors files",
             place=name,
-            remedy=f"Correct the name, or download it first. Transformers says: {str(error).splitlines()[0]}",
+            remedy=f"Correct the name, or download it first. Transformers says: {reason}",
         ) from error
     if found["missing_keys"]:
         raise ModelError(

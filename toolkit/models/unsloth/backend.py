@@ -24,18 +24,21 @@ from unsloth.models.loader_utils import get_model_name
 from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
+from toolkit.models.adapter_config import check_adapter
 from toolkit.models.backend import Completion, MergeComparison, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.choices import choice_log_probs
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
 from toolkit.models.loading import (
+    UNUSABLE,
     check_attention,
     check_mergeable,
-    model_not_found,
     model_too_large,
+    model_unusable,
     show_downloads_only,
 )
+from toolkit.models.processor import model_not_found
 from toolkit.models.unsloth.options import (
     Loading,
     grpo_changes,
@@ -45,6 +48,7 @@ from toolkit.models.unsloth.options import (
     sft_changes,
 )
 from toolkit.models.unsloth.preload import check_supported
+from toolkit.models.weight_files import adapter_weights, check_model_folder
 from toolkit.recipe import Recipe
 from toolkit.runfolder.usage import note_unmeasured
 
@@ -73,7 +77,11 @@ class UnslothBackend:
         gc.collect()  # trainer and model refer to each other, so the previous stage may still hold GPU memory
         torch.cuda.empty_cache()
         adapted = weights if weights is not None and adapter.is_adapter(weights) else None
+        if adapted is not None:
+            adapter.warn_ignored(adapted, check_adapter(adapted))
         source = str(weights) if weights is not None and adapted is None else base_source(recipe, weights)
+        if Path(source).is_dir():
+            check_model_folder(Path(source))
         check_attention(source, recipe.model)
         if trainable:
             check_mergeable(source, recipe)
@@ -82,6 +90,8 @@ class UnslothBackend:
             adapter.warn_differs(weights, note)
         elif adapted is None and trainable:
             model = _attach(model, recipe)
+        if isinstance(model, PeftModel):
+            adapter.sort_names(model)
         register_usage_hooks(model)
         note_unmeasured("the output head in Unsloth's loss, and all passes in torch's counter")
         policy = make_policy(model, load_processor(recipe), weights)
@@ -243,8 +253,10 @@ def _load(recipe: Recipe, name: str, source: str, loading: Loading) -> Any:
         model, _ = FastVisionModel.from_pretrained(**load_options(recipe, name, loading))
     except torch.OutOfMemoryError as error:
         raise model_too_large(source) from error
-    except (OSError, ValueError, RuntimeError, ImportError, NotImplementedError) as error:
+    except (OSError, ImportError) as error:
         raise model_not_found(source, error) from error
+    except UNUSABLE as error:
+        raise model_unusable(source, error) from error
     loaded = str(getattr(model.config, "_name_or_path", source))
     if loaded != source and not Path(loaded).is_dir():
         log.info("Unsloth loads %s instead of %s (set model.revision to keep the latter)", loaded, source)
@@ -266,8 +278,7 @@ def _with_base(adapted: Path, base: str) -> Iterator[Path]:
     """Yield a folder with a copy of the adapter whose configuration names ``base``."""
     with tempfile.TemporaryDirectory(prefix="toolkit-adapter-") as place:
         folder = Path(place)
-        for file in adapted.glob("adapter_model*"):
-            shutil.copy(file, folder / file.name)
+        shutil.copy(adapter_weights(adapted), folder)
         settings = json.loads((adapted / "adapter_config.json").read_text(encoding="utf-8"))
         settings |= {"base_model_name_or_path": base, "revision": None}
         (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")

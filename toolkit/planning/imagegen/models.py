@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.errors import Problem, ToolkitError
+from toolkit.errors import ModelError, Problem, ToolkitError
+from toolkit.models.weight_files import model_weights
 from toolkit.planning.duration import Cost
-from toolkit.planning.findings import PlanFinding
+from toolkit.planning.findings import PlanFinding, from_error
 from toolkit.planning.imagegen.layout import KNOWN, PARTS, Layout, TextEncoder, read_layout, text_encoder_of
 from toolkit.recipe.checks import is_folder_name
 from toolkit.recipe.imagegen import Imagegen
@@ -272,6 +273,11 @@ def check_encoder(scorer: Scorer) -> Iterator[PlanFinding]:
             rule = "the encoder must be stored as safetensors, because a pickle can run code"
             remedy = "Choose a revision with safetensors, or convert it with save_pretrained."
             yield PlanFinding(Problem("imagegen.encoder_pickled", rule, place, str(folder), remedy))
+            return
+        try:
+            model_weights(folder)
+        except ModelError as error:
+            yield from_error(error, place)
     elif constants.HF_HUB_OFFLINE and cached(scorer.name, "config.json", scorer.revision) is None:
         rule, remedy = "the encoder must be in the Hub's cache while HF_HUB_OFFLINE=1", DOWNLOAD
         yield PlanFinding(Problem("imagegen.encoder_not_cached", rule, place, scorer.name, remedy))
