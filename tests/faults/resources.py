@@ -244,7 +244,7 @@ PARTS = (
     Part(
         "file-size",
         "resources",
-        partial(limited, resource.RLIMIT_FSIZE, (KIB, 20 * KIB, 100 * KIB, 300 * KIB, MIB, 3 * MIB), "file-size"),
+        partial(limited, resource.RLIMIT_FSIZE, (20 * KIB, 100 * KIB, 300 * KIB, MIB, 3 * MIB), "file-size"),
     ),
     Part("images-vanish", "resources", images_fail),
     Part("in-use", "resources", in_use),
