@@ -44,7 +44,7 @@ def first_event(text: str) -> int:
     return next(number for number, event in enumerate(events, 1) if text in event.partition("runs/chest")[2])
 
 
-@pytest.mark.parametrize("name", ["index", "prepare", "synthetic", "report", "evaluate", "predict"])
+@pytest.mark.parametrize("name", ["index", "prepare", "synthetic", "report", "evaluate"])
 def test_a_killed_command_has_the_results_of_an_undisturbed_one(name: str, tmp_path: Path) -> None:
     assert_identical(trial(name, 3, 1, 0, tmp_path))
 
