@@ -1,14 +1,11 @@
 """Some trials of the kills. `python -m tests.faults --only kills` runs more."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.faults.children import ROOT, run_command
+from tests.faults.children import run_command, run_real
 from tests.faults.kills import Kill, check, differences, trial
 from tests.faults.part import Outcome
 from tests.faults.scenarios import SCENARIOS, undisturbed, undisturbed_folder
@@ -21,17 +18,9 @@ def assert_identical(outcome: Outcome) -> None:
 
 
 def test_a_forked_command_has_the_results_of_the_real_command(tmp_path: Path) -> None:
-    scenario = SCENARIOS["chest"]
-    whole = undisturbed("chest")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]),
-        "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": "1",
-        "TOOLKIT_CACHE": str(tmp_path / "cache"),
-    }
-    command = [sys.executable, "-m", "toolkit", *scenario.argv]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    ended = run_command(["--version"], tmp_path)
+    scenario, whole = SCENARIOS["chest"], undisturbed("chest")
+    ended = run_real(scenario.argv, tmp_path, 0, 600)
+    assert ended.status == 0, ended.stderr
     assert list(differences(scenario, whole.digests, ended, tmp_path)) == []
 
 
@@ -55,7 +44,7 @@ def first_event(text: str) -> int:
     return next(number for number, event in enumerate(events, 1) if text in event.partition("runs/chest")[2])
 
 
-@pytest.mark.parametrize("name", ["index", "prepare", "synthetic", "report", "evaluate", "predict"])
+@pytest.mark.parametrize("name", ["index", "prepare", "synthetic", "report", "evaluate"])
 def test_a_killed_command_has_the_results_of_an_undisturbed_one(name: str, tmp_path: Path) -> None:
     assert_identical(trial(name, 3, 1, 0, tmp_path))
 

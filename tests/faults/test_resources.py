@@ -8,15 +8,7 @@ from tests.faults.resources import PARTS
 
 pytestmark = pytest.mark.slow
 
-TRIALS = {
-    "small-cache": 1,
-    "fills-runs": 1,
-    "file-size": 1,
-    "open-files": 1,
-    "images": 1,
-    "in-use": 1,
-    "together": 1,
-}
+TRIALS = {"fills-runs": 1, "file-size": 1, "in-use": 1, "together": 1}
 """Part -> number of its trial."""
 
 

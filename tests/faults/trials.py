@@ -22,7 +22,9 @@ def all_parts() -> dict[str, Part]:
         if module.name not in HELPERS and not module.name.startswith("test_"):
             for value in vars(importlib.import_module(f"tests.faults.{module.name}")).values():
                 parts = value if isinstance(value, tuple) else (value,)
-                found.update({part.name: part for part in parts if isinstance(part, Part)})
+                for part in parts:
+                    if isinstance(part, Part) and found.setdefault(part.name, part) is not part:
+                        raise ValueError(f"two parts have the name {part.name}")
     return found
 
 
