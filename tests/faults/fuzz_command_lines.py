@@ -28,7 +28,6 @@ SETTINGS = (
 )
 SAFE_OPTIONS = frozenset({"--push", "--public"})
 """Options that need the network."""
-NO_STDIN = ("predict",)
 
 
 @cache
@@ -38,7 +37,9 @@ def commands() -> dict[tuple[str, ...], tuple[Any, ...]]:
 
     from toolkit.cli.commands import app
 
-    return dict(_walk(typer.main.get_command(app), ()))
+    found = dict(_walk(typer.main.get_command(app), ()))
+    del found["doctor",]  # it runs probes for minutes
+    return found
 
 
 def _walk(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[Any, ...]]]:

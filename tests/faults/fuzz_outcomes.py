@@ -242,7 +242,8 @@ def unclear(found: Attempt) -> str:
     ended = found.ended
     if not found.problems:
         usage = ended.status == 2 and ("Error" in ended.stderr or "[cli." in ended.stderr)
-        listed = CODE_AT_END.search(ended.stdout) or '"code"' in ended.stdout  # a plan, or a list of bad images
+        # A plan with problems, and an inspection with unusable images, list them in their output.
+        listed = any(text in ended.stdout for text in ('"code"', " unusable")) or CODE_AT_END.search(ended.stdout)
         return "" if usage or listed else "no error with a code"
     whole, *each = found.problems
     if whole["length"] > LONGEST_MESSAGE:

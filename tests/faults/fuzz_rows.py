@@ -27,7 +27,11 @@ def read_samples(place: Path) -> None:
     data = load_data(recipe)
     found = {
         sample.id: [
-            {key: repr(value) for key, value in sample.fields.items() if key not in OF_ALL_ROWS},
+            {
+                key: repr(value).replace(str(place), "")
+                for key, value in sample.fields.items()
+                if key not in OF_ALL_ROWS
+            },
             repr(sample.reference),
             [ref.path.name for ref in sample.images],
         ]
