@@ -100,6 +100,10 @@ class Child:
         """Wait at most so long. Return whether it ended."""
         return bool(select.select([self.descriptor], [], [], max(0.0, seconds))[0])
 
+    def has_begun(self) -> bool:
+        """Return whether the command line has begun."""
+        return Path(self.outputs.name, "begun").exists()
+
     def send(self, number: int) -> None:
         """Send a signal to the command alone."""
         with suppress(ProcessLookupError):

@@ -1,6 +1,7 @@
 """A part of the fault tests: trials that can be repeated, each with one outcome."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,3 +66,8 @@ class Part:
 def random_of(seed: int, name: str, number: int) -> random.Random:
     """The only source of randomness of a trial."""
     return random.Random(f"{seed}:{name}:{number}")
+
+
+def is_clear(line: str) -> bool:
+    """Return whether the last line that a command prints is an error with its code."""
+    return bool(re.search(r"\[[a-z_]+\.[a-z_]+\]$", line))

@@ -8,7 +8,9 @@ import pkgutil
 import resource
 import signal
 import sys
+import tempfile
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
@@ -65,14 +67,17 @@ def run(request: Request) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
     os.chdir(request.folder)
     os.environ.update(request.environment)
+    tempfile.tempdir = None  # that of the environment
     sys.argv = ["toolkit", *request.argv]
-    watch(os.open(request.outputs / "events", os.O_WRONLY | os.O_CREAT), request.kill)
+    log = os.open(request.outputs / "events", os.O_WRONLY | os.O_CREAT)
     if request.before is not None:
         request.before()
     for limit, values in request.limits.items():
         resource.setrlimit(limit, values)
     from toolkit.cli import main
 
+    (request.outputs / "begun").touch()
+    watch(log, request.kill)
     main(list(request.argv))
 
 
@@ -92,7 +97,8 @@ def watch(log: int, kill: KillAt | None) -> None:
         two = event in ("os.rename", "os.link", "os.symlink")
         folder = arguments[-1] if event in FOLDER_LAST else -1
         path = absolute(arguments[1] if two else arguments[0], folder)
-        os.write(log, f"{event} {path}\n".encode("utf-8", "replace"))
+        with suppress(OSError):  # above the limit of a file's size
+            os.write(log, f"{event} {path}\n".encode("utf-8", "replace"))
         if kill is not None and seen == kill.event:
             os.kill(os.getpid(), kill.signal)
 
