@@ -100,10 +100,14 @@ def pickled_weights(random: Random, place: Path) -> Case:
     if random.random() < 0.7:
         (model / "model.safetensors").unlink()
     content = evil_pickle(random, place)
-    for name in random.choice((("pytorch_model.bin",), ("model.bin",), ("pytorch_model-00001-of-00001.bin",), ("tf_model.h5",))):
+    for name in random.choice(
+        (("pytorch_model.bin",), ("model.bin",), ("pytorch_model-00001-of-00001.bin",), ("tf_model.h5",))
+    ):
         (model / name).write_bytes(content)
     if random.random() < 0.3:
-        (model / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}))
+        (model / "pytorch_model.bin.index.json").write_text(
+            json.dumps({"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}})
+        )
     if random.random() < 0.2:
         (model / "model.safetensors").write_bytes(content)
     return _plan_or_evaluate(random, model, place)
@@ -146,7 +150,14 @@ def pickled_checkpoint(random: Random, place: Path) -> Case:
     copy_base(random.choice(("sft", "grpo")), place / "work")
     checkpoints = sorted((place / "work" / RUN).glob("stages/*/checkpoints/*"))
     content = evil_pickle(random, place)
-    names = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "adapter_model.bin", "pytorch_model.bin")
+    names = (
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "training_args.bin",
+        "adapter_model.bin",
+        "pytorch_model.bin",
+    )
     name = random.choice(names)
     for checkpoint in checkpoints:
         if checkpoint.is_dir():
@@ -184,14 +195,28 @@ def remote_code(random: Random, place: Path) -> Case:
         (model / name).write_text(_code(place))
     (model / "custom_generate").mkdir()
     (model / "custom_generate" / "generate.py").write_text(_code(place) + "def generate(**x): pass\n")
-    auto = {name: "evil.Evil" for name in ("AutoModelForImageTextToText", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer")}
+    auto = dict.fromkeys(
+        ("AutoModelForImageTextToText", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer"), "evil.Evil"
+    )
     auto |= {"AutoConfig": "evil.EvilConfig", "AutoProcessor": "evil.Evil", "AutoImageProcessor": "evil.Evil"}
-    files = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json")
+    files = (
+        "config.json",
+        "tokenizer_config.json",
+        "processor_config.json",
+        "preprocessor_config.json",
+        "generation_config.json",
+    )
     for name in random.sample(files, random.choice((1, 2, 5))):
         changes: dict[str, Any] = {"auto_map": {**auto, "AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
         if random.random() < 0.4:
             changes |= random.choice(
-                ({"model_type": "evil"}, {"tokenizer_class": "Evil"}, {"processor_class": "Evil"}, {"custom_generate": "."}, {"image_processor_type": "Evil"})
+                (
+                    {"model_type": "evil"},
+                    {"tokenizer_class": "Evil"},
+                    {"processor_class": "Evil"},
+                    {"custom_generate": "."},
+                    {"image_processor_type": "Evil"},
+                )
             )
         _edit(model / name, **changes)
     return _plan_or_evaluate(random, model, place)
@@ -234,7 +259,9 @@ def postscript(random: Random, place: Path) -> Case:
         (tools / name).chmod(0o755)
     suffix = random.choice((".png", ".jpg", ".tif", ".eps", ".ps", ".pdf", ".gif", ".dcm", ".nii"))
     film = place / "in" / "images" / f"film{suffix}"
-    content = random.choice((POSTSCRIPT, b"\xc5\xd0\xd3\xc6" + bytes(26) + POSTSCRIPT, b"%!PS\n" + POSTSCRIPT, b"%PDF-1.4\n"))
+    content = random.choice(
+        (POSTSCRIPT, b"\xc5\xd0\xd3\xc6" + bytes(26) + POSTSCRIPT, b"%!PS\n" + POSTSCRIPT, b"%PDF-1.4\n")
+    )
     film.write_bytes(content)
     rows = rows_of("vqa")
     rows[0]["image_name"] = f"images/film{suffix}"
@@ -253,7 +280,17 @@ def traversal(random: Random, place: Path) -> Case:
     link = place / "in" / "images" / "link.png"
     link.symlink_to(secret)
     (place / "in" / "images" / "linked").symlink_to(secret.parent)
-    paths = ("../outside/secret.png", str(secret), "images/../../outside/secret.png", "images/link.png", "images/linked/secret.png", f"file://{secret}", "..\\outside\\secret.png", "./images/./../../outside/secret.png", "../outside/secret")
+    paths = (
+        "../outside/secret.png",
+        str(secret),
+        "images/../../outside/secret.png",
+        "images/link.png",
+        "images/linked/secret.png",
+        f"file://{secret}",
+        "..\\outside\\secret.png",
+        "./images/./../../outside/secret.png",
+        "../outside/secret",
+    )
     rows = rows_of("vqa")
     rows[0]["image_name"] = random.choice(paths)
     (place / "in" / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -267,10 +304,27 @@ def run_names(random: Random, place: Path) -> Case:
     (place / "in" / "runs").mkdir()
     (place / "in" / "runs" / "notes.txt").write_text("mine")
     file = _recipe(place, {"train": "rows.json"})
-    names = ("../in/runs", "../../x", "/tmp/x", "a/../../x", "..", ".", "", "a\\b", "~", "CON", "x\n", "-x", "..\\x", "a" * 300)
+    names = (
+        "../in/runs",
+        "../../x",
+        "/tmp/x",
+        "a/../../x",
+        "..",
+        ".",
+        "",
+        "a\\b",
+        "~",
+        "CON",
+        "x\n",
+        "-x",
+        "..\\x",
+        "a" * 300,
+    )
     name = random.choice(names)
     if random.random() < 0.6:
-        setting = random.choice((f"run.name={json.dumps(name)}", f"run.folder={json.dumps(str(place / 'in' / 'runs' / 'notes.txt'))}"))
+        setting = random.choice(
+            (f"run.name={json.dumps(name)}", f"run.folder={json.dumps(str(place / 'in' / 'runs' / 'notes.txt'))}")
+        )
         return Case((random.choice(("run", "plan")), str(file), "--set", setting), place)
     copy_base("finished", place / "work")
     return Case(("evaluate", RUN, "--set", "evaluate.limit=2", f"--name={name}"), place)
@@ -322,7 +376,9 @@ def datasets(random: Random, place: Path) -> Case:
             archive.writestr("rows.json", json.dumps(rows_of("vqa")))
         data = {"train": str(folder / "set.zip"), "task": "vqa"}
     elif kind == 4:
-        (folder / "dataset_info.json").write_text(json.dumps({"features": {"a": {"_type": "evil.Evil"}}, "builder_name": "evil"}))
+        (folder / "dataset_info.json").write_text(
+            json.dumps({"features": {"a": {"_type": "evil.Evil"}}, "builder_name": "evil"})
+        )
         (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../../../secret"}]}))
         (folder / "data-00000-of-00001.arrow").write_bytes(evil_pickle(random, place))
     else:

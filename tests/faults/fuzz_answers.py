@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.faults.fuzz_data import BASES, base_folder, recipe_text, rows_of
 from tests.faults.fuzz_mutations import TEXTS, mutate_bytes
-from tests.faults.fuzz_outcomes import MEMORY, Case, attempt, batch_trial, first_wrong, in_child, judge, last_error
+from tests.faults.fuzz_outcomes import MEMORY, Case, batch_trial, first_wrong, in_child, last_error
 from tests.faults.part import Outcome, Part, random_of
 
 SLOW_S = 5.0
@@ -31,8 +31,40 @@ CODE = (
 )
 PIECES = (
     *("<answer>", "</answer>", "<think>", "</think>", "<bbox>", "</bbox>", "<diagnosis>", "</diagnosis>", "<location>"),
-    *("<polygon>", "</polygon>", "<box>", "<loc0001>", "[", "]", "{", "}", "(", ")", '"', "'", ",", ":", "\\", "```json"),
-    *("```", "\n", "\0", "\ud800", "\u202e", "A", "A.", "(B)", "Answer: C", "yes", "no", "melanoma", "top left", "none"),
+    *(
+        "<polygon>",
+        "</polygon>",
+        "<box>",
+        "<loc0001>",
+        "[",
+        "]",
+        "{",
+        "}",
+        "(",
+        ")",
+        '"',
+        "'",
+        ",",
+        ":",
+        "\\",
+        "```json",
+    ),
+    *(
+        "```",
+        "\n",
+        "\0",
+        "\ud800",
+        "\u202e",
+        "A",
+        "A.",
+        "(B)",
+        "Answer: C",
+        "yes",
+        "no",
+        "melanoma",
+        "top left",
+        "none",
+    ),
     *('{"action": "CLICK", "coords": [1, 2]}', '"bbox_2d": [1, 2, 3, 4]', '"label": "nodule"', "[10, 20, 30, 40]"),
     *("[1e999, nan, -inf, 5]", "9" * 5_000, "1e-400", "0x10", "١٢٣", "½", "12,5", "Findings:", "Impression:", "&lt;"),
     *('{"Short Term": {}}', '{"Predicted": null}', "null", "None", "NaN", "true", "\\u0000", "\\ud800", *CODE),
@@ -48,16 +80,28 @@ def completion(random: Random) -> str:
     if kind == 3:
         return random.choice(PIECES) * random.choice((100, 5_000, 20_000))
     if kind == 4:
-        pair = random.choice(("[]", "{}", "()", ("<bbox>", "</bbox>"), ("<think>", "</think>"), ('{"a":', "}"), ("[1,", "]")))
+        pair = random.choice(
+            ("[]", "{}", "()", ("<bbox>", "</bbox>"), ("<think>", "</think>"), ('{"a":', "}"), ("[1,", "]"))
+        )
         times = random.choice((50, 1_000, 20_000))
         return pair[0] * times + pair[1] * random.choice((times, times - 1, 0))
     if kind == 5:
         return "".join(random.choice(PIECES) * random.choice((1, 1, 2_000)) for _ in range(6))
     if kind == 6:
-        return "".join(chr(random.choice((random.randrange(128), random.randrange(0x3000), random.randrange(0x10FFFF)))) for _ in range(200))
+        return "".join(
+            chr(random.choice((random.randrange(128), random.randrange(0x3000), random.randrange(0x10FFFF))))
+            for _ in range(200)
+        )
     if kind == 7:
         return random.choice(TEXTS) * random.choice((1, 1000))
-    good = random.choice((ACTION, "<answer>A</answer>", "<diagnosis>melanoma</diagnosis><bbox>[1, 2, 30, 40]</bbox>", '[{"bbox_2d": [1, 2, 30, 40], "label": "melanoma"}]'))
+    good = random.choice(
+        (
+            ACTION,
+            "<answer>A</answer>",
+            "<diagnosis>melanoma</diagnosis><bbox>[1, 2, 30, 40]</bbox>",
+            '[{"bbox_2d": [1, 2, 30, 40], "label": "melanoma"}]',
+        )
+    )
     return mutate_bytes(random, good.encode()).decode("utf-8", "surrogateescape")
 
 
@@ -86,7 +130,7 @@ def score_all(task: str, recipe: Path, completions: Sequence[str], report: Path)
                     result, detail = "different", f"rewards are {points}"
             except ToolkitError as error:
                 result, detail = "clear", str(error)[:200]
-            except BaseException:
+            except BaseException:  # noqa: BLE001  # a bug of the toolkit is an outcome
                 lines_of = traceback.format_exc().strip().splitlines()
                 result, detail = "traceback", f"{lines_of[-1][:200]} ({lines_of[-3].strip()})"
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -115,14 +159,20 @@ def trial(seed: int, number: int, folder: Path) -> Outcome:
         report = folder / "report.jsonl"
         report.unlink(missing_ok=True)
         ended = in_child(folder, partial(score_all, task, recipe, rest, report), limit_s=60 + SLOW_S * 4, memory=MEMORY)
-        lines = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()] if report.exists() else []
+        lines = (
+            [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()] if report.exists() else []
+        )
         done = {line[0]: line for line in lines if line[1] != "started"}
         outcomes += [Outcome(line[1], f"{task}: {line[2]}", f"{task} {rest[at][:200]!r}") for at, line in done.items()]
         rest = rest[len(done) :]
         if rest:
             slow = ended.limit or ended.status == -signal.SIGALRM
             result: Any = "hang" if slow else "traceback"
-            outcomes.append(Outcome(result, f"{task}: {ended.limit} {last_error(ended)}", f"{task} {len(rest[0])} {rest[0][:200]!r}"))
+            outcomes.append(
+                Outcome(
+                    result, f"{task}: {ended.limit} {last_error(ended)}", f"{task} {len(rest[0])} {rest[0][:200]!r}"
+                )
+            )
             rest = rest[1:]
     return first_wrong(outcomes)
 
@@ -136,7 +186,9 @@ def make_file(random: Random, place: Path) -> Case:
     for _ in range(random.choice((1, 2, 5))):
         kind = random.randrange(8)
         text: Any = completion(random) if kind else random.choice((None, 1, [], {}, ["A"]))
-        chosen: Any = random.choice((row, row, row, {}, None, [], "x", {**row, random.choice(sorted(row)): random.choice(TEXTS)}))
+        chosen: Any = random.choice(
+            (row, row, row, {}, None, [], "x", {**row, random.choice(sorted(row)): random.choice(TEXTS)})
+        )
         line = {"completion": text, "sample": chosen}
         if kind == 1:
             line = {"completion": text, "id": random.choice(("0", "row", "", 1, None, [], "\ud800"))}

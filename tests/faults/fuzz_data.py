@@ -186,7 +186,9 @@ def make_voc(folder: Path) -> Row:
     _images(folder, *(f"JPEGImages/{number}.png" for number in range(5)))
     (folder / "Annotations").mkdir()
     for number in range(5):
-        (folder / "Annotations" / f"{number}.xml").write_text(_VOC.format(n=number + 1).replace(f"{number + 1}.png", f"{number}.png"))
+        (folder / "Annotations" / f"{number}.xml").write_text(
+            _VOC.format(n=number + 1).replace(f"{number + 1}.png", f"{number}.png")
+        )
     return {"task": "detect", "train": str(folder)}
 
 

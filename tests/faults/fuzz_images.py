@@ -85,8 +85,15 @@ def files() -> Mapping[str, bytes]:
 
 
 def _png(width: int, height: int, content: bytes, *more: tuple[bytes, bytes]) -> bytes:
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), *more, (b"IDAT", content), (b"IEND", b"")]
-    packed = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        *more,
+        (b"IDAT", content),
+        (b"IEND", b""),
+    ]
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
@@ -137,7 +144,9 @@ def _mutate_png(random: Random, content: bytes) -> bytes:
     number = random.randrange(len(chunks))
     kind, data = chunks[number]
     chunks[number] = (random.choice((kind, kind, b"tRNS", b"PLTE")), mutate_bytes(random, data))
-    packed = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
     return content[:8] + b"".join(packed)
 
 
@@ -162,10 +171,28 @@ TAGS = (
 )
 TAG_VALUES = (
     *(0, 1, 2, 3, 7, 8, 12, 16, 17, 24, 32, 64, 255, 65_535, -1, 10**9, "", "1\\2", "-5", "1e400", "NaN", "0.0"),
-    *("MONOCHROME1", "PALETTE COLOR", "YBR_FULL", "RGB", "XXX", "SIGMOID", "ISO_IR 192", b"", b"\0" * 8, [1, 2, 3], None),
+    *(
+        "MONOCHROME1",
+        "PALETTE COLOR",
+        "YBR_FULL",
+        "RGB",
+        "XXX",
+        "SIGMOID",
+        "ISO_IR 192",
+        b"",
+        b"\0" * 8,
+        [1, 2, 3],
+        None,
+    ),
 )
 SYNTAXES = (
-    *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"),
+    *(
+        "1.2.840.10008.1.2",
+        "1.2.840.10008.1.2.1",
+        "1.2.840.10008.1.2.2",
+        "1.2.840.10008.1.2.1.99",
+        "1.2.840.10008.1.2.5",
+    ),
     *("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80"),
     *("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.100", "1.2.840.10008.1.2.4.201", "1.2.3", ""),
 )
@@ -208,7 +235,9 @@ def _mutate_tag(random: Random, data: Any) -> None:
         delattr(data, tag)
     elif kind == 1 and "PixelData" in data:
         pixels = bytes(data.PixelData)
-        data.PixelData = random.choice((pixels[: len(pixels) // 2 * 2 - 2], pixels + b"\0\0", pixels[:10], b"", pixels * 3))
+        data.PixelData = random.choice(
+            (pixels[: len(pixels) // 2 * 2 - 2], pixels + b"\0\0", pixels[:10], b"", pixels * 3)
+        )
     elif kind == 2:
         data.file_meta.TransferSyntaxUID = random.choice(SYNTAXES)
     else:
@@ -238,7 +267,25 @@ def _mutate_nifti(random: Random, content: bytes) -> bytes:
         return mutate_bytes(random, content)
     raw = bytearray(gzip.decompress(content) if packed else content)
     if random.random() < 0.7:
-        at, form = random.choice(((40, "<h"), (42, "<h"), (44, "<h"), (46, "<h"), (70, "<h"), (72, "<h"), (76, "<f"), (80, "<f"), (108, "<f"), (112, "<f"), (116, "<f"), (252, "<h"), (254, "<h"), (280, "<f"), (344, "<i")))
+        at, form = random.choice(
+            (
+                (40, "<h"),
+                (42, "<h"),
+                (44, "<h"),
+                (46, "<h"),
+                (70, "<h"),
+                (72, "<h"),
+                (76, "<f"),
+                (80, "<f"),
+                (108, "<f"),
+                (112, "<f"),
+                (116, "<f"),
+                (252, "<h"),
+                (254, "<h"),
+                (280, "<f"),
+                (344, "<i"),
+            )
+        )
         value = random.choice((0, -1, 1, 3, 7, 8, 255, 1792, 32_767))
         floats = (0.0, -1.0, 1e38, float("nan"), float("inf"), 4.0, 351.5)
         struct.pack_into(form, raw, at, random.choice(floats) if form == "<f" else value)
@@ -276,7 +323,7 @@ def read_all(paths: Sequence[Path], report: Path) -> None:
                 load(ref, policies[number % 2])
             except ToolkitError as error:
                 result, detail = "clear", _without(described(error), str(error))
-            except BaseException:
+            except BaseException:  # noqa: BLE001  # a bug of the toolkit is an outcome
                 traceback.print_exc()
                 result, detail = "traceback", _last(traceback.format_exc())
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -326,7 +373,9 @@ def _read(paths: Sequence[Path], folder: Path) -> list[Outcome]:
         report = folder / "report.jsonl"
         report.unlink(missing_ok=True)
         ended = in_child(folder, partial(read_all, rest, report), limit_s=SLOW_S * len(rest), memory=MEMORY)
-        lines = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()] if report.exists() else []
+        lines = (
+            [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()] if report.exists() else []
+        )
         done = {line[0]: line for line in lines if line[1] != "started"}
         outcomes += [_outcome(rest[at], line) for at, line in sorted(done.items())]
         rest = rest[len(done) :]
@@ -344,16 +393,23 @@ def _outcome(path: Path, line: Sequence[Any]) -> Outcome:
 
 def _crashed(path: Path, ended: Ended) -> Outcome:
     slow = ended.limit or ended.status == -signal.SIGALRM
-    return Outcome("hang" if slow else "traceback", f"{ended.limit} {last_error(ended)}", f"read {shlex.quote(str(path))}")
+    return Outcome(
+        "hang" if slow else "traceback", f"{ended.limit} {last_error(ended)}", f"read {shlex.quote(str(path))}"
+    )
 
 
 def _inspect(random: Random, paths: Sequence[Path], folder: Path) -> Outcome:
     chosen = random.sample(list(paths), 6)
-    rows = [{"image": str(path.relative_to(folder / "in")), "question": f"Is {n} normal?", "answer": "yes"} for n, path in enumerate(chosen)]
+    rows = [
+        {"image": str(path.relative_to(folder / "in")), "question": f"Is {n} normal?", "answer": "yes"}
+        for n, path in enumerate(chosen)
+    ]
     (folder / "in" / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     recipe = folder / "in" / "recipe.toml"
     images = {"max_side": 64, "unreadable": random.choice(("stop", "skip"))}
-    recipe.write_text(recipe_text("vqa", {"train": "rows.json", "split": {"test": 0.0}, "max_dropped": 1.0}, images=images))
+    recipe.write_text(
+        recipe_text("vqa", {"train": "rows.json", "split": {"test": 0.0}, "max_dropped": 1.0}, images=images)
+    )
     return judge(attempt(Case(("data", "inspect", str(recipe)), folder), limit_s=60))
 
 

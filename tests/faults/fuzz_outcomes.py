@@ -134,7 +134,10 @@ def attempt_all(cases: Sequence[Case]) -> list[Attempt]:
         for number in done:
             case = cases[number]
             found[number] = Attempt(
-                case.argv, _ended(case.place), _problems(case.place / "problems.json"), _changed(before[number], digests(case.place / "in"))
+                case.argv,
+                _ended(case.place),
+                _problems(case.place / "problems.json"),
+                _changed(before[number], digests(case.place / "in")),
             )
         rest = [number for number in rest if number not in done]
         alone += rest[:1]  # the one that crashed or was too slow
@@ -175,7 +178,7 @@ def _run_several(cases: Sequence[Case]) -> NoReturn:
             _run_one(case, case.place / "problems.json")
         except SystemExit as left:
             status = left.code if isinstance(left.code, int) else int(left.code is not None)
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # a bug of the toolkit is an outcome
             traceback.print_exc()
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.stdout.flush()
@@ -186,7 +189,9 @@ def _run_several(cases: Sequence[Case]) -> NoReturn:
 
 def _ended(place: Path) -> Ended:
     status, seconds = json.loads((place / "ended.json").read_text())
-    stdout, stderr = ((place / name).read_bytes()[: 1 << 20].decode("utf-8", "replace") for name in ("stdout", "stderr"))
+    stdout, stderr = (
+        (place / name).read_bytes()[: 1 << 20].decode("utf-8", "replace") for name in ("stdout", "stderr")
+    )
     return Ended(status, stdout, stderr, seconds)
 
 

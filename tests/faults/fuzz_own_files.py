@@ -1,4 +1,4 @@
-"""Damage of the files of a run: each command goes on with the figures of the undisturbed run, or says what is damaged."""
+"""Damage of the files of a run: each command goes on with the right figures, or says what is damaged."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shlex
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from tests.faults.children import KillAt, run_command
-from tests.faults.fuzz_mutations import mutate_bytes, mutate_json
+from tests.faults.fuzz_mutations import as_json, mutate_bytes, mutate_json
 from tests.faults.fuzz_outcomes import Case, attempt, digests, judge
 from tests.faults.part import Outcome, Part, random_of
 from tests.faults.scenarios import SCENARIOS, stable, undisturbed, undisturbed_folder
@@ -75,7 +75,9 @@ def figures(command: str, work: Path) -> Figures:
         results = json.loads((work / RUN / "results.json").read_text(encoding="utf-8"))
         found["results.json"] = json.dumps(stable(results), sort_keys=True).replace(str(work), "")
     if command == "run":
-        weights = [path for path in sorted((work / RUN / "stages").rglob("*.safetensors")) if "checkpoints" not in path.parts]
+        weights = [
+            path for path in sorted((work / RUN / "stages").rglob("*.safetensors")) if "checkpoints" not in path.parts
+        ]
         found |= {str(path.relative_to(work)): digests(path.parent).get(path.name, "") for path in weights}
     if command == "export":
         found |= {name: digest for name, digest in digests(work / "out").items() if name.endswith(WEIGHTS)}
@@ -98,39 +100,44 @@ def expected(state: str, command: str) -> Figures:
 def damage(random: Random, file: Path) -> str:
     """Damage a file. Return how."""
     content = file.read_bytes()
-    kinds = ("cut", "empty", "garbage", "json", "deep", "flip", "mutate", "folder", "link", "loop", "gone", "value")
-    kind = random.choice(kinds)
-    if kind == "value" and file.suffix != ".json":
-        kind = "flip"
-    if kind == "cut":
-        file.write_bytes(content[: random.randrange(len(content) + 1)])
-    elif kind == "empty":
-        file.write_bytes(b"")
-    elif kind == "garbage":
-        file.write_bytes(random.randbytes(300))
-    elif kind == "json":
-        file.write_bytes(random.choice((b"null", b"[]", b"{}", b"1", b'"x"', b"[null]", b'{"a": 1}', b"NaN", b"\xef\xbb\xbf{}")))
-    elif kind == "deep":
-        file.write_bytes(b"[" * 100_000 + b"]" * 100_000)
-    elif kind == "flip":
-        found = bytearray(content or b"x")
-        for _ in range(random.choice((1, 8, 400))):
-            found[random.randrange(len(found))] ^= 1 << random.randrange(8)
-        file.write_bytes(bytes(found))
-    elif kind == "mutate":
-        file.write_bytes(mutate_bytes(random, content))
-    elif kind == "value":
-        try:
-            file.write_text(json.dumps(mutate_json(random, json.loads(content))), encoding="utf-8")
-        except (ValueError, RecursionError):
-            file.write_bytes(b"{")
-    else:
-        file.unlink()
-        if kind == "folder":
-            file.mkdir()
-        elif kind != "gone":
-            file.symlink_to("nowhere" if kind == "link" else file.name)
+    kind = random.choice((*sorted(CONTENTS), *sorted(CONTENTS), "folder", "link", "loop", "gone"))
+    if kind in CONTENTS:
+        file.write_bytes(CONTENTS[kind](random, content))
+        return kind
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind != "gone":
+        file.symlink_to("nowhere" if kind == "link" else file.name)
     return kind
+
+
+def _flipped(random: Random, content: bytes) -> bytes:
+    found = bytearray(content or b"x")
+    for _ in range(random.choice((1, 8, 400))):
+        found[random.randrange(len(found))] ^= 1 << random.randrange(8)
+    return bytes(found)
+
+
+def _other_value(random: Random, content: bytes) -> bytes:
+    try:
+        return as_json(mutate_json(random, json.loads(content)))
+    except (ValueError, RecursionError):
+        return _flipped(random, content)
+
+
+OTHER_JSON = (b"null", b"[]", b"{}", b"1", b'"x"', b"[null]", b'{"a": 1}', b"NaN", b"\xef\xbb\xbf{}")
+CONTENTS: Mapping[str, Callable[[Random, bytes], bytes]] = {
+    "cut": lambda random, content: content[: random.randrange(len(content) + 1)],
+    "empty": lambda random, content: b"",
+    "garbage": lambda random, content: random.randbytes(300),
+    "json": lambda random, content: random.choice(OTHER_JSON),
+    "deep": lambda random, content: b"[" * 100_000 + b"]" * 100_000,
+    "flip": _flipped,
+    "mutate": mutate_bytes,
+    "value": _other_value,
+}
+"""Name of a damage -> the content that the file gets."""
 
 
 def own_files(run: Path) -> list[Path]:
@@ -159,13 +166,12 @@ def trial(seed: int, number: int, folder: Path) -> Outcome:
     outcome = judge(found)
     label = f"{state} run, {name}: {how}; {command}"
     if outcome.result == "accepted":
-        outcome = _compare(label, (state, command), work, found.ended.stderr + found.ended.stdout, file.name)
+        outcome = _compare((state, command), work, found.ended.stderr + found.ended.stdout, file.name)
     return Outcome(outcome.result, f"{label}: {outcome.detail}", shlex.join(["toolkit", *COMMANDS[command]]))
 
 
-def _compare(label: str, key: tuple[str, str], work: Path, printed: str, name: str) -> Outcome:
+def _compare(key: tuple[str, str], work: Path, printed: str, name: str) -> Outcome:
     """Return "identical" if the figures are those of the undisturbed run, or if the damage was reported."""
-    del label
     want = expected(*key).content
     try:
         have: Mapping[str, Any] = figures(key[1], work).content

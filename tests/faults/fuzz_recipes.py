@@ -17,10 +17,20 @@ VALUES = (
     *("true", "false", "True", "null", "none", '""', '" "', '"x"', "'x'", '"tiny"', '"../x"', '"/"', '"~"', '"."'),
     *('"a\\u0000b"', '"\\ud800"', '"\\x00"', '"""a\nb"""', '"\\U0001F600"', '"\\u202e"', f'"{"a" * 300}"'),
     *(f'"{"a" * 100_000}"', '"/dev/zero"', '"/dev/full"', '"a" "b"', '"', "'", "=", "[", "{", "[]", "[[]]", "{}"),
-    *("[1, 2]", "[1, 'a']", '["a", "a"]', "[true]", "[nan]", "[{}]", "{a = 1}", "{a = {b = {c = 1}}}", "{a = 1, a = 2}"),
+    *(
+        "[1, 2]",
+        "[1, 'a']",
+        '["a", "a"]',
+        "[true]",
+        "[nan]",
+        "[{}]",
+        "{a = 1}",
+        "{a = {b = {c = 1}}}",
+        "{a = 1, a = 2}",
+    ),
     *("1979-05-27", "1979-05-27T07:32:00Z", "07:32:00", "[" * 60 + "]" * 60, "[" * 300 + "]" * 300),
     *("[" * 5_000 + "]" * 5_000, "{a=" * 300 + "1" + "}" * 300, "", "#", "\\", "$(id)", "`id`", "{{ 7*7 }}"),
-    *('"__import__(\'os\').system(\'id\')"', '"http://127.0.0.1:9/x"', '"hf://x"', '"[a-z]+("', '"a#b#c"', '"*"'),
+    *("\"__import__('os').system('id')\"", '"http://127.0.0.1:9/x"', '"hf://x"', '"[a-z]+("', '"a#b#c"', '"*"'),
 )
 SECTIONS = (
     *("run", "model", "lora", "data", "data.synthetic", "data.split", "data.columns", "images", "prompt", "sft"),
@@ -33,7 +43,10 @@ FEW = re.compile(r"^(train|validation|test) = \d+", re.MULTILINE)
 def recipes() -> dict[str, str]:
     """Return the text of every shipped recipe by name, with few synthetic rows."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "recipes").glob("*.toml"))}
-    return {name: re.sub(r"^images = \d+", "images = 40", FEW.sub(r"\1 = 12", text), flags=re.M) for name, text in texts.items()}
+    return {
+        name: re.sub(r"^images = \d+", "images = 40", FEW.sub(r"\1 = 12", text), flags=re.M)
+        for name, text in texts.items()
+    }
 
 
 def mutate(random: Random, text: str) -> bytes:

@@ -32,7 +32,7 @@ def read_samples(place: Path) -> None:
                 for key, value in sample.fields.items()
                 if key not in OF_ALL_ROWS
             },
-            repr(sample.reference),
+            repr(sample.reference).replace(str(place), ""),
             [ref.path.name for ref in sample.images],
         ]
         for sample in data.train
@@ -64,7 +64,9 @@ def _mutate_file(random: Random, file: Path) -> None:
     if file.suffix == ".json" and random.random() < 0.6:
         file.write_bytes(json.dumps(mutate_json(random, json.loads(content))).encode())
     elif random.random() < 0.05:
-        file.write_bytes(random.choice((b"", b"\0", b"null", b"[]", b"{}", b"[[]]", b"\xff\xfe", b"PK\x03\x04", b"PAR1")))
+        file.write_bytes(
+            random.choice((b"", b"\0", b"null", b"[]", b"{}", b"[[]]", b"\xff\xfe", b"PK\x03\x04", b"PAR1"))
+        )
     elif random.random() < 0.05:
         encoding = random.choice(("utf-16", "utf-8-sig", "utf-32", "latin-1"))
         file.write_bytes(f"{content.decode('utf-8', 'replace')}ü".encode(encoding, "replace"))

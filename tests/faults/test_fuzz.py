@@ -1,0 +1,81 @@
+"""A few trials of each fuzzer with a fixed seed, and fuzzers that see a planted defect."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import (
+    attacks,
+    fuzz_answers,
+    fuzz_command_lines,
+    fuzz_images,
+    fuzz_own_files,
+    fuzz_recipes,
+    fuzz_rows,
+    identifiers,
+)
+from tests.faults.fuzz_outcomes import Case, attempt, judge
+from tests.faults.part import GOOD, Part
+
+pytestmark = pytest.mark.slow
+SEED = 15
+
+TRIALS = (
+    (fuzz_recipes.PART, 2),
+    (fuzz_rows.ROWS, 1),
+    (fuzz_rows.CELLS, 1),
+    (fuzz_images.IMAGES, 2),
+    (fuzz_images.DICOM, 2),
+    (fuzz_answers.ANSWERS, 8),
+    (fuzz_answers.REWARD_TEST, 1),
+    (fuzz_command_lines.PART, 1),
+    (fuzz_own_files.PART, 2),
+    (attacks.PART, 3),
+    (identifiers.PART, 4),
+)
+
+
+@pytest.mark.parametrize(("part", "trials"), TRIALS, ids=[part.name for part, _ in TRIALS])
+def test_bad_input_has_no_wrong_outcome(part: Part, trials: int, tmp_path: Path) -> None:
+    for number in range(trials):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        outcome = part.trial(SEED, number, folder)
+        assert outcome.result in GOOD, f"{part.name}:{SEED}:{number} {outcome}"
+
+
+def raise_an_error(place: Path) -> None:
+    raise ValueError("planted")
+
+
+def write_into_input(place: Path) -> None:
+    (place / "in" / "rows.json").write_text("changed")
+
+
+def wait_for_ever(place: Path) -> None:
+    time.sleep(1_000)
+
+
+def leave_without_an_error(place: Path) -> None:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("defect", "result"),
+    [
+        (None, "accepted"),
+        (raise_an_error, "traceback"),
+        (write_into_input, "file_changed"),
+        (wait_for_ever, "hang"),
+        (leave_without_an_error, "unclear"),
+    ],
+)
+def test_a_planted_defect_is_seen(tmp_path: Path, defect: Any, result: str) -> None:
+    for part in ("in", "work"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "in" / "rows.json").write_text("[]")
+    found = attempt(Case(("--version",), tmp_path, defect), limit_s=2)
+    assert judge(found).result == result
