@@ -251,7 +251,7 @@ def nifti_files() -> Mapping[str, bytes]:
 
     import nibabel
 
-    found = {}
+    found: dict[str, bytes] = {}
     for name, kind in (("short", np.int16), ("float", np.float32), ("byte", np.uint8)):
         values = np.arange(7 * 6 * 5, dtype=kind).reshape(7, 6, 5)
         content = nibabel.Nifti1Image(values, np.diag([0.7, 0.7, 3.0, 1.0])).to_bytes()

@@ -185,7 +185,7 @@ def make(random: Random, place: Path) -> tuple[Case, str]:
         "rows.csv": lambda: write_csv(rows),
     }
     (place / "in" / name).write_bytes(FILE_PROBLEMS[file_problem](writers[name]()))
-    data = {
+    data: Row = {
         "train": name,
         "group": random.choice(("PatientID", "PatientID", "name", "auto")),
         "max_dropped": random.choice((0.0, 1.0)),
