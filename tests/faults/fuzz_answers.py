@@ -17,7 +17,9 @@ from tests.faults.fuzz_outcomes import MEMORY, Case, batch_trial, first_wrong, i
 from tests.faults.part import Outcome, Part, random_of
 
 SLOW_S = 5.0
-"""Seconds that one completion may take. GRPO scores thousands in a step."""
+"""Seconds of CPU time that one completion may take. GRPO scores hundreds in a step."""
+LONGEST = 200_000
+"""Characters of a completion. No model writes more in its longest context."""
 BATCH = 60
 CODE = (
     "__import__('os').system('touch marker')",
@@ -114,12 +116,12 @@ def score_all(task: str, recipe: Path, completions: Sequence[str], report: Path)
     loaded = load_recipe(recipe)
     samples = load_data(loaded).train
     table = recipe_rewards(loaded, recipe.parent)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with report.open("w", encoding="utf-8") as lines:
         for number, text in enumerate(completions):
             lines.write(json.dumps([number, "started", ""]) + "\n")
             lines.flush()
-            signal.setitimer(signal.ITIMER_REAL, SLOW_S)
+            signal.setitimer(signal.ITIMER_PROF, SLOW_S)
             started = time.process_time()
             result, detail = "accepted", ""
             try:
@@ -133,7 +135,7 @@ def score_all(task: str, recipe: Path, completions: Sequence[str], report: Path)
             except BaseException:  # noqa: BLE001  # a bug of the toolkit is an outcome
                 lines_of = traceback.format_exc().strip().splitlines()
                 result, detail = "traceback", f"{lines_of[-1][:200]} ({lines_of[-3].strip()})"
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             if os.path.exists("marker"):  # noqa: PTH110
                 result, detail = "code_executed", text[:200]
             lines.write(json.dumps([number, result, detail, time.process_time() - started]) + "\n")
@@ -154,7 +156,7 @@ def trial(seed: int, number: int, folder: Path) -> Outcome:
     for name in ("in", "work"):
         (folder / name).mkdir()
     recipe = _recipe(task, folder / "in")
-    rest, outcomes = [completion(random) for _ in range(BATCH)], list[Outcome]()
+    rest, outcomes = [completion(random)[:LONGEST] for _ in range(BATCH)], list[Outcome]()
     while rest:
         report = folder / "report.jsonl"
         report.unlink(missing_ok=True)
@@ -166,7 +168,7 @@ def trial(seed: int, number: int, folder: Path) -> Outcome:
         outcomes += [Outcome(line[1], f"{task}: {line[2]}", f"{task} {rest[at][:200]!r}") for at, line in done.items()]
         rest = rest[len(done) :]
         if rest:
-            slow = ended.limit or ended.status == -signal.SIGALRM
+            slow = ended.limit or ended.status == -signal.SIGPROF
             result: Any = "hang" if slow else "traceback"
             outcomes.append(
                 Outcome(
@@ -185,7 +187,7 @@ def make_file(random: Random, place: Path) -> Case:
     lines: list[Any] = []
     for _ in range(random.choice((1, 2, 5))):
         kind = random.randrange(8)
-        text: Any = completion(random) if kind else random.choice((None, 1, [], {}, ["A"]))
+        text: Any = completion(random)[:LONGEST] if kind else random.choice((None, 1, [], {}, ["A"]))
         chosen: Any = random.choice(
             (row, row, row, {}, None, [], "x", {**row, random.choice(sorted(row)): random.choice(TEXTS)})
         )
