@@ -143,7 +143,7 @@ def score_all(task: str, recipe: Path, completions: Sequence[str], report: Path)
 
 
 def _recipe(task: str, folder: Path) -> Path:
-    rows = {"train": str(base_folder(task) / "train.json"), "split": {"test": 0.0}}
+    rows = {"train": str(next(base_folder(task).glob("train.*"))), "split": {"test": 0.0}}
     file = folder / "recipe.toml"
     file.write_text(recipe_text(task, rows, grpo={"max_steps": 1}), encoding="utf-8")
     return file

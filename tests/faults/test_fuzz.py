@@ -23,24 +23,25 @@ from tests.faults.part import GOOD, Part
 pytestmark = pytest.mark.slow
 SEED = 15
 
-TRIALS = (
-    (fuzz_recipes.PART, 2),
-    (fuzz_rows.ROWS, 1),
-    (fuzz_rows.CELLS, 1),
-    (fuzz_images.IMAGES, 2),
-    (fuzz_images.DICOM, 2),
-    (fuzz_answers.ANSWERS, 8),
-    (fuzz_answers.REWARD_TEST, 1),
-    (fuzz_command_lines.PART, 1),
-    (fuzz_own_files.PART, 2),
-    (attacks.PART, 3),
-    (identifiers.PART, 4),
+TRIALS: tuple[tuple[Part, tuple[int, ...]], ...] = (
+    (fuzz_recipes.PART, (0,)),
+    (fuzz_rows.ROWS, (0,)),
+    (fuzz_rows.CELLS, (0,)),
+    (fuzz_images.IMAGES, (1, 2)),
+    (fuzz_images.DICOM, (1, 2)),
+    (fuzz_answers.ANSWERS, (3, 4, 6)),
+    (fuzz_answers.REWARD_TEST, (0,)),
+    (fuzz_command_lines.PART, (0,)),
+    (fuzz_own_files.PART, (0,)),
+    (attacks.PART, (0, 5, 6, 9)),
+    (identifiers.PART, (1, 2, 3, 4)),
 )
+"""Part -> numbers of its trials. The others, with other seeds, are run by `python -m tests.faults`."""
 
 
-@pytest.mark.parametrize(("part", "trials"), TRIALS, ids=[part.name for part, _ in TRIALS])
-def test_bad_input_has_no_wrong_outcome(part: Part, trials: int, tmp_path: Path) -> None:
-    for number in range(trials):
+@pytest.mark.parametrize(("part", "numbers"), TRIALS, ids=[part.name for part, _ in TRIALS])
+def test_bad_input_has_no_wrong_outcome(part: Part, numbers: tuple[int, ...], tmp_path: Path) -> None:
+    for number in numbers:
         folder = tmp_path / str(number)
         folder.mkdir()
         outcome = part.trial(SEED, number, folder)
