@@ -246,7 +246,7 @@ def unclear(found: Attempt) -> str:
     """Return why an error does not show what to correct. Empty: it does."""
     ended = found.ended
     if not found.problems:
-        usage = ended.status == 2 and ("Error" in ended.stderr or "[cli." in ended.stderr)
+        usage = ended.status == 2 and any(word in ended.stderr + ended.stdout for word in ("Error", "[cli.", "Usage:"))
         # A plan with problems, and an inspection with unusable images, list them in their output.
         listed = any(text in ended.stdout for text in ('"code"', " unusable")) or CODE_AT_END.search(ended.stdout)
         return "" if usage or listed else "no error with a code"
