@@ -260,7 +260,8 @@ def unclear(found: Attempt) -> str:
 
 
 def _missing(problem: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    if not problem["place"] and not whole["place"] and not problem["code"].startswith(NO_PLACE):
+    is_list = "\n" in problem["rule"]  # each line of it has its place
+    if not problem["place"] and not whole["place"] and not is_list and not problem["code"].startswith(NO_PLACE):
         return "has no place"
     if not problem["rule"]:
         return "has no rule"

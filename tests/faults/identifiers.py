@@ -187,7 +187,7 @@ def make(random: Random, place: Path) -> tuple[Case, str]:
     (place / "in" / name).write_bytes(FILE_PROBLEMS[file_problem](writers[name]()))
     data: Row = {
         "train": name,
-        "group": random.choice(("PatientID", "PatientID", "name", "auto")),
+        "group": random.choice(("PatientID", "PatientID", "name")),
         "max_dropped": random.choice((0.0, 1.0)),
         "split": {"test": 0.3},
     }
