@@ -351,6 +351,9 @@ def test_log_lines_are_shown_and_details_are_not() -> None:
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),
+        RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
         RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
     ],
 )

@@ -165,7 +165,8 @@ def test_options_of_scripts_exist() -> None:
     for words in shell_lines():
         if words[0] != "python":
             continue
-        file = ROOT / (words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1])
+        place = ROOT / (words[2].replace(".", "/") if words[1] == "-m" else words[1])
+        file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
         for word in words:
             if word.startswith("--"):
                 assert f'"{word}"' in file.read_text(encoding="utf-8"), (file, word)

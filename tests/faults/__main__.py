@@ -8,11 +8,8 @@ The exit status is 1 if a trial is wrong.
 """
 
 import argparse
-import importlib
 import multiprocessing
 import os
-import pkgutil
-import shutil
 import sys
 import tempfile
 import time
@@ -20,13 +17,9 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 
-import tests.faults
 from tests.faults.part import GOOD, Outcome, Part
-
-HELPERS = ("__main__", "children", "part", "scenarios", "server")
+from tests.faults.trials import all_parts, run_trial
 
 
 @dataclass(slots=True)
@@ -48,36 +41,6 @@ class Tally:
         self.counts[outcome.result] += outcome.count
         if outcome.result == "skipped":
             self.reasons[outcome.detail] += 1
-
-
-@cache
-def all_parts() -> dict[str, Part]:
-    """Return the parts of all modules of this package, by name."""
-    found: dict[str, Part] = {}
-    for module in pkgutil.iter_modules(tests.faults.__path__):
-        if module.name not in HELPERS and not module.name.startswith("test_"):
-            for value in vars(importlib.import_module(f"tests.faults.{module.name}")).values():
-                parts = value if isinstance(value, tuple) else (value,)
-                found.update({part.name: part for part in parts if isinstance(part, Part)})
-    return found
-
-
-def run_trial(name: str, seed: int, number: int, keep: str | None) -> tuple[Outcome, float]:
-    """Run one trial. Its folder is kept below ``keep`` if it is wrong."""
-    began = time.monotonic()
-    if keep is None:
-        with tempfile.TemporaryDirectory(prefix=f"toolkit-faults-{name}-", ignore_cleanup_errors=True) as folder:
-            return all_parts()[name].trial(seed, number, Path(folder)), time.monotonic() - began
-    folder = Path(keep).absolute() / f"{name}-{seed}-{number}"
-    folder.mkdir(parents=True)
-    outcome = all_parts()[name].trial(seed, number, folder)
-    if outcome.result in GOOD:
-        shutil.rmtree(folder)
-    else:
-        (folder / "OUTCOME.txt").write_text(
-            f"{outcome.result}\n{outcome.detail}\n{outcome.command}\n", encoding="utf-8"
-        )
-    return outcome, time.monotonic() - began
 
 
 def run_all(tallies: list[Tally], options: argparse.Namespace) -> Iterator[tuple[Tally, int, Outcome]]:

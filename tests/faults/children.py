@@ -181,6 +181,46 @@ def run_command(
     return child.wait(limit_s, memory)
 
 
+def run_real(argv: Sequence[str], folder: Path, hash_seed: int, seconds: float) -> Ended:
+    """Run `toolkit ARGV` as a process that imports everything itself. It is killed after some seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**_environment(folder), "PYTHONHASHSEED": str(hash_seed), "TOOLKIT_CACHE": str(folder / "cache")}
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toolkit", *argv],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+    return Ended(process.returncode, stdout, stderr, time.monotonic() - began)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Return the variables of a command: none of the user's, and one thread."""
+    return {
+        "PATH": os.environ.get("PATH", ""),
+        "PYTHONPATH": os.pathsep.join([*(path for path in sys.path if path), str(ROOT)]),
+        "HOME": str(home),
+        "MPLCONFIGDIR": str(home),
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # of pyarrow, before any fork
+        "TOKENIZERS_PARALLELISM": "false",
+        "LC_ALL": "C.UTF-8",
+        "COLUMNS": "120",
+    }
+
+
 class Server:
     """The process whose children are the commands."""
 
@@ -188,20 +228,7 @@ class Server:
         self._home = tempfile.TemporaryDirectory(prefix="toolkit-faults-home-")
         ours, theirs = _pair()
         self._connection = ours
-        environment = {
-            "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": os.pathsep.join([*(path for path in sys.path if path), str(ROOT)]),
-            "PYTHONHASHSEED": str(hash_seed),
-            "HOME": self._home.name,
-            "MPLCONFIGDIR": self._home.name,
-            "HF_HOME": self._home.name,
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "JE_ARROW_MALLOC_CONF": "background_thread:false",  # of pyarrow, before any fork
-            "TOKENIZERS_PARALLELISM": "false",
-            "LC_ALL": "C.UTF-8",
-            "COLUMNS": "120",
-        }
+        environment = {**_environment(Path(self._home.name)), "PYTHONHASHSEED": str(hash_seed)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.server", str(theirs.fileno())],
             cwd=self._home.name,

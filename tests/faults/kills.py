@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tests.faults.children import CODES, Child, Ended, KillAt, start_command
+from tests.faults.children import CODES, Child, Ended, KillAt, run_real, start_command
 from tests.faults.part import Outcome, Part, Result, random_of
 from tests.faults.scenarios import SCENARIOS, Scenario, digests, undisturbed
 from toolkit.runfolder import find_run, is_run
 from toolkit.runfolder.cache import DAY, tidy_cache
 
-LIMIT_S = 180
-"""Longest duration of one start."""
+LIMIT_S = 600
+"""Longest duration of one start. On an idle core it takes some seconds."""
 
 SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LEFTOVER = re.compile(r".*\.partial(-\d+)?|\.new-.*|.*\.(arrow|npz|json)\.\d+|.*\.old(-\d+)?")
@@ -52,7 +52,7 @@ class Log:
 
     def outcome(self, result: Result, detail: str, scenario: Scenario) -> Outcome:
         starts = "\n".join(self.lines)
-        return Outcome(result, f"{detail}\n{starts}", f"toolkit {' '.join(scenario.argv)}", max(1, len(self.kills)))
+        return Outcome(result, f"{detail}\n{starts}", f"toolkit {' '.join(scenario.argv)}", len(self.kills))
 
 
 def trial(name: str, most: int, seed: int, number: int, folder: Path) -> Outcome:
@@ -60,6 +60,23 @@ def trial(name: str, most: int, seed: int, number: int, folder: Path) -> Outcome
     chance, whole = random_of(seed, f"kills-{name}", number), undisturbed(name)
     kills = [random_kill(chance, len(whole.events), whole.seconds) for _ in range(chance.randint(1, most))]
     return check(SCENARIOS[name], kills, folder)
+
+
+def trial_of_real_command(seed: int, number: int, folder: Path) -> Outcome:
+    """Kill the real command, with another hash seed at each start: no output may depend on the order of a set."""
+    chance, scenario, log = random_of(seed, "kills-command", number), SCENARIOS["chest"], Log()
+    whole = undisturbed("chest")
+    for kill in [*(Kill(signal.SIGKILL, seconds=chance.uniform(2, 20)) for _ in range(chance.randint(0, 3))), None]:
+        ended = run_real(scenario.argv, folder, chance.getrandbits(32), kill.seconds if kill else LIMIT_S)
+        log.add(str(kill) if kill else "to the end", ended)
+        if ended.has_traceback or (kill is None and ended.status != 0):
+            return log.outcome("traceback" if ended.has_traceback else "refused", ended.stderr[-3000:], scenario)
+        if ended.status == 0:
+            break
+        log.kills.extend([kill] if kill else [])
+    for result, detail in differences(scenario, whole.digests, ended, folder):
+        return log.outcome(result, detail, scenario)
+    return log.outcome("identical", "", scenario)
 
 
 def trial_of_event(name: str, seed: int, number: int, folder: Path) -> Outcome:
@@ -218,6 +235,7 @@ PARTS = (
         Part(f"kills-{name}", "kills", partial(trial, name, 3))
         for name in ("index", "prepare", "synthetic", "evaluate", "predict", "export", "report")
     ),
+    Part("kills-command", "kills", trial_of_real_command),
     *(
         Part(f"events-{name}", "kills", partial(trial_of_event, name))
         for name in ("index", "prepare", "synthetic", "evaluate", "export")

@@ -18,7 +18,7 @@ from tests.faults.part import Outcome, Part, Result, is_clear, random_of
 from tests.faults.scenarios import SCENARIOS, Scenario, undisturbed
 
 KIB, MIB = 1 << 10, 1 << 20
-ROOM = 64 * MIB
+ROOM = 192 * MIB
 """Size of a small disk after room was made."""
 
 
@@ -134,7 +134,7 @@ def limited(limit: int, values: Sequence[int], name: str, seed: int, number: int
 
 def images_fail(seed: int, number: int, folder: Path) -> Outcome:
     """Remove, cut or replace images after the scan, restore them, and run again."""
-    chance, scenario = random_of(seed, "images", number), SCENARIOS["files"]
+    chance, scenario = random_of(seed, "images-vanish", number), SCENARIOS["files"]
     scenario.prepare(folder)
     images = sorted((folder / "data/images").iterdir())
     shutil.copytree(folder / "data", folder / "saved")
@@ -244,9 +244,9 @@ PARTS = (
     Part(
         "file-size",
         "resources",
-        partial(limited, resource.RLIMIT_FSIZE, (KIB, 20 * KIB, 100 * KIB, 300 * KIB, MIB, 3 * MIB), "file-size"),
+        partial(limited, resource.RLIMIT_FSIZE, (20 * KIB, 100 * KIB, 300 * KIB, MIB, 3 * MIB), "file-size"),
     ),
-    Part("images", "resources", images_fail),
+    Part("images-vanish", "resources", images_fail),
     Part("in-use", "resources", in_use),
     Part("together", "resources", together),
 )

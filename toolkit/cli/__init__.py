@@ -5,6 +5,7 @@ Heavy libraries are imported only inside the commands that need them, so that ``
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -12,7 +13,12 @@ from typing import NoReturn
 from toolkit.cli.commands import app
 from toolkit.errors import Problem, RunError, ToolkitError
 
-_DISK_FULL = ("No space left on device", "os error 28", "enforce fail at inline_container")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (
+    *map(os.strerror, _NO_ROOM),
+    *(f"os error {number})" for number in _NO_ROOM),
+    "enforce fail at inline_container",
+)
 """Messages of the operating system, safetensors and torch.save."""
 
 
@@ -22,7 +28,7 @@ def _write_errors() -> tuple[type[BaseException], ...]:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or any(text in str(error) for text in _DISK_FULL)
+    return getattr(error, "errno", None) in _NO_ROOM or any(text in str(error) for text in _DISK_FULL)
 
 
 def _wants_json(arguments: Sequence[str] | None) -> bool:
@@ -80,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _fail(denied, arguments)
         if not _is_disk_full(error):
             raise
+        rule = "the disk must have free space, within the quota and the limit of file sizes (ulimit -f)"
         remedy = "Finished work is kept. Free disk space, and run the same command again to resume."
-        _fail(RunError("run.disk_full", "the disk must have free space", value=str(error), remedy=remedy), arguments)
+        _fail(RunError("run.disk_full", rule, value=str(error), remedy=remedy), arguments)
     sys.exit(0)
