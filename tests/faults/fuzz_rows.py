@@ -178,7 +178,7 @@ def _short(mutated: Row) -> str:
 
 
 PARTS = (
-    Part("rows", "inputs", batch_trial("rows", make_bytes, 20)),
-    Part("cells", "inputs", batch_trial("cells", make_cells, 20, check_cells)),
+    Part("rows", "inputs", batch_trial("rows", make_bytes, 10)),
+    Part("cells", "inputs", batch_trial("cells", make_cells, 10, check_cells)),
 )
 ROWS, CELLS = PARTS

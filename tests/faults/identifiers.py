@@ -176,7 +176,7 @@ def make(random: Random, place: Path) -> tuple[Case, str]:
     """Write rows with names and one problem. Return the command, and the problem."""
     rows = named_rows(place)
     problem = random.choice(sorted(PROBLEMS))
-    file_problem = random.choice(["", "", "", *sorted(FILE_PROBLEMS)])
+    file_problem = random.choice(["", *sorted(FILE_PROBLEMS)]) if random.random() < 0.2 else ""
     PROBLEMS[problem](place, rows)
     name = random.choice(("rows.json", "rows.jsonl", "rows.csv"))
     writers = {
@@ -191,13 +191,13 @@ def make(random: Random, place: Path) -> tuple[Case, str]:
         "max_dropped": random.choice((0.0, 1.0)),
         "split": {"test": 0.3},
     }
-    if random.random() < 0.2:
-        data["columns"] = {"answer": f"answer of {PIECES[3]}"} if random.random() < 0.3 else {"context": "name"}
+    if random.random() < 0.1:
+        data["columns"] = {"answer": f"answer of {PIECES[3]}"}
     sections: Row = {"images": {"max_side": 64, "unreadable": random.choice(("stop", "skip", "placeholder"))}}
     sections["evaluate"] = {"max_completion_tokens": 8, "bootstrap": 100, **random.choice(({}, {"by": ["name"]}))}
     recipe = place / "in" / "recipe.toml"
     recipe.write_text(recipe_text("vqa", data, **sections), encoding="utf-8")
-    command = random.choice((("data", "inspect"), ("data", "inspect"), ("plan",), ("plan",), ("run",)))
+    command = random.choice((("data", "inspect"), ("plan",), ("run",), ("run",)))
     return Case((*command, str(recipe)), place), f"{problem} {file_problem} {name}".strip()
 
 
