@@ -30,8 +30,8 @@ LONGEST_MESSAGE = 2_500
 """Characters of an error, its place and remedy included."""
 CODE_AT_END = re.compile(r"\[[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+\]\s*$", re.MULTILINE)
 
-NO_PLACE = ("install.", "run.interrupted", "run.disk_full", "plan.")
-"""Codes about the whole run, whose errors name no file."""
+NO_PLACE = ("cli.", "install.", "run.interrupted", "run.disk_full", "plan.")
+"""Codes about the command line or the whole run, whose errors name no file."""
 RULE_IS_REMEDY = ("must ", "did you mean", "needs ", "cannot ", "can only ", "expected ")
 
 
@@ -249,7 +249,12 @@ def unclear(found: Attempt) -> str:
         usage = ended.status == 2 and any(word in ended.stderr + ended.stdout for word in ("Error", "[cli.", "Usage:"))
         # A plan with problems, and an inspection with unusable images, list them in their output.
         listed = any(text in ended.stdout for text in ('"code"', " unusable")) or CODE_AT_END.search(ended.stdout)
-        return "" if usage or listed else "no error with a code"
+        # The operating system's errors become a ToolkitError where the command line ends, which only its text shows.
+        line = ended.last_line
+        text = line.startswith("toolkit: ") and ". " in line and CODE_AT_END.search(line)
+        if text and len(line) > LONGEST_MESSAGE:
+            return f"a message of {len(line):,} characters"
+        return "" if usage or listed or text else "no error with a code"
     whole, *each = found.problems
     if whole["length"] > LONGEST_MESSAGE:
         return f"a message of {whole['length']:,} characters"
