@@ -46,7 +46,7 @@ def named_rows(place: Path) -> list[Row]:
             "PatientID": f"{name}, {PIECES[0]}",
             "image_name": str(target.relative_to(place / "in")),
         }
-        row["name"] = name
+        row["patient_name"] = name
     return rows
 
 
@@ -187,14 +187,18 @@ def make(random: Random, place: Path) -> tuple[Case, str]:
     (place / "in" / name).write_bytes(FILE_PROBLEMS[file_problem](writers[name]()))
     data: Row = {
         "train": name,
-        "group": random.choice(("PatientID", "PatientID", "name")),
+        "group": random.choice(("PatientID", "PatientID", "patient_name")),
         "max_dropped": random.choice((0.0, 1.0)),
         "split": {"test": 0.3},
     }
     if random.random() < 0.1:
         data["columns"] = {"answer": f"answer of {PIECES[3]}"}
     sections: Row = {"images": {"max_side": 64, "unreadable": random.choice(("stop", "skip", "placeholder"))}}
-    sections["evaluate"] = {"max_completion_tokens": 8, "bootstrap": 100, **random.choice(({}, {"by": ["name"]}))}
+    sections["evaluate"] = {
+        "max_completion_tokens": 8,
+        "bootstrap": 100,
+        **random.choice(({}, {"by": ["patient_name"]})),
+    }
     recipe = place / "in" / "recipe.toml"
     recipe.write_text(recipe_text("vqa", data, **sections), encoding="utf-8")
     command = random.choice((("data", "inspect"), ("plan",), ("run",), ("run",)))
