@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import struct
 from collections.abc import Callable
 from itertools import permutations, product
 from pathlib import Path
@@ -185,6 +186,23 @@ def test_a_volume_that_can_be_read_in_two_ways_is_rejected(
         (tmp_path / "a.nii").write_bytes(data)
     with raises(ImageError, code):
         load(ImageRef(tmp_path / "a.nii", 0, axis="axial"), WHOLE)
+
+
+@pytest.mark.parametrize(("at", "value"), [(80, float("nan")), (280, float("nan")), (256, 9.0), (284, float("inf"))])
+def test_an_affine_that_is_not_finite_or_has_no_rotation_is_an_orientation_error(
+    tmp_path: Path, at: int, value: float
+) -> None:
+    """Bytes 80 are a voxel size, 256 is part of the quaternion, 280 and 284 are in the first row of the sform."""
+    image = nibabel.Nifti1Image(canonical(), np.eye(4))
+    image.header.set_qform(np.eye(4), 1)
+    image.header.set_sform(np.eye(4), 1)
+    data = bytearray(image.to_bytes())
+    struct.pack_into("<f", data, at, value)
+    (tmp_path / "a.nii").write_bytes(data)
+    with raises(ImageError, "images.volume_orientation_unknown") as caught:
+        load(ImageRef(tmp_path / "a.nii", 0, axis="axial"), WHOLE)
+    assert caught.problem.place == str(tmp_path / "a.nii")
+    assert caught.problem.remedy
 
 
 def test_a_volume_without_a_slice_is_named_with_the_remedy(tmp_path: Path) -> None:

@@ -204,20 +204,24 @@ def _orientation(nibabel: ModuleType, image: Any, path: Path) -> tuple[tuple[int
     """
     code = "images.volume_orientation_unknown"
     header = image.header
-    stated = {
-        name: "".join(str(one) for one in nibabel.aff2axcodes(getattr(header, f"get_{name}")()))
-        for name in ("sform", "qform")
-        if int(header[f"{name}_code"])
-    }
+    affine_rule = "the affine of a NIfTI header must be finite and invertible"
+    try:
+        stated = {
+            name: "".join(str(one) for one in nibabel.aff2axcodes(getattr(header, f"get_{name}")()))
+            for name in ("sform", "qform")
+            if int(header[f"{name}_code"])
+        }
+        found = nibabel.io_orientation(image.affine)
+    except ValueError as error:  # NaN, infinity, or a quaternion that is none. NumPy's LinAlgError is a ValueError
+        raise unreadable_image(path, code, affine_rule) from error
     if not stated:
         rule = "a NIfTI header must have an orientation (sform or qform), because left and right are unknown otherwise"
         raise unreadable_image(path, code, rule)
     if len(set(stated.values())) > 1:
         rule = "sform and qform of a NIfTI header must have the same orientation"
         raise unreadable_image(path, code, rule, ", ".join(f"{name} {axes}" for name, axes in stated.items()))
-    found = nibabel.io_orientation(image.affine)
     if not np.isfinite(found).all():
-        raise unreadable_image(path, code, "the affine of a NIfTI header must be invertible")
+        raise unreadable_image(path, code, affine_rule)
     axes = [int(np.flatnonzero(found[:, 0] == one)[0]) for one in range(3)]
     flips = [bool(found[one, 1] < 0) for one in axes]
     return (axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2])
