@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: the command and its options. Default: those of the process.
     """
+    from toolkit.runfolder.logs import hide_values_of_libraries
+
+    hide_values_of_libraries()
     try:
         if _wants_json(arguments):
             _run_with_json(arguments)
@@ -82,4 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         remedy = "Finished work is kept. Free disk space, and run the same command again to resume."
         _fail(RunError("run.disk_full", "the disk must have free space", value=str(error), remedy=remedy), arguments)
+    finally:
+        hide_values_of_libraries()  # again, because typer replaces the hook that prints a traceback
     sys.exit(0)
