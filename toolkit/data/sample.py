@@ -1,9 +1,10 @@
 """Sample, Answer and Turn: a question with its images and reference, the parsed completion, and a conversation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from toolkit.identifiers import hidden_id
 from toolkit.images.ref import ImageRef
 
 OTHER_FILES = "other_files"
@@ -24,6 +25,25 @@ class Sample:
     images: tuple[ImageRef, ...]
     fields: Mapping[str, Any]
     reference: Mapping[str, Any]
+    place: str = field(default="", compare=False)
+    """File and row number, such as ``data/train.json, row 12``. Empty if the sample is not from a file."""
+
+    @property
+    def shown(self) -> str:
+        """Return what messages name the sample by: its place, otherwise a hash of its id, which can name a patient."""
+        return self.place or hidden_id(self.id)
+
+
+def rows_of_images(samples: Iterable[Sample], wanted: Collection[ImageRef]) -> dict[ImageRef, str]:
+    """Return the first row of each of these images, such as ``data/train.json, row 12, image 1``."""
+    found: dict[ImageRef, str] = {}
+    for sample in samples if wanted else ():
+        for number, ref in enumerate(sample.images, 1):
+            if ref in wanted and ref not in found:
+                found[ref] = f"{sample.shown}, image {number}"
+        if len(found) == len(wanted):
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from toolkit.data.sample_set import SampleSet
 from toolkit.data.split_sources import recipe_sources
 from toolkit.data.task import RowOrigin
 from toolkit.errors import NOTHING, DataError, Problem, RowProblem
+from toolkit.identifiers import described
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.scoring.regions import XYXY
 from toolkit.tasks import TASKS
@@ -144,7 +145,7 @@ def _content(text: str, place: str) -> Mapping[str, Any]:
             "rewards.completion_missing",
             'a line must be an object with a text "completion"',
             place=place,
-            value=content,
+            value=described(content),
         )
     return content
 
@@ -226,7 +227,7 @@ def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) 
             "rewards.id_unknown",
             f"{where} must have a row with this id",
             place=line.place,
-            value=name,
+            value=described(name),
             remedy=_WITHOUT_DATA,
         )
     if len(rows) > 1:
@@ -235,12 +236,12 @@ def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) 
             "rewards.id_ambiguous",
             "an id that is in several splits needs its split",
             place=line.place,
-            value=name,
+            value=described(name),
             remedy=remedy,
         )
     row = next(iter(rows.values()))
     if isinstance(row, RowProblem):
-        raise _invalid(row, line, name) from row
+        raise _invalid(row, line, described(name)) from row
     return row
 
 
@@ -251,7 +252,7 @@ def _inline(line: _Line, recipe: Recipe, found: Mapping[str, Any]) -> Sample:
             "rewards.sample_not_object",
             '"sample" must be an object with the fields of a row',
             place=line.place,
-            value=row,
+            value=described(row),
         )
     task = TASKS[recipe.dataset.task]
     requested = row_settings(recipe, task)
@@ -269,7 +270,8 @@ def _inline(line: _Line, recipe: Recipe, found: Mapping[str, Any]) -> Sample:
     absent = {column["mask"]: None} if "mask" in column else {}
     try:
         name = str(line.content.get("id", line.place))
-        return task.read(name, {**row, column["image"]: _UNOPENED_IMAGE, **absent}, source)
+        sample = task.read(name, {**row, column["image"]: _UNOPENED_IMAGE, **absent}, source)
+        return replace(sample, place=line.place)
     except RowProblem as problem:
         raise _invalid(problem, line, sorted(row)) from problem
 
