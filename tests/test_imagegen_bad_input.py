@@ -99,7 +99,11 @@ UNUSABLE = "imagegen.too_many_rows_unusable"
 @pytest.mark.parametrize(
     ("change", "code", "shown"),
     [
-        (lambda lines: column(lines, 0, "images/none.png", 40), UNUSABLE, ("ratings.csv, row 1", "images/none.png")),
+        (
+            lambda lines: column(lines, 0, "images/none.png", 40),
+            UNUSABLE,
+            ("ratings.csv, row 1", "the image must exist"),
+        ),
         (lambda lines: column(lines, 1, "9", 40), UNUSABLE, ("ratings.csv, row 1", "1, 2, 3", "'9'")),
         (lambda lines: column(lines, 2, "PET", 40), UNUSABLE, ("ratings.csv, row 1", "modality", "'PET'")),
         (
