@@ -143,7 +143,7 @@ def test_an_image_that_cannot_be_read_ends_the_command_and_a_restored_one_is_tak
     content = image.read_bytes()
     image.write_bytes(b"no image")
     error = error_of(capsys, recipe, file_settings(tmp_path, base))
-    assert "000003.png" in error
+    assert "ratings.csv, row 7" in error
     assert "[images.unusable]" in error
     assert finished(tmp_path) == []
     image.write_bytes(content)
