@@ -1,9 +1,10 @@
 """Sample, Answer and Turn: a question with its images and reference, the parsed completion, and a conversation."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from toolkit.errors import ImageError
 from toolkit.identifiers import hidden_id
 from toolkit.images.ref import ImageRef
 
@@ -44,6 +45,13 @@ def rows_of_images(samples: Iterable[Sample], wanted: Collection[ImageRef]) -> d
         if len(found) == len(wanted):
             break
     return found
+
+
+def with_row(error: ImageError, samples: Sequence[Sample]) -> ImageError:
+    """Return the error of an image with the first of these rows that has it as its place."""
+    refs = (ref for sample in samples for ref in sample.images if ref.path == error.path)
+    ref = next(refs, None)
+    return error if ref is None else error.at(rows_of_images(samples, {ref})[ref])
 
 
 @dataclass(frozen=True, slots=True)
