@@ -333,7 +333,7 @@ def test_interactive_prediction_reads_screenshots_until_the_input_ends(
     out = capsys.readouterr().out
     assert out.count("CLICK Load volume at 200, 30") == 2
     assert "skipped: " in out
-    assert "nowhere.png" in out
+    assert "image_path: the image must exist" in out
     assert "the GUI step could not be parsed" in out
     # The wrong path and the unreadable answer keep the memory of step 1.
     assert all('"completed_subtasks":["load"]' in question for question in backend.questions[1:])
