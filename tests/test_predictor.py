@@ -228,7 +228,7 @@ def test_a_screenshot_that_is_written_over_is_looked_at_anew(run: RunFolder, tmp
 
 def test_an_invalid_prompt_is_an_error_with_its_reason(run: RunFolder, tmp_path: Path) -> None:
     predictor = load_predictor(run.path, backend=Saying())
-    with pytest.raises(ImageError, match="nowhere"):
+    with pytest.raises(ImageError, match="image_path"):
         predictor.predict_step(tmp_path / "nowhere.png", "Load")
     with raises(DataError, "predict.question_invalid") as caught:
         predictor.predict_step(screen(tmp_path), " ")
