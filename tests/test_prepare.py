@@ -181,7 +181,7 @@ def test_unusable_images_of_used_rows_stop_a_run_together(chest: Path, tmp_path:
     # X-ray 4 belongs to the test rows, which this recipe does not use.
     assert "2 of 4" in caught.problem.rule
     assert "row 0, image 1" in caught.problem.rule
-    assert "row 2, image 1" in caught.problem.rule
+    assert caught.problem.rule.count("image 1: ") == 2
 
 
 def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so(
