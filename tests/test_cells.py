@@ -58,7 +58,8 @@ words = st.text(letters, min_size=1, max_size=12)
 def test_a_list_an_object_or_bytes_is_no_text_and_the_problem_has_the_value(value: Any) -> None:
     with raises(RowProblem, "data.value_not_text") as caught:
         text_of(value)
-    assert caught.problem.value == value
+    assert isinstance(caught.error, RowProblem)
+    assert caught.error.cell is value
     assert caught.problem.remedy
 
 

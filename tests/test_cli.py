@@ -199,7 +199,8 @@ def test_inspect_lists_missing_images_and_exits_with_1(tmp_path: Path, capsys: p
     assert call(["data", "inspect", path, "-s", f"data.test={tmp_path}/test.json"]) == 1
     text = capsys.readouterr().out
     assert "6 checked, 1 unusable" in text
-    assert "radiograph000000.png" in text
+    assert "row 0, image 1: the image must exist" in text
+    assert "radiograph000000.png" not in text
 
 
 def test_synthetic_data_of_a_recipe_is_inspected_without_leaving_files(

@@ -269,13 +269,13 @@ def test_a_text_without_a_header_is_read_as_vqa_med_2019_only_if_it_has_question
     assert "without a header, read as image, category, question, answer" in index.description
     with raises(DataError, "data.table_without_header") as caught:
         open_index(write(tmp_path / "other.txt", "s1|a|b|c\ns2|d|e|f\n"))
-    assert caught.problem.value == "s1|a|b|c"
+    assert caught.problem.value == "x0|x|x|x"
     with raises(DataError, "data.file_type_unknown"):
         open_index(write(tmp_path / "prose.txt", "Some words.\nMore | words.\n"))
     lines = ["image|question|answer", *["1.png|Is it?|no"] * 20, "2.png|Is it?|yes|maybe"]
     with raises(DataError, "data.text_table_irregular") as caught:
         open_index(write(tmp_path / "irregular.txt", "\n".join(lines)))
-    assert caught.problem.value == lines[-1]
+    assert caught.problem.value == "0.xxx|xx xx?|xxx|xxxxx"
 
 
 SINGLE = [{"role": "user", "content": "<image>Is it normal?"}, {"role": "assistant", "content": "Yes."}]
@@ -390,15 +390,15 @@ def test_another_question_or_answer_beside_a_conversation_is_reported(tmp_path: 
     (note,) = index.metadata.noted
     assert (note.code, note.examples, note.values) == (
         "data.conversation_has_other_answer",
-        ("1",),
-        ("['Yes.', 'No.']",),
+        ("row 1",),
+        ("list of 2 values",),
     )
 
 
 def test_a_label_that_is_false_beside_messages_is_reported(tmp_path: Path) -> None:
     rows = [{"messages": SINGLE, "images": ["1.png"], "label": label} for label in (True, False, "False")]
     index = open_index(write(tmp_path / "rows.json", rows))
-    assert [(one.code, one.examples) for one in index.metadata.noted] == [("data.label_is_false", ("1",))]
+    assert [(one.code, one.examples) for one in index.metadata.noted] == [("data.label_is_false", ("row 1",))]
 
 
 def test_other_columns_of_a_conversation_are_kept(tmp_path: Path) -> None:
@@ -414,7 +414,7 @@ def test_images_without_a_placeholder_come_first_and_are_reported(tmp_path: Path
     assert index[0][1]["messages"][0]["content"] == "<image>\n<image>\nSame?"
     assert index[0][1]["question"] == "Same?"
     (note,) = index.metadata.noted
-    assert (note.code, note.count, note.examples) == ("data.images_come_first", 1, ("0",))
+    assert (note.code, note.count, note.examples) == ("data.images_come_first", 1, ("row 0",))
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,9 @@ def test_class_folders_report_what_is_not_read(tmp_path: Path) -> None:
             "split": "train",
         },
     )
-    assert [(one.code, one.examples) for one in index.skipped] == [("data.image_without_class", ("train/loose.png",))]
+    assert [(one.code, one.examples) for one in index.skipped] == [
+        ("data.image_without_class", ("file 5 in order of path",))
+    ]
     assert [one.code for one in index.metadata.noted] == ["data.not_an_image"]
 
 
@@ -511,7 +513,7 @@ def test_masks_beside_their_images_are_no_images_of_the_class(tmp_path: Path) ->
     assert (noted.code, noted.count) == ("data.mask_is_no_image", 2)
 
 
-@pytest.mark.parametrize("names", [("images", "masks"), ("train", "normal")])
+@pytest.mark.parametrize("names", [("images", "masks"), ("train", "labels")])
 def test_folders_that_are_not_certainly_classes_have_no_format(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         image_file(tmp_path / name / "1.png", 1)
@@ -526,12 +528,16 @@ def test_a_single_folder_of_a_class_cannot_be_classified(tmp_path: Path, names: 
         image_file(tmp_path / name / "1.png", 1)
     with raises(DataError, "data.folder_with_one_class") as caught:
         open_index(str(tmp_path))
-    assert caught.problem.value == "normal"
+    assert str(caught.problem.value).endswith("folder 1 in order of name")
 
 
 @pytest.mark.parametrize(
     ("other", "value"),
-    [("train/c/deep/1.png", "train/c"), ("train/masks/1.png", "train/masks"), ("copy/a/1.png", "copy")],
+    [
+        ("train/c/deep/1.png", "train, folder 3 in order of name"),
+        ("train/masks/1.png", "train, folder 3 in order of name"),
+        ("copy/a/1.png", "folder 1 in order of name"),
+    ],
 )
 def test_a_folder_beside_classes_that_is_none_is_named(tmp_path: Path, other: str, value: str) -> None:
     for name in ("train/a/1.png", "train/b/1.png", other):
@@ -583,7 +589,7 @@ def test_a_name_that_is_not_equal_to_that_of_its_image_in_the_zip_is_an_error(tm
         archive.writestr("set/rows.json", json.dumps([qa(1, image=image)]))
     with raises(DataError, "data.archive_image_name") as caught:
         open_index(str(tmp_path / "set.zip"))
-    assert caught.problem.value == image
+    assert caught.problem.value == f"text of {len(image)} characters"
 
 
 def test_a_table_of_file_names_has_the_rows_of_datasets(tmp_path: Path) -> None:
@@ -891,7 +897,7 @@ def test_names_of_classes_that_differ_in_case_are_an_error(tmp_path: Path) -> No
         (tmp_path / name).write_bytes(png(1))
     with raises(DataError, "data.class_named_twice") as caught:
         open_index(str(tmp_path))
-    assert caught.problem.value == ["test/normal", "train/NORMAL"]
+    assert caught.problem.value == ["test, folder 2 in order of name", "train, folder 1 in order of name"]
 
 
 def test_names_of_classes_in_two_unicode_normalisations_are_one_class(tmp_path: Path) -> None:
@@ -911,7 +917,7 @@ def test_a_table_of_file_names_with_several_splits_is_an_error(tmp_path: Path) -
     write(tmp_path / "metadata.csv", "file_name,label\ntrain/a.png,x\ntest/b.png,y\n")
     with raises(DataError, "data.splits_in_one_table") as caught:
         open_index(str(tmp_path))
-    assert caught.problem.value == {"train": "train/a.png", "test": "test/b.png"}
+    assert caught.problem.value == ["train", "test"]
 
 
 def test_a_column_that_a_parquet_file_has_twice_is_an_error(tmp_path: Path) -> None:
@@ -946,4 +952,4 @@ def test_annotations_with_a_key_twice_are_an_error(tmp_path: Path) -> None:
     text = f'{{"images": [{{"id": 1, "file_name": "a.png"}}], "annotations": [{box}], "categories": []}}'
     with raises(DataError, "data.key_repeated") as caught:
         open_index(write(tmp_path / "coco.json", text))
-    assert "bbox = [1, 1, 2, 2] or [5, 5, 2, 2]" in str(caught.problem.value)
+    assert "bbox twice" in str(caught.problem.value)

@@ -206,7 +206,7 @@ def test_a_truncated_jpeg_with_a_thumbnail_is_incomplete(tmp_path: Path) -> None
     [
         (b"\0\0\0\x20ftypisom\0\0\2\0", "a video or another MPEG-4 file"),
         (b"ObjectType = Image\nNDims = 3\n", "MetaImage"),
-        (b"junk", "a file that begins with b'junk'"),
+        (b"junk", "a file that begins with b'…'"),
     ],
 )
 def test_a_file_that_is_no_image_is_described(tmp_path: Path, content: bytes, value: str) -> None:
@@ -235,7 +235,7 @@ def test_inspect_exits_with_1_if_an_image_is_unusable_and_the_run_would_stop(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(["data", "inspect", str(recipe_file(tmp_path))]) == 1
-    assert "(row r1)" in capsys.readouterr().out
+    assert "rows.json, row 1, image 1:" in capsys.readouterr().out
     assert call(["data", "inspect", str(recipe_file(tmp_path, unreadable="placeholder"))]) == 0
 
 

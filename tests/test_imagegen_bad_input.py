@@ -99,7 +99,11 @@ UNUSABLE = "imagegen.too_many_rows_unusable"
 @pytest.mark.parametrize(
     ("change", "code", "shown"),
     [
-        (lambda lines: column(lines, 0, "images/none.png", 40), UNUSABLE, ("ratings.csv, row 1", "images/none.png")),
+        (
+            lambda lines: column(lines, 0, "images/none.png", 40),
+            UNUSABLE,
+            ("ratings.csv, row 1", "the image must exist"),
+        ),
         (lambda lines: column(lines, 1, "9", 40), UNUSABLE, ("ratings.csv, row 1", "1, 2, 3", "'9'")),
         (lambda lines: column(lines, 2, "PET", 40), UNUSABLE, ("ratings.csv, row 1", "modality", "'PET'")),
         (
@@ -139,7 +143,7 @@ def test_an_image_that_cannot_be_read_ends_the_command_and_a_restored_one_is_tak
     content = image.read_bytes()
     image.write_bytes(b"no image")
     error = error_of(capsys, recipe, file_settings(tmp_path, base))
-    assert "000003.png" in error
+    assert "ratings.csv, row 7" in error
     assert "[images.unusable]" in error
     assert finished(tmp_path) == []
     image.write_bytes(content)

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
 from tests.helpers.image_files import AS_IT_IS, png16_bytes, tiff_bytes
-from tests.helpers.problems import raises
+from tests.helpers.problems import image_of, raises
 from toolkit import recipe
 from toolkit.errors import ImageError, RecipeError
 from toolkit.images import ImagePolicy, ImageRecord, load, reduced_size
@@ -271,7 +271,7 @@ def test_nan_and_infinities_are_counted_and_do_not_move_the_window(tmp_path: Pat
 def test_an_image_with_only_nan_is_rejected(tmp_path: Path) -> None:
     with raises(ImageError, "images.no_finite_value") as caught:
         load(put(tmp_path, "a.tif", tiff_bytes(np.full((4, 4), np.nan, np.float32))), AS_IT_IS)
-    assert caught.problem.place == str(tmp_path / "a.tif")
+    assert image_of(caught) == tmp_path / "a.tif"
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -313,7 +313,7 @@ def test_the_dicom_window_is_rejected_for_a_deep_image_without_one(tmp_path: Pat
     ref = put(tmp_path, "a.png", np.arange(64, dtype=np.uint16).reshape(8, 8))
     with raises(ImageError, "images.window_missing") as caught:
         load(ref, ImagePolicy(window="dicom"))
-    assert (caught.problem.place, caught.problem.value) == (str(ref.path), "16 bits without a window")
+    assert (image_of(caught), caught.problem.value) == (ref.path, "16 bits without a window")
 
 
 @pytest.mark.parametrize("size", [(100, 60), (60, 100), (1000, 3), (3, 1000), (33, 33), (896, 10)])

@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from tests.helpers.image_files import AS_IT_IS, png16_bytes, tiff_bytes
-from tests.helpers.problems import raises
+from tests.helpers.problems import image_of, raises
 from toolkit.errors import CODE, ImageError
 from toolkit.images import ImagePolicy, ImageStore, image_ref, load, scan
 from toolkit.images.ref import ImageRef
@@ -71,7 +71,8 @@ def rejected(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> ImageError:
     with pytest.raises(ImageError) as caught:
         load(ref, policy)
     error = caught.value
-    assert error.place == str(ref.path)
+    assert error.path == ref.path
+    assert error.place.startswith("image id-")
     assert CODE.fullmatch(error.code)
     assert error.rule
     assert error.remedy
@@ -269,7 +270,8 @@ def test_a_path_that_leaves_the_root_or_names_nothing_is_rejected_with_its_row(t
     with raises(ImageError, "images.path_not_text" if names_nothing else "images.outside_root") as caught:
         image_ref(text, "/data/set", "rows.json, row 3")
     assert caught.problem.place == "rows.json, row 3"
-    assert caught.problem.value == text
+    assert "set2" not in str(caught.error)
+    assert "passwd" not in str(caught.error)
 
 
 def test_a_path_that_is_not_text_is_rejected() -> None:
@@ -299,7 +301,8 @@ def test_a_link_that_leads_out_of_the_root_is_rejected_when_it_is_opened_or_scan
     store.get(ImageRef(root / "inner_link.png"))
     with raises(ImageError, "images.outside_root") as caught:
         store.get(ImageRef(root / "link.png"))
-    assert caught.problem.value == str(real.path)
+    assert image_of(caught) == root / "link.png"
+    assert str(outside) not in str(caught.error)
     refs = [ImageRef(root / "link.png"), ImageRef(root / "inner_link.png")]
     for mode in ("full", "header"):
         assert scan(refs, store, mode).bad_refs == {refs[0]}

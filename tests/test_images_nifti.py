@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers.problems import raises
 from toolkit.errors import ImageError, RecipeError
+from toolkit.identifiers import hidden_id
 from toolkit.images import ImagePolicy, ImageStore, load, nifti, scan
 from toolkit.images.header import read_header
 from toolkit.images.ref import AXES, ImageRef
@@ -246,15 +247,15 @@ def test_the_scan_reports_what_a_slice_is(tmp_path: Path) -> None:
     policy = ImagePolicy(window="hu", windows=((-160.0, 240.0),))
     modes: tuple[ScanMode, ...] = ("full", "header")
     for mode in modes:
-        report = scan(refs, ImageStore(policy), mode)
+        report = scan(refs, ImageStore(policy), mode).with_rows({refs[0]: "row 0", refs[1]: "row 1", refs[2]: "row 2"})
         notes = {note.code: (note.count, note.examples) for note in report.notes}
-        assert notes["images.pixels_not_square"] == (1, ("plain.nii",))
-        assert notes["images.slices_renumbered"] == (1, ("flipped.nii",))
+        assert notes["images.pixels_not_square"] == (1, ("row 0",))
+        assert notes["images.slices_renumbered"] == (1, ("row 1",))
         assert notes["images.smaller_than_patch"][0] == 3
         assert "images.first_frame" not in notes
     assert {note.code: note.examples for note in scan(refs, ImageStore(policy), "full").notes}[
         "images.no_value_below_zero"
-    ] == ("plain.nii", "flipped.nii")
+    ] == tuple(f"image {hidden_id(path)}" for path in (plain, flipped))
 
 
 def test_unsigned_voxels_are_not_hounsfield_units(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.problems import raises
+from tests.helpers.problems import image_of, raises
 from toolkit import recipe
 from toolkit.errors import ImageError
 from toolkit.images import ImagePolicy, ImageRecord, ImageStore, cache, load, scan
@@ -261,7 +261,7 @@ def test_unreadable_files_are_handled_and_counted_as_the_recipe_says(tmp_path: P
     for store in (stop, skip):
         with raises(ImageError, "images.missing") as caught:
             store.get(missing)
-        assert caught.problem.place == str(missing.path)
+        assert image_of(caught) == missing.path
     loaded = grey.load(missing)
     assert np.unique(np.asarray(loaded.image)).tolist() == [128]
     assert loaded.image.size == (64, 64)
@@ -377,17 +377,19 @@ def test_auto_is_full_for_few_images_and_header_for_many(tmp_path: Path, monkeyp
     assert (off.mode, off.checked, off.bad) == ("off", 0, ())
 
 
-def test_all_bad_images_are_reported_in_one_error_with_ten_names(tmp_path: Path) -> None:
+def test_all_bad_images_are_reported_in_one_error_with_ten_rows(tmp_path: Path) -> None:
     refs = [ImageRef(tmp_path / f"{i:03}.png") for i in range(33)]
-    report = scan(refs, ImageStore(POLICY))
+    rows = {ref: f"rows.json, row {i:03}, image 1" for i, ref in enumerate(refs)}
+    report = scan(refs, ImageStore(POLICY)).with_rows(rows)
     assert {bad.error.code for bad in report.bad} == {"images.missing"}
     with raises(ImageError, "images.unusable") as caught:
         report.raise_if_bad()
     text = str(caught.error)
     assert "33 of 33" in text
     assert "\n. " not in text
-    assert all(f"{i:03}.png" in text for i in range(10))
-    assert "010.png" not in text
+    assert all(f"row {i:03}, image 1" in text for i in range(10))
+    assert "row 010" not in text
+    assert ".png" not in text
     assert "and 23 more" in text
     assert caught.problem.remedy == report.bad[0].error.remedy  # the same remedy once, not 33 times
     scan([xray(tmp_path, "a.png")], ImageStore(POLICY)).raise_if_bad()

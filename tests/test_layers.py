@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "toolkit"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("identifiers",),
     ("errors",),
     ("recipe",),
     ("runfolder",),
@@ -48,7 +49,7 @@ HEAVY = frozenset(
         "matplotlib",
     }
 )
-LIGHT_PACKAGES = ("errors", "recipe", "runfolder", "reporting", "cli", "pipeline", "diagnostics")
+LIGHT_PACKAGES = ("identifiers", "errors", "recipe", "runfolder", "reporting", "cli", "pipeline", "diagnostics")
 """Packages that the command line loads before it knows that it will train."""
 
 Import = tuple[str, int, bool]

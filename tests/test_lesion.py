@@ -400,7 +400,7 @@ def test_how_a_mask_was_found_is_counted_and_shown(tmp_path: Path) -> None:
     shown = {one.code: str(one) for one in data.warnings}
     assert {"data.image_suffix_added", "data.image_case_changed"} <= set(shown)
     assert "1 row" in shown["data.image_case_changed"]
-    assert "m.png" in shown["data.image_case_changed"]
+    assert "row 0, mask" in shown["data.image_case_changed"]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -118,7 +118,7 @@ def test_leaks_stop_the_run_are_reported_or_are_dropped(tmp_path: Path, train: s
     assert not fewer.leaks
     (removed,) = fewer.dropped
     assert removed.code == "data.row_leaks"
-    assert (removed.source, removed.count, removed.examples) == ("train", 2, ("r0", "r1"))
+    assert (removed.source, removed.count, removed.examples) == ("train", 2, ("row 0", "row 1"))
 
 
 def test_dropping_every_training_row_is_an_error(train: str) -> None:
@@ -131,7 +131,10 @@ def test_unusable_rows_are_counted_by_reason_with_examples(tmp_path: Path) -> No
     rows += [row(97, question=""), row(98, correct_answer="C"), row(99, question="")]
     data = load_data(recipe(train=write(tmp_path / "train.json", rows)))
     found = {one.code: (one.count, one.examples) for one in data.dropped}
-    assert found == {"data.question_missing": (2, ("r97", "r99")), "tasks.mcq.answer_not_an_option": (1, ("r98",))}
+    assert found == {
+        "data.question_missing": (2, ("row 97", "row 99")),
+        "tasks.mcq.answer_not_an_option": (1, ("row 98",)),
+    }
     assert [one.code for one in data.warnings][:2] == ["data.question_missing", "tasks.mcq.answer_not_an_option"]
 
 
@@ -226,7 +229,7 @@ def test_trimmed_values_and_repeated_ids_are_reported(tmp_path: Path) -> None:
     assert ids(data.train) == ["1", "1#2"]
     found = {one.code: one for one in data.warnings}
     assert "data.blanks_removed" in found
-    assert found["data.ids_repeated"].value == "1 repeated, such as 1"
+    assert found["data.ids_repeated"].value == "1 repeated, such as row 1"
 
 
 def test_an_id_column_can_be_mapped(tmp_path: Path) -> None:
@@ -241,7 +244,7 @@ def test_absolute_image_paths_are_read_below_the_image_root_only(tmp_path: Path)
         load_data(recipe(train=file))
     two = write(tmp_path / "two.json", [row(0, ImagePath="/xrays/a.png"), row(1, ImagePath="b.png")])
     found = read_file(recipe(train=two, max_dropped=0.5), two).dropped
-    assert [(one.code, one.examples) for one in found] == [("data.image_outside_root", ("r0",))]
+    assert [(one.code, one.examples) for one in found] == [("data.image_outside_root", ("row 0",))]
     for root, group in (("/", "xrays/a.png"), ("/xrays/x/..", "a.png")):
         (sample,) = read_file(recipe(train=file, image_root=root), file).samples
         assert (sample.images[0].path, sample.group) == (Path("/xrays/a.png"), group)
@@ -278,9 +281,9 @@ def test_opening_again_reads_no_row_unless_the_column_map_changes(
     looked: list[int] = []
     add = RowScanner.add
 
-    def add_and_note(self: RowScanner, number: int, name: str, record: Row) -> None:
+    def add_and_note(self: RowScanner, number: int, name: str, record: Row, place: str) -> None:
         looked.append(number)
-        add(self, number, name, record)
+        add(self, number, name, record, place)
 
     monkeypatch.setattr(RowScanner, "add", add_and_note)
     wanted: Row = {"train": train, "split": {"test": 0}, "max_dropped": 0.5}

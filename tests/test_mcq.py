@@ -183,7 +183,7 @@ def test_texts_that_merely_begin_with_a_letter_are_not_labelled() -> None:
 def test_an_unusable_row_is_rejected_with_its_reason(change: dict[str, Any], code: str) -> None:
     with raises(RowProblem, code) as caught:
         read({**REXVQA, **change})
-    assert caught.problem.place == f"{ROOT}/rows.json: r1"
+    assert caught.problem.place == f"{ROOT}/rows.json"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_an_unusable_row_is_rejected_with_its_reason(change: dict[str, Any], cod
         ({"options": ["A. Normal", "B. Mass", "C. Mass"]}, "Mass"),
         ({"correct_answer": "E"}, "E"),
         ({"ImagePath": [f"{i}.png" for i in range(9)]}, 9),
-        ({"ImagePath": ["a.png", "/etc/passwd"]}, "/etc/passwd"),
+        ({"ImagePath": ["a.png", "/etc/passwd"]}, "absolute path"),
     ],
 )
 def test_the_value_that_makes_a_row_unusable_is_reported(change: dict[str, Any], value: object) -> None:
@@ -205,7 +205,7 @@ def test_the_value_that_makes_a_row_unusable_is_reported(change: dict[str, Any],
 def test_an_empty_group_is_a_problem_when_the_recipe_names_its_column() -> None:
     with raises(RowProblem, "data.group_missing") as caught:
         read({**REXVQA, "PatientID": ""}, group="PatientID")
-    assert caught.problem.value == ""
+    assert str(caught.problem.value) == "text of 0 characters"
 
 
 def test_question_and_completion_have_the_format_of_the_earlier_scripts() -> None:
@@ -573,18 +573,18 @@ def test_initials_letters_and_numbers_in_options_are_read_as_they_are_meant(
 @pytest.mark.parametrize(
     ("row", "code", "value"),
     [
-        ({"options": ["O", "A"], "answer": "A"}, "tasks.mcq.answer_ambiguous", "A - O or B - A"),
+        ({"options": ["O", "A"], "answer": "A"}, "tasks.mcq.answer_ambiguous", {"A": "O", "B": "A"}),
         (
             {"options": ["B. burgdorferi", "A. baumannii"], "answer": "A"},
             "tasks.mcq.options_ambiguous",
-            "B = burgdorferi, A = baumannii or A = B. burgdorferi, B = A. baumannii",
+            [{"B": "burgdorferi", "A": "baumannii"}, {"A": "B. burgdorferi", "B": "A. baumannii"}],
         ),
         ({"options": ["x", "y", "z"], "answer": "A, B"}, "tasks.mcq.several_answers", "A, B"),
         ({"options": ["x", "y", "z"], "answer": ["A", "B"]}, "tasks.mcq.several_answers", ["A", "B"]),
         (
             {"options": ["x", "y"], "answer": "x", "Answer_label": "B"},
             "tasks.mcq.answer_contradicts_itself",
-            "B and x",
+            ["B", "x"],
         ),
         ({"options": ["x", "y"], "Answer_label": "C"}, "tasks.mcq.answer_not_an_option", "C"),
         (
@@ -704,7 +704,7 @@ def test_a_number_in_a_column_of_labels_is_no_text_of_another_option() -> None:
     row = {**REXVQA, "options": ["1", "2", "3"], "label": 2}
     with raises(RowProblem, "tasks.mcq.answer_ambiguous") as caught:
         read(row, columns={**COLUMNS, "answer": "label"})
-    assert caught.problem.value == "B - 2 or, as a position, C - 3"
+    assert caught.problem.value == {"B": "2", "C": "3"}
     assert read({**row, "label": "B"}, columns={**COLUMNS, "answer": "label"}).reference["text"] == "2"
 
 
@@ -725,7 +725,7 @@ def test_a_text_after_a_missing_option_is_a_problem(texts: Mapping[str, str]) ->
     row = {**QUESTION, **{f"option_{letter}": text for letter, text in texts.items()}, "answer": "B"}
     with raises(RowProblem, "tasks.mcq.option_missing") as caught:
         fresh(row)
-    assert caught.problem.value == "A = x, B = y, D = z, without C"
+    assert caught.problem.value == {"A": "x", "B": "y", "D": "z", "C": None}
 
 
 def test_the_last_option_columns_may_be_empty() -> None:
@@ -736,9 +736,9 @@ def test_the_last_option_columns_may_be_empty() -> None:
 @pytest.mark.parametrize(
     ("texts", "readings"),
     [
-        (["A) x", "y"], "A = x, B = y or A = A) x, B = y"),
-        (["A. Blue", "Red"], "A = Blue, B = Red or A = A. Blue, B = Red"),
-        (["x", "B: y", "z"], "A = x, B = y, C = z or A = x, B = B: y, C = z"),
+        (["A) x", "y"], [{"A": "x", "B": "y"}, {"A": "A) x", "B": "y"}]),
+        (["A. Blue", "Red"], [{"A": "Blue", "B": "Red"}, {"A": "A. Blue", "B": "Red"}]),
+        (["x", "B: y", "z"], [{"A": "x", "B": "y", "C": "z"}, {"A": "x", "B": "B: y", "C": "z"}]),
     ],
 )
 def test_labels_of_only_some_options_are_a_problem_that_shows_both_readings(texts: list[str], readings: str) -> None:

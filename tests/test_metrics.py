@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.helpers.classification import macro_f1, macro_f1_estimate
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
+from toolkit.identifiers import hidden_id
 from toolkit.scoring.statistics import (
     ScoredAnswer,
     bootstrap,
@@ -238,7 +239,7 @@ def test_a_summary_counts_every_answer_and_takes_scores_where_they_apply() -> No
     }
     assert found.not_found == ("view",)
     assert [(failure.reason, failure.count, failure.examples) for failure in found.failures] == [
-        ("no letter", 2, ("q1", "q3"))
+        ("no letter", 2, (hidden_id("q1"), hidden_id("q3")))
     ]
 
 

@@ -243,14 +243,14 @@ def test_every_file_of_a_folder_of_images_is_read_or_counted(run: RunFolder, tmp
     found = predicted(run, folder, tmp_path / "p.csv", constants=SIDE)
     assert [line["id"] for line in read_csv(tmp_path / "p.csv")] == ["S1/IM000001", "a#1;b.png"]
     assert {one.code: (one.count, one.examples) for one in found.dropped} == {
-        "predict.file_not_image": (2, ("DICOMDIR", "README.txt")),
-        "predict.file_name_not_unicode": (1, ("caf\\udce9.png",)),
-        "predict.folder_linked": (1, ("site2",)),
+        "predict.file_not_image": (2, tuple(f"file {number} in order of path" for number in (1, 2))),
+        "predict.file_name_not_unicode": (1, ("file 5 in order of path",)),
+        "predict.folder_linked": (1, ("file 6 in order of path",)),
     }
     (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with raises(ImageError, "images.unusable") as caught:
         predicted(run, folder, tmp_path / "q.csv", constants=SIDE)
-    assert "gone.png" in caught.problem.rule
+    assert "file 6 in order of path, image 1" in caught.problem.rule
     skip = predicted(run, folder, tmp_path / "q.csv", constants=SIDE, settings=["images.unreadable=skip"])
     assert (skip.rows, skip.problems) == (3, {"an image cannot be read": 1})
 
@@ -311,7 +311,7 @@ def test_unreadable_images_follow_the_recipe(tmp_path: Path, unreadable: str, ca
     if unreadable == "stop":
         with raises(ImageError, "images.unusable") as caught:
             predicted(run, folder, tmp_path / "p.csv", backend, constants=SIDE)
-        assert "broken.png" in caught.problem.rule
+        assert "file 1 in order of path, image 1" in caught.problem.rule
         assert not backend.prompts
         return
     found = predicted(run, folder, tmp_path / "p.csv", backend, constants=SIDE)
@@ -324,7 +324,7 @@ def test_unreadable_images_follow_the_recipe(tmp_path: Path, unreadable: str, ca
         assert (found.problems, len(backend.prompts)) == ({}, 3)
     (warned,) = (one for one in warnings_in(caplog) if one.code == "predict.images_unreadable")
     assert warned.value == 1
-    assert "broken.png" in warned.rule
+    assert "file 1 in order of path, image 1" in warned.rule
 
 
 def test_a_task_with_its_own_question_needs_only_images(tmp_path: Path) -> None:

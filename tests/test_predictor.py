@@ -228,7 +228,7 @@ def test_a_screenshot_that_is_written_over_is_looked_at_anew(run: RunFolder, tmp
 
 def test_an_invalid_prompt_is_an_error_with_its_reason(run: RunFolder, tmp_path: Path) -> None:
     predictor = load_predictor(run.path, backend=Saying())
-    with pytest.raises(ImageError, match="nowhere"):
+    with pytest.raises(ImageError, match="image_path"):
         predictor.predict_step(tmp_path / "nowhere.png", "Load")
     with raises(DataError, "predict.question_invalid") as caught:
         predictor.predict_step(screen(tmp_path), " ")
@@ -333,7 +333,7 @@ def test_interactive_prediction_reads_screenshots_until_the_input_ends(
     out = capsys.readouterr().out
     assert out.count("CLICK Load volume at 200, 30") == 2
     assert "skipped: " in out
-    assert "nowhere.png" in out
+    assert "image_path: the image must exist" in out
     assert "the GUI step could not be parsed" in out
     # The wrong path and the unreadable answer keep the memory of step 1.
     assert all('"completed_subtasks":["load"]' in question for question in backend.questions[1:])

@@ -60,10 +60,10 @@ def test_the_target_chooses_the_part_of_the_report(row: dict[str, str], target: 
     [
         ({}, "report", "tasks.report_generation.report_missing", None),
         ({"report": " "}, "report", "tasks.report_generation.report_missing", None),
-        ({"report": "FINDINGS:\n\nIMPRESSION:\n"}, "report", "tasks.report_generation.report_missing", "IMPRESSION"),
+        ({"report": "FINDINGS:\n\nIMPRESSION:\n"}, "report", "tasks.report_generation.report_missing", "text of"),
         ({"report": True}, "report", "tasks.report_generation.report_not_text", "True"),
         ({"findings": 3}, "report", "tasks.report_generation.report_not_text", "3"),
-        ({"report": "<think>x</think>Clear."}, "report", "tasks.report_generation.reasoning_in_report", "<think>"),
+        ({"report": "<think>x</think>Clear."}, "report", "tasks.report_generation.reasoning_in_report", "text of"),
         ({"report": "Clear lungs."}, "findings", "tasks.report_generation.section_missing", "no section"),
         ({"findings": "Clear."}, "impression", "tasks.report_generation.section_missing", "findings"),
         ({"report": "IMPRESSION: Clear."}, "findings", "tasks.report_generation.section_missing", "IMPRESSION"),

@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.problems import raises
 from toolkit.data.sample import Answer
 from toolkit.errors import NOTHING, Problem, RecipeError, RewardError
+from toolkit.identifiers import hidden_id
 from toolkit.tasks import TASKS
 from toolkit.tasks.mcq import rewards as mcq
 from toolkit.tasks.vqa import rewards as vqa
@@ -144,7 +145,7 @@ def test_a_value_outside_0_to_1_is_an_error_with_reward_sample_and_value(value: 
     table = RewardTable(TASKS["mcq"], {"mine": lambda sample, answer: cast(float, value)}, {"mine": 1.0})
     with raises(RewardError, "rewards.value_out_of_range") as caught:
         table.score(mcq.EXAMPLE, RIGHT)
-    assert caught.problem.place == "reward mine, sample example"
+    assert caught.problem.place == f"reward mine, {hidden_id('example')}"
     assert caught.problem.value is value
 
 
@@ -162,8 +163,8 @@ def test_a_reward_that_raises_is_an_error_with_its_line(tmp_path: Path) -> None:
     table = reward_table(TASKS["mcq"], {}, [entry], tmp_path)
     with raises(RewardError, "rewards.function_raised") as caught:
         table.score(mcq.EXAMPLE, RIGHT)
-    assert caught.problem.place == "reward bonus, sample example"
-    assert repr(caught.problem.value) == "KeyError('nothing')"
+    assert caught.problem.place == f"reward bonus, {hidden_id('example')}"
+    assert repr(caught.problem.value) == "KeyError: '…'"
     assert "mine.py:2" in caught.problem.remedy
 
 
@@ -171,7 +172,7 @@ def test_a_sample_without_an_applicable_reward_is_an_error() -> None:
     table = RewardTable(TASKS["mcq"], {"mine": lambda sample, answer: None}, {"mine": 1.0})
     with raises(RewardError, "rewards.none_applies") as caught:
         table.score(mcq.EXAMPLE, RIGHT)
-    assert (caught.problem.place, caught.problem.value) == ("sample example", ["mine"])
+    assert (caught.problem.place, caught.problem.value) == (hidden_id("example"), ["mine"])
 
 
 def scored(total: float, **components: float | None) -> RewardScore:

@@ -184,13 +184,14 @@ def test_a_value_that_can_be_read_in_two_ways_or_in_none_is_rejected(
         read(root, row)
 
 
-def test_a_missing_file_is_reported_with_the_nearest_name(root: Path) -> None:
+def test_a_missing_file_is_reported_without_the_names_of_others(root: Path) -> None:
     with raises(ImageError, "images.missing") as caught:
         load(ImageRef(root / "aa.png"), ImagePolicy())
-    assert '"a.png"' in caught.problem.rule
+    assert "a similar name" in caught.problem.rule
+    assert "a.png" not in str(caught.error)
     with raises(ImageError, "images.name_ambiguous") as caught:
         load(ImageRef(root / "two"), ImagePolicy())
-    assert caught.problem.value == ["two.jpg", "two.png"]
+    assert caught.problem.value == "2 files"
 
 
 def test_blanks_of_a_url_are_decoded_in_a_name(root: Path) -> None:
@@ -203,24 +204,25 @@ def test_blanks_of_a_url_are_decoded_in_a_name(root: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/home/other/data/x.jpeg", "../data/x.jpeg"])
-def test_a_path_of_another_machine_is_rejected_with_the_path_below_the_root(root: Path, path: str) -> None:
+def test_a_path_of_another_machine_is_rejected_with_the_depth_of_the_file(root: Path, path: str) -> None:
     with raises(RowProblem, "data.image_outside_root") as caught:
         read(root, {"image": path})
-    assert "such as p1/x.jpeg" in caught.problem.remedy
+    assert "1 folder below it" in caught.problem.remedy
+    assert "x.jpeg" not in str(caught.error)
 
 
 @pytest.mark.parametrize("path", ["x.jpeg", "p2/x.jpeg", "C:\\data\\x.jpeg"])
-def test_a_file_in_another_folder_is_reported_with_its_path(root: Path, path: str) -> None:
+def test_a_file_in_another_folder_is_reported(root: Path, path: str) -> None:
     with raises(ImageError, "images.in_other_folder") as caught:
         ImageStore(ImagePolicy(), roots=[root]).get(ImageRef(root / path))
-    assert caught.problem.value == ["p1/x.jpeg"]
+    assert caught.problem.value == "1 file"
 
 
-def test_a_broken_link_is_reported_with_its_target(root: Path) -> None:
+def test_a_broken_link_is_reported(root: Path) -> None:
     (root / "link.png").symlink_to(root / "none.png")
     with raises(ImageError, "images.link_broken") as caught:
         load(ImageRef(root / "link.png"), ImagePolicy())
-    assert caught.problem.value == str(root / "none.png")
+    assert "none.png" not in str(caught.error)
 
 
 def test_a_file_that_is_added_later_is_found(root: Path) -> None:

@@ -65,10 +65,10 @@ def test_a_warning_has_code_value_row_and_remedy_of_the_problem(tmp_path: Path) 
     data = load_data(recipe(faulty(tmp_path)))
     (dropped,) = data.dropped
     assert (dropped.code, dropped.count) == ("data.value_not_text", 1)
-    assert (dropped.examples, dropped.rows, dropped.values) == (("id7",), (7,), (repr(VALUE),))
+    assert (dropped.examples, dropped.values) == (("row 7",), (repr(VALUE),))
     (problem,) = data.warnings
     assert problem.code == "data.value_not_text"
-    for part in ("id7", "row 7", repr(VALUE), "the column answer", dropped.remedy):
+    for part in ("row 7", repr(VALUE), "the column answer", dropped.remedy):
         assert part in str(problem)
     assert dropped.remedy
 
@@ -81,7 +81,7 @@ def test_inspect_and_the_run_folder_have_value_and_remedy(tmp_path: Path, capsys
         (dropped,) = context.run.result("data", DataResult).dropped
     stored = json.loads((RunFolder(wanted.run_folder).path / "stages/data/done.json").read_text(encoding="utf-8"))
     assert repr(VALUE) in json.dumps(stored).replace('\\"', '"')
-    assert (dropped.values, dropped.rows, bool(dropped.remedy)) == ((repr(VALUE),), (7,), True)
+    assert (dropped.values, dropped.examples, bool(dropped.remedy)) == ((repr(VALUE),), ("row 7",), True)
     (tmp_path / "look.toml").write_text(
         f'[run]\nname = "x"\n[data]\ntask = "vqa"\ntrain = "{source}"\n[evaluate]\n', encoding="utf-8"
     )
@@ -97,16 +97,15 @@ def test_the_error_of_too_many_unusable_rows_has_value_row_code_and_remedy(tmp_p
     source = write(tmp_path / "rows.json", [row(0), row(1, answer={"a": "yes"}), row(2, question="")])
     with raises(DataError, "data.too_many_unusable_rows") as caught:
         load_data(recipe(source))
-    for part in ("id1 (row 1): {'a': 'yes'}", "[data.value_not_text]", "Store one text", "[data.question_missing]"):
+    for part in ("row 1: {'a': 'yes'}", "[data.value_not_text]", "Store one text", "[data.question_missing]"):
         assert part in str(caught.error)
     assert caught.problem.value == "2 of 3"
 
 
-def test_row_numbers_are_not_shown_if_they_are_not_those_of_the_file(tmp_path: Path) -> None:
+def test_row_numbers_are_those_of_the_file_after_a_record_that_is_left_out(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.json", [5, row(0), row(1, answer={"a": "yes"})])  # type: ignore[list-item]
     dropped = {one.code: one for one in load_data(recipe(source, max_dropped=0.9)).dropped}
-    assert dropped["data.value_not_text"].rows == ()
-    assert dropped["data.value_not_text"].shown == ("id1: {'a': 'yes'}",)
+    assert dropped["data.value_not_text"].shown == ("row 2: {'a': 'yes'}",)
 
 
 def test_no_message_has_base64_or_more_than_2000_characters() -> None:
@@ -200,11 +199,11 @@ def test_numbers_of_32_bits_keep_their_digits(tmp_path: Path) -> None:
     assert answers(recipe(str(tmp_path / "rows.parquet"), max_dropped=0.5)) == ["0.1", "2.3"]
 
 
-def test_json_that_is_used_as_text_is_reported_with_its_value(tmp_path: Path) -> None:
+def test_json_that_is_used_as_text_is_reported_with_its_row(tmp_path: Path) -> None:
     rows = [row(0, question='["Is it edema?"]'), row(1, question="[Frontal view] Is it edema?")]
     (problem,) = load_data(recipe(write(tmp_path / "rows.csv", rows))).warnings
     assert (problem.code, problem.rule.startswith("1 row:")) == ("data.text_is_json", True)
-    assert "Is it edema?" in problem.rule
+    assert "row 0: text of 16 characters" in problem.rule
 
 
 @pytest.mark.parametrize("missing", [None, "", "nan", "NaN", "<NA>"])
@@ -223,7 +222,7 @@ def test_different_answers_to_one_prompt_are_reported(tmp_path: Path) -> None:
     (problem,) = data.warnings
     assert problem.code == "data.answers_differ"
     assert problem.rule.startswith("3 rows")
-    assert "id20 and id21: 'edema' or 'mass'" in problem.rule
+    assert "row 20 and row 21: 'edema' or 'mass'" in problem.rule
     assert problem.remedy
     again = load_data(recipe(write(tmp_path / "rows.json", rows)))
     assert again.warnings == data.warnings
@@ -257,8 +256,8 @@ def test_columns_of_one_field_with_different_values_are_a_problem_that_shows_bot
     rows = [row(number, correct_answer=other) for number, other in enumerate(others)]
     source = write(tmp_path / f"rows{suffix}", rows)
     data = load_data(recipe(source, max_dropped=0.5))
-    assert [(one.code, one.count, one.examples) for one in data.dropped] == [("data.columns_contradict", 1, ("id3",))]
-    assert "answer = 'edema' or correct_answer = 'mass'" in data.dropped[0].values[0]
+    assert [(one.code, one.count, one.examples) for one in data.dropped] == [("data.columns_contradict", 1, ("row 3",))]
+    assert "{'answer': 'edema', 'correct_answer': 'mass'}" in data.dropped[0].values[0]
     assert len(answers(recipe(source, columns={"answer": "answer"}))) == 4
 
 
@@ -267,13 +266,13 @@ def test_options_and_answers_of_multiple_choice_are_compared_by_their_meaning(tm
     rows = [row(0, **mcq), row(1, **mcq | {"answer": "mass"}), row(2, **mcq, choices=["mass", "edema"])]
     data = load_data(recipe(write(tmp_path / "rows.json", rows), task="mcq", max_dropped=0.7))
     assert [(one.code, one.examples) for one in data.dropped] == [
-        ("data.columns_contradict", ("id1",)),
-        ("data.columns_contradict", ("id2",)),
+        ("data.columns_contradict", ("row 1",)),
+        ("data.columns_contradict", ("row 2",)),
     ]
 
 
 @pytest.mark.parametrize("form", ["lines", "list", "object"])
-def test_a_key_that_a_record_has_twice_is_a_problem_that_shows_both_values(tmp_path: Path, form: str) -> None:
+def test_a_key_that_a_record_has_twice_is_a_problem_that_shows_the_key(tmp_path: Path, form: str) -> None:
     records = [json.dumps({name: value for name, value in row(number).items() if name != "id"}) for number in range(4)]
     records[1] = records[1].replace("{", '{"answer": "mass", ')
     records[2] = records[2].replace("{", '{"answer": "edema", "note": "a \\"b\\": c", ')
@@ -287,7 +286,7 @@ def test_a_key_that_a_record_has_twice_is_a_problem_that_shows_both_values(tmp_p
     file.write_text(text, encoding="utf-8")
     data = load_data(recipe(str(file), max_dropped=0.5))
     assert [(one.code, one.count) for one in data.dropped] == [("data.key_repeated", 1)]
-    assert "answer = 'mass' or 'edema'" in data.dropped[0].values[0]
+    assert "answer twice" in data.dropped[0].values[0]
     assert len(data.train) == 3
 
 
@@ -327,7 +326,7 @@ def test_a_text_that_can_be_a_missing_value_is_reported(tmp_path: Path) -> None:
 def test_a_column_that_pandas_renamed_must_agree(tmp_path: Path) -> None:
     rows = [row(0, **{"answer.1": "edema"}), row(1, **{"answer.1": "mass"})]
     data = load_data(recipe(write(tmp_path / "rows.csv", rows), max_dropped=0.5))
-    assert [(one.code, one.examples) for one in data.dropped] == [("data.columns_contradict", ("id1",))]
+    assert [(one.code, one.examples) for one in data.dropped] == [("data.columns_contradict", ("row 1",))]
 
 
 def test_a_key_that_a_converted_record_has_twice_is_a_problem(tmp_path: Path) -> None:
@@ -339,18 +338,18 @@ def test_a_key_that_a_converted_record_has_twice_is_a_problem(tmp_path: Path) ->
     file.write_text(f"[{', '.join(records)}]", encoding="utf-8")
     data = load_data(recipe(str(file), max_dropped=0.5))
     assert [(one.code, one.count) for one in data.dropped] == [("data.key_repeated", 2)]
-    assert "value = 'edema' or 'mass'" in data.dropped[0].values[1]
+    assert "value twice" in data.dropped[0].values[1]
     question = '{"question_id": 1, "image_id": "0.png", "question": "What?", "answers": ["edema"]}'
     other = question.replace("1", "2").replace("}", ', "answers": ["mass"]}')
     file.write_text(f'{{"annotations": [{question}, {other}]}}', encoding="utf-8")
     data = load_data(recipe(str(file), max_dropped=0.5))
-    assert [(one.code, one.examples) for one in data.dropped] == [("data.key_repeated", ("2",))]
+    assert [(one.code, one.examples) for one in data.dropped] == [("data.key_repeated", ("row 2",))]
 
 
 def test_an_empty_answer_of_a_conversation_is_missing(tmp_path: Path) -> None:
     rows = [{"query": f"{n}?", "response": "edema" if n else "", "images": f"{n}.png"} for n in range(2)]
     data = load_data(recipe(write(tmp_path / "rows.json", rows), max_dropped=0.5))
-    assert [(one.code, one.examples) for one in data.dropped] == [("data.answer_missing", ("0",))]
+    assert [(one.code, one.examples) for one in data.dropped] == [("data.answer_missing", ("row 0",))]
 
 
 def test_options_in_two_places_must_agree(tmp_path: Path) -> None:
@@ -358,15 +357,15 @@ def test_options_in_two_places_must_agree(tmp_path: Path) -> None:
     rows = [row(n, options=["edema", "mass"], answer="B", **single) for n in range(2)]
     rows.append(row(2, options=["mass", "edema"], answer="B", **single))
     data = load_data(recipe(write(tmp_path / "rows.json", rows), task="mcq", max_dropped=0.5))
-    assert [(one.code, one.examples) for one in data.dropped] == [("tasks.mcq.options_contradict", ("id2",))]
+    assert [(one.code, one.examples) for one in data.dropped] == [("tasks.mcq.options_contradict", ("row 2",))]
 
 
 def test_a_character_that_was_lost_is_reported(tmp_path: Path) -> None:
     rows = [row(0, answer="\u00e9panchement"), row(1, answer="\ufffdpanchement"), row(2, **{"question.1": "Where?"})]
     data = load_data(recipe(write(tmp_path / "rows.json", rows), max_dropped=0.5))
     (warning,) = [one for one in data.warnings if one.code == "data.character_lost"]
-    assert "id1: '\ufffdpanchement'" in warning.rule
-    assert [(one.code, one.examples) for one in data.dropped] == [("data.columns_contradict", ("id2",))]
+    assert "row 1: 'character 1 of 11'" in warning.rule
+    assert [(one.code, one.examples) for one in data.dropped] == [("data.columns_contradict", ("row 2",))]
 
 
 def test_a_prediction_reads_whole_numbers_and_truth_values_as_the_training_rows(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from toolkit.tasks.steps.parse import MAX_CHARACTERS, NO_ACTION, NO_JSON, REPAIR
 
 STEPS = TASKS["steps"]
 QWEN = "Qwen/Qwen3-VL-8B-Instruct"
-UNNUMBERED = "1 task with unnumbered steps, in the order of the file (for example task 1)"
+UNNUMBERED = "1 task with unnumbered steps, in the order of the file (for example the task of row 0)"
 
 
 def samples(folder: Path, rows: list[dict[str, Any]], steps: dict[str, Any] | None = None, **data: Any) -> list[Sample]:
@@ -190,7 +190,7 @@ def test_steps_are_ordered_by_their_numbers_in_any_file_order(tmp_path: Path) ->
 def test_without_step_numbers_the_order_of_the_file_is_used_and_reported(tmp_path: Path) -> None:
     rows = task_rows(1)
     rows[2]["Grounding"] = ""
-    assert "1 task with unnumbered steps, in the order of the file (for example task 1)" in warning_texts(
+    assert "1 task with unnumbered steps, in the order of the file (for example the task of row 0)" in warning_texts(
         tmp_path, rows
     )
     assert [one.fields["place"] for one in load_data(steps_recipe(tmp_path)).train] == [1, 2, 3, 4]
@@ -199,7 +199,7 @@ def test_without_step_numbers_the_order_of_the_file_is_used_and_reported(tmp_pat
 @pytest.mark.parametrize("step", ["", "step {} of 4", "1.{}"])
 def test_tasks_without_any_step_number_are_reported(step: str, tmp_path: Path) -> None:
     rows = [{**one, "Grounding": "", "Step": step.format(number)} for number, one in enumerate(task_rows(1), 1)]
-    assert "1 task with unnumbered steps, in the order of the file (for example task 1)" in warning_texts(
+    assert "1 task with unnumbered steps, in the order of the file (for example the task of row 0)" in warning_texts(
         tmp_path, rows
     )
 
@@ -234,7 +234,7 @@ def test_nan_in_a_cell_is_a_missing_value(tmp_path: Path) -> None:
 
 def test_missing_steps_are_reported_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
     rows = [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"]
-    assert "1 task with missing steps (for example task 2 lacks step 2)" in warning_texts(tmp_path, rows)
+    assert "1 task with missing steps (for example the task of row 4 lacks step 2)" in warning_texts(tmp_path, rows)
     assert dropped(tmp_path, rows) == {"tasks.steps.memory_unknown": 1}
     kept = load_data(steps_recipe(tmp_path, max_dropped=1)).train
     assert [one.fields["place"] for one in kept if one.group == "2"] == [1, 4]
@@ -256,7 +256,7 @@ def test_too_many_gaps_stop_the_run(tmp_path: Path) -> None:
 
 def test_the_first_of_repeated_steps_is_used_and_the_others_are_reported(tmp_path: Path) -> None:
     rows = [*task_rows(1), row(1, 2, (*LOAD[:1], ("ZOOM", "Image", [1, 1]), *LOAD[2:]))]
-    assert "1 task with repeated steps (for example task 1, step 2)" in warning_texts(tmp_path, rows)
+    assert "1 task with repeated steps (for example the task of row 0, step 2)" in warning_texts(tmp_path, rows)
     assert dropped(tmp_path, rows) == {"tasks.steps.step_repeated": 1}
     kept = load_data(steps_recipe(tmp_path, max_dropped=1)).train
     assert [one.reference["action"] for one in kept] == [action for action, _, _ in LOAD]
@@ -450,7 +450,7 @@ def test_a_missing_screenshot_is_searched_again(tmp_path: Path) -> None:
     kept = screen.read_bytes()
     screen.unlink()
     loaded = load_data(steps_recipe(tmp_path, max_dropped=1))
-    assert [(one.code, one.examples) for one in loaded.dropped] == [("tasks.steps.screenshot_missing", ("2",))]
+    assert [(one.code, one.examples) for one in loaded.dropped] == [("tasks.steps.screenshot_missing", ("row 2",))]
     assert loaded.dropped[0].notice("left out") in loaded.warnings
     screen.write_bytes(kept)
     assert len(load_data(steps_recipe(tmp_path)).train) == 4
@@ -505,7 +505,7 @@ def test_a_range_needs_numbers(tmp_path: Path) -> None:
     write_csv(tmp_path, task_rows("load"))
     with raises(DataError, "tasks.steps.task_without_number") as caught:
         load_data(steps_recipe(tmp_path, {"task_end": 3}))
-    assert caught.problem.value == ["load"]
+    assert caught.problem.value == "1 of 1 tasks have none"
 
 
 def test_tasks_about_one_patient_are_one_group_without_a_setting(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ def test_a_group_column_must_not_split_a_task(tmp_path: Path) -> None:
     rows[1]["Site"] = "elsewhere"
     with raises(DataError, "tasks.steps.group_splits_task") as caught:
         samples(tmp_path / "cut", rows, group="Site")
-    assert caught.problem.value == "several in 1 tasks, such as 1"
+    assert caught.problem.value == "several in 1 of 4 tasks"
 
 
 def test_a_column_of_the_reference_cannot_be_put_into_the_prompt(tmp_path: Path) -> None:

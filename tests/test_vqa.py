@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -290,7 +290,7 @@ def test_several_answers_are_alternatives_or_parts_if_it_is_certain(
 def test_answers_with_two_readings_are_unusable_until_the_recipe_says_which(value: object) -> None:
     with raises(RowProblem, "tasks.vqa.answers_ambiguous") as caught:
         read({**ROW, "answer": value}, settings=Vqa())
-    assert str(caught.problem.value).startswith("any of ")
+    assert str(cast(list[str], caught.problem.value)[0]).startswith("any of ")
     either = read({**ROW, "answer": value}, settings=Vqa(answers="any")).reference
     assert len(either["alternatives"]) == 1
     every = read({**ROW, "answer": value}, settings=Vqa(answers="all")).reference

@@ -24,10 +24,13 @@ import errno
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
+
+from toolkit.identifiers import hidden_id, shown_cell
 
 
 class _Nothing(Enum):  # its member stays the same object when a problem comes from another process
@@ -109,6 +112,13 @@ class ToolkitError(Exception):
         """Return how to rebuild the error in another process without its constructor, which subclasses change."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
+    def at(self, place: str) -> Self:
+        """Return the same error with another place, such as the row of an image."""
+        other = copy(self)
+        other.problem = replace(self.problem, place=place)
+        other.args = (str(other.problem),)
+        return other
+
     @property
     def problems(self) -> list[Problem]:
         """Return every problem that the error reports: one, except for a recipe or a plan."""
@@ -175,7 +185,15 @@ class DataProblems(DataError):
 
 
 class RowProblem(DataError):
-    """One row that cannot be used. Rows are counted by code and ``reason``, which has no value of a row."""
+    """One row that cannot be used. Rows are counted by code and ``reason``, which has no value of a row.
+
+    The message has the value as ``shown_cell`` returns it. ``cell`` is the value itself.
+    """
+
+    def __init__(self, code: str, rule: str, *, place: object = "", value: object = NOTHING, remedy: str = "") -> None:
+        self.cell = value
+        shown = value if value is NOTHING else shown_cell(value)
+        super().__init__(code, rule, place=place, value=shown, remedy=remedy)
 
     @property
     def reason(self) -> str:
@@ -188,7 +206,15 @@ class MissingImage(RowProblem):
 
 
 class ImageError(ToolkitError):
-    """An image that is missing, unreadable, truncated, too large or outside the data root."""
+    """An image that is missing, unreadable, truncated, too large or outside the data root.
+
+    The message has a hash in place of the path, which can name a patient. ``at`` replaces it by the row of the image.
+    """
+
+    def __init__(self, code: str, rule: str, *, place: object = "", value: object = NOTHING, remedy: str = "") -> None:
+        self.path = place if isinstance(place, Path) else None
+        shown = place if self.path is None else f"image {hidden_id(self.path)}"
+        super().__init__(code, rule, place=shown, value=value, remedy=remedy)
 
 
 class RewardError(ToolkitError):

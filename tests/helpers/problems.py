@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from toolkit.errors import CODE, Problem, ToolkitError
+from toolkit.errors import CODE, ImageError, Problem, ToolkitError
 
 
 class Raised:
@@ -31,6 +32,12 @@ def raises(kind: type[ToolkitError], *codes: str) -> Iterator[Raised]:
     assert [problem.code for problem in caught.error.problems] == list(codes), str(caught.error)
     caught.problem = caught.error.problems[0]
     assert all(CODE.fullmatch(problem.code) for problem in caught.error.problems)
+
+
+def image_of(caught: Raised) -> Path | None:
+    """Return the path of the image whose error was caught. The message does not have it."""
+    assert isinstance(caught.error, ImageError)
+    return caught.error.path
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[Problem]:

@@ -121,7 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: the command and its options. Default: those of the process.
     """
+    from toolkit.runfolder.logs import hide_values_of_libraries
+
     _open_closed_streams()
+    hide_values_of_libraries()
     try:
         _check_environment(sys.argv[1:] if arguments is None else arguments)
         if _wants_json(arguments):
@@ -140,4 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         rule = "the disk must have free space, within the quota and the limit of file sizes (ulimit -f)"
         remedy = "Finished work is kept. Free disk space, and run the same command again to resume."
         _fail(RunError("run.disk_full", rule, value=str(error), remedy=remedy), arguments)
+    finally:
+        hide_values_of_libraries()  # again, because typer replaces the hook that prints a traceback
     sys.exit(0)

@@ -220,8 +220,7 @@ def scored(completions: "Sequence[ScoredCompletion]") -> None:
     values: dict[str, list[float]] = {}
     for one in completions:
         problem = f"  (could not be parsed: {one.problem})" if one.problem else ""
-        name = one.place if one.id == one.place else f"{one.place}, {one.id}"
-        print(f"{name}: {one.total:.3f}{problem}")
+        print(f"{one.place}: {one.total:.3f}{problem}")
         for explanation in one.explanations:
             print(f"  {explanation}")
             if explanation.value is not None:

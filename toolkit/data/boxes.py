@@ -141,7 +141,7 @@ class FileBoxes:
 
     def add(self, name: str, row: Row, origin: RowOrigin) -> None:
         """Add the boxes of a row that have no format of their own. The scan counts a row without an image or size."""
-        place = f"{origin.file}: {name}"
+        place = str(origin.file)
         try:
             boxes = [raw for raw in raw_boxes(row, origin, place) if raw.format is None]
             images = read_images(name, row, origin) if boxes else ()
@@ -183,7 +183,7 @@ def _none_fits(place: str, evidence: BoxEvidence) -> DataError:
     lines = []
     for one, fits, (name, numbers, (width, height)) in evidence.misfits()[:3]:
         lines.append(
-            f'\n  "{one}" fits {fits:,} of {evidence.count:,} boxes, but not {_shown(numbers)} of row {name} '
+            f'\n  "{one}" fits {fits:,} of {evidence.count:,} boxes, but not {_shown(numbers)} of {name} '
             f"in {width} x {height} pixels"
         )
     if evidence.fits_all(SWAPPED):
@@ -203,10 +203,10 @@ def _several_fit(place: str, example: FoundBox, evidence: BoxEvidence, found: Se
     for one in formats:
         at = _shown(one.to_pixels(numbers, (width, height)))
         meaning = f"{_WORDS[one.order]} in {_IN[one.unit]}"
-        line = f'\n  "{one}": {meaning} puts row {name} at {at} of {width} x {height} pixels'
+        line = f'\n  "{one}": {meaning} puts {name} at {at} of {width} x {height} pixels'
         fits, misfit = rivals.get(one, (0, None))
         if misfit is not None:
-            line += f". It fits {fits:,} of {evidence.count:,} boxes, but not {_shown(misfit[1])} of row {misfit[0]}"
+            line += f". It fits {fits:,} of {evidence.count:,} boxes, but not {_shown(misfit[1])} of {misfit[0]}"
         lines.append(line)
     names = " or ".join(f'"{one}"' for one in formats)
     remedy = f"Set data.boxes to {names}."

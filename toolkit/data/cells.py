@@ -10,6 +10,7 @@ from toolkit.data.json_stream import Row
 from toolkit.data.literals import decoded, is_printed_value
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
+from toolkit.identifiers import described
 
 _HALF = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"-?\d+\.0+")
@@ -94,11 +95,11 @@ def check_unicode(text: str) -> None:
     """Raise a RowProblem if a text has half of a surrogate pair, or a control character such as NUL."""
     if not text.isascii() and _HALF.search(text):
         rule = "a text must not have half of a surrogate pair, which is not a character"
-        raise RowProblem("data.text_not_unicode", rule, value=ascii(text))
+        raise RowProblem("data.text_not_unicode", rule, value=described(text))
     if found := _CONTROL.search(text):
         rule, remedy = "a text must not have a control character", "Remove it, or export the rows again."
-        start = max(found.start() - 20, 0)
-        raise RowProblem("data.control_character", rule, value=ascii(text[start : start + 40]), remedy=remedy)
+        value = f"{found[0]!a} at {found.start() + 1:,} of {len(text):,}"
+        raise RowProblem("data.control_character", rule, value=value, remedy=remedy)
 
 
 def is_missing(value: Any) -> bool:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from toolkit.data.cells import fold
-from toolkit.data.groups import NO_GROUPS, group_columns
+from toolkit.data.groups import FREE_TEXTS, NO_GROUPS, group_columns, is_identifying
 from toolkit.data.image_columns import numbered_column
 from toolkit.data.row_filter import Filter
 from toolkit.data.task import Task
@@ -18,6 +18,17 @@ from toolkit.scoring.regions import XYXY, BoxFormat
 
 MESSAGES = "messages"
 """Field and column of the turns of a conversation."""
+
+BY = "evaluate.by"
+BY_IDENTIFIES = ("evaluate.by_identifies", "results must not be reported by a column whose values identify patients")
+BY_REMEDY = "Name a column with few values, such as the sex or the scanner, or remove it. results.json has the values."
+"""Key, code with rule, and remedy of a column with identifiers in evaluate.by."""
+
+_VALUE = re.compile(r"\d{5}|[?^]|\.(png|jpe?g|tiff?|dcm|nii)\b|.{81}", re.IGNORECASE)
+"""A name of a column that is a cell of the first row, in a table without a header. It can name a patient."""
+
+MAX_NAMES = 40
+"""Columns that a message lists."""
 
 _QUESTION_AND_ANSWER = ("question", "answer")
 """Columns that only conversations of one turn of each side have."""
@@ -121,7 +132,12 @@ def _missing(
         rule = f'"{NO_GROUPS}" says that the rows have no groups, so no column must have this name'
         yield Problem("data.group_is_ambiguous", rule, "data.group", requested.group, "Rename the column.")
     group = [] if requested.group in (None, NO_GROUPS) else [requested.group]
-    named = {"data.group": group, "prompt.context": requested.context, "evaluate.by": by}
+    named_fields = {field for field in requested.by if field in {*FREE_TEXTS, "id", "image", "mask"}}
+    for column in requested.by:
+        has_names = column in (requested.group, *named_fields) or is_identifying(column)
+        if has_names and (column in available or column in task.columns):
+            yield Problem(*BY_IDENTIFIES, BY, column, BY_REMEDY)
+    named = {"data.group": group, "prompt.context": requested.context, BY: by}
     for key, columns in named.items():
         for column in columns:
             if column not in available:
@@ -156,14 +172,26 @@ def several_turns(task: str, chat: Sequence[str] = ()) -> Problem:
     return Problem("data.several_turns", rule, "data.task", remedy=remedy)
 
 
+def looks_like_value(column: str) -> bool:
+    """Return whether the name of a column is a cell of the first row, in a table without a header.
+
+    >>> looks_like_value("images/12.png"), looks_like_value("image 1")
+    (True, False)
+    """
+    return _VALUE.search(column) is not None
+
+
 def _no_column(key: str, column: str, available: Sequence[str]) -> Problem:
     return Problem("data.column_missing", "must be a column of the rows", key, column, _nearest(column, available))
 
 
 def _nearest(word: str, names: Sequence[str]) -> str:
     """Return a suggestion for a similar column, or a sentence with all columns."""
+    if any(map(looks_like_value, names)):
+        return f"The names of the {len(names):,} columns look like values of a row. Add a first line with their names."
     by_fold = {fold(column): column for column in names}
     close = get_close_matches(fold(word), by_fold, n=1, cutoff=0.6)
     if close:
         return f'Did you mean "{by_fold[close[0]]}"?'
-    return f"Choose one of: {', '.join(names)}."
+    more = [f"and {len(names) - MAX_NAMES:,} more"] if len(names) > MAX_NAMES else []
+    return f"Choose one of: {', '.join([*names[:MAX_NAMES], *more])}."

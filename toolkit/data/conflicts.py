@@ -15,6 +15,7 @@ from toolkit.data.sample import Sample
 from toolkit.data.sample_set import SampleSet
 from toolkit.data.splits import MIX, RowKeys, text_key
 from toolkit.errors import shorten
+from toolkit.identifiers import shown_cell
 
 MAX_FRACTION = 0.1
 """Largest fraction of the rows that is read again. With more candidates, the count is a minimum."""
@@ -35,7 +36,9 @@ def find_conflicts(samples: SampleSet, keys: RowKeys, prompts: NDArray[np.int64]
     found: dict[Hashable, _Prompt] = {}
     for position in candidates[:most].tolist():
         sample = samples[position]
-        found.setdefault(_prompt_of(samples, sample), _Prompt()).add(sample.id, samples.task.target(sample))
+        found.setdefault(_prompt_of(samples, sample), _Prompt()).add(
+            samples.table.place(int(samples.rows[position])), samples.task.target(sample)
+        )
     conflicts = [one for one in found.values() if len(one.answers) > 1]
     if not conflicts:
         return ()
@@ -62,11 +65,11 @@ class _Prompt:
         self.answers: dict[int, str] = {}
         self.texts: list[str] = []
 
-    def add(self, name: str, target: str) -> None:
+    def add(self, place: str, target: str) -> None:
         self.rows += 1
         key = text_key(_folded(target))
         if key not in self.answers and len(self.answers) < 2:
-            self.answers[key] = name
+            self.answers[key] = place
             self.texts.append(target)
 
 
@@ -80,7 +83,8 @@ def _difference(first: str, second: str) -> str:
     equal = next((number for number, (one, other) in pairs if one != other), len(first))
     start = max(equal - MAX_VALUE // 4, 0) if max(len(first), len(second)) > MAX_VALUE // 2 else 0
     lead = "…" if start else ""
-    return " or ".join(shorten(f"{lead}{text[start:]}", MAX_VALUE // 2) for text in (first, second))
+    shown = (shown_cell(f"{lead}{text[start:]}" if lead else text) for text in (first, second))
+    return " or ".join(shorten(one, MAX_VALUE // 2) for one in shown)
 
 
 def _candidates(keys: RowKeys, prompts: NDArray[np.int64]) -> NDArray[np.int64]:

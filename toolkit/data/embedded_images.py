@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from toolkit.errors import DataError
+from toolkit.identifiers import open_private
+from toolkit.runfolder.cache import make_cache_folder
 
 _MAGIC = (
     (b"\x89PNG", ".png"),
@@ -33,9 +35,10 @@ class EmbeddedImageStore:
         file = self.folder / inside
         if not file.exists():
             try:
-                file.parent.mkdir(parents=True, exist_ok=True)
+                make_cache_folder(file.parent)
                 temporary = file.with_name(f"{file.name}.{os.getpid()}")
-                temporary.write_bytes(content)
+                with os.fdopen(open_private(temporary), "wb") as stream:
+                    stream.write(content)
                 temporary.replace(file)
             except OSError as error:
                 raise not_writable(self.folder, error) from error

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from toolkit.data.json_stream import Row
 from toolkit.data.splits import NO_KEY, identifier_key
 from toolkit.data.task import GROUP_FIELDS, LESION, PATIENT, STUDY, RowOrigin, Task
 from toolkit.errors import RowProblem
+from toolkit.identifiers import described, name_parts
 from toolkit.images.ref import ImageRef
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -191,7 +193,36 @@ def read_group(row: Row, origin: RowOrigin, images: Sequence[ImageRef], text: st
     if group := group_name(row.get(origin.group)):
         return group
     rule = "the row must have a value in the column of data.group"
-    raise RowProblem("data.group_missing", rule, place=f"{origin.file}", value=row.get(origin.group))
+    raise RowProblem("data.group_missing", rule, place=f"{origin.file}", value=described(row.get(origin.group)))
+
+
+FREE_TEXTS = ("question", "report", "findings", "impression", "messages", "explanation", "reason", "caption")
+"""Fields with free text, which can have the name of a patient. Messages never have a value of them."""
+
+
+def private_parts(name: str, row: Row, origin: RowOrigin) -> frozenset[str]:
+    """Return the parts of the values of a row that can name a patient. No message may have them.
+
+    These are its id, its images and masks, its group, columns about patients, and its free texts.
+    """
+    columns = {column for field, column in origin.column.items() if field in ("image", "mask", *GROUP_FIELDS)}
+    columns |= {*filter(None, [origin.group]), *origin.identifiers} | {
+        column for column in row if is_identifying(column)
+    }
+    texts = (row.get(column) for field, column in origin.column.items() if field in FREE_TEXTS)
+    whole = {text.casefold() for text in texts if isinstance(text, str) and text.strip()}
+    return name_parts([name, *(row[column] for column in columns if column in row)]) | whole
+
+
+@lru_cache(maxsize=1 << 10)
+def is_identifying(column: str) -> bool:
+    """Return whether a column has identifiers of patients or their studies, by its name.
+
+    >>> is_identifying("patient_name"), is_identifying("StudyInstanceUID"), is_identifying("patient_age")
+    (True, True, False)
+    """
+    usual = {fold(name) for names in NAMES.values() for name in names}
+    return fold(column) in usual or _is_about_patients(column) or _is_unit(column)
 
 
 def _column(task: Task, names: Sequence[str], found: Mapping[str, str], available: Sequence[str]) -> str | None:

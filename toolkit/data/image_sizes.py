@@ -35,7 +35,7 @@ def check_image_sizes(split: str, samples: Sequence[Sample]) -> None:
             raise DataError(
                 "data.image_size_differs",
                 "an image must have the width and height of its row, because its coordinates are in these pixels",
-                place=f"{split}: {sample.id}",
+                place=f"{split}: {sample.shown}",
                 value=f"{size[0]} x {size[1]} instead of {' x '.join(map(str, expected))}",
                 remedy="Use the images that were annotated, or scale coordinates, width and height to these images.",
             )
@@ -61,7 +61,7 @@ def image_size(row: Row, origin: RowOrigin, image: ImageRef, place: str) -> Size
         return _size(replace(image, crop=None))
     except ImageError as error:
         rule = "the row must have width and height, or an image that can be opened"
-        raise MissingImage("data.image_size_unknown", rule, place=place, value=str(error)) from None
+        raise MissingImage("data.image_size_unknown", rule, place=place, value=error.code) from None
 
 
 def coordinate_frame(size: Size, max_side: int, coordinates: Coordinates) -> Frame:

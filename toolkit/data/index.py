@@ -1,4 +1,4 @@
-"""Memory-mapped index of a source: an Arrow file of ids and records, with its metadata as JSON beside it.
+"""Memory-mapped index of a source: an Arrow file of ids, row numbers and records, with its metadata as JSON beside it.
 
 A source is parsed once. Each record is parsed again on access, so that RAM use does not grow with the number of rows.
 """
@@ -23,9 +23,11 @@ from toolkit.data.row_counts import MAX_EXAMPLES, RowCount, stored_counts, total
 from toolkit.data.row_filter import NO_FILTER, Filter, RowFilter
 from toolkit.data.sources import Source, find_source, parse_source, start_reading, stream_records
 from toolkit.errors import DataError, list_problems
-from toolkit.runfolder.cache import cache_folder, mark_used
+from toolkit.identifiers import described, open_private
+from toolkit.runfolder.cache import cache_folder, make_cache_folder, mark_used
+from toolkit.runfolder.files import write_text
 
-FORMAT = "4"
+FORMAT = "5"
 """Version of the index format. It is part of the file name."""
 
 EDGE_BYTES = 1 << 16
@@ -38,14 +40,14 @@ BATCH_ROWS, BATCH_CHARS = 4096, 1 << 24
 AS_ROWS = 'Write one record for each row, as pandas does with to_json(orient="records").'
 """Remedy for a JSON object of columns."""
 
-SCHEMA = pa.schema([("id", pa.large_string()), ("record", pa.large_string())])
+SCHEMA = pa.schema([("id", pa.large_string()), ("place", pa.large_string()), ("record", pa.large_string())])
 
 OWN_INDEX = ".index"
 """Folder beside the rows that has their index, if the folder exists. Synthetic rows have one, so that their index is
 removed with them."""
 
-Visit = Callable[[int, str, Row], None]
-"""Called with number, id and record of every row while an index is built."""
+Visit = Callable[[int, str, Row, str], None]
+"""Called with number, id, record and place of every row while an index is built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class IndexMetadata:
     duplicates: int
     """Rows with the id of an earlier row. They are kept as ``id#2``, ``id#3``, …"""
     duplicate_examples: tuple[str, ...]
+    """Places of the first repeated rows."""
     skipped: tuple[RowCount, ...]
     """Records that are not objects, or that their format cannot read."""
     noted: tuple[RowCount, ...]
@@ -108,12 +111,17 @@ class RowIndex:
         return self.metadata.rows
 
     def __getitem__(self, number: int) -> tuple[str, Row]:
-        name, record = (self._table.column(column)[number].as_py() for column in (0, 1))
+        name, record = (self._table.column(column)[number].as_py() for column in (0, 2))
         return name, json.loads(record)
+
+    def place(self, number: int) -> str:
+        """Return where the source has a row, such as ``row 12`` or ``b.jsonl, row 3``. Rows count from 0."""
+        place: str = self._table.column(1)[number].as_py()
+        return place
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
         for batch in self._table.to_batches():
-            ids, records = (column.to_pylist() for column in batch.columns)
+            ids, records = (batch.column(column).to_pylist() for column in (0, 2))
             yield from zip(ids, map(json.loads, records), strict=True)
 
     def __reduce__(self) -> tuple[type["RowIndex"], tuple[object, ...]]:
@@ -233,13 +241,13 @@ def _build_index(source: Source, target: Path, build: _Build) -> IndexMetadata:
     """
     temporary = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(target.parent)
         try:
             metadata = _write(source, temporary, build)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-        _metadata_file(target).write_text(json.dumps(dataclasses.asdict(metadata)), encoding="utf-8")
+        write_text(_metadata_file(target), json.dumps(dataclasses.asdict(metadata)), private=True)
     except OSError as error:
         raise not_writable(target, error) from error
     return metadata
@@ -267,21 +275,24 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
     skipped = reading.skipped
     number = 0
     with _Batches(temporary) as batches:
-        for name, row, text in stream_records(source, reading):
+        for record, (name, row, text) in enumerate(stream_records(source, reading)):
+            place = reading.at or f"record {record}"
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"
-                skipped.add(rule, name, "data.record_not_object", row, AS_ROWS if isinstance(row, list) else "")
+                skipped.add(
+                    rule, place, "data.record_not_object", described(row), AS_ROWS if isinstance(row, list) else ""
+                )
                 continue
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))
             if not build.filter.keeps(row):
                 continue
-            if reading.has_repeated_key(name, row, text):
+            if reading.has_repeated_key(place, row, text):
                 continue
-            own = ids.unique(name)
-            batches.add(own, text if text is not None else json.dumps(row))
+            own = ids.unique(name, place)
+            batches.add(own, place, text if text is not None else json.dumps(row))
             if build.visit is not None:
-                build.visit(number, own, row)
+                build.visit(number, own, row, place)
             number += 1
     build.filter.check(source.name)
     for value in build.filter.missing:
@@ -324,22 +335,24 @@ class _Ids:
     def duplicates(self) -> int:
         return self._again.total()
 
-    def unique(self, name: str) -> str:
+    def unique(self, name: str, place: str) -> str:
         if name not in self._seen:
             self._seen.add(name)
             return name
         if len(self.examples) < MAX_EXAMPLES and name not in self._again:
-            self.examples.append(name)
+            self.examples.append(place)
         self._again[name] += 1
-        return self.unique(f"{name}#{self._again[name] + 1}")
+        return self.unique(f"{name}#{self._again[name] + 1}", place)
 
 
 class _Batches:
     """Writes record batches of an Arrow file when they are full, and hashes their content."""
 
     def __init__(self, file: Path) -> None:
-        self._writer = pa.ipc.new_file(str(file), SCHEMA)
+        self._stream = os.fdopen(open_private(file), "wb")
+        self._writer = pa.ipc.new_file(self._stream, SCHEMA)
         self._ids: list[str] = []
+        self._places: list[str] = []
         self._records: list[str] = []
         self._chars = 0
         self.digest = hashlib.blake2b(digest_size=16)
@@ -350,20 +363,22 @@ class _Batches:
     def __exit__(self, *_: object) -> None:
         self._flush()
         self._writer.close()
+        self._stream.close()
 
-    def add(self, name: str, record: str) -> None:
+    def add(self, name: str, place: str, record: str) -> None:
         self._ids.append(name)
+        self._places.append(place)
         self._records.append(record)
         self._chars += len(record)
         if len(self._ids) == BATCH_ROWS or self._chars > BATCH_CHARS:
             self._flush()
 
     def _flush(self) -> None:
-        arrays = [_texts(self._ids), _texts(self._records)]
-        for array in arrays:
+        ids, places, records = map(_texts, (self._ids, self._places, self._records))
+        for array in (ids, records):
             self.digest.update(array.buffers()[2])
-        self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
-        self._ids, self._records, self._chars = [], [], 0
+        self._writer.write_batch(pa.record_batch([ids, places, records], schema=SCHEMA))
+        self._ids, self._places, self._records, self._chars = [], [], [], 0
 
 
 def _texts(values: list[str]) -> pa.Array:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
 from toolkit.errors import DataError
+from toolkit.identifiers import masked
 
 CHUNK_BYTES = 1 << 22
 MAX_RECORD_CHARS = 1 << 26
@@ -154,7 +155,7 @@ def _peek_value(text: str, begin: int) -> tuple[Any, int | None]:
 
 
 class KeyRepeated(ValueError):
-    """An object that has a key twice with different values. The message has both."""
+    """An object that has a key twice with different values. The message has the key."""
 
 
 def checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,17 +171,17 @@ def checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         for key, value in pairs:
             if value != found[key]:
-                raise KeyRepeated(f"{key} = {value!r} or {found[key]!r}")
+                raise KeyRepeated(f"{key} twice")
     return found
 
 
 def repeated_key(text: str, record: Row) -> str | None:
-    """Return a key that a record has twice with different values, and both values. Parsing keeps only the last one.
+    """Return which key a record has twice with different values. Parsing keeps only the last one.
 
     A comparison of counts shows that nearly all records have none, which is much faster than another parse.
 
     >>> repeated_key('{"answer": "no", "answer": "yes"}', {"answer": "yes"})
-    "answer = 'no' or 'yes'"
+    'answer twice'
     """
     count = text.count('":')
     if count == len(record) or count == _count_keys(record):
@@ -221,9 +222,14 @@ def conversion(content: bytes) -> str:
 
 
 def around(error: UnicodeDecodeError) -> str:
-    """Return the byte that is not UTF-8 with the text around it, such as ``izquierdo,s\\xed``."""
+    """Return the byte that is not UTF-8 with the masked text around it, such as ``xxxxxxxxx,x\\xed``."""
     start = max(error.start - 20, 0)
-    return error.object[start : error.start + 20].decode("ascii", "backslashreplace")
+    before, after = (masked(part.decode("ascii", "ignore")) for part in _parts_around(error, start))
+    return before + error.object[error.start : error.start + 1].decode("ascii", "backslashreplace") + after
+
+
+def _parts_around(error: UnicodeDecodeError, start: int) -> tuple[bytes, bytes]:
+    return error.object[start : error.start], error.object[error.start + 1 : error.start + 20]
 
 
 def _key_text(quoted: str) -> str:
@@ -336,7 +342,7 @@ class _Window:
     def _fail(self, at: int, code: str, rule: str, remedy: str = "Correct the file.") -> NoReturn:
         line, column = self._position(at)
         place = f"{self._place}, line {line + 1:,}, column {column + 1:,}"
-        found = self.text[at : at + 40]
+        found = masked(self.text[at : at + 40])
         raise DataError(code, rule, place=place, value=found or "the end of the file", remedy=remedy)
 
 

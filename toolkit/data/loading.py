@@ -73,9 +73,10 @@ class SplitRows:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def id(self, number: int) -> str:
-        """Return the id of a row."""
-        return self.usable.samples[int(self.chosen[number])].id
+    def place(self, number: int) -> str:
+        """Return the number of a row in its source, such as ``row 12``."""
+        samples = self.usable.samples
+        return samples.table.place(int(samples.rows[self.chosen[number]]))
 
     def identifiers(self, column: str) -> NDArray[np.int64]:
         """Return the keys of a column that looks like an identifier. Empty if the source does not have it."""
@@ -311,7 +312,7 @@ def _handle_leaks(
         marked = leaking_rows(splits[name].keys, [remaining[later].keys for later in SPLITS[position + 1 :]])
         remaining[name] = splits[name].without(marked)
         if marked.any():
-            examples = tuple(splits[name].id(int(row)) for row in np.flatnonzero(marked)[:MAX_EXAMPLES])
+            examples = tuple(splits[name].place(int(row)) for row in np.flatnonzero(marked)[:MAX_EXAMPLES])
             later_splits = " or ".join(SPLITS[position + 1 :])
             reason = f"the group and the images must not be in {later_splits} too"
             removed.append(RowCount(name, reason, int(marked.sum()), examples, "data.row_leaks"))
@@ -334,8 +335,11 @@ def _leak_error(splits: Mapping[str, SplitRows], report: LeakReport) -> DataErro
 
 
 def _describe_leak(leak: Leak, splits: Mapping[str, SplitRows]) -> str:
-    """Return a sentence with the extent of a leak, the affected rows of the earlier split, and examples by id."""
-    pairs = (f"{splits[leak.first].id(one)} and {splits[leak.second].id(other)}" for one, other in leak.examples)
+    """Return a sentence with the extent of a leak, the affected rows of the earlier split, and examples by row."""
+    first, second = splits[leak.first], splits[leak.second]
+    pairs = (
+        f"{first.place(one)} of {leak.first} and {second.place(other)} of {leak.second}" for one, other in leak.examples
+    )
     return f"{leak}, in {leak.rows[0]:,} rows of {leak.first} (for example {', '.join(pairs)})"
 
 

@@ -12,7 +12,7 @@ from toolkit.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class UnusableImage:
-    """An image that cannot be used: its path, the frame, why, and the first row that has it."""
+    """An image that cannot be used: the hash of its path, the frame, why, and the first row that has it."""
 
     path: str
     frame: int

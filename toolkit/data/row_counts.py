@@ -1,22 +1,26 @@
 """Rows counted by reason, with a few examples of each: unusable rows, and usable rows with a warning."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.errors import NOTHING, Problem, RowProblem, shorten
+from toolkit.identifiers import shown_cell
 
 MAX_EXAMPLES = 5
 CORRECT = "Correct these rows, or name other columns in data.columns."
 """Remedy of a row problem that has none of its own."""
-_TUPLES = ("examples", "values", "rows")
+_TUPLES = ("examples", "values")
 MAX_VALUE = 80
 """Maximum number of characters of a value that is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowCount:
-    """Rows of one source, unusable for one reason or usable with one warning. ``examples``: at most five ids."""
+    """Rows of one source, unusable for one reason or usable with one warning.
+
+    ``examples`` has the places of at most five, such as ``row 12``. It never has ids or paths, which can name patients.
+    """
 
     source: str
     reason: str
@@ -28,15 +32,14 @@ class RowCount:
     """The shortened value of each example, or an empty text. A model card must not have them."""
     remedy: str = ""
     """How to fix the rows."""
-    rows: tuple[int, ...] = ()
-    """Number of the row of each example in its file, from 0. Empty if the numbers are not those of a file."""
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Return the examples with their row number and value: ``id (row 3): value``."""
-        rows = [f"row {row}" for row in self.rows] or [""] * len(self.examples)
+        """Return the examples with their values: ``row 3: value``."""
         values = self.values or ("",) * len(self.examples)
-        return tuple(_example(*one) for one in zip(self.examples, rows, values, strict=True))
+        return tuple(
+            f"{place}: {value}" if value else place for place, value in zip(self.examples, values, strict=True)
+        )
 
     def notice(self, verb: str = "") -> Problem:
         """Return the warning about these rows. ``verb`` says what happens to them, such as ``left out``."""
@@ -48,11 +51,6 @@ class RowCount:
         return str(self.notice())
 
 
-def _example(name: str, row: str, value: str) -> str:
-    place = row if row == f"row {name}" else f"{name} ({row})" if row else name
-    return f"{place}: {value}" if value else place
-
-
 @dataclass(slots=True)
 class _Counted:
     """The rows with one reason so far."""
@@ -61,12 +59,10 @@ class _Counted:
     count: int = 0
     examples: list[str] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
 
     def counted(self, source: str, code: str, reason: str) -> RowCount:
         """Return the rows as a value."""
-        examples, values, rows = tuple(self.examples), tuple(self.values), tuple(self.rows)
-        return RowCount(source, reason, self.count, examples, code, values, self.remedy, rows)
+        return RowCount(source, reason, self.count, tuple(self.examples), code, tuple(self.values), self.remedy)
 
 
 class Tally:
@@ -75,22 +71,23 @@ class Tally:
     def __init__(self) -> None:
         self._counted: dict[tuple[str, str], _Counted] = {}
 
-    def add(self, reason: str, example: str, code: str, value: object = NOTHING, remedy: str = "") -> None:
-        """Count one row or file with the code and the wording of its reason."""
+    def add(self, reason: str, place: str, code: str, value: object = NOTHING, remedy: str = "") -> None:
+        """Count one row or file at a place, with the code and the wording of its reason.
+
+        The value is shown as ``shown_cell`` allows. A place is not checked: it must have no id and no path.
+        """
         counted = self._counted.get((code, reason))
         if counted is None:
             counted = self._counted[code, reason] = _Counted(remedy)
         counted.count += 1
         if len(counted.examples) < MAX_EXAMPLES:
-            counted.examples.append(example)
-            counted.values.append("" if value is NOTHING else shorten(value, MAX_VALUE))
+            counted.examples.append(place)
+            counted.values.append("" if value is NOTHING else shorten(shown_cell(value), MAX_VALUE))
 
-    def add_problem(self, example: str, problem: RowProblem, row: int | None = None) -> None:
-        """Count the row of a problem, with its number in the file if it is known."""
-        self.add(problem.reason, example, problem.code, problem.problem.value, problem.remedy or CORRECT)
-        counted = self._counted[problem.code, problem.reason]
-        if row is not None and len(counted.rows) < len(counted.examples):
-            counted.rows.append(row)
+    def add_problem(self, place: str, problem: RowProblem, private: Collection[str] = ()) -> None:
+        """Count the row of a problem. ``private`` has parts of names that its value must not have."""
+        value = problem.cell if problem.cell is NOTHING else shown_cell(problem.cell, private)
+        self.add(problem.reason, place, problem.code, value, problem.remedy or CORRECT)
 
     def of(self, source: str) -> tuple[RowCount, ...]:
         """Return the counts, most frequent reason first."""

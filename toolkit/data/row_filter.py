@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
 
+from toolkit.data.groups import is_identifying
 from toolkit.data.json_stream import Row
 from toolkit.errors import DataError
+from toolkit.identifiers import described, shown_cell
 
 Value = str | int | float | bool
 Filter = Mapping[str, Value | Sequence[Value]]
@@ -71,7 +73,7 @@ class RowFilter:
                 rule = "the rows must have the column of the filter"
                 raise DataError("data.filter_column_missing", rule, place=place, value=name, remedy=remedy)
             if self._rows and not any(repr(one) in seen for one in values):
-                known = ", ".join(one[:40] for one, _ in seen.most_common(MAX_VALUES))
+                known = ", ".join(_shown(name, one) for one, _ in seen.most_common(MAX_VALUES))
                 remedy = f"Choose from the values of the column: {known[:600]}."
                 if all(one.startswith(("[", "{")) for one in seen):
                     has = f"This one has lists or objects: {known[:200]}."
@@ -87,3 +89,15 @@ class RowFilter:
         if key in seen or key in wanted or len(seen) < MAX_VALUES:
             seen[key] += 1
         return key in wanted
+
+
+def _shown(column: str, key: str) -> str:
+    """Return the repr of a value as a message may show it. A column about patients has no values to show."""
+    text = key.strip("'\"")
+    return (
+        str(described(text))
+        if is_identifying(column)
+        else key[:40]
+        if shown_cell(text) == text
+        else str(described(text))
+    )

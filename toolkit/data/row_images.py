@@ -26,6 +26,7 @@ from toolkit.data.json_stream import Row
 from toolkit.data.literals import decoded
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
+from toolkit.identifiers import described
 from toolkit.images import image_ref, names
 from toolkit.images.ref import AXES, ImageRef, contained_path, is_volume, root_folder
 
@@ -55,7 +56,7 @@ def read_images(name: str, row: Row, origin: RowOrigin) -> tuple[ImageRef, ...]:
     value = cell(row, origin, "image")
     if type(value) is str and (image := _plain_image(value, row, origin)) is not None:
         return (image,)
-    place = f"{origin.file}: {name}"
+    place = str(origin.file)
     images = [image for value in _values(row, origin) for image in _images_of(value, row, origin, place)]
     if len(images) > origin.max_images:
         rule, remedy = "the row must have at most images.max_per_question images", "Raise images.max_per_question."
@@ -71,7 +72,7 @@ def read_one_image(name: str, row: Row, origin: RowOrigin) -> ImageRef:
     """
     images = read_images(name, row, replace(origin, max_images=1))
     if not images:
-        raise RowProblem(*NO_IMAGE, place=f"{origin.file}: {name}", value=cell(row, origin, "image"))
+        raise RowProblem(*NO_IMAGE, place=str(origin.file), value=described(cell(row, origin, "image")))
     return images[0]
 
 
@@ -120,7 +121,9 @@ def _images_of(value: Any, row: Row, origin: RowOrigin, place: str) -> list[Imag
     if isinstance(value, list | tuple):
         values = [one for one in value if not is_missing(one)]
         if len(values) < len(value) and values:
-            raise RowProblem(*NO_IMAGE, place=place, value=value, remedy="Remove the empty entries of the list.")
+            raise RowProblem(
+                *NO_IMAGE, place=place, value=described(value), remedy="Remove the empty entries of the list."
+            )
     else:
         values = [value]
     parts = [part for one in values for part in _parts_of(one, row, origin, place)]
@@ -141,7 +144,7 @@ def _parts_of(value: Any, row: Row, origin: RowOrigin, place: str) -> Iterator[P
     if isinstance(value, bool | bytes) or not isinstance(value, str | int | float):
         rule = "an image must be named by a text, or by an object with a path"
         remedy = f"Use one of the keys {', '.join(PATH_KEYS[:3])}."
-        raise RowProblem("data.image_not_text", rule, place=place, value=value, remedy=remedy)
+        raise RowProblem("data.image_not_text", rule, place=place, value=described(value), remedy=remedy)
     text = without_blanks(value) if isinstance(value, str) else name_of(value)
     check_unicode(text)
     for ref in _named(text, str(origin.image_root), place):
@@ -162,10 +165,12 @@ def _path_in(keys: Mapping[str, Any], value: Mapping[Any, Any], place: str) -> A
     if not found:
         rule = "an object of an image must have a path"
         remedy = f"Use one of the keys {', '.join(PATH_KEYS[:3])}."
-        raise RowProblem("data.image_object_without_path", rule, place=place, value=dict(value), remedy=remedy)
+        raise RowProblem("data.image_object_without_path", rule, place=place, value=described(value), remedy=remedy)
     if len({re.split(r"[/\\]", one)[-1] for one in found}) > 1:
         rule = "the paths in an object of an image must name one file"
-        raise RowProblem("data.image_object_ambiguous", rule, place=place, value=found, remedy="Remove all but one.")
+        raise RowProblem(
+            "data.image_object_ambiguous", rule, place=place, value=described(found), remedy="Remove all but one."
+        )
     return found[0]
 
 
@@ -178,7 +183,9 @@ def _named(text: str, root: str, place: str) -> tuple[ImageRef, ...]:
     except ImageError as error:
         raise RowProblem(*IMAGE_OUTSIDE, place=place, value=error.value, remedy=_inside(text, root)) from None
     except _UnusableUrl as problem:
-        raise MissingImage(problem.code, problem.rule, place=place, value=text, remedy=problem.remedy) from None
+        raise MissingImage(
+            problem.code, problem.rule, place=place, value=described(text), remedy=problem.remedy
+        ) from None
     if names.NOT_FOUND not in whole.found:
         return (whole,)
     for separator in SEPARATORS:
@@ -195,7 +202,13 @@ def _inside(text: str, root: str) -> str:
     found = names.find_in_tree(os.path.normpath(root), names.last_part(text), whole=True)
     if not found:
         return "Set data.image_root to the folder that all images are in."
-    return f"Write paths below data.image_root, such as {found[0]}, which has the same name in {root}."
+    return f"Write paths below data.image_root: {root} has a file with the same name, {_depth(found[0])}."
+
+
+def _depth(path: str) -> str:
+    """Return where a file is, without the names of its folders, which can be those of patients."""
+    folders = path.count("/")
+    return f"{folders} {'folder' if folders == 1 else 'folders'} below it" if folders else "directly in it"
 
 
 def _means_file(text: str, root: str) -> bool:
@@ -288,11 +301,11 @@ def _local_file(url: str, root: str) -> str:
     paths = names.find_in_tree(os.path.normpath(root), name) if name else []
     if len(paths) == 1:
         return paths[0]
-    remedy = f"Download the images and set data.image_root to their folder. {root} has no file {name!r}."
+    remedy = f"Download the images and set data.image_root to their folder. {root} has no file with this name."
     rule = "an image URL is never downloaded, and its last part must name a file below data.image_root"
     if paths:
         rule = "the last part of an image URL must name only one file below data.image_root"
-        remedy = f"Name the path of the file instead. Found: {', '.join(paths)}."
+        remedy = f"Name the path of the file instead. {len(paths)} files have this name."
     raise _UnusableUrl("data.image_url_ambiguous" if paths else "data.image_is_url", rule, remedy)
 
 

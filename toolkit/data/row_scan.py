@@ -32,7 +32,7 @@ from toolkit.data.cells import (
 from toolkit.data.columns import MESSAGES, several_turns
 from toolkit.data.conflicts import find_conflicts
 from toolkit.data.episodes import Links
-from toolkit.data.groups import PATIENT_FOLDER, IdentifierBuilder, patient_folder
+from toolkit.data.groups import PATIENT_FOLDER, IdentifierBuilder, patient_folder, private_parts
 from toolkit.data.image_columns import count_numbered
 from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
@@ -46,6 +46,7 @@ from toolkit.data.splits import KeyBuilder, RowKeys, text_key
 from toolkit.data.task import GROUP_FIELDS, RowOrigin, Task
 from toolkit.data.whole_numbers import NumberBuilder, Numbers
 from toolkit.errors import MissingImage, RowProblem
+from toolkit.identifiers import described, open_private
 from toolkit.images import names
 from toolkit.runfolder.cache import mark_used
 from toolkit.scoring import regions
@@ -90,6 +91,8 @@ class RowScan:
     """The format of the boxes that the scan found. None if the recipe names it, or the task has no boxes."""
     boxes_found: str = ""
     """The notice about this format. Empty without boxes."""
+    by: Mapping[str, int] = field(default_factory=dict)
+    """Column of evaluate.by -> number of its values in the usable rows."""
     folders: Mapping[str, int] = field(default_factory=dict)
     """Folder in which image names were searched -> time of its last change. The result is valid until one changes."""
 
@@ -134,14 +137,15 @@ class RowScanner:
         others = (column for _, column in origin.others)
         self._numbers = NumberBuilder(dict.fromkeys((*self._columns, *others, *origin.context, *origin.by)))
         self._prompts = array("q")
+        self._by: dict[str, set[int]] = {column: set() for column in origin.by}
         self._root = str(origin.image_root)
 
-    def add(self, number: int, name: str, row: Row) -> None:
-        """Read one row and record whether it is usable."""
+    def add(self, number: int, name: str, row: Row, place: str) -> None:
+        """Read one row and record whether it is usable. ``place`` is its number in the source, for messages."""
         suspect = self._suspect_columns(row)
         self._numbers.add(row)
         if self._boxes is not None:
-            self._boxes.add(name, row, self.origin)
+            self._boxes.add(place, row, self.origin)
         try:
             read = self.task.read(name, with_whole_numbers(row, self.origin.whole), self.origin)
             sample = place_images(self.task, read, self.origin.context, count_numbered(row, self.origin))
@@ -149,29 +153,35 @@ class RowScanner:
                 self._check_others(name, row, read)
         except RowProblem as problem:
             problem = _of_conversation(problem, row, self.task)
-            self._tally.add_problem(name, _with_column(problem, row), number)
+            self._tally.add_problem(place, _with_column(problem, row), private_parts(name, row, self.origin))
             self._cacheable &= not isinstance(problem, MissingImage)
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
-            self._notes.add(rule, name, code)
+            self._notes.add(rule, place, code)
         if len(set(sample.images)) < len(set(read.images)):
             rule = "images without a placeholder are not shown, because the placeholders have numbers"
             remedy = "Add a placeholder such as <image 2> for each image that must be shown."
             value = f"{len(set(sample.images))} of {len(set(read.images))} images"
-            self._notes.add(rule, name, "data.images_not_shown", value, remedy)
-        self._note_images(name, sample)
+            self._notes.add(rule, place, "data.images_not_shown", value, remedy)
+        self._note_images(place, sample)
         for column in suspect:
             if _REPLACED in row[column]:
-                self._note_replaced(column, name, row[column])
+                self._note_replaced(column, place, row[column])
             if row[column] in TRUTH:
-                self._note_truth(column, name, row, sample)
+                self._note_truth(column, (name, place), row, sample)
             elif row[column] in _NOTHING:
-                self._note_nothing(column, name, row[column], sample)
+                self._note_nothing(column, place, row[column], sample)
             else:
-                self._add_listed(column, name, row[column].strip(), sample)
+                self._add_listed(column, place, row[column].strip(), sample)
+        self._count_by(row)
         self._rows.append(number)
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
-        self._add_patient(name, row, sample)
+        self._add_patient(place, row, sample)
+
+    def _count_by(self, row: Row) -> None:
+        for column, values in self._by.items():
+            if not is_missing(row.get(column)):
+                values.add(text_key(str(row[column])))
 
     def _suspect_columns(self, row: Row) -> list[str]:
         """Return the columns with a text that can be another value or damaged, and count blanks around texts."""
@@ -188,25 +198,25 @@ class RowScanner:
                 self._trimmed[column] += 1
         return found
 
-    def _add_listed(self, column: str, name: str, text: str, sample: Sample) -> None:
+    def _add_listed(self, column: str, place: str, text: str, sample: Sample) -> None:
         """Count a question or reference that is JSON. It can be a list that was meant, or a text with brackets."""
         shown = (sample.fields.get("question"), *sample.reference.values())
         if any(text == value for value in shown if isinstance(value, str)) and read_literal(text) is not None:
             rule = f"the column {column} has a list or an object as JSON, which is used as text"
             remedy = "Store one text in each cell if a list was meant."
-            self._notes.add(rule, name, "data.text_is_json", text, remedy)
+            self._notes.add(rule, place, "data.text_is_json", described(text), remedy)
 
-    def _note_replaced(self, column: str, name: str, text: str) -> None:
+    def _note_replaced(self, column: str, place: str, text: str) -> None:
         """Count a text that lost a character when it was decoded in another encoding than its own."""
         rule = f"a text of the column {column} has U+FFFD in place of a character that was lost in a conversion"
-        start = max(text.index(_REPLACED) - 20, 0)
-        self._notes.add(rule, name, "data.character_lost", text[start : start + 40], "Export the rows again as UTF-8.")
+        value = f"character {text.index(_REPLACED) + 1:,} of {len(text):,}"
+        self._notes.add(rule, place, "data.character_lost", value, "Export the rows again as UTF-8.")
 
-    def _note_nothing(self, column: str, name: str, text: str, sample: Sample) -> None:
+    def _note_nothing(self, column: str, place: str, text: str, sample: Sample) -> None:
         """Count a reference such as "None", unless it is one of the options. It can be a missing value."""
         if text in sample.reference.values() and "options" not in sample.fields:
             rule = f"the text {text} of the column {column} can be a missing value, and is used as text"
-            self._notes.add(rule, name, "data.text_can_be_missing", text, "Remove these rows if it is missing.")
+            self._notes.add(rule, place, "data.text_can_be_missing", text, "Remove these rows if it is missing.")
 
     def _check_others(self, name: str, row: Row, sample: Sample) -> None:
         """Raise a RowProblem if another column with the usual name of a field has another value than the one read."""
@@ -217,7 +227,7 @@ class RowScanner:
                 continue
             if self._meaning(name, row, wanted, other) != _folded(sample):
                 rule = f"the columns {column} and {other}, which both can be the field {wanted}, must agree"
-                value = f"{column} = {row.get(column)!r} or {other} = {row[other]!r}"
+                value = {column: row.get(column), other: row[other]}
                 remedy = f"Name the right column in data.columns.{wanted}, or correct the rows."
                 raise RowProblem("data.columns_contradict", rule, value=value, remedy=remedy)
 
@@ -229,25 +239,26 @@ class RowScanner:
         except RowProblem:
             return None
 
-    def _note_truth(self, column: str, name: str, row: Row, sample: Sample) -> None:
+    def _note_truth(self, column: str, where: tuple[str, str], row: Row, sample: Sample) -> None:
         """Count a text True or False that is another target as a truth value, which JSON has."""
+        name, place = where
         try:
             other = self.task.read(name, {**row, column: TRUTH[row[column]]}, self.origin)
         except RowProblem:
             return
         if (target := self.task.target(other)) != self.task.target(sample):
             rule = f"the text true or false of the column {column} stays a text, because the column has other values"
-            value = f"{row[column]!r}, and as a truth value of JSON {target!r}"
-            self._notes.add(rule, name, "data.truth_value_is_text", value, "Write yes and no, or one kind of value.")
+            value = {"text": row[column], "truth value": target}
+            self._notes.add(rule, place, "data.truth_value_is_text", value, "Write yes and no, or one kind of value.")
 
-    def _add_patient(self, name: str, row: Row, sample: Sample) -> None:
+    def _add_patient(self, place: str, row: Row, sample: Sample) -> None:
         for identifier in self._identifiers:
             is_folder = identifier.column == PATIENT_FOLDER
             identifier.add(self._patient_folder(sample) if is_folder else row.get(identifier.column))
         if self._group_columns and not group_name(row.get(self._group_columns[0])):
             others = [*self._group_columns[1:], "the first image"]
             rule = f"the column {self._group_columns[0]} is empty, so the group is {' or '.join(others)}"
-            self._notes.add(rule, name, "data.group_empty")
+            self._notes.add(rule, place, "data.group_empty")
         if self.task.prompt_key is not None:
             self._prompts.append(text_key(self.task.prompt_key(sample)))
 
@@ -255,19 +266,20 @@ class RowScanner:
         # Text, because a relative Path for each row would cost several times as much.
         return patient_folder(str(sample.images[0].path).removeprefix(self._root)) if sample.images else ""
 
-    def _note_images(self, name: str, sample: Sample) -> None:
+    def _note_images(self, place: str, sample: Sample) -> None:
         """Count a row without image, and names of images and masks that were not equal to the file's name."""
         if not sample.images:
             if "image" in self.origin.column and not self.task.needs_image:
-                self._notes.add("the row has no image and is used as text", name, "data.row_without_image")
+                self._notes.add("the row has no image and is used as text", place, "data.row_without_image")
             return
         ways: dict[str, str] = {}
-        for image in (*sample.images, *sample.fields.get(OTHER_FILES, ())):
+        for number, image in enumerate((*sample.images, *sample.fields.get(OTHER_FILES, ())), 1):
             if image.found:
                 self._folders.add(str(image.path.parent))
-                ways |= {way: image.path.name for way in image.found if way in names.WAYS and way not in ways}
-        for way, file in ways.items():
-            self._notes.add(names.WAYS[way], f"{name}: {file}", way)
+                position = f"image {number}" if number <= len(sample.images) else "mask"
+                ways |= {way: position for way in image.found if way in names.WAYS and way not in ways}
+        for way, position in ways.items():
+            self._notes.add(names.WAYS[way], f"{place}, {position}", way)
 
     def done(self, name: str, links: Links | None = None) -> RowScan:
         """Return the scan of all rows so far.
@@ -294,6 +306,7 @@ class RowScanner:
             boxes=boxes,
             boxes_found=notice,
             folders=names.changed_at(sorted(self._folders)),
+            by={column: len(values) for column, values in self._by.items()},
         )
 
 
@@ -310,19 +323,19 @@ def _of_conversation(problem: RowProblem, row: Row, task: Task) -> RowProblem:
         return problem
     found = several_turns(task.name)
     turns = row[MESSAGES] if isinstance(row[MESSAGES], list) else []
-    value = f"{len(turns)} turns" if len(turns) != 2 else turns
+    value = f"{len(turns)} turns"
     return RowProblem(found.code, found.rule, place=problem.place, value=value, remedy=found.remedy)
 
 
 def _with_column(problem: RowProblem, row: Row) -> RowProblem:
     """Return the problem of a value that is no text, with the column that has the value."""
-    if problem.code != NOT_TEXT or problem.value is None:
+    if problem.code != NOT_TEXT or problem.cell is None:
         return problem
-    column = next((name for name, value in row.items() if _has(value, problem.value)), None)
+    column = next((name for name, value in row.items() if _has(value, problem.cell)), None)
     if column is None:
         return problem
     rule = problem.rule.replace("the value", f"the value of the column {column}", 1)
-    return RowProblem(problem.code, rule, place=problem.place, value=problem.value, remedy=problem.remedy)
+    return RowProblem(problem.code, rule, place=problem.place, value=problem.cell, remedy=problem.remedy)
 
 
 def _has(cell: Any, value: object) -> bool:
@@ -335,15 +348,15 @@ class FirstPass:
 
     def __init__(self, task: Task, make_origin: Callable[[Sequence[str]], RowOrigin]) -> None:
         self._task, self._make_origin = task, make_origin
-        self._first: list[tuple[int, str, Row]] = []
+        self._first: list[tuple[int, str, Row, str]] = []
         self._scanner: RowScanner | None = None
 
-    def add(self, number: int, name: str, row: Row) -> None:
+    def add(self, number: int, name: str, row: Row, place: str) -> None:
         """Read one row. The first rows wait until the columns are known."""
         if self._scanner is not None:
-            self._scanner.add(number, name, row)
+            self._scanner.add(number, name, row, place)
         else:
-            self._first.append((number, name, row))
+            self._first.append((number, name, row, place))
             if len(self._first) == FIRST_ROWS:
                 self._start()
 
@@ -356,7 +369,7 @@ class FirstPass:
 
     def _start(self) -> None:
         self._scanner = RowScanner(
-            self._task, self._make_origin(list(dict.fromkeys(c for _, _, row in self._first for c in row)))
+            self._task, self._make_origin(list(dict.fromkeys(c for _, _, row, _ in self._first for c in row)))
         )
         for one in self._first:
             self._scanner.add(*one)
@@ -368,10 +381,9 @@ def _scan_index(task: Task, origin: RowOrigin, index: RowIndex) -> RowScan:
     scanner = RowScanner(task, origin)
     links = task.link(index, origin) if task.link else None
     for number, (name, row) in enumerate(index):
-        if links is None:
-            scanner.add(number, name, row)
-        elif links.chosen[number]:
-            scanner.add(number, name, links.put(index, number, row))
+        if links is None or links.chosen[number]:
+            linked = row if links is None else links.put(index, number, row)
+            scanner.add(number, name, linked, index.place(number))
     return scanner.done(index.source, links)
 
 
@@ -408,9 +420,10 @@ def _save(row_scan: RowScan, file: Path) -> None:
         "boxes_found": row_scan.boxes_found,
         "numbers": {column: asdict(one) for column, one in row_scan.numbers.items()},
         "folders": row_scan.folders,
+        "by": row_scan.by,
     }
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
+    with os.fdopen(open_private(temporary), "wb") as stream:
         arrays = {name: getattr(row_scan.keys, name) for name in _KEYS}
         arrays |= {} if links is None else {f"links_{name}": getattr(links, name) for name in _LINKS}
         arrays |= {f"identifier_{number}": keys for number, keys in enumerate(row_scan.identifiers.values())}
@@ -429,6 +442,7 @@ def _load(file: Path) -> RowScan | None:
             arrays = {name: stored[f"links_{name}"] for name in _LINKS} if notes["links"] is not None else None
             identifiers = {name: stored[f"identifier_{number}"] for number, name in enumerate(notes["identifiers"])}
             folders: dict[str, int] = notes["folders"]
+            by: dict[str, int] = notes["by"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
     if names.changed_at(list(folders)) != folders:
@@ -446,4 +460,5 @@ def _load(file: Path) -> RowScan | None:
         boxes=BOX_FORMATS.get(notes["boxes"]),
         boxes_found=notes["boxes_found"],
         folders=folders,
+        by=by,
     )

@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.cells import fold
-from toolkit.data.columns import MESSAGES, RowSettings, leaking_context, other_columns, resolve_columns
+from toolkit.data.columns import (
+    BY,
+    BY_IDENTIFIES,
+    BY_REMEDY,
+    MESSAGES,
+    RowSettings,
+    leaking_context,
+    looks_like_value,
+    other_columns,
+    resolve_columns,
+)
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.groups import NO_GROUPS, identifier_columns
 from toolkit.data.image_columns import have_no_images, image_columns
@@ -74,11 +84,24 @@ def read_file(
     if image_root is not None:  # Synthetic data has corners in pixels, and may have too few boxes to find that out.
         requested = replace(requested, boxes=XYXY)
     index, origin, row_scan = _open(task, requested, source, image_root or recipe.dataset.image_root)
-    row_scan = replace(row_scan, dropped=_with_row_numbers(row_scan.dropped, index, requested))
+    _check_by(row_scan, source)
     dropped = (*index.skipped, *row_scan.dropped)
     warnings = tuple(_warnings(task, requested, origin, index, row_scan))
     samples = SampleSet(task, index, origin, row_scan.rows, row_scan.links)
     return UsableRows(samples, row_scan.keys, dropped, warnings, row_scan.identifiers, row_scan.numbers)
+
+
+def _check_by(row_scan: RowScan, source: str) -> None:
+    """Check that no column of evaluate.by has a value of its own for most rows, which identifies patients.
+
+    Raises:
+        DataError: A column has.
+    """
+    for column, values in row_scan.by.items():
+        if values > MOST_VALUES and 2 * values > len(row_scan.rows):
+            code, rule = BY_IDENTIFIES
+            value = f"{column}, with {values:,} values in {len(row_scan.rows):,} rows"
+            raise DataError(code, rule, place=f"{source}: {BY}", value=value, remedy=BY_REMEDY)
 
 
 def check_dropped(rows: UsableRows, maximum: float) -> None:
@@ -123,6 +146,9 @@ def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSetting
         boxes=BOX_FORMATS.get(recipe.dataset.boxes) if task.has_boxes else XYXY,
     )
 
+
+MOST_VALUES = 20
+"""Largest number of values of a column of evaluate.by that can be most rows of a small file."""
 
 _SPLIT_COLUMNS = frozenset({"split", "splits", "subset", "partition", "datasplit"})
 """Names of columns with the split of a row, without case, blanks and underscores."""
@@ -175,12 +201,6 @@ def group_columns_of(origin: RowOrigin) -> tuple[str, ...]:
     return tuple(dict.fromkeys(origin.column[name] for name in GROUP_FIELDS if name in origin.column))
 
 
-def _with_row_numbers(dropped: Sequence[RowCount], index: RowIndex, requested: RowSettings) -> tuple[RowCount, ...]:
-    """Return the counts with row numbers, if they are those of the file."""
-    is_one_file = not (index.skipped or requested.filter) and Path(index.source).expanduser().is_file()
-    return tuple(dropped) if is_one_file else tuple(replace(one, rows=()) for one in dropped)
-
-
 def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_root: Path | None) -> None:
     column, problems = resolve_columns(task, requested, index.columns)
     if "image" in task.columns and "image" not in requested.columns:
@@ -192,7 +212,7 @@ def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_ro
         rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
         problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
     if problems and all(name.isdecimal() for name in index.columns):
-        value = [name for _, (name, _) in zip(range(FIRST_ROWS), index, strict=False)]
+        value = f"{len(index):,} records with the keys {', '.join(index.columns[:3])}, …"
         rule = "the file must have one record for each row, and its records have only numbers as names of columns"
         raise DataError("data.json_of_columns", rule, place=index.source, value=value, remedy=AS_ROWS)
     if problems:
@@ -209,6 +229,8 @@ def _without_image_column(task: Task, first: Sequence[Row], problems: Sequence[P
     found = image_columns(first)
     if not found:
         return [problem for problem in problems if task.needs_image or problem.place != place]
+    if looks_like_value(found[0]):
+        return list(problems)
     remedy = f'Name it in {place}. Did you mean "{found[0]}"?'
     known = [replace(problem, remedy=remedy) for problem in problems if problem.place == place]
     if not known:  # a task such as chat, which does not need images, or a column without images

@@ -1,9 +1,11 @@
 """Sample, Answer and Turn: a question with its images and reference, the parsed completion, and a conversation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from toolkit.errors import ImageError
+from toolkit.identifiers import hidden_id
 from toolkit.images.ref import ImageRef
 
 OTHER_FILES = "other_files"
@@ -24,6 +26,32 @@ class Sample:
     images: tuple[ImageRef, ...]
     fields: Mapping[str, Any]
     reference: Mapping[str, Any]
+    place: str = field(default="", compare=False)
+    """File and row number, such as ``data/train.json, row 12``. Empty if the sample is not from a file."""
+
+    @property
+    def shown(self) -> str:
+        """Return what messages name the sample by: its place, otherwise a hash of its id, which can name a patient."""
+        return self.place or hidden_id(self.id)
+
+
+def rows_of_images(samples: Iterable[Sample], wanted: Collection[ImageRef]) -> dict[ImageRef, str]:
+    """Return the first row of each of these images, such as ``data/train.json, row 12, image 1``."""
+    found: dict[ImageRef, str] = {}
+    for sample in samples if wanted else ():
+        for number, ref in enumerate(sample.images, 1):
+            if ref in wanted and ref not in found:
+                found[ref] = f"{sample.shown}, image {number}"
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def with_row(error: ImageError, samples: Sequence[Sample]) -> ImageError:
+    """Return the error of an image with the first of these rows that has it as its place."""
+    refs = (ref for sample in samples for ref in sample.images if ref.path == error.path)
+    ref = next(refs, None)
+    return error if ref is None else error.at(rows_of_images(samples, {ref})[ref])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from toolkit.data.index import RowIndex
 from toolkit.data.placeholders import place_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
+from toolkit.errors import RowProblem
 
 
 class SampleSet(Sequence[Sample]):
@@ -49,9 +50,18 @@ class SampleSet(Sequence[Sample]):
             RowProblem: The row is unusable.
         """
         name, row = self.table[number]
-        linked = row if self.links is None else self.links.put(self.table, number, row)
-        sample = self.task.read(name, with_whole_numbers(linked, self.origin.whole), self.origin)
-        return place_images(self.task, sample, self.origin.context, count_numbered(row, self.origin))
+        place = self.place(number)
+        try:
+            linked = row if self.links is None else self.links.put(self.table, number, row)
+            sample = self.task.read(name, with_whole_numbers(linked, self.origin.whole), self.origin)
+            placed = place_images(self.task, sample, self.origin.context, count_numbered(row, self.origin))
+        except RowProblem as problem:
+            raise problem.at(place) from None
+        return replace(placed, place=place)
+
+    def place(self, number: int) -> str:
+        """Return the file and the number of this row of the index, such as ``data/train.json, row 12``."""
+        return f"{self.table.source}, {self.table.place(number)}"
 
     def with_settings(self, settings: Any) -> "SampleSet":
         """Return the same rows, read with other settings of the task."""

@@ -55,6 +55,7 @@ def score_answer(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) 
         part=task.set_metrics.part(sample, answer) if task.set_metrics else None,
         probabilities=answer.probabilities,
         truth=task.truth(sample),
+        place=sample.shown,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import MetricError, Problem
+from toolkit.identifiers import Description, without_names
 from toolkit.recipe.user_code import UserCode, load_user_code, raised_at
 from toolkit.runfolder import from_json, read_json, write_json
 
@@ -84,7 +85,7 @@ class CustomMetrics:
             return from_json(MetricValues, read_json(file))
         except (FileNotFoundError, ValueError):
             found = _compute(entry, answers)
-        write_json(file, {"each": found.each, "whole": found.whole})
+        write_json(file, {"each": found.each, "whole": found.whole}, private=True)
         return found
 
 
@@ -112,7 +113,8 @@ def _compute(entry: str, answers: Answered) -> MetricValues:
         returned = function([sample for sample, _ in answers], [answer for _, answer in answers])
     except Exception as error:  # Any exception of the user's file is reported with its line.
         rule, remedy = "a custom metric must not raise an exception", f"Correct {raised_at(error)}."
-        raise MetricError("evaluate.metric_raised", rule, place=entry, value=repr(error), remedy=remedy) from error
+        value = Description(f"{type(error).__name__}: {without_names(str(error))}")
+        raise MetricError("evaluate.metric_raised", rule, place=entry, value=value, remedy=remedy) from error
     return _read(entry, returned, len(answers))
 
 

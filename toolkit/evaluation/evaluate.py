@@ -100,8 +100,8 @@ def _write_outputs(
     )
     root = evaluation_set.samples.origin.image_root
     rows = [_table_row(evaluation_set, agent_memory, sample, found, root) for sample in samples]
-    write_text(folder / TABLE, _csv(rows))
-    write_text(folder / DETAILS, "".join(_details(evaluation_set, agent_memory, samples, found)))
+    write_text(folder / TABLE, _csv(rows), private=True)
+    write_text(folder / DETAILS, "".join(_details(evaluation_set, agent_memory, samples, found)), private=True)
     # The counts of cached images differ after an interruption.
     write_json(folder / FIGURES, {name: value for name, value in asdict(result).items() if name != "images"})
 

@@ -222,7 +222,7 @@ class _Job:
 
     def save(self, sample: Sample, answer: Answer, skipped: str | None = None) -> None:
         line = {"split": self.context.recipe.evaluation.split, **_prediction(sample, answer)}
-        append_line(self.file, line | _episode_columns(self.evaluation_set, sample, skipped))
+        append_line(self.file, line | _episode_columns(self.evaluation_set, sample, skipped), private=True)
 
     def report(self, done: int, total: int) -> None:
         """Report the progress, and raise Interrupted after a signal unless all is done."""
@@ -248,7 +248,7 @@ def _choose_each(job: _Job) -> None:
     for batch, done in job.batches() if job.completer.probabilities else ():
         for sample, probabilities in zip(batch, job.completer.choose(batch), strict=True):
             if sample.id not in job.saved:
-                append_line(job.file, {"id": sample.id, "probabilities": probabilities})
+                append_line(job.file, {"id": sample.id, "probabilities": probabilities}, private=True)
         job.report(done, total)
 
 
@@ -334,7 +334,7 @@ def _majority(context: Context, evaluation_set: EvaluationSet) -> Mapping[str, M
     if known.keys() != wanted.keys() or any(sample.id not in known[task.primary] for sample in evaluation_set.samples):
         found = {score: baseline(context.data.train) for score, baseline in wanted.items()}
         known = {score: {one.id: complete(one) for one in evaluation_set.samples} for score, complete in found.items()}
-        write_json(file, {"scores": known})
+        write_json(file, {"scores": known}, private=True)
     return {score: known[score] for score in wanted}
 
 

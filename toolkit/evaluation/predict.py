@@ -9,9 +9,10 @@ from toolkit.data.placeholders import place_images
 from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import DataError, RowProblem, warn
+from toolkit.errors import DataError, ImageError, RowProblem, warn
 from toolkit.evaluation.answers import read_answer
 from toolkit.evaluation.generate import Completer, is_whole_model, prompts_of_readable_images
+from toolkit.images import read_image_header
 from toolkit.models.lengths import check_lengths
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, current_weights
@@ -70,6 +71,11 @@ def task_settings(run: RunFolder, recipe: Recipe) -> Any:
 
 def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) -> Answer:
     prompts = prompts_of_readable_images(recipe)
+    for number, ref in enumerate(sample.images, 1):
+        try:
+            read_image_header(ref, prompts.images.policy)
+        except ImageError as error:
+            raise error.at(f"--image, image {number}") from None
     completer = Completer.load(recipe, prompts, chosen or own, stored=is_whole_model(chosen))
     limit = recipe.evaluation.max_completion_tokens
     check_lengths(completer.policy.processor, prompts, [sample], recipe.model.max_tokens, answer_tokens=limit)

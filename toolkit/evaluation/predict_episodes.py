@@ -1,6 +1,7 @@
 """Predict every GUI step of a file, with the agent memory that the model's own completions leave."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -10,6 +11,7 @@ from typing import Any
 from toolkit.data import RowCount, RowIndex, Tally, open_index, source_folder
 from toolkit.data.columns import RowSettings, resolve_columns
 from toolkit.data.episodes import FIRST, LINK, REPEATED, AgentMemoryFunctions, Link
+from toolkit.data.groups import private_parts
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, ImageError, Problem, RowProblem, RunError, warn
@@ -23,6 +25,7 @@ from toolkit.evaluation.generate import (
     weights_identity,
 )
 from toolkit.evaluation.predict import PREDICT
+from toolkit.identifiers import private_opener
 from toolkit.images import ImagePolicy, read_image_header
 from toolkit.models import Backend
 from toolkit.recipe import Recipe
@@ -148,11 +151,12 @@ def read_unlabelled_episodes(recipe: Recipe, file: Path, image_root: Path | None
             sample = agent_memory.open_row(name, {**row, LINK: link}, origin)
             for ref in sample.images:
                 read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
-            samples.append(sample)
+            samples.append(replace(sample, place=f"{index.source}, {index.place(number)}"))
         except RowProblem as problem:
-            tally.add_problem(name, problem)
+            tally.add_problem(index.place(number), problem, private_parts(name, row, origin))
         except ImageError as error:
-            tally.add("the screenshot cannot be opened", name, "predict.screenshot_not_readable", str(error))
+            rule = f"the screenshot cannot be opened: {error.rule}"
+            tally.add(rule, index.place(number), "predict.screenshot_not_readable", error.problem.value)
     notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
     dropped = tally.of(str(file))
     notes += [
@@ -187,7 +191,7 @@ def _save(batches: Iterable[Sequence[Turn]], output: _Output, stop: StopRequest,
     for turns in batches:
         new = [turn for turn in turns if turn.new]
         for turn in new:
-            append_line(output.out, _line(output.agent_memory, turn, output.digest))
+            append_line(output.out, _line(output.agent_memory, turn, output.digest), private=True)
         done += len(turns)
         progress(PREDICT, done, output.total, "")
         if done < output.total and new:
@@ -211,7 +215,9 @@ def _known(out: Path, digest: str) -> dict[str, Reply]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lines, torn = (read_lines(out), out.read_bytes().rpartition(b"\n")[2]) if out.exists() else ([], b"")
-        out.open("ab").close()  # reports a file that is not writable before the model generates
+        os.close(
+            private_opener(str(out), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        )  # reports a file that is not writable before the model generates
     except RunError:
         lines, torn = [{}], b""
     except OSError as error:
@@ -262,7 +268,7 @@ def _in_order(out: Path, rows: UnlabelledEpisodes) -> list[Record]:
     ordered = [lines[sample.id] for sample in rows.samples if sample.id in lines]
     text = _text(ordered)
     if text != out.read_text(encoding="utf-8"):
-        write_text(out, text)
+        write_text(out, text, private=True)
     return ordered
 
 
@@ -297,7 +303,7 @@ def _origin(
 def _unreachable(agent_memory: AgentMemoryFunctions, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
     positions: list[EpisodePosition] = [agent_memory.position(sample) for sample in samples]
     if positions:
-        example = f"{positions[0].episode}, step {positions[0].position}"
-        rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"
+        example = f"{samples[0].shown}, step {positions[0].position}"
+        rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example {example})"
         remedy = "Add the rows of the missing steps."
         yield Problem("predict.rows_after_missing_step", rule, file, len(positions), remedy)

@@ -15,7 +15,7 @@ from typing import Any
 from toolkit.data import RowCount
 from toolkit.data.placeholders import prompt_turns
 from toolkit.data.result import DataResult
-from toolkit.data.sample import Answer, Sample
+from toolkit.data.sample import Answer, Sample, rows_of_images
 from toolkit.errors import DataError, ImageError, RunError, warn
 from toolkit.evaluation.answers import Reply, read_reply, reply_of
 from toolkit.evaluation.generate import (
@@ -226,6 +226,7 @@ def _scan_images(
     refs = (ref for sample in rows.samples for ref in sample.images)
     found = scan(refs, images, recipe.images.scan if unreadable == "stop" else "full", progress=report)
     progress("images", found.checked, found.checked)
+    found = found.with_rows(rows_of_images(rows.samples, found.shown_refs))
     for note in found.notes:
         warn(note.code, note.rule, place="--data")
     if found.bad and unreadable == "stop":
@@ -236,7 +237,7 @@ def _scan_images(
             raise ImageError(error.code, error.rule, place="--data", remedy=remedy) from None
     if found.bad:
         what = "replaced by a grey square" if unreadable == "placeholder" else "skipped with their rows"
-        shown = "; ".join(f"{one.ref.name}: {one.error.rule}" for one in found.bad[:SHOWN])
+        shown = "; ".join(f"{one.row}: {one.error.rule}" for one in found.bad[:SHOWN])
         rule = f"the number of images {what} should be 0 (for example {shown})"
         warn("predict.images_unreadable", rule, place="--data", value=len(found.bad))
     return found.bad_refs
@@ -276,7 +277,7 @@ def _generate(job: _Job, samples: Sequence[Sample], known: dict[str, Reply]) -> 
         readable = [sample for sample in batch if job.skipped.isdisjoint(sample.images)]
         replies = dict(zip((one.id for one in readable), job.completer.reply(readable), strict=True))
         found = {one.id: replies.get(one.id, Reply(Completion("", 0, truncated=False), UNREADABLE)) for one in new}
-        append_lines(job.partial, [_line(sample_id, reply) for sample_id, reply in found.items()])
+        append_lines(job.partial, [_line(sample_id, reply) for sample_id, reply in found.items()], private=True)
         known |= found
         done = start + len(batch)
         job.progress(PREDICT, done, len(samples), "")
@@ -299,7 +300,7 @@ def _write(task: Task, rows: UnlabelledRows, known: Mapping[str, Reply], request
     is_csv = request.out.suffix.lower() == ".csv"
     text = _csv(records) if is_csv else "".join(f"{_json(record)}\n" for record in records)
     claim_file(request.out, force=request.force)
-    write_text(request.out, text)
+    write_text(request.out, text, private=True)
     problems = Counter(answer.problem for _, answer in answers if answer.problem is not None)
     truncated = sum(answer.truncated for _, answer in answers)
     return RowPredictions(request.out, len(records), dict(problems.most_common()), truncated, rows.dropped)

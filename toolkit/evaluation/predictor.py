@@ -20,7 +20,7 @@ from toolkit import tiny
 from toolkit.data.episodes import Memory
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import DataError, ModelError, RowProblem, warn
+from toolkit.errors import DataError, ImageError, ModelError, RowProblem, warn
 from toolkit.evaluation.answers import read_reply
 from toolkit.evaluation.episodes import task_with_memory
 from toolkit.evaluation.generate import Completer, prompts_of_readable_images
@@ -128,7 +128,10 @@ class Predictor:
         check_context(self.recipe, context, "context")
         task, agent_memory = task_with_memory(self.recipe)
         # The size is read each time, because a program may overwrite its screenshots.
-        width, height = read_image_header(ImageRef(image), ImagePolicy.from_recipe(self.recipe.images)).size
+        try:
+            width, height = read_image_header(ImageRef(image), ImagePolicy.from_recipe(self.recipe.images)).size
+        except ImageError as error:
+            raise error.at("image_path") from None
         row = {"task": "step", "image": str(image), "question": goal, "width": width, "height": height}
         settings = task.settings(self.recipe, "predict")
         origin = RowOrigin(Path("predict_step"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)

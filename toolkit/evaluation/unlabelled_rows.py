@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import RowCount, Tally
-from toolkit.data.groups import NO_GROUPS
+from toolkit.data.groups import NO_GROUPS, private_parts
 from toolkit.data.rows import check_dropped, read_file
 from toolkit.data.sample import Sample
 from toolkit.data.sources import is_image_folder, source_exists
@@ -188,23 +188,24 @@ def _read_images(recipe: Recipe, reader: _Reader, source: Path) -> UnlabelledRow
         raise DataError("predict.question_missing", rule, place=source, remedy=remedy)
     origin = RowOrigin(folder, folder, {IMAGE: IMAGE}, max_images=recipe.images.max_per_question)
     names = []
-    for file in _files(folder) if source == folder else [source]:
-        name = file.relative_to(folder).as_posix()
+    for number, file in enumerate(_files(folder) if source == folder else [source], 1):
+        name, place = file.relative_to(folder).as_posix(), f"file {number} in order of path"
         if file.is_dir():
-            tally.add("a link to a folder is not followed", name, "predict.folder_linked")
+            tally.add("a link to a folder is not followed", place, "predict.folder_linked")
             continue
         if not _is_image(file):
-            tally.add("the file must be an image", name, "predict.file_not_image")
+            tally.add("the file must be an image", place, "predict.file_not_image")
             continue
         shown = name.encode(errors="backslashreplace").decode()
         if shown != name:
-            tally.add("the name of the file must be UTF-8 text", shown, "predict.file_name_not_unicode")
+            tally.add("the name of the file must be UTF-8 text", place, "predict.file_name_not_unicode")
             continue
         try:
-            samples.append(replace(reader.read(name, {IMAGE: name}, origin), reference={}))
+            sample = reader.read(name, {IMAGE: name}, origin)
+            samples.append(replace(sample, reference={}, place=place))
             names.append(name)
         except RowProblem as problem:
-            tally.add_problem(name, problem)
+            tally.add_problem(place, problem, private_parts(name, {IMAGE: name}, origin))
     dropped = tally.of(str(folder))
     if not samples:
         rule = "the folder must have images"

@@ -173,7 +173,7 @@ def _save_lines(lines: Sequence[Mapping[str, object]], output: OutputFolder) -> 
         file.rename(free_name(file))
     file.unlink(missing_ok=True)
     for line in lines:
-        append_line(file, line)
+        append_line(file, line, private=True)
 
 
 def _difference_error(folder: Path, problems: Sequence[str], lines: Sequence[Mapping[str, object]]) -> ModelError:

@@ -24,7 +24,7 @@ import xxhash
 
 from toolkit.images.policy import ImageRecord
 from toolkit.images.render import Reduced
-from toolkit.runfolder.cache import mark_used
+from toolkit.runfolder.cache import make_cache_folder, mark_used
 
 MAGIC = "toolkit-image-2"
 FREE_FRACTION, FREE_MOST, FREE_LEAST = 0.1, 20 * 2**30, 2 * 2**30
@@ -144,7 +144,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: The file is not writable, or too little disk space would stay free.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_cache_folder(path.parent)
     disk = shutil.disk_usage(path.parent)
     keep = max(FREE_LEAST, min(FREE_MOST, FREE_FRACTION * disk.total))
     if disk.free < keep + len(data):

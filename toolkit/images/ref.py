@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.errors import NOTHING, ImageError
+from toolkit.identifiers import shown_cell, without_names
 from toolkit.images import names
 
 REPAIR = 'Repair or replace the file, or set images.unreadable to "skip" or "placeholder".'
@@ -84,10 +85,11 @@ def contained_path(path_text: str, folder: str, place: object) -> str:
     """
     if not isinstance(path_text, str) or not path_text.strip() or "\0" in path_text:
         rule, remedy = "an image path must be text that names a file", "Correct the path."
-        raise ImageError("images.path_not_text", rule, place=place, value=path_text, remedy=remedy)
+        raise ImageError("images.path_not_text", rule, place=place, value=shown_cell(path_text), remedy=remedy)
     path = os.path.normpath(os.path.join(folder, path_text))  # noqa: PTH118
     if not path.startswith(folder) or path == folder:
-        raise ImageError(*INSIDE, place=place, value=path_text, remedy=f"{SET_ROOT} It is {folder} now.")
+        value = f"{'absolute' if os.path.isabs(path_text) else 'relative'} path"  # noqa: PTH117
+        raise ImageError(*INSIDE, place=place, value=value, remedy=f"{SET_ROOT} It is {folder} now.")
     return path
 
 
@@ -114,26 +116,29 @@ def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
         raise unreadable_image(path, "images.file_empty", "an image must not be an empty file")
     if roots and not any(real.startswith(os.path.join(root, "")) for root in roots):  # noqa: PTH118
         link = "A symbolic link leads out of it. Set data.image_root to the folder that has the files themselves."
-        raise ImageError(*INSIDE, place=path, value=real, remedy=link)
+        raise ImageError(*INSIDE, place=path, value="symbolic link", remedy=link)
     return facts
 
 
 def _missing(path: Path, roots: Sequence[str]) -> ImageError:
-    """Return the error for a missing file, with the names that it could mean."""
+    """Return the error for a missing file. Names of other files are not in the message, as they can name patients."""
     if path.is_symlink():
         rule, remedy = "the target of a symbolic link must exist", f"Restore the target. {REPAIR}"
-        return ImageError("images.link_broken", rule, place=path, value=str(path.readlink()), remedy=remedy)
-    elsewhere = _elsewhere(path, roots)
-    if elsewhere:
+        return ImageError("images.link_broken", rule, place=path, remedy=remedy)
+    if count := len(_elsewhere(path, roots)):
         rule = "the image must exist, and a file of this name is in another folder of data.image_root"
         remedy = "Write the path below data.image_root into the rows, or set data.image_root to the folder of the file."
-        return ImageError("images.in_other_folder", rule, place=path, value=elsewhere, remedy=remedy)
+        return ImageError("images.in_other_folder", rule, place=path, value=_files(count), remedy=remedy)
     found = names.candidates(path)
     if len(found) > 1:
         rule, remedy = "the image name must mean one file", "Add the suffix, or rename the files."
-        return ImageError("images.name_ambiguous", rule, place=path, value=found[:5], remedy=remedy)
-    nearest = f', and the nearest name is "{found[0]}"' if found else ""
+        return ImageError("images.name_ambiguous", rule, place=path, value=_files(len(found)), remedy=remedy)
+    nearest = ", and the folder has a file with a similar name" if found else ""
     return ImageError("images.missing", f"the image must exist{nearest}", place=path, remedy=f"{SET_ROOT} {REPAIR}")
+
+
+def _files(count: int) -> str:
+    return f"{count} {'file' if count == 1 else 'files'}"
 
 
 def _elsewhere(path: Path, roots: Sequence[str]) -> list[str]:
@@ -144,5 +149,9 @@ def _elsewhere(path: Path, roots: Sequence[str]) -> list[str]:
 
 
 def unreadable_image(path: Path, code: str, rule: str, value: object = NOTHING) -> ImageError:
-    """Return the error for a file that cannot be parsed as an image, with its remedy."""
+    """Return the error for a file that cannot be parsed as an image, with its remedy.
+
+    A text in ``value`` can be that of a library, which quotes names of files and values of DICOM.
+    """
+    value = without_names(value) if isinstance(value, str) else value
     return ImageError(code, rule, place=path, value=value, remedy=REPAIR)

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Literal
 
 from toolkit.errors import ImageError, Problem, list_problems
+from toolkit.identifiers import hidden_id
 from toolkit.images.policy import ImageRecord
 from toolkit.images.ref import ImageRef
 from toolkit.images.render import header_notes
@@ -43,11 +44,13 @@ NOTES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ScanNote:
-    """Usable images with the same note. ``examples`` has at most five of their names."""
+    """Usable images with the same note. ``examples`` has at most five of them, by row or by hashed name."""
 
     code: str
     count: int
     examples: tuple[str, ...]
+    refs: tuple[ImageRef, ...] = field(default=(), compare=False)
+    """The images of ``examples``."""
 
     @property
     def rule(self) -> str:
@@ -58,7 +61,10 @@ class ScanNote:
 
 @dataclass(frozen=True, slots=True)
 class BadImage:
-    """An unusable image, its error, and the id of the first row that has it, if it is known."""
+    """An unusable image, its error, and the place of the first row that has it, if it is known.
+
+    Such a place is ``data/train.json, row 12, image 1``.
+    """
 
     ref: ImageRef
     error: ImageError
@@ -66,9 +72,8 @@ class BadImage:
 
     @property
     def problem(self) -> Problem:
-        """Return the problem with the row in its place."""
-        found = self.error.problem
-        return replace(found, place=f"{found.place} (row {self.row})") if self.row else found
+        """Return the problem with the row as its place."""
+        return self.error.at(self.row).problem if self.row else self.error.problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +113,19 @@ class ScanReport:
     def __post_init__(self) -> None:
         object.__setattr__(self, "bad_refs", frozenset(one.ref for one in self.bad))
 
+    @property
+    def shown_refs(self) -> frozenset[ImageRef]:
+        """Return the images that messages name: all unusable ones, and the examples of notes."""
+        return self.bad_refs | {ref for note in self.notes for ref in note.refs}
+
     def with_rows(self, row_of: Mapping[ImageRef, str]) -> "ScanReport":
-        """Return the report with the id of the first row of each unusable image."""
-        return replace(self, bad=tuple(replace(one, row=row_of.get(one.ref, "")) for one in self.bad))
+        """Return the report with the place of the first row of each image in ``shown_refs``."""
+        notes = (
+            replace(note, examples=tuple(row_of.get(*pair) for pair in zip(note.refs, note.examples, strict=True)))
+            for note in self.notes
+        )
+        bad = (replace(one, row=row_of.get(one.ref, "")) for one in self.bad)
+        return replace(self, bad=tuple(bad), notes=tuple(notes))
 
     def raise_if_bad(self) -> None:
         """Raise one error with all unusable images, the first ten by name.
@@ -207,7 +222,7 @@ class _Tally:
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
     worst_clipped: float = 0.0
-    noted: dict[str, list[str]] = field(default_factory=dict)
+    noted: dict[str, list[ImageRef]] = field(default_factory=dict)
 
     def add(self, ref: ImageRef, found: ImageRecord | ImageError) -> None:
         self.checked += 1
@@ -228,8 +243,8 @@ class _Tally:
         for code in (*found.notes, *small):
             self.counts[code] += 1
             examples = self.noted.setdefault(code, [])
-            if len(examples) < EXAMPLES and ref.path.name not in examples:
-                examples.append(ref.path.name)
+            if len(examples) < EXAMPLES and all(ref.path != one.path for one in examples):
+                examples.append(ref)
 
     def report(self, mode: ScanMode) -> ScanReport:
         return ScanReport(
@@ -241,9 +256,13 @@ class _Tally:
             smallest=self.smallest,
             largest=self.largest,
             worst_clipped=self.worst_clipped,
-            notes=tuple(ScanNote(code, self.counts.pop(code), tuple(names)) for code, names in self.noted.items()),
+            notes=tuple(_note(code, self.counts.pop(code), refs) for code, refs in self.noted.items()),
             **self.counts,
         )
+
+
+def _note(code: str, count: int, refs: list[ImageRef]) -> ScanNote:
+    return ScanNote(code, count, tuple(f"image {hidden_id(ref.path)}" for ref in refs), tuple(refs))
 
 
 def _pixels(size: tuple[int, int]) -> int:

@@ -319,7 +319,7 @@ def _changed_turn(place: str, answer: str, shown: str) -> DataError:
         "data.turn_changed_by_template",
         "the chat template must keep the text of the assistant turns of a conversation",
         place=place,
-        value=f"{answer[:80]!r} became {shown[-80:]!r}",
+        value=f"a turn of {len(answer):,} characters became {len(shown):,}",
         remedy="Remove reasoning from earlier assistant turns, or use a model whose chat template keeps it.",
     )
 

@@ -122,7 +122,7 @@ def count_lengths(
     check_no_special_tokens([prompts.prompt.system or "", prompts.prompt.instruction or ""], special, "[prompt]")
     for number, sample in enumerate(samples):
         on_row(number)
-        check_no_special_tokens(prompt_texts(sample, prompts, with_answer=answer_tokens is None), special, sample.id)
+        check_no_special_tokens(prompt_texts(sample, prompts, with_answer=answer_tokens is None), special, sample.shown)
         if number % every and not might_exceed(sample):
             continue
         numbers.append(number)
@@ -150,10 +150,10 @@ def summarise(counted: CountedLengths, rows: int, limit: int) -> RowLengths:
 
 
 def describe_too_long(counted: CountedLengths, samples: Sequence[Sample], limit: int) -> Iterator[str]:
-    """Yield a description of each counted row that is longer than ``limit``: its id and tokens."""
+    """Yield a description of each counted row that is longer than ``limit``: its row and tokens."""
     for number, length in zip(counted.numbers, counted.lengths, strict=True):
         if length.total > limit:
-            yield f"{samples[number].id}: {length.total} ({length.images} image tokens)"
+            yield f"{samples[number].shown}: {length.total} ({length.images} image tokens)"
 
 
 def prompt_checker(processor: Any, prompts: Prompts, limit: int, answer_tokens: int) -> Callable[[Sample], str | None]:
@@ -181,7 +181,7 @@ def _counter(processor: Any, prompts: Prompts, answer_tokens: int | None) -> Cal
         if answer_tokens is not None:
             return count_tokens(processor, prompt, sizes, range(answer_tokens))
         length = count_tokens(processor, prompt, sizes, encode_answer(processor, prompts.task.target(sample), end))
-        turns = earlier_turns(processor, messages, end, sample.id)
+        turns = earlier_turns(processor, messages, end, sample.shown)
         return replace(length, earlier=sum(len(encode_answer(processor, turn.answer, end)) for turn in turns))
 
     return count

@@ -96,7 +96,7 @@ def render_samples(recipe: Recipe, samples: Sequence[Sample], images: ImageStore
     prompts = Prompts.of(recipe, images)
     special = special_tokens(policy.processor)
     for sample in samples:
-        check_no_special_tokens(prompt_texts(sample, prompts, with_answer=True), special, sample.id)
+        check_no_special_tokens(prompt_texts(sample, prompts, with_answer=True), special, sample.shown)
         batch = collate(policy, [prompts.row(sample, answer=True)])
         ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
         yield sample.id, chat_template.show_supervised(policy.processor, ids, labels)

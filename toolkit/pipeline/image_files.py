@@ -3,6 +3,7 @@
 The fingerprint of the rows has the names of images, but not their content.
 """
 
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -14,6 +15,8 @@ import xxhash
 
 from toolkit.data.sample_set import SampleSet
 from toolkit.errors import RunError, warn
+from toolkit.identifiers import FILE as IDENTIFIERS
+from toolkit.identifiers import hidden_id, open_private
 from toolkit.runfolder import RunFolder, replace_file
 
 FILE = "images.parquet"
@@ -133,14 +136,15 @@ def _is_touched(one: ImageFile) -> bool:
 
 
 def _changed(run: RunFolder, changed: Sequence[ImageFile], count: int) -> RunError:
-    shown = ", ".join(f"{one.split}: {one.name}" for one in changed[:SHOWN])
+    shown = ", ".join(f"{one.split}: {hidden_id(one.path)}" for one in changed[:SHOWN])
     more = f" and {len(changed) - SHOWN:,} more" if len(changed) > SHOWN else ""
     return RunError(
         "run.images_changed",
         "the images of a run must not change, because its results are of the earlier ones",
         place=run.path,
         value=f"{len(changed):,} of {count:,} files: {shown}{more}",
-        remedy="Restore the files, start over with --fresh (the old folder is kept under another name), "
+        remedy=f"{IDENTIFIERS} in this folder has the names of the files. Restore them, start over with --fresh (the "
+        "old folder is kept under another name), "
         "or choose another name with --set run.name=...",
     )
 
@@ -162,5 +166,7 @@ def _read(file: Path) -> list[ImageFile]:
 def _write(file: Path, files: Sequence[ImageFile]) -> None:
     rows = list(zip(*map(astuple, files), strict=True))
     temporary = file.with_name(f".{file.name}.partial")
-    pq.write_table(pa.table([pa.array(row) for row in rows], schema=_SCHEMA), temporary, compression="zstd")
+    table = pa.table([pa.array(row) for row in rows], schema=_SCHEMA)
+    with os.fdopen(open_private(temporary), "wb") as stream:
+        pq.write_table(table, stream, compression="zstd")
     replace_file(temporary, file)

@@ -90,7 +90,7 @@ def run_imagegen(
     required_licence(imagegen_of(recipe))
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         if plan is not None:
-            write_json(run.plan_file, plan)
+            write_json(run.plan_file, plan, private=True)
         with recording(run, recipe.run, "run") as recorder, tracking(recipe.run, run) as trackers:
             session = RunSession(StageContext(recipe, run, stop, progress, trackers))
             check_finished(run)

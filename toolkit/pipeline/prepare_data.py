@@ -13,8 +13,10 @@ from toolkit.data import RowCount
 from toolkit.data.index import OWN_INDEX
 from toolkit.data.loading import DataSplits, load_data
 from toolkit.data.result import DataResult, ImageScan, UnusableImage, source_times
+from toolkit.data.sample import rows_of_images
 from toolkit.data.sample_set import SampleSet
 from toolkit.errors import DataError, ImageError, shorten, warn
+from toolkit.identifiers import Description, hidden_id
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.models.image_sizes import ProcessorSizes
@@ -176,10 +178,10 @@ def _with_unusable_images(samples: SampleSet, bad: Sequence[int], errors: Mappin
     """Return the rows at these positions as unusable rows. The value of a row is the error of its first such image."""
     shown = [samples[number] for number in bad[:EXAMPLES]]
     first = [next(errors[image] for image in sample.images if image in errors) for sample in shown]
-    values = tuple(shorten(f"{Path(error.place).name}: {error.rule}") for error in first)
-    ids = tuple(sample.id for sample in shown)
+    values = tuple(shorten(Description(error.rule)) for error in first)
+    places = tuple(samples.table.place(int(samples.rows[number])) for number in bad[:EXAMPLES])
     source, remedy = str(samples.origin.file), first[0].remedy
-    return RowCount(source, "an image is unusable", len(bad), ids, "data.image_unusable", values, remedy)
+    return RowCount(source, "an image is unusable", len(bad), places, "data.image_unusable", values, remedy)
 
 
 def fingerprint_rewards(recipe: Recipe) -> str:
@@ -232,18 +234,12 @@ def _scan(
         refs(), images, "full" if skips else recipe.images.scan, progress=lambda done: progress("images", done, 0)
     )
     progress("images", report.checked, report.checked)
-    return report.with_rows(_first_rows(data, splits, report)) if report.bad else report
+    return report.with_rows(_first_rows(data, splits, report))
 
 
 def _first_rows(data: DataSplits, splits: Iterable[str], report: ScanReport) -> dict[ImageRef, str]:
-    """Return the id of the first row of each unusable image."""
-    row_of: dict[ImageRef, str] = {}
-    for name in splits:
-        for sample in _splits(data)[name]:
-            for ref in sample.images:
-                if ref in report.bad_refs:
-                    row_of.setdefault(ref, sample.id)
-    return row_of
+    """Return the place of the first row of each image that the report names."""
+    return rows_of_images((sample for name in splits for sample in _splits(data)[name]), report.shown_refs)
 
 
 def _result(data: DataSplits, report: ScanReport, sources: Mapping[str, int]) -> DataResult:
@@ -261,7 +257,7 @@ def _result(data: DataSplits, report: ScanReport, sources: Mapping[str, int]) ->
             clipped=report.clipped,
             worst_clipped=report.worst_clipped,
             unusable=tuple(
-                UnusableImage(str(bad.ref.path), bad.ref.frame, bad.error.rule, bad.row) for bad in report.bad
+                UnusableImage(hidden_id(bad.ref.path), bad.ref.frame, bad.error.rule, bad.row) for bad in report.bad
             ),
         ),
         found=data.found,

@@ -133,7 +133,7 @@ def run_recipe(
         return train_as_worker(recipe, stages)
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         if plan is not None:
-            write_json(run.plan_file, plan)
+            write_json(run.plan_file, plan, private=True)
         calls = {call.name: call for call in stage_calls(recipe, stages)}
         check_trained_weights(run)
         unfinished = unfinished_stages(calls, lambda stage: _is_finished(stage, run, recipe))

@@ -52,7 +52,7 @@ def cached_count(
         counted = count()
     if good(counted):
         with suppress(OSError, ValueError):  # Lone surrogates raise ValueError.
-            write_text(file, adapter.dump_json(counted).decode())
+            write_text(file, adapter.dump_json(counted).decode(), private=True)
     return counted
 
 

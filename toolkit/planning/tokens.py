@@ -9,7 +9,7 @@ import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
 from toolkit.data.loading import DataSplits
-from toolkit.data.sample import Sample
+from toolkit.data.sample import Sample, with_row
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.images import ImageStore
@@ -326,6 +326,7 @@ def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: 
             chosen = usable
         tokens = count_rows(recipe, chosen, images, model) if chosen else None
     except (DataError, ImageError, MissingExtraError) as error:
+        error = with_row(error, chosen) if isinstance(error, ImageError) else error
         # The run checks every row and reports all bad ones, so this finding is not certain.
         return ExaminedRows(findings=(from_error(error, place, certain=False),), unknown=str(error))
     except ModelError as error:

@@ -64,6 +64,20 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
         ) from error
 
 
+def make_cache_folder(folder: Path) -> None:
+    """Create a folder in the cache. Others cannot look into a cache that is created here, because it has rows.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    with suppress(FileExistsError, ToolkitError):
+        root = cache_folder()
+        if folder.is_relative_to(root):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def cache_limit(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return the largest size of the cache in bytes. None: there is no limit.
 

@@ -10,26 +10,32 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat, SupportsIndex, TypeVar
+from typing import Any, SupportsFloat, SupportsIndex, TextIO, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from toolkit.errors import RunError
+from toolkit.identifiers import private_opener
 
 Value = TypeVar("Value")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write ``text`` to ``path`` atomically: after a crash, the file has its old or its new content.
 
     A link is replaced, and its target stays unchanged.
+
+    Args:
+        path: the file. Its folder is created.
+        text: the content.
+        private: whether only the owner may read the file, because it has rows or ids of rows.
 
     Raises:
         RunError: a folder has the name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("w", encoding="utf-8", newline="\n") as handle:
+    with _opened(temporary, "w", private=private) as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
@@ -49,7 +55,13 @@ def replace_file(temporary: Path, path: Path) -> None:
         raise RunError("run.folder_instead_of_file", rule, place=path, value="a folder", remedy=remedy) from error
 
 
-def write_json(path: Path, value: object) -> None:
+def _opened(path: Path, mode: str, *, private: bool) -> TextIO:
+    opener = private_opener if private else None
+    # pathlib has no opener, which sets the mode when the file is created, so that nobody else can ever read it.
+    return cast(TextIO, open(path, mode, encoding="utf-8", newline="\n", opener=opener))
+
+
+def write_json(path: Path, value: object, *, private: bool = False) -> None:
     """Write ``value`` as indented JSON, atomically.
 
     Dataclasses become objects, paths become text, NaN and infinities become null.
@@ -57,7 +69,7 @@ def write_json(path: Path, value: object) -> None:
     Raises:
         TypeError: a value has no JSON type.
     """
-    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", private=private)
 
 
 def read_json(path: Path) -> Any:
@@ -159,19 +171,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_lines(path: Path, values: Iterable[Mapping[str, object]]) -> None:
+def write_lines(path: Path, values: Iterable[Mapping[str, object]], *, private: bool = False) -> None:
     """Write one JSON object per line, atomically as ``write_text`` does."""
-    write_text(path, "".join(_line(value) for value in values))
+    write_text(path, "".join(_line(value) for value in values), private=private)
 
 
-def append_line(path: Path, value: Mapping[str, object]) -> None:
-    """Append one JSON object as a line to ``path`` and flush it. NaN and infinities become null."""
-    append_lines(path, [value])
+def append_line(path: Path, value: Mapping[str, object], *, private: bool = False) -> None:
+    """Append one JSON object as a line to ``path`` and flush it. NaN and infinities become null.
+
+    ``private``: as in ``write_text``.
+    """
+    append_lines(path, [value], private=private)
 
 
-def append_lines(path: Path, values: Iterable[Mapping[str, object]]) -> None:
+def append_lines(path: Path, values: Iterable[Mapping[str, object]], *, private: bool = False) -> None:
     """Append one JSON object per line, as ``append_line`` does, and flush them together."""
-    with path.open("a", encoding="utf-8", newline="\n") as handle:
+    with _opened(path, "a", private=private) as handle:
         handle.write("".join(map(_line, values)))
 
 

@@ -1,14 +1,21 @@
-"""Log records in log.txt, without tokens and keys."""
+"""Log records in log.txt, without tokens and keys, and without what other libraries quote of rows and images."""
 
 import logging
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
+from types import TracebackType
+from typing import cast
 
-from toolkit.errors import warn
+from toolkit.errors import ToolkitError, warn
+from toolkit.identifiers import FILE as IDENTIFIERS
+from toolkit.identifiers import identifiers_in, private_opener, without_names
 
 LOGGER = "toolkit"
 """Name of the package's logger. INFO is shown in the terminal, DEBUG is written to log.txt only."""
@@ -33,16 +40,64 @@ def hide_secrets(text: str) -> str:
     return _NAMED_SECRET.sub(rf"\1{HIDDEN}", _SECRET.sub(HIDDEN, text))
 
 
+def hide_values_of_libraries() -> None:
+    """Hide what warnings and uncaught errors of other libraries quote, which can be names of patients.
+
+    Such a text has names of files, values of DICOM elements and cells of tables. Each process calls this once.
+    """
+    warnings.formatwarning = _format_warning
+    sys.excepthook = _print_exception
+    if logging.lastResort is not None:  # prints records of libraries outside of a run
+        logging.lastResort.setFormatter(PlainFormatter())
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{filename}:{lineno}: {category.__name__}: {without_names(str(message))}\n"
+
+
+def _print_exception(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    error.__traceback__ = at
+    sys.stderr.write(hide_secrets(format_error(error)))
+
+
+_OF_CODE = (NameError, AttributeError, TypeError, ImportError)
+"""Errors whose messages quote names of the code, and not values."""
+
+
+def format_error(error: BaseException) -> str:
+    """Return the traceback of an error. Messages of errors that are not ours are without quoted texts and paths."""
+    whole = traceback.TracebackException.from_exception(error)
+    pending = [(whole, error)]
+    while pending:
+        part, of = pending.pop()
+        if not isinstance(of, (ToolkitError, *_OF_CODE)):
+            own = part._str  # type: ignore[attr-defined]  # there is no public way to change the message
+            part._str = without_names(own)  # type: ignore[attr-defined]
+        part.__notes__ = None
+        for inner, cause in ((part.__cause__, of.__cause__), (part.__context__, of.__context__)):
+            if inner is not None and cause is not None:
+                pending.append((inner, cause))
+    return "".join(whole.format())
+
+
 class PlainFormatter(logging.Formatter):
-    """Format a record as time, level (except INFO), message, code and traceback, without secrets."""
+    """Format a record as time, level (except INFO), message, code and traceback.
+
+    It has no secrets. Records of other libraries have no quoted texts and paths, which can be names of patients.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, or several lines if the record has a traceback."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
-        text = f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {level}{record.getMessage()}"
+        message = record.getMessage()
+        if record.name.partition(".")[0] not in (LOGGER, "py"):  # py.warnings has passed _format_warning
+            message = f"{record.name}: {without_names(message)}"
+        text = f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {level}{message}"
         text += f" [{record.problem.code}]" if hasattr(record, "problem") else ""
         if record.exc_info:
-            text += f"\n{self.formatException(record.exc_info)}"
+            text += f"\n{format_error(record.exc_info[1])}" if record.exc_info[1] else ""
         return hide_secrets(text)
 
 
@@ -52,6 +107,10 @@ class _LogFile(logging.FileHandler):
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", errors="backslashreplace")  # half of a surrogate pair in a message
         self._failed = False
+
+    def _open(self) -> TextIOWrapper:
+        stream = open(self.baseFilename, self.mode, encoding=self.encoding, opener=private_opener)  # noqa: SIM115
+        return cast(TextIOWrapper, stream)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Report the first line that cannot be written, instead of printing a traceback for each one."""
@@ -81,7 +140,11 @@ def _open_log(path: Path) -> logging.Handler:
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append records of ``LOGGER`` from DEBUG, and warnings of other libraries, to ``path`` while the block runs."""
+    """Append records of ``LOGGER`` from DEBUG, and warnings of other libraries, to ``path`` while the block runs.
+
+    Names of hashed ids are stored beside it.
+    """
+    hide_values_of_libraries()
     own, others = logging.getLogger(LOGGER), logging.getLogger()
     handler = _open_log(path)
     handler.setFormatter(PlainFormatter())
@@ -91,7 +154,8 @@ def logging_to(path: Path) -> Iterator[None]:
     others.addHandler(handler)
     logging.captureWarnings(True)
     try:
-        yield
+        with identifiers_in(path.with_name(IDENTIFIERS)):
+            yield
     finally:
         logging.captureWarnings(False)
         others.removeHandler(handler)

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
+from toolkit import identifiers
 from toolkit.errors import RecipeError, RunError, ToolkitError, warn
 from toolkit.recipe import Recipe, changed_keys, dump_recipe
 from toolkit.runfolder.files import check_appendable, from_json, remove_partial_line, write_json, write_text
@@ -233,7 +234,8 @@ def _check_no_other_files(path: Path) -> None:
         raise RunError(*_NOT_MADE, place=path, value=value, remedy="Choose another run.name or run.folder.")
     # A run that was killed before its first rename has its log and the temporary file of run.json.
     if path.is_dir() and any(
-        not (fnmatch(file.name, ".run.json.*.partial") or file.name == "log.txt") for file in path.iterdir()
+        not (fnmatch(file.name, ".run.json.*.partial") or file.name in ("log.txt", identifiers.FILE))
+        for file in path.iterdir()
     ):
         raise RunError(
             "run.folder_of_other_files",

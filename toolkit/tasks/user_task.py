@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import SetMetrics, Task
 from toolkit.errors import DataError, Problem, RecipeError, ToolkitError
+from toolkit.identifiers import Description, without_names
 from toolkit.recipe import Data, Section
 from toolkit.recipe.user_code import UserCode, load_user_code, raised_at
 
@@ -123,7 +124,8 @@ def _guard(task: Task, name: str, function: Callable[..., Any]) -> Callable[...,
             in_function = error.__traceback__ is not None and error.__traceback__.tb_next is not None
             where = raised_at(error) if in_function else "the arguments of the function"
             rule, remedy = "a function of a custom task must not raise an exception", f"Correct {where}."
-            raise DataError("tasks.function_raised", rule, place=place, value=error, remedy=remedy) from error
+            value = Description(f"{type(error).__name__}: {without_names(str(error))}")
+            raise DataError("tasks.function_raised", rule, place=place, value=value, remedy=remedy) from error
         if kind is not None and not isinstance(found, kind):
             rule, remedy = f"must return an object of type {kind.__name__}", "Correct the function."
             raise DataError("tasks.result_wrong_type", rule, place=place, value=found, remedy=remedy)

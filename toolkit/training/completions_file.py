@@ -19,6 +19,7 @@ from toolkit.data.sample_set import SampleSet
 from toolkit.data.split_sources import recipe_sources
 from toolkit.data.task import RowOrigin
 from toolkit.errors import NOTHING, DataError, Problem, RowProblem, list_problems
+from toolkit.identifiers import described
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.scoring.regions import XYXY
 from toolkit.tasks import TASKS
@@ -165,7 +166,7 @@ def _content(text: str, place: str) -> Mapping[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("completion"), str):
         rule = 'a line must be an object with a text "completion"'
         remedy = 'Write it as {"id": "row-1", "completion": "…"}.'
-        raise DataError("rewards.completion_missing", rule, place=place, value=content, remedy=remedy)
+        raise DataError("rewards.completion_missing", rule, place=place, value=described(content), remedy=remedy)
     return content
 
 
@@ -265,7 +266,7 @@ def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) 
             "rewards.id_unknown",
             f"{where} must have a row with this id",
             place=line.place,
-            value=name,
+            value=described(name),
             remedy=_WITHOUT_DATA,
         )
     if len(rows) > 1:
@@ -274,12 +275,12 @@ def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) 
             "rewards.id_ambiguous",
             "an id that is in several splits needs its split",
             place=line.place,
-            value=name,
+            value=described(name),
             remedy=remedy,
         )
     row = next(iter(rows.values()))
     if isinstance(row, RowProblem):
-        raise _invalid(row, line, name) from row
+        raise _invalid(row, line, described(name)) from row
     return row
 
 
@@ -290,7 +291,7 @@ def _inline(line: _Line, recipe: Recipe, found: Mapping[str, Any]) -> Sample:
             "rewards.sample_not_object",
             '"sample" must be an object with the fields of a row',
             place=line.place,
-            value=row,
+            value=described(row),
             remedy="Copy the row from the data file.",
         )
     task = TASKS[recipe.dataset.task]
@@ -309,7 +310,8 @@ def _inline(line: _Line, recipe: Recipe, found: Mapping[str, Any]) -> Sample:
     absent = {column["mask"]: None} if "mask" in column else {}
     try:
         name = str(line.content.get("id", line.place))
-        return task.read(name, {**row, column["image"]: _UNOPENED_IMAGE, **absent}, source)
+        sample = task.read(name, {**row, column["image"]: _UNOPENED_IMAGE, **absent}, source)
+        return replace(sample, place=line.place)
     except RowProblem as problem:
         raise _invalid(problem, line, sorted(row)) from problem
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem, RecipeError, RewardError
+from toolkit.identifiers import Description, without_names
 from toolkit.recipe import Recipe
 from toolkit.recipe.user_code import UserCode, load_user_code, raised_at
 from toolkit.tasks import TASKS, Task
@@ -59,7 +60,7 @@ class RewardTable:
             raise RewardError(
                 "rewards.none_applies",
                 "at least one reward must apply to every sample",
-                place=f"sample {sample.id}",
+                place=sample.shown,
                 value=sorted(components),
                 remedy="Give a weight to a reward that applies, or remove such rows from the training data.",
             )
@@ -168,7 +169,7 @@ def _why(name: str, sample: Sample, answer: Answer, table: RewardTable) -> str:
 
 
 def _value(name: str, reward: Reward, sample: Sample, answer: Answer) -> float | None:
-    place = f"reward {name}, sample {sample.id}"
+    place = f"reward {name}, {sample.shown}"
     try:
         value = reward(sample, answer)
     except Exception as error:  # a score of 0 instead would train the model on a bug of the reward
@@ -176,7 +177,7 @@ def _value(name: str, reward: Reward, sample: Sample, answer: Answer) -> float |
             "rewards.function_raised",
             "a reward must not raise an exception",
             place=place,
-            value=error,
+            value=Description(f"{type(error).__name__}: {without_names(str(error))}"),
             remedy=f"Correct {raised_at(error)}.",
         ) from error
     return None if value is None else _unit(value, place)

@@ -118,7 +118,8 @@ class Reading:
         images: keeps images that the source contains as bytes.
         split: name of the split to read, as the source writes it. None: all rows.
         id_columns: columns with the row id, in order.
-        skipped: records that cannot be used. ``skipped.add(rule, example, code)`` counts one, which is not yielded.
+        skipped: records that cannot be used. ``skipped.add(rule, place, code)`` counts one, which is not yielded. The
+            place has row numbers, and no id or name of a file, which can name a patient.
         notes: warnings about records that are used, counted likewise.
     """
 
@@ -128,17 +129,27 @@ class Reading:
     id_columns: tuple[str, ...] = ID_COLUMNS
     skipped: Tally = field(default_factory=Tally)
     notes: Tally = field(default_factory=Tally)
+    _at: list[str] = field(default_factory=lambda: [""])
 
-    def skip(self, problem: RowProblem, name: str) -> None:
+    @property
+    def at(self) -> str:
+        """Return where the source has the current row, such as ``row 12``. Empty if rows are not read one by one."""
+        return self._at[0]
+
+    def move(self, place: str) -> None:
+        """Set the place of the current row."""
+        self._at[0] = place
+
+    def skip(self, problem: RowProblem, place: str) -> None:
         """Count a record that cannot be used, with its value."""
-        self.skipped.add_problem(name, problem)
+        self.skipped.add_problem(place, problem)
 
-    def has_repeated_key(self, name: str, row: Any, text: str | None) -> bool:
+    def has_repeated_key(self, place: str, row: Any, text: str | None) -> bool:
         """Return whether a record has a key twice with different values, and count it, since it cannot be used."""
         found = None if text is None or not isinstance(row, dict) else repeated_key(text, row)
         if found is not None:
             rule, remedy = "a record must have each key once", "Remove one of the two values."
-            self.skipped.add(rule, name, "data.key_repeated", found, remedy)
+            self.skipped.add(rule, place, "data.key_repeated", found, remedy)
         return found is not None
 
     def rows(self) -> Iterator[tuple[str, Any, str | None]]:
@@ -157,18 +168,21 @@ class Reading:
             for number, (name, row, text) in enumerate(records):
                 own = name if name is not None else own_id(row, self.id_columns)
                 own = own if own is not None else f"{prefix}{number}"
+                file = prefix.removesuffix(":")
+                self.move(f"{file}, row {number}" if file else f"row {number}")
                 try:
                     if may_have_images(row):
-                        if self.has_repeated_key(own, row, text):
+                        if self.has_repeated_key(self.at, row, text):
                             continue
                         row, text = with_kept_images(row, self.images), None
                 except RowProblem as problem:
-                    self.skip(problem, own)
+                    self.skip(problem, self.at)
                 except RecursionError:
                     rule = "a record must not be nested deeper than Python can read"
-                    self.skipped.add(rule, own, "data.json_nested_too_deeply")
+                    self.skipped.add(rule, self.at, "data.json_nested_too_deeply")
                 else:
                     yield own, row, text
+        self.move("")  # formats that join rows, such as the boxes of an image, yield them afterwards
 
 
 def own_id(row: Any, columns: tuple[str, ...]) -> str | None:

@@ -127,19 +127,19 @@ def _matches(table: _Table, look: Look) -> bool:
 
 def _records(table: _Table, reading: Reading) -> Iterator[Record]:
     images: dict[str, _Image] = {}
-    for number, row, text in reading.rows():
+    for _, row, text in reading.rows():
         if not isinstance(row, dict) or not row.keys() >= set(table.columns):
-            reading.skipped.add("a record must have the columns of the table", number, "data.record_not_object")
+            reading.skipped.add("a record must have the columns of the table", reading.at, "data.record_not_object")
             continue
         image = images.setdefault(table.image(row), _Image(table.others(row)))
-        if reading.has_repeated_key(number, row, text):
+        if reading.has_repeated_key(reading.at, row, text):
             image.is_usable = False
             continue
         try:
             image.boxes += table.boxes(row)
         except (KeyError, TypeError, ValueError, OverflowError):  # an integer beyond the range of floats
             rule = f"a row must have the values of {table.name} {LEFT_OUT}"
-            reading.skipped.add(rule, f"{number}: {row}"[:100], "data.box_table_row_incomplete")
+            reading.skipped.add(rule, reading.at, "data.box_table_row_incomplete")
             image.is_usable = False
     for name, found in images.items():
         if found.is_usable:

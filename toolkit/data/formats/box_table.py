@@ -20,6 +20,7 @@ from toolkit.data.formats.zip_images import with_images_of
 from toolkit.data.json_stream import Record
 from toolkit.data.literals import read_literal
 from toolkit.errors import DataError
+from toolkit.identifiers import masked, shown_cell
 from toolkit.scoring.regions import Box, box_iou
 
 NAME = "table of boxes"
@@ -115,9 +116,10 @@ class _Columns:
 class _Image:
     """The boxes of one image: class, numbers or the cell of the box, and reader. ``others`` has the other columns.
 
-    ``without`` are the readers that found nothing.
+    ``place`` is its first row. ``without`` are the readers that found nothing.
     """
 
+    place: str
     others: dict[str, Any]
     boxes: list[tuple[str, Any, str]] = field(default_factory=list)
     without: set[str] = field(default_factory=set)
@@ -138,21 +140,21 @@ def _matches(look: Look) -> bool:
 def _records(reading: Reading) -> Iterator[Record]:
     images: dict[str, _Image] = {}
     columns: _Columns | None = None
-    for name, row, text in reading.rows():
+    for _, row, text in reading.rows():
         columns = columns or (_Columns.of(row) if isinstance(row, dict) else None)
         if columns is None or not isinstance(row, dict) or columns.image not in row:
-            reading.skipped.add("a record must have the columns of the table", name, "data.record_not_object")
+            reading.skipped.add("a record must have the columns of the table", reading.at, "data.record_not_object")
             continue
-        _add(images, row, columns, reading, name)
-        if reading.has_repeated_key(name, row, text) and (image := _text(row[columns.image])):
+        _add(images, row, columns, reading)
+        if reading.has_repeated_key(reading.at, row, text) and (image := _text(row[columns.image])):
             images[image].is_usable = False
     if columns is None:
         return
     own_format = _own_format(images, columns) if columns.numbers and columns.is_named else None
     for image, found in images.items():
-        if not found.is_usable or _contradicts(image, found, reading):
+        if not found.is_usable or _contradicts(found, reading):
             continue
-        _check_readers(image, found, reading, columns)
+        _check_readers(found, reading, columns)
         boxes = [dict(zip(columns.names, one, strict=True)) if columns.numbers else one for _, one, _ in found.boxes]
         own: dict[str, Any] = {"boxes": boxes, "labels": [label for label, _, _ in found.boxes], "source_format": NAME}
         if own_format is not None:
@@ -160,23 +162,23 @@ def _records(reading: Reading) -> Iterator[Record]:
         yield image, {**found.others, "image": image, **own}, None
 
 
-def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, reading: Reading, name: str) -> None:
+def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, reading: Reading) -> None:
     """Add a row to its image. Columns whose values differ between the rows of an image are left out."""
     image, labels = _text(row[columns.image]), _labels(row.get(columns.label))
     if not image:
-        reading.skipped.add("a row must have an image", f"{name}: {dict(row)}"[:100], "data.box_table_row_incomplete")
+        reading.skipped.add("a row must have an image", reading.at, "data.box_table_row_incomplete")
         return
     others = {key: value for key, value in row.items() if key not in columns.used and fold(key) != "classid"}
-    known = images.setdefault(image, _Image(others))
+    known = images.setdefault(image, _Image(reading.at, others))
     for key in [key for key, value in known.others.items() if others.get(key) != value]:
         del known.others[key]
         rule = "columns that differ between the rows of an image are left out"
-        reading.notes.add(rule, f"{name}: {key}", "data.box_table_column_differs")
+        reading.notes.add(rule, f"{reading.at}: {key}", "data.box_table_column_differs")
     cells = [row.get(one) for one in columns.numbers] if columns.numbers else [row.get(columns.box)]
     reader = _text(row.get(columns.reader)) if columns.reader else ""
     if labels is None:
         rule = f"a class must be a text or a whole number {LEFT_OUT}"
-        reading.skipped.add(rule, name, "data.box_table_class_not_text", row.get(columns.label))
+        reading.skipped.add(rule, reading.at, "data.box_table_class_not_text", row.get(columns.label))
         known.is_usable = False
         return
     if labels and all(fold(label) in _WITHOUT for label in labels):
@@ -184,7 +186,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
         return
     if not labels or any(map(is_missing, cells)):
         rule = f"a row must have a class and a box, or the class No finding {LEFT_OUT}"
-        reading.skipped.add(rule, f"{name}: {dict(row)}"[:100], "data.box_table_row_incomplete")
+        reading.skipped.add(rule, reading.at, "data.box_table_row_incomplete")
         known.is_usable = False
         return
     if not columns.numbers:
@@ -193,22 +195,22 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], columns: _Columns, r
     numbers = tuple(_number(cell) for cell in cells)
     if any(math.isnan(number) for number in numbers):
         rule = f"a box must have four numbers {LEFT_OUT}"
-        reading.skipped.add(rule, f"{name}: {cells}", "data.box_table_not_number")
+        reading.skipped.add(rule, reading.at, "data.box_table_not_number", masked(", ".join(map(str, cells))))
         known.is_usable = False
         return
     known.boxes += [(label, numbers, reader) for label in labels]
 
 
-def _contradicts(image: str, found: _Image, reading: Reading) -> bool:
+def _contradicts(found: _Image, reading: Reading) -> bool:
     """Return whether a reader has boxes and the class No finding. If two readers disagree, the boxes are used."""
     if not found.boxes or not found.without:
         return False
     if found.without & {reader for _, _, reader in found.boxes}:
         rule = f"an image of the class No finding must not have a box {LEFT_OUT}"
-        reading.skipped.add(rule, image, "data.box_table_contradicts")
+        reading.skipped.add(rule, found.place, "data.box_table_contradicts")
         return True
     rule = "the boxes of an image are used although another reader found nothing"
-    reading.notes.add(rule, image, "data.box_table_readers_disagree")
+    reading.notes.add(rule, found.place, "data.box_table_readers_disagree")
     return False
 
 
@@ -255,7 +257,7 @@ def _own_format(images: Mapping[str, _Image], columns: _Columns) -> str | None:
     return order if len(boxes) < _FEW else None
 
 
-def _check_readers(image: str, found: _Image, reading: Reading, columns: _Columns) -> None:
+def _check_readers(found: _Image, reading: Reading, columns: _Columns) -> None:
     """Count images of several readers.
 
     Raises:
@@ -263,15 +265,15 @@ def _check_readers(image: str, found: _Image, reading: Reading, columns: _Column
     """
     if len({reader for _, _, reader in found.boxes}) < 2:
         return
-    reading.notes.add("the boxes of several readers are one list", image, "data.box_table_several_readers")
+    reading.notes.add("the boxes of several readers are one list", found.place, "data.box_table_several_readers")
     for (label, box, reader), (other_label, other_box, other) in combinations(found.boxes, 2):
         same = reader != other and label == other_label and isinstance(box, tuple)
         if same and box_iou(columns.to_corners(box), columns.to_corners(other_box)) > 0.5:
             raise DataError(
                 "data.box_table_marked_twice",
                 "a finding must have one box, but two readers marked the same one",
-                place=f"{reading.look.path}: {image}",
-                value=f"{label} by {reader} and {other}",
+                place=f"{reading.look.path}, image of {found.place}",
+                value=shown_cell(label),
                 remedy="Keep the rows of one reader for each image, or merge their boxes.",
             )
 
@@ -296,7 +298,7 @@ def _nih_records(reading: Reading) -> Iterator[Record]:
             numbers = [_number(cell) for cell in cells[2:6]]
             if len(numbers) < 4 or any(map(math.isnan, numbers)) or not cells[0].strip() or not cells[1].strip():
                 rule = "a row must have an image, a class and four numbers"
-                reading.skipped.add(rule, f"line {rows.line_num}: {cells}", "data.box_table_row_incomplete")
+                reading.skipped.add(rule, f"line {rows.line_num}", "data.box_table_row_incomplete")
                 continue
             x, y, width, height = numbers
             name = cells[0].strip()

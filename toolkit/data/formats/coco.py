@@ -13,6 +13,7 @@ from toolkit.data.formats.row_file import row_file
 from toolkit.data.formats.zip_images import with_images_of
 from toolkit.data.json_stream import KeyRepeated, Record, checked_object
 from toolkit.errors import DataError
+from toolkit.identifiers import described, shown_numbers
 from toolkit.scoring.regions import TOLERANCE
 
 NAME = "COCO instances"
@@ -42,6 +43,12 @@ def _are_images(images: list[Mapping[str, Any]]) -> bool:
     return bool(images) and all({"id", "file_name"} <= one.keys() for one in images)
 
 
+def _numbered(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return the objects of a list with their positions in it."""
+    listed = enumerate(value) if isinstance(value, list) else ()
+    return [(number, one) for number, one in listed if isinstance(one, dict)]
+
+
 def _objects(value: Any) -> list[Mapping[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
@@ -66,14 +73,14 @@ def _records(reading: Reading) -> Iterator[Record]:
     _check_boxes(content, images, file)
     boxes: dict[str | None, list[list[float]]] = {image: [] for image in images}
     labels: dict[str | None, list[str]] = {image: [] for image in images}
-    left_out = set()
-    for number, one in enumerate(_objects(content.get("annotations"))):
-        example = f"annotation {one.get('id', number)}"
+    left_out, place_of = set(), _places(content)
+    for number, one in _numbered(content.get("annotations")):
+        place = f"annotations[{number}]"
         box, image = one.get("bbox", []), _id(one, "image_id")
         name = names.get(_id(one, "category_id"))
         if image in left_out:
             continue
-        if not _is_usable(reading, one, example, known=image in images, name=name):
+        if not _is_usable(reading, one, place, known=image in images, name=name):
             left_out.add(image)
             continue
         x, y, width, height = box
@@ -81,13 +88,19 @@ def _records(reading: Reading) -> Iterator[Record]:
         labels[image].append(str(name))
         if one.get("segmentation"):
             rule = "the segmentation of an annotation is not read, only its box"
-            reading.notes.add(rule, example, "data.coco_segmentation")
+            reading.notes.add(rule, place, "data.coco_segmentation")
     for image, one in images.items():
         if image in left_out:
             continue
+        reading.move(f"images[{place_of[image]}]")
         size = {side: one[side] for side in ("width", "height") if one.get(side)}
         found = {"boxes": boxes[image], "labels": labels[image], "box_format": "xyxy", "source_format": NAME}
         yield str(image), {"id": str(image), "image": one.get("file_name"), **size, **found}, None
+
+
+def _places(content: Mapping[str, Any]) -> dict[str | None, int]:
+    """Return image id -> position in the list of images."""
+    return {_id(one, "id"): number for number, one in reversed(_numbered(content.get("images")))}
 
 
 def _caption_records(reading: Reading) -> Iterator[Record]:
@@ -95,17 +108,21 @@ def _caption_records(reading: Reading) -> Iterator[Record]:
     content = _load(reading.look.path)
     _count_others(content, reading)
     images, used = _by_id(content, "images", "file_name", reading.look.path), set()
-    for number, one in enumerate(_objects(content.get("annotations"))):
+    for number, one in _numbered(content.get("annotations")):
         name, image = _id(one, "id") or str(number), _id(one, "image_id")
         if image not in images:
             rule = "an annotation must belong to an image of the file"
-            reading.skipped.add(rule, f"annotation {name}", "data.coco_image_unknown")
+            reading.skipped.add(rule, f"annotations[{number}]", "data.coco_image_unknown")
             continue
         used.add(image)
+        reading.move(f"annotations[{number}]")
         found = {"image": images[image].get("file_name"), "caption": one.get("caption")}
         yield name, {"id": name, "image_id": image, **found, "source_format": CAPTIONS}, None
-    for image in (one for one in images if one not in used):
-        reading.notes.add("an image without a caption gives no row", str(image), "data.coco_caption_missing")
+    place_of = _places(content)
+    for image in images:
+        if image not in used:
+            place = f"images[{place_of[image]}]"
+            reading.notes.add("an image without a caption gives no row", place, "data.coco_caption_missing")
 
 
 def _count_others(content: Mapping[str, Any], reading: Reading) -> None:
@@ -115,10 +132,10 @@ def _count_others(content: Mapping[str, Any], reading: Reading) -> None:
         for number, one in enumerate(listed if isinstance(listed, list) else []):
             if not isinstance(one, dict):
                 rule = f"an entry of {key} must be an object"
-                reading.skipped.add(rule, f"{key}[{number}]", "data.coco_not_object", one)
+                reading.skipped.add(rule, f"{key}[{number}]", "data.coco_not_object", described(one))
             elif key == "images" and _id(one, "id") is None:
                 rule = "an image must have an id, which is a text or a whole number"
-                reading.skipped.add(rule, f"{key}[{number}]", "data.coco_id_missing", one.get("file_name"))
+                reading.skipped.add(rule, f"{key}[{number}]", "data.coco_id_missing")
 
 
 def _by_id(content: Mapping[str, Any], key: str, name: str, file: Path) -> dict[str | None, Mapping[str, Any]]:
@@ -128,12 +145,12 @@ def _by_id(content: Mapping[str, Any], key: str, name: str, file: Path) -> dict[
         DataError: Two objects with different names have one id, so that it is unknown whose annotations these are.
     """
     found: dict[str | None, Mapping[str, Any]] = {}
-    for one in _objects(content.get(key)):
+    for place, one in _numbered(content.get(key)):
         if (number := _id(one, "id")) is None:
             continue
         other = found.setdefault(number, one)
         if other.get(name) != one.get(name):
-            value = f"{one['id']} of {other.get(name)} and {one.get(name)}"
+            value = f"{key}[{place}]"
             rule, remedy = f"{key} must have different ids", "Number them again, and their annotations."
             raise DataError("data.coco_id_repeated", rule, place=file, value=value, remedy=remedy)
     return found
@@ -180,7 +197,7 @@ def _id(one: Mapping[str, Any], key: str) -> str | None:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
-def _is_usable(reading: Reading, one: Mapping[str, Any], example: str, *, known: bool, name: object) -> bool:
+def _is_usable(reading: Reading, one: Mapping[str, Any], place: str, *, known: bool, name: object) -> bool:
     """Return whether an annotation can be used, and count it otherwise. Its image is then no row."""
     box = one.get("bbox")
     if not known:
@@ -193,7 +210,7 @@ def _is_usable(reading: Reading, one: Mapping[str, Any], example: str, *, known:
         rule, code = f"an annotation must be one object, not a crowd {LEFT_OUT}", "data.coco_crowd"
     else:
         return True
-    reading.skipped.add(rule, f"{example}: {json.dumps(box)}", code)
+    reading.skipped.add(rule, place, code, shown_numbers(box))
     return False
 
 

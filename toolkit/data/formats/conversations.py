@@ -18,6 +18,7 @@ from toolkit.data.json_stream import Record
 from toolkit.data.literals import decoded
 from toolkit.data.placeholders import check_placeholders
 from toolkit.errors import RowProblem
+from toolkit.identifiers import described
 
 PLACEHOLDER = "<image>"
 
@@ -60,7 +61,7 @@ def turns_of_list(column: str, row: Mapping[str, Any]) -> list[RawTurn]:
     system, turns = _system(row), _turns(row[column])
     if system and ROLES.get(turns[0][0].strip().lower()) == "system":
         rule, remedy = "a conversation must have one system message", "Remove the column or the turn."
-        raise RowProblem("data.system_message_twice", rule, value=row["system"], remedy=remedy)
+        raise RowProblem("data.system_message_twice", rule, value=described(row["system"]), remedy=remedy)
     return [*system, *turns]
 
 
@@ -80,7 +81,7 @@ def turns_of_instruction(row: Mapping[str, Any]) -> list[RawTurn]:
     question = [row["instruction"], *([row["input"]] if row.get("input") else [])]
     if not all(isinstance(text, str) for text in question):
         rule = "instruction and input must be texts"
-        raise RowProblem("data.conversation_malformed", rule, value=question, remedy="Correct the row.")
+        raise RowProblem("data.conversation_malformed", rule, value=described(question), remedy="Correct the row.")
     text = "\n".join(filter(None, question))
     return [*_system(row), *_history(row), ("user", text), ("assistant", row["output"])]
 
@@ -90,7 +91,7 @@ def _history(row: Mapping[str, Any]) -> list[RawTurn]:
     for pair in _decoded(row.get("history")) or []:
         if not isinstance(pair, list) or len(pair) != 2:
             rule = "history must be a list of pairs of question and answer"
-            raise RowProblem("data.conversation_malformed", rule, value=pair, remedy="Correct the pair.")
+            raise RowProblem("data.conversation_malformed", rule, value=described(pair), remedy="Correct the pair.")
         turns += [("user", pair[0]), ("assistant", pair[1])]
     return turns
 
@@ -101,7 +102,7 @@ def _system(row: Mapping[str, Any]) -> list[RawTurn]:
         return []
     if not isinstance(system, str):
         rule, remedy = "the column system must be a text", "Write the system message as a text."
-        raise RowProblem("data.system_message_not_text", rule, value=system, remedy=remedy)
+        raise RowProblem("data.system_message_not_text", rule, value=described(system), remedy=remedy)
     return [("system", system)] if system.strip() else []
 
 
@@ -110,7 +111,9 @@ def _turns(messages: Any) -> list[RawTurn]:
     turns = [_turn(one) for one in found] if isinstance(found, list) else []
     if not turns:
         rule = "a conversation must be a list of turns, each with a role and a text"
-        raise RowProblem("data.conversation_malformed", rule, value=messages, remedy="Correct the conversation.")
+        raise RowProblem(
+            "data.conversation_malformed", rule, value=described(messages), remedy="Correct the conversation."
+        )
     return turns
 
 
@@ -119,13 +122,13 @@ def _turn(message: Any) -> RawTurn:
         if any(message.get(key) for key in _CALLS):
             rule = "a turn must not have calls of tools, because SFT learns only its text"
             remedy = "Remove the row."
-            raise RowProblem("data.turn_not_text_only", rule, value=message, remedy=remedy)
+            raise RowProblem("data.turn_not_text_only", rule, value=described(message), remedy=remedy)
         for speaker, content in (("role", "content"), ("from", "value"), ("from", "content"), ("role", "value")):
             if isinstance(message.get(speaker), str) and message.get(content) is not None:
                 _check_trained(message, message[speaker])
                 return message[speaker], message[content]
     rule = "a turn must have role and content, or from and value"
-    raise RowProblem("data.conversation_malformed", rule, value=message, remedy="Correct the turn.")
+    raise RowProblem("data.conversation_malformed", rule, value=described(message), remedy="Correct the turn.")
 
 
 def _check_trained(message: Mapping[str, Any], speaker: str) -> None:
@@ -151,7 +154,8 @@ class _Converter:
     """Turns rows of one layout into canonical rows. Images as bytes or base64 are kept in the store."""
 
     def __init__(self, reading: Reading, turns: Callable[[Mapping[str, Any]], list[RawTurn]], columns: tuple[str, ...]):
-        self._images, self._notes, self._turns, self._columns = reading.images, reading.notes, turns, columns
+        self._reading, self._images, self._notes = reading, reading.images, reading.notes
+        self._turns, self._columns = turns, columns
         self._embedded: bool | None = None
 
     def row(self, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,22 +166,22 @@ class _Converter:
         """
         if other := next((one for one in _OTHER_MEDIA if row.get(one)), None):
             rule, remedy = "a conversation must not have video or audio", "Remove the row."
-            raise RowProblem("data.media_not_supported", rule, value={other: row[other]}, remedy=remedy)
-        self._check_preference(name, row)
+            raise RowProblem("data.media_not_supported", rule, value=described({other: row[other]}), remedy=remedy)
+        self._check_preference(row)
         given = self._given(row)
         inline: list[str] = []
         messages = [self._message(speaker, content, inline) for speaker, content in self._turns(row)]
         kept = {key: value for key, value in row.items() if key not in self._columns or isinstance(value, str)}
         own = {"id": name, "messages": messages}
-        self._compare(name, kept, messages)
+        self._compare(kept, messages)
         if not given and not inline and any(map(looks_like_image, kept.values())):
             # The task reads the images from columns such as image_1, from those of the recipe, or stops.
             return {**kept, **own, **_question_and_answer(messages, placed=True)}
-        images = self._ordered(name, messages, given, inline)
+        images = self._ordered(messages, given, inline)
         paths = dict.fromkeys((one for one in IMAGE_COLUMNS if one in row), images)
         return {**kept, **paths, **own, "images": images, **_question_and_answer(messages)}
 
-    def _check_preference(self, name: str, row: Mapping[str, Any]) -> None:
+    def _check_preference(self, row: Mapping[str, Any]) -> None:
         """Check that the answer is not marked as a bad one, as in data for KTO: ``label`` of TRL, ``kto_tag``.
 
         In other layouts, ``label`` can also be a class, so that it is only reported.
@@ -188,15 +192,17 @@ class _Converter:
             raise RowProblem("data.answer_is_rejected", rule, value={key: False}, remedy=remedy)
         if key:
             rule = "label is false, which marks a bad answer in data for KTO. Remove such rows, because SFT learns them"
-            self._notes.add(rule, name, "data.label_is_false")
+            self._notes.add(rule, self._reading.at, "data.label_is_false")
 
-    def _compare(self, name: str, kept: Mapping[str, Any], messages: list[dict[str, str]]) -> None:
+    def _compare(self, kept: Mapping[str, Any], messages: list[dict[str, str]]) -> None:
         """Report columns with another question or answer than those of the conversation."""
         for column, text in _question_and_answer(messages).items():
             other = kept.get(column)
             if isinstance(other, str) and other.strip() and _EDGES.sub("", other.strip()).strip() != text:
                 rule = f"the {column} is that of the conversation, not the other one of the column {column}"
-                self._notes.add(rule, name, f"data.conversation_has_other_{column}", [text, other])
+                self._notes.add(
+                    rule, self._reading.at, f"data.conversation_has_other_{column}", described([text, other])
+                )
 
     def _given(self, row: Mapping[str, Any]) -> list[str]:
         """Return the images of the columns, which must agree if several have images."""
@@ -204,7 +210,7 @@ class _Converter:
         found = {column: self._paths(values) for column, values in found.items() if values}
         if len({tuple(images) for images in found.values()}) > 1:
             rule, remedy = "the images must be in one column", "Remove the other columns of images."
-            raise RowProblem("data.images_in_two_columns", rule, value=found, remedy=remedy)
+            raise RowProblem("data.images_in_two_columns", rule, value=described(found), remedy=remedy)
         return next(iter(found.values()), [])
 
     def _message(self, speaker: str, content: Any, inline: list[str]) -> dict[str, str]:
@@ -216,7 +222,7 @@ class _Converter:
         check_placeholders(text)
         if role != "user" and PLACEHOLDER in text:
             rule, remedy = "images must be in turns of the user", "Move the image to a turn of the user."
-            raise RowProblem("data.image_not_in_user_turn", rule, value=text, remedy=remedy)
+            raise RowProblem("data.image_not_in_user_turn", rule, value=described(text), remedy=remedy)
         return {"role": role, "content": text}
 
     def _parts(self, content: Any, inline: list[str]) -> str:
@@ -232,15 +238,17 @@ class _Converter:
                 texts.append(text)
             else:
                 rule = "content must be a text, or parts of the types text, image and image_url"
-                raise RowProblem("data.content_not_readable", rule, value=part, remedy="Correct the content.")
+                raise RowProblem(
+                    "data.content_not_readable", rule, value=described(part), remedy="Correct the content."
+                )
         return _joined(texts)
 
-    def _ordered(self, name: str, messages: list[dict[str, str]], given: list[str], inline: list[str]) -> list[str]:
+    def _ordered(self, messages: list[dict[str, str]], given: list[str], inline: list[str]) -> list[str]:
         """Return the images in the order of their placeholders. Without placeholders, the images come first."""
         if given and inline:
             rule = "images must be either in a column or in the parts of the messages"
             remedy = "Remove one of them."
-            raise RowProblem("data.images_in_two_places", rule, value=[*given, *inline], remedy=remedy)
+            raise RowProblem("data.images_in_two_places", rule, value=described([*given, *inline]), remedy=remedy)
         images = given or inline
         if any(_NUMBERED.search(message["content"]) for message in messages):
             return images  # their numbers say where they are, see data/placeholders.py
@@ -249,7 +257,7 @@ class _Converter:
         if images and not count and user is not None:
             user["content"] = f"{PLACEHOLDER}\n" * len(images) + user["content"]
             rule = f"the images come before the first question, because the conversation has no {PLACEHOLDER}"
-            self._notes.add(rule, name, "data.images_come_first")
+            self._notes.add(rule, self._reading.at, "data.images_come_first")
         elif count != len(images):
             rule = f"a conversation must have as many images as {PLACEHOLDER} in its texts"
             value = f"{count} {PLACEHOLDER} and {len(images)} images"
@@ -266,10 +274,10 @@ class _Converter:
         path = self._images.keep(content) if content is not None else image
         if not isinstance(path, str) or not path.strip():
             rule = "an image must be a path, a data URL, base64 or bytes"
-            raise RowProblem("data.image_not_readable", rule, value=value, remedy="Correct the image.")
+            raise RowProblem("data.image_not_readable", rule, value=described(value), remedy="Correct the image.")
         if content is None and re.match(r"https?://", path, re.IGNORECASE):
             rule, remedy = "an image must be a file, not an address of the web", "Download it, and write its path."
-            raise RowProblem("data.image_is_url", rule, value=path, remedy=remedy)
+            raise RowProblem("data.image_is_url", rule, value=described(path), remedy=remedy)
         self._check_one_kind(content is not None or is_kept(path), value)
         return path.removeprefix("file://")
 
@@ -279,7 +287,9 @@ class _Converter:
             self._embedded = is_embedded
         if self._embedded != is_embedded:
             rule = "the images of a source must be all files, or all stored in the rows"
-            raise RowProblem("data.images_of_two_kinds", rule, value=value, remedy="Store all of them in one way.")
+            raise RowProblem(
+                "data.images_of_two_kinds", rule, value=described(value), remedy="Store all of them in one way."
+            )
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -334,16 +344,16 @@ def _records(
     converter = _Converter(reading, turns, columns)
     required = [column for column in columns if column not in _OPTIONAL]
     for name, row, text in reading.rows():
-        if reading.has_repeated_key(name, row, text):
+        if reading.has_repeated_key(reading.at, row, text):
             continue
         if not isinstance(row, dict) or any(row.get(column) is None for column in required):
             rule = f"the row must have {' and '.join(required)}"
-            reading.skipped.add(rule, name, "data.conversation_missing")
+            reading.skipped.add(rule, reading.at, "data.conversation_missing")
             continue
         try:
             yield name, converter.row(name, row), None
         except RowProblem as problem:
-            reading.skip(problem, name)
+            reading.skip(problem, reading.at)
 
 
 def _has_turns(look: Look, column: str, *keys: tuple[str, str]) -> bool:

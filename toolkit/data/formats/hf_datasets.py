@@ -20,6 +20,7 @@ from toolkit.data.formats.class_labels import names_of_features
 from toolkit.data.formats.readers import ARROW_ROWS, plain_rows
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
+from toolkit.identifiers import without_names
 
 HUB = "hub:"
 
@@ -80,7 +81,9 @@ def _splits(path: Path) -> tuple[str, ...]:
         names = tuple(json.loads(file.read_text(encoding="utf-8"))["splits"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         rule, remedy = "the file must list the splits of the dataset", "Copy the folder again."
-        raise DataError("data.saved_dataset_damaged", rule, place=file, value=str(error), remedy=remedy) from None
+        raise DataError(
+            "data.saved_dataset_damaged", rule, place=file, value=without_names(str(error)), remedy=remedy
+        ) from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (path / name).is_dir():
             rule, remedy = "each split must be a folder in the dataset", "Copy the folder again."
@@ -106,7 +109,9 @@ def _damage(load: Callable[[], Any]) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         place = getattr(load, "args", ("",))[0]
         rule, remedy = "the Arrow files of the dataset must be valid", "Save or download the dataset again."
-        raise DataError("data.saved_dataset_damaged", rule, place=place, value=str(error), remedy=remedy) from None
+        raise DataError(
+            "data.saved_dataset_damaged", rule, place=place, value=without_names(str(error)), remedy=remedy
+        ) from None
 
 
 def _load_saved(folder: Path) -> Any:
@@ -116,7 +121,9 @@ def _load_saved(folder: Path) -> Any:
         return datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         rule, remedy = "the folder must be a complete dataset of save_to_disk", "Save the dataset again."
-        raise DataError("data.saved_dataset_damaged", rule, place=folder, value=str(error), remedy=remedy) from error
+        raise DataError(
+            "data.saved_dataset_damaged", rule, place=folder, value=without_names(str(error)), remedy=remedy
+        ) from error
 
 
 def _load_hub(source: str) -> Any:

@@ -6,7 +6,7 @@ classes, and a class has no folders inside.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from toolkit.data.embedded_images import EmbeddedImageStore, UnwrittenImages
@@ -112,28 +112,29 @@ def _class_records(reading: Reading) -> Iterator[Record]:
     top = reading.look.path
     splits = _split_folders(reading.look)
     _check_case(top, splits or (top,))
+    place_of = {file: f"file {number} in order of path" for number, file in enumerate(_class_files(reading.look), 1)}
     for split in splits or (top,):
         if splits and reading.split not in (None, split.name):
             continue
-        _count_others(reading, split, "an image must be in the folder of its class")
+        _count_others(reading, split, place_of)
         for folder in _folders(split):
             for inner in _folders(folder):
                 for file in filter(_is_image, sorted(inner.rglob("*"))):
-                    reading.skipped.add(
-                        "an image must be directly in the folder of its class", _name(file, top), "data.image_too_deep"
-                    )
+                    rule = "an image must be directly in the folder of its class"
+                    reading.skipped.add(rule, place_of[file], "data.image_too_deep")
             inside = _inside(folder)
             stems = {file.stem for file in inside if _is_image(file)}
             for file in inside:
                 if file.is_file() and _is_image(file) and _image_of_mask(file.stem) in stems:
                     rule = "a mask beside its image is not read as an image of the class"
-                    reading.notes.add(rule, _name(file, top), "data.mask_is_no_image")
+                    reading.notes.add(rule, place_of[file], "data.mask_is_no_image")
                 elif file.is_file() and _is_image(file):
                     name = _name(file, top)
+                    reading.move(place_of[file])
                     row = {"id": name, "image": name, "label": _class_name(folder)}
                     yield name, {**row, "split": split.name} if splits else row, None
                 elif file.is_file():
-                    reading.notes.add("a file that is not an image is not read", _name(file, top), "data.not_an_image")
+                    reading.notes.add("a file that is not an image is not read", place_of[file], "data.not_an_image")
 
 
 def _image_of_mask(stem: str) -> str | None:
@@ -157,8 +158,18 @@ def _check_case(top: Path, parents: Iterable[Path]) -> None:
         other = known.setdefault(_class_name(folder).casefold(), folder)
         if _class_name(other) != _class_name(folder):
             rule = "the names of two classes must differ in more than upper and lower case"
-            value, remedy = [_name(other, top), _name(folder, top)], "Give the folders of a class the same name."
+            value, remedy = (
+                [shown_folder(other, top), shown_folder(folder, top)],
+                "Give the folders of a class the same name.",
+            )
             raise DataError("data.class_named_twice", rule, place=top, value=value, remedy=remedy)
+
+
+def shown_folder(folder: Path, top: Path) -> str:
+    """Return where a folder is. Its name is not shown, as a folder for each patient has the patient's name."""
+    number = [one for one in sorted(folder.parent.iterdir()) if one.is_dir()].index(folder) + 1
+    split = f"{folder.parent.name}, " if folder.parent != top and split_of(folder.parent.name) else ""
+    return f"{split}folder {number} in order of name"
 
 
 def _class_name(folder: Path) -> str:
@@ -166,10 +177,11 @@ def _class_name(folder: Path) -> str:
     return unicodedata.normalize("NFC", folder.name)
 
 
-def _count_others(reading: Reading, folder: Path, rule: str) -> None:
+def _count_others(reading: Reading, folder: Path, place_of: Mapping[Path, str]) -> None:
     for file in _inside(folder):
         if file.is_file() and _is_image(file):
-            reading.skipped.add(rule, _name(file, reading.look.path), "data.image_without_class")
+            rule = "an image must be in the folder of its class"
+            reading.skipped.add(rule, place_of[file], "data.image_without_class")
 
 
 def _name(file: Path, top: Path) -> str:
@@ -219,17 +231,18 @@ def _metadata_records(reading: Reading) -> Iterator[Record]:
         if table.parent != top and reading.split not in (None, table.parent.name):
             continue
         for number, row in enumerate(_table_rows(table, reading.images)):
+            reading.move(f"{_name(table, top)}, row {number}")
             path = row.get(FILE_NAME) if isinstance(row, dict) else None
             if not isinstance(row, dict) or not isinstance(path, str) or not path:
                 rule = f"the row must have a {FILE_NAME}"
-                reading.skipped.add(rule, f"{_name(table, top)}, row {number + 1}", "data.file_name_missing")
+                reading.skipped.add(rule, reading.at, "data.file_name_missing")
                 continue
             if table.parent == top and (split := split_of(path.replace("\\", "/").partition("/")[0])):
                 splits.setdefault(split, path)
                 if len(splits) > 1:
                     rule = "a table of file names must not have images of several splits in one list"
                     remedy = "Write one table into the folder of each split, or one file for each key of [data]."
-                    raise DataError("data.splits_in_one_table", rule, place=table, value=splits, remedy=remedy)
+                    raise DataError("data.splits_in_one_table", rule, place=table, value=list(splits), remedy=remedy)
             yield None, {**row, "image": _name(table.parent / path, top)}, None
 
 

@@ -18,6 +18,7 @@ from toolkit.data.formats.split_names import split_of
 from toolkit.data.formats.tables import NOT_UTF8, read_table
 from toolkit.data.json_stream import Record, around, conversion, peek_members, stream_json, stream_members
 from toolkit.errors import DataError
+from toolkit.identifiers import masked, shown_cell, without_names
 
 ARROW_ROWS = 256
 """Rows of a table that are in RAM together. Each can have embedded images."""
@@ -39,7 +40,7 @@ def json_kind(file: RowFile) -> str:
     """
     text = peek_text(file)
     if "\0" in text[:2]:
-        raise DataError(*NOT_UTF8, place=file.place, value=text[:20], remedy=conversion(file.head(4)))
+        raise DataError(*NOT_UTF8, place=file.place, value=masked(text[:20]), remedy=conversion(file.head(4)))
     start = text.lstrip(" \t\r\n")
     if not start.startswith("{"):
         return "lines" if file.suffix != ".json" and not start.startswith("[") else "list"
@@ -92,7 +93,9 @@ def read_split(file: RowFile, split: str | None) -> Iterator[Record]:
             if split_of(key) is None and isinstance(value, dict | list):
                 rule = "a JSON object of splits must have no list or object beside its splits"
                 remedy = "Remove it, or name it train, validation or test."
-                raise DataError("data.json_list_beside_splits", rule, place=file.place, value=key, remedy=remedy)
+                raise DataError(
+                    "data.json_list_beside_splits", rule, place=file.place, value=shown_cell(key), remedy=remedy
+                )
             if split_of(key) is not None and split in (None, key):
                 yield None, value, text
 
@@ -116,7 +119,13 @@ def read_list(file: RowFile, wanted: str) -> Iterator[Record]:
             elif is_element and isinstance(value, dict):
                 rule = "a JSON object must have one list of objects, which are its rows"
                 remedy = "Remove the other list, or write each list to a file of its own."
-                raise DataError("data.json_several_lists", rule, place=file.place, value=[wanted, key], remedy=remedy)
+                raise DataError(
+                    "data.json_several_lists",
+                    rule,
+                    place=file.place,
+                    value=[shown_cell(one) for one in (wanted, key)],
+                    remedy=remedy,
+                )
 
 
 def splits_of_object(file: RowFile) -> tuple[str, ...]:
@@ -161,7 +170,7 @@ def _parse_line(text: str, place: str, number: int) -> Any:
     except (ValueError, RecursionError) as error:
         at = f"{place}, line {number:,}"
         rule, remedy = f"each line must be one JSON record: {error}", "Correct the line."
-        raise DataError("data.json_line_invalid", rule, place=at, value=text[:40], remedy=remedy) from None
+        raise DataError("data.json_line_invalid", rule, place=at, value=masked(text[:40]), remedy=remedy) from None
 
 
 def _read_parquet(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]:
@@ -175,13 +184,17 @@ def _read_parquet(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]
     except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # a map with a key twice: KeyError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         rule, remedy = "the Parquet file must be valid", "Copy or download the file again."
-        raise DataError("data.parquet_invalid", rule, place=file.place, value=reason, remedy=remedy) from None
+        raise DataError(
+            "data.parquet_invalid", rule, place=file.place, value=without_names(reason), remedy=remedy
+        ) from None
 
 
 def _check_names(names: list[str], file: RowFile) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         rule, remedy = "the file must have each column once", "Rename or remove the repeated columns."
-        raise DataError("data.column_repeated", rule, place=file.place, value=twice, remedy=remedy)
+        raise DataError(
+            "data.column_repeated", rule, place=file.place, value=[shown_cell(one) for one in twice], remedy=remedy
+        )
 
 
 def plain_rows(

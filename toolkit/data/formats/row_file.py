@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from toolkit.errors import DataError
+from toolkit.identifiers import without_names
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
@@ -89,10 +90,14 @@ def blame(place: str) -> Iterator[None]:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as error:
         rule, remedy = "the compressed file must be complete and valid", "Copy or download the file again."
-        raise DataError("data.archive_damaged", rule, place=place, value=str(error), remedy=remedy) from None
+        raise DataError(
+            "data.archive_damaged", rule, place=place, value=without_names(str(error)), remedy=remedy
+        ) from None
     except (OSError, NotImplementedError, RuntimeError) as error:  # an encrypted .zip is a RuntimeError
         rule, remedy = "the file must be readable", "Check the disk and the permissions, or copy the file again."
-        raise DataError("data.file_not_readable", rule, place=place, value=str(error), remedy=remedy) from error
+        raise DataError(
+            "data.file_not_readable", rule, place=place, value=without_names(str(error)), remedy=remedy
+        ) from error
 
 
 @contextmanager
@@ -106,7 +111,13 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         for one in archive.infolist():
             if os.path.isabs(one.filename) or ".." in Path(one.filename.replace("\\", "/")).parts:  # noqa: PTH117
                 rule, remedy = "no file in the .zip must have a path outside of it", "Pack the files again."
-                raise DataError("data.archive_path_outside", rule, place=path, value=one.filename, remedy=remedy)
+                raise DataError(
+                    "data.archive_path_outside",
+                    rule,
+                    place=path,
+                    value="path with .." if ".." in one.filename else "absolute path",
+                    remedy=remedy,
+                )
             _check_size(one.file_size, one.compress_size, path)
         yield archive
 

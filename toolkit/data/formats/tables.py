@@ -11,6 +11,7 @@ from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats.row_file import RowFile
 from toolkit.data.json_stream import SPREADSHEETS, Record, around, conversion
 from toolkit.errors import DataError
+from toolkit.identifiers import masked, shown_cell, without_names
 
 NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
 
@@ -78,7 +79,9 @@ def text_layout(file: RowFile) -> TableLayout | None:
         return TableLayout(separator, columns)
     rule = "the first line must name the columns"
     remedy = f"Add a first line such as {separator.join(('image', 'question', 'answer'))!r}."
-    raise DataError("data.table_without_header", rule, place=f"{file.place}, line 1", value=lines[0], remedy=remedy)
+    raise DataError(
+        "data.table_without_header", rule, place=f"{file.place}, line 1", value=masked(lines[0]), remedy=remedy
+    )
 
 
 def _check_regular(lines: Sequence[str], file: RowFile) -> None:
@@ -90,7 +93,7 @@ def _check_regular(lines: Sequence[str], file: RowFile) -> None:
             rule = f"a table of text must have {sign!r} equally often in each line ({number} times)"
             remedy = "Correct the line, or convert the file to CSV."
             place = f"{file.place}, line {at:,} that is not blank"
-            raise DataError("data.text_table_irregular", rule, place=place, value=line, remedy=remedy)
+            raise DataError("data.text_table_irregular", rule, place=place, value=masked(line), remedy=remedy)
 
 
 def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
@@ -115,7 +118,8 @@ def read_table(file: RowFile, _: EmbeddedImageStore) -> Iterator[Record]:
         except csv.Error as error:
             rule, place = "the table must be valid", f"{file.place}, line {rows.line_num:,}"
             remedy = "Look for a quotation mark that is missing or not doubled."
-            raise DataError("data.csv_invalid", rule, place=place, value=str(error), remedy=remedy) from None
+            value = without_names(str(error))
+            raise DataError("data.csv_invalid", rule, place=place, value=value, remedy=remedy) from None
         finally:
             text.detach()
 
@@ -142,7 +146,7 @@ def _check_first_line(file: RowFile) -> None:
     """Check the encoding and the separator of a table by its first line."""
     head = file.head(HEAD_BYTES)
     if b"\0" in head[:2] or head.startswith(SPREADSHEETS):
-        found = head[:20].decode("ascii", "backslashreplace")
+        found = masked(head[:20].decode("ascii", "replace"))
         raise DataError(*NOT_UTF8, place=file.place, value=found, remedy=conversion(head))
     first, place = next(iter(head.decode("utf-8-sig", "ignore").splitlines()), ""), f"{file.place}, line 1"
     if re.match(r"sep=.?\Z", first):
@@ -162,7 +166,13 @@ def _header(names: list[str], file: RowFile) -> list[str]:
     if not names or twice:
         rule, remedy = "the first line must name the columns, each once", "Rename or remove the repeated columns."
         remedy = remedy if names else "Add a first line with the names of the columns."
-        raise DataError("data.csv_header_invalid", rule, place=place, value=twice or names, remedy=remedy)
+        raise DataError(
+            "data.csv_header_invalid",
+            rule,
+            place=place,
+            value=[shown_cell(one) for one in twice or names],
+            remedy=remedy,
+        )
     return names
 
 

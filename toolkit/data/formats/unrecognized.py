@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from toolkit.data.formats.base import Format, Look
-from toolkit.data.formats.image_folder import lone_class, other_than_class
+from toolkit.data.formats.image_folder import lone_class, other_than_class, shown_folder
 from toolkit.errors import DataError
 from toolkit.images.names import is_image_name
 
@@ -17,10 +17,12 @@ def unrecognized(look: Look, formats: Sequence[Format]) -> DataError:
     if lone := lone_class(look):
         rule = "a folder for each class must have at least two classes, because a single class cannot be classified"
         remedy = "Add the folder of another class, or name a file of rows for another task."
-        return DataError("data.folder_with_one_class", rule, place=look.path, value=lone.name, remedy=remedy)
+        return DataError(
+            "data.folder_with_one_class", rule, place=look.path, value=shown_folder(lone, look.path), remedy=remedy
+        )
     if other := other_than_class(look):
         rule = "every folder must be a split, or a class with images directly in it and without folders inside"
-        value, remedy = other.relative_to(look.path).as_posix(), "Move or remove this folder."
+        value, remedy = shown_folder(other, look.path), "Move or remove this folder."
         return DataError("data.folder_is_no_class", rule, place=look.path, value=value, remedy=remedy)
     if look.suffix == ".zip":
         rule, remedy = "a .zip must have a file of rows, which is text", "Extract it, and name its folder."
@@ -38,6 +40,24 @@ def unrecognized(look: Look, formats: Sequence[Format]) -> DataError:
 
 
 _SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+_USUAL = frozenset(
+    {
+        "images",
+        "image",
+        "img",
+        "labels",
+        "annotations",
+        "masks",
+        "train",
+        "training",
+        "val",
+        "valid",
+        "validation",
+        "test",
+        "testing",
+        "data",
+    }
+)
 _CONVERT = "Convert it to one of them, or name another source."
 
 
@@ -55,10 +75,14 @@ def _seen(look: Look) -> tuple[str, set[str]]:
     if look.is_folder:
         suffixes = Counter(file.suffix.lower() or "no suffix" for file in look.files)
         kinds = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(MAX_NAMES)]
-        folders = [f"{one.name}/" for one in look.folders[:MAX_NAMES]]
-        words = {word for name in (*suffixes, *folders) for word in re.findall(r"\w+", name.lower())}
+        names = [one.name for one in look.folders]
+        words = {word for name in (*suffixes, *names[:MAX_NAMES]) for word in re.findall(r"\w+", name.lower())}
         words |= {"images", "class"} if any(is_image_name(suffix) for suffix in suffixes) else set()
-        return ", ".join([*kinds, *folders]) or "an empty folder", words
+        # One folder for each patient has names of patients, so only usual names are shown.
+        usual = [f"{name}/" for name in names if name.lower() in _USUAL]
+        others = len(names) - len(usual)
+        more = [f"{others:,} {'folder' if others == 1 else 'folders'} of other names"] if others else []
+        return ", ".join([*kinds, *usual, *more]) or "an empty folder", words
     if look.members:
         keys = list(look.members)
         return f"a JSON object with the keys {', '.join(keys[:MAX_NAMES])}", set(map(str.lower, keys))

@@ -18,6 +18,7 @@ from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.formats.split_names import split_of
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
+from toolkit.identifiers import without_names
 
 NAME = "Pascal VOC"
 IMAGES = "JPEGImages"
@@ -55,10 +56,14 @@ def _names_of_split(reading: Reading) -> frozenset[str] | None:
         return None
     lists = {split: _listed(file) for split, file in _lists(reading.look).items()}
     known, names = {one.stem for one in _files(reading.look)}, lists[reading.split]
-    for name in sorted(names - known):
-        reading.skipped.add("a name of the split must have an annotation", name, "data.voc_annotation_missing")
-    for name in sorted(known.difference(*lists.values())):
-        reading.notes.add("an annotation that is in no split is not read", name, "data.voc_annotation_in_no_split")
+    for number, name in enumerate(sorted(names), 1):
+        if name not in known:
+            place = f"name {number} of the list in order of name"
+            reading.skipped.add("a name of the split must have an annotation", place, "data.voc_annotation_missing")
+    for number, file in enumerate(_files(reading.look), 1):
+        if not any(file.stem in one for one in lists.values()):
+            place = f"file {number} in order of name"
+            reading.notes.add("an annotation that is in no split is not read", place, "data.voc_annotation_in_no_split")
     return names
 
 
@@ -67,7 +72,9 @@ def _listed(file: Path) -> frozenset[str]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         rule, remedy = "the list of a split must be readable and UTF-8", "Convert the file to UTF-8."
-        raise DataError("data.voc_list_not_readable", rule, place=file, value=str(error), remedy=remedy) from None
+        raise DataError(
+            "data.voc_list_not_readable", rule, place=file, value=without_names(str(error)), remedy=remedy
+        ) from None
     return frozenset(line.strip() for line in lines if line.strip())
 
 
@@ -85,19 +92,21 @@ def _records(reading: Reading) -> Iterator[Record]:
     look = reading.look
     prefix = f"{IMAGES}/" if any(one.name == IMAGES for one in look.folders) else ""
     names = _names_of_split(reading)
-    for file in _files(look):
+    for number, file in enumerate(_files(look), 1):
+        reading.move(f"file {number} in order of name")
         if names is not None and file.stem not in names:
             continue
         try:
             root = parse(file).getroot()
         except (ParseError, DefusedXmlException, OSError) as error:
-            reading.skipped.add("an annotation must be a valid XML file", f"{file.name}: {error}", "data.voc_not_xml")
+            value = without_names(str(error))
+            reading.skipped.add("an annotation must be a valid XML file", reading.at, "data.voc_not_xml", value)
             continue
         name = (root.findtext("filename") or "").strip()
         if not name:
-            reading.skipped.add("an annotation must name its image", file.name, "data.voc_image_missing")
+            reading.skipped.add("an annotation must name its image", reading.at, "data.voc_image_missing")
             continue
-        if (objects := _objects(root, file, reading)) is not None:
+        if (objects := _objects(root, reading)) is not None:
             yield file.stem, {"id": file.stem, "image": prefix + name, **_size(root), **objects}, None
 
 
@@ -107,16 +116,16 @@ def _size(root: Element) -> dict[str, int]:
     return sizes if len(sizes) == 2 else {}
 
 
-def _objects(root: Element, file: Path, reading: Reading) -> dict[str, Any] | None:
+def _objects(root: Element, reading: Reading) -> dict[str, Any] | None:
     """Return the boxes and labels of a file, or None if an object cannot be used, which is counted."""
     boxes, labels = [], []
     for number, one in enumerate(root.iter("object"), 1):
         edges = [_number(one.findtext(f"bndbox/{edge}")) for edge in _EDGES]
         label = (one.findtext("name") or "").strip()
-        example = f"{file.name}, object {number}"
+        place = f"{reading.at}, object {number}"
         if not label or None in edges:
             rule = f"an object must have a name and a box of four numbers {LEFT_OUT}"
-            reading.skipped.add(rule, example, "data.voc_object_malformed")
+            reading.skipped.add(rule, place, "data.voc_object_malformed")
             return None
         x1, y1, x2, y2 = (edge for edge in edges if edge is not None)
         boxes.append([x1 - 1, y1 - 1, x2, y2])

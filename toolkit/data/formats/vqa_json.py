@@ -15,6 +15,7 @@ from toolkit.data.formats.row_file import row_file
 from toolkit.data.formats.zip_images import with_images_of
 from toolkit.data.json_stream import Record, peek_members, stream_members
 from toolkit.errors import DataError, RowProblem
+from toolkit.identifiers import described, shown_numbers
 
 _COCO_IMAGES = re.compile(r"(train|val|test)20\d\d")
 
@@ -67,19 +68,24 @@ def _records(reading: Reading) -> Iterator[Record]:
     questions = dict(_questions(questions_file, reading)) if questions_file else {}
     subtype = str(_members(file).get("data_subtype", ""))
     seen: set[str] = set()
+    number = -1
     for key, one, text, _ in _elements_of(file):
         if key != "annotations":
             continue
+        number += 1
+        reading.move(f"annotations[{number}]")
         name = str(one.get("question_id")) if isinstance(one, dict) else ""
         seen.add(name)
-        if reading.has_repeated_key(name, one, text):
+        if reading.has_repeated_key(reading.at, one, text):
             continue
         try:
             yield name, _row(name, _joined(questions.get(name, {}), one), subtype, reading), None
         except RowProblem as problem:
-            reading.skip(problem, name)
-    for name in sorted(questions.keys() - seen):
-        reading.skipped.add("a question must have an annotation", name, "data.question_without_annotation")
+            reading.skip(problem, reading.at)
+    for number, name in enumerate(questions):
+        if name not in seen:
+            place = f"questions[{number}]"
+            reading.skipped.add("a question must have an annotation", place, "data.question_without_annotation")
 
 
 def _joined(question: Mapping[str, Any], annotation: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def _joined(question: Mapping[str, Any], annotation: Mapping[str, Any]) -> dict[
         values = [one[key] for one in (question, annotation) if key in one]
         if len({str(value) for value in values}) > 1:
             rule, remedy = f"a question and its annotation must have the same {key}", "Name the files of one dataset."
-            raise RowProblem("data.annotation_of_another_question", rule, value=values, remedy=remedy)
+            raise RowProblem("data.annotation_of_another_question", rule, value=shown_numbers(values), remedy=remedy)
     return {**question, **annotation}
 
 
@@ -104,10 +110,12 @@ def _elements_of(path: Path) -> Iterator[tuple[str, Any, str, bool]]:
 
 
 def _questions(path: Path, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = -1
     for key, one, text, _ in _elements_of(path):
+        number += key == "questions"
         if key == "questions" and isinstance(one, dict):
             name = str(one.get("question_id"))
-            if not reading.has_repeated_key(name, one, text):
+            if not reading.has_repeated_key(f"questions[{number}]", one, text):
                 yield name, one
 
 
@@ -116,7 +124,7 @@ def _row(name: str, one: Mapping[str, Any], subtype: str, reading: Reading) -> d
         rule, remedy = "an annotation must have its question", "Name the folder that also has the file of questions."
         raise RowProblem("data.question_missing", rule, remedy=remedy)
     found = _answers(one)
-    answer, alternatives = _chosen(name, one, found, reading)
+    answer, alternatives = _chosen(one, found, reading)
     image = one.get("image_id", name)
     if isinstance(image, int) and _COCO_IMAGES.fullmatch(subtype):
         image = f"COCO_{subtype}_{image:012d}.jpg"
@@ -132,11 +140,11 @@ def _answers(one: Mapping[str, Any]) -> list[str]:
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) < len(values):
         rule, remedy = "answers must be a list of texts", "Correct the answers."
-        raise RowProblem("data.answers_not_text", rule, value=found, remedy=remedy)
+        raise RowProblem("data.answers_not_text", rule, value=described(found), remedy=remedy)
     return texts
 
 
-def _chosen(name: str, one: Mapping[str, Any], found: list[str], reading: Reading) -> tuple[str, list[str]]:
+def _chosen(one: Mapping[str, Any], found: list[str], reading: Reading) -> tuple[str, list[str]]:
     """Return the answer and the other correct answers.
 
     Repeated answers are the votes of annotators, of which the most frequent one is correct. Different answers are all
@@ -146,7 +154,7 @@ def _chosen(name: str, one: Mapping[str, Any], found: list[str], reading: Readin
     choice = one.get("multiple_choice_answer")
     if choice not in (None, *votes) and votes:
         rule = "multiple_choice_answer is not one of the answers, and the answers are used"
-        reading.notes.add(rule, f"{name}: {choice}", "data.choice_not_an_answer")
+        reading.notes.add(rule, reading.at, "data.choice_not_an_answer", choice)
     if not votes or (len(found) > len(votes) and choice in votes):
         if not isinstance(choice, str):
             rule, remedy = "an annotation must have an answer", "Add the answer, or remove the annotation."

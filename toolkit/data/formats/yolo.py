@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from toolkit.data.formats.base import LEFT_OUT, Format, Look, Reading
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
+from toolkit.identifiers import masked
 
 NAME = "YOLO"
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -105,10 +106,16 @@ def _records(reading: Reading) -> Iterator[Record]:
     if not images:
         rule, remedy = "a YOLO dataset must have its images in a folder images beside labels", "Move them there."
         raise DataError("data.yolo_images_missing", rule, place=root, remedy=remedy)
-    for lost in sorted(set(_listed(lists[reading.split], root)) - set(images)) if reading.split in lists else ():
-        reading.skipped.add("an image of the list must exist", str(lost), "data.yolo_listed_image_missing")
+    existing = set(images)
+    for number, lost in enumerate(_listed(lists[reading.split], root) if reading.split in lists else (), 1):
+        if lost not in existing:
+            place = f"image {number} of the list"
+            reading.skipped.add("an image of the list must exist", place, "data.yolo_listed_image_missing")
+    everything = _images(reading.look, None)
+    numbers = {image: number for number, image in enumerate(sorted(everything), 1)}
     for image in images:
         file = _labels_of(image, root)
+        reading.move(f"image {numbers[image]} in order of path")
         found = _boxes(file, names, reading, has_points=has_points)
         if found is None:
             continue
@@ -116,17 +123,19 @@ def _records(reading: Reading) -> Iterator[Record]:
         path = image.relative_to(root).as_posix()
         own = {"boxes": boxes, "labels": labels, "box_format": "xyxy unit", "source_format": NAME}
         yield path.rpartition(".")[0], {"image": path, **own}, None
-    everything = _images(reading.look, None)
+    reading.move("")
     unread = set(everything) - set(_in_splits(everything, lists or SPLITS, root)) if reading.split else ()
     for image in sorted(unread):
-        name = image.relative_to(root).as_posix()
-        reading.notes.add("an image that is in no split is not read", name, "data.yolo_image_in_no_split")
+        place = f"image {numbers[image]} in order of path"
+        reading.notes.add("an image that is in no split is not read", place, "data.yolo_image_in_no_split")
     used = {_labels_of(image, root) for image in everything}
-    for file in sorted(set(_label_files(root)) - used):
+    for number, file in enumerate(sorted(_label_files(root)), 1):
+        if file in used:
+            continue
         parts = set(_inside(file, root)) & set(SPLITS)
         if reading.split is None or not parts or reading.split in parts or lists:
-            name = file.relative_to(root).as_posix()
-            reading.skipped.add("a file of labels must have an image", name, "data.yolo_image_missing")
+            place = f"file {number} of labels in order of path"
+            reading.skipped.add("a file of labels must have an image", place, "data.yolo_image_missing")
 
 
 def _labels_of(image: Path, root: Path) -> Path:
@@ -146,38 +155,38 @@ def _boxes(file: Path, names: Mapping[int, str], reading: Reading, *, has_points
     """Return the boxes of a file of labels. None if a line cannot be used, which is counted."""
     if not file.is_file():
         rule = "an image without a file of labels has no findings"
-        reading.notes.add(rule, f"{file.stem}", "data.yolo_labels_missing")
+        reading.notes.add(rule, reading.at, "data.yolo_labels_missing")
         return []
     lines, found = _lines(file), []
     if lines is None:
         rule = f"a file of labels must be readable and UTF-8 {LEFT_OUT}"
-        reading.skipped.add(rule, file.name, "data.yolo_labels_not_readable")
+        reading.skipped.add(rule, f"labels of {reading.at}", "data.yolo_labels_not_readable")
         return None
     for number, line in enumerate(lines, 1):
-        box = _box(line, names, reading, f"{file.name}, line {number}: {line[:60]}", has_points=has_points)
+        box = _box(line, names, reading, f"labels of {reading.at}, line {number}", has_points=has_points)
         if box is None:
             return None
         found.append(box)
     return found
 
 
-def _box(line: str, names: Mapping[int, str], reading: Reading, example: str, *, has_points: bool) -> _Labelled | None:
+def _box(line: str, names: Mapping[int, str], reading: Reading, place: str, *, has_points: bool) -> _Labelled | None:
     """Return label and corners as fractions. A segment becomes its bounding box."""
     numbers = _numbers(line, has_points=has_points)
     if numbers is None:
         rule = f"a line must be: class cx cy w h {LEFT_OUT}"
-        reading.skipped.add(rule, example, "data.yolo_line_malformed")
+        reading.skipped.add(rule, place, "data.yolo_line_malformed", masked(line))
         return None
     number, *rest = numbers
     if number not in names:
         rule = f"a class must be a number from {min(names)} to {max(names)} {LEFT_OUT}"
-        reading.skipped.add(rule, example, "data.yolo_class_unknown")
+        reading.skipped.add(rule, place, "data.yolo_class_unknown", number)
         return None
     name = names[int(number)]
     if has_points:
         rest = rest[:4]
     if len(rest) > 4:
-        reading.notes.add("a segment is read as its bounding box", example, "data.yolo_segment")
+        reading.notes.add("a segment is read as its bounding box", place, "data.yolo_segment")
         xs, ys = rest[::2], rest[1::2]
         return name, [min(xs), min(ys), max(xs), max(ys)]
     x, y, width, height = rest

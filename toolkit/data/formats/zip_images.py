@@ -39,16 +39,22 @@ def with_zipped_images(records: Iterator[Record], file: RowFile, images: Embedde
             name = next((one for one in inside if one in names), None)
             if name is None:
                 return None
-            with blame(f"{file.path}: {name}"):
+            with blame(f"{file.path}, an image in it"):
                 return images.keep(archive.read(names[name]))
 
         def replaced(value: Any, column: str = "") -> Any:
             if isinstance(value, str):
                 path = kept(value) if is_image_name(value) else None
-                if path is None and (meant := _meant(value, column, similar)):
-                    rule = f"the name of an image must be equal to that of its file in the .zip, such as {meant!r}"
+                if path is None and _meant(value, column, similar):
+                    rule = "the name of an image must be equal to that of its file in the .zip, which has a similar one"
                     remedy = "Correct the name, or extract the .zip and name its file of rows instead."
-                    raise DataError("data.archive_image_name", rule, place=file.place, value=value, remedy=remedy)
+                    raise DataError(
+                        "data.archive_image_name",
+                        rule,
+                        place=file.place,
+                        value=f"text of {len(value)} characters",
+                        remedy=remedy,
+                    )
                 return path or value
             if isinstance(value, list):
                 return [replaced(one, column) for one in value]

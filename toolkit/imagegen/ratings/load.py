@@ -18,6 +18,7 @@ from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.row_counts import total
 from toolkit.data.sources import find_source, stream_source
 from toolkit.errors import DataError, ImageError, RowProblem
+from toolkit.identifiers import described
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen
@@ -186,7 +187,7 @@ def _read_file(source: str, section: Imagegen) -> tuple[list[_Row], tuple[RowCou
         try:
             rows.append(reader.read(record, number))
         except RowProblem as problem:
-            tally.add(_reason(problem), f"{problem.place}: {problem.value!r}", problem.code)
+            tally.add(_reason(problem), problem.place, problem.code, problem.value)
     return rows, tally.of(source)
 
 
@@ -226,7 +227,10 @@ class _Reader:
         place = f"{self.file}, row {number}"
         if not isinstance(record, dict):
             raise RowProblem(
-                "imagegen.row_not_a_record", "a row must be a record with named fields", place=place, value=record
+                "imagegen.row_not_a_record",
+                "a row must be a record with named fields",
+                place=place,
+                value=described(record),
             )
         image = self._image(record, place)
         return _Row(
@@ -249,10 +253,14 @@ class _Reader:
             ref = image_ref(text, self.root, place)
         except ImageError:
             rule, remedy = "image_path must stay inside the image root", "Set imagegen.image_root to their folder."
-            raise RowProblem("imagegen.image_outside_root", rule, place=place, value=text, remedy=remedy) from None
+            raise RowProblem(
+                "imagegen.image_outside_root", rule, place=place, value=described(text), remedy=remedy
+            ) from None
         if not ref.path.is_file():
             remedy = "Correct image_path, or set imagegen.image_root to the images' folder."
-            raise RowProblem("imagegen.image_missing", "the image must exist", place=place, value=text, remedy=remedy)
+            raise RowProblem(
+                "imagegen.image_missing", "the image must exist", place=place, value=described(text), remedy=remedy
+            )
         return ref
 
     def _modality(self, record: Mapping[str, Any], place: str) -> str:
@@ -288,10 +296,10 @@ def _text(record: Mapping[str, Any], column: str, place: str) -> str:
     value = record.get(column)
     if value is None or (isinstance(value, str) and not value.strip()):
         rule, remedy = f"{column} must not be empty", "Fill it in, or remove the row."
-        raise RowProblem("imagegen.cell_empty", rule, place=place, value=value, remedy=remedy)
+        raise RowProblem("imagegen.cell_empty", rule, place=place, value=described(value), remedy=remedy)
     if not isinstance(value, str) or value != value.strip():
         rule, remedy = f"{column} must be text without blanks at its ends", "Remove the blanks."
-        raise RowProblem("imagegen.cell_not_plain_text", rule, place=place, value=value, remedy=remedy)
+        raise RowProblem("imagegen.cell_not_plain_text", rule, place=place, value=described(value), remedy=remedy)
     return value
 
 
@@ -321,7 +329,8 @@ def _group_by_image(rows: Sequence[_Row]) -> tuple[tuple[RatedImage, ...], tuple
         conflicts = [(name, values) for name in SHARED if len(values := _distinct(group, name)) > 1]
         if conflicts:
             for row in group:
-                tally.add(*_conflict(conflicts[0], row), "imagegen.image_rows_conflict")
+                reason, value = _conflict(*conflicts[0])
+                tally.add(reason, row.rating.place, "imagegen.image_rows_conflict", value)
             continue
         first = group[0]
         names[first.name] += 1
@@ -335,11 +344,11 @@ def _distinct(group: Sequence[_Row], name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(getattr(row, name)) for row in group))
 
 
-def _conflict(conflict: tuple[str, tuple[str, ...]], row: _Row) -> tuple[str, str]:
-    name, values = conflict
+def _conflict(name: str, values: tuple[str, ...]) -> tuple[str, object]:
+    """Return the reason, and the values if they are not those of a patient or a free text."""
     column = "patient_id" if name == "patient" else name
     reason = f"all rows of an image must have the same {column}. Correct the rows, or copy the image for each {column}"
-    return reason, f"{row.rating.place}: {getattr(row, name)!r}, of {list(values)} for {row.image.path.name}"
+    return reason, list(values) if name == "modality" else described(values)
 
 
 def _check_dropped(section: Imagegen, count: int, dropped: Sequence[RowCount]) -> None:
@@ -357,4 +366,4 @@ def _check_dropped(section: Imagegen, count: int, dropped: Sequence[RowCount]) -
 
 def _lines(dropped: Sequence[RowCount]) -> Iterator[str]:
     for one in dropped:
-        yield f"\n  {one.count:,} rows of {one.source}: {one.reason} (got {', '.join(one.examples)})"
+        yield f"\n  {one.count:,} rows of {one.source}: {one.reason} (for example {'; '.join(one.shown)})"

@@ -212,7 +212,8 @@ def scan_images(ratings: Ratings, stores: Mapping[str, ImageStore], mode: ScanMo
     by_store: dict[ImageStore, list[ImageRef]] = {}
     for image in ratings.images:
         by_store.setdefault(stores[image.modality], []).append(image.image)
-    reports = tuple(scan(refs, store, mode) for store, refs in by_store.items())
+    row_of = {image.image: image.ratings[0].place for image in ratings.images}
+    reports = tuple(scan(refs, store, mode).with_rows(row_of) for store, refs in by_store.items())
     bad = tuple(one for report in reports for one in report.bad)
     ScanReport(mode, sum(report.checked for report in reports), bad).raise_if_bad()
     return reports

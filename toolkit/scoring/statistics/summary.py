@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from toolkit.errors import DataError
+from toolkit.identifiers import hidden_id
 from toolkit.scoring.statistics.bootstrap import Draws
 from toolkit.scoring.statistics.classification import (
     F1,
@@ -51,6 +52,8 @@ class ScoredAnswer:
     """Class -> probability. None: they were not computed."""
     truth: Mapping[str, bool] = field(default_factory=dict)
     """Class -> whether it is right, without the classes that the reference leaves open."""
+    place: str = field(default="", compare=False)
+    """File and number of the row, for results. The id can name a patient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A reason for unparsed answers, its count, and the ids of the first few."""
+    """A reason for unparsed answers, its count, and the rows of the first few."""
 
     reason: str
     count: int
@@ -243,7 +246,7 @@ def _failures(rows: Sequence[ScoredAnswer]) -> tuple[Failure, ...]:
     ids: dict[str, list[str]] = {}
     for row in rows:
         if row.problem is not None:
-            ids.setdefault(row.problem, []).append(row.id)
+            ids.setdefault(row.problem, []).append(row.place or hidden_id(row.id))
     found = [Failure(reason, len(of), tuple(of[:_EXAMPLES])) for reason, of in ids.items()]
     return tuple(sorted(found, key=lambda failure: (-failure.count, failure.reason)))
 

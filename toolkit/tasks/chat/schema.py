@@ -12,6 +12,7 @@ from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample, Turn
 from toolkit.data.task import RowOrigin
 from toolkit.errors import Problem, RowProblem
+from toolkit.identifiers import described
 from toolkit.recipe import Recipe
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -72,9 +73,11 @@ def read(name: str, row: Row, origin: RowOrigin) -> Sample:
     Raises:
         RowProblem: the conversation cannot be used, the group is missing, or an image path leaves the image root.
     """
-    turns = _turns(row, origin, f"{origin.file}: {name}")
+    turns = _turns(row, origin, str(origin.file))
     if origin.settings is not None and origin.settings.has_system and turns[0].role == "system":
-        raise RowProblem(*TWO_SYSTEM_PROMPTS, value=turns[0].text[:80], remedy="Remove prompt.system, or the messages.")
+        raise RowProblem(
+            *TWO_SYSTEM_PROMPTS, value=described(turns[0].text), remedy="Remove prompt.system, or the messages."
+        )
     images = read_images(name, row, origin)
     *before, last = turns
     fields: dict[str, Any] = {"question": before[-1].text, "turns": tuple(before)}
@@ -88,7 +91,9 @@ def _turns(row: Row, origin: RowOrigin, place: str) -> list[Turn]:
     if messages is None and "messages" not in origin.column:
         return _one_question(row, origin, place)
     if not isinstance(messages, list) or not messages:
-        raise RowProblem(*NO_MESSAGES, place=place, value=_short(messages), remedy="Name it in data.columns.messages.")
+        raise RowProblem(
+            *NO_MESSAGES, place=place, value=described(messages), remedy="Name it in data.columns.messages."
+        )
     turns = [_turn(message, f"{place}, message {number}") for number, message in enumerate(messages, 1)]
     if placeholder := text_of(cell(row, origin, "answer")):
         before = turns[:-1] if turns[-1].role == "assistant" else turns
@@ -107,15 +112,17 @@ def _one_question(row: Row, origin: RowOrigin, place: str) -> list[Turn]:
 def _turn(message: Any, place: str) -> Turn:
     """Return a message as a turn: ``role`` and ``content``, or ``from`` and ``value`` as in LLaVA."""
     if not isinstance(message, Mapping):
-        raise RowProblem(*NO_MESSAGES, place=place, value=_short(message))
+        raise RowProblem(*NO_MESSAGES, place=place, value=described(message))
     role, content = (message.get(name, message.get(other)) for name, other in (("role", "from"), ("content", "value")))
     if not isinstance(role, str) or role not in ROLES:
         remedy = f"Choose one of: {', '.join(ROLES)}."
-        raise RowProblem(*ROLE_UNKNOWN, place=place, value=_short(role), remedy=remedy)
+        raise RowProblem(*ROLE_UNKNOWN, place=place, value=role, remedy=remedy)
     if not isinstance(content, str):
-        raise RowProblem(*TURN_EMPTY, place=place, value=_short(content), remedy="Write the content as a text.")
+        raise RowProblem(*TURN_EMPTY, place=place, value=described(content), remedy="Write the content as a text.")
     if not (text := text_of(content)):
-        raise RowProblem(*TURN_EMPTY, place=place, value=content, remedy="Remove the message, or add its text.")
+        raise RowProblem(
+            *TURN_EMPTY, place=place, value=described(content), remedy="Remove the message, or add its text."
+        )
     return Turn(ROLES[role], text)
 
 
@@ -130,7 +137,3 @@ def _check_order(roles: Sequence[str], place: str) -> None:
     if not others or others[-1] != "assistant":
         remedy = "Remove the last question, or add its answer."
         raise RowProblem(*NO_LAST_ANSWER, place=place, value=shown, remedy=remedy)
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:80]

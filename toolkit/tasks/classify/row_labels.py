@@ -10,6 +10,7 @@ import regex
 from toolkit.data.cells import TRUTH, is_missing, number_of, text_of
 from toolkit.data.literals import decoded
 from toolkit.errors import RowProblem
+from toolkit.identifiers import Description, shown_cell
 
 LABEL_MISSING = ("tasks.classify.label_missing", "the row must have a label")
 UNCERTAIN = ("tasks.classify.label_uncertain", "data.classify.uncertain must say how to read an uncertain label (-1)")
@@ -140,7 +141,7 @@ def read_one_hot(row: Mapping[str, Any], reading: Reading) -> RowLabels:
     )
     if not found.present and {_name(column, reading) for column, none in is_none.items() if not none} <= {*unknown}:
         remedy = 'Remove the row, or set data.classify.blank or data.classify.uncertain to another value than "ignore".'
-        raise RowProblem(*ALL_OPEN, value=f"{', '.join(found.unknown)} are ignored", remedy=remedy)
+        raise RowProblem(*ALL_OPEN, value=Description(f"{', '.join(found.unknown)} are ignored"), remedy=remedy)
     return found
 
 
@@ -226,7 +227,7 @@ def _state(column: str, value: Any, reading: Reading) -> str:
     if is_missing(value):
         if reading.blank is None:
             remedy = 'Set data.classify.blank to "negative" (the label is absent) or "ignore" (it is unknown).'
-            raise RowProblem(*BLANK, value=f"{column} is blank", remedy=remedy)
+            raise RowProblem(*BLANK, value=Description(f"{column} is blank"), remedy=remedy)
         return reading.blank
     number = _number(TRUTH.get(value.strip(), value) if isinstance(value, str) else value)
     if number in (0.0, 1.0):
@@ -234,12 +235,11 @@ def _state(column: str, value: Any, reading: Reading) -> str:
     if number == -1:
         if reading.uncertain is None:
             remedy = 'Set data.classify.uncertain to "ignore", "positive" or "negative".'
-            raise RowProblem(*UNCERTAIN, value=f"{column} is -1", remedy=remedy)
+            raise RowProblem(*UNCERTAIN, value=Description(f"{column} is -1"), remedy=remedy)
         return reading.uncertain
     rule = "a one-hot column must be 1, 0, -1 (uncertain) or blank"
-    raise RowProblem(
-        "tasks.classify.label_not_one_hot", rule, value=f"{column} is {value!r}", remedy="Correct the value."
-    )
+    found = Description(f"{column} is {shown_cell(value)!r}")
+    raise RowProblem("tasks.classify.label_not_one_hot", rule, value=found, remedy="Correct the value.")
 
 
 def _number(value: Any) -> float | None:

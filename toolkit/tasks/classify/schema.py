@@ -152,7 +152,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """
     settings: ClassifySettings = origin.settings
     images = read_images(name, row, origin)
-    labels = _labels(row, origin, settings, f"{origin.file}: {name}")
+    labels = _labels(row, origin, settings, str(origin.file))
     fields: dict[str, Any] = {
         "question": settings.question or (SEVERAL if settings.multi else ONE),
         "labels": settings.labels or (),
@@ -162,7 +162,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
     if not images and not any(fields.get(column) for column in origin.context):
         remedy = "Add the image, or a text in a column of prompt.context."
-        raise RowProblem(*NO_IMAGE, place=f"{origin.file}: {name}", value=cell(row, origin, "image"), remedy=remedy)
+        raise RowProblem(*NO_IMAGE, place=str(origin.file), value=cell(row, origin, "image"), remedy=remedy)
     reference = {"labels": list(labels.present), "unknown": list(labels.unknown)}
     return Sample(name, "classify", _group(row, origin, images), images, fields, reference)
 

@@ -19,6 +19,7 @@ from toolkit.data.row_images import read_one_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
+from toolkit.identifiers import Description
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import (
@@ -136,7 +137,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         RowProblem: No image, no boxes, an invalid box, another number of labels, or a label that is no class.
     """
     settings: DetectSettings = origin.settings
-    place = f"{origin.file}: {name}"
+    place = str(origin.file)
     image = read_one_image(name, row, origin)
     size = image_size(row, origin, image, place)
     labels = tuple(settings.names.get(label, label) for label in _labels(row, origin, place))
@@ -261,10 +262,10 @@ def _count(split: str, samples: Sequence[Sample]) -> Counter[str]:
                 "an image must have one row with all of its boxes, because a row with some of them teaches the model "
                 "to leave the others out",
                 place=split,
-                value=f"rows {rows[path]} and {sample.id} of {sample.images[0].path.name}",
+                value=Description(f"{rows[path]} and {sample.shown}"),
                 remedy="Write lists of boxes and labels, or a table with the columns image, label and four corners.",
             )
-        rows[path] = sample.id
+        rows[path] = sample.shown
     return found
 
 

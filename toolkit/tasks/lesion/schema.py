@@ -171,7 +171,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         RowProblem: No image, an unknown diagnosis, an invalid box, or none of the requested parts.
     """
     settings: LesionSettings = origin.settings
-    place = f"{origin.file}: {name}"
+    place = str(origin.file)
     _check_not_detection(row, origin, place)
     image = read_one_image(name, row, origin)
     size = whole_size = image_size(row, origin, image, place)

@@ -50,7 +50,7 @@ def read_letter(row: Mapping[str, Any], origin: RowOrigin, options: Mapping[str,
         raise _no_letter(answer, options, place)
     _check_index(letter, text_of(cell(row, origin, "answer_index")), options, place)
     if stated is not None and letter != stated:
-        rule, value = "the letter and the text of the answer must agree", f"{stated} and {answer}"
+        rule, value = "the letter and the text of the answer must agree", [stated, answer]
         raise RowProblem(_CONTRADICTS, rule, place=place, value=value)
     if len(set(options.values())) < len(options) and list(options.values()).count(options[letter]) > 1:
         raise RowProblem(*_REPEATED, place=place, value=options[letter])
@@ -78,7 +78,7 @@ def _of_number(number: int, answer: str, options: Mapping[str, str], place: str)
     by_index = list(options)[number] if not answer and number < len(options) else None
     if (other := by_text or by_index) is not None and other != letter:
         rule = "the answer must not be both the number of an option and the text or the position from 0 of another"
-        value = f"{letter} - {options[letter]} or {other} - {options[other]}"
+        value = {letter: options[letter], other: options[other]}
         remedy = "Store the letter or the text of the option, and name its column as answer in data.columns."
         raise RowProblem("tasks.mcq.answer_ambiguous", rule, place=place, value=value, remedy=remedy)
     return letter if answer else answer
@@ -104,7 +104,7 @@ def _find_letter(answer: str, options: Mapping[str, str], place: str, stated: st
     by_letter = _alone(answer, options)
     if by_letter and by_text and by_letter != by_text and stated is None:
         rule = "the answer must not be both a letter and the text of another option"
-        value = f"{by_letter} - {options[by_letter]} or {by_text} - {options[by_text]}"
+        value = {by_letter: options[by_letter], by_text: options[by_text]}
         remedy = "Name a column of letters as answer_letter, or of positions as answer_index, in data.columns."
         raise RowProblem("tasks.mcq.answer_ambiguous", rule, place=place, value=value, remedy=remedy)
     if stated in (by_letter, by_text) and stated is not None:
@@ -162,7 +162,7 @@ def _check_label(letter: str, label: str, options: Mapping[str, str], place: str
     number = label.removesuffix(".0")
     if number.isdecimal() and int(number) < len(options) and list(options)[int(number)] != letter:
         other = list(options)[int(number)]
-        value = f"{letter} - {options[letter]} or, as a position, {other} - {options[other]}"
+        value = {letter: options[letter], other: options[other]}
         rule = "the answer must not be both the text of an option and the position of another"
         remedy = "Name the column as answer_index in data.columns if it counts the options from 0, or rename it."
         raise RowProblem("tasks.mcq.answer_ambiguous", rule, place=place, value=value, remedy=remedy)
@@ -176,7 +176,7 @@ def _check_index(letter: str, index: str, options: Mapping[str, str], place: str
     if number.isdecimal() and int(number) in (position, position + 1):
         return
     if _alone(index, options) != letter:
-        rule, value = "the index and the answer must agree", f"{index} and {letter} - {options[letter]}"
+        rule, value = "the index and the answer must agree", {"index": index, letter: options[letter]}
         raise RowProblem(_CONTRADICTS, rule, place=place, value=value)
 
 

@@ -151,7 +151,7 @@ def _from_columns(row: Mapping[str, Any], origin: RowOrigin) -> dict[str, Any]:
     missing = next((letter for letter in LETTERS if letter not in found), "")
     if len(found) > 1 and max(found) > missing:
         rule = "an option must not be empty or missing if a later one has a text"
-        value = f"{', '.join(f'{letter} = {text}' for letter, text in found.items())}, without {missing}"
+        value = {**found, missing: None}
         remedy = f"Fill in the option {missing}, or move the later options and the answer forward."
         raise RowProblem("tasks.mcq.option_missing", rule, place=f"{origin.file}", value=value, remedy=remedy)
     _check_from_one(row, origin)
@@ -166,7 +166,7 @@ def _check_columns(options: Mapping[str, str], row: Mapping[str, Any], origin: R
     if list(map(fold, others.values())) != list(map(fold, options.values())):
         rule = f"the column {origin.column['options']} and the columns of single options must agree"
         remedy = "Remove one of them, or correct the row."
-        value = f"{_show(options)}, and {_show(others)}"
+        value = [dict(options), dict(others)]
         raise RowProblem("tasks.mcq.options_contradict", rule, place=place, value=value, remedy=remedy)
 
 
@@ -228,7 +228,7 @@ def _from_list(texts: list[Any], answer: Any, place: str) -> dict[str, str]:
     certain = _are_labels(letters, [label[2] for label in labels if label is not None])
     if certain is None:
         rule = "options must not be readable both as labelled out of order and as texts that begin with initials"
-        readings = f"{_show(labelled)} or {_show(plain)}"
+        readings = [dict(labelled), dict(plain)]
         remedy = "Store the options as a table of letters and texts."
         raise RowProblem("tasks.mcq.options_ambiguous", rule, place=place, value=readings, remedy=remedy)
     return labelled if certain else plain
@@ -244,7 +244,7 @@ def _check_labels(options: Mapping[str, str], place: str) -> None:
     is_initial = len(own) == 1 and all(label[2] in ".．" and not label[3][0].isupper() for label in own.values())
     if not own or is_initial or len(own) == len(options):
         return
-    readings = f"{_show({**options, **{letter: label[3] for letter, label in own.items()}})} or {_show(options)}"
+    readings = [{**options, **{letter: label[3] for letter, label in own.items()}}, dict(options)]
     rule = "the texts of all options must have a label such as A), or none of them"
     remedy = "Remove the labels, or label all options."
     raise RowProblem("tasks.mcq.options_ambiguous", rule, place=place, value=readings, remedy=remedy)
@@ -262,7 +262,3 @@ def _are_labels(letters: Sequence[str], signs: Sequence[str]) -> bool | None:
     if any(sign not in ".．" for sign in signs):
         return True if sorted(letters) in (expected, list(letters)) else None
     return None if sorted(letters) == expected else False
-
-
-def _show(options: Mapping[str, str]) -> str:
-    return ", ".join(f"{letter} = {text}" for letter, text in options.items())

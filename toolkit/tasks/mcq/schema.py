@@ -63,7 +63,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     Raises:
         RowProblem: The row is unusable.
     """
-    place = f"{origin.file}: {name}"
+    place = str(origin.file)
     question = text_of(cell(row, origin, "question"))
     if not question:
         raise RowProblem(*NO_QUESTION, place=place)

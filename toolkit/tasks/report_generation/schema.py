@@ -10,6 +10,7 @@ from toolkit.data.row_images import read_images
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
+from toolkit.identifiers import Description, described
 from toolkit.recipe import Section
 from toolkit.scoring.reasoning import OPENING
 from toolkit.tasks.report_generation.parse import plain
@@ -58,10 +59,10 @@ def read(name: str, row: Row, origin: RowOrigin) -> Sample:
         RowProblem: the report, its section, the group or the image is missing, or an image path leaves the image root.
     """
     target = origin.settings.target if origin.settings is not None else "report"
-    report = _reference(row, origin, target, f"{origin.file}: {name}")
+    report = _reference(row, origin, target, str(origin.file))
     images = read_images(name, row, origin)
     if not images:
-        raise RowProblem(*NO_IMAGE, place=f"{origin.file}: {name}", value=cell(row, origin, "image"))
+        raise RowProblem(*NO_IMAGE, place=str(origin.file), value=cell(row, origin, "image"))
     fields: dict[str, Any] = {"target": target, "headings": headings(plain(report))}
     if question := text_of(cell(row, origin, "question")):
         fields["question"] = question
@@ -89,13 +90,13 @@ def _reference(row: Row, origin: RowOrigin, target: str, place: str) -> str:
         if (text := report or joined) and not _has_headings_alone(text):
             return text
         remedy = "Add it, or name its column in data.columns.report."
-        raise RowProblem(*NO_REPORT, place=place, value=text or None, remedy=remedy)
+        raise RowProblem(*NO_REPORT, place=place, value=described(text or None), remedy=remedy)
     if text := parts[target] or section(plain(report), target):
         return text
     named = [name for name, text in parts.items() if text] + list(split_sections(plain(report)))
     found = ", ".join(named) or "no section"
     remedy = f"Name its column in data.columns.{target}, or choose another data.report_generation.target."
-    raise RowProblem(*NO_SECTION, place=place, value=f"{target} is missing, found {found}", remedy=remedy)
+    raise RowProblem(*NO_SECTION, place=place, value=Description(f"{target} is missing, found {found}"), remedy=remedy)
 
 
 def _has_headings_alone(report: str) -> bool:
@@ -111,5 +112,5 @@ def _text(row: Row, origin: RowOrigin, field: str, place: str) -> str:
     text = text_of(value)
     if OPENING.search(text):
         remedy = 'Remove it, or set data.task = "chat" to learn it.'
-        raise RowProblem(*REASONING, place=place, value=text[:80], remedy=remedy)
+        raise RowProblem(*REASONING, place=place, value=described(text), remedy=remedy)
     return text

@@ -10,6 +10,7 @@ import numpy as np
 
 from toolkit.data.cells import cell, group_name, is_missing, number_of
 from toolkit.data.episodes import FIRST, GAP, REPEATED, AgentMemoryFunctions, Links
+from toolkit.data.index import RowIndex
 from toolkit.data.literals import parse_or_repair_json
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
@@ -72,9 +73,10 @@ def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Li
                 of_task.groups.add(group)
     _check_groups(tasks, origin)
     found = Links(np.full(count, FIRST), np.ones(count, np.int64), np.ones(count, np.int64), np.ones(count, bool))
+    place_of = rows.place if isinstance(rows, RowIndex) else "row {}".format
     irregularities = _Irregularities()
-    for task, of_task in tasks.items():
-        _link_task(task, of_task, found, irregularities)
+    for of_task in tasks.values():
+        _link_task(of_task, f"the task of {place_of(of_task.rows[0])}", found, irregularities)
     notes = [*irregularities.sentences(), *_select_tasks(tasks, origin, found)]
     return Links(found.previous, found.places, found.lengths, found.chosen, tuple(f"{origin.file}: {n}" for n in notes))
 
@@ -179,11 +181,11 @@ class _Irregularities:
         ]
 
 
-def _link_task(task: str, of_task: _TaskRows, found: Links, irregularities: _Irregularities) -> None:
+def _link_task(of_task: _TaskRows, name: str, found: Links, irregularities: _Irregularities) -> None:
     """Set places, lengths and previous rows of one task, and note its irregularities."""
     steps = [step for step in of_task.steps if step is not None]
     if len(steps) < len(of_task.rows):
-        irregularities.unnumbered.append(f"task {task}")
+        irregularities.unnumbered.append(name)
         steps = list(range(1, len(of_task.rows) + 1))
     start = 0 if 0 in steps else 1
     row_of: dict[int, int] = {}
@@ -197,9 +199,9 @@ def _link_task(task: str, of_task: _TaskRows, found: Links, irregularities: _Irr
             found.previous[row] = REPEATED
     if len(row_of) < length:
         missing = [str(step) for step in range(start, min(max(steps), start + len(row_of) + 9)) if step not in row_of]
-        irregularities.gaps.append(f"task {task} lacks step {_some(missing)}")
+        irregularities.gaps.append(f"{name} lacks step {_some(missing)}")
     if repeated := [str(step) for step, rows in Counter(steps).items() if rows > 1]:
-        irregularities.repeated.append(f"task {task}, step {_some(repeated)}")
+        irregularities.repeated.append(f"{name}, step {_some(repeated)}")
 
 
 def _select_tasks(tasks: Mapping[str, _TaskRows], origin: RowOrigin, found: Links) -> list[str]:
@@ -212,7 +214,7 @@ def _select_tasks(tasks: Mapping[str, _TaskRows], origin: RowOrigin, found: Link
     unnumbered = [task for task, number in numbers.items() if number is None]
     if unnumbered:
         rule = "task ids must have a number with data.steps.task_start and task_end"
-        value, remedy = unnumbered[:MAX_EXAMPLES], "Remove task_start and task_end."
+        value, remedy = f"{len(unnumbered):,} of {len(tasks):,} tasks have none", "Remove task_start and task_end."
         raise DataError("tasks.steps.task_without_number", rule, place=origin.file, value=value, remedy=remedy)
     low, high = -1 if start is None else start, float("inf") if end is None else end
     outside = {task for task, number in numbers.items() if number is not None and not low <= number <= high}
@@ -271,7 +273,7 @@ def _check_groups(tasks: Mapping[str, _TaskRows], origin: RowOrigin) -> None:
             "tasks.steps.group_splits_task",
             f'the column "{origin.group}" of the group must have one value in each task',
             place=origin.file,
-            value=f"several in {len(split):,} tasks, such as {split[0]}",
+            value=f"several in {len(split):,} of {len(tasks):,} tasks",
             remedy='Set data.group to "none" (the task is the group), or to a column that has whole tasks.',
         )
 

@@ -244,7 +244,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
             repeated, or the memory is unknown and the recipe does not say ``on_gap = "empty"``.
     """
     settings: StepSettings = origin.settings
-    where, link = f"{origin.file}: {name}", link_of(row)
+    where, link = str(origin.file), link_of(row)
     if link.state == REPEATED:
         raise RowProblem(*STEP_REPEATED, place=where)
     task, goal = number_of(cell(row, origin, "task")), text_of(cell(row, origin, "question"))

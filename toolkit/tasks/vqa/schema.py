@@ -66,7 +66,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         RowProblem: The question, answer, group or image is missing, an image path leaves the image root, or it is
             uncertain what several answers mean.
     """
-    place = f"{origin.file}: {name}"
+    place = str(origin.file)
     question = text_of(cell(row, origin, "question"))
     if not question:
         raise RowProblem(*NO_QUESTION, place=place)
@@ -131,7 +131,7 @@ def _meaning(texts: tuple[str, ...], row: Mapping[str, Any], origin: RowOrigin, 
         return "all"
     if wanted == "auto":
         remedy = 'Set data.vqa.answers to "any" or "all".'
-        readings = " or ".join(_readings(texts))
+        readings = list(_readings(texts))
         raise RowProblem(*_SEVERAL, place=place, value=readings, remedy=remedy)
     return wanted
 
