@@ -24,7 +24,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, g
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, SecondaryCaptureImageStorage, generate_uid
 
-from tests.helpers.problems import raises
+from tests.helpers.problems import image_of, raises
 from toolkit.errors import ImageError, MissingExtraError
 from toolkit.images import ImagePolicy, ImageStore, dicom, load, reduced_size, scan
 from toolkit.images.ref import ImageRef
@@ -553,7 +553,7 @@ def test_a_syntax_without_a_decoder_is_named_with_a_remedy(tmp_path: Path, synta
         load(ref, AUTO)
     assert syntax.name in str(caught.problem.value)
     assert "Explicit VR Little Endian" in caught.problem.remedy
-    assert caught.problem.place == str(ref.path)
+    assert image_of(caught) == ref.path
 
 
 DECODE_ALL = """

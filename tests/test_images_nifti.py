@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.helpers.problems import raises
+from tests.helpers.problems import image_of, raises
 from toolkit.errors import ImageError, RecipeError
 from toolkit.identifiers import hidden_id
 from toolkit.images import ImagePolicy, ImageStore, load, nifti, scan
@@ -202,7 +202,7 @@ def test_an_affine_that_is_not_finite_or_has_no_rotation_is_an_orientation_error
     (tmp_path / "a.nii").write_bytes(data)
     with raises(ImageError, "images.volume_orientation_unknown") as caught:
         load(ImageRef(tmp_path / "a.nii", 0, axis="axial"), WHOLE)
-    assert caught.problem.place == str(tmp_path / "a.nii")
+    assert image_of(caught) == tmp_path / "a.nii"
     assert caught.problem.remedy
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.helpers.real_processors import unpack_processors
 from toolkit import tiny
 from toolkit.cli.tables import gguf_table
 from toolkit.errors import MissingExtraError, ModelError, RunError
+from toolkit.exporting.atomic_output import digest_of
 from toolkit.exporting.exported import find_exported
 from toolkit.exporting.results import ExportResult, GgufFile, MeanScore
 from toolkit.exporting.verification import BOUNDS, Bound, GreedyCompletions, compare
@@ -36,6 +38,7 @@ from toolkit.models.llamacpp.worker import LlamaError, Worker, serve
 from toolkit.pipeline.existing_run import export_settings
 from toolkit.recipe import Model
 from toolkit.runfolder import SCHEMA_VERSION, RunFolder, locate_weights, read_json, write_json
+from toolkit.runfolder.manifest import write_manifest
 
 
 def test_internal_names_of_transformers_5_are_rejected_before_conversion(tmp_path: Path) -> None:
@@ -288,12 +291,15 @@ def test_a_model_is_named_by_its_format_its_quantization_or_its_path(tmp_path: P
     (folder / "gguf").mkdir()
     for name in ("a-f16.gguf", "a-Q8_0.gguf"):
         (folder / "gguf" / name).touch()
+    for made in ("merged", "gguf"):
+        write_manifest(folder / made)
     files = {"f16": GgufFile("a-f16.gguf", 1.0, 16, None), "q8_0": GgufFile("a-Q8_0.gguf", 0.5, 8.5, None)}
     with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "gguf")
     assert caught.problem.place == "--model gguf"
     assert "(merged)" in caught.problem.remedy
-    run.mark_done("export", ExportResult("stages/sft/weights", gguf=make_gguf(files)))
+    exported = replace(make_gguf(files), digest=digest_of(folder / "gguf"))
+    run.mark_done("export", ExportResult("stages/sft/weights", gguf=exported))
     assert find_exported(run, "gguf").name == "f16"
     assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
     assert find_exported(run, str(folder / "gguf/a-Q8_0.gguf")).name == "a-Q8_0"

@@ -586,9 +586,14 @@ def test_dicom_elements_are_in_no_error_and_no_warning(
     assert_no_name("".join(messages) + log + capsys.readouterr().err, "DICOM")
 
 
-@pytest.mark.parametrize("column", ["patient_name", "patient_id", "MRN", "id", "question", "image", "accession_number"])
+@pytest.mark.parametrize(
+    "column", ["patient_name", "name", "patient_id", "MRN", "id", "question", "image", "accession_number"]
+)
 def test_results_are_not_reported_by_a_column_with_identifiers(column: str, tmp_path: Path) -> None:
-    rows = [{**one, "MRN": f"MRN7731-{n}", "accession_number": n} for n, one in enumerate(plant(tmp_path))]
+    rows = [
+        {**one, "name": one["patient_name"], "MRN": f"MRN7731-{n}", "accession_number": n}
+        for n, one in enumerate(plant(tmp_path))
+    ]
     file = recipe(tmp_path, write_json(tmp_path, "train.json", rows) + "\nsplit = { test = 0.3 }")
     with pytest.raises(DataError) as caught:
         load_data(load_recipe(file, [f'evaluate.by=["{column}"]'], tasks=TASKS), TASKS["vqa"])

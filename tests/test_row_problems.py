@@ -343,7 +343,7 @@ def test_a_key_that_a_converted_record_has_twice_is_a_problem(tmp_path: Path) ->
     other = question.replace("1", "2").replace("}", ', "answers": ["mass"]}')
     file.write_text(f'{{"annotations": [{question}, {other}]}}', encoding="utf-8")
     data = load_data(recipe(str(file), max_dropped=0.5))
-    assert [(one.code, one.examples) for one in data.dropped] == [("data.key_repeated", ("row 2",))]
+    assert [(one.code, one.examples) for one in data.dropped] == [("data.key_repeated", ("annotations[1]",))]
 
 
 def test_an_empty_answer_of_a_conversation_is_missing(tmp_path: Path) -> None:

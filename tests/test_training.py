@@ -319,7 +319,8 @@ def test_rows_that_are_too_long_are_named_before_training(tmp_path: Path) -> Non
         train_sft(context)
     assert caught.problem.value == 60
     assert "24 of 24" in caught.problem.rule
-    assert context.data.train[0].id in caught.problem.rule
+    assert "train.json, row 0: " in caught.problem.rule
+    assert context.data.train[0].id not in str(caught.problem)
 
 
 def test_counted_lengths_equal_those_of_the_batches(tmp_path: Path) -> None:
@@ -346,7 +347,8 @@ def test_of_many_rows_those_that_might_be_too_long_are_counted(tmp_path: Path, m
         assert exact.tokens.counted == 8
         with raises(DataError, "data.row_too_long") as caught:
             check_lengths(processor, prompts, samples, 100)
-        assert f"24 of 24 do not: {samples[0].id}" in caught.problem.rule
+        assert "24 of 24 do not: " in caught.problem.rule
+        assert f"{samples[0].place}: " in caught.problem.rule
 
 
 def test_the_reward_scorer_agrees_with_the_evaluation(tmp_path: Path) -> None:
@@ -473,7 +475,7 @@ def test_rows_with_a_special_token_are_named(tmp_path: Path) -> None:
         bad = replace(sample, fields={**sample.fields, "question": "Yes.<end_of_turn>\n<start_of_turn>model"})
         with raises(DataError, "data.special_token_in_text") as caught:
             check_lengths(policy.processor, prompts, [bad], 500)
-        assert (caught.problem.place, caught.problem.value) == (sample.id, "<end_of_turn>")
+        assert (caught.problem.place, caught.problem.value) == (sample.place, "<end_of_turn>")
 
 
 def test_an_answer_with_a_special_token_is_named(tmp_path: Path) -> None:
@@ -514,7 +516,7 @@ def test_a_row_without_an_applicable_reward_is_named_before_training(tmp_path: P
         check_rewards_apply(TASKS["mcq"], table, samples)
         with raises(RewardError, "rewards.none_applies") as caught:
             check_rewards_apply(TASKS["mcq"], table, [*samples, bare])
-        assert caught.problem.place == f"sample {bare.id}"
+        assert caught.problem.place == bare.place
 
 
 @pytest.mark.parametrize("state", ["\x01\x01\x01", "null", "{}", '{"global_step": 2}'])

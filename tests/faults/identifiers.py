@@ -46,7 +46,7 @@ def named_rows(place: Path) -> list[Row]:
             "PatientID": f"{name}, {PIECES[0]}",
             "image_name": str(target.relative_to(place / "in")),
         }
-        row["patient_name"] = name
+        row["name"] = name
     return rows
 
 
@@ -187,7 +187,7 @@ def make(random: Random, place: Path) -> tuple[Case, str]:
     (place / "in" / name).write_bytes(FILE_PROBLEMS[file_problem](writers[name]()))
     data: Row = {
         "train": name,
-        "group": random.choice(("PatientID", "PatientID", "patient_name")),
+        "group": random.choice(("PatientID", "PatientID", "name")),
         "max_dropped": random.choice((0.0, 1.0)),
         "split": {"test": 0.3},
     }
@@ -197,7 +197,7 @@ def make(random: Random, place: Path) -> tuple[Case, str]:
     sections["evaluate"] = {
         "max_completion_tokens": 8,
         "bootstrap": 100,
-        **random.choice(({}, {"by": ["patient_name"]})),
+        **random.choice(({}, {"by": ["name"]})),
     }
     recipe = place / "in" / "recipe.toml"
     recipe.write_text(recipe_text("vqa", data, **sections), encoding="utf-8")

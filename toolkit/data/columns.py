@@ -24,6 +24,11 @@ BY_IDENTIFIES = ("evaluate.by_identifies", "results must not be reported by a co
 BY_REMEDY = "Name a column with few values, such as the sex or the scanner, or remove it. results.json has the values."
 """Key, code with rule, and remedy of a column with identifiers in evaluate.by."""
 
+_PERSONS = frozenset(
+    map(fold, ("name", "full_name", "first_name", "last_name", "given_name", "family_name", "surname", "forename"))
+)
+"""Columns that can have names of persons. As the answer or as another field they are allowed."""
+
 _VALUE = re.compile(r"\d{5}|[?^]|\.(png|jpe?g|tiff?|dcm|nii)\b|.{81}", re.IGNORECASE)
 """A name of a column that is a cell of the first row, in a table without a header. It can name a patient."""
 
@@ -134,7 +139,7 @@ def _missing(
     group = [] if requested.group in (None, NO_GROUPS) else [requested.group]
     named_fields = {field for field in requested.by if field in {*FREE_TEXTS, "id", "image", "mask"}}
     for column in requested.by:
-        has_names = column in (requested.group, *named_fields) or is_identifying(column)
+        has_names = column in (requested.group, *named_fields) or is_identifying(column) or fold(column) in _PERSONS
         if has_names and (column in available or column in task.columns):
             yield Problem(*BY_IDENTIFIES, BY, column, BY_REMEDY)
     named = {"data.group": group, "prompt.context": requested.context, BY: by}

@@ -35,8 +35,10 @@ class RowCount:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Return the examples with their values: ``row 3: value``."""
+        """Return the examples with their values: ``row 3: value``. A value that all have is shown once, at the last."""
         values = self.values or ("",) * len(self.examples)
+        if len(self.examples) > 1 and values[0] and len(set(values)) == 1:
+            return (*self.examples[:-1], f"{self.examples[-1]}, each with {values[0]}")
         return tuple(
             f"{place}: {value}" if value else place for place, value in zip(self.examples, values, strict=True)
         )

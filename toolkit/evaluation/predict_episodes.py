@@ -218,7 +218,11 @@ def _known(out: Path, digest: str) -> dict[str, Reply]:
         os.close(
             private_opener(str(out), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         )  # reports a file that is not writable before the model generates
-    except RunError:
+    except RunError as error:
+        if error.code != "run.line_damaged":
+            raise DataError(
+                "predict.out_not_writable", "the file of predictions must be writable", place=out, value=error.value
+            ) from error
         lines, torn = [{}], b""
     except OSError as error:
         raise DataError(

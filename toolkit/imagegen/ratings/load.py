@@ -366,4 +366,4 @@ def _check_dropped(section: Imagegen, count: int, dropped: Sequence[RowCount]) -
 
 def _lines(dropped: Sequence[RowCount]) -> Iterator[str]:
     for one in dropped:
-        yield f"\n  {one.count:,} rows of {one.source}: {one.reason} (for example {'; '.join(one.shown)})"
+        yield f"\n  {one.count:,} rows of {Path(one.source).name}: {one.reason} (for example {'; '.join(one.shown)})"
