@@ -291,6 +291,7 @@ def test_a_model_is_named_by_its_format_its_quantization_or_its_path(tmp_path: P
     (folder / "gguf").mkdir()
     for name in ("a-f16.gguf", "a-Q8_0.gguf"):
         (folder / "gguf" / name).touch()
+    (folder / "merged" / "config.json").write_text("{}")
     for made in ("merged", "gguf"):
         write_manifest(folder / made)
     files = {"f16": GgufFile("a-f16.gguf", 1.0, 16, None), "q8_0": GgufFile("a-Q8_0.gguf", 0.5, 8.5, None)}
