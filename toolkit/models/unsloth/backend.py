@@ -36,6 +36,7 @@ from toolkit.models.loading import (
     model_too_large,
     show_downloads_only,
 )
+from toolkit.models.shared_prefill import prefill_once
 from toolkit.models.unsloth.options import (
     Loading,
     grpo_changes,
@@ -83,6 +84,7 @@ class UnslothBackend:
         elif adapted is None and trainable:
             model = _attach(model, recipe)
         register_usage_hooks(model)
+        prefill_once(model)
         note_unmeasured("the output head in Unsloth's loss, and all passes in torch's counter")
         policy = make_policy(model, load_processor(recipe), weights)
         (FastVisionModel.for_training if trainable else FastVisionModel.for_inference)(model)
