@@ -18,19 +18,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import make_recipe
-from tests.helpers.training import small_recipe
+from tests.helpers.training import length_reward, small_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import Interrupted, RecipeError, RunError, TrainingError
 from toolkit.evaluation.predict import predict
 from toolkit.models import choose_backend
 from toolkit.models.backend import Row, Sampling
 from toolkit.models.chat_template import conversation
-from toolkit.models.flops import parameter_counts, register_usage_hooks
+from toolkit.models.flops import flop_counter, parameter_counts, register_usage_hooks
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Run, dump_recipe
@@ -104,7 +103,7 @@ def test_formula_and_torchs_counter_differ_by_attention_alone(rows: int, length:
     model = Attention(width, words)
     register_usage_hooks(model)
     before = counts()
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         model(torch.zeros(rows, length, dtype=torch.long)).sum().backward()
     found = counts() - before
     assert (found.trained_tokens, found.read_tokens) == (rows * length, 0)
@@ -129,7 +128,7 @@ def test_a_pass_without_gradients_counts_as_read_or_generated() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Return a run with two steps of SFT and GRPO, evaluations, and a prediction."""
     folder = tmp_path_factory.mktemp("compute")
-    tables = {"sft": {"max_steps": 2}, "grpo": {"max_steps": 2}}
+    tables = {"sft": {"max_steps": 2}, "grpo": {"max_steps": 2}, "rewards": length_reward(folder)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder_module, "ENERGY_AFTER", 1e9)
         run = run_recipe(small_recipe(folder, tables), STAGES).run
@@ -152,10 +151,10 @@ def test_stages_have_their_tokens_images_and_completions(finished: RunFolder) ->
     # Before the first step: one row twice with its image, and once with the image of another row.
     assert found["sft"].read_images == 3
     assert found["sft"].generated_tokens == 0
-    # 2 steps of 2 prompts x 4 completions. Each image is read once to generate and once to train. Three passes check
-    # before the first step that images matter, and three more in the first batch.
-    assert found["grpo"].trained_images == 16
-    assert found["grpo"].read_images == 16 + 3 + 3
+    # 2 steps of 2 prompts, whose images are read once each. Three passes check before the first step that images
+    # matter, and one pass of the first batch has negated pixels.
+    assert found["grpo"].trained_images == 0
+    assert found["grpo"].read_images == 4 + 3 + 1
     assert found["grpo"].generated_tokens > 0
     for name in ("evaluate-before", "evaluate-sft", "evaluate-grpo"):
         assert (found[name].answers, found[name].read_images, found[name].trained_tokens) == (12, 12, 0)
@@ -182,11 +181,21 @@ def test_torchs_counter_measures_one_pass_of_a_stage_and_agrees_with_the_formula
     for name in ("sft", "grpo"):
         found = stages[name].counts
         assert 0 < found.counted_tokens < found.trained_tokens / 2
-        # The counter adds attention. It lacks the gradient of the first input, which an adapter does not need.
-        # With about 120 positions of width 192, both are below a tenth.
-        assert found.counted_flops == pytest.approx(found.counted_formula, rel=0.1)
-        assert found.counter_training == pytest.approx(found.training, rel=0.15)
+        # The counter adds attention, about a quarter with about 120 positions of width 128. It lacks the gradient of
+        # the first input, which an adapter does not need.
+        assert 1.1 < found.counted_flops / found.counted_formula < 1.4
+        assert found.counter_training is not None
+        assert 1.0 < found.counter_training / found.training < 1.5
     assert stages["evaluate-sft"].counts.counter_training is None
+
+
+def test_attention_on_a_cpu_counts_like_its_matrix_products() -> None:
+    query, key = torch.rand(2, 3, 64, 16), torch.rand(2, 3, 40, 16)
+    with flop_counter() as fused:
+        torch.nn.functional.scaled_dot_product_attention(query, key, key)
+    with flop_counter() as products:
+        torch.softmax(query @ key.transpose(-1, -2), -1) @ key
+    assert fused.get_total_flops() == products.get_total_flops() == 2 * 2 * (2 * 3 * 64 * 40 * 16)
 
 
 def test_flops_of_prefill_agree_with_torchs_counter(tmp_path: Path) -> None:
@@ -194,7 +203,7 @@ def test_flops_of_prefill_agree_with_torchs_counter(tmp_path: Path) -> None:
     backend = choose_backend(recipe.model)
     policy = backend.load(recipe, None, trainable=False)
     before = counts()
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         backend.generate(policy, [Row(conversation("How large is the heart?", 0), [])] * 2, Sampling(8))
     found = counts() - before
     assert found.answers == 2
@@ -215,7 +224,7 @@ def test_gradient_checkpointing_adds_one_forward_pass(tmp_path: Path) -> None:
     assert plain.trained_tokens == again.trained_tokens
     # From 4 n and the adapter to 6 n and the adapter. The head is not recomputed.
     assert 1.2 < again.language_training / plain.language_training < 1.5
-    assert again.counted_flops == pytest.approx(again.counted_formula, rel=0.1)
+    assert 1.1 < again.counted_flops / again.counted_formula < 1.4
 
 
 @pytest.mark.slow

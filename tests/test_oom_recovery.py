@@ -838,9 +838,9 @@ def test_checkpointing_computes_no_gradients_for_a_frozen_vision_tower(
 
         def watched(self: HfBackend, *args: Any, load: Any = load, **options: Any) -> Any:
             policy = load(self, *args, **options)
-            from toolkit.models.flops import _tower
+            from toolkit.models.vision_cache import find_tower
 
-            tower = _tower(policy.model.get_base_model())
+            tower = find_tower(policy.model.get_base_model())
             assert tower is not None
             for module in tower.modules():
                 module.register_forward_hook(lambda *seen: needed.append(_requires(seen[1]) or _requires(seen[2])))

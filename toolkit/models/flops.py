@@ -7,17 +7,42 @@ square of the length. It also omits modules between tower and language model. to
 beside the formula, includes both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.models.model_paths import VISION
+from toolkit.models.vision_cache import GRID, find_tower, vision_cache_of
 from toolkit.runfolder.usage import ParameterCount, count, note_unmeasured
 
 MAX_UNCOUNTED = 0.05
 """The report mentions parameters outside linear layers, convolutions and embeddings above this fraction."""
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return torch's FLOP counter, with formulas for attention on a CPU, which torch omits."""
+    aten = torch.ops.aten
+
+    def products(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> tuple[int, int]:
+        batch, heads, length, width = query  # key and value may have fewer heads, which several query heads use
+        pairs = 2 * batch * heads * length * key[2]
+        return pairs * width, pairs * value[3]
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        scores, mixed = products(query, key, value)
+        return scores + mixed
+
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        scores, mixed = products(query, key, value)
+        return 3 * scores + 2 * mixed  # the scores are computed again
+
+    formulas = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def parameter_counts(module: nn.Module, merged: int = 1) -> ParameterCount:
@@ -54,7 +79,7 @@ def register_usage_hooks(model: Any) -> None:
         whole.register_forward_pre_hook(
             lambda module, args, fields: _chunked_head(module, head_weights, fields), with_kwargs=True
         )
-    tower = _tower(whole)
+    tower = find_tower(whole)
     if tower is not None:
         merged = int(getattr(tower, "spatial_merge_size", 1)) ** 2  # Qwen's towers merge squares of patches
         tower_weights = parameter_counts(tower, merged)
@@ -93,8 +118,9 @@ def _chunked_head(whole: nn.Module, weights: ParameterCount, fields: Mapping[str
 
 
 def _vision(module: nn.Module, weights: ParameterCount, given: tuple[Any, Mapping[str, Any]], output: Any) -> None:
-    images, patches = _images_and_patches(given, output)
-    hidden = _hidden(output)
+    cache, hidden = vision_cache_of(module), _hidden(output)
+    computed = None if cache is None else cache.last
+    images, patches = _images_and_patches(given, output) if computed is None else computed
     if not torch.is_grad_enabled():
         count(read_images=images, read_patches=patches, vision_inference=weights.forward(patches))
         return
@@ -109,7 +135,7 @@ def _images_and_patches(given: tuple[Any, Mapping[str, Any]], output: Any) -> tu
     """Return the numbers of images and patches. Qwen's towers get rows of patches and a grid, others an image batch."""
     args, fields = given
     values = [*args, *fields.values()]
-    grid = fields.get("grid_thw", args[1] if len(args) > 1 else None)
+    grid = fields.get(GRID, args[1] if len(args) > 1 else None)
     if isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[-1] == 3:
         return len(grid), int(values[0].shape[0])
     hidden = _hidden(output)
@@ -121,10 +147,6 @@ def _hidden(output: Any) -> torch.Tensor:
     hidden = output if isinstance(output, torch.Tensor) else output[0]
     assert isinstance(hidden, torch.Tensor)
     return hidden
-
-
-def _tower(model: nn.Module) -> nn.Module | None:
-    return next((module for name, module in model.named_modules() if VISION.search(f"{name}.")), None)
 
 
 def _size(module: nn.Module) -> int:

@@ -25,6 +25,7 @@ from toolkit.models.loading import bits_of, check_mergeable, dequantize, load_mo
 from toolkit.models.merge import compare_merged, plan_merge, write_merged
 from toolkit.models.model_paths import model_source, public_name
 from toolkit.models.processor import open_processor
+from toolkit.models.shared_prefill import prefill_once
 from toolkit.recipe import Recipe
 from toolkit.runfolder import find_weights
 
@@ -59,6 +60,7 @@ class HfBackend:
         if trainable:
             disable_input_gradients(model)
         register_usage_hooks(model)
+        prefill_once(model)
         policy = replace(make_policy(model, processor, weights), dequantized=dequantized)
         if trainable and recipe.model.tuning == "full" and policy.bits == 16:
             warn(

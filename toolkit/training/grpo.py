@@ -30,6 +30,7 @@ from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
 from toolkit.models.oom import recipe_sizes
 from toolkit.models.prompts import Prompts
+from toolkit.models.vision_cache import cache_frozen_vision
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
 from toolkit.runfolder import from_json, is_main_process, read_json, write_json
@@ -251,6 +252,7 @@ def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
     if trainer.ref_model is not None:  # full fine-tuning with a KL term; with LoRA, TRL switches adapters instead
         register_usage_hooks(trainer.ref_model)
     trainer.rollout_limit = job.rollout_limit
+    trainer.vision_cache = cache_frozen_vision(policy.model)
     return finish_trainer(trainer, settings, policy, job, count_flops=traits.count_flops)
 
 

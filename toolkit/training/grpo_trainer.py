@@ -37,6 +37,7 @@ from trl.trainer.utils import RepeatSampler
 from toolkit.errors import TrainingError, warn
 from toolkit.models.oom import BatchLimit, attempt
 from toolkit.models.random_state import RandomState
+from toolkit.models.vision_cache import VisionCache
 from toolkit.training.preflight import images_ignored_error
 
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
@@ -60,9 +61,11 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Attributes:
         rollout_limit: Completions per ``generate`` call.
+        vision_cache: The features of the images of an optimizer step. None: the model has no vision tower.
     """
 
     rollout_limit: BatchLimit
+    vision_cache: VisionCache | None = None
     _images_checked = False
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -77,6 +80,8 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         )
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
+        if self.vision_cache is not None:
+            self.vision_cache.clear()  # a step has images of its own
         with _without_dropout(self.model):
             batch = super()._generate_and_score_completions(inputs)
             if not self._images_checked:

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback
 
 from toolkit.errors import TrainingError, warn
 from toolkit.models.backend import Policy, TrainingJob
+from toolkit.models.flops import flop_counter
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.runfolder.usage import count, counts, note_unmeasured
 from toolkit.training.resume import PARTIAL
@@ -162,13 +162,13 @@ def _use_one_gpu(settings: Any) -> Any:
 def count_one_pass(trainer: Any, policy: Policy) -> None:
     """Count the FLOPs of the trainer's first forward and backward pass. Later passes run without the counter.
 
-    GRPO generates before the pass, so the count covers the update only. It includes attention, the vision tower and the
-    second forward pass of gradient checkpointing. It excludes kernels that torch's counter does not support (8-bit
-    products, the flash-attention package), and the report says so.
+    GRPO generates before the pass, so the count covers the update only. It includes attention and the second forward
+    pass of gradient checkpointing, and the vision tower unless its features are cached. It excludes kernels that
+    torch's counter does not support (8-bit products, the flash-attention package), and the report says so.
     """
     _note_uncounted(policy)
     loss, backward = trainer.compute_loss, trainer.accelerator.backward
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     before = counts()
 
     def counted_loss(*args: Any, **options: Any) -> Any:

@@ -39,6 +39,7 @@ from toolkit.models.loading import (
     show_downloads_only,
 )
 from toolkit.models.processor import model_not_found
+from toolkit.models.shared_prefill import prefill_once
 from toolkit.models.unsloth.options import (
     Loading,
     grpo_changes,
@@ -93,6 +94,7 @@ class UnslothBackend:
         if isinstance(model, PeftModel):
             adapter.sort_names(model)
         register_usage_hooks(model)
+        prefill_once(model)
         note_unmeasured("the output head in Unsloth's loss, and all passes in torch's counter")
         policy = make_policy(model, load_processor(recipe), weights)
         (FastVisionModel.for_training if trainable else FastVisionModel.for_inference)(model)
