@@ -35,6 +35,7 @@ def run_trial(name: str, seed: int, number: int, keep: str | None) -> tuple[Outc
         with tempfile.TemporaryDirectory(prefix=f"toolkit-faults-{name}-", ignore_cleanup_errors=True) as place:
             return all_parts()[name].trial(seed, number, Path(place)), time.monotonic() - began
     folder = Path(keep).absolute() / f"{name}-{seed}-{number}"
+    shutil.rmtree(folder, ignore_errors=True)  # of the same trial, run earlier
     folder.mkdir(parents=True)
     outcome = all_parts()[name].trial(seed, number, folder)
     if outcome.result in GOOD:
