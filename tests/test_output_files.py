@@ -174,3 +174,15 @@ def test_synthetic_data_replaces_only_itself(tmp_path: Path, kind: str, capsys: 
     assert (out / f"{name}.old-1").read_text() == "[]"
     assert (out / name).read_bytes() == first[out / name]
     assert call([*command[:4], str(out / name / "x"), *command[5:]]) == 1
+
+
+def test_claiming_a_file_removes_temporaries_of_killed_processes_only(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, own = tmp_path / f".r.md.{ended.pid}.partial", tmp_path / f".r.md.{os.getpid()}.partial"
+    foreign = [tmp_path / ".r.md.mine.partial", tmp_path / f".other.md.{ended.pid}.partial", tmp_path / "r.md.partial"]
+    for file in (left, own, *foreign):
+        file.touch()
+    claim_file(tmp_path / "r.md")
+    assert not left.exists()
+    assert all(file.exists() for file in (own, *foreign))

@@ -319,8 +319,12 @@ def test_a_repeated_evaluation_has_a_free_name_and_is_compared_if_the_samples_ar
         ("mine", "sft", ("before", "sft"), None),
     ]
     with raises(RunError, "evaluate.name_taken") as caught:
-        evaluate_again(path, fake_stages(calls), name="mine")
+        evaluate_again(path, fake_stages(calls), ["evaluate.limit=3"], name="mine")
     assert caught.problem.value == "mine"
+    before = len(calls)
+    repeated = evaluate_again(path, fake_stages(calls), name="mine")
+    assert [row.label for row in repeated.rows] == ["majority baseline", "before", "after SFT", "mine"]
+    assert len(calls) == before
     # The run's own table is as it was.
     assert [row["label"] for row in read_json(path / "results.json")["rows"]] == [
         "majority baseline",

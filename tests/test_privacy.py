@@ -499,6 +499,14 @@ def test_a_value_is_shown_if_it_is_a_number_or_a_short_text_and_no_name() -> Non
     assert shown_cell(12, name_parts([12, "images/12.png"])) == 12
 
 
+def test_a_deeply_nested_value_is_described() -> None:
+    deep: object = 1
+    for _ in range(100_000):
+        deep = [deep]
+    assert str(shown_cell(deep)) == "list of 1 value"
+    assert shown_cell([[[1]]]) == [[[1]]]
+
+
 def test_hashes_need_the_key_of_the_run_and_the_file_has_the_names(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with identifiers_in(tmp_path / "a" / FILE):

@@ -29,6 +29,9 @@ PRIVATE = 0o600
 MAX_TEXT, MAX_LETTERS = 80, 24
 """Maximum number of characters and of letters of a text that a message shows."""
 
+MAX_DEPTH = 8
+"""Maximum nesting of a value that a message shows."""
+
 MIN_PART, MIN_NUMBER = 3, 5
 """Minimum number of characters of a part of a name that is recognised in another text, and of one with only digits."""
 
@@ -54,7 +57,7 @@ class Description:
         return repr(self)
 
 
-def shown_cell(value: object, private: Iterable[str] = ()) -> object:
+def shown_cell(value: object, private: Iterable[str] = (), depth: int = 0) -> object:
     """Return the value of a cell as a message may show it: itself, or its type and length.
 
     Numbers and truth values are shown. A text is shown if it has at most ``MAX_TEXT`` characters and ``MAX_LETTERS``
@@ -64,17 +67,16 @@ def shown_cell(value: object, private: Iterable[str] = ()) -> object:
     Args:
         value: the value of the cell.
         private: parts of names of the row, as ``name_parts`` returns them. A value with one of them is not shown.
+        depth: the lists and objects around the value. Beyond ``MAX_DEPTH``, they are not shown.
 
     >>> shown_cell("E"), shown_cell([1, "no"]), shown_cell("Quentin Zebrowski"), shown_cell("smith", ["smith"])
     ('E', [1, 'no'], text of 17 characters, text of 5 characters)
     """
     if value is None or isinstance(value, bool | Description | bytes):
         return value
-    if isinstance(value, Mapping):
-        items = [one for pair in value.items() for one in pair]
-        return value if _are_shown(items, private) else described(value)
-    if isinstance(value, list | tuple | set | frozenset):
-        return value if _are_shown(value, private) else described(value)
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
+        items = [one for pair in value.items() for one in pair] if isinstance(value, Mapping) else value
+        return value if depth < MAX_DEPTH and _are_shown(items, private, depth + 1) else described(value)
     text = str(value)
     if _has_part(text, private) or not (isinstance(value, int | float) or _is_short(text)):
         return described(value)
@@ -138,8 +140,8 @@ _USUAL = frozenset(
 """Parts of paths that say nothing about a patient."""
 
 
-def _are_shown(values: Iterable[object], private: Iterable[str]) -> bool:
-    return all(not isinstance(shown_cell(one, private), Description) for one in values)
+def _are_shown(values: Iterable[object], private: Iterable[str], depth: int) -> bool:
+    return all(not isinstance(shown_cell(one, private, depth), Description) for one in values)
 
 
 def _has_part(text: str, private: Iterable[str]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import Problem, RecipeError, RunError, warn
+from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.results import RESERVED_EVALUATION_NAMES, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.exported import Exported, find_exported
@@ -70,7 +71,7 @@ def evaluate_again(
     """Evaluate a run's last weights or one of its exports.
 
     The evaluation is compared with the run's own evaluations if its samples are the same. The same call resumes an
-    interrupted evaluation.
+    interrupted evaluation. With a name, it returns the results of a finished one.
 
     Args:
         path: the run folder.
@@ -89,10 +90,13 @@ def evaluate_again(
     with reopen_run(path) as run:
         recipe = _with_section(run, "evaluate", settings)
         exported = find_exported(run, model) if model is not None else None
+        weights = exported.weights if exported else run.trained_weights()
         request = {
             "settings": recipe.evaluation.model_dump(mode="json"),
             "model": exported and run.relative(exported.weights),
+            "files": [list(file) for file in weights_identity(weights)[1]],
         }
+        is_named = name is not None
         name = _free_name(run, exported, request) if name is None else _valid_name(name)
         if _is_taken(run, name, request):
             rule, remedy = "the name of an evaluation must be new in the run", "Choose another name."
@@ -113,7 +117,8 @@ def evaluate_again(
             _run_one(run, recipe, stages, StageCall(stage, work), callbacks)
         else:
             write_results(run)
-        file.unlink(missing_ok=True)
+        if not is_named:  # the next evaluation without a name gets another number
+            file.unlink(missing_ok=True)
         return collect_results(run, [*earlier, name])
 
 
@@ -326,10 +331,13 @@ def _free_name(run: RunFolder, exported: Exported | None, request: Record) -> st
 
 
 def _is_taken(run: RunFolder, name: str, request: Record) -> bool:
-    """Return whether the run has this evaluation, unless it is of the same command, which was killed at its end."""
+    """Return whether the run has this evaluation, unless the same command made it, with or without its last step."""
     return run.is_done(evaluation_stage(name)) and read_saved(_request_file(run, name)) != request
 
 
 def _request_file(run: RunFolder, name: str) -> Path:
-    """Return the file with the settings of an evaluation. It exists until the command has written everything."""
+    """Return the file with the settings of an evaluation, by which the same command recognises it.
+
+    Without a name, it exists until the command has written everything.
+    """
     return run.path / "stages" / evaluation_stage(name) / "request.json"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
+from toolkit.runfolder.process import is_running
 
 log = logging.getLogger(__name__)
 
@@ -213,17 +214,7 @@ def _is_left_over(one: CacheFile) -> bool:
     found = TEMPORARY.fullmatch(one.path.name)
     if found is None or time.time() - one.used < HOUR:
         return False
-    return not _is_running(int(found["new"] or found["other"]))
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # it belongs to another user, or this system cannot say
-        return True
-    return True
+    return not is_running(int(found["new"] or found["other"]))
 
 
 def _remove(files: list[CacheFile], reason: str) -> None:

@@ -4,6 +4,7 @@ A folder has a manifest (``MANIFEST``) with the digest of each file that a comma
 removes only files that still have their digest. Other files are an error, or are renamed with ``force``.
 """
 
+import glob
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from toolkit.errors import RunError
 from toolkit.runfolder.files import flush_folder, read_saved, sync_folder, write_json, write_text
+from toolkit.runfolder.process import is_running
 
 MANIFEST = ".written.json"
 """File with the digests of the other files: name -> digests that a command wrote or is about to write."""
@@ -52,10 +54,16 @@ def check_free(path: Path, *, force: bool = False) -> None:
 def claim_file(path: Path, *, force: bool = False) -> None:
     """Make a file name free: rename an existing file to ``NAME.old-1`` with ``force``. Create its folder.
 
+    Temporary files of killed processes, which ``write_text`` would have renamed, are removed.
+
     Raises:
         RunError: as in ``check_free``.
     """
     check_free(path, force=force)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        process = left.name.removeprefix(f".{path.name}.").removesuffix(".partial")
+        if process.isdecimal() and not is_running(int(process)):
+            left.unlink(missing_ok=True)
     if os.path.lexists(path):
         path.rename(free_name(path))
 
