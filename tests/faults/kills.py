@@ -214,9 +214,9 @@ def leftovers(scenario: Scenario, folder: Path) -> list[Path]:
 def foreign_files(scenario: Scenario, folder: Path) -> list[Path]:
     """Return the files of the trial that the command must not change."""
     own = {*(Path(name).parts[0] for name in scenario.written), "cache", "tmp"}
-    return [
-        file for file in folder.rglob("*") if file.relative_to(folder).parts[0].lstrip(".").split(".")[0] not in own
-    ]
+    hidden = tuple(f".{name}." for name in own)
+    tops = [top for top in folder.iterdir() if top.name not in own and not top.name.startswith(hidden)]
+    return [file for top in tops for file in (top, *top.rglob("*"))]
 
 
 def foreign_events(scenario: Scenario, ended: Ended, folder: Path) -> list[str]:
