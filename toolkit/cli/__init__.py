@@ -3,9 +3,11 @@
 Heavy libraries are imported only inside the commands that need them, so that ``toolkit --help`` takes under 0.3 s.
 """
 
+import atexit
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -145,4 +147,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(RunError("run.disk_full", rule, value=str(error), remedy=remedy), arguments)
     finally:
         hide_values_of_libraries()  # again, because typer replaces the hook that prints a traceback
+        # The work is done. Libraries that clean up at exit would answer Ctrl-C with a traceback.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(0)
