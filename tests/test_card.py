@@ -82,8 +82,11 @@ def write_wards(folder: Path) -> dict[str, Path]:
     for file in files.values():
         text = file.read_text(encoding="utf-8").replace(prefix, PATIENT)
         rows = json.loads(text)
+        patients = {
+            name: number for number, name in enumerate(dict.fromkeys(row["PatientID"] for row in rows.values()))
+        }
         for row in rows.values():
-            row["Case"] = row["PatientID"]
+            row["Room"] = f"room {patients[row['PatientID']]}"
         if file.stem == "train":
             first = next(iter(rows.values()))
             first["PatientID"] = f"{PATIENT}000012"  # the first patient of the test rows
@@ -115,7 +118,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
         "prompt": {"system": f"My key is {TOKEN}, my notes are in {home}/notes.txt."},
         "rewards": {"custom": (f"{home / 'own.py'}:short",)},
         "sft": {"max_steps": 2},
-        "evaluate": {"before": False, "by": ("PatientSex", "PatientID", "Case")},
+        "evaluate": {"before": False, "by": ("PatientSex", "Room")},
         "export": {"to": ("adapter", "merged"), "verify": 2},
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -144,8 +147,9 @@ def test_the_hubs_own_parser_reads_the_header_and_gives_the_scores_of_these_weig
 
 def test_nothing_of_patients_places_users_or_tokens_is_in_any_file(planted: Planted) -> None:
     words = [PATIENT, TOKEN, USER, str(planted.home), str(planted.run.path), socket.gethostname(), str(Path.cwd())]
-    everything = (planted.run.path / "stages/data/done.json").read_text(encoding="utf-8")
-    assert PATIENT in everything  # the run itself has them, so the card could have had them too
+    predictions = planted.run.path / "stages/evaluate-sft/predictions.jsonl"
+    assert PATIENT in predictions.read_text(encoding="utf-8")  # so the card could have had them too
+    assert PATIENT not in (planted.run.path / "stages/data/done.json").read_text(encoding="utf-8")
     for name in ("adapter", "merged"):
         for file in planted.folder(name).rglob("*"):
             content = file.read_bytes()
@@ -198,10 +202,10 @@ def test_every_row_of_the_results_is_in_the_card_with_its_interval(planted: Plan
 def test_subgroups_are_shown_and_single_patients_are_not(planted: Planted) -> None:
     card = planted.card()
     summary = planted.evaluation().summary
-    assert len(summary.by["PatientID"]) == len(summary.by["Case"]) == 20
+    assert len(summary.by["Room"]) == 20
     for value, found in summary.by["PatientSex"].items():
         assert f"| {value} | {found.n} |" in card
-    assert "Case: 20 values with fewer than 5 patients, lesions or images are hidden." in card
+    assert "Room: 20 values with fewer than 5 patients, lesions or images are hidden." in card
     evaluation = replace(planted.evaluation(), summary=replace(summary, not_found=("Scanner",)))
     other = str(model_card(replace(planted.facts(), evaluation=evaluation)))
     assert "Subgroups by Scanner: the data has no such column." in other

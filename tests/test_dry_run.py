@@ -316,7 +316,8 @@ def test_rows_that_are_too_long_for_the_dry_run_are_named(chest: Path) -> None:
     with raises(DataError, "data.row_too_long_in_dry_run") as caught:
         dry_run(make_recipe(chest, MCQ + "[sft]\n"), STAGES)
     assert "dry run" in caught.problem.place
-    assert name in str(caught.problem)
+    assert "train.json, row 0: " in str(caught.problem)
+    assert name not in str(caught.problem)
 
 
 FULL: Mapping[str, tuple[str, ...]] = {
