@@ -104,6 +104,15 @@ def test_saved_lora_loads_with_the_same_parameters(generator: Generator, tmp_pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_equal_loras_have_equal_files(generator: Generator, tmp_path: Path) -> None:
+    contents = set()
+    for number in range(12):
+        generator.save_lora(tmp_path / str(number))
+        contents.add((tmp_path / str(number) / LORA_FILE).read_bytes())
+    assert len(contents) == 1
+    assert int.from_bytes(contents.pop()[:8], "little") % 8 == 0  # the format wants aligned tensors
+
+
 def test_a_new_lora_leaves_the_base_unchanged_and_only_the_lora_is_trainable(generator: Generator) -> None:
     trainable = {name for name, value in generator.network.named_parameters() if value.requires_grad}
     assert trainable == set(lora_parameters(generator.network))

@@ -176,6 +176,15 @@ def test_metrics_leave_the_global_generator_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_kid_does_not_depend_on_the_global_generator() -> None:
+    with torch.random.fork_rng(devices=[]):
+        values = set()
+        for seed in range(8):
+            torch.manual_seed(seed)
+            values.add(kid(feature_set(150, 0), feature_set(150, 1)).value)
+    assert len(values) == 1
+
+
 # The extractor
 
 

@@ -24,7 +24,7 @@ from tests.helpers.rated_images import SIDE, drawn, rated
 from toolkit.errors import DataError, MissingExtraError, ModelError, TrainingError
 from toolkit.imagegen.checkpoints import ScorerCheckpoint, load_tensors, save_tensors
 from toolkit.imagegen.scorers import vision_tower
-from toolkit.imagegen.scorers.fitting import FitSettings, RatedImages, as_floats, on_device, trained_state
+from toolkit.imagegen.scorers.fitting import FitSettings, Fitting, RatedImages, as_floats, on_device, trained_state
 from toolkit.imagegen.scorers.heads import HeadSettings, corn_exceedance, head_weights, lower_bound
 from toolkit.imagegen.scorers.selector import Selector, SelectorSettings, start_fitting
 from toolkit.imagegen.scorers.vision_tower import FrozenBackbones, Tower, TowerSettings, all_features, build_tower
@@ -457,6 +457,22 @@ def test_a_resumed_fitting_ends_with_the_same_parameters(tmp_path: Path) -> None
     assert second.run() == records
     for name, value in trained_state(whole).items():
         assert torch.equal(value, trained_state(resumed)[name]), name
+
+
+def test_dropout_of_a_resumed_fitting_does_not_depend_on_the_global_generator() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, rows = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 1)), torch.randn(32, 8)
+        start, ends = {name: value.clone() for name, value in module.state_dict().items()}, []
+        for drawn_before in (0, 3):
+            module.load_state_dict(start)
+            settings = FitSettings(epochs=2, batch_size=8, seed=1)
+            fitting = Fitting(module, 32, lambda rows_B, _: module(rows[rows_B]).square().mean(), settings)
+            fitting.run_epoch()
+            torch.rand(drawn_before)
+            fitting.run_epoch()
+            ends.append(module.state_dict()["0.weight"].clone())
+    assert torch.equal(*ends)
 
 
 def test_the_epoch_with_the_lowest_validation_loss_is_kept() -> None:

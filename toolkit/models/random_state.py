@@ -8,6 +8,13 @@ import numpy as np
 import torch
 
 
+def seed_all(seed: int) -> None:
+    """Seed the generators that ``RandomState`` holds. The seed must be below 2**32."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RandomState:
     """The generator states of Python, NumPy, and torch on the CPU and the current CUDA device.

@@ -348,8 +348,9 @@ def _torchmetrics_kid(real_NF: Tensor, generated_NF: Tensor) -> float:
         warnings.filterwarnings("ignore", message=".*will save all extracted features", category=UserWarning)
         metric = KernelInceptionDistance(_Given(real_NF.shape[1]), subsets=1, subset_size=size)
     metric.set_dtype(torch.float64)
-    # The subset is all images, whose order does not matter, but drawing it moves the global generator.
+    # The subset is all images, but their order decides the last digits, and the global generator draws it.
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         metric.update(real_NF, real=True)
         metric.update(generated_NF, real=False)
         return float(metric.compute()[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from toolkit.errors import ModelError
@@ -152,7 +152,8 @@ def write_lora(folder: Path, network: nn.Module, state: Mapping[str, Tensor], pr
     tensors = {f"{prefix}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     prefixed = {f"{prefix}.{name}": value for name, value in _adapter_config(network).items()}
     text = json.dumps(prefixed, indent=2, sort_keys=True, default=_to_json)
-    save_file(tensors, folder / LORA_FILE, metadata={"format": "pt", METADATA_KEY: text})
+    content = save(tensors, metadata={"format": "pt", METADATA_KEY: text})
+    (folder / LORA_FILE).write_bytes(_with_sorted_header(content))
 
 
 def read_lora(folder: Path, network: nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -186,6 +187,19 @@ def read_lora(folder: Path, network: nn.Module, prefix: str) -> dict[str, Tensor
     own = {name.removeprefix(start): value for name, value in metadata.items() if name.startswith(start)}
     _check_rank(network, own, folder)
     return {name.removeprefix(start): tensor for name, tensor in tensors.items()}
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in alphabetical order, so that equal LoRAs have equal files.
+
+    The library writes several metadata keys in an order that differs between processes.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    metadata = header.pop("__metadata__")
+    text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _adapter_config(network: nn.Module) -> dict[str, object]:

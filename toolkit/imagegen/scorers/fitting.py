@@ -181,9 +181,11 @@ class Fitting:
         batches = torch.randperm(self.n_rows, generator=generator).split(self.settings.batch_size)
         self.module.train()
         total = 0.0
-        for index, rows_B in enumerate(batches):
-            self._set_learning_rate((epoch + index / len(batches)) / self.settings.epochs)
-            total += self._step(rows_B, generator) * len(rows_B)
+        with torch.random.fork_rng(self._cuda_devices()):
+            torch.manual_seed(generator.initial_seed())  # of the dropout of a pretrained tower
+            for index, rows_B in enumerate(batches):
+                self._set_learning_rate((epoch + index / len(batches)) / self.settings.epochs)
+                total += self._step(rows_B, generator) * len(rows_B)
         self.module.eval()
         record = EpochRecord(epoch, total / self.n_rows, self._validate(), self._learning_rate())
         self._keep_if_best(record)
@@ -221,6 +223,9 @@ class Fitting:
         loss.backward()
         self.optimizer.step()
         return value
+
+    def _cuda_devices(self) -> list[torch.device]:
+        return list({parameter.device for parameter in self.module.parameters() if parameter.device.type == "cuda"})
 
     def _set_learning_rate(self, progress: float) -> None:
         for group in self.optimizer.param_groups:

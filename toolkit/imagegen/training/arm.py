@@ -31,15 +31,17 @@ from toolkit.imagegen.evaluation.image_metrics import FeatureSet
 from toolkit.imagegen.evaluation.statistics import ImageKey
 from toolkit.imagegen.generators.ddim import make_schedule
 from toolkit.imagegen.generators.generator import Generator
+from toolkit.imagegen.generators.lora import reset_lora
 from toolkit.imagegen.generators.sampling import generate
 from toolkit.imagegen.ratings.load import RatedImage
 from toolkit.imagegen.ratings.oracle import load_oracle
 from toolkit.imagegen.ratings.prepare import PreparedRatings
 from toolkit.imagegen.scorers.fitting import load_trained_state, trained_state
 from toolkit.imagegen.scorers.train_scorers import ScoringModels, all_prompts, load_models, passing_level
-from toolkit.imagegen.seeds import derive_seed, seed_of
+from toolkit.imagegen.seeds import SEED_RANGE, derive_seed, seed_of
 from toolkit.imagegen.settings import evaluation_settings
-from toolkit.imagegen.training.update_state import UpdateState, dump_state, restore_state
+from toolkit.imagegen.training.update_state import UpdateState, dump_state, restore_state, start_update
+from toolkit.models.random_state import seed_all
 from toolkit.runfolder import from_json
 from toolkit.scoring.statistics import Estimate, bootstrap_mean
 
@@ -154,6 +156,19 @@ def reference_of(context: StageContext, prepared: PreparedRatings, models: Scori
             evaluation_settings(context.recipe),
             FeatureSet(features_NF, tuple(image.group for image in own)),
         )
+
+
+def begin_arm(arm_context: ArmContext, arm: str, learning_rate: float) -> UpdateState:
+    """Return the state of an arm before its first round: the scorers of stage 1, and a LoRA that changes nothing.
+
+    The global generators are seeded, because checkpoints hold their states. Without it, these would depend on what the
+    process did before, such as the stages before a kill.
+    """
+    context, generator = arm_context.context, arm_context.generator
+    load_models(context, arm_context.models)
+    reset_lora(generator.network, seed_of(context.recipe, "generator"))
+    seed_all(derive_seed(context.recipe.run.seed, arm) % SEED_RANGE)
+    return start_update(generator, learning_rate)
 
 
 def save_round(arm_context: ArmContext, arm: str, state: UpdateState, progress: "DataclassInstance") -> None:

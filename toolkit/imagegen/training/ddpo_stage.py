@@ -15,12 +15,10 @@ from torch import Tensor
 
 from toolkit.errors import warn
 from toolkit.imagegen.evaluation.evaluate import ImageMetrics
-from toolkit.imagegen.generators.lora import copy_lora, reset_lora, restore_lora
+from toolkit.imagegen.generators.lora import copy_lora, restore_lora
 from toolkit.imagegen.scorers.reward import RewardSettings, passes, rewards
-from toolkit.imagegen.scorers.train_scorers import load_models
-from toolkit.imagegen.seeds import seed_of
 from toolkit.imagegen.settings import ddpo_settings, guard_settings
-from toolkit.imagegen.training.arm import ROUNDS, ArmContext, ArmFigures, resume_round, save_round
+from toolkit.imagegen.training.arm import ROUNDS, ArmContext, ArmFigures, begin_arm, resume_round, save_round
 from toolkit.imagegen.training.ddpo import (
     DdpoRound,
     DdpoSettings,
@@ -31,7 +29,7 @@ from toolkit.imagegen.training.ddpo import (
 )
 from toolkit.imagegen.training.guards import Evaluation, Verdict, check_guards, is_best
 from toolkit.imagegen.training.refresh import Refreshed, RefreshOutcome, refresh_scorers
-from toolkit.imagegen.training.update_state import UpdateState, start_update
+from toolkit.imagegen.training.update_state import UpdateState
 from toolkit.recipe.imagegen_sections import most_clipped
 from toolkit.scoring.statistics import Estimate
 
@@ -130,10 +128,8 @@ def train_ddpo(arm_context: ArmContext) -> DdpoResult:
         Interrupted: a signal came. The last finished round is saved.
     """
     context, generator = arm_context.context, arm_context.generator
-    load_models(context, arm_context.models)
-    reset_lora(generator.network, seed_of(context.recipe, "generator"))
     settings = ddpo_settings(context.recipe)
-    state = start_update(generator, settings.learning_rate)
+    state = begin_arm(arm_context, ARM, settings.learning_rate)
     progress = resume_round(arm_context, ARM, state, DdpoProgress) or _begin(arm_context)
     total = context.section.update.rounds
     while state.round < total and not progress.stopped:

@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import TrainingError
-from toolkit.imagegen.generators.lora import reset_lora
 from toolkit.imagegen.ratings.load import RatedImage
 from toolkit.imagegen.scorers.fitting import as_floats
 from toolkit.imagegen.scorers.reward import RewardSettings, passes, rewards
-from toolkit.imagegen.scorers.train_scorers import load_models
 from toolkit.imagegen.seeds import seed_of
 from toolkit.imagegen.settings import sft_settings
-from toolkit.imagegen.training.arm import ArmContext, ArmFigures, resume_round, save_round
+from toolkit.imagegen.training.arm import ArmContext, ArmFigures, begin_arm, resume_round, save_round
 from toolkit.imagegen.training.sft import SftImages, SftRound, encode_training_images, random_control, sft_round
-from toolkit.imagegen.training.update_state import start_update
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +55,8 @@ def train_sft(arm_context: ArmContext, arm: Literal["sft", "control"]) -> SftRes
         Interrupted: a signal came. The last finished round is saved.
     """
     context, generator = arm_context.context, arm_context.generator
-    load_models(context, arm_context.models)
-    reset_lora(generator.network, seed_of(context.recipe, "generator"))
     settings = sft_settings(context.recipe)
-    state = start_update(generator, settings.learning_rate)
+    state = begin_arm(arm_context, arm, settings.learning_rate)
     progress = resume_round(arm_context, arm, state, SftProgress) or SftProgress()
     pool = arm_context.prepared.trainable
     images = _training_images(arm_context, pool, arm)
