@@ -1,5 +1,6 @@
 """A recipe with [imagegen] from ratings to the table: resume after SIGKILL, bad input, and Stable Diffusion's path."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -102,16 +103,25 @@ def test_a_run_killed_in_every_stage_ends_with_the_table_of_an_undisturbed_one(
 ) -> None:
     killed = recipe(tmp_path, base, "killed")
     # Epoch 1 of stage 1; the judge; the end of stage 1; the base; then the first round of each arm, and the last one.
-    deaths = [("save_epoch", 1), ("save_tensors", 1), ("mark_done", 1), ("mark_done", 1), *[("save_epoch", 1)] * 3]
+    # After "log_metrics", an epoch or a round has its metrics, but is not saved.
+    deaths = [("log_metrics", 1), ("save_epoch", 1), ("log_metrics", 2), ("save_tensors", 1)]
+    deaths += [("mark_done", 1), ("log_metrics", 1), ("mark_done", 1), *[("save_epoch", 1)] * 3, ("log_metrics", 1)]
     for dies in deaths:
         assert run_until_death(killed, dies) == -signal.SIGKILL
     assert run_until_death(killed, ("save_epoch", 2)) in (-signal.SIGKILL, 0)
     run_imagegen(killed)
     undisturbed, resumed = results(whole, "whole"), results(tmp_path, "killed")
     assert numbers(resumed) == numbers(undisturbed)
+    assert metrics(tmp_path / "runs" / "killed") == metrics(whole / "runs" / "whole")
     assert trained_files(tmp_path / "runs" / "killed") == trained_files(whole / "runs" / "whole")
     assert [row["arm"] for row in resumed["rows"]] == ["base", "control", "sft", "ddpo"]
     assert_checkpoints_follow_the_layout(tmp_path / "runs" / "killed" / "checkpoints")
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without their times."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
 
 
 def trained_files(run: Path) -> dict[str, str]:
@@ -128,7 +138,7 @@ def assert_checkpoints_follow_the_layout(folder: Path) -> None:
     names = {path.name for path in (timestamp / "epoch_8").iterdir()}
     assert names >= {"policy_checkpoint.pt", "selector_checkpoint.pt", "synthetic_checkpoint.pt"}
     assert "pytorch_lora_weights.safetensors" in names
-    for name in names - {"pytorch_lora_weights.safetensors"}:
+    for name in names - {"pytorch_lora_weights.safetensors", "manifest.json"}:
         assert torch.load(timestamp / "epoch_8" / name, weights_only=True)["epoch"] == 8
 
 

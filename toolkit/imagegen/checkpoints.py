@@ -9,6 +9,7 @@ those of that round. Frozen encoders and the base are never stored.
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
@@ -238,11 +239,16 @@ def is_saved(path: Path) -> bool:
 
 
 def to_plain(value: Any) -> Any:
-    """Return dataclasses as dictionaries, at any depth. Tensors are not copied."""
+    """Return dataclasses as dictionaries, at any depth. Tensors are not copied.
+
+    Equal strings become one object. Otherwise the bytes of a pickle depend on which of them were loaded from a file.
+    """
+    if type(value) is str:
+        return sys.intern(value)
     if is_dataclass(value):
-        return {one.name: to_plain(getattr(value, one.name)) for one in fields(value)}
+        return {sys.intern(one.name): to_plain(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, Mapping):
-        return {key: to_plain(inner) for key, inner in value.items()}
+        return {to_plain(key): to_plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(to_plain(inner) for inner in value)
     return value

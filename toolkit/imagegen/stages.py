@@ -134,6 +134,7 @@ def _report_figures(context: StageContext, name: str, result: StageResult) -> No
         f"{name}_diversity": metrics.diversity.distance.value,
     }
     values = {key: value for key, value in shown.items() if value is not None}
+    context.run.remove_metrics("table", arms.index(name))  # if the stage was killed after its report
     context.report("table", arms.index(name) + 1, len(arms), values)
 
 

@@ -300,6 +300,8 @@ def _train_rewards(
             if saved.fitting is not None:
                 fittings[name].restore(saved.model, saved.fitting)
         log.info("scorers: resumed after epoch %d", epoch)
+    # An epoch that was killed before its save has reported its metrics, and is trained again.
+    context.run.remove_metrics(STAGE, epoch)
     total = max(fitting.settings.epochs for fitting in fittings.values())
     while not all(fitting.is_finished for fitting in fittings.values()):
         context.stop.check(f"epoch {epoch} of stage 1 is saved")
@@ -342,6 +344,7 @@ def _train_judge(context: StageContext, prepared: PreparedRatings, judge: Select
         judge.eval()
         return saved.records
     fitting = start_fitting(judge, prepared.rows("judge_train"), prepared.rows("judge_validation"))
+    context.run.remove_metrics("judge", 0)  # of a judge that was killed before its save
     while not fitting.is_finished:
         context.stop.check("selector and policy are saved")
         record = fitting.run_epoch()

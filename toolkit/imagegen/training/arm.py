@@ -192,6 +192,13 @@ def save_round(arm_context: ArmContext, arm: str, state: UpdateState, progress: 
 
 def resume_round(arm_context: ArmContext, arm: str, state: UpdateState, kind: type[Rounds]) -> Rounds | None:
     """Continue an arm from its newest epoch, and return its progress. None: the arm has no epoch yet."""
+    progress = _restored_round(arm_context, arm, state, kind)
+    # A round that was killed before its save has reported its metrics, and is trained again.
+    arm_context.context.run.remove_metrics(arm, state.round)
+    return progress
+
+
+def _restored_round(arm_context: ArmContext, arm: str, state: UpdateState, kind: type[Rounds]) -> Rounds | None:
     epoch, models = last_epoch(arm_context.checkpoints), arm_context.models
     if not epoch:
         return None
