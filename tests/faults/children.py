@@ -135,7 +135,9 @@ class Child:
         status = server().status(self.pid)
         stdout, stderr, events = (_text(Path(self.outputs.name, name)) for name in ("stdout", "stderr", "events"))
         self.outputs.cleanup()
-        return Ended(status, stdout, stderr, seconds, limit, tuple(events.splitlines()))
+        return Ended(
+            status, stdout, stderr, seconds, limit, tuple(events.rpartition("\n")[0].splitlines())
+        )  # a kill can cut the last line
 
 
 def start_command(

@@ -191,8 +191,6 @@ def make(random: Random, place: Path) -> tuple[Case, str]:
         "max_dropped": random.choice((0.0, 1.0)),
         "split": {"test": 0.3},
     }
-    if random.random() < 0.1:
-        data["columns"] = {"answer": f"answer of {PIECES[3]}"}
     sections: Row = {"images": {"max_side": 64, "unreadable": random.choice(("stop", "skip", "placeholder"))}}
     sections["evaluate"] = {
         "max_completion_tokens": 8,
