@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -321,6 +322,21 @@ def list_problems(problems: Iterable[Problem]) -> str:
     more = len(listed) - len(lines)
     rest = f"  … {more:,} more line{'s' * (more != 1)}\n" if more else ""
     return "".join(f"{line}\n" for line in lines) + rest
+
+
+def list_places(places: Iterable[str]) -> str:
+    """Return the places of rows as one list. A place leaves out the file that it shares with the place before it.
+
+    >>> list_places(["a/train.json, row 0: 135 tokens", "a/train.json, row 5: 90 tokens", "b.json, row 5, image 1"])
+    'a/train.json, row 0: 135 tokens; row 5: 90 tokens; b.json, row 5, image 1'
+    """
+    listed, before = list[str](), list[str]()
+    for place in places:
+        *around, last = place.split(", ")
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, around, strict=False)))
+        listed.append(", ".join([*around[shared:], last]))
+        before = around
+    return "; ".join(listed)
 
 
 def shorten(value: object, limit: int = 120) -> str:
