@@ -322,7 +322,7 @@ def test_an_adapter_of_which_peft_would_use_a_part_is_an_error(adapter: Path) ->
 
 
 def test_a_regular_expression_without_end_is_stopped(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_config, "SECONDS", 1)
+    monkeypatch.setattr(adapter_config, "MATCH_SECONDS", 1)
     change(adapter / CONFIG, target_modules=r"(\w+\.?)+#")
     with raises(ModelError, "model.adapter_config_invalid"):
         check_adapter(adapter)

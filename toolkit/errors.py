@@ -363,7 +363,9 @@ def _length_of_data_url(found: re.Match[str]) -> str:
 def _length_of_base64(found: re.Match[str]) -> str:
     run = found[0]
     is_path = run.count("/") > len(run) / 16
-    if is_path or not all(any(kind(sign) for sign in run) for kind in (str.isupper, str.islower, str.isdigit)):
+    if is_path or not all(
+        any(kind(character) for character in run) for kind in (str.isupper, str.islower, str.isdigit)
+    ):
         return run
     return f"<{len(run):,} characters of base64>"
 
