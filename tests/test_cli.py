@@ -94,7 +94,7 @@ def test_an_invalid_recipe_reports_all_problems_without_a_traceback(
         "  --set grpo.beat",
         f"  {path}: gprp",
     ]
-    assert lines[0].endswith("(got 1). Raise it. [recipe.out_of_range]")
+    assert lines[0].endswith("(got 1). Raise the value. [recipe.out_of_range]")
     assert lines[1].endswith("Did you mean beta? [recipe.key_unknown]")
     assert lines[2].endswith("Did you mean grpo? [recipe.section_unknown]")
     assert last.endswith("[recipe.invalid]")

@@ -314,7 +314,7 @@ def test_the_rank_must_be_that_of_the_weights(adapter: Path) -> None:
     assert "'r': 5" in str(caught.problem.value)
 
 
-def test_an_adapter_of_which_peft_would_use_a_part_is_an_error(adapter: Path) -> None:
+def test_an_adapter_that_peft_would_use_in_part_is_an_error(adapter: Path) -> None:
     change(adapter / CONFIG, target_modules=["down_proj"])
     with raises(ModelError, "model.adapter_not_loadable") as caught:
         lora.reload(load_model(str(tiny.FOLDER), Model(name="tiny")), adapter, trainable=False)
@@ -322,7 +322,7 @@ def test_an_adapter_of_which_peft_would_use_a_part_is_an_error(adapter: Path) ->
 
 
 def test_a_regular_expression_without_end_is_stopped(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_config, "SECONDS", 1)
+    monkeypatch.setattr(adapter_config, "MATCH_SECONDS", 1)
     change(adapter / CONFIG, target_modules=r"(\w+\.?)+#")
     with raises(ModelError, "model.adapter_config_invalid"):
         check_adapter(adapter)

@@ -69,7 +69,7 @@ def test_an_unchanged_file_is_read_once(folder: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("kind", ["gone", "empty", "folder", "broken link", "loop", "pipe"])
-def test_a_file_that_is_none_or_has_another_size_is_damage(folder: Path, kind: str) -> None:
+def test_a_file_that_is_missing_irregular_or_of_another_size_is_damage(folder: Path, kind: str) -> None:
     file = folder / WEIGHTS
     file.unlink()
     if kind == "empty":

@@ -55,7 +55,7 @@ def assert_no_name(text: str, place: str) -> None:
     assert not found, f"{place}: {lines[:3]}"
 
 
-def picture(file: Path, number: int, size: int = 64) -> None:
+def save_image(file: Path, number: int, size: int = 64) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(number).integers(0, 255, (size, size), np.uint8)).save(file)
 
@@ -78,7 +78,7 @@ def row(number: int) -> Row:
 def plant(folder: Path, count: int = 12) -> list[Row]:
     rows = [row(number) for number in range(count)]
     for number in range(count):
-        picture(folder / path_of(number), number)
+        save_image(folder / path_of(number), number)
     return rows
 
 
@@ -134,7 +134,7 @@ def empty_image(rows: list[Row], folder: Path) -> None:
 
 def link_out(rows: list[Row], folder: Path) -> None:
     outside = folder.parent / "Zebrowski_outside.png"
-    picture(outside, 1)
+    save_image(outside, 1)
     (folder / path_of(3)).unlink()
     (folder / path_of(3)).symlink_to(outside)
 
@@ -156,7 +156,7 @@ def contradict(rows: list[Row], folder: Path) -> None:
 
 
 def make_tiny(rows: list[Row], folder: Path) -> None:
-    picture(folder / path_of(3), 3, size=8)
+    save_image(folder / path_of(3), 3, size=8)
 
 
 FAULTS: dict[str, tuple[str, Fault]] = {
@@ -379,7 +379,7 @@ def test_an_error_of_a_source_has_no_text_of_it(
 
 
 def voc(folder: Path, number: int, body: str) -> None:
-    picture(folder / f"JPEGImages/{FOLDER}{number}.png", number)
+    save_image(folder / f"JPEGImages/{FOLDER}{number}.png", number)
     file = folder / f"Annotations/{FOLDER}{number}.xml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(f"<annotation>{body}</annotation>", encoding="utf-8")
@@ -400,11 +400,11 @@ def voc_folder(folder: Path) -> str:
 def yolo_folder(folder: Path) -> str:
     lines = ["0 0.5 0.5 0.2 0.2"] * 6 + [f"{NAME} 0.5 0.5 0.2 0.2", "7 0.5 0.5 0.2 0.2", "0 0.5"]
     for number, line in enumerate(lines):
-        picture(folder / f"images/train/{FOLDER}{number}.png", number)
+        save_image(folder / f"images/train/{FOLDER}{number}.png", number)
         file = folder / f"labels/train/{FOLDER}{number}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(line, encoding="utf-8")
-    picture(folder / f"images/train/{FOLDER}9.png", 9)
+    save_image(folder / f"images/train/{FOLDER}9.png", 9)
     (folder / f"labels/train/{FOLDER}_lost.txt").write_text("0 0.5 0.5 0.2 0.2", encoding="utf-8")
     (folder / "data.yaml").write_text("names: [mass]\n", encoding="utf-8")
     return f'train = "{folder}"\nmax_dropped = 0.9'
@@ -613,8 +613,8 @@ def test_results_are_not_reported_by_a_column_with_identifiers(column: str, tmp_
 def test_results_are_not_reported_by_a_column_with_a_value_for_most_rows(
     values: int, rejected: bool, tmp_path: Path
 ) -> None:
-    picture(tmp_path / "a.png", 1)
-    picture(tmp_path / "b.png", 2)
+    save_image(tmp_path / "a.png", 1)
+    save_image(tmp_path / "b.png", 2)
     rows = [
         {"image": "ab"[n % 2] + ".png", "question": f"q{n}", "answer": "yes", "who": f"w{n % values}"}
         for n in range(40)

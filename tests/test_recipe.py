@@ -194,7 +194,7 @@ custom = ["polite"]
     assert remedies["grpo.num_generations"] == "Use grpo.generations instead."
     assert remedies["gpro"] == "Did you mean grpo?"
     assert remedies["rewards.leter"] == "Did you mean letter?"
-    assert str(found[4]) == "recipe.toml: images.max_side: must be at least 16 (got 8). Raise it."
+    assert str(found[4]) == "recipe.toml: images.max_side: must be at least 16 (got 8). Raise the value."
     assert {"letter", "explanation", "evidence", "format", "brevity", "polite"} <= set(
         found[12].rule.replace(",", "").replace("(", "").replace(")", "").split()
     )

@@ -320,6 +320,7 @@ def test_rows_that_are_too_long_are_named_before_training(tmp_path: Path) -> Non
     assert caught.problem.value == 60
     assert "24 of 24" in caught.problem.rule
     assert "train.json, row 0: " in caught.problem.rule
+    assert caught.problem.rule.count("train.json") == 1
     assert context.data.train[0].id not in str(caught.problem)
 
 

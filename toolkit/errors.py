@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -323,6 +324,21 @@ def list_problems(problems: Iterable[Problem]) -> str:
     return "".join(f"{line}\n" for line in lines) + rest
 
 
+def list_places(places: Iterable[str]) -> str:
+    """Return the places of rows as one list. A place leaves out the file that it shares with the place before it.
+
+    >>> list_places(["a/train.json, row 0: 135 tokens", "a/train.json, row 5: 90 tokens", "b.json, row 5, image 1"])
+    'a/train.json, row 0: 135 tokens; row 5: 90 tokens; b.json, row 5, image 1'
+    """
+    listed, before = list[str](), list[str]()
+    for place in places:
+        *around, last = place.split(", ")
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, around, strict=False)))
+        listed.append(", ".join([*around[shared:], last]))
+        before = around
+    return "; ".join(listed)
+
+
 def shorten(value: object, limit: int = 120) -> str:
     """Return ``repr(value)``, cut to ``limit`` characters. Bytes and base64 are replaced by their length.
 
@@ -347,7 +363,9 @@ def _length_of_data_url(found: re.Match[str]) -> str:
 def _length_of_base64(found: re.Match[str]) -> str:
     run = found[0]
     is_path = run.count("/") > len(run) / 16
-    if is_path or not all(any(kind(sign) for sign in run) for kind in (str.isupper, str.islower, str.isdigit)):
+    if is_path or not all(
+        any(kind(character) for character in run) for kind in (str.isupper, str.islower, str.isdigit)
+    ):
         return run
     return f"<{len(run):,} characters of base64>"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 FILE = "identifiers.json"
 """File of a run with the names of the hashed ids."""
 
-EVERY = 1.0
+SAVE_SECONDS = 1.0
 """Seconds between two writes of the file."""
 
 PRIVATE = 0o600
@@ -34,6 +34,11 @@ MAX_DEPTH = 8
 
 MIN_PART, MIN_NUMBER = 3, 5
 """Minimum number of characters of a part of a name that is recognised in another text, and of one with only digits."""
+
+_COMMON_PARTS = frozenset(
+    {"png", "jpg", "jpeg", "dcm", "dicom", "tif", "tiff", "nii", "images", "image", "train", "test", "data"}
+)
+"""Parts of paths that say nothing about a patient."""
 
 _NAME_LIKE = re.compile(r"[^\W\d_a-z][^\W\d_]+(?:\W|_)+[^\W\d_a-z][^\W\d_]+|\w\^\w")
 """Two words with a capital letter, as in a name, and the separator of names in DICOM."""
@@ -112,7 +117,7 @@ def masked(text: str) -> str:
     >>> masked('{"name": "Doe, J' + "\\n")
     '{"xxxx": "xxx, x\\n'
     """
-    return "".join("0" if sign.isnumeric() else "x" if sign.isalnum() else sign for sign in text)
+    return "".join("0" if one.isnumeric() else "x" if one.isalnum() else one for one in text)
 
 
 def name_parts(values: Iterable[object]) -> frozenset[str]:
@@ -131,13 +136,7 @@ def name_parts(values: Iterable[object]) -> frozenset[str]:
 
 def _is_part(part: str) -> bool:
     # A short number, such as that of the row, is in many values and is nobody's name.
-    return len(part) >= (MIN_NUMBER if part.isdecimal() else MIN_PART) and part not in _USUAL
-
-
-_USUAL = frozenset(
-    {"png", "jpg", "jpeg", "dcm", "dicom", "tif", "tiff", "nii", "images", "image", "train", "test", "data"}
-)
-"""Parts of paths that say nothing about a patient."""
+    return len(part) >= (MIN_NUMBER if part.isdecimal() else MIN_PART) and part not in _COMMON_PARTS
 
 
 def _are_shown(values: Iterable[object], private: Iterable[str], depth: int) -> bool:
@@ -185,7 +184,7 @@ def hidden_id(name: object) -> str:
     hidden = f"id-{digest}"
     if _NAMES.file is not None and hidden not in _NAMES.known:
         _NAMES.known[hidden] = text
-        if time.monotonic() - _NAMES.saved[1] > EVERY:  # a folder of broken images has many at once
+        if time.monotonic() - _NAMES.saved[1] > SAVE_SECONDS:  # a folder of broken images has many at once
             _save(_NAMES.file)
     return hidden
 

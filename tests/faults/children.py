@@ -1,4 +1,4 @@
-"""Commands of the toolkit as forked children of one process that has imported everything, so that none costs an import.
+"""Commands of the toolkit as forked children of one process that has imported everything, so that imports cost no time.
 
 The process is `tests/faults/server.py`. It has one thread, and each child is a session of its own.
 """

@@ -1,4 +1,4 @@
-"""Command lines that cannot be meant so: odd values for every option and argument of every command."""
+"""Invalid command lines: odd values for every option and argument of every command."""
 
 import os
 from collections.abc import Iterator

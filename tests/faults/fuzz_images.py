@@ -1,4 +1,4 @@
-"""Image files that cannot be read as they are: mutated PNG, JPEG, TIFF, GIF, WebP, BMP, DICOM and NIfTI, and bombs."""
+"""Invalid image files: mutated PNG, JPEG, TIFF, GIF, WebP, BMP, DICOM and NIfTI, and bombs."""
 
 import importlib.util
 import io

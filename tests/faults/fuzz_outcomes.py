@@ -1,7 +1,7 @@
 """Run commands on bad input, and judge what they did.
 
 The commands of a trial run one after another in one child, because a child costs more than a command that is rejected.
-Whatever does not go well there runs again in a child of its own, and only that counts.
+A command with a wrong outcome runs again in a child of its own, and only the second outcome counts.
 """
 
 import hashlib
@@ -98,7 +98,7 @@ def batch_trial(
 
 
 def judged(case: Case, found: Attempt, check: Check) -> Outcome:
-    """Return the outcome of a command. One that does not go well runs again alone."""
+    """Return the outcome of a command. A command with a wrong outcome runs again alone."""
     outcome = check(case, found) or judge(found)
     if outcome.result in GOOD:
         return outcome

@@ -1,4 +1,4 @@
-"""Damage of the files of a run: each command goes on with the right figures, or says what is damaged."""
+"""Damage of the files of a run: each command continues with the right figures, or reports the damage."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Recipes that cannot be meant so: every shipped recipe with mutated values, keys, syntax and bytes."""
+"""Invalid recipes: every shipped recipe with mutated values, keys, syntax and bytes."""
 
 import re
 from functools import cache

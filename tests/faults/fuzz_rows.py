@@ -1,4 +1,4 @@
-"""Data files that cannot be meant so: mutated bytes of every format, and odd values in each column of every task.
+"""Invalid data files: mutated bytes of every format, and odd values in each column of every task.
 
 An odd value that is accepted must leave the reading of all other rows as it was.
 """

@@ -1,4 +1,4 @@
-"""Commands that are killed again and again until they finish, and must then have written what an undisturbed one does.
+"""Kill commands until they finish, and compare what they wrote with the output of an undisturbed command.
 
 A start is killed just before its n-th change of a file, or at a random moment. SIGTERM, SIGINT and SIGHUP must save.
 """
@@ -72,7 +72,7 @@ def trial_of_real_command(seed: int, number: int, folder: Path) -> Outcome:
         if is_complete(scenario, whole.digests, ended, folder):
             break
         if ended.has_traceback or (kill is None and ended.status != 0):
-            return log.outcome("traceback" if ended.has_traceback else "refused", ended.stderr[-3000:], scenario)
+            return log.outcome("traceback" if ended.has_traceback else "rejected", ended.stderr[-3000:], scenario)
         if ended.status == 0:
             break
         log.kills.extend([kill] if kill else [])
@@ -152,7 +152,7 @@ def problem_of(
     if ended.status == 0:
         return None
     if kill is None:
-        return "refused", ended.stderr[-1000:]
+        return "rejected", ended.stderr[-1000:]
     if kill.signal == signal.SIGKILL:
         return None if ended.status == -kill.signal else ("exit_code", f"{ended.status}: {ended.stderr[-1000:]}")
     if ended.status not in (CODES[signal.Signals(kill.signal)], -kill.signal):

@@ -17,7 +17,7 @@ Result = Literal[
     "unclear",
     "different",
     "leftover",
-    "refused",
+    "rejected",
     "lost_steps",
     "exit_code",
     "identifier",

@@ -165,7 +165,7 @@ def become_folder(image: Path) -> None:
 
 
 def in_use(seed: int, number: int, folder: Path) -> Outcome:
-    """Start other commands in the folder of a run that is at work. They are refused, and the run is not disturbed."""
+    """Start other commands in the folder of a run that is at work. They are rejected, and the run is not disturbed."""
     chance, scenario = random_of(seed, "in-use", number), chest()
     first = start_command(scenario.argv, folder)
     while not (folder / "runs/chest/run.json").exists() and not first.ends_within(0.01):
@@ -218,7 +218,7 @@ def recovered(ended: Ended, fault: str, folder: Path, scenario: Scenario | None 
         fault_line = ended.last_line
         ended = run_command(scenario.argv, folder, LIMIT_S)
         if ended.status != 0 or ended.has_traceback:
-            result: Result = "traceback" if ended.has_traceback else "refused"
+            result: Result = "traceback" if ended.has_traceback else "rejected"
             return Outcome(result, f"after {fault_line}\nagain: {ended.stderr[-3000:]}", command)
     for result, detail in differences(scenario, undisturbed(scenario.name).digests, ended, folder):
         return Outcome(result, detail, command)

@@ -1,4 +1,4 @@
-"""A few trials of each fuzzer with a fixed seed, and fuzzers that see a planted defect."""
+"""A few trials of each fuzzer with a fixed seed, and a check that a fuzzer finds a planted defect."""
 
 import sys
 import time

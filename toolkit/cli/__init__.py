@@ -90,10 +90,7 @@ def _check_environment(arguments: Sequence[str]) -> None:
     for number, word in enumerate(arguments):
         if not word.strip():  # as a path, it would be the working directory
             place = f"argument {number + 1}" + (f", after {arguments[number - 1]}" if number else "")
-            rule, remedy = (
-                "an argument must not be empty",
-                "Remove it. It may be a variable of the shell without value.",
-            )
+            rule, remedy = "an argument must not be empty", "Remove it. It may be a shell variable without a value."
             raise ArgumentError("cli.argument_empty", rule, place=place, value=word, remedy=remedy)
         if "\0" in word or not _is_unicode(word):
             rule, remedy = "each argument must be UTF-8 text without NUL", "Correct the argument, or rename the file."

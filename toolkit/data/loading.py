@@ -26,7 +26,7 @@ from toolkit.data.splits import (
     split_keys,
 )
 from toolkit.data.task import GROUP_FIELDS, Found, Task
-from toolkit.errors import DataError, DataProblems, Problem
+from toolkit.errors import DataError, DataProblems, Problem, list_places
 from toolkit.recipe import SPLITS, Recipe
 
 
@@ -340,7 +340,7 @@ def _describe_leak(leak: Leak, splits: Mapping[str, SplitRows]) -> str:
     pairs = (
         f"{first.place(one)} of {leak.first} and {second.place(other)} of {leak.second}" for one, other in leak.examples
     )
-    return f"{leak}, in {leak.rows[0]:,} rows of {leak.first} (for example {', '.join(pairs)})"
+    return f"{leak}, in {leak.rows[0]:,} rows of {leak.first} (for example {list_places(pairs)})"
 
 
 def _find_settings(splits: Mapping[str, SplitRows], recipe: Recipe, task: Task) -> Found:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolkit.errors import NOTHING, Problem, RowProblem, shorten
+from toolkit.errors import NOTHING, Problem, RowProblem, list_places, shorten
 from toolkit.identifiers import shown_cell
 
 MAX_EXAMPLES = 5
@@ -46,7 +46,7 @@ class RowCount:
     def notice(self, verb: str = "") -> Problem:
         """Return the warning about these rows. ``verb`` says what happens to them, such as ``left out``."""
         rows = f"{self.count:,} {'row' if self.count == 1 else 'rows'}{f' {verb}' if verb else ''}"
-        rule = f"{rows}: {self.reason} (for example {'; '.join(self.shown)})"
+        rule = f"{rows}: {self.reason} (for example {list_places(self.shown)})"
         return Problem(self.code, rule, self.source, remedy=self.remedy)
 
     def __str__(self) -> str:

@@ -95,7 +95,7 @@ def _check_by(row_scan: RowScan, source: str) -> None:
     """Check that no column of evaluate.by has a value of its own for most rows, which identifies patients.
 
     Raises:
-        DataError: A column has.
+        DataError: A column has too many values.
     """
     for column, values in row_scan.by.items():
         if values > MOST_VALUES and 2 * values > len(row_scan.rows):

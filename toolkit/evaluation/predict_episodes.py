@@ -14,7 +14,7 @@ from toolkit.data.episodes import FIRST, LINK, REPEATED, AgentMemoryFunctions, L
 from toolkit.data.groups import private_parts
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
-from toolkit.errors import DataError, ImageError, Problem, RowProblem, RunError, warn
+from toolkit.errors import DataError, ImageError, Problem, RowProblem, RunError, list_places, warn
 from toolkit.evaluation.answers import Reply, reply_of
 from toolkit.evaluation.episodes import Episode, Turn, find_episodes, rollout, task_with_memory
 from toolkit.evaluation.generate import (
@@ -281,7 +281,7 @@ def _text(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def _left_out(dropped: RowCount) -> str:
-    return f"the number of skipped rows should be 0: {dropped.reason} (for example {'; '.join(dropped.shown)})"
+    return f"the number of skipped rows should be 0: {dropped.reason} (for example {list_places(dropped.shown)})"
 
 
 def _origin(

@@ -16,7 +16,7 @@ from toolkit.data import RowCount
 from toolkit.data.placeholders import prompt_turns
 from toolkit.data.result import DataResult
 from toolkit.data.sample import Answer, Sample, rows_of_images
-from toolkit.errors import DataError, ImageError, RunError, warn
+from toolkit.errors import DataError, ImageError, RunError, list_places, warn
 from toolkit.evaluation.answers import Reply, read_reply, reply_of
 from toolkit.evaluation.generate import (
     Completer,
@@ -237,7 +237,7 @@ def _scan_images(
             raise ImageError(error.code, error.rule, place="--data", remedy=remedy) from None
     if found.bad:
         what = "replaced by a grey square" if unreadable == "placeholder" else "skipped with their rows"
-        shown = "; ".join(f"{one.row}: {one.error.rule}" for one in found.bad[:SHOWN])
+        shown = list_places(f"{one.row}: {one.error.rule}" for one in found.bad[:SHOWN])
         rule = f"the number of images {what} should be 0 (for example {shown})"
         warn("predict.images_unreadable", rule, place="--data", value=len(found.bad))
     return found.bad_refs

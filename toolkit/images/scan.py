@@ -8,7 +8,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Literal
 
-from toolkit.errors import ImageError, Problem, list_problems
+from toolkit.errors import ImageError, Problem, list_places, list_problems
 from toolkit.identifiers import hidden_id
 from toolkit.images.policy import ImageRecord
 from toolkit.images.ref import ImageRef
@@ -56,7 +56,7 @@ class ScanNote:
     def rule(self) -> str:
         """Return the sentence with the count and examples."""
         images = f"{self.count:,} image{'' if self.count == 1 else 's'}"
-        return f"{images}: {NOTES[self.code]} (for example {'; '.join(self.examples)})"
+        return f"{images}: {NOTES[self.code]} (for example {list_places(self.examples)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,21 +18,21 @@ from toolkit.models.model_config import read_object
 from toolkit.models.weight_files import Shape, adapter_weights, damaged_error, tensor_shapes
 
 CONFIG = "adapter_config.json"
-MOST_RANK = 4096
+MAX_RANK = 4096
 """Maximum of ``lora.r``."""
 COMPILED = "unsloth_compiled_module_"
 """Beginning of the names of the modules that Unsloth writes and names as the model's library."""
 LIBRARIES = ("transformers.", "transformers_modules.")
 """Packages of the classes of models. The second has the code of a model that needs ``trust_remote_code``."""
-SECONDS = 10
-"""Most seconds for the names of all layers. A regular expression needs milliseconds."""
+MATCH_SECONDS = 10
+"""Time limit for matching the names of all layers. A regular expression needs milliseconds."""
 
 Name = Annotated[str, Field(max_length=300, pattern=r"^[A-Za-z0-9_.-]+$")]
 """Name of a layer, or its end. peft reads some of them as regular expressions, so no other characters are accepted."""
 Pattern = Annotated[str, Field(min_length=1, max_length=20_000)]
 """Regular expression that matches the whole name of a layer. Unsloth writes some of about 500 characters."""
 Names = Annotated[list[Name], Field(max_length=20_000)]
-Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Init = Annotated[str, Field(pattern="^(gaussian|orthogonal|olora|eva|pissa(_niter_[0-9]{1,2})?)$")]
 """Initialisation. peft repeats that of PiSSA when it loads an adapter, with as many iterations as its name has."""
 Scale = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
@@ -188,16 +188,18 @@ for pattern in job["patterns"]:
 
 
 def _try_patterns(patterns: Sequence[str], names: Sequence[str], file: Path) -> None:
-    """Match the names of layers in another process, which a regular expression can keep busy for ever."""
+    """Match the names of layers in another process, which a regular expression can keep busy forever."""
     patterns = [pattern for pattern in patterns if pattern != "all-linear"]
     if not patterns:
         return
     job = dumps({"patterns": patterns, "names": names})
     command = [sys.executable, "-I", "-c", _MATCHER]
     try:
-        done = subprocess.run(command, input=job, capture_output=True, encoding="utf-8", timeout=SECONDS, check=False)
+        done = subprocess.run(
+            command, input=job, capture_output=True, encoding="utf-8", timeout=MATCH_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
-        raise _invalid(file, "target_modules", f"must match within {SECONDS} s", patterns[0]) from error
+        raise _invalid(file, "target_modules", f"must match within {MATCH_SECONDS} s", patterns[0]) from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
         raise _invalid(file, "target_modules", f"must be a regular expression ({reason})", patterns[0])

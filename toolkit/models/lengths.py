@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.sample import Sample
-from toolkit.errors import DataError, ImageError
+from toolkit.errors import DataError, ImageError, list_places
 from toolkit.images import ImageStore
 from toolkit.images.ref import ImageRef
 from toolkit.models.chat_template import (
@@ -228,7 +228,7 @@ def _too_long(rows: list[str], count: int, limit: int) -> DataError:
     more = f", and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     return DataError(
         "data.row_too_long",
-        f"every row must fit into {limit} tokens, but {len(rows)} of {count} do not: {'; '.join(rows[:SHOWN])}{more}",
+        f"every row must fit into {limit} tokens, but {len(rows)} of {count} do not: {list_places(rows[:SHOWN])}{more}",
         place=TOO_LONG,
         value=limit,
         remedy="Raise model.max_tokens, lower images.max_side, or shorten the prompt. Rows are never cut.",

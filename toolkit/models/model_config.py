@@ -7,28 +7,28 @@ from typing import Any
 
 from toolkit.errors import ModelError
 
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """Maximum size of a JSON file. The largest tokenizer.json of a supported model has 34 MB."""
-MOST_LAYERS = 256
+MAX_LAYERS = 256
 """Maximum number of layers. A model is built layer by layer, even without memory for its parameters."""
-MOST_EXPERTS = 1024
+MAX_EXPERTS = 1024
 """Maximum number of experts of a layer."""
-MOST_SIZE = 2**24
+MAX_SIZE = 2**24
 """Maximum of other sizes and numbers. The largest vocabulary of a supported model has 262,208 tokens."""
-MOST_IMAGE_TOKENS = 2**17
+MAX_IMAGE_TOKENS = 2**17
 """Maximum number of placeholders of an image, which a processor writes into every prompt."""
 LIMITS = (
-    ("image_seq_length", MOST_IMAGE_TOKENS),
-    ("layers", MOST_LAYERS),
-    ("depth", MOST_LAYERS),
-    ("experts", MOST_EXPERTS),
+    ("image_seq_length", MAX_IMAGE_TOKENS),
+    ("layers", MAX_LAYERS),
+    ("depth", MAX_LAYERS),
+    ("experts", MAX_EXPERTS),
 )
 """Ends of the names of fields with a number of modules, and their maximum."""
 SIZED = ("_size", "_dim", "_heads", "_channels", "_labels", "_tokens_per_image", "_embeddings")
 """Ends of the names of fields with a size."""
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 """Fields with the attention implementation. transformers would download a name with a slash and run it."""
-DEPTH = 8
+MAX_DEPTH = 8
 """Maximum nesting of a configuration that is checked. The configurations of supported models have 3 levels."""
 
 
@@ -55,9 +55,9 @@ def read_object(file: Path, code: str) -> Mapping[str, Any]:
     """
     remedy = "Copy or download the file again."
     try:
-        if not file.is_file():  # opening a named pipe would wait for ever
+        if not file.is_file():  # opening a named pipe would wait forever
             raise OSError("no regular file")
-        if (size := file.stat().st_size) > MOST_BYTES:
+        if (size := file.stat().st_size) > MAX_BYTES:
             raise OSError(f"{size:,} bytes")
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -80,7 +80,7 @@ def check_fields(fields: Mapping[str, Any], file: Path) -> None:
                 value=value,
                 remedy="Remove the field, and set model.attention.",
             )
-        sized = MOST_SIZE if name.endswith(SIZED) else None
+        sized = MAX_SIZE if name.endswith(SIZED) else None
         most = next((limit for end, limit in LIMITS if name.endswith(end)), sized)
         if most is not None and isinstance(value, int | float) and not 0 <= value <= most:
             raise ModelError(
@@ -104,5 +104,5 @@ def _walk(fields: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator
     """Yield the name, value and path of all fields, without those in lists."""
     for name, value in fields.items():
         yield name, value, f"{path}{name}"
-        if isinstance(value, Mapping) and depth < DEPTH:
+        if isinstance(value, Mapping) and depth < MAX_DEPTH:
             yield from _walk(value, f"{path}{name}.", depth + 1)

@@ -85,6 +85,7 @@ class VisionCache:
     def _call(self, fields: dict[str, Any]) -> Any:
         images = self._read(fields) if self._divisible and self._is_frozen() else []
         found, new = self._find(images)
+        self.last = (0, 0)
         if not found or (new and not self._compute(new, fields)):
             self.last = None
             return self._forward(**fields)
@@ -120,7 +121,6 @@ class VisionCache:
     def _find(self, images: Sequence[_Image]) -> tuple[list[_Image], list[_Image]]:
         """Return the images in the cache or in the call that have the same pixels, and those that must be computed."""
         found, new = list[_Image](), list[_Image]()
-        self.last = (0, 0)
         for image in images:
             known = (other for other in (*self._images, *new) if other.key == image.key)
             same = next((other for other in known if torch.equal(other.pixels, image.pixels)), None)

@@ -82,7 +82,7 @@ def tensor_shapes(file: Path) -> Mapping[str, Shape]:
     Raises:
         ModelError: The file is damaged: it is cut, its header is invalid, or it has no tensors.
     """
-    if not file.is_file():  # opening a named pipe would wait for ever
+    if not file.is_file():  # opening a named pipe would wait forever
         raise damaged_error(file, "no regular file")
     try:
         with safe_open(file, framework="numpy") as opened:

@@ -6,7 +6,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError
+from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError, list_places
 from toolkit.evaluation.custom_metrics import load_metric
 from toolkit.models import backend_name
 from toolkit.models.adapter_config import CONFIG, check_adapter
@@ -142,7 +142,7 @@ def _check_tokens(facts: Facts) -> Iterator[PlanFinding]:
     checked = f"of {len(tokens.lengths)} rows checked"
     over = sum(length.total > tokens.limit for length in tokens.lengths)
     if recipe.sft is not None and over:
-        named = f" ({'; '.join(tokens.too_long[:MOST_SHOWN])})" if tokens.too_long else ""
+        named = f" ({list_places(tokens.too_long[:MOST_SHOWN])})" if tokens.too_long else ""
         rule = f"must hold every row, and {over} {checked} are longer{named}"
         yield PlanFinding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
     if recipe.grpo is not None:

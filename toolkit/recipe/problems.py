@@ -198,11 +198,11 @@ _RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 """pydantic's error type -> code, and rule from the error's context."""
 
 _REMEDIES: Mapping[str, str] = {
-    "greater_than": "Raise it.",
-    "greater_than_equal": "Raise it.",
-    "less_than": "Lower it.",
-    "less_than_equal": "Lower it.",
-    "string_too_long": "Shorten it.",
+    "greater_than": "Raise the value.",
+    "greater_than_equal": "Raise the value.",
+    "less_than": "Lower the value.",
+    "less_than_equal": "Lower the value.",
+    "string_too_long": "Shorten the text.",
     "value_error": "Change one of them.",
 }
 """pydantic's error type -> remedy, if it is not that for all others."""

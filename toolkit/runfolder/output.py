@@ -1,6 +1,6 @@
 """Files that commands write for the user: complete or absent, and no file of the user's is replaced.
 
-A folder has a manifest (``MANIFEST``) with the digest of each file that a command wrote. A later call replaces and
+A folder has a record (``WRITTEN``) with the digest of each file that a command wrote. A later call replaces and
 removes only files that still have their digest. Other files are an error, or are renamed with ``force``.
 """
 
@@ -17,7 +17,7 @@ from toolkit.errors import RunError
 from toolkit.runfolder.files import flush_folder, read_saved, sync_folder, write_json, write_text
 from toolkit.runfolder.process import is_running
 
-MANIFEST = ".written.json"
+WRITTEN = ".written.json"
 """File with the digests of the other files: name -> digests that a command wrote or is about to write."""
 
 STAGING = ".partial-"
@@ -28,7 +28,7 @@ SHOWN = 5
 BLOCK = 1 << 20
 """Bytes that are read at once for a digest."""
 
-Manifest = dict[str, list[str]]
+Written = dict[str, list[str]]
 
 
 def free_name(path: Path) -> Path:
@@ -96,7 +96,7 @@ def check_output(folder: Path, names: Iterable[str], *, force: bool = False) -> 
     """
     existed = folder.is_dir()
     require_writable(folder)
-    _reject(folder, [] if force else _foreign(folder, names, _read_manifest(folder)))
+    _reject(folder, [] if force else _foreign(folder, names, _read_written(folder)))
     if not existed:
         folder.rmdir()
 
@@ -119,21 +119,21 @@ def output_files(folder: Path, *, force: bool = False) -> Iterator[Path]:
     new = not folder.exists()
     require_writable(folder.parent if new else folder)
     if not (new or force):
-        known = _read_manifest(folder)
+        known = _read_written(folder)
         _reject(folder, _foreign(folder, known, known))
     parent, prefix = (folder.parent, f".{folder.name}{STAGING}") if new else (folder, STAGING)
     for left in parent.glob(f"{prefix}*"):  # by a killed process
         shutil.rmtree(left, ignore_errors=True)
-    for left in folder.glob(f".{MANIFEST}.*.partial"):
+    for left in folder.glob(f".{WRITTEN}.*.partial"):
         left.unlink()
     staging = parent / f"{prefix}{os.getpid()}"
     staging.mkdir()
     try:
         yield staging
-        digests = {name: [digest_file(staging / name)] for name in _names(staging)}
+        digests = {name: [_digest(staging / name)] for name in _names(staging)}
         flush_folder(staging)
         if new:
-            write_json(staging / MANIFEST, digests)
+            write_json(staging / WRITTEN, digests)
             staging.rename(folder)
             sync_folder(folder.parent)
         else:
@@ -149,15 +149,15 @@ def add_output(folder: Path, name: str, text: str, *, force: bool = False) -> Pa
         RunError: the folder cannot be written, or has another file of this name and ``force`` is not set.
     """
     require_writable(folder)
-    known = _read_manifest(folder)
+    known = _read_written(folder)
     _make_free(folder, [name], known, force=force)
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    write_json(folder / MANIFEST, {**known, name: [digest]})
+    write_json(folder / WRITTEN, {**known, name: [digest]})
     write_text(folder / name, text)
     return folder / name
 
 
-def digest_file(path: Path) -> str:
+def _digest(path: Path) -> str:
     """Return a digest of the file's content."""
     whole = hashlib.blake2b(digest_size=16)
     with path.open("rb") as handle:
@@ -166,12 +166,12 @@ def digest_file(path: Path) -> str:
     return whole.hexdigest()
 
 
-def _move(staging: Path, folder: Path, digests: Manifest, *, force: bool) -> None:
-    known = _read_manifest(folder)
+def _move(staging: Path, folder: Path, digests: Written, *, force: bool) -> None:
+    known = _read_written(folder)
     _make_free(folder, {*digests, *known}, known, force=force)
-    # Until the end the manifest has the digests of both calls, so that a killed process leaves no foreign file.
+    # Until the end the record has the digests of both calls, so that a killed process leaves no foreign file.
     both = {name: [*known.get(name, ()), *digests.get(name, ())] for name in {*known, *digests}}
-    write_json(folder / MANIFEST, both)
+    write_json(folder / WRITTEN, both)
     for name in known:
         (folder / name).unlink(missing_ok=True)
     for name in digests:
@@ -181,7 +181,7 @@ def _move(staging: Path, folder: Path, digests: Manifest, *, force: bool) -> Non
         if parent != folder and parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
     sync_folder(folder)
-    write_json(folder / MANIFEST, digests)
+    write_json(folder / WRITTEN, digests)
 
 
 def _make_free(folder: Path, names: Iterable[str], known: Mapping[str, list[str]], *, force: bool) -> None:
@@ -216,17 +216,17 @@ def _foreign(folder: Path, names: Iterable[str], known: Mapping[str, list[str]])
 
 
 def _is_own(path: Path, digests: Iterable[str]) -> bool:
-    return path.is_file() and not path.is_symlink() and digest_file(path) in digests
+    return path.is_file() and not path.is_symlink() and _digest(path) in digests
 
 
 def _names(folder: Path) -> list[str]:
     names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    return sorted(name for name in names if name != MANIFEST)
+    return sorted(name for name in names if name != WRITTEN)
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    """Return the manifest. A missing or damaged one names no file, so that no file counts as this command's."""
-    found = read_saved(folder / MANIFEST)
+def _read_written(folder: Path) -> Written:
+    """Return the record. A missing or damaged one names no file, so that no file counts as this command's."""
+    found = read_saved(folder / WRITTEN)
     if not isinstance(found, dict):
         return {}
     inside = {

@@ -17,7 +17,7 @@ from toolkit.data import RowCount, Tally, row_cache, source_folder
 from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.row_counts import total
 from toolkit.data.sources import find_source, stream_source
-from toolkit.errors import DataError, ImageError, RowProblem
+from toolkit.errors import DataError, ImageError, RowProblem, list_places
 from toolkit.identifiers import described
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
@@ -366,4 +366,4 @@ def _check_dropped(section: Imagegen, count: int, dropped: Sequence[RowCount]) -
 
 def _lines(dropped: Sequence[RowCount]) -> Iterator[str]:
     for one in dropped:
-        yield f"\n  {one.count:,} rows of {Path(one.source).name}: {one.reason} (for example {'; '.join(one.shown)})"
+        yield f"\n  {one.count:,} rows of {Path(one.source).name}: {one.reason} (for example {list_places(one.shown)})"

@@ -400,11 +400,15 @@ def _is_dit(folder: Path) -> bool:
 
 def _fields(file: Path) -> Mapping[str, Any]:
     """Return the fields of a JSON file. Empty: it is missing or damaged."""
+    return _read_object(file) or {}
+
+
+def _read_object(file: Path) -> Mapping[str, Any] | None:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, Mapping) else {}
+        return None
+    return fields if isinstance(fields, Mapping) else None
 
 
 def _together(scorers: Sequence[tuple[str, Scorer]], shared: Collection[str]) -> int:
@@ -432,10 +436,4 @@ def _has_crops(section: Imagegen, scorer: Scorer) -> bool:
 
 def _local_fields(name: str, revision: str | None) -> Mapping[str, Any] | None:
     file = Path(name) / "config.json" if Path(name).is_dir() else cached(name, "config.json", revision)
-    if file is None or not file.is_file():
-        return None
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return fields if isinstance(fields, Mapping) else None
+    return _read_object(file) if file is not None and file.is_file() else None
