@@ -102,6 +102,7 @@ def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path, dead: int
         INDEX + "-0123456789abcdef.npz.{}",
         "rows/images/ab/" + "a" * 40 + ".png.{}",
         "rows/." + INDEX.removeprefix("rows/") + ".json.{}.partial",
+        "rows/." + INDEX.removeprefix("rows/") + ".arrow.{}.partial",
         "plans/.counts-" + "a" * 32 + ".json.{}.partial",
     ]
     for shape in shapes:

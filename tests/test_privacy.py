@@ -723,4 +723,5 @@ def test_a_run_and_the_commands_after_it_name_no_patient(
     assert {mode(one) for one in (tmp_path / "out.csv", tmp_path / "folder.csv")} == {0o600}
     stored = {mode(one) for one in private_cache.rglob("*") if one.is_file() and one.name != ".tidied"}
     assert stored == {0o600}
-    assert "row 3: text of 17 characters" in (run / "results.json").read_text(encoding="utf-8")
+    results = (run / "results.json").read_text(encoding="utf-8")
+    assert "row 3: object with 1 key" in results

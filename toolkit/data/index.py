@@ -25,7 +25,7 @@ from toolkit.data.sources import Source, find_source, parse_source, start_readin
 from toolkit.errors import DataError, list_problems
 from toolkit.identifiers import described, open_private
 from toolkit.runfolder.cache import cache_folder, make_cache_folder, mark_used
-from toolkit.runfolder.files import write_text
+from toolkit.runfolder.files import remove_temporaries, write_text
 
 FORMAT = "5"
 """Version of the index format. It is part of the file name."""
@@ -239,15 +239,17 @@ def _build_index(source: Source, target: Path, build: _Build) -> IndexMetadata:
     Raises:
         DataError: The source is corrupt or has no record, or the disk is full.
     """
-    temporary = target.with_name(f"{target.name}.{os.getpid()}")
+    temporary, metadata_file = target.with_name(f".{target.name}.{os.getpid()}.partial"), _metadata_file(target)
     try:
         make_cache_folder(target.parent)
+        remove_temporaries(target)
+        remove_temporaries(metadata_file)
         try:
             metadata = _write(source, temporary, build)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-        write_text(_metadata_file(target), json.dumps(dataclasses.asdict(metadata)), private=True)
+        write_text(metadata_file, json.dumps(dataclasses.asdict(metadata)), private=True)
     except OSError as error:
         raise not_writable(target, error) from error
     return metadata

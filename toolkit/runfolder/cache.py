@@ -32,7 +32,7 @@ OWN_FILES: Mapping[str, re.Pattern[str]] = {
     ),
     "rows": re.compile(
         rf"({_HASH}\.(arrow|json)|{_HASH}-[0-9a-f]{{16}}\.npz)(\.\d+)?|images/[0-9a-f]{{2}}/[0-9a-f]{{40}}(\.[a-z]{{3}})?(\.\d+)?"
-        rf"|\.{_HASH}\.json\.\d+\.partial"
+        rf"|\.{_HASH}\.(arrow|json)\.\d+\.partial"
     ),
     "plans": re.compile(rf"{_PLAN}|\.{_PLAN}\.\d+\.partial"),
     "imagegen": re.compile(r"\.?tiny-pipeline-\d+(\.partial)?/.+"),

@@ -1,6 +1,7 @@
 """Atomic text and JSON files, and JSON lines that survive an interrupted write."""
 
 import csv
+import glob
 import io
 import json
 import math
@@ -16,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from toolkit.errors import RunError
 from toolkit.identifiers import private_opener
+from toolkit.runfolder.process import is_running
 
 Value = TypeVar("Value")
 
@@ -41,6 +43,14 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
         os.fsync(handle.fileno())
     replace_file(temporary, path)
     sync_folder(path.parent)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove the temporary files of ``path`` that killed processes left."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        process = left.name.removeprefix(f".{path.name}.").removesuffix(".partial")
+        if process.isdecimal() and not is_running(int(process)):
+            left.unlink(missing_ok=True)
 
 
 def replace_file(temporary: Path, path: Path) -> None:

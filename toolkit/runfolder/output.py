@@ -4,7 +4,6 @@ A folder has a record (``WRITTEN``) with the digest of each file that a command 
 removes only files that still have their digest. Other files are an error, or are renamed with ``force``.
 """
 
-import glob
 import hashlib
 import os
 import shutil
@@ -14,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.errors import RunError
-from toolkit.runfolder.files import flush_folder, read_saved, sync_folder, write_json, write_text
-from toolkit.runfolder.process import is_running
+from toolkit.runfolder.files import flush_folder, read_saved, remove_temporaries, sync_folder, write_json, write_text
 
 WRITTEN = ".written.json"
 """File with the digests of the other files: name -> digests that a command wrote or is about to write."""
@@ -60,10 +58,7 @@ def claim_file(path: Path, *, force: bool = False) -> None:
         RunError: as in ``check_free``.
     """
     check_free(path, force=force)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        process = left.name.removeprefix(f".{path.name}.").removesuffix(".partial")
-        if process.isdecimal() and not is_running(int(process)):
-            left.unlink(missing_ok=True)
+    remove_temporaries(path)
     if os.path.lexists(path):
         path.rename(free_name(path))
 
