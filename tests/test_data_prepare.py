@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import stat
 import tomllib
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -197,6 +198,22 @@ def test_all_written_files_have_the_same_rows(download: Download) -> None:
     by_split = [row for file in prepared.splits.values() for row in json.loads(file.read_text())]
     assert sorted(row["image_id"] for row in by_split) == sorted(row["image_id"] for row in rows)
     assert all(row["split"] == name for name, file in prepared.splits.items() for row in json.loads(file.read_text()))
+
+
+def test_only_the_owner_reads_what_has_names_of_images(download: Download) -> None:
+    download.add("good", mask=box_mask((1, 1, 9, 9)))
+    download.add("square", mask=box_mask((1, 1, 9, 9), size=(45, 45)))
+    before = os.umask(0)
+    try:
+        with raises(DataError, "data.files_unusable"):
+            download.prepare()
+        assert stat.S_IMODE((download.out / "problems.txt").stat().st_mode) == 0o600
+        (download.masks / "square_segmentation.png").unlink()
+        download.prepare()
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in download.out.iterdir() if file.name in OUTPUT}
+    assert modes == dict.fromkeys(OUTPUT, 0o600)
 
 
 def test_rows_have_locations_and_unknown_values_are_null(download: Download) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from PIL import Image
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, make_recipe
 from toolkit.data import open_index
+from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.formats import FORMATS, Look, row_file
 from toolkit.data.formats.containers import container_of
 from toolkit.data.formats.plain import PLAIN
+from toolkit.data.formats.row_file import RowFile
+from toolkit.data.formats.tables import read_table
 from toolkit.data.index import code_digest
 from toolkit.data.split_sources import recipe_sources
 from toolkit.errors import DataError
@@ -953,3 +957,12 @@ def test_annotations_with_a_key_twice_are_an_error(tmp_path: Path) -> None:
     with raises(DataError, "data.key_repeated") as caught:
         open_index(write(tmp_path / "coco.json", text))
     assert "bbox twice" in str(caught.problem.value)
+
+
+def test_the_time_for_a_header_grows_with_its_columns_and_not_with_their_square(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(",".join(f"c{number}" for number in range(60_000)) + "\n" + ",".join("1" * 60_000) + "\n")
+    begun = time.process_time()
+    ((_, cells, _),) = read_table(RowFile(file, ".csv"), EmbeddedImageStore(tmp_path / "cache"))
+    assert len(cells) == 60_000
+    assert time.process_time() - begun < 5

@@ -14,10 +14,11 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.damage import change_one_byte
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import context_of, only, small_recipe
 from toolkit import tiny
-from toolkit.errors import ModelError, TrainingError
+from toolkit.errors import ModelError, RunError, TrainingError
 from toolkit.models import Backend, adapter_config, lora
 from toolkit.models.adapter_config import CONFIG, check_adapter, read_adapter_config
 from toolkit.models.loading import load_model
@@ -35,6 +36,7 @@ from toolkit.models.weight_files import (
 from toolkit.planning.checks import check_start
 from toolkit.planning.model_files import find_base
 from toolkit.recipe import Model
+from toolkit.runfolder.manifest import write_manifest
 from toolkit.training import resume
 from toolkit.training.sft import train_sft
 
@@ -72,6 +74,16 @@ def adapter(saved: Path, tmp_path: Path) -> Path:
 
 def change(file: Path, **fields: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_a_damaged_export_of_a_run_is_no_base_model(model: Path) -> None:
+    write_manifest(model)
+    assert find_base(Model(name=str(model))).state == "folder"
+    change_one_byte(model / "tokenizer.json")
+    assert find_base(Model(name=str(model))).code == "run.weights_damaged"
+    with raises(RunError, "run.weights_damaged") as caught:
+        load_model(str(model), Model(name=str(model)))
+    assert caught.problem.place == str(model / "tokenizer.json")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "last.ckpt", "model.pkl"])

@@ -1,5 +1,6 @@
 """The returned CSV files of a rating sheet as one file of ratings."""
 
+import stat
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_overlapping_downloads_of_raters_and_pages_become_one_file(tmp_path: Pat
     out = tmp_path / "sheet" / "ratings.csv"
     count = collect_ratings(files, sheet.key, out)
     assert count == 2 * len(whole) + len(tables["second"])
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600  # it has patients
     ratings = load_ratings(sheet_section(max_dropped=0), [str(out)])
     assert (ratings.count, ratings.dropped) == (count, ())
     patients = {entry.image_path: entry.patient for entry in sheet.key.images}

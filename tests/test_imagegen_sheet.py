@@ -2,6 +2,7 @@
 
 import json
 import re
+import stat
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -102,6 +103,7 @@ def test_the_sheet_reveals_neither_source_nor_patient_nor_file(tmp_path: Path) -
 def test_the_key_maps_every_image_back(tmp_path: Path) -> None:
     sheet = make_sheet(tmp_path, 30, SheetOptions(per_page=12))
     key = read_key(tmp_path / "key.json")
+    assert stat.S_IMODE((tmp_path / "key.json").stat().st_mode) == 0o600  # it has patients
     assert key == sheet.key
     items = sheet_items(30)
     assert sorted(entry.item for entry in key.images) == list(range(30))

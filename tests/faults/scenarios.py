@@ -70,6 +70,7 @@ VOLATILE = (
     "README.md",
     "done.json",
     "manifest.json",
+    "identifiers.json",
     "trainer_state.json",
     "training_args.bin",
     "images.parquet",

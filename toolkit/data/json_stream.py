@@ -194,10 +194,14 @@ def repeated_key(text: str, record: Row) -> str | None:
 
 
 def _count_keys(value: Any) -> int:
-    """Return the number of keys of all objects in a value."""
-    is_object = isinstance(value, dict)
-    inner = value.values() if is_object else value
-    return (len(value) if is_object else 0) + sum(_count_keys(one) for one in inner if type(one) in _NESTED)
+    """Return the number of keys of all objects in a value, which may be nested deeply."""
+    keys, left = 0, [value]
+    while left:
+        part = left.pop()
+        is_object = isinstance(part, dict)
+        keys += len(part) if is_object else 0
+        left += [one for one in (part.values() if is_object else part) if type(one) in _NESTED]
+    return keys
 
 
 SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from toolkit.errors import ModelError
 from toolkit.models.model_config import read_configuration, read_object
+from toolkit.runfolder.manifest import check_weights
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -28,6 +29,7 @@ def check_model_folder(folder: Path) -> None:
     Raises:
         ModelError: A file is missing, pickled or damaged, a size in config.json is out of range, or the folder contains
             an adapter.
+        RunError: The folder is an export of a run, and a file differs from its manifest.
     """
     check_regular(folder)
     if (folder / "adapter_config.json").is_file():  # transformers would load the base that the adapter names
@@ -42,6 +44,7 @@ def check_model_folder(folder: Path) -> None:
     if (folder / "generation_config.json").exists():  # transformers ignores a damaged one
         read_object(folder / "generation_config.json", "model.generation_config")
     model_weights(folder)
+    check_weights(folder, remedy="Restore the file, or export again with toolkit export.")
 
 
 def check_regular(folder: Path) -> None:

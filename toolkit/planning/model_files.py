@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.errors import ModelError, Problem, shorten
+from toolkit.errors import ModelError, Problem, RunError, shorten
 from toolkit.models.llamacpp import mergeable_formats
 from toolkit.models.model_config import read_configuration
 from toolkit.models.model_paths import model_source, writes_merged
@@ -134,7 +134,7 @@ def _weights_in(folder: Path) -> BaseWeights:
     """Return whether a folder has whole weights, or why not."""
     try:
         check_model_folder(folder)
-    except ModelError as error:
+    except (ModelError, RunError) as error:
         if error.code == "model.weights_missing":
             reason = f"the weights in {folder} are missing or incomplete"
             return BaseWeights("missing", reason, "plan.weights_incomplete")

@@ -133,7 +133,7 @@ def _raise_problems(problems: Sequence[str], request: PrepareRequest) -> None:
     if not problems:
         return
     out = request.out
-    add_output(out, PROBLEMS, "\n".join(problems) + "\n", force=request.force)
+    add_output(out, PROBLEMS, "\n".join(problems) + "\n", force=request.force, private=True)
     shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
     more = f"\n  and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
     rule = f"all images and masks must be usable, and {len(problems):,} are not:\n{shown}{more}\n"
@@ -181,7 +181,7 @@ def split_and_write(
             "data.group_of_several_classes",
         )
     splits = split_rows(groups, classes, request.fractions, request.seed)
-    with output_files(request.out, force=request.force) as staging:
+    with output_files(request.out, force=request.force, private=True) as staging:
         write_rows(staging, names.file, [{**one.columns, "split": at} for one, at in zip(images, splits, strict=True)])
         for name in write_sheet(staging, choose_images(images, request.seed)):
             tally.add("images that cannot be decoded, which are grey on the sheet", name, "data.image_not_decodable")

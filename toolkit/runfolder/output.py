@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.errors import RunError
+from toolkit.identifiers import PRIVATE
 from toolkit.runfolder.files import flush_folder, read_saved, remove_temporaries, sync_folder, write_json, write_text
 
 WRITTEN = ".written.json"
@@ -97,7 +98,7 @@ def check_output(folder: Path, names: Iterable[str], *, force: bool = False) -> 
 
 
 @contextmanager
-def output_files(folder: Path, *, force: bool = False) -> Iterator[Path]:
+def output_files(folder: Path, *, force: bool = False, private: bool = False) -> Iterator[Path]:
     """Open a hidden folder whose files move to ``folder`` if the block succeeds, and are removed otherwise.
 
     A new folder gets its name by one rename. In an existing folder, the files of the last call are removed first, so
@@ -106,6 +107,7 @@ def output_files(folder: Path, *, force: bool = False) -> Iterator[Path]:
     Args:
         folder: the output folder, created if it is missing.
         force: rename files that no earlier call wrote, or that were changed since, to ``NAME.old-1``.
+        private: only the owner may read the files, and a new folder, because they have rows.
 
     Raises:
         RunError: the folder cannot be written, or such files exist and ``force`` is not set.
@@ -122,9 +124,11 @@ def output_files(folder: Path, *, force: bool = False) -> Iterator[Path]:
     for left in folder.glob(f".{WRITTEN}.*.partial"):
         left.unlink()
     staging = parent / f"{prefix}{os.getpid()}"
-    staging.mkdir()
+    staging.mkdir(mode=0o700 if private else 0o777)
     try:
         yield staging
+        for name in _names(staging) if private else ():
+            (staging / name).chmod(PRIVATE)
         digests = {name: [_digest(staging / name)] for name in _names(staging)}
         flush_folder(staging)
         if new:
@@ -137,8 +141,8 @@ def output_files(folder: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def add_output(folder: Path, name: str, text: str, *, force: bool = False) -> Path:
-    """Write one more file to an output folder, whose other files stay.
+def add_output(folder: Path, name: str, text: str, *, force: bool = False, private: bool = False) -> Path:
+    """Write one more file to an output folder, whose other files stay. ``private``: only the owner may read it.
 
     Raises:
         RunError: the folder cannot be written, or has another file of this name and ``force`` is not set.
@@ -148,7 +152,7 @@ def add_output(folder: Path, name: str, text: str, *, force: bool = False) -> Pa
     _make_free(folder, [name], known, force=force)
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     write_json(folder / WRITTEN, {**known, name: [digest]})
-    write_text(folder / name, text)
+    write_text(folder / name, text, private=private)
     return folder / name
 
 

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, BinaryIO
@@ -190,7 +191,7 @@ def _read_parquet(file: RowFile, images: EmbeddedImageStore) -> Iterator[Record]
 
 
 def _check_names(names: list[str], file: RowFile) -> None:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         rule, remedy = "the file must have each column once", "Rename or remove the repeated columns."
         raise DataError(
             "data.column_repeated", rule, place=file.place, value=[shown_cell(one) for one in twice], remedy=remedy

@@ -162,7 +162,7 @@ def _check_first_line(file: RowFile) -> None:
 
 def _header(names: list[str], file: RowFile) -> list[str]:
     place = f"{file.place}, line 1"
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if not names or twice:
         rule, remedy = "the first line must name the columns, each once", "Rename or remove the repeated columns."
         remedy = remedy if names else "Add a first line with the names of the columns."

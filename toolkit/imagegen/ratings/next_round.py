@@ -146,7 +146,8 @@ def collect_ratings(files: Sequence[Path], key: SheetKey, out: Path) -> int:
                     value=record["rating"],
                     remedy=remedy,
                 )
-    write_text(out, csv_text([[*COLUMNS, "patient_id"], *(rows[place][0] for place in sorted(rows))]))
+    text = csv_text([[*COLUMNS, "patient_id"], *(rows[place][0] for place in sorted(rows))])
+    write_text(out, text, private=True)
     return len(rows)
 
 

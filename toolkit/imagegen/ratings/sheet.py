@@ -160,7 +160,7 @@ def write_sheet(
     _check_items(items, section)
     with new_folder(folder) as work:
         sheet = _write(items, section, stores, work, options)
-        write_json(key_file, {"schema_version": KEY_VERSION, **asdict(sheet.key)})
+        write_json(key_file, {"schema_version": KEY_VERSION, **asdict(sheet.key)}, private=True)
     return Sheet(sheet.id, tuple(folder / page.name for page in sheet.pages), sheet.key)
 
 
