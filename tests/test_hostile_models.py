@@ -247,6 +247,7 @@ def test_a_damaged_generation_config_is_not_ignored(model: Path) -> None:
         ("tokenizer.json", "", "model.processor_file_not_json"),
         ("tokenizer.json", "[" * 100_000, "model.processor_file_not_json"),
         ("tokenizer.json", "{}", "model.processor_unusable"),
+        ("tokenizer.json", json.dumps({"added_tokens": [0] * 20_001}), "model.too_many_added_tokens"),
         ("tokenizer_config.json", "null", "model.processor_file_not_object"),
         ("processor_config.json", "[]", "model.processor_file_not_object"),
     ],

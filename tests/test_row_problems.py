@@ -15,6 +15,7 @@ from tests.helpers.problems import raises
 from tests.helpers.recipes import load_data, make_recipe
 from tests.helpers.training import context_of, small_recipe
 from toolkit.cli import main
+from toolkit.data.json_stream import repeated_key
 from toolkit.data.result import DataResult
 from toolkit.errors import MOST_CHARACTERS, DataError, Problem, RecipeError, shorten
 from toolkit.evaluation.unlabelled_rows import Constants, read_unlabelled_rows
@@ -379,3 +380,9 @@ def test_a_prediction_reads_whole_numbers_and_truth_values_as_the_training_rows(
     assert [sample.fields.get("age") for sample in train] == ["40", None, "42"]
     rows_of_prediction = read_unlabelled_rows(wanted, None, tmp_path / "new.csv", None, Constants(), train.origin.whole)
     assert [(one.fields["age"], one.fields["smoker"]) for one in rows_of_prediction.samples] == [("63", "False")]
+
+
+def test_keys_are_counted_in_a_deeply_nested_record() -> None:
+    text = '{"a": ' * 900 + '{"b": 1, "c": 2}' + "}" * 900
+    assert repeated_key(text, json.loads(text)) is None
+    assert repeated_key(text.replace('"c"', '"b"'), json.loads(text.replace('"c"', '"b"'))) == "b twice"

@@ -12,6 +12,9 @@ from toolkit.recipe import Model
 PATTERNS = ("*config.json", "tokenizer.json", "chat_template.json", "special_tokens_map.json", "added_tokens.json")
 """JSON files that a processor reads. Each has an object."""
 
+MAX_ADDED_TOKENS = 20_000
+"""Maximum number of added tokens. Reading takes minutes for 300,000, and supported models have at most 6,415."""
+
 
 def open_processor(model: Model, *, local: bool = False) -> Any:
     """Return the processor of a model, as in its files.
@@ -29,6 +32,7 @@ def open_processor(model: Model, *, local: bool = False) -> Any:
     check_regular(Path(source))
     if (file := Path(source) / "processor_config.json").exists():
         check_fields(read_object(file, "model.processor_file"), file)
+    _check_added_tokens(Path(source) / "tokenizer.json")
     try:
         processor = AutoProcessor.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=local
@@ -38,6 +42,20 @@ def open_processor(model: Model, *, local: bool = False) -> Any:
     if not hasattr(processor, "tokenizer"):  # transformers returns a tokenizer for a processor that it does not know
         raise _unusable(source, TypeError(f"{type(processor).__name__} is not a processor of images and text"))
     return processor
+
+
+def _check_added_tokens(file: Path) -> None:
+    if not file.is_file():
+        return
+    added = read_object(file, "model.processor_file").get("added_tokens")
+    if isinstance(added, list) and len(added) > MAX_ADDED_TOKENS:
+        raise ModelError(
+            "model.too_many_added_tokens",
+            f"a tokenizer must have at most {MAX_ADDED_TOKENS:,} added tokens",
+            place=file,
+            value=len(added),
+            remedy="Copy or download the file again.",
+        )
 
 
 def model_not_found(source: str, error: Exception) -> ModelError:
