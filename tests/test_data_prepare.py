@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import stat
+import subprocess
+import sys
 import tomllib
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -240,9 +242,14 @@ def test_rows_have_locations_and_unknown_values_are_null(download: Download) -> 
 
 def test_splits_of_an_earlier_call_are_removed(download: Download) -> None:
     fill(download, 12)
-    (download.out / ".partial-killed").mkdir(parents=True)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    inside, beside = download.out / f".partial-{ended.pid}", download.out.parent / f".out.partial-{ended.pid}"
+    for left in (inside, beside):
+        left.mkdir(parents=True)
     assert set(download.prepare().splits) == {"train", "validation", "test"}
-    assert not (download.out / ".partial-killed").exists()
+    assert not inside.exists()
+    assert not beside.exists()
     assert set(download.prepare(validation=0.0).splits) == {"train", "test"}
     assert not (download.out / "validation.json").exists()
     summary = json.loads((download.out / "summary.json").read_text())

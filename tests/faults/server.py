@@ -140,6 +140,7 @@ def run_and_exit(request: Request) -> NoReturn:
     except BaseException:  # noqa: BLE001  # what the interpreter does with it
         sys.excepthook(*sys.exc_info())
         code = 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # here the harness ends the process, and not the toolkit
     finish(code)
 
 

@@ -4,6 +4,7 @@ A folder has a record (``WRITTEN``) with the digest of each file that a command 
 removes only files that still have their digest. Other files are an error, or are renamed with ``force``.
 """
 
+import glob
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from toolkit.errors import RunError
 from toolkit.identifiers import PRIVATE
 from toolkit.runfolder.files import flush_folder, read_saved, remove_temporaries, sync_folder, write_json, write_text
+from toolkit.runfolder.process import is_running
 
 WRITTEN = ".written.json"
 """File with the digests of the other files: name -> digests that a command wrote or is about to write."""
@@ -119,8 +121,12 @@ def output_files(folder: Path, *, force: bool = False, private: bool = False) ->
         known = _read_written(folder)
         _reject(folder, _foreign(folder, known, known))
     parent, prefix = (folder.parent, f".{folder.name}{STAGING}") if new else (folder, STAGING)
-    for left in parent.glob(f"{prefix}*"):  # by a killed process
-        shutil.rmtree(left, ignore_errors=True)
+    # A killed process may have begun before the folder existed, or after.
+    hidden = folder.parent.glob(f"{glob.escape(f'.{folder.name}{STAGING}')}*")
+    for left in (*hidden, *folder.glob(f"{STAGING}*")):
+        process = left.name.rpartition("-")[2]
+        if process.isdecimal() and not is_running(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
     for left in folder.glob(f".{WRITTEN}.*.partial"):
         left.unlink()
     staging = parent / f"{prefix}{os.getpid()}"
