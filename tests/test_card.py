@@ -86,7 +86,7 @@ def write_wards(folder: Path) -> dict[str, Path]:
             name: number for number, name in enumerate(dict.fromkeys(row["PatientID"] for row in rows.values()))
         }
         for row in rows.values():
-            row["Room"] = f"room {patients[row['PatientID']]}"
+            row["Floor"] = f"floor {patients[row['PatientID']]}"
         if file.stem == "train":
             first = next(iter(rows.values()))
             first["PatientID"] = f"{PATIENT}000012"  # the first patient of the test rows
@@ -118,7 +118,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
         "prompt": {"system": f"My key is {TOKEN}, my notes are in {home}/notes.txt."},
         "rewards": {"custom": (f"{home / 'own.py'}:short",)},
         "sft": {"max_steps": 2},
-        "evaluate": {"before": False, "by": ("PatientSex", "Room")},
+        "evaluate": {"before": False, "by": ("PatientSex", "Floor")},
         "export": {"to": ("adapter", "merged"), "verify": 2},
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -202,10 +202,10 @@ def test_every_row_of_the_results_is_in_the_card_with_its_interval(planted: Plan
 def test_subgroups_are_shown_and_single_patients_are_not(planted: Planted) -> None:
     card = planted.card()
     summary = planted.evaluation().summary
-    assert len(summary.by["Room"]) == 20
+    assert len(summary.by["Floor"]) == 20
     for value, found in summary.by["PatientSex"].items():
         assert f"| {value} | {found.n} |" in card
-    assert "Room: 20 values with fewer than 5 patients, lesions or images are hidden." in card
+    assert "Floor: 20 values with fewer than 5 patients, lesions or images are hidden." in card
     evaluation = replace(planted.evaluation(), summary=replace(summary, not_found=("Scanner",)))
     other = str(model_card(replace(planted.facts(), evaluation=evaluation)))
     assert "Subgroups by Scanner: the data has no such column." in other

@@ -1,4 +1,4 @@
-"""Files of a run that were damaged or replaced: a command goes on, or ends with an error that has place and remedy.
+"""Files of a run that were damaged or replaced: a command continues, or ends with an error that has place and remedy.
 
 Nothing of the user's is written or removed: neither the target of a link nor a folder in a file's place.
 """

@@ -325,7 +325,7 @@ def list_problems(problems: Iterable[Problem]) -> str:
 
 
 def list_places(places: Iterable[str]) -> str:
-    """Return the places of rows as one list. A place leaves out the file that it shares with the place before it.
+    """Return the places of rows as one list. A place leaves out the file that the place before it has too.
 
     >>> list_places(["a/train.json, row 0: 135 tokens", "a/train.json, row 5: 90 tokens", "b.json, row 5, image 1"])
     'a/train.json, row 0: 135 tokens; row 5: 90 tokens; b.json, row 5, image 1'

@@ -250,7 +250,7 @@ def chat_template(random: Random, place: Path) -> Case:
 
 
 def postscript(random: Random, place: Path) -> Case:
-    """Name a PostScript file like an image. A stand-in for Ghostscript is on the path."""
+    """Name a PostScript file like an image. Another program named gs is on the path."""
     _rows(place)
     tools = place / "tools"
     tools.mkdir()
@@ -258,13 +258,13 @@ def postscript(random: Random, place: Path) -> Case:
         (tools / name).write_text(f"#!/bin/sh\n{_touch(place)}\n")
         (tools / name).chmod(0o755)
     suffix = random.choice((".png", ".jpg", ".tif", ".eps", ".ps", ".pdf", ".gif", ".dcm", ".nii"))
-    film = place / "in" / "images" / f"film{suffix}"
+    xray = place / "in" / "images" / f"xray{suffix}"
     content = random.choice(
         (POSTSCRIPT, b"\xc5\xd0\xd3\xc6" + bytes(26) + POSTSCRIPT, b"%!PS\n" + POSTSCRIPT, b"%PDF-1.4\n")
     )
-    film.write_bytes(content)
+    xray.write_bytes(content)
     rows = rows_of("vqa")
-    rows[0]["image_name"] = f"images/film{suffix}"
+    rows[0]["image_name"] = f"images/xray{suffix}"
     (place / "in" / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     file = _recipe(place, {"train": "rows.json", "max_dropped": 1.0})
     environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}

@@ -111,18 +111,18 @@ def bomb(random: Random) -> tuple[str, bytes]:
         ("profile.png", _png(4, 4, zlib.compress(bytes(20)), (b"iCCP", b"a\0\0" + zeros))),
         ("wide.tif", bytes(tiff)),
         ("screen.gif", b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + b"\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\x00;"),
-        ("film.png", POSTSCRIPT),
-        ("film.jpg", b"%PDF-1.4\n" + bytes(100)),
-        ("film.tif", b"#!/bin/sh\ntouch marker\n"),
-        ("film.bmp", b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, side, -side, 1, 24, 0, 0, 0, 0, 0, 0)),
-        ("film.webp", b"RIFF\xff\xff\xff\xffWEBPVP8X" + struct.pack("<IIHBHB", 10, 0, 65_535, 255, 65_535, 255)),
-        ("film.svg", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>'),
+        ("xray.png", POSTSCRIPT),
+        ("xray.jpg", b"%PDF-1.4\n" + bytes(100)),
+        ("xray.tif", b"#!/bin/sh\ntouch marker\n"),
+        ("xray.bmp", b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, side, -side, 1, 24, 0, 0, 0, 0, 0, 0)),
+        ("xray.webp", b"RIFF\xff\xff\xff\xffWEBPVP8X" + struct.pack("<IIHBHB", 10, 0, 65_535, 255, 65_535, 255)),
+        ("xray.svg", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>'),
         ("empty.png", b""),
     )
     return random.choice(kinds)
 
 
-def make_picture(random: Random) -> tuple[str, bytes]:
+def make_image_file(random: Random) -> tuple[str, bytes]:
     """Return the name and bytes of a bad image file."""
     if random.random() < 0.1:
         return bomb(random)
@@ -419,5 +419,5 @@ def _dicom_trial(seed: int, number: int, folder: Path) -> Outcome:
     return files_trial("dicom", make_dicom)(seed, number, folder)
 
 
-IMAGES = Part("images", "inputs", files_trial("images", make_picture))
+IMAGES = Part("images", "inputs", files_trial("images", make_image_file))
 DICOM = Part("dicom", "inputs", _dicom_trial)

@@ -118,8 +118,8 @@ def check(scenario: Scenario, kills: Sequence[Kill], folder: Path) -> Outcome:
 
 def is_complete(scenario: Scenario, expected: dict[str, str], ended: Ended, folder: Path) -> bool:
     """Return whether a command does not replace its own output, because the kill came after the end of its work."""
-    refused = ended.status == 1 and ended.last_line.endswith("[output.file_exists]")
-    return refused and not any(differences(scenario, expected, ended, folder))
+    kept = ended.status == 1 and ended.last_line.endswith("[output.file_exists]")
+    return kept and not any(differences(scenario, expected, ended, folder))
 
 
 def start(scenario: Scenario, kill: Kill | None, folder: Path) -> Ended:
@@ -163,7 +163,7 @@ def problem_of(
 def unsaved_steps(
     scenario: Scenario, kill: Kill, ended: Ended, before: dict[str, int], folder: Path
 ) -> tuple[Result, str] | None:
-    """Return what a signal that asks a command to stop has cost: it must save what it has trained."""
+    """Return what a signal that stops a command has cost: it must save what it has trained."""
     after = steps_of(scenario, folder)
     trained = [stage for stage in after if after[stage] > before.get(stage, 0) and not is_done(scenario, stage, folder)]
     for stage in trained:

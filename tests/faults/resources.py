@@ -18,8 +18,8 @@ from tests.faults.part import Outcome, Part, Result, is_clear, random_of
 from tests.faults.scenarios import SCENARIOS, Scenario, undisturbed
 
 KIB, MIB = 1 << 10, 1 << 20
-ROOM = 192 * MIB
-"""Size of a small disk after room was made."""
+ENOUGH = 192 * MIB
+"""Size of a small disk after space was freed."""
 
 
 @cache
@@ -63,24 +63,24 @@ def fill(place: Path, left: int) -> None:
 
 
 def disk_is_small(at: str, seed: int, number: int, folder: Path) -> Outcome:
-    """Start a run on a disk that is too small, make room, and run again."""
+    """Start a run on a disk that is too small, free space, and run again."""
     chance = random_of(seed, f"small-{at}", number)
     if reason := no_mounts():
         return Outcome("skipped", reason)
     size = chance.choice([16 * KIB, 64 * KIB, 256 * KIB, MIB, 2 * MIB, 4 * MIB, 9 * MIB])
     with small_disk(folder / at, size):
         ended = run_command(chest().argv, folder, LIMIT_S)
-        mount("-o", f"remount,size={ROOM}", str(folder / at))
+        mount("-o", f"remount,size={ENOUGH}", str(folder / at))
         return recovered(ended, f"{at} is a disk of {size} bytes", folder)
 
 
 def disk_fills(at: str, seed: int, number: int, folder: Path) -> Outcome:
-    """Fill the disk during a run, make room, and run again."""
+    """Fill the disk during a run, free space, and run again."""
     chance = random_of(seed, f"fills-{at}", number)
     if reason := no_mounts():
         return Outcome("skipped", reason)
     left = chance.choice([0, 0, 4 * KIB, 40 * KIB, 400 * KIB, 4 * MIB])
-    with small_disk(folder / at, ROOM):
+    with small_disk(folder / at, ENOUGH):
         child = start_command(chest().argv, folder)
         moment = wait_at_random(child, chance)
         with suppress(OSError):  # another write took the last bytes

@@ -18,10 +18,10 @@ from toolkit.cli.commands import app
 from toolkit.cli.options import ArgumentError
 from toolkit.errors import Problem, RunError, ToolkitError, path_error
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FULL = (
-    *map(os.strerror, _NO_ROOM),
-    *(f"os error {number})" for number in _NO_ROOM),
+    *map(os.strerror, _NO_SPACE),
+    *(f"os error {number})" for number in _NO_SPACE),
     "enforce fail at inline_container",
 )
 """Messages of the operating system, safetensors and torch.save."""
@@ -33,7 +33,7 @@ def _write_errors() -> tuple[type[BaseException], ...]:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    return getattr(error, "errno", None) in _NO_ROOM or any(text in str(error) for text in _DISK_FULL)
+    return getattr(error, "errno", None) in _NO_SPACE or any(text in str(error) for text in _DISK_FULL)
 
 
 def _wants_json(arguments: Sequence[str] | None) -> bool:
