@@ -101,8 +101,21 @@ def test_weights_may_be_moved_to_another_disk_behind_a_link(folder: Path, tmp_pa
 def test_a_damaged_manifest_is_damage(folder: Path, text: str) -> None:
     (folder / MANIFEST).write_text(text, encoding="latin-1")
     with raises(RunError, "run.weights_damaged") as caught:
-        check_weights(folder)
+        check_weights(folder, own=True)
     assert caught.problem.place == str(folder / MANIFEST)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 9999, '{"../a": {"size": 1, "sha256": ""}}'])
+def test_a_damaged_manifest_of_an_export_in_another_folder_is_damage(folder: Path, text: str) -> None:
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    with raises(RunError, "run.weights_damaged"):
+        check_weights(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"name": "app", "icons": {"size": 7}}', '{"files": {"a": {"size": 7}}}'])
+def test_a_file_of_this_name_by_another_program_is_ignored(folder: Path, text: str) -> None:
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    check_weights(folder)
 
 
 def test_weights_of_others_have_no_manifest_but_those_of_a_run_must_have_one(folder: Path) -> None:

@@ -18,10 +18,11 @@ from tests.helpers.recipes import load_recipe
 from tests.helpers.results import evaluation_result, grpo_result, sft_result
 from toolkit.data.result import DataResult
 from toolkit.errors import DataError, ImageError, RunError
+from toolkit.evaluation.custom_metrics import code_digest
 from toolkit.evaluation.results import EvaluationResult
 from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.results import ExportResult
-from toolkit.pipeline import Stages
+from toolkit.pipeline import Stages, run_recipe
 from toolkit.pipeline.existing_run import Delivery, evaluate_again, export_again
 from toolkit.pipeline.image_files import _digest, has_touched_images
 from toolkit.pipeline.prepare_data import inspect_data, prepare
@@ -251,7 +252,9 @@ def fake_stages(calls: Calls) -> Stages:
     def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationResult:
         section = context.recipe.evaluate
         calls.append((name, weights and weights.parent.name, tuple(earlier), section and section.limit))
-        return evaluation_result(name, 0.5, 0.5, dict.fromkeys(("baseline", *earlier), 0.0))
+        code = code_digest(section.metrics) if section and section.metrics else None
+        result = evaluation_result(name, 0.5, 0.5, dict.fromkeys(("baseline", *earlier), 0.0))
+        return replace(result, metrics_code=code)
 
     def export(context: Context, *, out: Path | None = None, force: bool = False) -> ExportResult:
         assert context.recipe.export is not None
@@ -298,8 +301,6 @@ def test_an_export_outside_the_run_does_not_change_its_result(tmp_path: Path) ->
 
 
 def finished_run(folder: Path, more: str = "[evaluate]\n") -> Path:
-    from toolkit.pipeline import run_recipe
-
     return run_recipe(make_recipe(folder, FILES + "[sft]\n" + more), fake_stages([])).run.path
 
 
@@ -331,6 +332,63 @@ def test_a_repeated_evaluation_has_a_free_name_and_is_compared_if_the_samples_ar
         "before",
         "after SFT",
     ]
+
+
+def write_metric(folder: Path, value: float) -> str:
+    (folder / "metric.py").write_text(f"def constant(samples, answers):\n    return {value}\n")
+    return f'metrics = ["{folder}/metric.py:constant"]'
+
+
+def test_a_finished_evaluation_with_other_code_of_its_metrics_is_not_that_of_the_same_command(tmp_path: Path) -> None:
+    setting, calls = f"evaluate.{write_metric(tmp_path, 0.5)}", list[Any]()
+    path = finished_run(tmp_path)
+    for _ in range(2):
+        evaluate_again(path, fake_stages(calls), [setting], name="mine")
+    assert [call[0] for call in calls] == ["mine"]
+    write_metric(tmp_path, 0.25)
+    with raises(RunError, "evaluate.name_taken"):
+        evaluate_again(path, fake_stages(calls), [setting], name="mine")
+
+
+def test_a_finished_run_with_other_code_of_its_metrics_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text, calls = f"[evaluate]\n{write_metric(tmp_path, 0.5)}\n", list[Any]()
+    path = finished_run(tmp_path, text)
+    recipe = make_recipe(tmp_path, FILES + "[sft]\n" + text)
+    run_recipe(recipe, fake_stages(calls))
+    assert (calls, warnings_in(caplog)) == ([], [])
+    write_metric(tmp_path, 0.25)
+    run_recipe(recipe, fake_stages(calls))
+    assert calls == []
+    assert [problem.code for problem in warnings_in(caplog)] == ["evaluate.metrics_changed"] * 2
+    assert {problem.place for problem in warnings_in(caplog)} == {"evaluate-before", "evaluate-sft"}
+    assert path.name in warnings_in(caplog)[0].remedy
+
+
+def test_a_finished_evaluation_or_run_of_changed_images_is_an_error(chest: Path, tmp_path: Path) -> None:
+    stages = replace(fake_stages([]), prepare=prepare)
+    recipe = make_recipe(tmp_path, FILES + "[sft]\n[evaluate]\n")
+    path = run_recipe(recipe, stages).run.path
+    for _ in range(2):
+        evaluate_again(path, stages, name="mine")
+    xray(chest, 4).write_bytes(xray(chest, 0).read_bytes())
+    with raises(RunError, "run.images_changed"):
+        evaluate_again(path, stages, name="mine")
+    with raises(RunError, "run.images_changed"):
+        run_recipe(recipe, stages)
+
+
+def test_a_finished_run_with_a_changed_reward_file_is_an_error(chest: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text("def polite(sample, answer):\n    return 1.0\n")
+    recipe = make_recipe(tmp_path, FILES + '[grpo]\n[rewards]\ncustom = ["mine.py:polite"]\n')
+    stages = replace(fake_stages([]), prepare=prepare)
+    for _ in range(2):
+        run_recipe(recipe, stages)
+    own.write_text("def polite(sample, answer):\n    return 0.5\n")
+    with raises(RunError, "run.inputs_changed"):
+        run_recipe(recipe, stages)
 
 
 KILLED_AT_THE_END = """

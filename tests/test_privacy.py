@@ -18,6 +18,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from tests.helpers.cli import call
+from tests.helpers.problems import warnings_in
 from toolkit.data.loading import load_data
 from toolkit.errors import DataError, ImageError, RowProblem
 from toolkit.identifiers import FILE, hidden_id, identifiers_in, name_parts, shown_cell
@@ -509,16 +510,56 @@ def test_a_deeply_nested_value_is_described() -> None:
 
 def test_hashes_need_the_key_of_the_run_and_the_file_has_the_names(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with identifiers_in(tmp_path / "a" / FILE):
+    with identifiers_in(tmp_path / "a" / FILE, fail, fail):
         first, again = hidden_id(NAME), hidden_id(NAME)
-    with identifiers_in(tmp_path / FILE):
+    with identifiers_in(tmp_path / FILE, fail, fail):
         other = hidden_id(NAME)
-    with identifiers_in(tmp_path / "a" / FILE):
+    with identifiers_in(tmp_path / "a" / FILE, fail, fail):
         resumed = hidden_id(NAME)
     assert first == again == resumed != other
     assert first.startswith("id-")
     assert json.loads((tmp_path / "a" / FILE).read_text(encoding="utf-8"))["names"] == {first: NAME}
     assert mode(tmp_path / "a" / FILE) == 0o600
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 99999,
+        '{"key": "00"}',
+        '{"key": "", "names": {}}',
+        '{"key": "0", "names": {}}',
+        '{"key": "%s", "names": {}}' % ("00" * 65),
+        '{"key": "00", "names": {"a": 7}}',
+        '{"key": 7, "names": {}}',
+    ],
+)
+def test_a_damaged_file_of_names_is_kept_and_reported(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / FILE).write_text(text, encoding="utf-8")
+    with logging_to(tmp_path / "log.txt"):
+        hidden = hidden_id(NAME)
+    assert [problem.code for problem in warnings_in(caplog)] == ["run.identifiers_damaged"]
+    assert (tmp_path / f"{FILE}.old-1").read_text(encoding="utf-8") == text
+    assert json.loads((tmp_path / FILE).read_text(encoding="utf-8"))["names"] == {hidden: NAME}
+
+
+def test_names_that_cannot_be_stored_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with logging_to(folder / "log.txt"):
+        folder.rename(tmp_path / "moved")
+        for number in range(3):
+            hidden_id(f"{NAME} {number}")
+    assert [problem.code for problem in warnings_in(caplog)] == ["run.identifiers_not_written"]
 
 
 def mode(file: Path) -> int:

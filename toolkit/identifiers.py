@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +163,10 @@ def without_names(text: str) -> str:
     return _PATH.sub("…", _QUOTED.sub("'…'", text))
 
 
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a file without a key and names raises."""
+
+
 @dataclass
 class _Names:
     """The key of the hashes, the name of each hash, and the file that has them. None: they are not stored."""
@@ -172,6 +176,9 @@ class _Names:
     file: Path | None = None
     saved: tuple[int, float] = (0, 0.0)
     """Number of names in the file, and when it was written."""
+    unsaved: Callable[[OSError], None] = lambda error: None
+    """Reports that the file cannot be written. Called once."""
+    has_failed: bool = False
 
 
 _NAMES = _Names()
@@ -190,14 +197,25 @@ def hidden_id(name: object) -> str:
 
 
 @contextmanager
-def identifiers_in(file: Path) -> Iterator[None]:
-    """Store the names of hashed ids in ``file`` while the block runs. A resumed run keeps its key."""
+def identifiers_in(
+    file: Path, damaged: Callable[[Exception], None], unsaved: Callable[[OSError], None]
+) -> Iterator[None]:
+    """Store the names of hashed ids in ``file`` while the block runs. A resumed run keeps its key.
+
+    Args:
+        file: the file. It need not exist.
+        damaged: called if the file has no key and names. It must rename the file, which is written anew.
+        unsaved: called once if the file cannot be written.
+    """
     global _NAMES
-    outer, _NAMES = _NAMES, _Names(file=file)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a missing or damaged file has no names
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        _NAMES.key, _NAMES.known = bytes.fromhex(stored["key"]), dict(stored["names"])
+    outer, _NAMES = _NAMES, _Names(file=file, unsaved=unsaved)
+    try:
+        _NAMES.key, _NAMES.known = _read(file)
         _NAMES.saved = (len(_NAMES.known), 0.0)
+    except FileNotFoundError:
+        pass
+    except _DAMAGE as error:
+        damaged(error)
     try:
         yield
     finally:
@@ -206,20 +224,32 @@ def identifiers_in(file: Path) -> Iterator[None]:
         _NAMES = outer
 
 
-def _save(file: Path) -> None:
-    """Write the names atomically. Nobody else can read the file at any time.
+def _read(file: Path) -> tuple[bytes, dict[str, str]]:
+    """Return the key and the names of a file."""
+    stored = json.loads(file.read_text(encoding="utf-8", errors="surrogatepass"))
+    key, names = bytes.fromhex(stored["key"]), dict(stored["names"])
+    if not 0 < len(key) <= hashlib.blake2b.MAX_KEY_SIZE or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError("it must have a key and names")
+    return key, names
 
-    A full disk is reported by what the run writes itself.
-    """
+
+def _save(file: Path) -> None:
+    """Write the names atomically. Nobody else can read the file at any time."""
     _NAMES.saved = (len(_NAMES.known), time.monotonic())
-    with suppress(OSError, ValueError, KeyError, TypeError):  # another process of the run can have added names
-        _NAMES.known = {**json.loads(file.read_text(encoding="utf-8"))["names"], **_NAMES.known}
+    with suppress(*_DAMAGE):  # another process of the run can have added names
+        _NAMES.known = {**_read(file)[1], **_NAMES.known}
     temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
     content = {"key": _NAMES.key.hex(), "names": _NAMES.known}
-    with suppress(OSError):
+    try:
         with os.fdopen(open_private(temporary), "w", encoding="utf-8", errors="surrogatepass") as stream:
             json.dump(content, stream, indent=2, ensure_ascii=False)
         temporary.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not _NAMES.has_failed:
+            _NAMES.has_failed = True
+            _NAMES.unsaved(error)
 
 
 def open_private(file: Path) -> int:

@@ -6,7 +6,7 @@ in the run, because the same answers are scored again for comparisons with later
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from numbers import Real
@@ -72,12 +72,7 @@ class CustomMetrics:
         return MetricValues(each, whole)
 
     def _stored(self, entry: str, answers: Answered) -> MetricValues:
-        source = Path(entry.rpartition(":")[0])
-        if not source.is_file():
-            load_user_code(entry, Path(), _METRIC)  # raises the error
-        key = blake2b(digest_size=12)
-        for code in sorted(source.parent.glob("*.py")):  # the file can import its neighbours
-            key.update(f"{code.name} ".encode() + code.read_bytes())
+        key = blake2b(code_digest([entry]).encode(), digest_size=12)
         lines = [[entry, sample.id, dict(sample.reference), answer.text] for sample, answer in answers]
         key.update(json.dumps(lines, default=str).encode())
         file = self.folder / f"{key.hexdigest()}.json"
@@ -87,6 +82,22 @@ class CustomMetrics:
             found = _compute(entry, answers)
         write_json(file, {"each": found.each, "whole": found.whole}, private=True)
         return found
+
+
+def code_digest(entries: Iterable[str]) -> str:
+    """Return a digest of the files of custom metrics and of the Python files beside them, which they can import.
+
+    Raises:
+        MetricError: A file is missing.
+    """
+    digest = blake2b(digest_size=12)
+    for entry in entries:
+        source = Path(entry.rpartition(":")[0])
+        if not source.is_file():
+            load_user_code(entry, Path(), _METRIC)  # raises the error
+        for code in sorted(source.parent.glob("*.py")):
+            digest.update(f"{code.name} ".encode() + code.read_bytes())
+    return digest.hexdigest()
 
 
 def load_metric(entry: str) -> Callable[[Sequence[Sample], Sequence[Answer]], Any]:

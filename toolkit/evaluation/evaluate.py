@@ -13,6 +13,7 @@ from typing import Any
 
 from toolkit.data.episodes import AgentMemoryFunctions
 from toolkit.data.sample import Answer, Sample
+from toolkit.evaluation.custom_metrics import code_digest
 from toolkit.evaluation.evaluation_predictions import (
     PARTIAL,
     Rows,
@@ -78,7 +79,9 @@ def evaluate(
     if evaluation_set.custom:
         whole = evaluation_set.custom.values(answers[REFERENCE]).whole
         n, groups = len(rows[REFERENCE]), len({row.group for row in rows[REFERENCE]})
-        result = replace(result, set_metrics={**result.set_metrics, **whole_results(whole, baselines.whole, n, groups)})
+        set_metrics = {**result.set_metrics, **whole_results(whole, baselines.whole, n, groups)}
+        code = code_digest(evaluation_set.custom.entries)
+        result = replace(result, set_metrics=set_metrics, metrics_code=code)
     if evaluation_set.agent_memory:
         _write_outputs(folder, evaluation_set, evaluation_set.agent_memory, answers, result)
     return result

@@ -203,6 +203,7 @@ class EvaluationResult:
         images: what happened to the images.
         predictions: the JSONL file of predictions, relative to the run folder.
         agent_memory: the comparison of agent-memory modes. None: the task has no agent memory.
+        metrics_code: the digest of the code of the custom metrics. None: there are none.
     """
 
     split: str
@@ -215,6 +216,7 @@ class EvaluationResult:
     images: StoreReport
     predictions: str
     agent_memory: AgentMemoryResult | None
+    metrics_code: str | None = None
 
     @property
     def scores(self) -> Mapping[str, ScoreResult]:

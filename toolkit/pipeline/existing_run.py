@@ -15,7 +15,18 @@ from toolkit.evaluation.stage_context import Context
 from toolkit.exporting.exported import Exported, find_exported
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, is_gguf
-from toolkit.pipeline.run import DATA, Result, StageCall, Stages, require_export, run_stage, stopping, unfinished_stages
+from toolkit.pipeline.run import (
+    DATA,
+    Result,
+    StageCall,
+    Stages,
+    has_other_inputs,
+    has_other_metrics,
+    require_export,
+    run_stage,
+    stopping,
+    unfinished_stages,
+)
 from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe, changed_keys, for_language_models, load_recipe
 from toolkit.runfolder import (
@@ -90,36 +101,28 @@ def evaluate_again(
     with reopen_run(path) as run:
         recipe = _with_section(run, "evaluate", settings)
         exported = find_exported(run, model) if model is not None else None
-        weights = exported.weights if exported else run.trained_weights()
-        request = {
-            "settings": recipe.evaluation.model_dump(mode="json"),
-            "model": exported and run.relative(exported.weights),
-            "files": [list(file) for file in weights_identity(weights)[1]],
-        }
-        is_named = name is not None
-        name = _free_name(run, exported, request) if name is None else _valid_name(name)
-        if _is_taken(run, name, request):
-            rule, remedy = "the name of an evaluation must be new in the run", "Choose another name."
-            raise RunError("evaluate.name_taken", rule, place=run.path, value=name, remedy=remedy)
+        chosen = _choose_name(run, recipe, exported, name)
         earlier = evaluations(run) if _same_samples(run.recipe(TASKS), recipe) else []
 
         def work(context: Context) -> EvaluationResult:
-            return stages.evaluate(context, name, exported.weights if exported else context.weights, earlier)
+            return stages.evaluate(context, chosen.name, exported.weights if exported else context.weights, earlier)
 
         if exported is None:
             _warn_if_untrained(run, recipe)
         if exported is not None and is_gguf(exported.weights):
             recipe = _without_backend(recipe)
-        stage = evaluation_stage(name)
-        file = _request_file(run, name)
+        stage = evaluation_stage(chosen.name)
+        file = _request_file(run, chosen.name)
         if unfinished_stages([stage], run.is_done):
-            write_json(file, request)
+            write_json(file, chosen.request)
             _run_one(run, recipe, stages, StageCall(stage, work), callbacks)
         else:
+            if has_other_inputs(run, recipe):
+                stages.prepare(recipe, run, callbacks[0])
             write_results(run)
-        if not is_named:  # the next evaluation without a name gets another number
+        if name is None:  # the next evaluation without a name gets another number
             file.unlink(missing_ok=True)
-        return collect_results(run, [*earlier, name])
+        return collect_results(run, [*earlier, chosen.name])
 
 
 def export_again(
@@ -320,19 +323,46 @@ def _same_samples(own: Recipe, recipe: Recipe) -> bool:
     return selection(own.evaluate) == selection(recipe.evaluate)
 
 
-def _free_name(run: RunFolder, exported: Exported | None, request: Record) -> str:
-    """Return a name for an evaluation that the run does not have yet."""
-    if exported is not None and not _is_taken(run, exported.name, request):
-        return _valid_name(exported.name)
+@dataclass(frozen=True, slots=True)
+class _NamedRequest:
+    """The name of an evaluation, and the settings and weights by which the same command recognises it."""
+
+    name: str
+    request: Record
+
+
+def _choose_name(run: RunFolder, recipe: Recipe, exported: Exported | None, name: str | None) -> _NamedRequest:
+    """Return the name of an evaluation: that of the user, or a free one.
+
+    Raises:
+        RunError: the name is invalid, or that of an evaluation with other settings, weights or metrics.
+    """
+    weights = exported.weights if exported else run.trained_weights()
+    request = {
+        "settings": recipe.evaluation.model_dump(mode="json"),
+        "model": exported and run.relative(exported.weights),
+        "files": [list(file) for file in weights_identity(weights)[1]],
+    }
+
+    def is_taken(name: str) -> bool:
+        """Return whether the run has this evaluation, unless the same command made it."""
+        stage = evaluation_stage(name)
+        if not run.is_done(stage):
+            return False
+        is_same = read_saved(_request_file(run, name)) == request
+        return not is_same or has_other_metrics(run.result(stage, EvaluationResult), recipe)
+
+    if name is not None:
+        if is_taken(_valid_name(name)):
+            rule, remedy = "the name of an evaluation must be new in the run", "Choose another name."
+            raise RunError("evaluate.name_taken", rule, place=run.path, value=name, remedy=remedy)
+        return _NamedRequest(name, request)
+    if exported is not None and not is_taken(exported.name):
+        return _NamedRequest(_valid_name(exported.name), request)
     number, base = (2, _valid_name(exported.name)) if exported else (1, "again")
-    while _is_taken(run, f"{base}-{number}", request):
+    while is_taken(f"{base}-{number}"):
         number += 1
-    return f"{base}-{number}"
-
-
-def _is_taken(run: RunFolder, name: str, request: Record) -> bool:
-    """Return whether the run has this evaluation, unless the same command made it, with or without its last step."""
-    return run.is_done(evaluation_stage(name)) and read_saved(_request_file(run, name)) != request
+    return _NamedRequest(f"{base}-{number}", request)
 
 
 def _request_file(run: RunFolder, name: str) -> Path:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from toolkit.data.result import DataResult
 from toolkit.errors import warn
+from toolkit.evaluation.custom_metrics import code_digest
 from toolkit.evaluation.results import BEFORE, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context, DataAndImages
 from toolkit.exporting.exported import damaged_exports
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, require_for
 from toolkit.pipeline.image_files import has_touched_images
+from toolkit.pipeline.prepare_data import fingerprint_rewards
 from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
@@ -30,6 +32,7 @@ from toolkit.runfolder import (
     format_duration,
     is_main_process,
     no_progress,
+    read_state,
     start_run,
     world_size,
     write_json,
@@ -141,7 +144,7 @@ def run_recipe(
             require_export(recipe)
         with recording(run, recipe.run, "run") as recorder:
             # Without this, a finished run would return its results as those of other data.
-            if unfinished or _has_other_data(run, recipe):
+            if unfinished or has_other_inputs(run, recipe):
                 with recorder.stage(DATA):
                     data, images = stages.prepare(recipe, run, stopping(stop, progress))
                 context = Context(recipe, run, data, images, stop, progress)
@@ -276,6 +279,8 @@ def _is_finished(stage: str, run: RunFolder, recipe: Recipe) -> bool:
     `toolkit export` may have exported other formats, earlier weights, or without verification. An export counts if it
     has the recipe's formats of the last weights, verified if the recipe requires it.
     """
+    if stage.startswith(evaluation_stage("")) and run.is_done(stage):
+        _warn_of_other_metrics(stage, run, recipe)
     if stage != EXPORT or recipe.export is None or not run.is_done(EXPORT):
         return run.is_done(stage)
     found, trained = run.result(EXPORT, ExportResult), _training_stages(recipe)
@@ -289,6 +294,19 @@ def _is_finished(stage: str, run: RunFolder, recipe: Recipe) -> bool:
     if _has_damage(run, found, wanted):
         return False
     return "gguf" not in wanted or (found.gguf is not None and set(recipe.export.quant) <= set(found.gguf.files))
+
+
+def has_other_metrics(result: EvaluationResult, recipe: Recipe) -> bool:
+    """Return whether the code of the custom metrics is not the one that computed the scores of a result."""
+    entries = recipe.evaluation.metrics
+    return bool(entries) and result.metrics_code != code_digest(entries)
+
+
+def _warn_of_other_metrics(stage: str, run: RunFolder, recipe: Recipe) -> None:
+    if has_other_metrics(run.result(stage, EvaluationResult), recipe):
+        rule = "the custom metrics have other code than in this finished evaluation. Its scores stay as they are"
+        remedy = f"toolkit evaluate {run.path} evaluates the last weights with the new code."
+        warn("evaluate.metrics_changed", rule, place=stage, remedy=remedy)
 
 
 def check_trained_weights(run: RunFolder) -> None:
@@ -308,9 +326,13 @@ def _has_damage(run: RunFolder, result: ExportResult, wanted: Sequence[str]) -> 
     return any(name in wanted for name in damaged)
 
 
-def _has_other_data(run: RunFolder, recipe: Recipe) -> bool:
+def has_other_inputs(run: RunFolder, recipe: Recipe) -> bool:
+    """Return whether ``prepare`` must compare the inputs of a finished run: one of them is not as it was."""
     if not run.is_done(DATA):
         return False
+    rewards = read_state(run).fingerprints.get("rewards")
+    if rewards is not None and recipe.rewards.custom and rewards != fingerprint_rewards(recipe):
+        return True
     return run.result(DATA, DataResult).has_other_sources(recipe) or has_touched_images(run)
 
 

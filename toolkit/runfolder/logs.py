@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import cast
 from toolkit.errors import ToolkitError, warn
 from toolkit.identifiers import FILE as IDENTIFIERS
 from toolkit.identifiers import identifiers_in, private_opener, without_names
+from toolkit.runfolder.output import free_name
 
 LOGGER = "toolkit"
 """Name of the package's logger. INFO is shown in the terminal, DEBUG is written to log.txt only."""
@@ -138,6 +140,22 @@ def _open_log(path: Path) -> logging.Handler:
     return _LogFile(path)
 
 
+def _keep_damaged(file: Path, error: Exception) -> None:
+    """Rename a damaged file with the names of hashed ids, and warn that later hashes have another key."""
+    kept = free_name(file)
+    with suppress(OSError):  # a folder without the rights. Then the new file cannot be written either
+        file.rename(kept)
+    rule = "the file should have the key and the names of this run's hashed ids. Ids of earlier sessions now differ"
+    value = getattr(error, "strerror", None) or type(error).__name__
+    remedy = f"Restore it if you have a copy. The damaged file is {kept.name}."
+    warn("run.identifiers_damaged", rule, place=file, value=value, remedy=remedy)
+
+
+def _names_unsaved(file: Path, error: OSError) -> None:
+    rule = "the file should be writable. The names of this session's hashed ids are not stored"
+    warn("run.identifiers_not_written", rule, place=file, value=error.strerror, remedy="Free disk space.")
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Append records of ``LOGGER`` from DEBUG, and warnings of other libraries, to ``path`` while the block runs.
@@ -154,7 +172,8 @@ def logging_to(path: Path) -> Iterator[None]:
     others.addHandler(handler)
     logging.captureWarnings(True)
     try:
-        with identifiers_in(path.with_name(IDENTIFIERS)):
+        names = path.with_name(IDENTIFIERS)
+        with identifiers_in(names, partial(_keep_damaged, names), partial(_names_unsaved, names)):
             yield
     finally:
         logging.captureWarnings(False)

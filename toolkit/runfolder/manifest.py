@@ -135,7 +135,8 @@ def check_weights(
 
     Args:
         weights: a folder, or a GGUF file with its projector beside it.
-        own: a run of this version wrote them, so the manifest must exist. Otherwise, weights of others have none.
+        own: a run of this version wrote them, so the manifest must exist. Otherwise, weights of others have none, or a
+            file of this name with other content.
         digest: as for ``find_damage``.
         remedy: how to fix them.
 
@@ -144,12 +145,24 @@ def check_weights(
     """
     is_file = weights.is_file()
     folder = weights.parent if is_file else weights
-    if not own and not (folder / MANIFEST).exists():
+    if not own and not _has_manifest(folder):
         return
     damage = find_damage(folder, _gguf_files(weights) if is_file else None, digest)
     if damage is not None:
         rule = "the file must be as the run wrote it"
         raise RunError("run.weights_damaged", rule, place=damage.file, value=damage.reason, remedy=remedy)
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Return whether a folder has a manifest, whole or damaged, and not a JSON file of another program."""
+    try:
+        found = read_json(folder / MANIFEST)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    values = found.values() if isinstance(found, dict) else ()
+    return any(isinstance(one, dict) and one.keys() == {"size", "sha256"} for one in values)
 
 
 def _gguf_files(model: Path) -> list[str] | None:
