@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
 from toolkit.data import RowIndex, json_stream, open_index
+from toolkit.data.index import MAX_COLUMNS
 from toolkit.data.json_stream import stream_json
 from toolkit.errors import DataError
 
@@ -252,6 +253,14 @@ def test_other_invalid_files_are_reported(
     with raises(DataError, f"data.{code}") as caught:
         open_index(write(tmp_path, name, content))
     assert (caught.problem.place, caught.problem.value) == (f"{tmp_path / name}{place}", value)
+
+
+def test_a_source_with_too_many_columns_is_rejected(tmp_path: Path) -> None:
+    rows = [{"a": 1}, dict.fromkeys(map(str, range(MAX_COLUMNS)), 1)]
+    with raises(DataError, "data.too_many_columns") as caught:
+        open_index(write(tmp_path, "rows.json", json.dumps(rows)))
+    assert (caught.problem.place, caught.problem.value) == (f"{tmp_path / 'rows.json'}, row 1", MAX_COLUMNS + 1)
+    open_index(write(tmp_path, "rows.json", json.dumps(rows[1:])))
 
 
 def test_a_missing_file_and_an_empty_folder_are_rejected(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +41,9 @@ AS_ROWS = 'Write one record for each row, as pandas does with to_json(orient="re
 """Remedy for a JSON object of columns."""
 
 SCHEMA = pa.schema([("id", pa.large_string()), ("place", pa.large_string()), ("record", pa.large_string())])
+
+MAX_COLUMNS = 10_000
+"""Maximum number of columns of a source."""
 
 OWN_INDEX = ".index"
 """Folder beside the rows that has their index, if the folder exists. Synthetic rows have one, so that their index is
@@ -287,6 +290,7 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
                 continue
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))
+                _check_columns(columns, f"{source.name}, {place}")
             if not build.filter.keeps(row):
                 continue
             if reading.has_repeated_key(place, row, text):
@@ -313,6 +317,13 @@ def _write(source: Source, temporary: Path, build: _Build) -> IndexMetadata:
         format=source.title,
         filtered=build.filter.description,
     )
+
+
+def _check_columns(columns: Collection[str], place: str) -> None:
+    if len(columns) > MAX_COLUMNS:
+        rule = f"the records of a source must have at most {MAX_COLUMNS:,} columns"
+        remedy = "Store values in rows and not in columns, or in a list in one column."
+        raise DataError("data.too_many_columns", rule, place=place, value=len(columns), remedy=remedy)
 
 
 def _no_records(source: str, skipped: Sequence[RowCount]) -> DataError:

@@ -30,6 +30,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from toolkit.errors import ModelError, warn
 from toolkit.models.backend import MergeComparison
+from toolkit.models.model_config import read_object
 from toolkit.models.weight_files import INDEX, SINGLE, model_weights
 
 ADAPTER = "default"
@@ -122,8 +123,8 @@ def write_merged(merge: MergePlan, folder: Path) -> None:
         partial.replace(folder / file)
         total += sum(tensor.nbytes for tensor in shard.values())
     if merge.files != (SINGLE,):
-        index = json.loads((merge.folder / INDEX).read_text(encoding="utf-8"))
-        index.setdefault("metadata", {})["total_size"] = total
+        index = read_object(merge.folder / INDEX, "model.index")
+        index = {**index, "metadata": {**(index.get("metadata") or {}), "total_size": total}}
         (folder / f"{INDEX}.partial").write_text(json.dumps(index, indent=2), encoding="utf-8")
         (folder / f"{INDEX}.partial").replace(folder / INDEX)
 

@@ -3,7 +3,6 @@
 This module imports no model library.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -131,8 +130,8 @@ def _model_files(folder: Path) -> list[Path]:
 def _indexed(index: Path) -> list[str]:
     """Return the names of the files that an index names. transformers would follow a path out of the folder."""
     try:
-        names: Iterable[object] = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        names: Iterable[object] = set(read_object(index, "model.index")["weight_map"].values())
+    except (LookupError, TypeError, AttributeError) as error:
         raise damaged_error(index, error) from error
     plain = sorted(name for name in names if isinstance(name, str) and _is_plain(name))
     if not plain or len(plain) != len(list(names)):
