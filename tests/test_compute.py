@@ -705,6 +705,8 @@ def test_markdown_is_written_to_a_file_and_another_suffix_is_rejected(finished: 
     file = tmp_path / "report.md"
     done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
     assert file.read_text() == done.stdout
+    repeated = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
+    assert (repeated.exit_code, list(tmp_path.glob("*.old-*"))) == (0, [])  # the same text stays as it is
     file.write_text("mine")
     again = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
     assert isinstance(again.exception, RunError)

@@ -297,6 +297,30 @@ def test_an_existing_file_is_kept(run: RunFolder, tmp_path: Path) -> None:
     assert own.is_file()
 
 
+def test_a_prediction_that_was_killed_after_its_table_is_finished_by_the_same_call(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    source, out, copies = run.path / "synthetic" / "test.json", tmp_path / "p.csv", tmp_path / "copies"
+    copies.mkdir()
+
+    def keep(what: str, done: int, total: int, note: str = "") -> None:
+        for file in tmp_path.glob(".*.partial"):
+            shutil.copy(file, copies)
+
+    with StopRequest() as stop:
+        predict_rows(run, RowsRequest(source, out), stop, keep, backend=Answering())
+    first, (saved,) = out.read_text(), copies.iterdir()
+    shutil.copy(saved, tmp_path)
+    predicted(run, source, out)
+    assert out.read_text() == first
+    assert not list(tmp_path.glob(".*"))
+    shutil.copy(saved, tmp_path)
+    out.write_text("mine")
+    with raises(RunError, "output.file_exists"):
+        predicted(run, source, out)
+    assert out.read_text() == "mine"
+
+
 @pytest.mark.parametrize("unreadable", ["stop", "skip", "placeholder"])
 def test_unreadable_images_follow_the_recipe(tmp_path: Path, unreadable: str, caplog: pytest.LogCaptureFixture) -> None:
     run, folder = make_run(tmp_path, images={"unreadable": unreadable}), tmp_path / "images"

@@ -103,6 +103,8 @@ def check(scenario: Scenario, kills: Sequence[Kill], folder: Path) -> Outcome:
         steps = steps_of(scenario, folder)
         ended = start(scenario, kill, folder)
         log.add(str(kill) if kill else "to the end", ended)
+        if is_complete(scenario, whole.digests, ended, folder):
+            break
         if problem := problem_of(scenario, kill, ended, steps, folder):
             return log.outcome(*problem, scenario)
         if ended.status == 0:

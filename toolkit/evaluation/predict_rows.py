@@ -43,6 +43,7 @@ from toolkit.runfolder import (
     claim_file,
     csv_text,
     current_weights,
+    has_text,
     no_progress,
     read_lines,
     remove_partial_line,
@@ -146,12 +147,13 @@ def predict_rows(
     remove_partial_line(partial)
     known = {line["id"]: reply_of(line) for line in read_lines(partial, LINE_KEYS)}
     if any(sample.id not in known for sample in rows.samples):
+        check_free(request.out, force=request.force)
         with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
             completer = Completer.load(recipe, prompts, weights or own, backend, stored=is_whole_model(weights))
             skipped = unreadable if recipe.images.unreadable == "skip" else frozenset()
             _generate(_Job(recipe, completer, partial, skipped, stop, progress), rows.samples, known)
     result = _write(prompts.task, rows, known, request)
-    for other in request.out.parent.glob(f".{escape(request.out.name)}.*.partial"):  # of other weights or rows too
+    for other in _saved_predictions(request.out):
         other.unlink()
     return result
 
@@ -193,7 +195,14 @@ def _check_out(request: RowsRequest) -> None:
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         rule = "the table must be outside the folder of the rows, which would have it as a file of rows afterwards"
         raise DataError("predict.out_in_source", rule, place="--out", value=str(out), remedy="Choose another folder.")
-    check_free(out, force=request.force)
+    # A killed command can have written the table, and not have removed its saved predictions.
+    if not _saved_predictions(out):
+        check_free(out, force=request.force)
+
+
+def _saved_predictions(out: Path) -> list[Path]:
+    """Return the files of saved predictions beside a table, also those of other weights or rows."""
+    return list(out.parent.glob(f".{escape(out.name)}.*.partial"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +308,9 @@ def _write(task: Task, rows: UnlabelledRows, known: Mapping[str, Reply], request
     records = [_record(sample, answer) for sample, answer in answers]
     is_csv = request.out.suffix.lower() == ".csv"
     text = _csv(records) if is_csv else "".join(f"{_json(record)}\n" for record in records)
-    claim_file(request.out, force=request.force)
-    write_text(request.out, text, private=True)
+    if not has_text(request.out, text):
+        claim_file(request.out, force=request.force)
+        write_text(request.out, text, private=True)
     problems = Counter(answer.problem for _, answer in answers if answer.problem is not None)
     truncated = sum(answer.truncated for _, answer in answers)
     return RowPredictions(request.out, len(records), dict(problems.most_common()), truncated, rows.dropped)

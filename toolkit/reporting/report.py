@@ -17,7 +17,7 @@ from toolkit.reporting.summaries import (
     training_of,
     versions_of,
 )
-from toolkit.runfolder import claim_file, hide_secrets, write_json, write_text
+from toolkit.runfolder import claim_file, has_text, hide_secrets, json_text, write_text
 from toolkit.runfolder.usage import HOUR, UNKNOWN, Counts, Usage, energy, figure
 
 NOTES = (
@@ -55,11 +55,10 @@ def write_report(ledger: Ledger, file: Path, *, force: bool = False) -> None:
     if file.suffix not in (".json", ".md"):
         rule, remedy = "the report file must end in .md or .json", "Choose another file name."
         raise RunError("run.report_format_unknown", rule, place="--out", value=str(file), remedy=remedy)
-    claim_file(file, force=force)
-    if file.suffix == ".json":
-        write_json(file, as_json(ledger))
-    else:
-        write_text(file, as_markdown(ledger))
+    text = json_text(as_json(ledger)) if file.suffix == ".json" else as_markdown(ledger)
+    if not has_text(file, text):
+        claim_file(file, force=force)
+        write_text(file, text)
 
 
 def as_markdown(ledger: Ledger) -> str:

@@ -79,7 +79,12 @@ def write_json(path: Path, value: object, *, private: bool = False) -> None:
     Raises:
         TypeError: a value has no JSON type.
     """
-    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", private=private)
+    write_text(path, json_text(value), private=private)
+
+
+def json_text(value: object) -> str:
+    """Return ``value`` as ``write_json`` writes it."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -52,6 +52,14 @@ def check_free(path: Path, *, force: bool = False) -> None:
     require_writable(path.absolute().parent)
 
 
+def has_text(path: Path, text: str) -> bool:
+    """Return whether a file has exactly this text, as a killed command leaves it whose same call is repeated."""
+    try:
+        return path.is_file() and path.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
 def claim_file(path: Path, *, force: bool = False) -> None:
     """Make a file name free: rename an existing file to ``NAME.old-1`` with ``force``. Create its folder.
 
