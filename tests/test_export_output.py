@@ -27,6 +27,7 @@ from toolkit.exporting.atomic_output import (
     Size,
     WrittenFolders,
     base_size,
+    digest_of,
     format_bytes,
     require_disk_space,
     weights_size,
@@ -255,10 +256,26 @@ def test_a_damaged_record_of_exports_outside_the_run_is_a_warning_and_names_no_f
     assert written.has(target)
     written.file.write_text(text)
     assert not written.has(target)
-    assert written.digest(target) is None
+    assert written.digests(target) == set()
     assert {problem.code for problem in warnings_in(caplog)} == {"export.written_damaged"}
     written.begin(target)
     assert written.has(target)
+
+
+def test_an_export_outside_the_run_is_its_own_before_and_after_the_folder_has_its_name(
+    context: Context, tmp_path: Path
+) -> None:
+    section = Export(to=("adapter",), verify=1)
+    only = replace(context, recipe=context.recipe.model_copy(update={"export": section}))
+    target = tmp_path / "adapter"
+    result = adapter_of(export(only, out=tmp_path))
+    written = WrittenFolders(context.run.stage_folder("export") / "written.json")
+    assert written.digests(target) == {digest_of(target)} == {result.digest}
+    for digest in ("of the next export", "of the one after it"):  # killed twice before the folder has its name
+        written.add(OutputFolder(target), replace(result, digest=digest))
+        assert written.digests(target) == {digest, result.digest}
+    export(only, out=tmp_path)
+    assert folders(tmp_path) == ["adapter"]
 
 
 def test_only_the_run_that_wrote_an_export_outside_it_replaces_it(context: Context, tmp_path: Path) -> None:

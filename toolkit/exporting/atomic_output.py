@@ -106,10 +106,10 @@ class WrittenFolders:
 
     file: Path
 
-    def digest(self, target: Path) -> str | None:
-        """Return the digest of what this run wrote to ``target``, or None."""
-        digest: str | None = self._known().get(str(target), {}).get("digest")
-        return digest
+    def digests(self, target: Path) -> set[str]:
+        """Return the digests of the last export to ``target`` and of the one that it replaced."""
+        known = self._known().get(str(target), {})
+        return {digest for name in ("digest", "replaced") if (digest := known.get(name))}
 
     def has(self, target: Path) -> bool:
         """Return whether this run started to write ``target`` before."""
@@ -120,14 +120,23 @@ class WrittenFolders:
         if not self.has(target):
             self._save(target, {})
 
-    def finish(self, target: Path, export: FormatExport) -> None:
-        """Save what was exported to ``target``."""
-        self._save(target, asdict(export))
+    def add(self, output: OutputFolder, export: FormatExport) -> None:
+        """Record an export before ``commit`` gives its folder the final name, and the digest of the folder it replaces.
+
+        A kill can come between the two.
+        """
+        target = output.target
+        if not self._is_inside(target):
+            replaced = digest_of(target) if output.own and target.is_dir() else None
+            self._save(target, {**asdict(export), "replaced": replaced})
 
     def _save(self, target: Path, export: dict[str, Any]) -> None:
         """Save the export in a folder, unless it is inside the run."""
-        if not target.is_relative_to(self.file.parent):
+        if not self._is_inside(target):
             write_json(self.file, {**self._known(), str(target): export})
+
+    def _is_inside(self, target: Path) -> bool:
+        return target.is_relative_to(self.file.parent)
 
     def _known(self) -> dict[str, dict[str, Any]]:
         """Return path -> export. A damaged file names no folder, so that no folder counts as this run's."""

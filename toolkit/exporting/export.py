@@ -82,7 +82,8 @@ def export(
     for name, output in outputs.items():
         context.stop.check(f"{name} was not written")
         found = _EXPORTS[name](job, target.folder, output)
-        target.written.finish(output.target, found)
+        target.written.add(output, found)
+        output.commit()
         result = result.with_export(found)
     return result
 
@@ -184,7 +185,7 @@ class _Target:
         if inside:  # a folder that was changed is kept under another name
             own = folder.is_dir() and is_as_written(folder)
         else:
-            own = folder.is_dir() and self.written.digest(folder) == digest_of(folder)
+            own = folder.is_dir() and digest_of(folder) in self.written.digests(folder)
         return OutputFolder(folder, own=own, begun=inside or self.written.has(folder), force=inside or self.force)
 
 

@@ -57,11 +57,11 @@ def export_adapter(job: ExportJob, output: OutputFolder) -> AdapterExport:
 
     Args:
         job: the export.
-        output: the folder to write to.
+        output: the folder to write to, under its temporary name. The caller commits it.
 
     Raises:
         ModelError: the reloaded model generates different completions. Its files stay in ``adapter.differs``.
-        Interrupted: after a signal. The final folder is unchanged.
+        Interrupted: after a signal.
     """
     written = _write(job, "adapter", output.partial)
     verification = _verify(job, "adapter", output, written, BOUNDS["32"])
@@ -74,7 +74,6 @@ def export_adapter(job: ExportJob, output: OutputFolder) -> AdapterExport:
         verification=verification,
     )
     job.save_card(output.partial, export)
-    output.commit()
     return export
 
 
@@ -96,7 +95,6 @@ def export_merged(job: ExportJob, output: OutputFolder) -> MergedExport:
         verification=verification,
     )
     job.save_card(output.partial, export)
-    output.commit()
     return export
 
 

@@ -37,11 +37,11 @@ def export_gguf(job: ExportJob, merged: Path, output: OutputFolder) -> GgufExpor
     Args:
         job: the export.
         merged: the folder of the merged weights.
-        output: the folder to write to.
+        output: the folder to write to, under its temporary name. The caller commits it.
 
     Raises:
         MissingExtraError: the converter or llama.cpp is not installed.
-        Interrupted: after a signal. The final folder is unchanged.
+        Interrupted: after a signal.
         ModelError: the weights cannot be converted, the metadata is wrong, or too many completions of a quantization
             differ. The files then stay in ``gguf.differs``.
     """
@@ -68,7 +68,6 @@ def export_gguf(job: ExportJob, merged: Path, output: OutputFolder) -> GgufExpor
         metadata=metadata[0],
     )
     job.save_card(output.partial, export)
-    output.commit()
     return export
 
 
