@@ -123,13 +123,13 @@ def masked(text: str) -> str:
 def name_parts(values: Iterable[object]) -> frozenset[str]:
     """Return the parts of identifying values by which other texts with them are recognised, in lower case.
 
-    >>> sorted(name_parts(["Doe_John/ct.png", 7]))
-    ['doe', 'doe_john/ct.png', 'john']
+    >>> sorted(name_parts(["Doe_John2/ct.png", 7]))
+    ['doe', 'doe_john2/ct.png', 'john', 'john2']
     """
     found = set()
     for value in values:
         whole = str(value).strip().casefold()
-        parts = re.split(r"[\W_]+", whole)
+        parts = [*re.split(r"[\W_]+", whole), *re.split(r"[\W_\d]+", whole)]
         found |= {part for part in (whole, *parts) if _is_part(part)}
     return frozenset(found)
 
