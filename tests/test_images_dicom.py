@@ -311,6 +311,19 @@ def test_damaged_files_are_rejected(name: str, code: str) -> None:
         load(example(name), AUTO)
 
 
+@pytest.mark.parametrize("damage", [b"\0" * 8, b"\0\0\0\x07free", b"\0\0\0\x01free"])
+def test_boxes_of_a_jp2_file_that_do_not_lead_on_are_damage(tmp_path: Path, damage: bytes) -> None:
+    """pydicom 3.0.2 would read a box of length 0 again and again."""
+    whole = example("GDCMJ2K_TextGBR.dcm")
+    load(whole, AUTO)
+    content = bytearray(whole.path.read_bytes())
+    at = content.index(b"jp2h") - 4
+    content[at : at + 8] = damage
+    (tmp_path / "damaged.dcm").write_bytes(content)
+    with raises(ImageError, "images.not_decodable"):
+        load(ImageRef(tmp_path / "damaged.dcm"), AUTO)
+
+
 @pytest.mark.parametrize("name", ["test-SR.dcm", "rtplan.dcm", "DICOMDIR-nopatient"])
 def test_a_dicom_file_without_an_image_is_rejected(name: str) -> None:
     report = scan([example(name)], ImageStore(AUTO), "header")

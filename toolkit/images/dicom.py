@@ -101,6 +101,8 @@ def _decode(pydicom: ModuleType, data: Any, ref: ImageRef) -> Array:
     if plugin and plugin not in pydicom.pixels.get_decoder(syntax).available_plugins:
         raise MissingExtraError(plugin, "dicom", f"decoding {syntax.name} in DICOM")
     try:
+        if syntax in dicom_frames.JPEG_2000:
+            dicom_frames.check_boxes(_frame(pydicom, data, ref.frame))
         stored: Array = pydicom.pixels.pixel_array(data, index=ref.frame, decoding_plugin=plugin)
     except _malformed(pydicom) as error:
         # The decoder's own message is the last line. Messages about the header could quote patient data.
@@ -111,9 +113,22 @@ def _decode(pydicom: ModuleType, data: Any, ref: ImageRef) -> Array:
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
+def _frame(pydicom: ModuleType, data: Any, index: int) -> bytes:
+    """Return the bytes of a compressed frame."""
+    offsets = [data.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    frame: bytes = pydicom.encaps.get_frame(
+        data.PixelData,
+        index,
+        number_of_frames=int(data.get("NumberOfFrames") or 1),
+        extended_offsets=tuple(offsets) if all(offsets) else None,
+    )
+    return frame
+
+
 def _pydicom() -> ModuleType:
     try:
         import pydicom
+        import pydicom.encaps
         import pydicom.pixels
     except ImportError:
         raise MissingExtraError("pydicom", "dicom", "reading DICOM") from None

@@ -5,6 +5,7 @@ GDCM ends the process on some damaged frames, and pylibjpeg-libjpeg is under the
 plugin by name (see its guide on decoder plugins). Importing this module adds the plugin to pydicom.
 """
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ JPEG_2000 = frozenset({uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, ui
 DECODER_DEPENDENCIES = dict.fromkeys((*JPEG, *JPEG_LS, *JPEG_2000), (NAME,))
 """Transfer syntax -> packages. pydicom requires this name."""
 
+JP2 = b"\0\0\0\x0cjP  "
+"""Beginning of a JP2 file."""
+
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 
@@ -39,6 +43,21 @@ def plugin_of(syntax: str) -> str:
 def is_available(syntax: str) -> bool:
     """Return whether the plugin decodes a transfer syntax. pydicom requires this name."""
     return imagecodecs is not None and syntax in DECODER_DEPENDENCIES
+
+
+def check_boxes(frame: bytes) -> None:
+    """Raise ValueError if the boxes of a JP2 file do not lead to its codestream. pydicom would search it forever.
+
+    Source: ISO/IEC 15444-1, annex I. A frame should be a codestream alone, but some devices store a JP2 file.
+    """
+    at = 0 if frame.startswith(JP2) else len(frame)
+    while at < len(frame):
+        length, kind = struct.unpack(">I4s", frame[at : at + 8].ljust(8, b"\0"))
+        if kind == b"jp2c":
+            return
+        if length < 8:  # 0 and 1 stand for the rest of the file and for 64 bits, which only the codestream needs
+            raise ValueError("the boxes of the JP2 file are damaged")
+        at += length
 
 
 def decode_frame(frame: bytes, runner: Any) -> bytes:
