@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -253,6 +254,13 @@ def test_other_invalid_files_are_reported(
     with raises(DataError, f"data.{code}") as caught:
         open_index(write(tmp_path, name, content))
     assert (caught.problem.place, caught.problem.value) == (f"{tmp_path / name}{place}", value)
+
+
+def test_the_name_of_a_source_need_not_be_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"Universit\xe4t")
+    folder.mkdir()
+    index = open_index(write(folder, os.fsdecode(b"R\xf6ntgen.json"), '[{"a": 1}]'))
+    assert [row for _, row in index] == [{"a": 1}]
 
 
 def test_a_source_with_too_many_columns_is_rejected(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def _cell(value: Any, printed: bool) -> str:
 
 
 def write_parquet(rows: list[Row]) -> bytes:
-    """Return a Parquet file. A column of several types has its values as JSON."""
+    """Return a Parquet file. A column of several types has its values as texts, in which other types are JSON."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -130,7 +130,8 @@ def write_parquet(rows: list[Row]) -> bytes:
         try:
             arrays.append(pa.array(values))
         except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError):
-            arrays.append(pa.array([value if value is None else json.dumps(value) for value in values]))
+            texts = [value if isinstance(value, str | None) else json.dumps(value) for value in values]
+            arrays.append(pa.array(texts))
     stream = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, names=columns), stream)
     return stream.getvalue()

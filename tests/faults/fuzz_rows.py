@@ -4,6 +4,7 @@ An odd value that is accepted must leave the reading of all other rows as it was
 """
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -169,9 +170,13 @@ def check_cells(case: Case, found: Attempt) -> Outcome | None:
 
 
 def _own(sample: list[Any]) -> list[Any]:
-    """Return what a sample has of its own row. Its prompt has the classes of all rows, which the command prints."""
-    fields, *rest = sample
-    return [{name: value for name, value in fields.items() if name != "classes"}, *rest]
+    """Return what a sample has of its own row.
+
+    Its prompt has the classes of all rows, which the command prints, and its reference may have the previous step.
+    """
+    fields, reference, *rest = sample
+    own = {name: value for name, value in fields.items() if name != "classes"}
+    return [own, re.sub(r"'previous': (\{.*?\}|None)", "", reference), *rest]
 
 
 def _first(value: Any) -> Any:

@@ -205,14 +205,14 @@ def code_digest(package: Path) -> bytes:
 def _source_key(source: Source, chosen: Filter) -> str:
     """Return ``location-content``, hashes of the location and of size, time and both ends of each file."""
     where, what = (hashlib.blake2b(digest_size=8) for _ in range(2))
-    where.update(source.location.encode())
+    where.update(os.fsencode(source.location))
     what.update(code_digest(Path(__file__).parent))
-    what.update(f"{FORMAT} {source.id_column} {source.title} {sorted(chosen.items())}".encode())
+    what.update(f"{FORMAT} {source.id_column} {source.title} {sorted(chosen.items())}".encode("utf-8", "surrogatepass"))
     files = source.files
     has_few_files = len(files) <= EDGE_FILES
     for file in files:
         status = file.stat()
-        what.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode())
+        what.update(os.fsencode(f"{file} {status.st_size} {status.st_mtime_ns}"))
         with file.open("rb") if has_few_files else io.BytesIO() as stream:
             what.update(stream.read(EDGE_BYTES))
             stream.seek(max(0, status.st_size - EDGE_BYTES))

@@ -55,7 +55,7 @@ def check_free(path: Path, *, force: bool = False) -> None:
 def has_text(path: Path, text: str) -> bool:
     """Return whether a file has exactly this text, as a killed command leaves it whose same call is repeated."""
     try:
-        return path.is_file() and path.read_bytes() == text.encode()
+        return path.is_file() and path.read_bytes() == text.encode("utf-8", "surrogatepass")
     except OSError:
         return False
 
