@@ -33,7 +33,7 @@ from toolkit.models.prompts import Prompts
 from toolkit.models.vision_cache import cache_frozen_vision
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
-from toolkit.runfolder import from_json, is_main_process, read_json, write_json
+from toolkit.runfolder import from_json, is_main_process, read_json, world_size, write_json
 from toolkit.training.distributed import per_process
 from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer
 from toolkit.training.image_processor_cache import rollout_processor
@@ -253,7 +253,19 @@ def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
         register_usage_hooks(trainer.ref_model)
     trainer.rollout_limit = job.rollout_limit
     trainer.vision_cache = cache_frozen_vision(policy.model)
+    trainer.skip_zero_variance = _can_skip_zero_variance(trainer, job, replaces_trl=traits.replaces_trl)
     return finish_trainer(trainer, settings, policy, job, count_flops=traits.count_flops)
+
+
+def _can_skip_zero_variance(trainer: Any, job: TrainingJob, *, replaces_trl: bool) -> bool:
+    """Return whether the update may leave out completions without an advantage."""
+    grpo = job.recipe.grpo_settings
+    if grpo.beta > 0 or getattr(trainer, "aux_loss_enabled", False):  # terms of the loss that need every completion
+        return False
+    if job.preflight or world_size() > 1:  # it must measure every row; all processes take part in each backward pass
+        return False
+    # Unsloth computes gradients in the forward pass, so multiplying the loss of a part has no effect.
+    return not replaces_trl or grpo.loss in ("dapo", "cispo")
 
 
 def _check_trl_replaced() -> None:

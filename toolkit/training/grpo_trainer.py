@@ -39,6 +39,13 @@ from toolkit.models.oom import BatchLimit, attempt
 from toolkit.models.random_state import RandomState
 from toolkit.models.vision_cache import VisionCache
 from toolkit.training.preflight import images_ignored_error
+from toolkit.training.zero_variance import (
+    clear_advantages,
+    loss_fraction,
+    rows_with_advantage,
+    select_rows,
+    zero_loss,
+)
 
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
 """Fields from which TRL finds the pixels of a sample itself."""
@@ -62,11 +69,29 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
     Attributes:
         rollout_limit: Completions per ``generate`` call.
         vision_cache: The features of the images of an optimizer step. None: the model has no vision tower.
+        skip_zero_variance: Whether completions without an advantage are left out of the update.
     """
 
     rollout_limit: BatchLimit
     vision_cache: VisionCache | None = None
+    skip_zero_variance = False
     _images_checked = False
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return the loss of a pass. See ``zero_variance`` for completions without an advantage."""
+        rows, used = len(inputs["advantages"]), rows_with_advantage(inputs)
+        if model.training:
+            self._metrics["train"]["rows_without_advantage"].append(1 - len(used) / rows)
+        if not (model.training and self.skip_zero_variance) or len(used) == rows:
+            whole: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return whole
+        if not used:
+            return zero_loss(model)
+        part = select_rows(inputs, used)
+        loss: torch.Tensor = super().compute_loss(model, part, return_outputs, num_items_in_batch)
+        return loss * loss_fraction(self.loss_type, part, inputs)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
@@ -90,6 +115,8 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
                 # An out-of-memory error above skips this line, so that the repeated step is checked again. The check of
                 # a rollout without images says nothing about a later one.
                 self._images_checked = any(batch.get("num_images") or ())
+        if self.model.training:
+            batch["advantages"] = clear_advantages(batch["advantages"], self.num_generations)
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
             _check_one_block_per_image(batch["pixel_values"], batch["num_images"])
             # TRL shuffles and slices a list by sample, like the token ids. It would index a tensor by block of pixels.
