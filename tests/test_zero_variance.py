@@ -25,7 +25,8 @@ def trl_advantages(rewards: Sequence[float], generations: int) -> torch.Tensor:
     """The formula of TRL, in float32."""
     rewards_PG = torch.tensor(rewards).view(-1, generations)
     centred_PG = rewards_PG - torch.nanmean(rewards_PG, dim=1, keepdim=True)
-    return (centred_PG / (nanstd(rewards_PG, dim=1)[:, None] + 1e-4)).flatten()
+    advantages_PG: torch.Tensor = centred_PG / (nanstd(rewards_PG, dim=1)[:, None] + 1e-4)
+    return advantages_PG.flatten()
 
 
 @pytest.mark.parametrize("generations", [6, 8, 16])

@@ -53,14 +53,16 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> dict[str, Any]:
     Raises:
         TrainingError: A tensor does not have one entry per completion, so that its entries cannot be assigned.
     """
-    listed = isinstance(batch.get("pixel_values"), list)  # already one entry per completion
-    divided = dict(batch) if listed else _divide_pixels(batch)
+    divided = divide_pixels(batch)
     selected = {name: _select(name, value, rows, len(batch["advantages"])) for name, value in divided.items()}
+    listed = isinstance(batch.get("pixel_values"), list)
     return selected if listed else dict(unsplit_pixel_values_by_grid(selected))
 
 
-def _divide_pixels(batch: Batch) -> dict[str, Any]:
-    """Return the batch with one entry of pixels per completion. TRL divides only pixels whose layout it knows."""
+def divide_pixels(batch: Batch) -> dict[str, Any]:
+    """Return the batch with a list of pixels, one entry per completion. TRL divides only layouts that it knows."""
+    if isinstance(batch.get("pixel_values"), list):
+        return dict(batch)
     divided = dict(split_pixel_values_by_grid(dict(batch)))
     pixels, counts = divided.get("pixel_values"), divided.get("num_images")
     if isinstance(pixels, torch.Tensor) and counts is not None:
