@@ -183,6 +183,19 @@ def test_the_upper_end_is_at_most_three_times_the_lower_on_every_gpu(
                 assert 0 < found.low < found.high <= 3.0001 * found.low
 
 
+def test_extra_rollouts_are_in_the_upper_end_only(models: Mapping[str, Architecture]) -> None:
+    gpu = figures_of("L4")
+    assert gpu is not None
+    setting = setting_of("grpo", row_of(250, 256, 0, 4096), concurrent=8, answer_tokens=256)
+    none, two, four = (
+        stage_time(models["medgemma_4b"], setting, Work(10, 2, 8, 80, 256, extra_rollouts=count), gpu).step
+        for count in (0, 2, 4)
+    )
+    assert none.low == two.low == four.low
+    assert four.high - none.high == pytest.approx(2 * (two.high - none.high))
+    assert none.high < two.high < 3 * none.high  # a rollout without its update
+
+
 def test_a_pass_takes_the_longer_of_the_work_of_gpu_and_host() -> None:
     speed = Speed(flops=1e12, moved=1e9, launch=1e-5, pixel=0.0)
     assert speed.seconds(Cost(2e12, 3e9, 1e5)) == pytest.approx(5.0)

@@ -81,3 +81,18 @@ def test_both_backends_agree(tmp_path: Path, gpu: str, bounds: Bounds) -> None:
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=bounds.loss)
         assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=bounds.grad_norm)
         assert theirs.get("reward") == ours.get("reward")  # of equal tokens
+
+
+@pytest.mark.parametrize(("gpu", "rounding"), [("T4", 1e-3), ("L4", 1e-6)])
+def test_an_update_without_zero_variance_groups_has_equal_gradients(tmp_path: Path, gpu: str, rounding: float) -> None:
+    tables: Tables = {"model": {"precision": "16bit"}, "grpo": {"beta": 0.0, "micro_batch": 4, "max_steps": 3}}
+    recipe = recipe_of(tmp_path, "unsloth", tables)
+    file, out = tmp_path / "recipe.toml", tmp_path / "found.json"
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+    done = run_program(["-m", "tests.unsloth_cpu.zero_variance", str(file), str(out)], tmp_path / "counts.json", gpu)
+    assert done.status == 0, done.output[-6000:]
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert min(found["left_out"]) >= 0.5
+    assert max(found["largest"]) > 0
+    for difference, largest in zip(found["difference"], found["largest"], strict=True):
+        assert difference <= rounding * largest

@@ -101,6 +101,9 @@ def _work(plan: "Plan") -> Iterator[str]:
             parts.append(f"{work.steps:,} optimizer steps of {work.samples:,} {unit}")
         if work.completions:
             parts.append(f"{work.completions:,} completions per step")
+        if work.extra_rollouts:
+            most = work.extra_rollouts * work.completions
+            parts.append(f"at most {most:,} more for zero-variance groups (grpo.resample)")
         if work.answers:
             parts.append(f"{work.answers:,} completions of at most {work.answer_tokens:,} tokens")
         yield f"{name}: {', '.join(parts)}"

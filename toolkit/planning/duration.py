@@ -38,7 +38,8 @@ RANGE_FACTOR = 2**0.5
 """Factor between the middle and each end of a rate."""
 SHORTEST = 2 / 3
 """Tokens of the longest completion of a batch at the fast end, relative to their limit. The slow end uses the limit.
-With ``RANGE_FACTOR`` the upper end of a range is at most 3 times the lower end."""
+With ``RANGE_FACTOR`` the upper end of a range is at most 3 times the lower end. Extra rollouts of GRPO, which only the
+upper end has, come on top."""
 ASSUMPTIONS = (
     f"assumed: {100 * FLOAT32:.0f} % of the data sheet's float32 rate, {100 * TENSOR:.0f} % of its tensor rate, "
     f"{100 * BANDWIDTH:.0f} % of its memory bandwidth, {1e6 * LAUNCH:.0f} microseconds a kernel launch, each within a "
@@ -378,7 +379,8 @@ def stage_time(model: Architecture, setting: Setting, work: Work, gpu: GpuFigure
     arithmetic = arithmetic_of(gpu, setting, model.model_type)
     passes = Passes(model, setting, arithmetic.value)
     fast, slow = speeds(gpu, arithmetic)
-    step = Range(_step(passes, fast, work, SHORTEST), _step(passes, slow, work, 1.0))
+    fewest = replace(work, extra_rollouts=0)
+    step = Range(_step(passes, fast, fewest, SHORTEST), _step(passes, slow, work, 1.0))
     return StageTime(step, work.evaluations if setting.stage == "evaluate" else work.steps)
 
 
@@ -402,7 +404,7 @@ def _step(passes: Passes, speed: Speed, work: Work, part: float) -> float:
     if stage == "sft":
         return sft_step(passes, speed, work.samples)
     if stage == "grpo":
-        return grpo_step(passes, speed, answer)
+        return grpo_step(passes, speed, answer, work.extra_rollouts)
     return evaluation(passes, speed, work.answers // max(1, work.evaluations), answer)
 
 
@@ -417,22 +419,23 @@ def sft_step(passes: Passes, speed: Speed, rows: int) -> float:
     return math.ceil(rows / at_once) * seconds + rows * image_seconds(passes, speed)
 
 
-def grpo_step(passes: Passes, speed: Speed, answer: float) -> float:
+def grpo_step(passes: Passes, speed: Speed, answer: float, extra_rollouts: int = 0) -> float:
     """Return the seconds of an optimizer step: a rollout of all completions at once, and an update in micro-batches.
 
     Args:
         passes: The passes of the stage.
         speed: The speed of the machine.
         answer: The tokens of the longest completion, to which the others are padded.
+        extra_rollouts: The number of further rollouts, each of all completions.
     """
     setting = passes.setting
     completions = setting.concurrent
     read, write = passes.rollout(completions, answer)
-    update = speed.seconds(passes.training(setting.rows, answer))
+    rollout = speed.seconds(read) + speed.seconds(write) + completions * image_seconds(passes, speed)
     if setting.reference != "none":
-        update += speed.seconds(passes.reading(setting.rows, answer))
-    rollout = speed.seconds(read) + speed.seconds(write)
-    return rollout + completions / setting.rows * update + completions * image_seconds(passes, speed)
+        rollout += completions / setting.rows * speed.seconds(passes.reading(setting.rows, answer))
+    update = completions / setting.rows * speed.seconds(passes.training(setting.rows, answer))
+    return (1 + extra_rollouts) * rollout + update
 
 
 def evaluation(passes: Passes, speed: Speed, answers: int, answer: float) -> float:

@@ -14,7 +14,8 @@ are null, and ``unknown`` has the reasons.
     unknown         fact -> reason that it is unknown
     data            rows by split, dropped, leaks, warnings, synthetic (true: synthetic rows)
     tokens          rows, counted, exact, limit, too_long, and median, p95, max of total, text, images, answer
-    work            stage -> steps, samples, completions, answers, answer_tokens, evaluations
+    work            stage -> steps, samples, completions, answers, answer_tokens, evaluations,
+                    extra_rollouts (of a GRPO step, at most)
     model           name, configuration (folder, cache, shipped), type, parameters, vision_parameters,
                     trained_parameters, precision, base (location of the weights), loaded (the repository that
                     Unsloth loads in place of the model. Null: the model itself)

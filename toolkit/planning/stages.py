@@ -211,6 +211,8 @@ class Work:
     answer_tokens: int = 0
     evaluations: int = 0
     """Number of evaluations of the held-out split. ``answers`` is the number for all of them."""
+    extra_rollouts: int = 0
+    """Largest number of further rollouts of a GRPO step, which ``answers`` does not include."""
 
 
 def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
@@ -228,7 +230,14 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
         grpo = recipe.grpo
         steps = grpo.max_steps or math.ceil(grpo.epochs * (rows["train"] // grpo.prompts_per_step))
         completions = grpo.completions_per_step
-        found["grpo"] = Work(steps, grpo.prompts_per_step, completions, steps * completions, grpo.max_completion_tokens)
+        found["grpo"] = Work(
+            steps,
+            grpo.prompts_per_step,
+            completions,
+            steps * completions,
+            grpo.max_completion_tokens,
+            extra_rollouts=grpo.resample,
+        )
     if recipe.evaluate is not None:
         found["evaluate"] = Work(
             answers=_evaluated_samples(recipe, rows) * evaluations(recipe),

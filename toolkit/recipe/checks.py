@@ -118,6 +118,19 @@ def loss_fits(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.gspo_loss_mismatch", rule, "grpo.loss", grpo.loss, remedy)
 
 
+def resampling_fits(recipe: Recipe) -> Iterator[Problem]:
+    """Check that groups of several rollouts can form one step: their advantages must not depend on other groups."""
+    grpo = recipe.grpo
+    if grpo is None or not grpo.resample:
+        return
+    if grpo.scale_rewards == "batch":
+        rule = 'must not be "batch" with grpo.resample, because each rollout would have a deviation of its own'
+        yield Problem("recipe.resample_scale", rule, "grpo.scale_rewards", "batch", 'Set scale_rewards = "group".')
+    if grpo.rollouts == "vllm":
+        rule, remedy = 'must be 0 with rollouts = "vllm"', 'Set rollouts = "transformers", or resample = 0.'
+        yield Problem("recipe.resample_vllm", rule, "grpo.resample", grpo.resample, remedy)
+
+
 def task_settings_fit(recipe: Recipe) -> Iterator[Problem]:
     """Check that the settings of the task suit each other, and that no other task has settings."""
     data, task = recipe.dataset, recipe.task
@@ -328,6 +341,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"sft", "grpo", "evaluate", "export"}), has_a_stage),
     (frozenset({"data"}), has_one_source_of_rows),
     (frozenset({"grpo"}), loss_fits),
+    (frozenset({"grpo"}), resampling_fits),
     (frozenset({"run"}), checkpoints_are_logged),
     (frozenset({"images"}), window_is_known),
     (frozenset({"images"}), skipped_images_are_scanned),

@@ -315,6 +315,9 @@ class Grpo(Optimisation):
     """Divide advantages by the standard deviation of the group or of the batch."""
     mask_truncated: bool = False
     """Leave completions that reach the token limit out of the loss."""
+    resample: int = Field(0, ge=0, le=1000)
+    """Extra rollouts per optimizer step, at most, that replace zero-variance groups by groups of other prompts (dynamic
+    sampling, arXiv 2503.14476). 0 keeps these groups."""
     max_grad_norm: float = Field(0.2, gt=0, le=MOST)
     """Gradients are clipped to this norm."""
     probe_prompts: int = Field(8, ge=0, le=4096)

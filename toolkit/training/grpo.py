@@ -33,16 +33,16 @@ from toolkit.models.prompts import Prompts
 from toolkit.models.vision_cache import cache_frozen_vision
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
-from toolkit.runfolder import from_json, is_main_process, read_json, write_json
+from toolkit.runfolder import from_json, is_main_process, read_json, world_size, write_json
 from toolkit.training.distributed import per_process
 from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer
 from toolkit.training.image_processor_cache import rollout_processor
 from toolkit.training.preflight import check_rows, preflight_rows
-from toolkit.training.results import GrpoResult, ProbeResult
+from toolkit.training.results import GrpoResult, ProbeResult, Resampling
 from toolkit.training.resume import last_checkpoint
 from toolkit.training.reward_statistics import group_statistics, probe
 from toolkit.training.rewards import RewardScore, RewardTable, check_rewards_apply, recipe_rewards
-from toolkit.training.train import train, training_rows
+from toolkit.training.train import logged_sum, train, training_rows
 from toolkit.training.trl_trainer import build_trainer, common_settings, finish_trainer, local_optimizer
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,9 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
         return job, lengths.tokens
 
     figures, lengths = train(context, STAGE, backend, prepare, build_grpo)
+    resampling = Resampling(*(logged_sum(context, STAGE, f"resample/{name}") for name in ("rollouts", "groups")))
+    if grpo.resample:
+        log.info("grpo: %d zero-variance groups replaced in %d extra rollouts", resampling.groups, resampling.rollouts)
     return GrpoResult(
         training=figures,
         lengths=lengths,
@@ -99,6 +102,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
         rows_left_out_each_epoch=len(samples) % grpo.prompts_per_step,
         probe=saved_probe(probe_file),
         kl_reference=reference,
+        resampling=resampling,
     )
 
 
@@ -233,12 +237,17 @@ def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
     if job.scorer is None:
         raise TrainingError("training.reward_scorer_missing", "GRPO must have a reward scorer")
     grpo = job.recipe.grpo_settings
+    if grpo.resample and world_size() > 1:
+        rule, remedy = "must be 0 with several processes, which make the same rollouts", "Start one process."
+        raise TrainingError(
+            "training.resample_processes", rule, place="[grpo] resample", value=grpo.resample, remedy=remedy
+        )
     settings = {**grpo_settings(policy, job), **traits.changed_settings}
     if job.preflight and settings.get("use_vllm"):  # completions run to the limit, as in ``_generation_settings``
         vllm_settings = traits.changed_settings["generation_kwargs"]
         settings["generation_kwargs"] = {**vllm_settings, "min_tokens": grpo.max_completion_tokens}
     # The data loader prefetches the rows of the next step while the rows of this step are still in use.
-    open_rows = 2 * grpo.prompts_per_step
+    open_rows = (2 + grpo.resample) * grpo.prompts_per_step
     trainer_class = RolloutTrainer if traits.replaces_trl else PolicyTrainer
     trainer = build_trainer(
         trainer_class,
@@ -253,7 +262,20 @@ def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
         register_usage_hooks(trainer.ref_model)
     trainer.rollout_limit = job.rollout_limit
     trainer.vision_cache = cache_frozen_vision(policy.model)
+    trainer.skip_zero_variance = _can_skip_zero_variance(trainer, job, replaces_trl=traits.replaces_trl)
+    trainer.resample = 0 if job.preflight else grpo.resample  # rewards of a preflight step are all 0
     return finish_trainer(trainer, settings, policy, job, count_flops=traits.count_flops)
+
+
+def _can_skip_zero_variance(trainer: Any, job: TrainingJob, *, replaces_trl: bool) -> bool:
+    """Return whether the update may leave out completions without an advantage."""
+    grpo = job.recipe.grpo_settings
+    if grpo.beta > 0 or getattr(trainer, "aux_loss_enabled", False):  # terms of the loss that need every completion
+        return False
+    if job.preflight or world_size() > 1:  # it must measure every row; all processes take part in each backward pass
+        return False
+    # Unsloth computes gradients in the forward pass, so multiplying the loss of a part has no effect.
+    return not replaces_trl or grpo.loss in ("dapo", "cispo")
 
 
 def _check_trl_replaced() -> None:

@@ -6,7 +6,8 @@ parameters.
 ``_get_train_sampler``: TRL's sampler gives a run that resumes in a later epoch the row order of the first epoch.
 
 ``_generate_and_score_completions``: TRL samples with the adapter's dropout active. TRL does not notice a model that
-ignores its images. TRL cannot shuffle or split pixels by sample if the model has no image grid.
+ignores its images. TRL cannot shuffle or split pixels by sample if the model has no image grid. TRL leaves rounding
+errors in the advantages of zero-variance groups, and never replaces these groups.
 
 ``_tokenize_prompts``: TRL passes None to the processor as the images of a prompt without images. Processors of
 transformers accept only an empty list.
@@ -26,7 +27,7 @@ Axes: N completions of a rollout, T tokens.
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,14 @@ from toolkit.models.oom import BatchLimit, attempt
 from toolkit.models.random_state import RandomState
 from toolkit.models.vision_cache import VisionCache
 from toolkit.training.preflight import images_ignored_error
+from toolkit.training.resampling import replace_groups, replacement_rows, zero_variance_groups
+from toolkit.training.zero_variance import (
+    clear_advantages,
+    loss_fraction,
+    rows_with_advantage,
+    select_rows,
+    zero_loss,
+)
 
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
 """Fields from which TRL finds the pixels of a sample itself."""
@@ -62,11 +71,31 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
     Attributes:
         rollout_limit: Completions per ``generate`` call.
         vision_cache: The features of the images of an optimizer step. None: the model has no vision tower.
+        skip_zero_variance: Whether completions without an advantage are left out of the update.
+        resample: Extra rollouts of an optimizer step, at most. See ``resampling``.
     """
 
     rollout_limit: BatchLimit
     vision_cache: VisionCache | None = None
+    skip_zero_variance = False
+    resample = 0
     _images_checked = False
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return the loss of a pass. See ``zero_variance`` for completions without an advantage."""
+        rows, used = len(inputs["advantages"]), rows_with_advantage(inputs)
+        if model.training:
+            self._metrics["train"]["rows_without_advantage"].append(1 - len(used) / rows)
+        if not (model.training and self.skip_zero_variance) or len(used) == rows:
+            whole: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return whole
+        if not used:
+            return zero_loss(model)
+        part = select_rows(inputs, used)
+        loss: torch.Tensor = super().compute_loss(model, part, return_outputs, num_items_in_batch)
+        return loss * loss_fraction(self.loss_type, part, inputs)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
@@ -82,6 +111,35 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         if self.vision_cache is not None:
             self.vision_cache.clear()  # a step has images of its own
+        batch = self._roll_out(inputs)
+        return self._replace_zero_variance(batch, inputs) if self.resample and self.model.training else batch
+
+    def _replace_zero_variance(self, batch: Any, inputs: Any) -> Any:
+        """Return the rollout with other prompts in place of zero-variance groups, as far as extra rollouts have them.
+
+        The metrics are those of the first rollout, whose prompts are not selected. Only tokens are counted in all.
+        """
+        metrics = self._metrics["train"]
+        first = {name: list(values) for name, values in metrics.items()}
+        used = {row["index"] for row in inputs}
+        rows = replacement_rows(len(self.train_dataset), used, self.args.seed, self.state.global_step)
+        rollouts, groups, pad_id = 0, 0, self.processing_class.tokenizer.pad_token_id
+        while rollouts < self.resample and (missing := zero_variance_groups(batch["advantages"], self.num_generations)):
+            opened = [self.train_dataset[row] for row in islice(rows, len(missing))]
+            if not opened:  # every other row has been used
+                break
+            extra = self._roll_out([row for row in opened for _ in range(self.num_generations)])
+            batch, replaced = replace_groups(batch, extra, self.num_generations, pad_id)
+            rollouts, groups = rollouts + 1, groups + replaced
+        counted = {"resample/rollouts": rollouts, "resample/groups": groups}
+        metrics.clear()
+        metrics.update(first, num_tokens=[self.state.num_input_tokens_seen])
+        # TRL logs means. One number is logged as it is, so that a line of several steps has their sum.
+        metrics.update({name: [sum(first.get(name, ())) + number] for name, number in counted.items()})
+        return batch
+
+    def _roll_out(self, inputs: Any) -> Any:
+        """Return the completions of prompts, with advantages, in the layout that TRL shuffles and slices."""
         with _without_dropout(self.model):
             batch = super()._generate_and_score_completions(inputs)
             if not self._images_checked:
@@ -90,6 +148,8 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
                 # An out-of-memory error above skips this line, so that the repeated step is checked again. The check of
                 # a rollout without images says nothing about a later one.
                 self._images_checked = any(batch.get("num_images") or ())
+        if self.model.training:
+            batch["advantages"] = clear_advantages(batch["advantages"], self.num_generations)
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
             _check_one_block_per_image(batch["pixel_values"], batch["num_images"])
             # TRL shuffles and slices a list by sample, like the token ids. It would index a tensor by block of pixels.

@@ -171,6 +171,19 @@ class ProbeResult(GroupStatistics):
 
 
 @dataclass(frozen=True, slots=True)
+class Resampling:
+    """What was done about zero-variance groups in the logged steps of the stage.
+
+    Attributes:
+        rollouts: The number of extra rollouts.
+        groups: The number of zero-variance groups that were replaced.
+    """
+
+    rollouts: int
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
 class GrpoResult:
     """The result of GRPO.
 
@@ -184,6 +197,7 @@ class GrpoResult:
         rows_left_out_each_epoch: The number of rows that do not fill an optimizer step.
         probe: The probe before the first step. None: grpo.probe_prompts is 0.
         kl_reference: The model that the KL term is measured against, in words.
+        resampling: The extra rollouts of ``grpo.resample``.
     """
 
     training: TrainingFigures
@@ -195,3 +209,4 @@ class GrpoResult:
     rows_left_out_each_epoch: int
     probe: ProbeResult | None
     kl_reference: str
+    resampling: Resampling = Resampling(0, 0)

@@ -186,7 +186,7 @@ def _finished_figures(context: Context, stage: str, last: Path) -> TrainingFigur
         steps=step_of(last),
         seconds=0.0,
         seconds_per_step=StepTimes(context, stage).result(),
-        skipped_steps=_logged(context, stage, "skipped_steps"),
+        skipped_steps=logged_sum(context, stage, "skipped_steps"),
         resumed_from=last.name,
         gpu_memory=recovery.gpu_memory(dict.fromkeys(gpu_peaks()), None),
     )
@@ -240,7 +240,7 @@ def _train(
         steps=outcome.steps,
         seconds=round(time.monotonic() - begun, 1),
         seconds_per_step=times.result(),
-        skipped_steps=_logged(context, stage, "skipped_steps"),
+        skipped_steps=logged_sum(context, stage, "skipped_steps"),
         resumed_from=resumed.name if resumed else None,
         gpu_memory=recovery.gpu_memory(gpu_peaks(), preflight),
     )
@@ -364,9 +364,9 @@ def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
 def _remove_later_metrics(loop: _Loop, step: int) -> None:
     """Remove the metrics of the steps that training repeats, and count the out-of-memory errors of the rest."""
     remove_later_metrics(loop.context.run, loop.stage, step)
-    loop.recovery.logged = _logged(loop.context, loop.stage, "out_of_memory")
+    loop.recovery.logged = logged_sum(loop.context, loop.stage, "out_of_memory")
 
 
-def _logged(context: Context, stage: str, name: str) -> int:
+def logged_sum(context: Context, stage: str, name: str) -> int:
     """Return the sum of a count over the stage's lines of metrics.jsonl."""
     return int(sum(line.get(name, 0) for line in context.run.metrics() if line["stage"] == stage))

@@ -191,6 +191,9 @@ def count_one_pass(trainer: Any, policy: Policy) -> None:
         finally:
             counter.__exit__(None, None, None)
         done = counts() - before
+        if not done.trained_tokens:  # no completion of the pass had an advantage, so nothing was computed
+            trainer.compute_loss = counted_loss
+            return
         count(
             counted_tokens=done.trained_tokens,
             counted_formula=done.training,
