@@ -49,6 +49,7 @@ from toolkit.errors import MissingImage, RowProblem
 from toolkit.identifiers import described, open_private
 from toolkit.images import names
 from toolkit.runfolder.cache import mark_used
+from toolkit.runfolder.files import remove_temporaries
 from toolkit.scoring import regions
 from toolkit.scoring.regions import BOX_FORMATS, XYXY, BoxFormat
 
@@ -422,7 +423,8 @@ def _save(row_scan: RowScan, file: Path) -> None:
         "folders": row_scan.folders,
         "by": row_scan.by,
     }
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    remove_temporaries(file)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
     with os.fdopen(open_private(temporary), "wb") as stream:
         arrays = {name: getattr(row_scan.keys, name) for name in _KEYS}
         arrays |= {} if links is None else {f"links_{name}": getattr(links, name) for name in _LINKS}

@@ -31,8 +31,9 @@ OWN_FILES: Mapping[str, re.Pattern[str]] = {
         r"[0-9a-f]{16}/[0-9a-f]{2}/([0-9a-f]{32}-[\w-]+|\.new-\w+(-\w+)?)|files/[0-9a-f]{2}/([0-9a-f]{32}|\.new-\w+(-\w+)?)"
     ),
     "rows": re.compile(
-        rf"({_HASH}\.(arrow|json)|{_HASH}-[0-9a-f]{{16}}\.npz)(\.\d+)?|images/[0-9a-f]{{2}}/[0-9a-f]{{40}}(\.[a-z]{{3}})?(\.\d+)?"
-        rf"|\.{_HASH}\.(arrow|json)\.\d+\.partial"
+        rf"({_HASH}\.(arrow|json)|{_HASH}-[0-9a-f]{{16}}\.npz)(\.\d+)?"
+        rf"|images/[0-9a-f]{{2}}/[0-9a-f]{{40}}(\.[a-z]{{3}})?(\.\d+)?"
+        rf"|\.{_HASH}(\.(arrow|json)|-[0-9a-f]{{16}}\.npz)\.\d+\.partial"
     ),
     "plans": re.compile(rf"{_PLAN}|\.{_PLAN}\.\d+\.partial"),
     "imagegen": re.compile(r"\.?tiny-pipeline-\d+(\.partial)?/.+"),
