@@ -20,7 +20,7 @@ from tests.helpers.training import context_of, only
 from toolkit.errors import ModelError
 from toolkit.models.oom import Sizes
 from toolkit.models.packed_prompts import pack_prompts
-from toolkit.models.packing import not_packed_reasons, packed_sizes
+from toolkit.models.packing import not_packed_reasons, packed_completions, packed_sizes
 from toolkit.planning.activations import grpo_logits_bytes, saved_bytes
 from toolkit.planning.architecture import build_architecture
 from toolkit.planning.duration import Passes
@@ -283,7 +283,7 @@ def test_updates_and_metrics_are_those_of_unpacked_passes(
 def test_updates_of_models_with_an_image_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path, family: str
 ) -> None:
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "model": {"name": str(build(family, shared_data, tmp_path)), "max_tokens": 600},
         "images": {"max_side": 56},
         "grpo": {"max_completion_tokens": 4},
@@ -325,6 +325,10 @@ def test_packing_is_chosen_by_model_backend_attention_and_loss(tmp_path: Path) -
     assert not not_packed_reasons(wanted, "hf", "gemma3")
     with raises(ModelError, "training.packing_unsupported"):
         not_packed_reasons(wanted, "hf", "llava")
+    long: dict[str, Any] = {"model": {"max_tokens": 2048}, "grpo": {"generations": 8, "max_completion_tokens": 512}}
+    assert packed_completions(recipe_of(tmp_path, "parts", packing="auto", **long).grpo_settings) == 2
+    assert packed_completions(recipe_of(tmp_path, "all", packing=True, **long).grpo_settings) == 8
+    assert reasons(model=long["model"], grpo={**long["grpo"], "generations": 3}) == 1
     sizes = packed_sizes(wanted)
     assert sizes == Sizes(micro_batch=4, accumulation=2, completions=8)
     assert sizes.smaller() == Sizes(micro_batch=2, accumulation=4, completions=8)

@@ -107,7 +107,7 @@ def _work(plan: "Plan") -> Iterator[str]:
     if plan.packing is not None and plan.packing.reasons:
         yield f"grpo: prompts are not packed: {'; '.join(plan.packing.reasons)}"
     elif plan.packing is not None:
-        yield f"grpo: a prompt and its {plan.packing.completions} completions are packed into one row"
+        yield f"grpo: a prompt and {plan.packing.completions} of its completions are packed into one row"
 
 
 def _model(plan: "Plan") -> Iterator[str]:

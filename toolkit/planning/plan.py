@@ -175,7 +175,7 @@ class Plan(WithFindings):
             "model": self.model.to_json(),
             "gpu": None if self.gpu is None else self.gpu.to_json(),
             "memory": None if self.memory is None else {stage: one.to_json() for stage, one in self.memory.items()},
-            "packing": None if self.packing is None else asdict(self.packing),
+            "packing": None if self.packing is None else self.packing.to_json(),
             "time": None if self.time is None else self._time_json(self.time),
             "disk": None if self.disk is None else self.disk.to_json(),
             "versions": {package: dict(versions) for package, versions in self.versions.items()},

@@ -8,7 +8,7 @@ from typing import Literal
 from toolkit.errors import ModelError
 from toolkit.models.backend import HF, backend_name
 from toolkit.models.chat_template import Length
-from toolkit.models.packing import not_packed_reasons
+from toolkit.models.packing import not_packed_reasons, packed_completions
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.tokens import RowSize, Tokens, row_size
@@ -177,6 +177,10 @@ class Packing:
     completions: int
     reasons: tuple[str, ...]
 
+    def to_json(self) -> dict[str, object]:
+        """Return the entry ``packing`` of plan.json."""
+        return {"completions": self.completions, "reasons": list(self.reasons)}
+
 
 def plan_packing(recipe: Recipe, backend: Backend, model_type: str) -> Packing:
     """Return the packing of a recipe with a section [grpo], as training selects it."""
@@ -185,7 +189,7 @@ def plan_packing(recipe: Recipe, backend: Backend, model_type: str) -> Packing:
         reasons = not_packed_reasons(recipe, backend, model_type)
     except ModelError as error:
         reasons = (error.rule,)
-    return Packing(1 if reasons else wanted.generations, reasons)
+    return Packing(1 if reasons else packed_completions(wanted), reasons)
 
 
 def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setting:

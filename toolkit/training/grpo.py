@@ -29,7 +29,7 @@ from toolkit.models.lengths import TokenLengths
 from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
 from toolkit.models.oom import recipe_sizes
-from toolkit.models.packing import not_packed_reasons, packed_sizes
+from toolkit.models.packing import not_packed_reasons, packed_completions, packed_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.models.vision_cache import cache_frozen_vision
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
@@ -116,7 +116,9 @@ def _packs_prompts(recipe: Recipe, backend: str, policy: Policy) -> bool:
     if reasons:
         log.info("grpo: prompts are not packed: %s", "; ".join(reasons))
     else:
-        log.info("grpo: a prompt and its %d completions are packed into one row", recipe.grpo_settings.generations)
+        log.info(
+            "grpo: a prompt and %d of its completions are packed into one row", packed_completions(recipe.grpo_settings)
+        )
     return not reasons
 
 
