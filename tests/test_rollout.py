@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.problems import warnings_in
 from tests.helpers.recipes import load_recipe
-from tests.helpers.rolling import TASKS, Script, Scripted, right, rolling_recipe, wrong
+from tests.helpers.rolling import TASKS, Script, Scripted, right, rolling_recipe, step_of, wrong
 from tests.helpers.stepping import row, task_rows, write_csv
 from tests.helpers.training import context_of
 from toolkit.cli import tables as show
@@ -20,7 +20,8 @@ from toolkit.evaluation.episodes import find_episodes
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.evaluation.results import AgentMemoryResult, EvaluationResult, ModeResult
 from toolkit.evaluation.stage_context import Context
-from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
+from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG, count_lengths
+from toolkit.models.prompts import Prompts
 from toolkit.pipeline import read_results, write_results
 from toolkit.runfolder import read_json, read_lines
 from toolkit.scoring.statistics import EpisodePosition
@@ -86,6 +87,23 @@ def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earl
     done = ["Load volume", "Axial slice"]
     reference, own, off = backend.memories["2", 3]
     assert (reference["completed_subtasks"], own["completed_subtasks"], off) == (done, done, {})
+
+
+def test_long_rows_are_generated_first_and_files_have_the_order_of_the_rows(context: Context) -> None:
+    backend, samples = Scripted(right), list(context.data.test)
+    evaluate(context, "before", None, [], backend)
+    prompts = Prompts.of(context.recipe, context.images)
+    processor = backend.load_without_model(context.recipe).processor
+    lengths = [length.total for length in count_lengths(processor, prompts, samples, 10**6).lengths]
+    steps = [step_of(prompts.row(sample)) for sample in samples]
+    tokens = dict(zip(steps, lengths, strict=True))
+    generated = [step for batch in backend.batches for step in batch][: len(samples)]  # the first mode
+    assert sorted(generated) == sorted(steps)
+    assert generated != steps
+    assert [tokens[step] for step in generated] == sorted(lengths, reverse=True)
+    for mode in ("predictions.jsonl", "predictions.off.jsonl"):
+        lines = read_lines(folder_of(context) / mode)
+        assert [line["id"] for line in lines] == [sample.id for sample in samples]
 
 
 def test_scores_of_a_model_that_fails_at_step_3_of_every_second_episode(context: Context) -> None:

@@ -149,8 +149,11 @@ def test_an_interrupted_evaluation_resumes_without_repeating_questions(
     with pytest.raises(Interrupted, match="saved after 6 of 12 "):
         evaluate(replace(context, progress=stop), "halved", context.weights, [])
     (partial,) = context.run.stage_folder("evaluate-halved").glob(PARTIAL.format("*"))
+    saved = {line["id"] for line in read_lines(partial)}
     with partial.open("a", encoding="utf-8") as file:
-        for line in predictions(context, "sft")[6:8]:  # a part of the next batch, and a torn line, as after a crash
+        for line in [one for one in predictions(context, "sft") if one["id"] not in saved][
+            :2
+        ]:  # a part of the next batch, and a torn line, as after a crash
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.write('{"id": "torn')
     with context_of(context.recipe.model_copy(update={"run": other_run(context)})) as again:

@@ -65,7 +65,10 @@ def cases(chosen: argparse.Namespace) -> Iterator[Case]:
         for backend, unquantized in (("hf", ()), ("unsloth", UNQUANTIZED_MODULES)):
             model = build_architecture(fields, unquantized)
             tokens = longest_possible_row(recipe, model)
-            evaluated = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
+            changes: dict[str, object] = {"model": recipe.model.model_copy(update={"backend": backend})}
+            if recipe.grpo is not None:  # the simulated device has no packed rows
+                changes["grpo"] = recipe.grpo.model_copy(update={"packing": False})
+            evaluated = recipe.model_copy(update=changes)
             for dtype in DTYPES:
                 if (backend, dtype) == ("unsloth", "float32"):
                     continue  # float16 takes the same bytes; where Gemma overflows, modules of Unsloth's own run

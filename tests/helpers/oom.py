@@ -27,12 +27,16 @@ TRAIN: Mapping[str, Callable[..., SftResult | GrpoResult]] = {"sft": train_sft, 
 
 @dataclass
 class SmallMemory:
-    """Raises an out-of-memory error for passes with too many rows. ``seen``: the rows of each pass."""
+    """Raises an out-of-memory error for passes with too many rows. ``seen``: the rows of each pass.
+
+    With ``tokens``, passes are measured by their tokens instead: the longest row times the rows.
+    """
 
     fits: int
     where: str = "forward"
     gradients: bool | None = None
     """True: passes with gradients only; False: those without only."""
+    tokens: bool = False
     spared: int = 0
     """The number of passes that succeed although they would not fit."""
     seen: list[int] = field(default_factory=list)
@@ -44,8 +48,9 @@ class SmallMemory:
         hidden = output if isinstance(output, torch.Tensor) else output[0]
         if self.gradients is not None and self.gradients != torch.is_grad_enabled():
             return
-        self.seen.append(len(hidden))
-        if len(hidden) <= self.fits:
+        size = hidden.shape[:-1].numel() if self.tokens else len(hidden)
+        self.seen.append(size)
+        if size <= self.fits:
             return
         if self.spared:
             self.spared -= 1
@@ -104,11 +109,14 @@ def lines_of(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def recipe_of(stage: str, folder: Path, name: str, **tables: Mapping[str, Any]) -> Recipe:
-    """Steps of 4 rows or completions in two passes of 2, with dropout; checkpoints are written only at stops."""
+    """Steps of 4 rows or completions in two passes of 2, with dropout; checkpoints are written only at stops.
+
+    Prompts are not packed, because memory is measured in rows (tests/test_packing.py measures it in tokens).
+    """
     base: dict[str, dict[str, Any]] = {
         "run": {"checkpoint_steps": 100},
         "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 2},
-        "grpo": {"max_steps": 2, "generations": 2, "micro_batch": 2, "max_completion_tokens": 8},
+        "grpo": {"max_steps": 2, "generations": 2, "micro_batch": 2, "packing": False, "max_completion_tokens": 8},
     }
     if BY_UNSLOTH:
         base["model"] = {"backend": "unsloth", "precision": "4bit", "max_tokens": 600}

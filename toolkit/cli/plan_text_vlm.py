@@ -107,6 +107,10 @@ def _work(plan: "Plan") -> Iterator[str]:
         if work.answers:
             parts.append(f"{work.answers:,} completions of at most {work.answer_tokens:,} tokens")
         yield f"{name}: {', '.join(parts)}"
+    if plan.packing is not None and plan.packing.reasons:
+        yield f"grpo: prompts are not packed: {'; '.join(plan.packing.reasons)}"
+    elif plan.packing is not None:
+        yield f"grpo: a prompt and {plan.packing.completions} of its completions are packed into one row"
 
 
 def _model(plan: "Plan") -> Iterator[str]:

@@ -20,6 +20,7 @@ from toolkit.evaluation.evaluation_predictions import (
     answers_file,
     baseline_rows,
     earlier_rows,
+    finish_file,
     generate_missing,
     read_mode,
     validation_rows,
@@ -70,7 +71,7 @@ def evaluate(
     validation = validation_rows(evaluation_set, partial[VALIDATION]) if VALIDATION in partial else []
     for mode, file in partial.items():
         if file.exists():  # that of the validation split is missing if there are no probabilities
-            file.replace(folder / answers_file(mode))
+            finish_file(evaluation_set, mode, file, folder / answers_file(mode))
     for other in folder.glob(PARTIAL.format("*")):
         other.unlink()
     before = {other: earlier_rows(context, evaluation_set, other) for other in earlier}

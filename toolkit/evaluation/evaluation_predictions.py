@@ -19,7 +19,7 @@ from toolkit.evaluation.generate import Completer, is_whole_model
 from toolkit.evaluation.results import BASELINE, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
-from toolkit.models.lengths import check_lengths
+from toolkit.models.lengths import check_lengths, longest_first
 from toolkit.runfolder import (
     Record,
     RunFolder,
@@ -29,6 +29,7 @@ from toolkit.runfolder import (
     read_lines,
     remove_partial_line,
     write_json,
+    write_text,
 )
 from toolkit.scoring.statistics import ScoredAnswer
 
@@ -106,6 +107,22 @@ def generate_missing(
             _choose_each(job)
         else:
             _generate_each(job)
+
+
+def finish_file(evaluation_set: EvaluationSet, mode: str, file: Path, target: Path) -> None:
+    """Move a complete file of predictions to ``target``, with its lines in the order of the samples.
+
+    Those of a rollout keep the order of generation, in which a step follows the one before it.
+    """
+    if mode == OWN:
+        file.replace(target)
+        return
+    places = {sample.id: place for place, sample in enumerate(evaluation_set.samples_of(mode))}
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+    names = [line["id"] for line in read_lines(file, ("id",))]
+    order = sorted(range(len(names)), key=lambda number: places.get(names[number], len(places)))
+    write_text(target, "".join(f"{lines[number]}\n" for number in order), private=True)
+    file.unlink()
 
 
 def validation_rows(evaluation_set: EvaluationSet, file: Path) -> Rows:
@@ -210,13 +227,14 @@ class _Job:
     """Ids of the samples whose predictions are in the file."""
 
     def batches(self) -> Iterator[tuple[list[Sample], int]]:
-        """Yield each batch with an unsaved sample, and the number of samples up to its end.
+        """Yield each batch with an unsaved sample, and the number of samples up to its end. Long samples come first.
 
         Batches do not depend on what is saved, so that a resumed evaluation is equal to an uninterrupted one.
         """
         size, samples = self.context.recipe.evaluation.batch_size, self.evaluation_set.samples_of(self.mode)
-        for start in range(0, len(samples), size):
-            batch = list(samples[start : start + size])
+        order = longest_first(self.completer.policy.processor, self.evaluation_set.prompts, samples)
+        for start in range(0, len(order), size):
+            batch = [samples[number] for number in order[start : start + size]]
             if any(sample.id not in self.saved for sample in batch):
                 yield batch, start + len(batch)
 

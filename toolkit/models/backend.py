@@ -134,6 +134,8 @@ class TrainingJob:
     """GRPO only: limit of completions per ``generate`` call. The trainer halves it after an out-of-memory error."""
     preflight: bool = False
     """Whether the trainer makes only the preflight step."""
+    packing: bool = False
+    """GRPO only: whether the completions of a prompt are in one row in training passes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,18 @@ def describe_too_long(counted: CountedLengths, samples: Sequence[Sample], limit:
             yield f"{samples[number].shown}: {length.total} ({length.images} image tokens)"
 
 
+def longest_first(processor: Any, prompts: Prompts, samples: Sequence[Sample]) -> list[int]:
+    """Return the numbers of the samples, those with the most tokens of prompt and reference answer first.
+
+    Batches of samples in this order have little padding, and the first one needs the most memory.
+    """
+    count, end = _counter(processor, prompts, 0), find_turn_end(processor)
+    tokens = [
+        count(sample).total + len(encode_answer(processor, prompts.task.target(sample), end)) for sample in samples
+    ]
+    return sorted(range(len(tokens)), key=lambda number: -tokens[number])
+
+
 def prompt_checker(processor: Any, prompts: Prompts, limit: int, answer_tokens: int) -> Callable[[Sample], str | None]:
     """Return a function from a sample to ``PROMPT_TOO_LONG``, ``HAS_SPECIAL_TOKEN`` or None (the prompt can be used).
 

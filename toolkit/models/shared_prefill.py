@@ -51,17 +51,17 @@ class SharedPrefill:
         if (
             not _is_prefill(fields)
             or is_random(self._model)
-            or (images := _images_by_row(self._model.config, fields)) is None
+            or (images := images_by_row(self._model.config, fields)) is None
         ):
             return self._forward(**fields)
-        first_of_row = _first_equal_rows(fields, images)
+        first_of_row = first_equal_rows(fields, images)
         firsts = sorted(set(first_of_row))
         rows = len(first_of_row)
         self.rows += rows
         self.computed += len(firsts)
         if len(firsts) == rows:
             return self._forward(**fields)
-        output = self._forward(**_select(fields, images, firsts))
+        output = self._forward(**select_rows(fields, images, firsts))
         places = torch.tensor([firsts.index(first) for first in first_of_row], device=output.logits.device)
         fields["past_key_values"].batch_select_indices(places)
         output.logits = output.logits[places]
@@ -97,11 +97,15 @@ def _is_known(name: str, value: Any) -> bool:
     return known or value is None or isinstance(value, bool | int | float | str)
 
 
-def _images_by_row(config: Any, fields: _Fields) -> list[slice] | None:
+def images_by_row(config: Any, fields: _Fields) -> list[slice] | None:
     """Return the images of each row, as a slice of all images. None: they cannot be assigned.
 
     The number of image tokens in a row decides. The tokens of an image follow from the grid, or are the same for all
     images.
+
+    Args:
+        config: The model's configuration.
+        fields: The model's arguments by name, with ``input_ids`` of shape (rows, tokens).
     """
     ids, pixels, grid = fields["input_ids"], fields.get("pixel_values"), fields.get("image_grid_thw")
     if pixels is None:
@@ -125,7 +129,7 @@ def _images_by_row(config: Any, fields: _Fields) -> list[slice] | None:
     return [slice(starts[first], starts[end]) for first, end in pairwise(ends)]
 
 
-def _first_equal_rows(fields: _Fields, images: Sequence[slice]) -> list[int]:
+def first_equal_rows(fields: _Fields, images: Sequence[slice]) -> list[int]:
     """Return, for each row, the first row with the same tokens, masks and images."""
     rows = len(fields["input_ids"])
     tensors = [_by_row(fields[name], rows) for name in sorted(_ROW_FIELDS) if fields.get(name) is not None]
@@ -165,8 +169,8 @@ def _by_row(value: torch.Tensor, rows: int) -> torch.Tensor:
     return value.transpose(0, 1) if value.ndim == 3 and value.shape[1] == rows else value
 
 
-def _select(fields: _Fields, images: Sequence[slice], firsts: Sequence[int]) -> dict[str, Any]:
-    """Return the arguments for some of the rows."""
+def select_rows(fields: _Fields, images: Sequence[slice], firsts: Sequence[int]) -> dict[str, Any]:
+    """Return the arguments for some of the rows: ``firsts``, with their ``images``."""
     selected, rows = dict(fields), len(images)
     places = torch.tensor(firsts, device=fields["input_ids"].device)
     for name in _ROW_FIELDS & fields.keys():

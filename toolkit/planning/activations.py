@@ -55,7 +55,7 @@ def layer_bytes(model: Architecture, setting: Setting) -> int:
         each, again = _transient_a_position(layers, setting), 0
         if setting.checkpointing:
             each += _saved_a_position(layers, setting)
-            again = _scores(layers, setting)
+            again = _scores(layers, setting) + _pair_mask(layers, setting)
         found.append(each * layers.positions + again)
     largest = max(found) + dequantized_bytes(model, setting)
     if model.vision is None or tower_has_graph(model.vision, setting):
@@ -100,7 +100,7 @@ def grpo_logits_bytes(model: Architecture, setting: Setting) -> int:
     These are logits of every completion token in float32, and three more tensors of their size at the start of the
     backward pass (TRL's ``_get_per_token_logps_and_entropies``).
     """
-    return 4 * FLOAT * setting.rows * setting.answer_tokens * model.vocabulary
+    return 4 * FLOAT * setting.rows * setting.packed * setting.answer_tokens * model.vocabulary
 
 
 def fused_slice_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
@@ -114,7 +114,7 @@ def largest_logits(model: Architecture, setting: Setting) -> int:
     """Return the bytes of the largest temporary tensor of the loss."""
     if setting.stage == "sft" or setting.backend == "unsloth":
         return largest_inner(model, setting)
-    return FLOAT * setting.rows * setting.answer_tokens * model.vocabulary
+    return FLOAT * setting.rows * setting.packed * setting.answer_tokens * model.vocabulary
 
 
 def largest_inner(model: Architecture, setting: Setting) -> int:
@@ -189,14 +189,17 @@ def _saved(layers: _Layers, setting: Setting) -> int:
     ends = ((norm + 2 * layers.value) * stack.width + 2 * FLOAT * stack.head_width) * layers.positions
     if setting.checkpointing:
         return ends + layers.value * stack.width * layers.positions * stack.layers
-    return ends + stack.layers * (_saved_a_position(layers, setting) * layers.positions + _scores(layers, setting))
+    pairs = _scores(layers, setting) + _pair_mask(layers, setting)
+    return ends + stack.layers * (_saved_a_position(layers, setting) * layers.positions + pairs)
 
 
 def _saved_a_position(layers: _Layers, setting: Setting) -> int:
     """Return the bytes that one layer saves for the backward pass of a token or patch."""
     stack, value = layers.stack, layers.value
     norms = FLOAT * stack.width * stack.norms + (FLOAT * (stack.query + stack.key) if stack.head_norms else 0)
-    repeated = stack.expanded or setting.rows > 1  # With a mask, keys and values are repeated for every head.
+    repeated = (
+        stack.expanded or setting.rows > 1 or setting.packed > 1
+    )  # With a mask, keys and values are repeated for every head.
     key = stack.query if repeated else stack.key
     attention = value * (2 * stack.query + 2 * key)
     mlp = value * stack.inner * (3 if stack.gated else 2)
@@ -229,6 +232,16 @@ def _scores(layers: _Layers, setting: Setting) -> int:
     if not setting.eager:
         return 0
     return layers.stack.heads * layers.length * layers.positions * (FLOAT + 2 * setting.value)
+
+
+def _pair_mask(layers: _Layers, setting: Setting) -> int:
+    """Return the bytes of the mask of a packed row in one language layer, which attention saves for its backward pass.
+
+    torch converts the mask to numbers of the type of the queries.
+    """
+    if setting.packed == 1 or setting.eager or layers.length != setting.tokens:
+        return 0
+    return layers.value * layers.length * layers.positions
 
 
 def _transient_a_position(layers: _Layers, setting: Setting) -> int:

@@ -12,6 +12,7 @@ from toolkit.models import backend_name
 from toolkit.models.adapter_config import CONFIG, check_adapter
 from toolkit.models.llamacpp import require_for
 from toolkit.models.model_paths import IMAGE_BLOCKS, writes_merged
+from toolkit.models.packing import not_packed_reasons
 from toolkit.models.processor import open_processor
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
@@ -20,7 +21,7 @@ from toolkit.planning.architecture import Architecture
 from toolkit.planning.disk import Disk, check_disk
 from toolkit.planning.findings import PlanFinding, from_error, warning
 from toolkit.planning.gpu import GIB, Gpu
-from toolkit.planning.memory import StageMemory
+from toolkit.planning.memory import UNPACKED, StageMemory
 from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
 from toolkit.planning.stages import Backend, Stage
 from toolkit.planning.tokens import TEMPLATE_FAULTS, Rows, Tokens, opened_block
@@ -209,6 +210,16 @@ def _check_export(facts: Facts) -> Iterator[PlanFinding]:
         yield PlanFinding(replace(error.problem, place="[export] to"))
 
 
+def _check_packing(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a finding if the recipe requests packed prompts, which its model or settings do not allow."""
+    if facts.recipe.grpo is None or facts.config is None:
+        return
+    try:
+        not_packed_reasons(facts.recipe, facts.backend, facts.config.model_type)
+    except ModelError as error:
+        yield from_error(error, "[grpo] packing")
+
+
 def _check_gpu_memory(memory: Mapping[Stage, StageMemory], gpu: Gpu | None) -> Iterator[PlanFinding]:
     """Yield a finding for each stage whose estimate exceeds the GPU memory, with settings that make it fit."""
     for name, stage in memory.items():
@@ -217,6 +228,10 @@ def _check_gpu_memory(memory: Mapping[Stage, StageMemory], gpu: Gpu | None) -> I
             continue
         rule = f"the estimated peak in GiB ({peak.name}) must fit the {gpu.memory / GIB:.1f} GiB of {gpu.name}"
         place, value, remedy = f"memory of {name}", round(peak.total / GIB, 1), _describe_changes(stage.changes_here)
+        if stage.changes_here == (UNPACKED,):
+            remedy = "Change nothing: after an out-of-memory error, fewer completions are in a row."
+            yield warning(Problem("plan.packed_row_too_long", rule, place, value, remedy))
+            continue
         yield PlanFinding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
 
 
@@ -496,6 +511,7 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_bitsandbytes,
     _check_backend,
     _check_vllm,
+    _check_packing,
     _check_model,
     _check_weights,
 )

@@ -205,7 +205,11 @@ class Passes:
         return read, token * answer
 
     def training(self, rows: int, answer: float) -> Cost:
-        """Return the cost of a forward and a backward pass over ``rows`` rows with ``answer`` answer tokens each."""
+        """Return the cost of a forward and a backward pass over ``rows`` rows with ``answer`` answer tokens each.
+
+        A packed row has ``answer`` tokens for each of its completions.
+        """
+        answer *= self.setting.packed
         length = self.setting.row.prompt + answer
         found = self._both(self._language, rows * length, length) + self._loss(rows * answer)
         tower = self._tower
@@ -214,7 +218,8 @@ class Passes:
         return found + self._both(tower, rows * self.setting.row.patches, self._patches_of_image)
 
     def reading(self, rows: int, answer: float) -> Cost:
-        """Return the cost of a forward pass over prompt and answer, which a KL reference needs."""
+        """Return the cost of a forward pass over prompt and answer, which a KL reference needs. See ``training``."""
+        answer *= self.setting.packed
         length = self.setting.row.prompt + answer
         head = Cost(self._head.forward(rows * answer), self.value * self._head.all)
         return self._forward(self._language, rows * length, length) + self._tower_forward(rows) + head
@@ -432,9 +437,10 @@ def grpo_step(passes: Passes, speed: Speed, answer: float, extra_rollouts: int =
     completions = setting.concurrent
     read, write = passes.rollout(completions, answer)
     rollout = speed.seconds(read) + speed.seconds(write) + completions * image_seconds(passes, speed)
+    passes_of_step = completions / (setting.rows * setting.packed)
     if setting.reference != "none":
-        rollout += completions / setting.rows * speed.seconds(passes.reading(setting.rows, answer))
-    update = completions / setting.rows * speed.seconds(passes.training(setting.rows, answer))
+        rollout += passes_of_step * speed.seconds(passes.reading(setting.rows, answer))
+    update = passes_of_step * speed.seconds(passes.training(setting.rows, answer))
     return (1 + extra_rollouts) * rollout + update
 
 

@@ -27,6 +27,10 @@ IDLE_BLOCKS = 2.2
 """Largest blocks of the vision tower that prefill cannot reuse, in float32 (trace: up to 2.2)."""
 
 
+UNPACKED = "grpo.packing = false, grpo.micro_batch = 1"
+"""The change that gives each completion a row of its own. OOM recovery reaches the same passes by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """Bytes by part at one moment of a stage."""
@@ -262,6 +266,11 @@ def _micro_batch(model: Architecture, setting: Setting, max_side: int) -> Iterat
         yield f"{key} = {rows}{same}", replace(setting, rows=rows)
 
 
+def _packing(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
+    if setting.packed > 1:
+        yield UNPACKED, replace(setting, packed=1, rows=1)
+
+
 def _checkpointing(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
     if setting.trains and not setting.checkpointing:
         yield f"{setting.stage}.gradient_checkpointing = true", replace(setting, checkpointing=True)
@@ -325,6 +334,7 @@ def _rank(model: Architecture, setting: Setting, max_side: int) -> Iterator[Chan
 
 _CHANGES: tuple[Callable[[Architecture, Setting, int], Iterator[Change]], ...] = (
     _micro_batch,
+    _packing,
     _checkpointing,
     _evaluation_batch,
     _optimizer,

@@ -22,6 +22,7 @@ are null, and ``unknown`` has the reasons.
     gpu             name, memory_gb, bf16, count, here. Null: no GPU
     memory          stage -> peak_gb, reserved_gb, precision, moment, peak_gb_without_bf16,
                     moments (moment -> part -> bytes), fits (nominal GB of a GPU -> fits, changes to the recipe)
+    packing         completions (in a row of the GRPO update), reasons (why it is 1). Null: no GRPO, or unknown
     time            null, or assumptions, gpus (GPU -> stage -> seconds_per_step, steps, hours: both ends of a range. A
                     step of evaluate is one evaluation), here (the GPU of the plan. Null: none or several)
     disk            parts (bytes), needed_gb, free_gb, downloads (repository -> bytes), downloads_free_gb
@@ -60,10 +61,12 @@ from toolkit.planning.model_files import (
     unquantized_fraction,
 )
 from toolkit.planning.stages import (
+    Packing,
     Setting,
     Stage,
     Work,
     memory_settings,
+    plan_packing,
     plan_work,
     planned_backend,
     planned_precision,
@@ -155,6 +158,7 @@ class Plan(WithFindings):
     memory: Mapping[Stage, StageMemory] | None = None
     time: Mapping[str, Mapping[Stage, StageTime]] | None = None
     """GPU -> stage -> duration, for the plan's GPU, for all GPUs of a described size, or for common GPUs."""
+    packing: Packing | None = None
     disk: Disk | None = None
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -172,6 +176,7 @@ class Plan(WithFindings):
             "model": self.model.to_json(),
             "gpu": None if self.gpu is None else self.gpu.to_json(),
             "memory": None if self.memory is None else {stage: one.to_json() for stage, one in self.memory.items()},
+            "packing": None if self.packing is None else self.packing.to_json(),
             "time": None if self.time is None else self._time_json(self.time),
             "disk": None if self.disk is None else self.disk.to_json(),
             "versions": {package: dict(versions) for package, versions in self.versions.items()},
@@ -220,6 +225,7 @@ def make_plan(
         work=work,
         gpu=gpu,
         memory=memory or None,
+        packing=_packing(facts),
         disk=disk,
         versions=untested_versions(),
     )
@@ -343,6 +349,12 @@ def _memory_settings(facts: Facts) -> Mapping[Stage, Setting]:
         evaluated=facts.evaluated,
         backend=facts.backend,
     )
+
+
+def _packing(facts: Facts) -> Packing | None:
+    if facts.recipe.grpo is None or facts.architecture is None:
+        return None
+    return plan_packing(facts.recipe, facts.backend, facts.architecture.model_type)
 
 
 def _stage_memory(facts: Facts, settings: Mapping[Stage, Setting]) -> dict[Stage, StageMemory]:

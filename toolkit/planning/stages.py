@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from toolkit.errors import ModelError
 from toolkit.models.backend import HF, backend_name
 from toolkit.models.chat_template import Length
+from toolkit.models.packing import not_packed_reasons, packed_completions
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.tokens import RowSize, Tokens, row_size
@@ -37,6 +39,8 @@ class Setting:
     checkpointing: bool = True
     rows: int = 1
     """Rows of a micro-batch in training."""
+    packed: int = 1
+    """Completions in a training row, after one prompt (``toolkit.models.packed_prompts``)."""
     concurrent: int = 0
     """Completions that are generated at once."""
     answer_tokens: int = 0
@@ -77,8 +81,8 @@ class Setting:
 
     @property
     def tokens(self) -> int:
-        """Return the tokens of a training row: prompt and answer."""
-        return self.row.prompt + (self.row.answer if self.stage == "sft" else self.answer_tokens)
+        """Return the tokens of a training row: prompt and answer, or prompt and all its completions."""
+        return self.row.prompt + (self.row.answer if self.stage == "sft" else self.packed * self.answer_tokens)
 
 
 OVERFLOWING = ("gemma3", "gemma4", "qwen3_5")
@@ -146,10 +150,13 @@ def memory_settings(
     found: dict[Stage, Setting] = {}
     if recipe.sft is not None:
         found["sft"] = replace(_setting(recipe, "sft", row, bf16=bf16), rows=recipe.sft.batch_size)
+    chosen = backend or planned_backend(recipe)
     if recipe.grpo is not None:
+        packed = plan_packing(recipe, chosen, model.model_type).completions
         found["grpo"] = replace(
             _setting(recipe, "grpo", prompt, bf16=bf16),
-            rows=recipe.grpo.micro_batch,
+            rows=recipe.grpo.micro_batch if packed == 1 else 1,
+            packed=packed,
             concurrent=recipe.grpo.completions_per_step,
             answer_tokens=recipe.grpo.max_completion_tokens,
             reference=_reference(recipe),
@@ -160,8 +167,29 @@ def memory_settings(
             concurrent=recipe.evaluate.batch_size,
             answer_tokens=recipe.evaluate.max_completion_tokens,
         )
-    chosen = backend or planned_backend(recipe)
     return {stage: on_gpu(replace(one, backend=chosen), model, bf16=bf16) for stage, one in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The completions in a training row of GRPO. 1: prompts are not packed, for ``reasons``."""
+
+    completions: int
+    reasons: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the entry ``packing`` of plan.json."""
+        return {"completions": self.completions, "reasons": list(self.reasons)}
+
+
+def plan_packing(recipe: Recipe, backend: Backend, model_type: str) -> Packing:
+    """Return the packing of a recipe with a section [grpo], as training selects it."""
+    wanted = recipe.grpo_settings
+    try:
+        reasons = not_packed_reasons(recipe, backend, model_type)
+    except ModelError as error:
+        reasons = (error.rule,)
+    return Packing(1 if reasons else packed_completions(wanted), reasons)
 
 
 def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setting:

@@ -287,7 +287,13 @@ class Grpo(Optimisation):
     generations: int = Field(4, ge=2, le=1024)
     """Completions per prompt. They form the group in which rewards are compared."""
     micro_batch: int = Field(1, ge=1, le=4_194_304)
-    """Completions per forward pass. It must divide ``prompts_per_step * generations``."""
+    """Completions per forward pass. It must divide ``prompts_per_step * generations``. With packing, a pass has
+    completions of one prompt instead."""
+    packing: bool | Literal["auto"] = "auto"
+    """Pass a prompt through the model once per update, with all its completions in one row, instead of once per
+    completion. Gradients are equal up to rounding. ``auto`` does so for Gemma 3, Qwen2.5-VL and Qwen3-VL with the hf
+    backend, unless the loss is ``bnpo`` or the attention ``flash_attention_2``. It limits the completions of a row to
+    1,024 tokens. ``toolkit plan`` shows the choice."""
     max_completion_tokens: int = Field(128, ge=1, le=MOST_TOKENS)
     """Maximum length of a completion in tokens."""
     rollouts: Literal["transformers", "vllm"] = "transformers"

@@ -29,6 +29,7 @@ from toolkit.models.lengths import TokenLengths
 from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
 from toolkit.models.oom import recipe_sizes
+from toolkit.models.packing import not_packed_reasons, packed_completions, packed_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.models.vision_cache import cache_frozen_vision
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
@@ -73,6 +74,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
     probe_file = folder / "probe.json"
 
     def prepare(policy: Policy) -> tuple[TrainingJob, TokenLengths]:
+        packing = _packs_prompts(recipe, backend.name, policy)
         lengths = check_rows(context, backend, policy, prompts, samples, grpo.max_completion_tokens)
         log.info("grpo: %s", reference)
         # A resumed stage keeps the probe of its first start, which measured the policy before any update.
@@ -85,6 +87,8 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
             folder=folder,
             scorer=make_reward_scorer(prompts.task, table, samples, grpo.generations),
             longest=preflight_rows(lengths.longest, preflight),
+            sizes=packed_sizes(recipe) if packing else None,
+            packing=packing,
         )
         return job, lengths.tokens
 
@@ -104,6 +108,22 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
         kl_reference=reference,
         resampling=resampling,
     )
+
+
+def _packs_prompts(recipe: Recipe, backend: str, policy: Policy) -> bool:
+    """Return whether the completions of a prompt are in one row, and log it.
+
+    Raises:
+        ModelError: The recipe requests it, but it is not supported.
+    """
+    reasons = not_packed_reasons(recipe, backend, policy.model.config.model_type)
+    if reasons:
+        log.info("grpo: prompts are not packed: %s", "; ".join(reasons))
+    else:
+        log.info(
+            "grpo: a prompt and %d of its completions are packed into one row", packed_completions(recipe.grpo_settings)
+        )
+    return not reasons
 
 
 def saved_probe(file: Path) -> ProbeResult | None:
@@ -261,6 +281,7 @@ def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
     if trainer.ref_model is not None:  # full fine-tuning with a KL term; with LoRA, TRL switches adapters instead
         register_usage_hooks(trainer.ref_model)
     trainer.rollout_limit = job.rollout_limit
+    trainer.packing = job.packing
     trainer.vision_cache = cache_frozen_vision(policy.model)
     trainer.skip_zero_variance = _can_skip_zero_variance(trainer, job, replaces_trl=traits.replaces_trl)
     trainer.resample = 0 if job.preflight else grpo.resample  # rewards of a preflight step are all 0

@@ -15,11 +15,15 @@ transformers accept only an empty list.
 ``_generate_single_turn``: After an out-of-memory error, each ``generate`` call gets fewer completions.
 
 ``_get_per_token_logps_and_entropies``: For models without an image grid, such as Gemma 3, TRL slices the pixels as if
-each sample had exactly one image. For models with one, TRL passes empty pixels for rows without images.
+each sample had exactly one image. For models with one, TRL passes empty pixels for rows without images. With packing,
+the model gets one row for a prompt and its completions.
+
+``_prepare_inputs``: TRL shuffles the completions of a step before it divides them into passes. With packing, a pass has
+completions of one prompt.
 
 ``RolloutTrainer`` has the overrides that every library needs. If unsloth is imported first, ``trl.GRPOTrainer`` is
-Unsloth's generated trainer, which slices pixels by sample itself. ``PolicyTrainer`` adds the last method for TRL's own
-trainer.
+Unsloth's generated trainer, which slices pixels by sample itself. ``PolicyTrainer`` adds the last two methods for TRL's
+own trainer.
 
 Axes: N completions of a rollout, T tokens.
 """
@@ -33,10 +37,16 @@ from typing import Any
 import numpy as np
 import torch
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import (
+    RepeatSampler,
+    split_pixel_values_by_grid,
+    split_tensor_dict,
+    unsplit_pixel_values_by_grid,
+)
 
 from toolkit.errors import TrainingError, warn
 from toolkit.models.oom import BatchLimit, attempt
+from toolkit.models.packed_prompts import pack_prompts
 from toolkit.models.random_state import RandomState
 from toolkit.models.vision_cache import VisionCache
 from toolkit.training.preflight import images_ignored_error
@@ -207,7 +217,27 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
 
 
 class PolicyTrainer(RolloutTrainer):
-    """TRL's own trainer, which computes log-probabilities with the pixels of each sample."""
+    """TRL's own trainer, which computes log-probabilities with the pixels of each sample.
+
+    Attributes:
+        packing: Whether the completions of a prompt are in one row. See ``models.packed_prompts``.
+    """
+
+    packing = False
+    _rollout: _Fields | None = None
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        self._rollout = super()._generate_and_score_completions(inputs)
+        return self._rollout
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        inputs = super()._prepare_inputs(generation_batch)  # shuffles in any case, so that later rollouts are the same
+        rollout, self._rollout = self._rollout, None
+        if rollout is None or not self.packing or not self.model.training:
+            return inputs
+        passes = split_tensor_dict(split_pixel_values_by_grid(rollout), self.args.steps_per_generation)
+        self._buffered_inputs = [unsplit_pixel_values_by_grid(one) for one in passes]
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -219,6 +249,8 @@ class PolicyTrainer(RolloutTrainer):
         **fields: Any,
     ) -> Any:
         self._check_token_types(input_ids, fields)
+        if self.packing:
+            model = pack_prompts(model)
         compute = functools.partial(super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep)
         pixels, counts = fields.get("pixel_values"), fields.get("num_images")
         if counts is not None and not sum(counts):

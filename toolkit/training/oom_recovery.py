@@ -36,6 +36,12 @@ class _Stored:
 class Recovery:
     """The sizes of a stage, stored in its ``sizes.json``, and the out-of-memory errors that led to them.
 
+    Args:
+        folder: The stage's folder.
+        recipe: The recipe.
+        stage: The name of the stage.
+        sizes: The sizes to start with, unless ``sizes.json`` has others. None: those of the recipe.
+
     Attributes:
         sizes: The current sizes.
         errors: The errors in all sessions.
@@ -44,10 +50,10 @@ class Recovery:
 
     logged = 0
 
-    def __init__(self, folder: Path, recipe: Recipe, stage: str) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, stage: str, sizes: Sizes | None = None) -> None:
         self.recipe, self.stage = recipe, stage
         self._file = folder / "sizes.json"
-        self.sizes, self.errors = recipe_sizes(recipe, stage), list[OutOfMemory]()
+        self.sizes, self.errors = sizes or recipe_sizes(recipe, stage), list[OutOfMemory]()
         if self._file.is_file():
             self._read()
 
@@ -163,7 +169,11 @@ def _computed(stage: str, plan: Mapping[str, Any] | None) -> list[str]:
         if gpu is not None and size > gpu * 1.05:  # a GPU of nominal 24 GB has between 23.6 and 25.8 GB
             continue
         changes = memory["fits"][str(size)].get("changes") or []
-        left = [change for change in changes if not change.startswith(("sft.batch_size", "grpo.micro_batch"))]
+        left = [
+            change
+            for change in changes
+            if not change.startswith(("sft.batch_size", "grpo.micro_batch", "grpo.packing"))
+        ]
         if left:
             return left
     return []

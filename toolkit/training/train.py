@@ -120,7 +120,7 @@ def train(
         # The interruption came after the last step, before the weights were written. A trainer that resumes here would
         # make one step too many.
         backend.restore(holder.policy, start)
-        figures = _finished_figures(context, stage, start)
+        figures = _finished_figures(context, stage, start, job)
     else:
         with _tensorboard_folder(context, stage):
             figures = _train(context, stage, backend, holder, job, build)
@@ -179,9 +179,9 @@ class _Outcome:
     complete: bool
 
 
-def _finished_figures(context: Context, stage: str, last: Path) -> TrainingFigures:
+def _finished_figures(context: Context, stage: str, last: Path, job: TrainingJob) -> TrainingFigures:
     """Return the figures of a stage that was interrupted after its last step, before its weights were written."""
-    recovery = Recovery(context.run.stage_folder(stage), context.recipe, stage)
+    recovery = Recovery(context.run.stage_folder(stage), context.recipe, stage, job.sizes)
     return TrainingFigures(
         steps=step_of(last),
         seconds=0.0,
@@ -223,7 +223,7 @@ def _train(
 ) -> TrainingFigures:
     """Make the preflight step, then build one trainer after another until one reaches the end."""
     folder = context.run.stage_folder(stage)
-    recovery, times = Recovery(folder, context.recipe, stage), StepTimes(context, stage)
+    recovery, times = Recovery(folder, context.recipe, stage, job.sizes), StepTimes(context, stage)
     callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures), times]
     loop = _Loop(context, stage, backend, holder, build, replace(job, callbacks=callbacks), recovery)
     resumed, begun = last_checkpoint(folder), time.monotonic()

@@ -100,6 +100,8 @@ def _grpo(recipe: Recipe) -> list[str]:
         reasons.append('loss = "dr_grpo" would disable grpo.scale_rewards: set scale_rewards = "none"')
     if grpo.temperature >= 10:
         reasons.append("grpo.temperature must be below 10")
+    if grpo.packing is True:
+        reasons.append("grpo.packing = true is not supported with Unsloth")
     return reasons
 
 
