@@ -241,7 +241,7 @@ class Prompt(Section):
 
 
 class Optimisation(Section):
-    """Settings of both SFT and GRPO."""
+    """Settings of SFT, DPO and GRPO."""
 
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning-rate schedule."""
@@ -268,6 +268,32 @@ class Sft(Optimisation):
     """Rows per forward pass."""
     accumulation: int = Field(8, ge=1, le=65_536)
     """Forward passes per optimizer step."""
+    max_grad_norm: float = Field(1.0, gt=0, le=MOST)
+    """Gradients are clipped to this norm."""
+
+
+class Dpo(Optimisation):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290), after SFT and before GRPO.
+
+    A training row has two answers to its question. Training raises the log-probability of the chosen answer against
+    that of the rejected answer, relative to the adapter that the stage starts from. It needs ``tuning = "lora"``.
+    Adapter dropout is off.
+    """
+
+    rejected: str = Field(min_length=1)
+    """Column of the training rows with the rejected answer, as the model would write it."""
+    chosen: str | None = Field(None, min_length=1)
+    """Column of the training rows with the chosen answer. Default: the answer that SFT learns."""
+    learning_rate: float = Field(5e-6, ge=1e-12, le=10)
+    """Peak learning rate."""
+    epochs: float = Field(1.0, gt=0, le=100_000)
+    """Passes over the training rows."""
+    batch_size: int = Field(1, ge=1, le=4096)
+    """Pairs per forward pass. A pair has two rows, one for each answer."""
+    accumulation: int = Field(8, ge=1, le=65_536)
+    """Forward passes per optimizer step."""
+    beta: float = Field(0.1, gt=0, le=1000)
+    """Weight of the log-probability ratios. A smaller value lets the policy move further from the reference."""
     max_grad_norm: float = Field(1.0, gt=0, le=MOST)
     """Gradients are clipped to this norm."""
 
