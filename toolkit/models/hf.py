@@ -76,7 +76,7 @@ class HfBackend:
         """See ``Backend.load_without_model``."""
         return make_policy(None, load_processor(recipe), None)
 
-    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "dpo", "grpo"]) -> TrainerTraits:
         """See ``Backend.prepare_training``."""
         return TrainerTraits()
 

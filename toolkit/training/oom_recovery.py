@@ -150,7 +150,7 @@ def advice(recipe: Recipe, stage: str, plan: Mapping[str, Any] | None) -> str:
     changes = _computed(stage, plan)
     if changes:
         return f"The plan computed that this fits: set {', '.join(changes)}."
-    section = recipe.grpo if stage == "grpo" else recipe.sft
+    section = recipe.training.get(stage)
     return f"To make a row smaller, set {', '.join(_keys(recipe, stage, section))}, or use a smaller model."
 
 
@@ -163,7 +163,11 @@ def _computed(stage: str, plan: Mapping[str, Any] | None) -> list[str]:
         if gpu is not None and size > gpu * 1.05:  # a GPU of nominal 24 GB has between 23.6 and 25.8 GB
             continue
         changes = memory["fits"][str(size)].get("changes") or []
-        left = [change for change in changes if not change.startswith(("sft.batch_size", "grpo.micro_batch"))]
+        left = [
+            change
+            for change in changes
+            if not change.startswith(("sft.batch_size", "dpo.batch_size", "grpo.micro_batch"))
+        ]
         if left:
             return left
     return []
