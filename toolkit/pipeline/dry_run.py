@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import gcd
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -31,7 +30,7 @@ from toolkit.recipe import (
 from toolkit.recipe.load import merge
 from toolkit.runfolder import Progress, RunFolder, no_progress
 from toolkit.tasks import TASKS, Task
-from toolkit.training.rewards import reward_table
+from toolkit.training.rewards import recipe_rewards
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
         RewardError: a reward raised an exception, or no reward applies to a row.
     """
     task = TASKS[recipe.dataset.task]
-    table = reward_table(task, recipe.reward_weights, recipe.rewards.custom, Path())
+    table = recipe_rewards(recipe)
     scored = [table.score(sample, task.parse(task.target(sample), sample)) for sample in samples]
     means = []
     for name in table.weights:

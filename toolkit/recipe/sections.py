@@ -372,6 +372,8 @@ class Rewards(BaseModel):
 
     custom: tuple[str, ...] = ()
     """Custom rewards as ``file.py:function``, each with a default weight of 1."""
+    time_limit: float = Field(300.0, gt=0, le=86_400)
+    """Seconds that one call of a custom reward may take. The run stops with the reward, the row and the line."""
     __pydantic_extra__: dict[str, float]
 
     @property

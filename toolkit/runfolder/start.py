@@ -35,6 +35,7 @@ HARMLESS = frozenset(
         "data.test",
         "data.image_root",
         "data.max_dropped",
+        "rewards.time_limit",
         "images.scan",
         "images.memory_cache_mb",
         "images.disk_cache",
