@@ -55,7 +55,7 @@ class HfBackend:
             if trainable and (note := adapter.differences(model, recipe.lora)):
                 adapter.warn_differs(weights, note)
         elif trainable and recipe.model.tuning == "lora":
-            model = adapter.attach(model, recipe.lora, recipe.run.seed)
+            model = adapter.attach(model, recipe.lora, recipe.run.seed_of_training)
         model.train(trainable)
         if trainable:
             disable_input_gradients(model)

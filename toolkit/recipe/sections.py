@@ -31,7 +31,10 @@ class Run(Section):
     folder: Path = Path("runs")
     """Parent of the run folders, relative to the working directory."""
     seed: int = Field(3407, ge=0, lt=2**31)
-    """Seed of the data order, sampling, adapter initialization and bootstrap."""
+    """Seed of the data, their splits and limits, the bootstrap and the training."""
+    training_seed: int | None = Field(None, ge=0, lt=2**31)
+    """Seed of the training alone: data order, adapter initialization, sampling of completions. Default: ``seed``.
+    `toolkit run --seeds` sets it. Data and evaluated samples are then equal for all seeds."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Experiment trackers, passed to transformers."""
     checkpoint_steps: int = Field(50, ge=1, le=MOST)
@@ -45,6 +48,11 @@ class Run(Section):
     country: str | None = Field(None, pattern=r"^[A-Z]{3}$")
     """Country of the machine as an ISO 3166 code of three letters, such as DEU. Its electricity mix determines the CO2.
     Without it, only energy is reported."""
+
+    @property
+    def seed_of_training(self) -> int:
+        """Return the seed of the training."""
+        return self.seed if self.training_seed is None else self.training_seed
 
     @property
     def is_dry_run(self) -> bool:

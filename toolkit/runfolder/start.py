@@ -86,6 +86,20 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
             yield run
 
 
+def check_resumable(recipe: Recipe) -> None:
+    """Check before any work that the run folder of a recipe is free, or has a run of the same recipe.
+
+    Raises:
+        RunError: as ``start_run``, except that another process may use the folder.
+    """
+    run = RunFolder(recipe.run_folder.absolute())
+    if run.run_file.is_file():
+        check_schema(run)
+        _check_recipe_unchanged(run, recipe)
+    else:
+        _check_no_other_files(run.path)
+
+
 @contextmanager
 def reopen_run(path: Path | str) -> Iterator[RunFolder]:
     """Open an existing run to add to it. It is locked, and log.txt receives the log, while the block runs.

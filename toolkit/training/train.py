@@ -49,7 +49,7 @@ def training_rows(context: Context, stage: str) -> SampleSet:
     samples, task = context.data.train, TASKS[context.recipe.dataset.task]
     if context.recipe.dataset.sampling == "natural" or task.stratum is None:
         return samples
-    balanced, counts = balance(samples, task.stratum, context.recipe.run.seed)
+    balanced, counts = balance(samples, task.stratum, context.recipe.run.seed_of_training)
     listed = ", ".join(f"{name} {draws:,} draws of {rows:,} rows" for name, (rows, draws) in counts.items())
     log.info("%s: balanced sampling: %s", stage, listed)
     return balanced

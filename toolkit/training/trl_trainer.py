@@ -44,7 +44,7 @@ def common_settings(job: TrainingJob, section: Optimisation, epochs: float) -> d
         "logging_nan_inf_filter": False,  # transformers would replace a NaN loss by the last finite one
         "save_strategy": "no" if job.preflight else "steps",
         "save_steps": run.checkpoint_steps,
-        "seed": run.seed,
+        "seed": run.seed_of_training,
         "report_to": "none" if job.preflight else list(run.report_to) or "none",
         "run_name": run.name,
         "bf16": mixed_precision(job.recipe),
