@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from toolkit.models.llamacpp import formats_of, missing_requirement
 from toolkit.pipeline import RunResults, Stages, read_results, run_recipe
 from toolkit.pipeline.existing_run import evaluate_again, export_again, export_settings
 from toolkit.recipe import Export, Recipe
-from toolkit.runfolder import RunFolder, check_fingerprints, read_json, write_json
+from toolkit.runfolder import TRAINING_STAGES, RunFolder, check_fingerprints, read_json, write_json
 from toolkit.runfolder.manifest import find_damage
 from toolkit.training.results import GrpoResult, SftResult
 
@@ -54,7 +54,8 @@ class FakeStages:
     signal_in: str = ""
 
     def table(self) -> Stages:
-        return Stages(self.prepare, self.look, self.trainer("sft"), self.trainer("grpo"), self.evaluate, self.export)
+        sft, dpo, grpo = (self.trainer(name) for name in TRAINING_STAGES)
+        return Stages(self.prepare, self.look, sft, dpo, grpo, self.evaluate, self.export)
 
     def prepare(self, recipe: Recipe, run: RunFolder, progress: object) -> tuple[Any, Any]:
         self.calls.append(("prepare",))
@@ -340,7 +341,7 @@ def test_a_run_starts_from_the_weights_of_an_earlier_run(tmp_path: Path) -> None
         return grpo_result()
 
     fake = FakeStages()
-    stages = Stages(fake.prepare, fake.look, fake.trainer("sft"), train, fake.evaluate, fake.export)
+    stages = replace(fake.table(), grpo=train)
     text = '[run]\nname = "two"\nfolder = "{folder}/runs"\n[data]\ntask = "mcq"\ntrain = "rows.json"\n[grpo]\n'
     results = run_recipe(make_recipe(tmp_path, f"model.adapter={earlier.path}", text=text), stages)
     assert seen == [earlier.path / "stages" / "grpo" / "weights"]

@@ -132,7 +132,7 @@ def test_an_evaluation_of_a_run_checks_its_images(chest: Path, tmp_path: Path) -
         prepare(recipe, run, no_progress)
     xray(chest, 4).write_bytes(xray(chest, 0).read_bytes())
     with raises(RunError, "run.images_changed"):
-        evaluate_again(run.path, Stages(prepare, *[not_called] * 5), name="later")
+        evaluate_again(run.path, Stages(prepare, *[not_called] * 6), name="later")
 
 
 def not_called(*given: Any, **named: Any) -> Any:
@@ -267,7 +267,7 @@ def fake_stages(calls: Calls) -> Stages:
     def prepare_nothing(recipe: Recipe, run: object, progress: object) -> Any:
         return None, None
 
-    return Stages(prepare_nothing, look_at_nothing, train_sft, train_grpo, evaluate, export)
+    return Stages(prepare_nothing, look_at_nothing, train_sft, not_called, train_grpo, evaluate, export)
 
 
 def test_an_export_is_evaluated_under_its_own_name(tmp_path: Path) -> None:

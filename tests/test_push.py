@@ -33,7 +33,7 @@ def fail(*_: object, **__: object) -> Any:
     pytest.fail("a stage began")
 
 
-NOTHING = Stages(fail, fail, fail, fail, fail, fail)
+NOTHING = Stages(fail, fail, fail, fail, fail, fail, fail)
 VERIFIED = make_verification()
 
 

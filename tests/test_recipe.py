@@ -121,7 +121,10 @@ def test_an_invalid_set_has_a_suggestion(tmp_path: Path) -> None:
         ("recipe.key_unknown", "--set grpo.learning_rte", NOTHING),
         ("recipe.section_unknown", "--set learning_rate", NOTHING),
     ]
-    assert [problem.remedy for problem in found[2:]] == ["Did you mean learning_rate?", "Move it to [sft] or [grpo]."]
+    assert [problem.remedy for problem in found[2:]] == [
+        "Did you mean learning_rate?",
+        "Move it to [sft] or [dpo] or [grpo].",
+    ]
 
 
 def test_a_renamed_key_is_rejected_with_its_new_name(tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ custom = ["polite"]
     ]
     remedies = {problem.place.removeprefix("recipe.toml: "): problem.remedy for problem in found}
     assert remedies["run.nam"] == "Did you mean name?"
-    assert remedies["model.learning_rate"] == "Move it to [sft] or [grpo]."
+    assert remedies["model.learning_rate"] == "Move it to [sft] or [dpo] or [grpo]."
     assert remedies["grpo.num_generations"] == "Use grpo.generations instead."
     assert remedies["gpro"] == "Did you mean grpo?"
     assert remedies["rewards.leter"] == "Did you mean letter?"

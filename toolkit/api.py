@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from toolkit.imagegen.results import ImagegenResult
     from toolkit.pipeline import RunResults
     from toolkit.pipeline.plan import AnyPlan
+    from toolkit.pipeline.seeds import SeedsResult
     from toolkit.recipe import Recipe
 
 
@@ -79,8 +80,13 @@ def _fits(value: Any, kind: Any) -> bool:
 
 @_checked
 def run(
-    recipe: Path | str, settings: Sequence[str] = (), *, fresh: bool = False, dry_run: bool = False
-) -> "RunResults | ImagegenResult":
+    recipe: Path | str,
+    settings: Sequence[str] = (),
+    *,
+    fresh: bool = False,
+    dry_run: bool = False,
+    seeds: int | Sequence[int] | None = None,
+) -> "RunResults | ImagegenResult | SeedsResult":
     """Run all stages of a recipe, or resume where the run stopped.
 
     Args:
@@ -88,9 +94,12 @@ def run(
         settings: overrides, such as ``"grpo.learning_rate=1e-6"``.
         fresh: start again. An old run of this name is renamed to NAME.old-1.
         dry_run: run every stage on a few rows with tiny models, in the folder NAME.dry-run.
+        seeds: repeat the training with the seeds 1 to N for a number N, or with those of a list. Each seed is a run of
+            its own, NAME-seed-1. Not with ``dry_run``.
 
     Returns:
-        The results of the run. For a recipe with [imagegen] these are an ``ImagegenResult``.
+        The results of the run. For a recipe with [imagegen] these are an ``ImagegenResult``, and with ``seeds`` a
+        ``SeedsResult``.
 
     Raises:
         RecipeError: the recipe is invalid, or files that it names are missing.
@@ -105,6 +114,8 @@ def run(
     from toolkit.tasks import TASKS
 
     loaded = load_recipe(recipe, _several(settings), tasks=TASKS, files=not dry_run)
+    if seeds is not None:
+        return _run_seeds(loaded, seeds, fresh=fresh, dry_run=dry_run)
     if dry_run:
         return _dry_run(loaded)
     planned = plan_run(loaded, fresh=fresh) if is_main_process() else None
@@ -323,6 +334,25 @@ def load_predictor(
 def _several(values: Any) -> list[Any]:
     """Return a list. A single text or path counts as one entry. Otherwise its characters would be the entries."""
     return [values] if isinstance(values, str | Path) else list(values)
+
+
+def _run_seeds(recipe: "Recipe", seeds: int | Sequence[int], *, fresh: bool, dry_run: bool) -> "SeedsResult":
+    from toolkit.pipeline import RunResults, run_recipe
+    from toolkit.pipeline.plan import plan_run
+    from toolkit.pipeline.seeds import check_seeds, count_seeds, run_seeds
+    from toolkit.pipeline.stages import STAGES
+    from toolkit.runfolder import is_main_process
+
+    if dry_run:
+        rule, remedy = "must not be set together with dry_run", "Leave one of them out."
+        raise ToolkitError("api.arguments_conflict", rule, place="toolkit.run(seeds)", value=seeds, remedy=remedy)
+
+    def run_one(one: "Recipe") -> RunResults:
+        planned = plan_run(one, fresh=fresh) if is_main_process() else None
+        return run_recipe(one, STAGES, fresh=fresh, plan=planned)
+
+    chosen = count_seeds(seeds) if isinstance(seeds, int) else check_seeds(list(seeds))
+    return run_seeds(recipe, chosen, run_one, fresh=fresh)
 
 
 def _dry_run(recipe: "Recipe") -> "RunResults | ImagegenResult":

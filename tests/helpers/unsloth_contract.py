@@ -197,7 +197,7 @@ def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
 class GeneratedTrainers(HfBackend):
     """The hf backend with Unsloth's trainers, as the Unsloth backend requests them."""
 
-    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "dpo", "grpo"]) -> TrainerTraits:
         changes = options.sft_changes if stage == "sft" else options.grpo_changes
         return TrainerTraits(changes(policy, recipe), replaces_trl=True, count_flops=False, loss_by_tokens=None)
 

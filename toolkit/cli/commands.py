@@ -17,6 +17,7 @@ from toolkit.cli.plan import plan, short_lines
 from toolkit.cli.predict import predict
 from toolkit.cli.prepare import prepare_app
 from toolkit.cli.report import report_app
+from toolkit.cli.seeds import run_with_seeds
 
 
 class _Group(TyperGroup):
@@ -89,6 +90,13 @@ def run(
         bool,
         typer.Option("--dry-run", help="Run every stage on a few rows with tiny models, in NAME.dry-run."),
     ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Repeat the training with the seeds 1 to N, or with those of a list such as 7,11. Prints their mean.",
+        ),
+    ] = None,
 ) -> None:
     """Run all stages of a recipe, or resume where the run stopped.
 
@@ -96,7 +104,12 @@ def run(
     imagegen): ratings, scorers, base, control, SFT and DDPO.
     """
     if dry_run:
+        if seeds is not None:
+            raise typer.BadParameter("must be left out with --dry-run", param_hint="--seeds")
         run_dry_run(recipe, settings or ())
+        return
+    if seeds is not None:
+        run_with_seeds(recipe, settings or (), seeds, fresh=fresh)
         return
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress

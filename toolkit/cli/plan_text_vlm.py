@@ -24,7 +24,7 @@ LABELS = {
     "weights": "weights of the language model",
     "vision_tower": "vision tower",
     "adapter": "adapter",
-    "reference": "reference model of the KL term",
+    "reference": "reference model of the KL term or of DPO",
     "optimizer": "optimizer state",
     "gradients": "gradients",
     "activations": "stored activations",
@@ -97,7 +97,7 @@ def _work(plan: "Plan") -> Iterator[str]:
     for name, work in (plan.work or {}).items():
         parts = []
         if work.steps:
-            unit = "prompts" if work.completions else "rows"
+            unit = "prompts" if work.completions else "pairs" if name == "dpo" else "rows"
             parts.append(f"{work.steps:,} optimizer steps of {work.samples:,} {unit}")
         if work.completions:
             parts.append(f"{work.completions:,} completions per step")

@@ -11,6 +11,7 @@ from typing import Any
 from toolkit.data.cells import fold
 from toolkit.data.groups import FREE_TEXTS, NO_GROUPS, group_columns, is_identifying
 from toolkit.data.image_columns import numbered_column
+from toolkit.data.preferences import PreferenceColumns
 from toolkit.data.row_filter import Filter
 from toolkit.data.task import Task
 from toolkit.errors import Problem
@@ -55,6 +56,13 @@ class RowSettings:
     """Names of the tasks that read conversations (with a field ``messages``)."""
     boxes: BoxFormat | None = XYXY
     """Format of the boxes. None: the scan of the rows finds it."""
+    preference: PreferenceColumns | None = None
+    """Columns of the chosen and the rejected answer. None: the rows are not for DPO."""
+
+    @property
+    def preference_keys(self) -> Mapping[str, str]:
+        """Return key of the recipe -> its column with an answer, for DPO."""
+        return {} if self.preference is None else self.preference.keys
 
 
 def resolve_columns(
@@ -83,6 +91,7 @@ def other_columns(
 ) -> Iterator[tuple[str, str]]:
     """Yield (field, column) of the unread columns with a usual name of a field, unless the recipe names its column."""
     used = {*column.values(), *requested.columns.values(), *requested.filter, *requested.context, *requested.by}
+    used |= set(requested.preference_keys.values())
     free = [name for name in available if name not in used and name != requested.group]
     for field, names in task.columns.items():
         if field in column and field not in requested.columns:
@@ -143,6 +152,7 @@ def _missing(
         if has_names and (column in available or column in task.columns):
             yield Problem(*BY_IDENTIFIES, BY, column, BY_REMEDY)
     named = {"data.group": group, "prompt.context": requested.context, BY: by}
+    named |= {key: [column] for key, column in requested.preference_keys.items()}
     for key, columns in named.items():
         for column in columns:
             if column not in available:

@@ -388,7 +388,7 @@ def _fingerprint(sets: Mapping[str, SampleSet]) -> str:
             origin.group,
             origin.context,
             origin.settings,
-            *filter(None, [origin.whole]),
+            *filter(None, [origin.whole, origin.preference]),
         )
         digest.update(repr((*settings, samples.table.fingerprint, len(samples))).encode())
         digest.update(samples.rows.astype("<i8").tobytes())

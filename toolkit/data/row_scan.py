@@ -38,6 +38,7 @@ from toolkit.data.index import RowIndex
 from toolkit.data.json_stream import Row
 from toolkit.data.literals import read_literal
 from toolkit.data.placeholders import place_images
+from toolkit.data.preferences import with_preference
 from toolkit.data.row_counts import RowCount, Tally, stored_counts
 from toolkit.data.row_images import forget_names
 from toolkit.data.sample import OTHER_FILES, Sample
@@ -150,6 +151,7 @@ class RowScanner:
         try:
             read = self.task.read(name, with_whole_numbers(row, self.origin.whole), self.origin)
             sample = place_images(self.task, read, self.origin.context, count_numbered(row, self.origin))
+            sample = with_preference(self.task, sample, row, self.origin.preference)
             if self.origin.others:
                 self._check_others(name, row, read)
         except RowProblem as problem:
@@ -393,7 +395,8 @@ def row_scan_file(task: Task, origin: RowOrigin, index: RowIndex) -> Path:
     where = (sorted(origin.column.items()), str(origin.image_root), origin.group, origin.identifiers, origin.whole)
     prompt = (origin.context, origin.by)
     content = (task.name, *where, *prompt, origin.max_images, origin.settings, origin.boxes, origin.others)
-    digest = hashlib.blake2b(repr(content).encode(), digest_size=8)
+    preference = () if origin.preference is None else (origin.preference,)
+    digest = hashlib.blake2b(repr((*content, *preference)).encode(), digest_size=8)
     # The result depends on the code of the task, of this package and of boxes. It can change without a new version.
     own = (code for package in (Path(__file__), Path(regions.__file__)) for code in package.parent.rglob("*.py"))
     for code in sorted([*own, *_code_of(task)]):

@@ -28,6 +28,7 @@ from toolkit.data.groups import NO_GROUPS, identifier_columns
 from toolkit.data.image_columns import have_no_images, image_columns
 from toolkit.data.index import AS_ROWS, RowIndex, open_index, source_folder
 from toolkit.data.json_stream import Row
+from toolkit.data.preferences import PreferenceColumns
 from toolkit.data.row_counts import RowCount, total
 from toolkit.data.row_scan import FIRST_ROWS, FirstPass, RowScan, scan_rows
 from toolkit.data.sample_set import SampleSet
@@ -133,7 +134,11 @@ def read_alike(
 
 
 def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSettings:
-    """Return the recipe's settings for rows, with the task's settings for a split."""
+    """Return the recipe's settings for rows, with the task's settings for a split.
+
+    Only training rows have preferences. Rows that are split off from them have preferences too, which nothing reads.
+    """
+    dpo = recipe.dpo
     return RowSettings(
         columns=recipe.dataset.columns,
         group=recipe.dataset.group,
@@ -144,6 +149,7 @@ def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSetting
         filter=recipe.dataset.filter,
         chat=tuple(name for name, one in recipe.tasks.items() if MESSAGES in one.columns),
         boxes=BOX_FORMATS.get(recipe.dataset.boxes) if task.has_boxes else XYXY,
+        preference=PreferenceColumns(dpo.rejected, dpo.chosen) if dpo and split == "train" else None,
     )
 
 
@@ -191,6 +197,7 @@ def _origin(task: Task, requested: RowSettings, where: tuple[str, Path | None], 
         whole=tuple(name for name in requested.whole if name in columns),
         boxes=requested.boxes,
         others=tuple(one for one in other_columns(task, requested, column, columns) if one[0] in task.one_value),
+        preference=requested.preference,
     )
 
 
@@ -270,6 +277,7 @@ def _warnings(
 def _unused_columns(task: Task, requested: RowSettings, origin: RowOrigin, index: RowIndex) -> Iterator[Problem]:
     """Yield columns whose name says that they have the answer or the split of a row, but which are not read."""
     used = {*origin.column.values(), *requested.filter, *requested.context, *requested.by, requested.group}
+    used |= set(requested.preference_keys.values())
     free = [column for column in index.columns if column not in used]
     found: dict[str, list[str]] = {}
     for field, column in other_columns(task, requested, origin.column, index.columns):

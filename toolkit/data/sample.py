@@ -1,4 +1,7 @@
-"""Sample, Answer and Turn: a question with its images and reference, the parsed completion, and a conversation."""
+"""Sample, Answer and Turn: a question with its images and reference, the parsed completion, and a conversation.
+
+A Preference has two answers to the question, for DPO.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +13,13 @@ from toolkit.images.ref import ImageRef
 
 OTHER_FILES = "other_files"
 """Field with files of the reference, such as a mask. The scan counts how their names were found, as for images."""
+
+
+class Preference(NamedTuple):
+    """Two different answers to one question. They never enter a prompt."""
+
+    chosen: str
+    rejected: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,8 @@ class Sample:
     reference: Mapping[str, Any]
     place: str = field(default="", compare=False)
     """File and row number, such as ``data/train.json, row 12``. Empty if the sample is not from a file."""
+    preference: Preference | None = None
+    """The two answers of a training row for DPO. None: the recipe has no DPO."""
 
     @property
     def shown(self) -> str:

@@ -15,6 +15,7 @@ from toolkit.data.episodes import Links
 from toolkit.data.image_columns import count_numbered
 from toolkit.data.index import RowIndex
 from toolkit.data.placeholders import place_images
+from toolkit.data.preferences import with_preference
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import RowProblem
@@ -55,6 +56,7 @@ class SampleSet(Sequence[Sample]):
             linked = row if self.links is None else self.links.put(self.table, number, row)
             sample = self.task.read(name, with_whole_numbers(linked, self.origin.whole), self.origin)
             placed = place_images(self.task, sample, self.origin.context, count_numbered(row, self.origin))
+            placed = with_preference(self.task, placed, row, self.origin.preference)
         except RowProblem as problem:
             raise problem.at(place) from None
         return replace(placed, place=place)

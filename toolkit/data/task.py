@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.data.benchmark import Benchmark
 from toolkit.data.episodes import AgentMemoryFunctions, Links
@@ -12,6 +12,9 @@ from toolkit.data.sample import Answer, Reward, Sample, Turn
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
 from toolkit.scoring.regions import XYXY, BoxFormat
+
+if TYPE_CHECKING:  # preferences imports this module
+    from toolkit.data.preferences import PreferenceColumns
 
 PATIENT, LESION, STUDY = GROUP_FIELDS = ("group.patient", "group.lesion", "group.study")
 """Fields of ``RowOrigin.column`` that any task can have: the columns of the group if ``data.group`` names none."""
@@ -34,6 +37,7 @@ class RowOrigin:
         whole: columns of whole numbers that a table stores with a decimal point, because it has missing values.
         boxes: the format of boxes. None: the scan of the file finds it (``data.boxes = "auto"``).
         others: (field, column) of unread columns whose usual name says that they have a field of ``Task.one_value``.
+        preference: columns of the chosen and the rejected answer. None: the rows are not for DPO.
     """
 
     file: Path
@@ -48,6 +52,7 @@ class RowOrigin:
     whole: tuple[str, ...] = ()
     boxes: BoxFormat | None = XYXY
     others: tuple[tuple[str, str], ...] = ()
+    preference: "PreferenceColumns | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,11 +66,15 @@ class MergeComparison:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One prompt for the model: messages with image placeholders, the opened images, and for SFT the answer."""
+    """One prompt for the model: messages with image placeholders, the opened images, and for SFT the answer.
+
+    For DPO, ``answer`` is the chosen answer, and ``rejected`` the other one.
+    """
 
     messages: list[Message]
     images: list[Image.Image]
     answer: str | None = None
+    rejected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,7 @@ class Backend(Protocol):
             ModelError: The processor is not available.
         """
 
-    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "dpo", "grpo"]) -> TrainerTraits:
         """Prepare a policy for the trainer of a stage, and return the requirements on that trainer.
 
         Raises:

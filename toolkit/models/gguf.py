@@ -95,7 +95,7 @@ class GgufBackend:
         found = self._score(policy, row, row.answer or "")
         return -sum(found) / len(found)
 
-    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "dpo", "grpo"]) -> TrainerTraits:
         """Raise ModelError."""
         _reject("trained")
 

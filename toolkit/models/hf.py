@@ -55,7 +55,7 @@ class HfBackend:
             if trainable and (note := adapter.differences(model, recipe.lora)):
                 adapter.warn_differs(weights, note)
         elif trainable and recipe.model.tuning == "lora":
-            model = adapter.attach(model, recipe.lora, recipe.run.seed)
+            model = adapter.attach(model, recipe.lora, recipe.run.seed_of_training)
         model.train(trainable)
         if trainable:
             disable_input_gradients(model)
@@ -76,7 +76,7 @@ class HfBackend:
         """See ``Backend.load_without_model``."""
         return make_policy(None, load_processor(recipe), None)
 
-    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "dpo", "grpo"]) -> TrainerTraits:
         """See ``Backend.prepare_training``."""
         return TrainerTraits()
 

@@ -30,7 +30,7 @@ def public_name(source: str) -> str:
     if not PATH_START.search(source):
         return source
     parts = PureWindowsPath(source).parts  # accepts the separators of Windows and POSIX
-    run = parts[-4:-3] if parts[-3:-2] == ("stages",) and parts[-2] in ("sft", "grpo", "export") else ()
+    run = parts[-4:-3] if parts[-3:-2] == ("stages",) and parts[-2] in ("sft", "dpo", "grpo", "export") else ()
     return run[0] if run else parts[-1]
 
 

@@ -73,9 +73,9 @@ class Sizes:
     """The sizes that decide how much GPU memory a step takes. The rows of a step stay the recipe's.
 
     Attributes:
-        micro_batch: rows (SFT) or completions (GRPO) in one forward and backward pass.
+        micro_batch: rows (SFT), pairs (DPO) or completions (GRPO) in one forward and backward pass.
         accumulation: passes in one optimizer step, over all processes.
-        completions: GRPO: completions per ``generate`` call. None: SFT, or vLLM, which decides by itself.
+        completions: GRPO: completions per ``generate`` call. None: SFT, DPO, or vLLM, which decides by itself.
     """
 
     micro_batch: int
@@ -84,7 +84,7 @@ class Sizes:
 
     @property
     def rows(self) -> int:
-        """Rows or completions in one optimizer step."""
+        """Rows, pairs or completions in one optimizer step."""
         return self.micro_batch * self.accumulation
 
     def smaller(self) -> "Sizes | None":
@@ -106,6 +106,9 @@ def recipe_sizes(recipe: Recipe, stage: str) -> Sizes:
     if stage == "sft":
         sft = recipe.sft_settings
         return Sizes(sft.batch_size, sft.accumulation)
+    if stage == "dpo":
+        dpo = recipe.dpo_settings
+        return Sizes(dpo.batch_size, dpo.accumulation)
     grpo = recipe.grpo_settings
     rows = grpo.completions_per_step
     return Sizes(grpo.micro_batch, rows // grpo.micro_batch, None if grpo.rollouts == "vllm" else rows)

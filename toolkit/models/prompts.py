@@ -5,13 +5,13 @@ This module does not import transformers.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from PIL import Image
 
 from toolkit.data.placeholders import prompt_turns, split_at_images
-from toolkit.data.sample import Sample, Turn
+from toolkit.data.sample import Preference, Sample, Turn
 from toolkit.data.task import Task
 from toolkit.errors import DataError
 from toolkit.images import ImageStore
@@ -62,6 +62,20 @@ class Prompts:
         system = [Turn("system", self.prompt.system)] if self.prompt.system else []
         return chat_template.messages_of([*system, *self.turns(sample)], len(sample.images))
 
+    def of_pair(self, answer: Literal["chosen", "rejected"]) -> "Prompts":
+        """Return the same prompts with one of the two answers of a preference as the answer."""
+        task = replace(self.task, target=lambda sample: getattr(preference_of(sample), answer))
+        return replace(self, task=task)
+
+    def pairs(self, samples: Sequence[Sample]) -> RowSource:
+        """Return a function from a row number to the row with both answers, whose images are opened on each call."""
+
+        def row(number: int) -> Row:
+            answers = preference_of(samples[number])
+            return replace(self.row(samples[number]), answer=answers.chosen, rejected=answers.rejected)
+
+        return row
+
     def row(self, sample: Sample, *, answer: bool = False) -> Row:
         """Return the conversation and its opened images, for SFT with the reference answer."""
         images = [set_image_key(self.images.get(ref), f"{ref.path}#{ref.part}") for ref in sample.images]
@@ -70,6 +84,18 @@ class Prompts:
     def rows(self, samples: Sequence[Sample], *, answer: bool = False) -> RowSource:
         """Return a function from a row number to the row, whose images are opened on each call."""
         return lambda number: self.row(samples[number], answer=answer)
+
+
+def preference_of(sample: Sample) -> Preference:
+    """Return the two answers of a training row.
+
+    Raises:
+        DataError: The row was read without them.
+    """
+    if sample.preference is None:
+        rule, remedy = "a row for DPO must have a chosen and a rejected answer", "Set dpo.rejected."
+        raise DataError("data.preference_missing", rule, place=sample.shown, remedy=remedy)
+    return sample.preference
 
 
 def _user_turn(*parts: str) -> Turn:

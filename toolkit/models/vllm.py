@@ -61,5 +61,6 @@ def vllm_unsupported_reasons(recipe: Recipe, machine: Machine, architecture: str
         # The engine reads the newest weights of the repository (unsloth, models/loader.py).
         (recipe.model.revision is None, "vLLM would ignore model.revision and load the newest weights"),
         (recipe.sft is None, "the engine would fill the GPU during SFT too: move [sft] to another recipe"),
+        (recipe.dpo is None, "Unsloth does not support [dpo]: move it to another recipe"),
     ]
     return [reason for holds, reason in found if not holds]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import gcd
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -18,6 +17,7 @@ from toolkit.pipeline.run_results import RunResults
 from toolkit.recipe import (
     DRY_RUN_SUFFIX,
     SPLITS,
+    Dpo,
     Evaluate,
     Export,
     Grpo,
@@ -30,7 +30,7 @@ from toolkit.recipe import (
 from toolkit.recipe.load import merge
 from toolkit.runfolder import Progress, RunFolder, no_progress
 from toolkit.tasks import TASKS, Task
-from toolkit.training.rewards import reward_table
+from toolkit.training.rewards import recipe_rewards
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
         RewardError: a reward raised an exception, or no reward applies to a row.
     """
     task = TASKS[recipe.dataset.task]
-    table = reward_table(task, recipe.reward_weights, recipe.rewards.custom, Path())
+    table = recipe_rewards(recipe)
     scored = [table.score(sample, task.parse(task.target(sample), sample)) for sample in samples]
     means = []
     for name in table.weights:
@@ -174,6 +174,8 @@ def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, 
         RecipeError: coordinates follow the model family, and the family of the model is unknown.
     """
     task = TASKS[recipe.dataset.task]
+    if recipe.dpo is not None and not own_rows:
+        recipe = recipe.model_copy(update={"dpo": None})  # synthetic rows have no rejected answers
     rows = _rows(recipe) if own_rows else synthetic_data_changes(recipe, task, ROWS)
     changed = task.dry_run(recipe, not own_rows)
     changes = {
@@ -257,9 +259,9 @@ def _hub_rows(recipe: Recipe) -> list[Problem]:
 
 
 def _require_a_stage(derived: Recipe) -> None:
-    if not (derived.sft or derived.grpo or derived.evaluate or derived.export):
+    if not (derived.training or derived.evaluate or derived.export):
         rule = "the recipe must have a stage that a dry run can run, and it only exports an existing adapter"
-        remedy = "Add [sft], [grpo] or [evaluate]."
+        remedy = "Add [sft], [dpo], [grpo] or [evaluate]."
         raise RecipeError([Problem("recipe.nothing_to_dry_run", rule, "--dry-run", remedy=remedy)])
 
 
@@ -338,7 +340,9 @@ def _rows(recipe: Recipe) -> Changes:
 def _training(recipe: Recipe, *, quantized: bool) -> Changes:
     changes: Changes = {}
     if (sft := recipe.sft) is not None:
-        changes |= {**_optimisation("sft", sft, quantized=quantized), **_sft(sft)}
+        changes |= {**_optimisation("sft", sft, quantized=quantized), **_batches("sft", sft)}
+    if (dpo := recipe.dpo) is not None:
+        changes |= {**_optimisation("dpo", dpo, quantized=quantized), **_batches("dpo", dpo)}
     if (grpo := recipe.grpo) is not None:
         changes |= {**_optimisation("grpo", grpo, quantized=quantized), **_grpo(grpo)}
     return changes
@@ -355,8 +359,8 @@ def _optimisation(name: str, section: Optimisation, *, quantized: bool) -> Chang
     }
 
 
-def _sft(sft: Sft) -> Changes:
-    return {"sft.batch_size": min(sft.batch_size, 2), "sft.accumulation": min(sft.accumulation, 2)}
+def _batches(name: str, section: Sft | Dpo) -> Changes:
+    return {f"{name}.batch_size": min(section.batch_size, 2), f"{name}.accumulation": min(section.accumulation, 2)}
 
 
 def _grpo(grpo: Grpo) -> Changes:
@@ -378,7 +382,7 @@ def _answers(recipe: Recipe, *, gguf: bool) -> Changes:
         changes |= _evaluate(recipe, recipe.evaluate)
     if recipe.export is not None:
         changes |= _export(recipe.export, gguf=gguf)
-        if not (recipe.sft or recipe.grpo):
+        if not recipe.training:
             changes["export"] = None  # the recipe would export an existing adapter, which the dry run does not load
     return changes
 

@@ -242,7 +242,7 @@ def open_for_inference(path: Path, model: str | None = None) -> tuple[RunFolder,
 
 
 def _warn_if_untrained(run: RunFolder, recipe: Recipe) -> None:
-    if (recipe.sft or recipe.grpo) and run.trained_weights() is None:
+    if recipe.training and run.trained_weights() is None:
         rule = "a training stage should have finished, otherwise the model is the one before training"
         remedy = "Finish the run first: toolkit run RECIPE."
         warn("run.model_untrained", rule, place=run.path, remedy=remedy)

@@ -211,7 +211,7 @@ def describe_scan(report: ScanReport) -> str:
 
 def _used_splits(recipe: Recipe) -> list[str]:
     """Return the splits that the recipe's stages use."""
-    used = ["train"] if recipe.sft or recipe.grpo else []
+    used = ["train"] if recipe.training else []
     if recipe.evaluate or recipe.export:
         used.append(recipe.evaluate.split if recipe.evaluate else "test")
     return used

@@ -39,7 +39,7 @@ from toolkit.runfolder import (
 )
 from toolkit.runfolder.manifest import check_weights
 from toolkit.runfolder.usage import Recorder, recording
-from toolkit.training.results import GrpoResult, SftResult
+from toolkit.training.results import DpoResult, GrpoResult, SftResult
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -78,6 +78,7 @@ class Stages:
         prepare: validates rows and images, and saves the result.
         look: returns the rows and images of a prepared run and writes nothing, for processes that only train.
         sft: trains with SFT. Raises Interrupted, ModelError or TrainingError.
+        dpo: trains with DPO. Raises the same errors.
         grpo: trains with GRPO. Raises the same errors.
         evaluate: evaluates weights on the held-out split.
         export: exports and verifies weights.
@@ -86,6 +87,7 @@ class Stages:
     prepare: Prepare
     look: Callable[[Recipe, RunFolder], DataAndImages]
     sft: Callable[[Context], SftResult]
+    dpo: Callable[[Context], DpoResult]
     grpo: Callable[[Context], GrpoResult]
     evaluate: EvaluateStage
     export: ExportStage

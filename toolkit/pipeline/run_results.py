@@ -1,7 +1,7 @@
 """The results of a run: the tables of scores, and the result of every finished stage, in memory and in results.json."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ from toolkit.runfolder import (
 )
 from toolkit.runfolder.files import Value
 from toolkit.runfolder.usage import ComputeSummary, summarise_compute
-from toolkit.training.results import GrpoResult, SftResult
+from toolkit.training.results import DpoResult, GrpoResult, SftResult
 
-LABELS: Mapping[str, str] = {BEFORE: "before", "sft": "after SFT", "grpo": "after GRPO"}
+LABELS: Mapping[str, str] = {BEFORE: "before", "sft": "after SFT", "dpo": "after DPO", "grpo": "after GRPO"}
 """Evaluations of `toolkit run` in order -> their label in the table. Other evaluations are labelled by name."""
 
 
@@ -49,13 +49,14 @@ class RunResults:
         fingerprints: input (``data``, ``rewards``) -> digest of its content.
         score: name of the primary score. Empty if nothing is evaluated.
         split: the evaluated split.
-        rows: table of the primary score: baselines, before training, after SFT, after GRPO.
+        rows: table of the primary score: baselines, before training, after SFT, after DPO, after GRPO.
         also: further score, agent-memory mode or whole episodes -> its table.
         compute: usage of all sessions. None: nothing was recorded.
         gpu_memory: training stage -> planned and measured peak.
         data: result of the data stage.
         evaluations: name -> result of a finished evaluation.
         sft: result of SFT.
+        dpo: result of DPO.
         grpo: result of GRPO.
         export: result of the export. Results of stages that have not finished are None.
         folder: the run folder. It is not in results.json, so that a run can be moved.
@@ -74,6 +75,7 @@ class RunResults:
     data: DataResult | None
     evaluations: Mapping[str, EvaluationResult]
     sft: SftResult | None
+    dpo: DpoResult | None = field(default=None, kw_only=True)
     grpo: GrpoResult | None
     export: ExportResult | None
     folder: Path
@@ -168,6 +170,7 @@ def collect_results(run: RunFolder, names: Sequence[str] | None = None) -> RunRe
         data=_result(run, "data", DataResult),
         evaluations=found,
         sft=_result(run, "sft", SftResult),
+        dpo=_result(run, "dpo", DpoResult),
         grpo=_result(run, "grpo", GrpoResult),
         export=_result(run, EXPORT, ExportResult),
         folder=run.path,

@@ -12,7 +12,7 @@ from toolkit.exporting.results import ExportResult
 from toolkit.pipeline.run import Stages
 from toolkit.recipe import Recipe
 from toolkit.runfolder import Progress, RunFolder
-from toolkit.training.results import GrpoResult, SftResult
+from toolkit.training.results import DpoResult, GrpoResult, SftResult
 
 
 def _prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> DataAndImages:
@@ -37,6 +37,12 @@ def _sft(context: Context) -> SftResult:
     return train_sft(context)
 
 
+def _dpo(context: Context) -> DpoResult:
+    from toolkit.training.dpo import train_dpo
+
+    return train_dpo(context)
+
+
 def _grpo(context: Context) -> GrpoResult:
     from toolkit.training.grpo import train_grpo
 
@@ -55,5 +61,5 @@ def _export(context: Context, *, out: Path | None = None, force: bool = False) -
     return export(context, out=out, force=force)
 
 
-STAGES = Stages(_prepare, _look, _sft, _grpo, _evaluate, _export)
+STAGES = Stages(_prepare, _look, _sft, _dpo, _grpo, _evaluate, _export)
 """The stages of `toolkit run`."""

@@ -74,6 +74,8 @@ def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int
     """
     if setting.stage == "grpo" and setting.backend == "hf":
         return grpo_logits_bytes(model, setting)  # TRL computes them outside autocast, whose copies are freed.
+    if setting.stage == "dpo":
+        return dpo_logits_bytes(model, setting)
     # Without checkpointing, ``weights.adapter_bytes`` includes the copies, because the backward pass keeps them.
     copies = autocast_copies(model, setting) if setting.checkpointing else 0
     if setting.stage == "grpo":
@@ -103,6 +105,16 @@ def grpo_logits_bytes(model: Architecture, setting: Setting) -> int:
     return 4 * FLOAT * setting.rows * setting.packed * setting.answer_tokens * model.vocabulary
 
 
+def dpo_logits_bytes(model: Architecture, setting: Setting) -> int:
+    """Return the bytes of DPO's log-probabilities.
+
+    These are logits of every token of both rows of a pair, prompts included, in float32, and three more tensors of
+    their size at the start of the backward pass, as in GRPO (TRL's ``selective_log_softmax``). The logits of the
+    reference are freed before.
+    """
+    return 4 * FLOAT * setting.rows * setting.tokens * model.vocabulary
+
+
 def fused_slice_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
     """Return the bytes of one float32 tensor of a slice of Unsloth's fused loss. 0: the loss is not Unsloth's."""
     if setting.stage != "sft" or setting.backend != "unsloth":
@@ -114,7 +126,8 @@ def largest_logits(model: Architecture, setting: Setting) -> int:
     """Return the bytes of the largest temporary tensor of the loss."""
     if setting.stage == "sft" or setting.backend == "unsloth":
         return largest_inner(model, setting)
-    return FLOAT * setting.rows * setting.packed * setting.answer_tokens * model.vocabulary
+    tokens = setting.tokens if setting.stage == "dpo" else setting.packed * setting.answer_tokens
+    return FLOAT * setting.rows * tokens * model.vocabulary
 
 
 def largest_inner(model: Architecture, setting: Setting) -> int:

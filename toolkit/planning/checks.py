@@ -50,6 +50,7 @@ class Facts:
         architecture: The model's architecture.
         tokens: The tokens of the training rows. If nothing is trained, those of the evaluation rows.
         evaluated: The tokens of the evaluation rows.
+        pairs: The tokens of the training rows with the longer answer of their preference.
         base: The location of the model's weights.
         row_findings: The findings about the rows whose tokens were counted.
         export_findings: The findings about the optional export formats that are left out.
@@ -65,6 +66,7 @@ class Facts:
     tokens: Tokens | None
     evaluated: Tokens | None
     base: BaseWeights
+    pairs: Tokens | None = None
     row_findings: Sequence[PlanFinding] = ()
     export_findings: Sequence[PlanFinding] = ()
 
@@ -135,17 +137,21 @@ def _check_files(facts: Facts) -> Iterator[PlanFinding]:
 
 
 def _check_tokens(facts: Facts) -> Iterator[PlanFinding]:
-    """Yield findings for rows that exceed model.max_tokens: with their answer in SFT, with the completion in GRPO."""
+    """Yield findings for rows that exceed model.max_tokens: with their answer in SFT, with the completion in GRPO.
+
+    In DPO, with the longer one of their two answers.
+    """
     recipe, tokens = facts.recipe, facts.tokens
     if tokens is None or not tokens.rows:
         return
     place, remedy = "[model] max_tokens", "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
     checked = f"of {len(tokens.lengths)} rows checked"
-    over = sum(length.total > tokens.limit for length in tokens.lengths)
-    if recipe.sft is not None and over:
-        named = f" ({list_places(tokens.too_long[:MOST_SHOWN])})" if tokens.too_long else ""
-        rule = f"must hold every row, and {over} {checked} are longer{named}"
-        yield PlanFinding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
+    for with_answer in [*([tokens] if recipe.sft else ()), *([facts.pairs] if facts.pairs else ())]:
+        over = sum(length.total > tokens.limit for length in with_answer.lengths)
+        if over:
+            named = f" ({list_places(with_answer.too_long[:MOST_SHOWN])})" if with_answer.too_long else ""
+            rule = f"must hold every row, and {over} {checked} are longer{named}"
+            yield PlanFinding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
     if recipe.grpo is not None:
         available = tokens.limit - recipe.grpo.max_completion_tokens
         over = sum(length.text + length.images > available for length in tokens.lengths)
@@ -181,9 +187,9 @@ def _check_bitsandbytes(facts: Facts) -> Iterator[PlanFinding]:
     wanted: dict[str, str] = {}
     if recipe.model.precision in ("4bit", "8bit"):
         wanted["[model] precision"] = recipe.model.precision
-    for name, section in (("[sft]", recipe.sft), ("[grpo]", recipe.grpo)):
-        if section is not None and section.optimizer.endswith("8bit"):
-            wanted[f"{name} optimizer"] = section.optimizer
+    for name, section in recipe.training.items():
+        if section.optimizer.endswith("8bit"):
+            wanted[f"[{name}] optimizer"] = section.optimizer
     installed = find_spec("bitsandbytes") is not None
     for place, value in wanted.items():
         if not installed:
@@ -362,7 +368,7 @@ def _can_be_built(config: Configuration, model: Model) -> bool:
 
 def _check_lora_targets(recipe: Recipe, model: Architecture) -> Iterator[PlanFinding]:
     """Check the targets of a new adapter, as ``toolkit.models.lora`` does."""
-    if recipe.model.tuning != "lora" or recipe.model.adapter is not None or not (recipe.sft or recipe.grpo):
+    if recipe.model.tuning != "lora" or recipe.model.adapter is not None or not recipe.training:
         return
     available = {linear.name for linear in model.linears if not linear.vision}
     if missing := sorted(set(recipe.lora.targets) - available):
@@ -410,7 +416,7 @@ def _vision_adapter(facts: Facts) -> Iterator[PlanFinding]:
 
 def _kl_reference(facts: Facts) -> Iterator[PlanFinding]:
     recipe = facts.recipe
-    trained_before = recipe.sft is not None or recipe.model.adapter is not None
+    trained_before = recipe.sft or recipe.dpo or recipe.model.adapter is not None
     if recipe.grpo is not None and recipe.grpo.beta > 0 and trained_before:
         rule = "the KL term uses the adapter that GRPO starts from as its reference, not the base model. "
         rule += "A second copy of the adapter is kept, and every optimizer step needs one more forward pass"
@@ -419,6 +425,14 @@ def _kl_reference(facts: Facts) -> Iterator[PlanFinding]:
                 "plan.kl_reference_is_adapter", rule, "[grpo] beta", remedy="Set grpo.beta = 0 to train without it."
             )
         )
+
+
+def _preference_estimates(facts: Facts) -> Iterator[PlanFinding]:
+    if facts.recipe.dpo is not None and facts.gpu is not None:
+        rule = "GPU memory and time of DPO are estimated by formulas that were not checked with a trace or a GPU. "
+        rule += "Logits are counted for every position of both answers, and the reference adds a forward pass"
+        remedy = "Leave some GPU memory free. OOM recovery continues with fewer pairs per pass."
+        yield warning(Problem("plan.dpo_estimate_unchecked", rule, "[dpo]", remedy=remedy))
 
 
 def _zero_variance_rewards(facts: Facts) -> Iterator[PlanFinding]:
@@ -468,9 +482,9 @@ def _opened_block(facts: Facts) -> Iterator[PlanFinding]:
 
 def _no_gradient_checkpointing(facts: Facts) -> Iterator[PlanFinding]:
     recipe = facts.recipe
-    for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
+    for name, section in recipe.training.items():
         on_gpu = facts.gpu is not None and recipe.model.name != "tiny"
-        if section is not None and not section.gradient_checkpointing and on_gpu:
+        if not section.gradient_checkpointing and on_gpu:
             rule, place = "every layer keeps its activations", f"[{name}] gradient_checkpointing"
             remedy = "Set it to true to free most of their memory for about a third more time."
             yield warning(Problem("plan.no_gradient_checkpointing", rule, place, False, remedy))
@@ -478,8 +492,8 @@ def _no_gradient_checkpointing(facts: Facts) -> Iterator[PlanFinding]:
 
 def _long_warmup(facts: Facts) -> Iterator[PlanFinding]:
     recipe = facts.recipe
-    for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
-        if section and section.max_steps is not None and section.warmup_steps > section.max_steps:
+    for name, section in recipe.training.items():
+        if section.max_steps is not None and section.warmup_steps > section.max_steps:
             rule = (
                 f"the warmup is longer than {name}.max_steps (={section.max_steps}), so the learning rate has no peak"
             )
@@ -520,6 +534,7 @@ _WARNINGS: tuple[Check, ...] = (
     _several_gpus,
     _vision_adapter,
     _kl_reference,
+    _preference_estimates,
     _zero_variance_rewards,
     _truncated_completions,
     _opened_block,

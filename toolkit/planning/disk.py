@@ -81,7 +81,7 @@ def plan_disk(
             each = weights + optimizer_bytes(model, setting)
             parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1) * (each + processor)
             parts[f"{name} weights"] = weights + processor
-    section, trained = recipe.export or Export(to=()), settings.get("sft") or settings.get("grpo")
+    section, trained = recipe.export or Export(to=()), next((one for one in settings.values() if one.trains), None)
     formats = formats_of(section)
     if "adapter" in formats and trained is not None and trained.tuning == "lora":
         parts["export adapter"] = _trained_bytes(model, trained) + processor

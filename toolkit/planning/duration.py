@@ -224,6 +224,21 @@ class Passes:
         head = Cost(self._head.forward(rows * answer), self.value * self._head.all)
         return self._forward(self._language, rows * length, length) + self._tower_forward(rows) + head
 
+    def pairs(self, pairs: int, answer: float) -> Cost:
+        """Return the cost of DPO's passes over pairs: policy forward and backward, and the reference forward.
+
+        Logits are computed at every position. A frozen tower computes each image once for both answers and both passes.
+        """
+        rows, length = 2 * pairs, self.setting.row.prompt + answer
+        found = self._both(self._language, rows * length, length) + self._loss(rows * length)
+        head = Cost(self._head.forward(rows * length), self.value * self._head.all)
+        found = found + self._forward(self._language, rows * length, length) + head
+        tower = self._tower
+        if tower is None or not self.setting.lora_vision:
+            return found + self._tower_forward(pairs)
+        trained = self._both(tower, rows * self.setting.row.patches, self._patches_of_image)
+        return found + trained + self._tower_forward(rows)
+
     @property
     def _head(self) -> ParameterCount:
         """Return the parameters of the language-model head."""
@@ -408,6 +423,8 @@ def _step(passes: Passes, speed: Speed, work: Work, part: float) -> float:
     stage, answer = passes.setting.stage, part * passes.setting.answer_tokens
     if stage == "sft":
         return sft_step(passes, speed, work.samples)
+    if stage == "dpo":
+        return dpo_step(passes, speed, work.samples)
     if stage == "grpo":
         return grpo_step(passes, speed, answer, work.extra_rollouts)
     return evaluation(passes, speed, work.answers // max(1, work.evaluations), answer)
@@ -422,6 +439,13 @@ def sft_step(passes: Passes, speed: Speed, rows: int) -> float:
     at_once = min(passes.setting.rows, rows)
     seconds = speed.seconds(passes.training(at_once, passes.setting.row.supervised))
     return math.ceil(rows / at_once) * seconds + rows * image_seconds(passes, speed)
+
+
+def dpo_step(passes: Passes, speed: Speed, pairs: int) -> float:
+    """Return the seconds of an optimizer step of ``pairs`` pairs in micro-batches of ``setting.rows`` rows."""
+    at_once = min(passes.setting.rows // 2, pairs)
+    seconds = speed.seconds(passes.pairs(at_once, passes.setting.row.answer))
+    return math.ceil(pairs / at_once) * seconds + pairs * image_seconds(passes, speed)
 
 
 def grpo_step(passes: Passes, speed: Speed, answer: float, extra_rollouts: int = 0) -> float:

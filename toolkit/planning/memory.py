@@ -69,7 +69,7 @@ class Estimate:
 def estimate(model: Architecture, setting: Setting, usable: int | None = None) -> Estimate:
     """Return the GPU memory of a stage.
 
-    An evaluation has moments of generation, SFT has the loss and the backward pass, and GRPO has all of them.
+    An evaluation has moments of generation, SFT and DPO have the loss and the backward pass, and GRPO has all of them.
 
     Args:
         model: the architecture.
@@ -258,12 +258,14 @@ def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int)
 
 
 def _micro_batch(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:
-    key = "sft.batch_size" if setting.stage == "sft" else "grpo.micro_batch"
-    rows = setting.rows if setting.trains else 1
-    while rows > 1:
-        rows = max(d for d in range(1, rows) if setting.rows % d == 0)
-        same = f" (and {setting.rows // rows} times sft.accumulation)" if setting.stage == "sft" else ""
-        yield f"{key} = {rows}{same}", replace(setting, rows=rows)
+    key = "grpo.micro_batch" if setting.stage == "grpo" else f"{setting.stage}.batch_size"
+    each = 2 if setting.stage == "dpo" else 1  # rows of a pair
+    batch = setting.rows // each if setting.trains else 1
+    size = batch
+    while size > 1:
+        size = max(d for d in range(1, size) if batch % d == 0)
+        same = "" if setting.stage == "grpo" else f" (and {batch // size} times {setting.stage}.accumulation)"
+        yield f"{key} = {size}{same}", replace(setting, rows=each * size)
 
 
 def _packing(model: Architecture, setting: Setting, max_side: int) -> Iterator[Change]:

@@ -256,6 +256,7 @@ def _collect_facts(
         architecture=architecture,
         tokens=counted.trained,
         evaluated=counted.evaluated,
+        pairs=counted.pairs,
         base=find_base(recipe.model, query),
         row_findings=counted.findings,
         export_findings=export_findings,
@@ -301,6 +302,7 @@ class _CountedTokens:
 
     trained: Tokens | None
     evaluated: Tokens | None
+    pairs: Tokens | None
     findings: tuple[PlanFinding, ...]
     unknown: Unknown
 
@@ -310,18 +312,21 @@ def _count_tokens(recipe: Recipe, rows: Rows | ToolkitError, model: Architecture
     if not isinstance(rows, Rows):
         return _assume_longest_row(recipe, model)
 
-    def examine(samples: SampleSet | None) -> ExaminedRows:
-        return examine_rows(recipe, samples, rows.images, model) if samples else ExaminedRows()
+    def examine(samples: SampleSet | None, *, pairs: bool = False) -> ExaminedRows:
+        return examine_rows(recipe, samples, rows.images, model, pairs=pairs) if samples else ExaminedRows()
 
-    evaluated, trained = examine(evaluation_rows(recipe, rows.data)), ExaminedRows()
+    evaluated, trained, pairs = examine(evaluation_rows(recipe, rows.data)), ExaminedRows(), ExaminedRows()
     trains = training_rows(recipe, rows.data)
     if trains is not None:
         trained = examine(trains)
-    reasons = [examined.unknown for examined in (evaluated, trained) if examined.unknown]
+        pairs = examine(trains, pairs=True) if recipe.dpo else pairs
+    reasons = [examined.unknown for examined in (evaluated, trained, pairs) if examined.unknown]
+    findings = dict.fromkeys((*evaluated.findings, *trained.findings, *pairs.findings))
     return _CountedTokens(
         trained=evaluated.tokens if trains is None else trained.tokens,
         evaluated=evaluated.tokens,
-        findings=evaluated.findings + tuple(one for one in trained.findings if one not in evaluated.findings),
+        pairs=pairs.tokens,
+        findings=tuple(findings),
         unknown={"tokens": reasons[0]} if reasons else {},
     )
 
@@ -335,7 +340,7 @@ def _assume_longest_row(recipe: Recipe, model: Architecture | None) -> _CountedT
             longest = longest_possible_row(recipe, model)
         except ToolkitError as error:
             unknown["tokens"] = str(error)
-    return _CountedTokens(longest, None, (), unknown)
+    return _CountedTokens(longest, None, None, (), unknown)
 
 
 def _memory_settings(facts: Facts) -> Mapping[Stage, Setting]:
@@ -347,6 +352,7 @@ def _memory_settings(facts: Facts) -> Mapping[Stage, Setting]:
         facts.tokens,
         bf16=facts.gpu is None or facts.gpu.bf16,
         evaluated=facts.evaluated,
+        pairs=facts.pairs,
         backend=facts.backend,
     )
 
@@ -400,10 +406,8 @@ def _stage_times(
     gpus = [figures for name in COMMON if (figures := figures_of(name))] if gpu is None else gpu.figures
     if not gpus:
         return None, {"time": f"data-sheet figures of {'common GPUs' if gpu is None else gpu.name} are unknown"}
-    mean = {
-        stage: mean_setting(setting, model, evaluated if stage == "evaluate" else trained)
-        for stage, setting in settings.items()
-    }
+    of_stage = {"evaluate": evaluated, "dpo": facts.pairs or trained}
+    mean = {stage: mean_setting(setting, model, of_stage.get(stage, trained)) for stage, setting in settings.items()}
     unknown = {}
     if facts.recipe.grpo is not None and facts.recipe.grpo.rollouts == "vllm":
         unknown["time of grpo"] = "rollouts with vLLM are not estimated"

@@ -12,9 +12,9 @@ from toolkit.models.packing import not_packed_reasons, packed_completions
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.tokens import RowSize, Tokens, row_size
-from toolkit.recipe import Model, Recipe
+from toolkit.recipe import Dpo, Model, Recipe, Sft
 
-Stage = Literal["sft", "grpo", "evaluate"]
+Stage = Literal["sft", "dpo", "grpo", "evaluate"]
 Backend = Literal["hf", "unsloth"]
 Precision = Literal["4bit", "8bit", "16bit", "32bit"]
 
@@ -38,7 +38,7 @@ class Setting:
     optimizer: str = "adamw_torch"
     checkpointing: bool = True
     rows: int = 1
-    """Rows of a micro-batch in training."""
+    """Rows of a micro-batch in training. DPO has two rows for each pair."""
     packed: int = 1
     """Completions in a training row, after one prompt (``toolkit.models.packed_prompts``)."""
     concurrent: int = 0
@@ -49,7 +49,7 @@ class Setting:
     """Eager attention, which stores its scores."""
     backend: Backend = "hf"
     reference: Literal["none", "adapter", "model"] = "none"
-    """Reference of a KL term, if it needs GPU memory of its own."""
+    """Reference of a KL term or of DPO, if it needs GPU memory of its own."""
 
     @property
     def trains(self) -> bool:
@@ -82,7 +82,7 @@ class Setting:
     @property
     def tokens(self) -> int:
         """Return the tokens of a training row: prompt and answer, or prompt and all its completions."""
-        return self.row.prompt + (self.row.answer if self.stage == "sft" else self.packed * self.answer_tokens)
+        return self.row.prompt + (self.packed * self.answer_tokens if self.stage == "grpo" else self.row.answer)
 
 
 OVERFLOWING = ("gemma3", "gemma4", "qwen3_5")
@@ -119,13 +119,14 @@ def on_gpu(setting: Setting, model: Architecture, *, bf16: bool) -> Setting:
     return replace(setting, bf16=bf16 or halved)
 
 
-def memory_settings(
+def memory_settings(  # noqa: PLR0913 (the tokens of three kinds of rows)
     recipe: Recipe,
     model: Architecture,
     tokens: Tokens | None,
     *,
     bf16: bool,
     evaluated: Tokens | None = None,
+    pairs: Tokens | None = None,
     backend: Backend | None = None,
 ) -> dict[Stage, Setting]:
     """Return stage -> memory setting on a CUDA device, with the longest of the counted rows.
@@ -137,9 +138,11 @@ def memory_settings(
             a row has no tokens, and only parameters are counted.
         bf16: Whether the GPU supports bfloat16.
         evaluated: The tokens of the evaluation rows.
+        pairs: The tokens of the training rows with the longer answer of their preference. None: as ``tokens``.
         backend: The backend that trains. None: the one that ``planned_backend`` returns.
     """
     tokens, evaluated = tokens or evaluated, evaluated or tokens
+    pairs = pairs or tokens
     tower = model.vision
     row = prompt = evaluated_prompt = row_size(Length(0, 0, 0), tower)
     if tokens is not None:
@@ -151,6 +154,10 @@ def memory_settings(
     if recipe.sft is not None:
         found["sft"] = replace(_setting(recipe, "sft", row, bf16=bf16), rows=recipe.sft.batch_size)
     chosen = backend or planned_backend(recipe)
+    if recipe.dpo is not None:
+        pair = row if pairs is None else row_size(pairs.longest, tower, pairs.longest_sizes)
+        setting = _setting(recipe, "dpo", pair, bf16=bf16)
+        found["dpo"] = replace(setting, rows=2 * recipe.dpo.batch_size, reference="adapter")
     if recipe.grpo is not None:
         packed = plan_packing(recipe, chosen, model.model_type).completions
         found["grpo"] = replace(
@@ -206,7 +213,7 @@ def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setti
         lora_vision=recipe.lora.vision,
         eager=recipe.model.attention == "eager",
     )
-    section = {"sft": recipe.sft, "grpo": recipe.grpo}.get(stage)
+    section = recipe.training.get(stage)
     if section is None:
         return setting
     return replace(setting, optimizer=section.optimizer, checkpointing=section.gradient_checkpointing)
@@ -221,14 +228,14 @@ def _reference(recipe: Recipe) -> Literal["none", "adapter", "model"]:
         return "none"
     if recipe.model.tuning == "full":
         return "model"
-    return "adapter" if recipe.sft is not None or recipe.model.adapter is not None else "none"
+    return "adapter" if recipe.sft or recipe.dpo or recipe.model.adapter is not None else "none"
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """Work of one stage. Fields that do not apply are 0.
 
-    ``samples`` are rows of an optimizer step in SFT, and prompts of a step in GRPO. ``answers`` is the number of
+    ``samples`` are rows of an optimizer step in SFT, pairs in DPO, and prompts in GRPO. ``answers`` is the number of
     completions in the stage, each of at most ``answer_tokens`` tokens.
     """
 
@@ -244,16 +251,16 @@ class Work:
 
 
 def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
-    """Return stage (``sft``, ``grpo``, ``evaluate``) -> work, for the number of rows in each split.
+    """Return stage (``sft``, ``dpo``, ``grpo``, ``evaluate``) -> work, for the number of rows in each split.
 
-    Optimizer steps are counted as the trainer of transformers does for SFT (the last batch of an epoch may be smaller),
-    and as TRL's sampler does for GRPO (an epoch drops rows that do not fill a step).
+    Optimizer steps are counted as the trainer of transformers does for SFT and DPO (the last batch of an epoch may be
+    smaller), and as TRL's sampler does for GRPO (an epoch drops rows that do not fill a step).
     """
     found: dict[Stage, Work] = {}
     if recipe.sft is not None:
-        passes = math.ceil(rows["train"] / recipe.sft.batch_size)
-        steps = recipe.sft.max_steps or math.ceil(recipe.sft.epochs * math.ceil(passes / recipe.sft.accumulation))
-        found["sft"] = Work(steps, min(recipe.sft.batch_size * recipe.sft.accumulation, rows["train"]))
+        found["sft"] = _work_in_batches(recipe.sft, rows["train"])
+    if recipe.dpo is not None:
+        found["dpo"] = _work_in_batches(recipe.dpo, rows["train"])
     if recipe.grpo is not None:
         grpo = recipe.grpo
         steps = grpo.max_steps or math.ceil(grpo.epochs * (rows["train"] // grpo.prompts_per_step))
@@ -275,16 +282,22 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
     return found
 
 
+def _work_in_batches(section: Sft | Dpo, rows: int) -> Work:
+    passes = math.ceil(rows / section.batch_size)
+    steps = section.max_steps or math.ceil(section.epochs * math.ceil(passes / section.accumulation))
+    return Work(steps, min(section.batch_size * section.accumulation, rows))
+
+
 def evaluations(recipe: Recipe) -> int:
     """Return the number of evaluations: before training, and after each training stage."""
-    trained = sum(section is not None for section in (recipe.sft, recipe.grpo))
+    trained = len(recipe.training)
     before = recipe.evaluate is not None and (recipe.evaluate.before or not trained)
     return before + trained
 
 
 def stages(recipe: Recipe) -> list[str]:
     """Return the stages of a run, in their order."""
-    trained = [name for name in ("sft", "grpo") if getattr(recipe, name) is not None]
+    trained = list(recipe.training)
     found = ["evaluate before"] if recipe.evaluate and (recipe.evaluate.before or not trained) else []
     for name in trained:
         found += [name, *(["evaluate"] if recipe.evaluate else [])]

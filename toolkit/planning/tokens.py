@@ -64,7 +64,7 @@ class RowSize:
     images: int
     """Tokens of the images."""
     answer: int
-    """Tokens of the reference answer (SFT)."""
+    """Tokens of the reference answer (SFT), or of the longer answer (DPO)."""
     image_count: int
     patches: int
     """Patches of all images in the vision tower."""
@@ -189,17 +189,43 @@ def processor_folder(model: Model) -> Path | None:
 
 
 def count_rows(
-    recipe: Recipe, samples: Sequence[Sample], images: ImageStore, architecture: Architecture | None
+    recipe: Recipe,
+    samples: Sequence[Sample],
+    images: ImageStore,
+    architecture: Architecture | None,
+    *,
+    pairs: bool = False,
 ) -> Tokens:
     """Return the tokens of at most ``COUNTED`` rows, with the reference answer.
+
+    Args:
+        recipe: The recipe.
+        samples: The rows.
+        images: The store of their images.
+        architecture: The model's architecture, for an estimate without a processor. None: unknown.
+        pairs: Count the longer answer of each preference instead, to which DPO pads the other one.
 
     Raises:
         DataError: a row contains a special token of the model.
         ImageError: an image cannot be read.
         ModelError: neither a processor nor a configuration is available.
     """
-    step = max(1, -(-len(samples) // COUNTED))
-    prompts, chosen = Prompts.of(recipe, images), samples[::step]
+    prompts = Prompts.of(recipe, images)
+    if not pairs:
+        return _count_answers(recipe, prompts, samples, architecture)
+    chosen, rejected = (
+        _count_answers(recipe, prompts.of_pair(answer), samples, architecture) for answer in ("chosen", "rejected")
+    )
+    both = zip(chosen.lengths, rejected.lengths, strict=True)
+    longer = tuple(max(pair, key=lambda one: one.total) for pair in both)
+    too_long = tuple(dict.fromkeys((*chosen.too_long, *rejected.too_long)))
+    return replace(chosen, lengths=longer, too_long=too_long)
+
+
+def _count_answers(
+    recipe: Recipe, prompts: Prompts, samples: Sequence[Sample], architecture: Architecture | None
+) -> Tokens:
+    chosen = samples[:: max(1, -(-len(samples) // COUNTED))]
     folder = processor_folder(recipe.model)
 
     def count() -> Tokens:
@@ -302,7 +328,7 @@ class ExaminedRows:
 
 def training_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
     """Return the training rows. None: nothing is trained."""
-    return data.train if recipe.sft or recipe.grpo else None
+    return data.train if recipe.training else None
 
 
 def evaluation_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
@@ -314,8 +340,13 @@ def evaluation_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
     return samples.take(limit(samples.rows, section.limit, recipe.run.seed, "evaluate"))
 
 
-def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Architecture | None) -> ExaminedRows:
-    """Return the tokens of some samples, evenly spaced, and findings about rows that would end or change a run."""
+def examine_rows(
+    recipe: Recipe, samples: SampleSet, images: ImageStore, model: Architecture | None, *, pairs: bool = False
+) -> ExaminedRows:
+    """Return the tokens of some samples, evenly spaced, and findings about rows that would end or change a run.
+
+    ``pairs`` counts preferences, as ``count_rows`` does.
+    """
     place = f"[data] {samples.origin.file}"
     chosen: Sequence[Sample] = samples[:: max(1, -(-len(samples) // COUNTED))]
     dropped: tuple[PlanFinding, ...] = ()
@@ -324,7 +355,7 @@ def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: 
             usable = [sample for sample in chosen if _has_usable_images(sample, images)]
             dropped = tuple(_check_skipped(place, len(chosen) - len(usable), len(chosen)))
             chosen = usable
-        tokens = count_rows(recipe, chosen, images, model) if chosen else None
+        tokens = count_rows(recipe, chosen, images, model, pairs=pairs) if chosen else None
     except (DataError, ImageError, MissingExtraError) as error:
         error = with_row(error, chosen) if isinstance(error, ImageError) else error
         # The run checks every row and reports all bad ones, so this finding is not certain.

@@ -102,10 +102,10 @@ def optimizer_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def reference_bytes(model: Architecture, setting: Setting) -> int:
-    """Return the bytes of the reference of a KL term.
+    """Return the bytes of the reference of a KL term or of DPO.
 
-    This is a copy of the adapter that GRPO started from, or of the whole model in full fine-tuning. A new adapter is
-    disabled instead and takes none (TRL's ``GRPOTrainer``).
+    This is a copy of the adapter that the stage started from, or of the whole model in full fine-tuning. With a KL
+    term, a new adapter is disabled instead and takes none (TRL's ``GRPOTrainer``).
     """
     if setting.reference == "adapter":
         return FLOAT * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)

@@ -64,8 +64,8 @@ def for_image_generators(recipe: Recipe, command: str) -> Imagegen:
 
 def has_a_stage(recipe: Recipe) -> Iterator[Problem]:
     """Check that the recipe has at least one stage."""
-    if not (recipe.sft or recipe.grpo or recipe.evaluate or recipe.export):
-        rule = "must have at least one of [sft], [grpo], [evaluate] and [export]"
+    if not (recipe.training or recipe.evaluate or recipe.export):
+        rule = "must have at least one of [sft], [dpo], [grpo], [evaluate] and [export]"
         yield Problem("recipe.nothing_to_do", rule, remedy="Add one of these sections.")
 
 
@@ -293,6 +293,23 @@ def parameters_are_trainable(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.no_layer_to_train", rule, "lora.targets", list(lora.targets), remedy)
 
 
+def preferences_can_be_trained(recipe: Recipe) -> Iterator[Problem]:
+    """Check that DPO has rows with two different answers, and an adapter whose start is the reference."""
+    dpo = recipe.dpo
+    if dpo is None:
+        return
+    if recipe.model.tuning == "full":
+        rule = 'must be "lora" with [dpo], because the reference of full fine-tuning is a second model in GPU memory'
+        yield Problem("recipe.dpo_of_full_tuning", rule, "model.tuning", "full", 'Set tuning = "lora".')
+    if dpo.chosen == dpo.rejected:
+        rule, remedy = "must be another column than dpo.rejected", "Name the column of the other answer."
+        yield Problem("recipe.dpo_columns_equal", rule, "dpo.chosen", dpo.chosen, remedy)
+    for name in (dpo.chosen, dpo.rejected):
+        if name in recipe.prompt.context:
+            rule, remedy = "must not be in prompt.context, because it is an answer", "Remove it from prompt.context."
+            yield Problem("recipe.dpo_column_in_prompt", rule, "prompt.context", name, remedy)
+
+
 def model_name_is_valid(recipe: Recipe) -> Iterator[Problem]:
     """Check that the model is ``tiny``, a folder or a Hub name. Only a Hub name has revisions."""
     name, revision = recipe.model.name, recipe.model.revision
@@ -308,8 +325,9 @@ def export_has_weights(recipe: Recipe) -> Iterator[Problem]:
     """Check that exported weights come from a training stage or an adapter."""
     if recipe.export is None:
         return
-    if not (recipe.sft or recipe.grpo or recipe.model.adapter):
-        rule, remedy = "must have weights to export", "Add [sft] or [grpo], or set model.adapter to an earlier run."
+    if not (recipe.training or recipe.model.adapter):
+        rule = "must have weights to export"
+        remedy = "Add [sft], [dpo] or [grpo], or set model.adapter to an earlier run."
         yield Problem("recipe.nothing_to_export", rule, "export", remedy=remedy)
     for name, remedy in (("to", 'Name "adapter", "merged" or "gguf".'), ("quant", 'Name one, such as "q8_0".')):
         if not getattr(recipe.export, name):
@@ -338,7 +356,7 @@ def pairs_are_ordered(recipe: Recipe) -> Iterator[Problem]:
 
 
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
-    (frozenset({"sft", "grpo", "evaluate", "export"}), has_a_stage),
+    (frozenset({"sft", "dpo", "grpo", "evaluate", "export"}), has_a_stage),
     (frozenset({"data"}), has_one_source_of_rows),
     (frozenset({"grpo"}), loss_fits),
     (frozenset({"grpo"}), resampling_fits),
@@ -354,8 +372,9 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"evaluate"}), custom_metrics_are_well_formed),
     (frozenset({"data", "rewards", "grpo"}), grpo_has_a_reward),
     (frozenset({"model", "lora"}), parameters_are_trainable),
+    (frozenset({"model", "data", "dpo"}), preferences_can_be_trained),
     (frozenset({"model"}), model_name_is_valid),
-    (frozenset({"model", "sft", "grpo", "export"}), export_has_weights),
+    (frozenset({"model", "sft", "dpo", "grpo", "export"}), export_has_weights),
     (frozenset({"model", "grpo", "evaluate"}), completions_leave_tokens_for_the_prompt),
     (frozenset({"images", "grpo"}), pairs_are_ordered),
 )

@@ -14,7 +14,21 @@ from pydantic_core import PydanticCustomError
 from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.base import RecipeTask, Section
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.recipe.sections import Data, Evaluate, Export, Grpo, Images, Lora, Model, Prompt, Rewards, Run, Sft
+from toolkit.recipe.sections import (
+    Data,
+    Dpo,
+    Evaluate,
+    Export,
+    Grpo,
+    Images,
+    Lora,
+    Model,
+    Optimisation,
+    Prompt,
+    Rewards,
+    Run,
+    Sft,
+)
 
 DATA_MISSING = "data_missing"
 """pydantic's type of the error that a recipe has neither [data] nor [imagegen]."""
@@ -37,6 +51,7 @@ class Recipe(Section):
     images: Images = Images()
     prompt: Prompt = Prompt()
     sft: Sft | None = None
+    dpo: Dpo | None = None
     grpo: Grpo | None = None
     rewards: Rewards = Rewards()
     evaluate: Evaluate | None = None
@@ -112,6 +127,25 @@ class Recipe(Section):
                 [Problem("recipe.section_missing", "must have a section [sft]", self.run.name, remedy="Add it.")]
             )
         return self.sft
+
+    @property
+    def dpo_settings(self) -> Dpo:
+        """Return the section [dpo].
+
+        Raises:
+            RecipeError: The recipe has no DPO.
+        """
+        if self.dpo is None:
+            raise RecipeError(
+                [Problem("recipe.section_missing", "must have a section [dpo]", self.run.name, remedy="Add it.")]
+            )
+        return self.dpo
+
+    @property
+    def training(self) -> Mapping[str, Optimisation]:
+        """Return the sections of the training stages, in the order of the stages: sft, dpo, grpo."""
+        sections = {"sft": self.sft, "dpo": self.dpo, "grpo": self.grpo}
+        return {name: section for name, section in sections.items() if section is not None}
 
     @property
     def grpo_settings(self) -> Grpo:

@@ -31,7 +31,10 @@ class Run(Section):
     folder: Path = Path("runs")
     """Parent of the run folders, relative to the working directory."""
     seed: int = Field(3407, ge=0, lt=2**31)
-    """Seed of the data order, sampling, adapter initialization and bootstrap."""
+    """Seed of the data, their splits and limits, the bootstrap and the training."""
+    training_seed: int | None = Field(None, ge=0, lt=2**31)
+    """Seed of the training alone: data order, adapter initialization, sampling of completions. Default: ``seed``.
+    `toolkit run --seeds` sets it. Data and evaluated samples are then equal for all seeds."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Experiment trackers, passed to transformers."""
     checkpoint_steps: int = Field(50, ge=1, le=MOST)
@@ -45,6 +48,11 @@ class Run(Section):
     country: str | None = Field(None, pattern=r"^[A-Z]{3}$")
     """Country of the machine as an ISO 3166 code of three letters, such as DEU. Its electricity mix determines the CO2.
     Without it, only energy is reported."""
+
+    @property
+    def seed_of_training(self) -> int:
+        """Return the seed of the training."""
+        return self.seed if self.training_seed is None else self.training_seed
 
     @property
     def is_dry_run(self) -> bool:
@@ -241,7 +249,7 @@ class Prompt(Section):
 
 
 class Optimisation(Section):
-    """Settings of both SFT and GRPO."""
+    """Settings of SFT, DPO and GRPO."""
 
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning-rate schedule."""
@@ -268,6 +276,32 @@ class Sft(Optimisation):
     """Rows per forward pass."""
     accumulation: int = Field(8, ge=1, le=65_536)
     """Forward passes per optimizer step."""
+    max_grad_norm: float = Field(1.0, gt=0, le=MOST)
+    """Gradients are clipped to this norm."""
+
+
+class Dpo(Optimisation):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290), after SFT and before GRPO.
+
+    A training row has two answers to its question. Training raises the log-probability of the chosen answer against
+    that of the rejected answer, relative to the adapter that the stage starts from. It needs ``tuning = "lora"``.
+    Adapter dropout is off.
+    """
+
+    rejected: str = Field(min_length=1)
+    """Column of the training rows with the rejected answer, as the model would write it."""
+    chosen: str | None = Field(None, min_length=1)
+    """Column of the training rows with the chosen answer. Default: the answer that SFT learns."""
+    learning_rate: float = Field(5e-6, ge=1e-12, le=10)
+    """Peak learning rate."""
+    epochs: float = Field(1.0, gt=0, le=100_000)
+    """Passes over the training rows."""
+    batch_size: int = Field(1, ge=1, le=4096)
+    """Pairs per forward pass. A pair has two rows, one for each answer."""
+    accumulation: int = Field(8, ge=1, le=65_536)
+    """Forward passes per optimizer step."""
+    beta: float = Field(0.1, gt=0, le=1000)
+    """Weight of the log-probability ratios. A smaller value lets the policy move further from the reference."""
     max_grad_norm: float = Field(1.0, gt=0, le=MOST)
     """Gradients are clipped to this norm."""
 
@@ -355,6 +389,8 @@ class Rewards(BaseModel):
 
     custom: tuple[str, ...] = ()
     """Custom rewards as ``file.py:function``, each with a default weight of 1."""
+    time_limit: float = Field(300.0, gt=0, le=86_400)
+    """Seconds that one call of a custom reward may take. The run stops with the reward, the row and the line."""
     __pydantic_extra__: dict[str, float]
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.recipe import Grpo, Recipe, Sft
+from toolkit.recipe import Dpo, Grpo, Recipe, Sft
 from toolkit.runfolder.usage import HOUR, UNKNOWN, Session, Usage
 
 
@@ -73,12 +73,13 @@ def model_name(recipe: Recipe | None) -> str | None:
 
 
 def training_of(recipe: Recipe | None) -> str | None:
-    """Return SFT and GRPO with length, batch size and learning rate. None: no training, or an unreadable recipe."""
+    """Return the training stages with length, batch size and learning rate. None: none, or an unreadable recipe."""
     if recipe is None:
         return None
     if recipe.imagegen is not None:
         return ", ".join(recipe.imagegen.update.methods)
     parts = [_sft(recipe.sft)] if recipe.sft else []
+    parts += [_dpo(recipe.dpo)] if recipe.dpo else []
     parts += [_grpo(recipe.grpo)] if recipe.grpo else []
     return "; ".join(parts) or None
 
@@ -87,12 +88,17 @@ def _sft(sft: Sft) -> str:
     return f"SFT {_length(sft)}, batch {sft.batch_size} x {sft.accumulation}, learning rate {sft.learning_rate:g}"
 
 
+def _dpo(dpo: Dpo) -> str:
+    batch = f"{dpo.batch_size} x {dpo.accumulation} pairs"
+    return f"DPO {_length(dpo)}, {batch}, beta {dpo.beta:g}, learning rate {dpo.learning_rate:g}"
+
+
 def _grpo(grpo: Grpo) -> str:
     batch = f"{grpo.prompts_per_step} prompts x {grpo.generations} completions"
     return f"GRPO {_length(grpo)}, {batch}, learning rate {grpo.learning_rate:g}"
 
 
-def _length(section: Sft | Grpo) -> str:
+def _length(section: Sft | Dpo | Grpo) -> str:
     if section.max_steps is not None:
         return f"{section.max_steps} steps"
     return f"{section.epochs:g} epoch{'' if section.epochs == 1 else 's'}"

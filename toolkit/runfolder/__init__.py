@@ -53,7 +53,15 @@ from toolkit.runfolder.process import (
     rank,
     world_size,
 )
-from toolkit.runfolder.start import RunSession, RunState, check_fingerprints, read_state, reopen_run, start_run
+from toolkit.runfolder.start import (
+    RunSession,
+    RunState,
+    check_fingerprints,
+    check_resumable,
+    read_state,
+    reopen_run,
+    start_run,
+)
 from toolkit.runfolder.versions import TESTED_VERSIONS, installed_versions, now, untested_versions
 
 __all__ = [
@@ -76,6 +84,7 @@ __all__ = [
     "check_fingerprints",
     "check_free",
     "check_output",
+    "check_resumable",
     "check_schema",
     "claim_file",
     "csv_text",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 """Version of the files of a run: run.json, results.json and the results of its stages. It changes with their fields."""
 
-TRAINING_STAGES = ("sft", "grpo")
+TRAINING_STAGES = ("sft", "dpo", "grpo")
 """Stages that train a model, in the order in which they run."""
 
 EXPORT = "export"

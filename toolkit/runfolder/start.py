@@ -35,6 +35,7 @@ HARMLESS = frozenset(
         "data.test",
         "data.image_root",
         "data.max_dropped",
+        "rewards.time_limit",
         "images.scan",
         "images.memory_cache_mb",
         "images.disk_cache",
@@ -83,6 +84,20 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
             _begin_session(run, recipe)
             write_text(run.recipe_file, dump_recipe(recipe))
             yield run
+
+
+def check_resumable(recipe: Recipe) -> None:
+    """Check before any work that the run folder of a recipe is free, or has a run of the same recipe.
+
+    Raises:
+        RunError: as ``start_run``, except that another process may use the folder.
+    """
+    run = RunFolder(recipe.run_folder.absolute())
+    if run.run_file.is_file():
+        check_schema(run)
+        _check_recipe_unchanged(run, recipe)
+    else:
+        _check_no_other_files(run.path)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def advice(recipe: Recipe, stage: str, plan: Mapping[str, Any] | None) -> str:
     changes = _computed(stage, plan)
     if changes:
         return f"The plan computed that this fits: set {', '.join(changes)}."
-    section = recipe.grpo if stage == "grpo" else recipe.sft
+    section = recipe.training.get(stage)
     return f"To make a row smaller, set {', '.join(_keys(recipe, stage, section))}, or use a smaller model."
 
 
@@ -172,7 +172,7 @@ def _computed(stage: str, plan: Mapping[str, Any] | None) -> list[str]:
         left = [
             change
             for change in changes
-            if not change.startswith(("sft.batch_size", "grpo.micro_batch", "grpo.packing"))
+            if not change.startswith(("sft.batch_size", "dpo.batch_size", "grpo.micro_batch", "grpo.packing"))
         ]
         if left:
             return left

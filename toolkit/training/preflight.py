@@ -140,10 +140,10 @@ def preflight_rows(longest: tuple[int, ...], wanted: bool | None) -> tuple[int, 
 def preflight_job(job: TrainingJob, stage: str) -> TrainingJob:
     """Return the job of one step on the longest rows of ``job``.
 
-    SFT: each micro-batch consists of the longest rows. GRPO: the longest prompts, with completions that run to the
-    token limit and are not scored.
+    SFT and DPO: each micro-batch consists of the longest rows. GRPO: the longest prompts, with completions that run to
+    the token limit and are not scored.
     """
-    if stage == "sft":
+    if stage != "grpo":
         sizes = job.sizes or recipe_sizes(job.recipe, stage)
         used, count = sizes.micro_batch, sizes.rows
     else:

@@ -1,4 +1,4 @@
-"""The results of SFT and GRPO, as ``stages/sft/done.json``, ``stages/grpo/done.json`` and results.json store them."""
+"""The results of SFT, DPO and GRPO, as ``stages/<stage>/done.json`` and results.json store them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class OutOfMemory:
         during: The activity that ran out of memory.
         micro_batch: The micro-batch after it.
         accumulation: The passes per optimizer step after it.
-        completions_per_generate: The completions per ``generate`` call after it. None: SFT, or vLLM.
+        completions_per_generate: The completions per ``generate`` call after it. None: SFT, DPO, or vLLM.
         continued_from: The checkpoint or rollout from which training continued.
     """
 
@@ -62,7 +62,7 @@ class GpuMemory:
         out_of_memory: The number of out-of-memory errors in all sessions.
         micro_batch: The final micro-batch.
         accumulation: The final passes per optimizer step.
-        completions_per_generate: The final completions per ``generate`` call. None: SFT, or vLLM.
+        completions_per_generate: The final completions per ``generate`` call. None: SFT, DPO, or vLLM.
         recoveries: The out-of-memory errors.
         preflight: The preflight step. None: there was none.
     """
@@ -79,7 +79,7 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFigures:
-    """What SFT and GRPO have in common.
+    """What SFT, DPO and GRPO have in common.
 
     Attributes:
         steps: The optimizer steps of the stage.
@@ -117,6 +117,52 @@ class SftResult:
     optimizer: str
     rows: int
     images: StoreReport
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceFigures:
+    """The pairs of one logged optimizer step, before its update.
+
+    Attributes:
+        step: The optimizer step.
+        loss: The mean loss. At the reference it is ln 2, about 0.693.
+        accuracy: The fraction of the pairs whose chosen answer gained more log-probability than the rejected one.
+        margin: ``beta`` times the mean of the difference of these gains, in nats.
+    """
+
+    step: int
+    loss: float
+    accuracy: float
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class DpoResult:
+    """The result of DPO.
+
+    Attributes:
+        training: The steps, time and GPU memory.
+        lengths: The tokens of the training rows with the chosen answer.
+        rejected_lengths: The tokens of the training rows with the rejected answer.
+        backend: The backend, "hf" or "unsloth".
+        optimizer: The optimizer that was used on this machine.
+        rows: The number of training rows, each with one pair.
+        images: The counts of read, replaced and cached images.
+        reference: The weights that the stage started from, which are the reference.
+        first: The figures of the first logged step. None: no step was logged.
+        last: The figures of the last logged step, likewise.
+    """
+
+    training: TrainingFigures
+    lengths: TokenLengths
+    rejected_lengths: TokenLengths
+    backend: str
+    optimizer: str
+    rows: int
+    images: StoreReport
+    reference: str
+    first: PreferenceFigures | None
+    last: PreferenceFigures | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def probe(
     chosen = _evenly_spaced(samples, grpo.probe_prompts)
     sampling = Sampling(grpo.max_completion_tokens, grpo.temperature, grpo.top_p, grpo.top_k, grpo.generations)
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.run.seed)
+        torch.manual_seed(recipe.run.seed_of_training)
         completions_PG = [backend.generate(policy, [prompts.row(sample)], sampling)[0] for sample in chosen]
     answers_PG = [
         [read_answer(prompts.task, sample, completion) for completion in completions_G]

@@ -11,12 +11,12 @@ from pathlib import Path
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem, RecipeError, RewardError
 from toolkit.identifiers import Description, without_names
-from toolkit.recipe import Recipe
-from toolkit.recipe.user_code import UserCode, load_user_code, raised_at
+from toolkit.recipe import Recipe, Rewards
+from toolkit.recipe.user_code import TimeLimitExceeded, UserCode, call_within, load_user_code, raised_at
 from toolkit.tasks import TASKS, Task
 
-RESERVED = frozenset({"custom", "total"})
-"""Names with another meaning: a recipe key and a log column."""
+RESERVED = frozenset({"custom", "time_limit", "total"})
+"""Names with another meaning: recipe keys and a log column."""
 
 _ROUNDING = 1e-9
 _SHAPE = "def my_reward(sample, answer): return 0.0 to 1.0, or None if it does not apply"
@@ -37,11 +37,19 @@ class RewardScore:
 
 @dataclass(frozen=True, slots=True)
 class RewardTable:
-    """The rewards of a recipe. ``rewards`` and ``weights`` have the same keys, and every weight is above 0."""
+    """The rewards of a recipe.
+
+    Attributes:
+        task: The task.
+        rewards: Maps names to rewards.
+        weights: Maps the same names to weights above 0.
+        time_limit: Seconds that one call of a custom reward may take.
+    """
 
     task: Task
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
+    time_limit: float = Rewards().time_limit
 
     def score(self, sample: Sample, answer: Answer) -> RewardScore:
         """Return the weighted sum of the rewards that apply.
@@ -51,10 +59,10 @@ class RewardTable:
         would make the same letter worth more in samples without a report.
 
         Raises:
-            RewardError: A reward raised an exception or returned neither None nor a number in [0, 1], or no reward
-                applies to the sample.
+            RewardError: A reward raised an exception or returned neither None nor a number in [0, 1], a custom reward
+                took too long, or no reward applies to the sample.
         """
-        components = {name: _value(name, reward, sample, answer) for name, reward in self.rewards.items()}
+        components = {name: self._value(name, sample, answer) for name in self.rewards}
         applying = {name: value for name, value in components.items() if value is not None}
         if not applying:
             raise RewardError(
@@ -66,6 +74,10 @@ class RewardTable:
             )
         return RewardScore(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
 
+    def _value(self, name: str, sample: Sample, answer: Answer) -> float | None:
+        limit = None if name in self.task.rewards else self.time_limit
+        return _value(name, self.rewards[name], (sample, answer), limit)
+
 
 def recipe_rewards(recipe: Recipe, base: Path = Path()) -> RewardTable:
     """Return the rewards of a recipe. See ``reward_table``.
@@ -74,7 +86,8 @@ def recipe_rewards(recipe: Recipe, base: Path = Path()) -> RewardTable:
         recipe: The recipe. Its task has rewards of its own.
         base: The folder that relative paths of custom rewards start from.
     """
-    return reward_table(TASKS[recipe.dataset.task], recipe.reward_weights, recipe.rewards.custom, base)
+    table = reward_table(TASKS[recipe.dataset.task], recipe.reward_weights, recipe.rewards.custom, base)
+    return replace(table, time_limit=recipe.rewards.time_limit)
 
 
 def reward_table(task: Task, weights: Mapping[str, float], custom: Sequence[str], base: Path) -> RewardTable:
@@ -168,10 +181,18 @@ def _why(name: str, sample: Sample, answer: Answer, table: RewardTable) -> str:
     return doc.splitlines()[0] if doc else "custom reward (the first line of its docstring is shown here)"
 
 
-def _value(name: str, reward: Reward, sample: Sample, answer: Answer) -> float | None:
-    place = f"reward {name}, {sample.shown}"
+def _value(name: str, reward: Reward, scored: tuple[Sample, Answer], limit: float | None) -> float | None:
+    place = f"reward {name}, {scored[0].shown}"
     try:
-        value = reward(sample, answer)
+        value = reward(*scored) if limit is None else call_within(limit, reward, *scored)
+    except TimeLimitExceeded as error:
+        raise RewardError(
+            "rewards.time_limit_exceeded",
+            f"a custom reward must return within {limit:g} seconds (rewards.time_limit)",
+            place=place,
+            value=f"no result at {error.place}",
+            remedy="Correct the function, or raise rewards.time_limit. The same command resumes the run.",
+        ) from error
     except Exception as error:  # a score of 0 instead would train the model on a bug of the reward
         raise RewardError(
             "rewards.function_raised",

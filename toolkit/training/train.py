@@ -1,4 +1,4 @@
-"""The training loop of SFT and GRPO: preflight step, one trainer after another, and saving of the weights.
+"""The training loop of SFT, DPO and GRPO: preflight step, one trainer after another, and saving of the weights.
 
 Resume is in ``resume``, the sizes after an out-of-memory error are in ``oom_recovery``.
 """
@@ -49,7 +49,7 @@ def training_rows(context: Context, stage: str) -> SampleSet:
     samples, task = context.data.train, TASKS[context.recipe.dataset.task]
     if context.recipe.dataset.sampling == "natural" or task.stratum is None:
         return samples
-    balanced, counts = balance(samples, task.stratum, context.recipe.run.seed)
+    balanced, counts = balance(samples, task.stratum, context.recipe.run.seed_of_training)
     listed = ", ".join(f"{name} {draws:,} draws of {rows:,} rows" for name, (rows, draws) in counts.items())
     log.info("%s: balanced sampling: %s", stage, listed)
     return balanced
@@ -313,7 +313,7 @@ def _save_after_oom(trainer: Any, last: LastStep, folder: Path, start: Path | No
             "each process must have enough memory for its rows, because all make the same passes",
             place=f"step {step + 1}",
             value="out of memory",
-            remedy="Lower batch_size (SFT) or micro_batch (GRPO).",
+            remedy="Lower batch_size (SFT, DPO) or micro_batch (GRPO).",
         )
     trainer.model.zero_grad()  # frees the gradients of the passes before the error
     # An error inside ``optimizer.step`` leaves some parameters updated. Then only the last checkpoint can be used.

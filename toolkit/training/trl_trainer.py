@@ -1,4 +1,4 @@
-"""What SFT and GRPO have in common in TRL's trainers: settings, construction, and a check that none was rewritten."""
+"""What SFT, DPO and GRPO have in common: settings and construction of TRL's trainers, and a check of the settings."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ _NOT_COMPARED = frozenset({"output_dir", "report_to"})
 
 
 def common_settings(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str, object]:
-    """Return the keyword arguments that ``trl.SFTConfig`` and ``trl.GRPOConfig`` have in common."""
+    """Return the keyword arguments that the configurations of TRL's trainers have in common."""
     run = job.recipe.run
     optimizer = local_optimizer(section)
     if optimizer != section.optimizer:
@@ -44,7 +44,7 @@ def common_settings(job: TrainingJob, section: Optimisation, epochs: float) -> d
         "logging_nan_inf_filter": False,  # transformers would replace a NaN loss by the last finite one
         "save_strategy": "no" if job.preflight else "steps",
         "save_steps": run.checkpoint_steps,
-        "seed": run.seed,
+        "seed": run.seed_of_training,
         "report_to": "none" if job.preflight else list(run.report_to) or "none",
         "run_name": run.name,
         "bf16": mixed_precision(job.recipe),

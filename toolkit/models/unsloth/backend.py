@@ -110,7 +110,7 @@ class UnslothBackend:
         """See ``Backend.load_without_model``."""
         return self._hf.load_without_model(recipe)
 
-    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "dpo", "grpo"]) -> TrainerTraits:
         """See ``Backend.prepare_training``.
 
         Rows are collated as in the hf backend, not with ``UnslothVisionDataCollator``. Labels then cover the answer's

@@ -40,7 +40,7 @@ def load_options(recipe: Recipe, name: str, loading: Loading) -> Keywords:
         "load_in_8bit": precision == "8bit",
         "load_in_16bit": precision == "16bit",
         "use_gradient_checkpointing": "unsloth" if loading.trainable and uses_checkpointing(recipe) else False,
-        "random_state": recipe.run.seed,
+        "random_state": recipe.run.seed_of_training,
         "trust_remote_code": model.trust_remote_code,
         "revision": model.revision,
         # A pinned revision belongs to this repository. Unsloth ignores it for a substitute (models/loader.py).
@@ -73,7 +73,7 @@ def lora_options(recipe: Recipe, layers: list[str]) -> Keywords:
         "finetune_attention_modules": True,
         "finetune_mlp_modules": True,
         "use_gradient_checkpointing": "unsloth" if uses_checkpointing(recipe) else False,
-        "random_state": recipe.run.seed,
+        "random_state": recipe.run.seed_of_training,
     }
 
 

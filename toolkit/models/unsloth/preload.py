@@ -35,7 +35,7 @@ def check_supported(recipe: Recipe) -> None:
 
 def unsupported_reasons(recipe: Recipe) -> list[str]:
     """Return the reasons why Unsloth cannot train this recipe as written. Empty if it can."""
-    return [reason for check in (_weights, _checkpointing, _grpo, _export) for reason in check(recipe)]
+    return [reason for check in (_weights, _checkpointing, _dpo, _grpo, _export) for reason in check(recipe)]
 
 
 def start(folder: Path) -> None:
@@ -89,6 +89,11 @@ def _checkpointing(recipe: Recipe) -> list[str]:
     if recipe.sft and recipe.grpo and recipe.sft.gradient_checkpointing != recipe.grpo.gradient_checkpointing:
         return ["[sft] and [grpo] must have the same gradient_checkpointing"]
     return []
+
+
+def _dpo(recipe: Recipe) -> list[str]:
+    """Unsloth's changes to DPO name methods of DPOTrainer that TRL 1.9 has not (models/rl_replacements.py)."""
+    return ["[dpo] is not supported, because its DPO trainer is made for an earlier TRL"] if recipe.dpo else []
 
 
 def _grpo(recipe: Recipe) -> list[str]:

@@ -15,7 +15,7 @@ from toolkit.scoring.statistics.episodes import (
     episode_metrics,
     find_scored_episodes,
 )
-from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion, wilson
+from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion, t_interval, wilson
 from toolkit.scoring.statistics.paired import Paired, mcnemar_exact, paired_difference
 from toolkit.scoring.statistics.probabilities import (
     OneClass,
@@ -71,5 +71,6 @@ __all__ = [
     "set_differences",
     "set_estimates",
     "summarise",
+    "t_interval",
     "wilson",
 ]
