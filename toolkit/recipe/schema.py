@@ -14,7 +14,20 @@ from pydantic_core import PydanticCustomError
 from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.base import RecipeTask, Section
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.recipe.sections import Data, Evaluate, Export, Grpo, Images, Lora, Model, Prompt, Rewards, Run, Sft
+from toolkit.recipe.sections import (
+    Data,
+    Evaluate,
+    Export,
+    Grpo,
+    Images,
+    Lora,
+    Model,
+    Prompt,
+    Rewards,
+    Run,
+    Sft,
+    Validation,
+)
 
 DATA_MISSING = "data_missing"
 """pydantic's type of the error that a recipe has neither [data] nor [imagegen]."""
@@ -39,6 +52,7 @@ class Recipe(Section):
     sft: Sft | None = None
     grpo: Grpo | None = None
     rewards: Rewards = Rewards()
+    validation: Validation | None = None
     evaluate: Evaluate | None = None
     export: Export | None = None
     imagegen: Imagegen | None = None
