@@ -78,6 +78,8 @@ def loading() -> dict[str, Any]:
 
 def adapters() -> dict[str, Any]:
     assert "FastBaseModel.get_peft_model(model, *args, **kwargs)" in inspect.getsource(FastVisionModel.get_peft_model)
+    # ``use_dora`` is not one of its parameters, so it must reach LoraConfig with the other keywords.
+    assert "inspect.signature(LoraConfig).parameters" in inspect.getsource(FastBaseModel.get_peft_model)
     found = {}
     for vision in (False, True):
         recipe = small_recipe(FOLDER, {"lora": {"vision": vision}}, f"lora-{vision}")
