@@ -103,6 +103,8 @@ def _work(plan: "Plan") -> Iterator[str]:
             parts.append(f"{work.completions:,} completions per step")
         if work.answers:
             parts.append(f"{work.answers:,} completions of at most {work.answer_tokens:,} tokens")
+        if work.validations:
+            parts.append(f"{work.validations:,} validations of {work.validated:,} rows")
         yield f"{name}: {', '.join(parts)}"
 
 
@@ -162,7 +164,8 @@ def _time(plan: "Plan") -> Iterator[str]:
 def _stage_time(name: str, one: "StageTime") -> str:
     if name == "evaluate":
         return f"{span(one.step.low, one.step.high)} for each of {one.steps} evaluations"
-    return f"{name} {span(one.step.low, one.step.high)} per step, {span(one.total.low, one.total.high)} in total"
+    more = f", {span(one.validation.low, one.validation.high)} per validation" if one.validations else ""
+    return f"{name} {span(one.step.low, one.step.high)} per step{more}, {span(one.total.low, one.total.high)} in total"
 
 
 def _versions(plan: "Plan") -> Iterator[str]:

@@ -33,6 +33,7 @@ class Setting:
     dropout: float = 0.0
     targets: Sequence[str] = ()
     lora_vision: bool = False
+    dora: bool = False
     optimizer: str = "adamw_torch"
     checkpointing: bool = True
     rows: int = 1
@@ -46,6 +47,8 @@ class Setting:
     backend: Backend = "hf"
     reference: Literal["none", "adapter", "model"] = "none"
     """Reference of a KL term, if it needs GPU memory of its own."""
+    validated: tuple[int, int] | None = None
+    """Completions at once, and tokens of a completion, in validations within the stage. None: there are none."""
 
     @property
     def trains(self) -> bool:
@@ -176,12 +179,19 @@ def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setti
         dropout=recipe.lora.dropout,
         targets=recipe.lora.targets,
         lora_vision=recipe.lora.vision,
+        dora=recipe.lora.dora,
         eager=recipe.model.attention == "eager",
     )
     section = {"sft": recipe.sft, "grpo": recipe.grpo}.get(stage)
     if section is None:
         return setting
-    return replace(setting, optimizer=section.optimizer, checkpointing=section.gradient_checkpointing)
+    answers = recipe.evaluation
+    return replace(
+        setting,
+        optimizer=section.optimizer,
+        checkpointing=section.gradient_checkpointing,
+        validated=(answers.batch_size, answers.max_completion_tokens) if recipe.validation else None,
+    )
 
 
 def _reference(recipe: Recipe) -> Literal["none", "adapter", "model"]:
@@ -211,6 +221,10 @@ class Work:
     answer_tokens: int = 0
     evaluations: int = 0
     """Number of evaluations of the held-out split. ``answers`` is the number for all of them."""
+    validations: int = 0
+    """Number of validations within the stage, if it does not stop early."""
+    validated: int = 0
+    """Rows of each validation."""
 
 
 def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
@@ -223,12 +237,23 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
     if recipe.sft is not None:
         passes = math.ceil(rows["train"] / recipe.sft.batch_size)
         steps = recipe.sft.max_steps or math.ceil(recipe.sft.epochs * math.ceil(passes / recipe.sft.accumulation))
-        found["sft"] = Work(steps, min(recipe.sft.batch_size * recipe.sft.accumulation, rows["train"]))
+        found["sft"] = Work(
+            steps,
+            min(recipe.sft.batch_size * recipe.sft.accumulation, rows["train"]),
+            **_validated(recipe, rows, steps),
+        )
     if recipe.grpo is not None:
         grpo = recipe.grpo
         steps = grpo.max_steps or math.ceil(grpo.epochs * (rows["train"] // grpo.prompts_per_step))
         completions = grpo.completions_per_step
-        found["grpo"] = Work(steps, grpo.prompts_per_step, completions, steps * completions, grpo.max_completion_tokens)
+        found["grpo"] = Work(
+            steps,
+            grpo.prompts_per_step,
+            completions,
+            steps * completions,
+            grpo.max_completion_tokens,
+            **_validated(recipe, rows, steps),
+        )
     if recipe.evaluate is not None:
         found["evaluate"] = Work(
             answers=_evaluated_samples(recipe, rows) * evaluations(recipe),
@@ -236,6 +261,17 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
             evaluations=evaluations(recipe),
         )
     return found
+
+
+def _validated(recipe: Recipe, rows: Mapping[str, int], steps: int) -> dict[str, int]:
+    """Return the validations of a stage and their rows. The last optimizer step has one too."""
+    section = recipe.validation
+    if section is None:
+        return {}
+    return {
+        "validations": math.ceil(steps / section.every_steps),
+        "validated": min(section.limit, rows["validation"]),
+    }
 
 
 def evaluations(recipe: Recipe) -> int:
