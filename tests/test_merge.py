@@ -52,7 +52,16 @@ def in_two_shards(base: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 32}}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"alpha_pattern": {"q_proj": 32}},
+        {"use_dora": True},
+        {"use_dora": True, "use_rslora": True},
+    ],
+)
 def test_merged_files_equal_what_peft_merges(tmp_path: Path, settings: dict[str, Any]) -> None:
     model = adapted(tiny.FOLDER, **settings)
     merge = plan_merge(model)
@@ -120,6 +129,25 @@ def test_a_wrongly_merged_matrix_is_named(tmp_path: Path, damage: Any, problem: 
     assert f"{name} ({problem}" in str(caught.problem.value)
 
 
+def test_the_scale_of_rslora_is_alpha_by_the_root_of_the_rank() -> None:
+    plain, stabilised = (plan_merge(adapted(tiny.FOLDER, use_rslora=rslora)) for rslora in (False, True))
+    assert plain is not None
+    assert stabilised is not None
+    assert {factors.scale for factors in plain.factors.values()} == {8 / 4}
+    assert {factors.scale for factors in stabilised.factors.values()} == {8 / 2}
+
+
+def test_a_merged_dora_matrix_has_rows_of_the_trained_lengths(tmp_path: Path) -> None:
+    merge = plan_merge(adapted(tiny.FOLDER, use_dora=True))
+    assert merge is not None
+    write_merged(merge, tmp_path)
+    after = load_file(tmp_path / "model.safetensors")
+    for name, factors in merge.factors.items():
+        assert factors.lengths is not None
+        rows = torch.linalg.norm(after[name].float(), dim=1)
+        assert torch.allclose(rows, factors.lengths.abs(), rtol=1e-5)
+
+
 def test_a_tensor_outside_the_adapter_equals_the_base(tmp_path: Path) -> None:
     merge = plan_merge(adapted(tiny.FOLDER))
     assert merge is not None
@@ -133,8 +161,8 @@ def test_a_tensor_outside_the_adapter_equals_the_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "olora"}])
-def test_peft_merges_an_adapter_beyond_plain_lora(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{"bias": "lora_only"}, {"init_lora_weights": "olora"}])
+def test_peft_merges_an_adapter_beyond_lora_and_dora(settings: dict[str, Any]) -> None:
     """Such an adapter changes the base's biases or weights in memory, but not in the base's files."""
     assert plan_merge(adapted(tiny.FOLDER, **settings)) is None
 

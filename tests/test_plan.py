@@ -33,6 +33,7 @@ from toolkit.planning.model_files import (
 )
 from toolkit.planning.stages import plan_work
 from toolkit.planning.tokens import image_token_count
+from toolkit.recipe import Validation
 from toolkit.runfolder import TESTED_VERSIONS, untested_versions
 from toolkit.training.results import GrpoResult, SftResult
 
@@ -361,6 +362,14 @@ def test_a_gguf_export_without_its_packages_is_a_problem(
             "[lora] vision",
             NOTHING,
         ),
+        ({"lora": {"dora": True}}, None, "plan.dora_not_estimated", "[lora] dora", NOTHING),
+        (
+            {"lora": {"dora": True}, "export": {"to": ["adapter"]}},
+            None,
+            "plan.dora_not_servable",
+            "[lora] dora",
+            NOTHING,
+        ),
         ({"grpo": {"beta": 0.04}}, None, "plan.kl_reference_is_adapter", "[grpo] beta", NOTHING),
         ({"sft": {"max_steps": 2, "warmup_steps": 3}}, None, "plan.warmup_too_long", "[sft] warmup_steps", 3),
         (
@@ -396,6 +405,27 @@ def test_known_issues_are_warned_about_if_they_apply(
     plan = make(recipe_on_files(tmp_path, xrays, tables), gpu)
     assert expected in [(one.code, one.place, one.details.value) for one in plan.warnings]
     assert expected not in [(one.code, one.place, one.details.value) for one in plain.warnings]
+
+
+def test_a_validation_split_without_rows_is_a_problem(xrays: Path, tmp_path: Path) -> None:
+    recipe = recipe_on_files(tmp_path, xrays)
+    plain, plan = make(recipe, None), make(recipe.model_copy(update={"validation": Validation()}), None)
+    code = "data.validation_split_empty"
+    assert [(one.code, one.place) for one in plan.problems if one.code == code] == [(code, "[validation]")]
+    assert code not in {one.code for one in plain.problems}
+
+
+def test_the_plan_counts_validations_and_their_rows(tmp_path: Path) -> None:
+    rows = {"kind": "chest", "train": 24, "validation": 10, "test": 4, "size": 64}
+    tables: Tables = {
+        "data": {"synthetic": rows},
+        "sft": {"max_steps": 5},
+        "validation": {"every_steps": 2, "limit": 6},
+    }
+    work = make(small_recipe(tmp_path, tables), None).work
+    assert work is not None
+    assert (work["sft"].validations, work["sft"].validated) == (3, 6)  # after steps 2, 4 and 5
+    assert (work["grpo"].validations, work["grpo"].validated) == (2, 6)
 
 
 def test_installed_versions_are_compared_with_tested_versions() -> None:

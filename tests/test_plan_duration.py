@@ -236,6 +236,32 @@ def test_settings_that_add_work_take_longer(models: Mapping[str, Architecture]) 
         assert low(replace(plain, **more)) > low(plain), more
 
 
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_validations_take_the_time_of_their_completions_and_losses(
+    stage: str, models: Mapping[str, Architecture]
+) -> None:
+    gpu = figures_of("L4")
+    assert gpu is not None
+    row, model = row_of(250, 256, 60, 4096), models["medgemma_4b"]
+    plain = setting_of(stage, row, concurrent=8, answer_tokens=256)
+    work = Work(100, 8, 8, 800, 256)
+    without = stage_time(model, plain, work, gpu)
+    found = stage_time(model, replace(plain, validated=(8, 128)), replace(work, validations=4, validated=64), gpu)
+    evaluated = stage_time(
+        model,
+        setting_of("evaluate", row, concurrent=8, answer_tokens=128),
+        Work(answers=64, evaluations=1),
+        gpu,
+    )
+    assert found.step == without.step
+    assert found.total.low == pytest.approx(without.total.low + 4 * found.validation.low)
+    assert found.to_json()["validations"] == 4
+    if stage == "grpo":
+        assert found.validation.low == pytest.approx(evaluated.step.low)
+    else:
+        assert evaluated.step.low < found.validation.low < 2 * evaluated.step.low
+
+
 @pytest.mark.parametrize(
     ("spelled", "name"),
     [

@@ -71,14 +71,14 @@ def test_the_tiny_models_parameters_are_counted_exactly() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vision", [False, True])
+@pytest.mark.parametrize(("vision", "dora"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
-def test_an_adapter_has_as_many_parameters_as_in_peft(name: str, vision: bool, tmp_path: Path) -> None:
+def test_an_adapter_has_as_many_parameters_as_in_peft(name: str, vision: bool, dora: bool, tmp_path: Path) -> None:
     fields = small_fields(name)
-    lora = Lora(r=8, vision=vision)
+    lora = Lora(r=8, vision=vision, dora=dora)
     model = adapter.attach(base_model(fields, "32bit", tmp_path), lora, 0)
     expected = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert build_architecture(fields).adapter_parameters(8, TARGETS, vision) == expected
+    assert build_architecture(fields).adapter_parameters(8, TARGETS, vision, dora=dora) == expected
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_vl_2b", "qwen2_5_vl_7b", "qwen3_vl_8b"])

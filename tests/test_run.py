@@ -110,6 +110,24 @@ def test_a_changed_recipe_is_rejected_with_each_key_and_a_remedy(recipe: Recipe,
     assert run.recipe(TASKS) == recipe
 
 
+@pytest.mark.parametrize(("more", "named"), [("sft.epochs=2", True), ("sft.epochs=0.5", False)])
+def test_more_steps_of_a_finished_stage_name_its_weights(
+    recipe: Recipe, tmp_path: Path, more: str, named: bool
+) -> None:
+    with start_run(recipe) as run:
+        pass
+    changed = make_recipe(tmp_path, more)
+    with raises(RunError, "run.recipe_changed") as caught, start_run(changed):
+        pass
+    assert "model.adapter" not in caught.problem.remedy  # the stage can still be trained with the old recipe
+    with start_run(recipe):
+        run.mark_done("sft", NOTHING)
+    with raises(RunError, "run.recipe_changed") as caught, start_run(changed):
+        pass
+    assert (f"--set model.adapter={run.weights_folder('sft')}" in caught.problem.remedy) == named
+    assert ("--set run.name=NEW" in caught.problem.remedy) == named
+
+
 def test_an_imagegen_recipe_may_change_until_its_first_stage_has_finished(tmp_path: Path) -> None:
     def load(size: int) -> Recipe:
         tiny = Path(__file__).resolve().parent.parent / "recipes" / "imagegen_tiny.toml"

@@ -56,6 +56,8 @@ def tables(folder: Path) -> dict[str, dict[str, Any]]:
     reward.write_text("def length(sample, answer):\n    return min(len(answer.text), 200) / 200\n", encoding="utf-8")
     return {
         "lora": {"dropout": 0.0},
+        "data": {"synthetic": {"kind": "chest", "train": 24, "validation": 4, "test": 12, "size": 64}},
+        "validation": {"every_steps": 2, "weights": "last"},
         "sft": {"max_steps": 3},
         "grpo": {"max_steps": 2, "probe_prompts": 2, "probe_max_truncated": 1.0},
         "rewards": {"custom": (f"{reward}:length",)},
@@ -75,6 +77,7 @@ def test_two_processes_train_the_same_weights_as_one_and_write_one_run_folder(tm
     steps = [(line["stage"], line["step"]) for line in run.metrics() if "loss" in line]
     assert steps == [("sft", 1), ("sft", 2), ("sft", 3), ("grpo", 1), ("grpo", 2)]
     assert run.metrics_file.read_text().count('"loss"') == 5
+    assert run.metrics_file.read_text().count('"validation/n"') == 3  # the first process validates for both
     assert not list(run.path.rglob("*partial*"))
     for stage in ("sft", "grpo"):
         (checkpoint, *_) = (run.path / "stages" / stage / "checkpoints").iterdir()

@@ -78,10 +78,16 @@ def loading() -> dict[str, Any]:
 
 def adapters() -> dict[str, Any]:
     assert "FastBaseModel.get_peft_model(model, *args, **kwargs)" in inspect.getsource(FastVisionModel.get_peft_model)
+    from peft import LoraConfig
+
+    # ``use_dora`` is not one of its parameters, so it must reach LoraConfig with the other keywords.
+    assert "inspect.signature(LoraConfig).parameters" in inspect.getsource(FastBaseModel.get_peft_model)
+    assert "use_dora" in inspect.signature(LoraConfig).parameters
     found = {}
     for vision in (False, True):
         recipe = small_recipe(FOLDER, {"lora": {"vision": vision}}, f"lora-{vision}")
-        keywords = options.lora_options(recipe, ["model.layers.0.q_proj"])
+        keywords = dict(options.lora_options(recipe, ["model.layers.0.q_proj"]))
+        assert keywords.pop("use_dora") is False
         # FastVisionModel passes all of them on to this function.
         found[f"vision {vision}"] = unbound(FastBaseModel.get_peft_model, object(), **keywords)
     return found

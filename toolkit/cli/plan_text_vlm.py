@@ -106,6 +106,8 @@ def _work(plan: "Plan") -> Iterator[str]:
             parts.append(f"at most {most:,} more for zero-variance groups (grpo.resample)")
         if work.answers:
             parts.append(f"{work.answers:,} completions of at most {work.answer_tokens:,} tokens")
+        if work.validations:
+            parts.append(f"{work.validations:,} validations of {work.validated:,} rows")
         yield f"{name}: {', '.join(parts)}"
     if plan.packing is not None and plan.packing.reasons:
         yield f"grpo: prompts are not packed: {'; '.join(plan.packing.reasons)}"
@@ -169,7 +171,8 @@ def _time(plan: "Plan") -> Iterator[str]:
 def _stage_time(name: str, one: "StageTime") -> str:
     if name == "evaluate":
         return f"{span(one.step.low, one.step.high)} for each of {one.steps} evaluations"
-    return f"{name} {span(one.step.low, one.step.high)} per step, {span(one.total.low, one.total.high)} in total"
+    more = f", {span(one.validation.low, one.validation.high)} per validation" if one.validations else ""
+    return f"{name} {span(one.step.low, one.step.high)} per step{more}, {span(one.total.low, one.total.high)} in total"
 
 
 def _versions(plan: "Plan") -> Iterator[str]:

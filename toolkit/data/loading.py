@@ -128,6 +128,24 @@ def load_data(recipe: Recipe, task: Task, synthetic_folder: Path | None = None) 
     )
 
 
+def check_validation_split(data: DataSplits) -> None:
+    """Check the split that validations within the training are made on.
+
+    Raises:
+        DataError: It is empty, or has a group, image or question of another split.
+    """
+    place = "[validation]"
+    if not len(data.validation):
+        rule = "the validation split must have rows"
+        remedy = "Set data.validation to a file, or data.split.validation to a fraction of the rows."
+        raise DataError("data.validation_split_empty", rule, place=place, remedy=remedy)
+    if leaks := [leak for leak in data.leaks.leaks if "validation" in (leak.first, leak.second)]:
+        rule = "the validation split must have no group, image or question of another split"
+        remedy = 'Set data.on_leak = "drop", or correct the splits.'
+        value = "; ".join(map(str, leaks))
+        raise DataError("data.validation_split_leaks", rule, place=place, value=value, remedy=remedy)
+
+
 def synthetic_rows_file(folder: Path, split: str) -> Path | None:
     """Return the file of synthetic rows of a split in its folder, or None if the split has no rows."""
     files = (folder / f"{split}{suffix}" for suffix in (".json", ".csv"))

@@ -64,6 +64,7 @@ class Serving:
         stops: texts that end a completion.
         turns: separators of the chat template. None: it cannot be described by separators.
         system: the system prompt.
+        dora: whether the adapter is a DoRA adapter, which vLLM does not support.
         limit: the limit of pixels with which a server resizes images as the toolkit does. None: it needs no limit.
     """
 
@@ -78,6 +79,7 @@ class Serving:
     turns: Turns | None
     system: str | None = None
     limit: PixelLimit | None = None
+    dora: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, processor: Any, images: int, limit: PixelLimit | None = None) -> "Serving":
@@ -94,6 +96,7 @@ class Serving:
             turns=read_turns(processor),
             system=recipe.prompt.system,
             limit=limit,
+            dora=recipe.lora.dora,
         )
 
 
@@ -124,7 +127,7 @@ def commands(name: str, folder: Path, serving: Serving) -> list[str]:
     template = f"--chat-template {FOLDER}/chat_template.jinja" if (folder / "chat_template.jinja").is_file() else ""
     if name == "merged":
         parts = [f"vllm serve {FOLDER} --served-model-name {serving.name}", limit, template]
-    elif serving.vision or serving.rank > LORA_RANKS[-1]:
+    elif serving.vision or serving.dora or serving.rank > LORA_RANKS[-1]:
         return []
     else:
         rank = next(rank for rank in LORA_RANKS if rank >= serving.rank)

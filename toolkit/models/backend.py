@@ -202,6 +202,12 @@ class Backend(Protocol):
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """Return minus the mean log-probability of the tokens of ``row.answer`` and its end of turn. No dropout."""
 
+    def supervised_loss(self, policy: Policy, row: Row) -> tuple[float, int]:
+        """Return minus the sum of the log-probabilities of the tokens that SFT learns of a row, and their number.
+
+        These are all assistant turns with their ends of turn. No dropout.
+        """
+
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """Return the natural log-probability of each token of each row's answer, end of turn included."""
 

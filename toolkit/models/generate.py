@@ -13,7 +13,7 @@ import torch
 from toolkit.errors import ModelError, warn
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.chat_template import encode_answer
-from toolkit.models.collate import collate, encode_prompts
+from toolkit.models.collate import IGNORED, collate, encode_prompts
 from toolkit.models.oom import attempt
 from toolkit.runfolder.usage import count as note
 
@@ -96,6 +96,17 @@ def answer_loss(policy: Policy, row: Row) -> float:
     batch = {name: value.to(policy.model.device) for name, value in collate(policy, [row], earlier=False).items()}
     with torch.no_grad():
         return float(policy.model(**batch).loss)
+
+
+def supervised_loss(policy: Policy, row: Row) -> tuple[float, int]:
+    """Return minus the sum of the log-probabilities of a row's supervised tokens, and their number.
+
+    The model's mode does not change.
+    """
+    batch = {name: value.to(policy.model.device) for name, value in collate(policy, [row]).items()}
+    count = int((batch["labels"][:, 1:] != IGNORED).sum())
+    with torch.no_grad():
+        return float(policy.model(**batch).loss) * count, count
 
 
 def _log_probs(policy: Policy, row: Row, answer: str) -> list[float]:

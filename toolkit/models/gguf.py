@@ -95,6 +95,10 @@ class GgufBackend:
         found = self._score(policy, row, row.answer or "")
         return -sum(found) / len(found)
 
+    def supervised_loss(self, policy: Policy, row: Row) -> tuple[float, int]:
+        """Raise ModelError."""
+        _reject("trained")
+
     def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "dpo", "grpo"]) -> TrainerTraits:
         """Raise ModelError."""
         _reject("trained")

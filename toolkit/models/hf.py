@@ -20,7 +20,7 @@ from toolkit.models.backend import Completion, MergeComparison, Original, Policy
 from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end, set_thinking
 from toolkit.models.choices import choice_log_probs
 from toolkit.models.flops import register_usage_hooks
-from toolkit.models.generate import answer_loss, generate, log_probs
+from toolkit.models.generate import answer_loss, generate, log_probs, supervised_loss
 from toolkit.models.loading import bits_of, check_mergeable, dequantize, load_model, restore_weights
 from toolkit.models.merge import compare_merged, plan_merge, write_merged
 from toolkit.models.model_paths import model_source, public_name
@@ -88,6 +88,11 @@ class HfBackend:
         """See ``Backend.answer_loss``."""
         with eval_mode(policy.model):
             return answer_loss(policy, row)
+
+    def supervised_loss(self, policy: Policy, row: Row) -> tuple[float, int]:
+        """See ``Backend.supervised_loss``."""
+        with eval_mode(policy.model):
+            return supervised_loss(policy, row)
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """See ``Backend.log_probs``."""

@@ -55,6 +55,8 @@ def attach(model: Any, lora: Lora, seed: int) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         target_modules=layers(model, lora),
         bias="none",
         task_type="CAUSAL_LM",
@@ -165,7 +167,13 @@ def differences(model: Any, lora: Lora) -> str:
     Targets are taken from the adapted layers, because peft shortens the names in an adapter's configuration.
     """
     config = model.peft_config["default"]
-    own = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
+    own = {
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
+        "rslora": config.use_rslora,
+        "dora": config.use_dora,
+    }
     words = [f"{name} is {own[name]}, not {getattr(lora, name)}" for name in own if own[name] != getattr(lora, name)]
     adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
     last = {name.rpartition(".")[2] for name in adapted if not VISION.search(name)}

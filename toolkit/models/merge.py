@@ -5,8 +5,10 @@ base that does not fit the GPU. Names and shards are those of the base's files, 
 loads the base in another precision. transformers' table of renamings maps each layer of the model to its stored tensor
 (Gemma 3: ``vision_tower.encoder`` is loaded from ``vision_tower.vision_model.encoder``).
 
-peft's ``merge_and_unload`` handles the other cases: adapters beyond plain LoRA on linear layers, bases without
+peft's ``merge_and_unload`` handles the other cases: adapters beyond LoRA and DoRA on linear layers, bases without
 safetensors, and dequantized bases.
+
+A DoRA matrix is merged in float32. peft merges in the dtype of the base, in which norms of rows are less accurate.
 """
 
 import json
@@ -46,15 +48,38 @@ SUMMATION_ERROR = 2e-6
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """A LoRA update of one matrix: ``scale * b @ a``, with a of shape (r, in) and b of shape (out, r)."""
+    """The adapter of one matrix: ``scale * b @ a`` is added, with a of shape (r, in) and b of shape (out, r).
+
+    With DoRA, each row of the sum is then scaled to the length in ``lengths``, of shape (out,). ``scale`` is peft's, so
+    it is ``alpha / sqrt(r)`` with rsLoRA.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
+    lengths: torch.Tensor | None = None
 
     def update(self) -> torch.Tensor:
-        """Return the update in float32, of shape (out, in)."""
+        """Return ``scale * b @ a`` in float32, of shape (out, in)."""
         return self.scale * (self.b.float() @ self.a.float())
+
+    def merged(self, base: torch.Tensor) -> torch.Tensor:
+        """Return the merged matrix in float32, in the shape of the base."""
+        summed = base.float() + self.update().reshape(base.shape)
+        return summed if self.lengths is None else summed * self._stretch(summed)
+
+    def _stretch(self, summed: torch.Tensor) -> torch.Tensor:
+        """Return what DoRA multiplies each row of the sum by (Liu et al. 2024, arXiv 2402.09353, equation 5)."""
+        assert self.lengths is not None
+        norms: torch.Tensor = torch.linalg.norm(summed, dim=1)
+        return (self.lengths.float() / norms)[:, None]
+
+    def magnitude_of(self, base: torch.Tensor) -> torch.Tensor:
+        """Return for each merged element the sum of the absolute values of its terms."""
+        found = base.float().abs() + self.magnitude().reshape(base.shape)
+        if self.lengths is None:
+            return found
+        return found * self._stretch(base.float() + self.update().reshape(base.shape)).abs()
 
     def magnitude(self) -> torch.Tensor:
         """Return for each element of the update the sum of the absolute values of its terms."""
@@ -132,7 +157,8 @@ def write_merged(merge: MergePlan, folder: Path) -> None:
 def compare_merged(merge: MergePlan, folder: Path) -> MergeComparison:
     """Compare the safetensors in ``folder`` with the base and the adapter, tensor by tensor.
 
-    An adapted matrix must equal base + scale * B A within the rounding of its dtype. Other tensors must equal the base.
+    An adapted matrix must equal base + scale * B A within the rounding of its dtype, with DoRA after the scaling of its
+    rows. Other tensors must equal the base.
 
     Raises:
         ModelError: A matrix is missing, unchanged or wrong. The error names the first ones.
@@ -152,9 +178,9 @@ def compare_merged(merge: MergePlan, folder: Path) -> MergeComparison:
                 if not torch.equal(found, expected.to(found.dtype)):
                     wrong.append(f"{name} (changed, and no part of the adapter)")
                 continue
-            update, bound = _expectation(merge.factors[name], base, found.dtype)
-            gap = (found.float() - (base.float() + update)).abs()
-            change = max(change, float(update.abs().max()))
+            expected, bound = _expectation(merge.factors[name], base, found.dtype)
+            gap = (found.float() - expected).abs()
+            change = max(change, float((expected - base.float()).abs().max()))
             deviation = max(deviation, float(gap.max()))
             if not bool((gap <= bound).all()):  # NaN compares as False, so it is reported too
                 same = torch.equal(found, base.to(found.dtype))
@@ -162,7 +188,7 @@ def compare_merged(merge: MergePlan, folder: Path) -> MergeComparison:
     if wrong:
         raise ModelError(
             "export.merged_matrices_wrong",
-            "merged matrices must be base + scale * B A",
+            "merged matrices must be base + scale * B A, with DoRA after the scaling of its rows",
             place=folder,
             value=f"{len(wrong)} wrong, {len(merge.factors)} adapted: {', '.join(wrong[:MAX_SHOWN])}",
             remedy="Export the adapter alone, and report this with the model's name and the versions of peft and "
@@ -176,16 +202,15 @@ class _NotPlainError(Exception):
 
 
 def _expectation(factors: Factors, base: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the update of a stored tensor, and the largest permitted difference of each written element.
+    """Return the merged matrix of a stored tensor, and the largest permitted difference of each written element.
 
     The bound has three parts: half a unit in the last place of the dtype (with a margin of 0.1 %), the effect of the
     summation order, and the smallest normal number for elements near 0.
     """
-    update = factors.update().reshape(base.shape)
+    expected = factors.merged(base)
     half = torch.finfo(dtype).eps / 2
-    order = SUMMATION_ERROR * (base.float().abs() + factors.magnitude().reshape(base.shape))
-    bound = half * (base.float() + update).abs() * 1.001 + order + torch.finfo(dtype).smallest_normal
-    return update, bound
+    order = SUMMATION_ERROR * factors.magnitude_of(base)
+    return expected, half * expected.abs() * 1.001 + order + torch.finfo(dtype).smallest_normal
 
 
 def _merged(merge: MergePlan, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -193,12 +218,12 @@ def _merged(merge: MergePlan, name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name in merge.replaced:
         return merge.replaced[name].to(dtype).contiguous()
     if name in merge.factors:
-        tensor = tensor.float() + merge.factors[name].update().reshape(tensor.shape)
+        tensor = merge.factors[name].merged(tensor)
     return tensor.to(dtype)
 
 
 def _check_plain(config: Any) -> None:
-    """Raise if the adapter changes more of the base than the products B A: that would be missing from the files."""
+    """Raise if the adapter changes more of the base than its matrices: that would be missing from the files."""
     if config.peft_type != PeftType.LORA:
         raise _NotPlainError(f"the adapter is {config.peft_type.value}, not LoRA")
     if config.bias != "none":
@@ -230,10 +255,11 @@ def _factors(base: torch.nn.Module) -> Iterator[tuple[str, Factors]]:
         layer = part.get_base_layer()
         if not isinstance(layer, torch.nn.Linear) or ADAPTER not in part.lora_A:
             raise _NotPlainError(f"{name} has an adapter on a {type(layer).__name__}")
-        if part.use_dora.get(ADAPTER) or part.lora_bias.get(ADAPTER) or getattr(part, "fan_in_fan_out", False):
-            raise _NotPlainError(f"{name} has more than a plain LoRA update")
+        if part.lora_bias.get(ADAPTER) or getattr(part, "fan_in_fan_out", False):
+            raise _NotPlainError(f"{name} has more than an update of LoRA or DoRA")
         a, b = part.lora_A[ADAPTER].weight, part.lora_B[ADAPTER].weight
-        yield f"{name}.weight", Factors(a.detach().cpu(), b.detach().cpu(), float(part.scaling[ADAPTER]))
+        lengths = part.lora_magnitude_vector[ADAPTER].weight.detach().cpu() if part.use_dora.get(ADAPTER) else None
+        yield f"{name}.weight", Factors(a.detach().cpu(), b.detach().cpu(), float(part.scaling[ADAPTER]), lengths)
 
 
 def _saved_modules(base: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -52,6 +52,7 @@ def vllm_unsupported_reasons(recipe: Recipe, machine: Machine, architecture: str
         (architecture in ARCHITECTURES, f"Unsloth supports vLLM for {known}, but not for {architecture}"),
         # unsloth_zoo starts the engine with limit_mm_per_prompt = {"image": 1} (vllm_utils.py).
         (images <= 1, f"the engine accepts one image per prompt, but a prompt has {images}"),
+        (not recipe.lora.dora, "vLLM does not load DoRA adapters: set lora.dora = false"),
         (not recipe.lora.vision, "vLLM cannot serve an adapter on the vision tower: set lora.vision = false"),
         (
             machine.gigabytes >= MIN_GPU_GB * (1 - DRIVER_RESERVE),

@@ -209,7 +209,8 @@ def synthetic_data_changes(recipe: Recipe, task: Task, rows: Mapping[str, int]) 
         remedy = "Provide the files that the recipe names, or add synthetic data to the task."
         raise RecipeError([Problem("recipe.dry_run_without_rows", rule, "data.task", data.task, remedy)])
     columns = task.synthetic.columns
-    wanted = data.validation or data.split.validation or (recipe.evaluate and recipe.evaluate.split == "validation")
+    evaluated = recipe.evaluate and recipe.evaluate.split == "validation"
+    wanted = data.validation or data.split.validation or evaluated or recipe.validation
     counts = {**rows, "validation": rows["validation"] if wanted else 0}
     changes: dict[str, Any] = {
         "data.synthetic": {"kind": task.synthetic.kind, "size": SIZE, **counts},
@@ -345,6 +346,8 @@ def _training(recipe: Recipe, *, quantized: bool) -> Changes:
         changes |= {**_optimisation("dpo", dpo, quantized=quantized), **_batches("dpo", dpo)}
     if (grpo := recipe.grpo) is not None:
         changes |= {**_optimisation("grpo", grpo, quantized=quantized), **_grpo(grpo)}
+    if recipe.validation is not None:
+        changes["validation.every_steps"] = recipe.run.log_steps
     return changes
 
 

@@ -214,6 +214,8 @@ def _used_splits(recipe: Recipe) -> list[str]:
     used = ["train"] if recipe.training else []
     if recipe.evaluate or recipe.export:
         used.append(recipe.evaluate.split if recipe.evaluate else "test")
+    if recipe.validation and "validation" not in used:
+        used.append("validation")
     return used
 
 

@@ -174,12 +174,15 @@ class Architecture:
         """
         return [one for one in self.linears if (vision if one.vision else one.name in targets)]
 
-    def adapter_parameters(self, r: int, targets: Sequence[str], vision: bool) -> int:
+    def adapter_parameters(self, r: int, targets: Sequence[str], vision: bool, *, dora: bool = False) -> int:
         """Return the parameters of a LoRA adapter: r x (inputs + outputs) for each adapted matrix.
 
-        Source: Hu et al. 2021, arXiv 2106.09685, 4.1.
+        DoRA has one more for each output. Sources: Hu et al. 2021, arXiv 2106.09685, 4.1. Liu et al. 2024, arXiv
+        2402.09353, 4.1.
         """
-        return sum(r * (one.inputs + one.outputs) * one.count for one in self.adapted(targets, vision))
+        adapted = self.adapted(targets, vision)
+        lengths = sum(one.outputs * one.count for one in adapted) if dora else 0
+        return lengths + sum(r * (one.inputs + one.outputs) * one.count for one in adapted)
 
 
 FOUR_NORMS = ("gemma2", "gemma3", "gemma3n", "gemma4")

@@ -6,7 +6,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError, list_places
+from toolkit.data.loading import check_validation_split
+from toolkit.errors import DataError, MissingExtraError, ModelError, Problem, ToolkitError, list_places
 from toolkit.evaluation.custom_metrics import load_metric
 from toolkit.models import backend_name
 from toolkit.models.adapter_config import CONFIG, check_adapter
@@ -101,6 +102,16 @@ def _check_rows(facts: Facts) -> Iterator[PlanFinding]:
         rule, value = f"must be at most the number of training rows ({train})", grpo.prompts_per_step
         remedy = "Lower it, or add training rows."
         yield PlanFinding(Problem("training.too_few_prompts", rule, "[grpo] prompts_per_step", value, remedy))
+
+
+def _check_validation_rows(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a finding if the validation split cannot be used."""
+    if facts.recipe.validation is None or not isinstance(facts.rows, Rows) or facts.rows.synthetic:
+        return
+    try:
+        check_validation_split(facts.rows.data)
+    except DataError as error:
+        yield from_error(error, "[validation]")
 
 
 def _check_counted_rows(facts: Facts) -> Iterator[PlanFinding]:
@@ -414,6 +425,25 @@ def _vision_adapter(facts: Facts) -> Iterator[PlanFinding]:
         yield warning(Problem("plan.vision_adapter_not_servable", rule, "[lora] vision", remedy=remedy))
 
 
+def _dora(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield warnings for DoRA: what the estimates leave out, and programs that do not load such adapters."""
+    recipe = facts.recipe
+    if not recipe.lora.dora or recipe.model.tuning != "lora" or not (recipe.sft or recipe.grpo):
+        return
+    rule = "DoRA builds the full update of each adapted matrix in every pass. The estimates of time and GPU memory "
+    rule += "leave this out"
+    if facts.architecture is not None:  # the identity, the update, the base and their sum, in float32 (peft's dora.py)
+        largest = max(
+            one.inputs * one.outputs for one in facts.architecture.adapted(recipe.lora.targets, recipe.lora.vision)
+        )
+        rule += f", up to {4 * 4 * largest / GIB:.1f} GiB at a time"
+    remedy = "Leave a margin of GPU memory, or set lora.dora = false."
+    yield warning(Problem("plan.dora_not_estimated", rule, "[lora] dora", remedy=remedy))
+    if recipe.export is not None and not writes_merged(recipe):
+        rule, remedy = "vLLM does not load DoRA adapters", 'Add "merged" to export.to to serve the model with vLLM.'
+        yield warning(Problem("plan.dora_not_servable", rule, "[lora] dora", remedy=remedy))
+
+
 def _kl_reference(facts: Facts) -> Iterator[PlanFinding]:
     recipe = facts.recipe
     trained_before = recipe.sft or recipe.dpo or recipe.model.adapter is not None
@@ -490,6 +520,15 @@ def _no_gradient_checkpointing(facts: Facts) -> Iterator[PlanFinding]:
             yield warning(Problem("plan.no_gradient_checkpointing", rule, place, False, remedy))
 
 
+def _evaluated_split_validates(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a warning if the results would be those of the rows that the weights were chosen on."""
+    recipe = facts.recipe
+    if recipe.validation and recipe.evaluate and recipe.evaluate.split == "validation":
+        rule = "the validation split also chooses the weights, so its scores are too good"
+        remedy = 'Set evaluate.split = "test".'
+        yield warning(Problem("plan.validation_split_evaluated", rule, "[evaluate] split", "validation", remedy))
+
+
 def _long_warmup(facts: Facts) -> Iterator[PlanFinding]:
     recipe = facts.recipe
     for name, section in recipe.training.items():
@@ -517,6 +556,7 @@ def _remote_code(facts: Facts) -> Iterator[PlanFinding]:
 
 _PROBLEMS: tuple[Check, ...] = (
     _check_rows,
+    _check_validation_rows,
     _check_counted_rows,
     _check_tokens,
     _check_evaluation_prompts,
@@ -533,12 +573,14 @@ _WARNINGS: tuple[Check, ...] = (
     _no_bfloat16,
     _several_gpus,
     _vision_adapter,
+    _dora,
     _kl_reference,
     _preference_estimates,
     _zero_variance_rewards,
     _truncated_completions,
     _opened_block,
     _no_gradient_checkpointing,
+    _evaluated_split_validates,
     _long_warmup,
     _rounded_updates,
     _remote_code,

@@ -71,15 +71,16 @@ def plan_disk(
     """Return the disk space of checkpoints, weights of each stage, and exports, from parameter counts.
 
     A checkpoint has the trained parameters and the optimizer state. While one is written, ``run.keep_checkpoints``
-    others exist. Merged weights, which a GGUF file is made from, take 2 bytes for each parameter.
+    others exist, and with [validation] the best one. Merged weights, which a GGUF file is made from, take 2 bytes for
+    each parameter.
     """
     parts: dict[str, int] = {}
-    processor = _processor_bytes(recipe)
+    processor, kept = _processor_bytes(recipe), int(recipe.validation is not None)
     for name, setting in settings.items():
         if setting.trains:
             weights = _trained_bytes(model, setting)
             each = weights + optimizer_bytes(model, setting)
-            parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1) * (each + processor)
+            parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1 + kept) * (each + processor)
             parts[f"{name} weights"] = weights + processor
     section, trained = recipe.export or Export(to=()), next((one for one in settings.values() if one.trains), None)
     formats = formats_of(section)

@@ -96,6 +96,9 @@ class Range:
         """Return both ends in hours, to three digits."""
         return _short(self.low / 3600), _short(self.high / 3600)
 
+    def __add__(self, other: "Range") -> "Range":
+        return Range(self.low + other.low, self.high + other.high)
+
     def __mul__(self, times: float) -> "Range":
         return Range(self.low * times, self.high * times)
 
@@ -107,19 +110,26 @@ class StageTime:
     Attributes:
         step: The seconds of an optimizer step, or of one evaluation.
         steps: The number of optimizer steps of the stage, or of evaluations of the run.
+        validation: The seconds of one validation within the stage.
+        validations: The number of validations.
     """
 
     step: Range
     steps: int
+    validation: Range = Range(0.0, 0.0)
+    validations: int = 0
 
     @property
     def total(self) -> Range:
-        """Return the duration of all steps."""
-        return self.step * self.steps
+        """Return the duration of all steps and validations."""
+        return self.step * self.steps + self.validation * self.validations
 
     def to_json(self) -> dict[str, object]:
         """Return the entry of plan.json."""
-        return {"seconds_per_step": list(self.step.seconds), "steps": self.steps, "hours": list(self.total.hours)}
+        found: dict[str, object] = {"seconds_per_step": list(self.step.seconds), "steps": self.steps}
+        if self.validations:
+            found |= {"seconds_per_validation": list(self.validation.seconds), "validations": self.validations}
+        return {**found, "hours": list(self.total.hours)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +411,12 @@ def stage_time(model: Architecture, setting: Setting, work: Work, gpu: GpuFigure
     fast, slow = speeds(gpu, arithmetic)
     fewest = replace(work, extra_rollouts=0)
     step = Range(_step(passes, fast, fewest, SHORTEST), _step(passes, slow, work, 1.0))
-    return StageTime(step, work.evaluations if setting.stage == "evaluate" else work.steps)
+    if setting.stage == "evaluate":
+        return StageTime(step, work.evaluations)
+    if not (work.validations and setting.validated):
+        return StageTime(step, work.steps)
+    validation = Range(validate(passes, fast, work.validated, SHORTEST), validate(passes, slow, work.validated, 1.0))
+    return StageTime(step, work.steps, validation, work.validations)
 
 
 def stage_times(
@@ -473,6 +488,25 @@ def evaluation(passes: Passes, speed: Speed, answers: int, answer: float) -> flo
     read, write = passes.rollout(min(passes.setting.concurrent, answers), answer)
     batches = math.ceil(answers / passes.setting.concurrent)
     return batches * (speed.seconds(read) + speed.seconds(write)) + answers * image_seconds(passes, speed)
+
+
+def validate(passes: Passes, speed: Speed, rows: int, part: float) -> float:
+    """Return the seconds of one validation: greedy completions, and in SFT the loss of each row on its own.
+
+    Args:
+        passes: The passes of the stage. Its rows count as mean rows of the validation split.
+        speed: The speed of the machine.
+        rows: The validation rows.
+        part: The tokens of the longest completion, relative to their limit.
+    """
+    concurrent, tokens = passes.setting.validated or (1, 0)
+    generating = replace(passes, setting=replace(passes.setting, concurrent=concurrent))
+    found = evaluation(generating, speed, rows, part * tokens)
+    if passes.setting.stage == "grpo":
+        return found
+    return found + rows * (
+        speed.seconds(passes.reading(1, passes.setting.row.supervised)) + image_seconds(passes, speed)
+    )
 
 
 def image_seconds(passes: Passes, speed: Speed) -> float:

@@ -14,7 +14,7 @@ are null, and ``unknown`` has the reasons.
     unknown         fact -> reason that it is unknown
     data            rows by split, dropped, leaks, warnings, synthetic (true: synthetic rows)
     tokens          rows, counted, exact, limit, too_long, and median, p95, max of total, text, images, answer
-    work            stage -> steps, samples, completions, answers, answer_tokens, evaluations,
+    work            stage -> steps, samples, completions, answers, answer_tokens, evaluations, validations, validated,
                     extra_rollouts (of a GRPO step, at most)
     model           name, configuration (folder, cache, shipped), type, parameters, vision_parameters,
                     trained_parameters, precision, base (location of the weights), loaded (the repository that
@@ -24,7 +24,8 @@ are null, and ``unknown`` has the reasons.
                     moments (moment -> part -> bytes), fits (nominal GB of a GPU -> fits, changes to the recipe)
     packing         completions (in a row of the GRPO update), reasons (why it is 1). Null: no GRPO, or unknown
     time            null, or assumptions, gpus (GPU -> stage -> seconds_per_step, steps, hours: both ends of a range. A
-                    step of evaluate is one evaluation), here (the GPU of the plan. Null: none or several)
+                    step of evaluate is one evaluation. With [validation] also seconds_per_validation and validations),
+                    here (the GPU of the plan. Null: none or several)
     disk            parts (bytes), needed_gb, free_gb, downloads (repository -> bytes), downloads_free_gb
     versions        package -> installed and tested version, if they differ
 

@@ -35,6 +35,7 @@ class Setting:
     dropout: float = 0.0
     targets: Sequence[str] = ()
     lora_vision: bool = False
+    dora: bool = False
     optimizer: str = "adamw_torch"
     checkpointing: bool = True
     rows: int = 1
@@ -50,6 +51,8 @@ class Setting:
     backend: Backend = "hf"
     reference: Literal["none", "adapter", "model"] = "none"
     """Reference of a KL term or of DPO, if it needs GPU memory of its own."""
+    validated: tuple[int, int] | None = None
+    """Completions at once, and tokens of a completion, in validations within the stage. None: there are none."""
 
     @property
     def trains(self) -> bool:
@@ -211,12 +214,19 @@ def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setti
         dropout=recipe.lora.dropout,
         targets=recipe.lora.targets,
         lora_vision=recipe.lora.vision,
+        dora=recipe.lora.dora,
         eager=recipe.model.attention == "eager",
     )
     section = recipe.training.get(stage)
     if section is None:
         return setting
-    return replace(setting, optimizer=section.optimizer, checkpointing=section.gradient_checkpointing)
+    answers = recipe.evaluation
+    return replace(
+        setting,
+        optimizer=section.optimizer,
+        checkpointing=section.gradient_checkpointing,
+        validated=(answers.batch_size, answers.max_completion_tokens) if recipe.validation else None,
+    )
 
 
 def _reference(recipe: Recipe) -> Literal["none", "adapter", "model"]:
@@ -248,6 +258,10 @@ class Work:
     """Number of evaluations of the held-out split. ``answers`` is the number for all of them."""
     extra_rollouts: int = 0
     """Largest number of further rollouts of a GRPO step, which ``answers`` does not include."""
+    validations: int = 0
+    """Number of validations within the stage, if it does not stop early."""
+    validated: int = 0
+    """Rows of each validation."""
 
 
 def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
@@ -258,9 +272,9 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
     """
     found: dict[Stage, Work] = {}
     if recipe.sft is not None:
-        found["sft"] = _work_in_batches(recipe.sft, rows["train"])
+        found["sft"] = _work_in_batches(recipe, recipe.sft, rows)
     if recipe.dpo is not None:
-        found["dpo"] = _work_in_batches(recipe.dpo, rows["train"])
+        found["dpo"] = _work_in_batches(recipe, recipe.dpo, rows)
     if recipe.grpo is not None:
         grpo = recipe.grpo
         steps = grpo.max_steps or math.ceil(grpo.epochs * (rows["train"] // grpo.prompts_per_step))
@@ -272,6 +286,7 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
             steps * completions,
             grpo.max_completion_tokens,
             extra_rollouts=grpo.resample,
+            **_validated(recipe, rows, steps),
         )
     if recipe.evaluate is not None:
         found["evaluate"] = Work(
@@ -282,10 +297,22 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[Stage, Work]:
     return found
 
 
-def _work_in_batches(section: Sft | Dpo, rows: int) -> Work:
-    passes = math.ceil(rows / section.batch_size)
+def _work_in_batches(recipe: Recipe, section: Sft | Dpo, rows: Mapping[str, int]) -> Work:
+    passes = math.ceil(rows["train"] / section.batch_size)
     steps = section.max_steps or math.ceil(section.epochs * math.ceil(passes / section.accumulation))
-    return Work(steps, min(section.batch_size * section.accumulation, rows))
+    validated = _validated(recipe, rows, steps) if section is recipe.sft else {}
+    return Work(steps, min(section.batch_size * section.accumulation, rows["train"]), **validated)
+
+
+def _validated(recipe: Recipe, rows: Mapping[str, int], steps: int) -> dict[str, int]:
+    """Return the validations of a stage and their rows. The last optimizer step has one too."""
+    section = recipe.validation
+    if section is None:
+        return {}
+    return {
+        "validations": math.ceil(steps / section.every_steps),
+        "validated": min(section.limit, rows["validation"]),
+    }
 
 
 def evaluations(recipe: Recipe) -> int:

@@ -62,7 +62,11 @@ def trained_parameters(model: Architecture, setting: Setting) -> int:
         return 0
     if setting.tuning == "full":
         return model.parameters
-    return model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)
+    return _adapter_parameters(model, setting)
+
+
+def _adapter_parameters(model: Architecture, setting: Setting) -> int:
+    return model.adapter_parameters(setting.r, setting.targets, setting.lora_vision, dora=setting.dora)
 
 
 def adapter_bytes(model: Architecture, setting: Setting) -> int:
@@ -73,14 +77,14 @@ def adapter_bytes(model: Architecture, setting: Setting) -> int:
     if setting.tuning == "full":
         return 0
     copy = 2 if setting.trains and setting.mixed and not setting.checkpointing else 0
-    return (FLOAT + copy) * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)
+    return (FLOAT + copy) * _adapter_parameters(model, setting)
 
 
 def autocast_copies(model: Architecture, setting: Setting) -> int:
     """Return the bytes of the bfloat16 adapter that autocast keeps until its block ends (trace)."""
     if setting.tuning == "full" or not setting.mixed:
         return 0
-    return 2 * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)
+    return 2 * _adapter_parameters(model, setting)
 
 
 def gradient_bytes(model: Architecture, setting: Setting) -> int:
@@ -108,5 +112,5 @@ def reference_bytes(model: Architecture, setting: Setting) -> int:
     term, a new adapter is disabled instead and takes none (TRL's ``GRPOTrainer``).
     """
     if setting.reference == "adapter":
-        return FLOAT * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)
+        return FLOAT * _adapter_parameters(model, setting)
     return setting.stored * model.parameters if setting.reference == "model" else 0

@@ -22,6 +22,7 @@ from toolkit.recipe.sections import (
     Sft,
     Split,
     SyntheticData,
+    Validation,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Sft",
     "Split",
     "SyntheticData",
+    "Validation",
     "changed_keys",
     "dump_recipe",
     "for_image_generators",

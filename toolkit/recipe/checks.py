@@ -190,6 +190,58 @@ def checkpoints_are_logged(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.log_steps_not_divisor", rule, "run.log_steps", run.log_steps, remedy)
 
 
+def validation_fits(recipe: Recipe) -> Iterator[Problem]:
+    """Check that [validation] has a stage, a split, a metric of that stage, and a log line for each checkpoint."""
+    section, run, data = recipe.validation, recipe.run, recipe.dataset
+    if section is None:
+        return
+    stages = {"loss": ("grpo", recipe.grpo), "reward": ("sft", recipe.sft)}
+    if not (recipe.sft or recipe.grpo):
+        rule, remedy = "must not be set without [sft] or [grpo], which it validates", "Remove [validation]."
+        yield Problem("recipe.validation_without_training", rule, "validation", remedy=remedy)
+    if data.synthetic is not None and not data.synthetic.validation:
+        rule, remedy = "must be at least 1 with [validation]", "Set it to the number of validation rows, such as 64."
+        yield Problem("recipe.validation_split_missing", rule, "data.synthetic.validation", 0, remedy)
+    without, present = stages.get(section.metric, ("", None))
+    if present is not None:
+        rule = f"must be one that [{without}] has, and {section.metric} belongs to the other stage"
+        yield Problem("recipe.validation_metric", rule, "validation.metric", section.metric, 'Set "auto" or "score".')
+    if section.min_improvement and section.patience is None:
+        rule, remedy = "has no effect without validation.patience", "Set patience, or remove min_improvement."
+        yield Problem("recipe.min_improvement_unused", rule, "validation.min_improvement", remedy=remedy)
+    if section.every_steps % run.log_steps:
+        rule = f"must be a multiple of run.log_steps (={run.log_steps}), so that each saved step has a log line"
+        value = section.every_steps
+        yield Problem("recipe.validation_not_logged", rule, "validation.every_steps", value, "Change one of them.")
+
+
+def learning_rates_fit(recipe: Recipe) -> Iterator[Problem]:
+    """Check that only one warmup is set, and that the parts with learning rates of their own are trained."""
+    trained = recipe.model.tuning == "full" or recipe.lora.vision
+    for name, section in recipe.training.items():
+        if section.warmup_steps and section.warmup_fraction:
+            rule, remedy = f"must not be set together with {name}.warmup_steps", "Remove one of them."
+            yield Problem("recipe.two_warmups", rule, f"{name}.warmup_fraction", section.warmup_fraction, remedy)
+        for key in ("vision_learning_rate", "projector_learning_rate"):
+            if (rate := getattr(section, key)) is not None and not trained:
+                rule = "must not be set, because the vision tower and its projector are not trained"
+                remedy = f'Set lora.vision = true or model.tuning = "full", or remove {key}.'
+                yield Problem("recipe.learning_rate_unused", rule, f"{name}.{key}", rate, remedy)
+
+
+def adapter_is_supported(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the variants of LoRA suit the tuning and the rollouts."""
+    lora = recipe.lora
+    for key in ("rslora", "dora"):
+        if getattr(lora, key) and recipe.model.tuning == "full":
+            rule, remedy = 'must be false with model.tuning = "full", which has no adapter', f"Remove lora.{key}."
+            yield Problem("recipe.lora_variant_unused", rule, f"lora.{key}", True, remedy)
+    if lora.dora and recipe.grpo is not None and recipe.grpo.rollouts == "vllm":
+        rule = 'must be false with grpo.rollouts = "vllm", because vLLM does not load DoRA adapters'
+        remedy = 'Set lora.dora = false, or rollouts = "transformers".'
+        yield Problem("recipe.dora_with_vllm", rule, "lora.dora", True, remedy)
+
+
 def window_is_known(recipe: Recipe) -> Iterator[Problem]:
     """Check the window of images."""
     try:
@@ -336,7 +388,8 @@ def export_has_weights(recipe: Recipe) -> Iterator[Problem]:
 
 def completions_leave_tokens_for_the_prompt(recipe: Recipe) -> Iterator[Problem]:
     """Check that the longest completion leaves tokens for its prompt."""
-    for name, section in (("grpo", recipe.grpo), ("evaluate", recipe.evaluate)):
+    validated = recipe.evaluation if recipe.evaluate or recipe.validation else None
+    for name, section in (("grpo", recipe.grpo), ("evaluate", validated)):
         if section and section.max_completion_tokens >= recipe.model.max_tokens:
             rule = f"must be less than model.max_tokens (={recipe.model.max_tokens}), which includes the prompt"
             key, value = f"{name}.max_completion_tokens", section.max_completion_tokens
@@ -361,6 +414,9 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"grpo"}), loss_fits),
     (frozenset({"grpo"}), resampling_fits),
     (frozenset({"run"}), checkpoints_are_logged),
+    (frozenset({"run", "data", "sft", "grpo", "validation"}), validation_fits),
+    (frozenset({"model", "lora", "sft", "dpo", "grpo"}), learning_rates_fit),
+    (frozenset({"model", "lora", "grpo"}), adapter_is_supported),
     (frozenset({"images"}), window_is_known),
     (frozenset({"images"}), skipped_images_are_scanned),
     (frozenset({"data"}), fractions_leave_training_rows),
@@ -375,7 +431,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"model", "data", "dpo"}), preferences_can_be_trained),
     (frozenset({"model"}), model_name_is_valid),
     (frozenset({"model", "sft", "dpo", "grpo", "export"}), export_has_weights),
-    (frozenset({"model", "grpo", "evaluate"}), completions_leave_tokens_for_the_prompt),
+    (frozenset({"model", "grpo", "evaluate", "validation"}), completions_leave_tokens_for_the_prompt),
     (frozenset({"images", "grpo"}), pairs_are_ordered),
 )
 """Sections that a check reads, and the check. It is skipped if one of these sections has errors."""

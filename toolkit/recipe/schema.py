@@ -28,6 +28,7 @@ from toolkit.recipe.sections import (
     Rewards,
     Run,
     Sft,
+    Validation,
 )
 
 DATA_MISSING = "data_missing"
@@ -54,6 +55,7 @@ class Recipe(Section):
     dpo: Dpo | None = None
     grpo: Grpo | None = None
     rewards: Rewards = Rewards()
+    validation: Validation | None = None
     evaluate: Evaluate | None = None
     export: Export | None = None
     imagegen: Imagegen | None = None

@@ -109,6 +109,11 @@ class Lora(Section):
     """Rank."""
     alpha: int = Field(32, ge=1, le=1_000_000)
     """Scaling factor. The update is multiplied by ``alpha / r``."""
+    rslora: bool = False
+    """Rank-stabilized LoRA (Kalajdzievski 2023, arXiv 2312.03732): the update is multiplied by ``alpha / sqrt(r)``."""
+    dora: bool = False
+    """DoRA (Liu et al. 2024, arXiv 2402.09353): train the length of each row of a matrix apart from its direction. It
+    needs more time and GPU memory. Not for ``rollouts = "vllm"``."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability of the adapter."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -255,6 +260,8 @@ class Optimisation(Section):
     """Learning-rate schedule."""
     warmup_steps: int = Field(0, ge=0, le=MOST)
     """Optimizer steps of linear warmup."""
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    """The same as a fraction of the stage's optimizer steps, rounded up, such as 0.03. Set only one of the two."""
     weight_decay: float = Field(0.0, ge=0, le=100)
     """Weight decay of AdamW."""
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
@@ -263,6 +270,12 @@ class Optimisation(Section):
     """Recompute activations in the backward pass, which saves GPU memory."""
     max_steps: int | None = Field(None, ge=1, le=MOST)
     """Maximum number of optimizer steps, even if ``epochs`` are not complete."""
+    vision_learning_rate: float | None = Field(None, ge=1e-12, le=10)
+    """Peak learning rate of the vision tower, which must be trained (``lora.vision`` or ``tuning = "full"``). Default:
+    ``learning_rate``."""
+    projector_learning_rate: float | None = Field(None, ge=1e-12, le=10)
+    """Peak learning rate of the projector between vision tower and language model, which must be trained. An adapter
+    trains it only if it is part of the vision tower, as in Qwen. Default: ``learning_rate``."""
 
 
 class Sft(Optimisation):
@@ -380,6 +393,28 @@ class Grpo(Optimisation):
     def completions_per_step(self) -> int:
         """Return the number of completions per optimizer step."""
         return self.prompts_per_step * self.generations
+
+
+class Validation(Section):
+    """Validation during SFT and GRPO, on a fixed sample of the validation split.
+
+    Completions are greedy, with ``batch_size`` and ``max_completion_tokens`` of [evaluate].
+    """
+
+    every_steps: int = Field(50, ge=1, le=MOST)
+    """Optimizer steps between two validations. The last optimizer step has one too."""
+    limit: int = Field(64, ge=1, le=MOST)
+    """Maximum number of rows, drawn with the seed."""
+    metric: Literal["auto", "loss", "reward", "score"] = "auto"
+    """Metric that chooses the best checkpoint and stops early. ``loss`` is that of the reference answers (SFT only),
+    ``reward`` the mean weighted reward (GRPO only), ``score`` the task's primary score. ``auto`` is loss in SFT and
+    reward in GRPO."""
+    weights: Literal["best", "last"] = "best"
+    """Weights of the stage: those of the best validated checkpoint, or those of the last optimizer step."""
+    patience: int | None = Field(None, ge=1, le=MOST)
+    """Early stopping: number of validations in a row without an improvement. Default: never stop early."""
+    min_improvement: float = Field(0.0, ge=0, le=MOST)
+    """Smallest improvement of the metric that counts for ``patience``, such as 0.01 for one point of accuracy."""
 
 
 class Rewards(BaseModel):

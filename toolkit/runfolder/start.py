@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,14 @@ from toolkit import identifiers
 from toolkit.errors import RecipeError, RunError, ToolkitError, warn
 from toolkit.recipe import Recipe, changed_keys, dump_recipe
 from toolkit.runfolder.files import check_appendable, from_json, remove_partial_line, write_json, write_text
-from toolkit.runfolder.folder import SCHEMA_VERSION, RunFolder, check_schema, find_run, read_state_file
+from toolkit.runfolder.folder import (
+    SCHEMA_VERSION,
+    TRAINING_STAGES,
+    RunFolder,
+    check_schema,
+    find_run,
+    read_state_file,
+)
 from toolkit.runfolder.logs import logging_to
 from toolkit.runfolder.output import free_name
 from toolkit.runfolder.versions import installed_versions, now
@@ -270,10 +278,27 @@ def _check_recipe_unchanged(run: RunFolder, recipe: Recipe) -> None:
             "run.recipe_changed",
             "\n  ".join(["the recipe of a run must not change:", *lines]) + "\n",
             place=run.path,
-            remedy=f"Run the old recipe, {_FRESH}, or choose another name with --set run.name=...",
+            remedy=f"{_train_further(run, recipe, changed)}Run the old recipe, {_FRESH}, or choose another name with "
+            "--set run.name=...",
         )
     for key, (old, new) in changed.items():
         log.info("changed setting: %s: %s -> %s", key, old, new)
+
+
+def _train_further(run: RunFolder, recipe: Recipe, changed: Mapping[str, tuple[object, object]]) -> str:
+    """Return how to train a finished stage further, if the new recipe has more of its steps or epochs."""
+    for stage in TRAINING_STAGES:
+        for name in ("max_steps", "epochs"):
+            old, new = changed.get(f"{stage}.{name}", (None, None))
+            is_longer = isinstance(old, int | float) and (new is None or (isinstance(new, int | float) and new > old))
+            if is_longer and run.is_done(stage):
+                key = "model.adapter" if recipe.model.tuning == "lora" else "model.name"
+                weights = shlex.quote(f"{key}={run.weights_folder(stage)}")
+                return (
+                    f"{stage} has finished, and its learning-rate schedule has ended. To train its weights further, "
+                    f"start a new run: toolkit run RECIPE --set run.name=NEW --set {weights}. Otherwise: "
+                )
+    return ""
 
 
 def _is_bound(run: RunFolder, recipe: Recipe) -> bool:

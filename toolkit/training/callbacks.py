@@ -174,6 +174,10 @@ class StepTimes(TrainerCallback):
         self._steps.append(now - self._since)
         self._since = now
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leave a validation, which follows a step, out of the next one."""
+        self._since = time.monotonic()
+
     def note_preflight(self, seconds: float) -> None:
         """Set the duration of the preflight step, which is one optimizer step on the longest rows."""
         self.preflight = seconds

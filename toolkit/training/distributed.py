@@ -1,13 +1,16 @@
 """Several training processes: synchronisation, and the part of a step for each. With one process, nothing happens."""
 
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from toolkit.errors import TrainingError
 from toolkit.runfolder import world_size
 
+Value = TypeVar("Value")
 TIMEOUT = timedelta(days=3)
 """How long the other processes wait while the first one evaluates alone, which can take hours."""
 
@@ -25,6 +28,16 @@ def max_over_processes(number: int) -> int:
     result = torch.tensor(number, device=_state().device)
     torch.distributed.all_reduce(result, op=torch.distributed.ReduceOp.MAX)
     return int(result)
+
+
+def from_main(value: Value) -> Value:
+    """Return the value of the first process in every process."""
+    if world_size() == 1:
+        return value
+    _state()
+    values: list[Any] = [value]
+    broadcast_object_list(values)
+    return values[0]  # type: ignore[no-any-return]
 
 
 def per_process(count: int, place: str) -> int:

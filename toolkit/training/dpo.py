@@ -33,7 +33,13 @@ from toolkit.training.image_processor_cache import CachedImageProcessor
 from toolkit.training.preflight import check_rows, preflight_rows
 from toolkit.training.results import DpoResult, PreferenceFigures
 from toolkit.training.train import train, training_rows
-from toolkit.training.trl_trainer import build_trainer, common_settings, finish_trainer, local_optimizer
+from toolkit.training.trl_trainer import (
+    build_trainer,
+    common_settings,
+    finish_trainer,
+    local_optimizer,
+    set_learning_rates,
+)
 
 STAGE: Final = "dpo"
 
@@ -169,6 +175,7 @@ def build_dpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
     if (cache := cache_frozen_vision(policy.model)) is not None:
         trainer.add_callback(_ClearVisionCache(cache))
     # The counter could not separate the pass of the policy from that of the reference, which has no backward pass.
+    set_learning_rates(trainer, job.recipe.dpo_settings)
     return finish_trainer(trainer, settings, policy, job, count_flops=False)
 
 

@@ -44,7 +44,14 @@ from toolkit.training.resume import last_checkpoint
 from toolkit.training.reward_statistics import group_statistics, probe
 from toolkit.training.rewards import RewardScore, RewardTable, check_rewards_apply, recipe_rewards
 from toolkit.training.train import logged_sum, train, training_rows
-from toolkit.training.trl_trainer import build_trainer, common_settings, finish_trainer, local_optimizer
+from toolkit.training.trl_trainer import (
+    build_trainer,
+    common_settings,
+    finish_trainer,
+    local_optimizer,
+    set_learning_rates,
+)
+from toolkit.training.validation import Validator
 
 log = logging.getLogger(__name__)
 STAGE = "grpo"
@@ -67,6 +74,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
     table = recipe_rewards(recipe)
     check_rewards_apply(prompts.task, table, samples)
+    validator = Validator.of(context, STAGE, prompts, table)
     _check_enough_rows(len(samples), grpo)
     check_vllm_rollouts(recipe, backend.name, samples)
     folder, start = context.run.stage_folder(STAGE), context.weights
@@ -92,7 +100,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
         )
         return job, lengths.tokens
 
-    figures, lengths = train(context, STAGE, backend, prepare, build_grpo)
+    figures, lengths = train(context, STAGE, backend, prepare, build_grpo, validator)
     resampling = Resampling(*(logged_sum(context, STAGE, f"resample/{name}") for name in ("rollouts", "groups")))
     if grpo.resample:
         log.info("grpo: %d zero-variance groups replaced in %d extra rollouts", resampling.groups, resampling.rollouts)
@@ -285,6 +293,7 @@ def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
     trainer.vision_cache = cache_frozen_vision(policy.model)
     trainer.skip_zero_variance = _can_skip_zero_variance(trainer, job, replaces_trl=traits.replaces_trl)
     trainer.resample = 0 if job.preflight else grpo.resample  # rewards of a preflight step are all 0
+    set_learning_rates(trainer, grpo)
     return finish_trainer(trainer, settings, policy, job, count_flops=traits.count_flops)
 
 

@@ -78,16 +78,64 @@ class GpuMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class ValidationFigure:
+    """A mean over ``n`` validation rows. The loss is a mean over the supervised tokens of these rows."""
+
+    value: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """One validation.
+
+    Attributes:
+        step: The optimizer step that it followed.
+        figures: Maps ``loss`` (SFT), ``reward`` (GRPO), the primary score of the task, and the fractions of
+            ``unreadable`` and ``truncated`` completions to figures. A score that applies to no row is missing.
+    """
+
+    step: int
+    figures: Mapping[str, ValidationFigure]
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationResult:
+    """The validations of a stage, and what they decided.
+
+    Attributes:
+        rows: The number of validation rows.
+        metric: The figure that decided.
+        lower_is_better: Whether a lower value of it is better.
+        best_step: The optimizer step with the best value.
+        best_value: This value.
+        weights_step: The optimizer step whose weights are the stage's.
+        stopped_early: Why the training stopped before its last step, or None.
+        validations: All validations, in order.
+    """
+
+    rows: int
+    metric: str
+    lower_is_better: bool
+    best_step: int
+    best_value: float
+    weights_step: int
+    stopped_early: str | None
+    validations: tuple[Validation, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingFigures:
     """What SFT, DPO and GRPO have in common.
 
     Attributes:
-        steps: The optimizer steps of the stage.
+        steps: The optimizer steps that the stage made.
         seconds: The duration of the last session.
         seconds_per_step: The planned and measured duration of an optimizer step.
         skipped_steps: The number of optimizer steps that the gradient scaler skipped.
         resumed_from: The checkpoint that the last session started from, or None.
         gpu_memory: The GPU memory and out-of-memory errors.
+        validation: The validations. None: the recipe has no [validation].
     """
 
     steps: int
@@ -96,6 +144,7 @@ class TrainingFigures:
     skipped_steps: int
     resumed_from: str | None
     gpu_memory: GpuMemory
+    validation: ValidationResult | None = None
 
 
 @dataclass(frozen=True, slots=True)

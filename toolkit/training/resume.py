@@ -15,6 +15,7 @@ The loop that calls them is in ``train``.
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Return the checkpoint of an optimizer step of a stage, which may be missing."""
+    return folder / "checkpoints" / f"step-{step:08d}"
+
+
+def stateful_callbacks(checkpoint: Path) -> dict[str, Any]:
+    """Return the states of callbacks in a checkpoint, by the names of their classes."""
+    found: dict[str, Any] = read_json(checkpoint / _STATE).get("stateful_callbacks") or {}
+    return found
+
+
 def is_finished(checkpoint: Path) -> bool:
     """Return whether the last optimizer step of the stage is in the checkpoint."""
     state = read_json(checkpoint / _STATE)
@@ -111,14 +123,14 @@ def remove_partial(folder: Path) -> None:
 
 
 class Checkpoints(TrainerCallback):
-    """Moves each complete checkpoint to ``checkpoints/step-N`` and keeps the newest ``keep``.
+    """Moves each complete checkpoint to ``checkpoints/step-N``. Keeps the newest ``keep`` and that of ``kept_step``.
 
     transformers writes into the final folder and resumes from any folder there, even an incomplete one
     (transformers#35033). Here, a folder under ``checkpoints`` is complete or absent.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, kept_step: Callable[[], int | None] = lambda: None) -> None:
+        self.folder, self.keep, self.kept_step = folder, keep, kept_step
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Set the intervals of this start, because a resumed state has those of the checkpoint."""
@@ -132,7 +144,7 @@ class Checkpoints(TrainerCallback):
         distributed.wait_for_all()
 
     def _keep(self, source: Path, step: int) -> None:
-        target = self.folder / "checkpoints" / f"step-{step:08d}"
+        target = checkpoint_of(self.folder, step)
         # A resumed stage recreates the frozen reference of the KL term from its start weights. If the checkpoint had
         # the reference adapter too, transformers would not load the trained adapter.
         shutil.rmtree(source / "ref", ignore_errors=True)
@@ -144,7 +156,8 @@ class Checkpoints(TrainerCallback):
         # A later checkpoint is a damaged one that was skipped. It is replaced when training reaches its step.
         reached = [one for one in checkpoints(self.folder) if step_of(one) <= step]
         for old in reached[: -self.keep]:
-            remove_tree(old)
+            if step_of(old) != self.kept_step():
+                remove_tree(old)
 
 
 class LastStep(TrainerCallback):

@@ -22,7 +22,14 @@ from toolkit.training.distributed import per_process
 from toolkit.training.preflight import check_rows, preflight_rows
 from toolkit.training.results import SftResult
 from toolkit.training.train import train, training_rows
-from toolkit.training.trl_trainer import build_trainer, common_settings, finish_trainer, local_optimizer
+from toolkit.training.trl_trainer import (
+    build_trainer,
+    common_settings,
+    finish_trainer,
+    local_optimizer,
+    set_learning_rates,
+)
+from toolkit.training.validation import Validator
 
 STAGE = "sft"
 
@@ -42,6 +49,7 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
     """
     recipe, samples = context.recipe, training_rows(context, STAGE)
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
+    validator = Validator.of(context, STAGE, prompts)
 
     def prepare(policy: Policy) -> tuple[TrainingJob, TokenLengths]:
         lengths = check_rows(context, backend, policy, prompts, samples)
@@ -56,7 +64,7 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> SftResult:
         )
         return job, lengths.tokens
 
-    figures, lengths = train(context, STAGE, backend, prepare, build_sft)
+    figures, lengths = train(context, STAGE, backend, prepare, build_sft, validator)
     return SftResult(
         training=figures,
         lengths=lengths,
@@ -127,4 +135,5 @@ def build_sft(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
         )
     if trainer.args.loss_type == "chunked_nll":
         sft_loss.install(trainer)
+    set_learning_rates(trainer, job.recipe.sft_settings)
     return finish_trainer(trainer, settings, policy, job, count_flops=traits.count_flops)

@@ -40,6 +40,7 @@ from toolkit.training.resume import (
     restore_parameters,
     step_of,
 )
+from toolkit.training.validation import StoppedBeforeFirstStep, ValidateSteps, Validator
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,10 @@ def training_rows(context: Context, stage: str) -> SampleSet:
 
 
 def training_callbacks(
-    context: Context, stage: str, notes: Callable[[], Mapping[str, float]] = dict[str, float]
+    context: Context,
+    stage: str,
+    notes: Callable[[], Mapping[str, float]] = dict[str, float],
+    kept_step: Callable[[], int | None] = lambda: None,
 ) -> list[Any]:
     """Return the callbacks for metrics, checkpoints, and the stop on a signal.
 
@@ -64,6 +68,7 @@ def training_callbacks(
         context: The run.
         stage: Name of the stage.
         notes: Returns metrics to add to the next line of the log.
+        kept_step: Returns the step of a checkpoint that is kept beside the newest ones.
     """
     folder = context.run.stage_folder(stage)
 
@@ -73,7 +78,7 @@ def training_callbacks(
     return [
         MetricsReporter(report, notes),
         StopBetweenSteps(context.stop),
-        Checkpoints(folder, context.recipe.run.keep_checkpoints),
+        Checkpoints(folder, context.recipe.run.keep_checkpoints, kept_step),
     ]
 
 
@@ -100,12 +105,17 @@ Build = Callable[[Backend, Policy, TrainingJob], Any]
 
 
 def train(
-    context: Context, stage: str, backend: Backend, prepare: Prepare, build: Build
+    context: Context,
+    stage: str,
+    backend: Backend,
+    prepare: Prepare,
+    build: Build,
+    validator: Validator | None = None,
 ) -> tuple[TrainingFigures, TokenLengths]:
     """Train to the end, save the weights, and return the figures and the lengths of the rows.
 
     Training resumes from the last complete checkpoint (see ``resume``). After an out-of-memory error it continues with
-    smaller sizes (see ``oom_recovery``).
+    smaller sizes (see ``oom_recovery``). With a validator it can stop early, and saves the best weights.
 
     Raises:
         Interrupted: A signal came. The optimizer step was finished and saved.
@@ -116,14 +126,20 @@ def train(
     holder = _PolicyHolder(partial(backend.load, context.recipe, context.weights, trainable=True))
     job, lengths = prepare(holder.policy)
     start = last_checkpoint(folder)
-    if start and is_finished(start):
+    if validator is not None:
+        validator.check_rows(holder.policy)
+        validator.read(start)
+    if start and (is_finished(start) or (validator is not None and validator.stops)):
         # The interruption came after the last step, before the weights were written. A trainer that resumes here would
         # make one step too many.
         backend.restore(holder.policy, start)
         figures = _finished_figures(context, stage, start, job)
     else:
         with _tensorboard_folder(context, stage):
-            figures = _train(context, stage, backend, holder, job, build)
+            figures = _train(_Stage(context, stage, backend, holder, build, validator), job)
+    if validator is not None:
+        best = validator.finish(backend, holder.policy, folder, figures.steps)
+        figures = replace(figures, validation=best)
     save_weights(backend, holder.policy, context.run.weights_folder(stage))
     return figures, lengths
 
@@ -193,14 +209,21 @@ def _finished_figures(context: Context, stage: str, last: Path, job: TrainingJob
 
 
 @dataclass(frozen=True, slots=True)
-class _Loop:
-    """What all trainers of a stage have in common."""
+class _Stage:
+    """A stage and its policy."""
 
     context: Context
     stage: str
     backend: Backend
     holder: _PolicyHolder
     build: Build
+    validator: Validator | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop(_Stage):
+    """What all trainers of a stage have in common."""
+
     job: TrainingJob
     recovery: Recovery
 
@@ -218,14 +241,15 @@ class _Loop:
         self.recovery.shrink(step, during, start.name if start else None, self.context.run.plan())
 
 
-def _train(
-    context: Context, stage: str, backend: Backend, holder: _PolicyHolder, job: TrainingJob, build: Build
-) -> TrainingFigures:
+def _train(training: _Stage, job: TrainingJob) -> TrainingFigures:
     """Make the preflight step, then build one trainer after another until one reaches the end."""
+    context, stage, validator = training.context, training.stage, training.validator
     folder = context.run.stage_folder(stage)
     recovery, times = Recovery(folder, context.recipe, stage, job.sizes), StepTimes(context, stage)
-    callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures), times]
-    loop = _Loop(context, stage, backend, holder, build, replace(job, callbacks=callbacks), recovery)
+    kept = () if validator is None else (validator.kept_step,)
+    callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures, *kept), times]
+    job = replace(job, callbacks=callbacks)
+    loop = _Loop(context, stage, training.backend, training.holder, training.build, validator, job, recovery)
     resumed, begun = last_checkpoint(folder), time.monotonic()
     _remove_later_metrics(loop, step_of(resumed))
     preflight = _preflight(loop, resumed) if job.longest else None
@@ -233,11 +257,11 @@ def _train(
         times.note_preflight(preflight.seconds)
     begin_peak()
     outcome = _train_to_end(loop)
-    _check_end(context, stage, outcome)
+    _check_end(loop, outcome)
     distributed.wait_for_all()
     remove_partial(folder)
     return TrainingFigures(
-        steps=outcome.steps,
+        steps=outcome.step,
         seconds=round(time.monotonic() - begun, 1),
         seconds_per_step=times.result(),
         skipped_steps=logged_sum(context, stage, "skipped_steps"),
@@ -285,10 +309,14 @@ def _use_one_trainer(loop: _Loop, start: Path | None) -> _Outcome:
     """
     restore_parameters(loop.backend, loop.holder.policy, loop.context.recipe, start)
     trainer = loop.build(loop.backend, loop.holder.policy, loop.sized_job)
+    if loop.validator is not None:
+        ValidateSteps(trainer, loop.backend, loop.holder.policy, loop.validator)
     last = LastStep(trainer)
     resume = partial(trainer.train, resume_from_checkpoint=str(start) if start else None)
     try:
         ended = attempt(resume) is not None or _save_after_oom(trainer, last, loop.folder, start)
+    except StoppedBeforeFirstStep:
+        ended = True
     except UnpicklingError as error:  # transformers loads a checkpoint's states with ``weights_only``
         raise TrainingError(
             "training.checkpoint_not_plain_data",
@@ -334,7 +362,7 @@ def _save_after_oom(trainer: Any, last: LastStep, folder: Path, start: Path | No
 
 def _warn_unlogged(trainer: Any, start: Path | None) -> None:
     """Warn if ``run.log_steps`` is above 1 and the last finished steps are in no line of metrics.jsonl."""
-    lines = [int(line["step"]) for line in trainer.state.log_history]
+    lines = [int(line["step"]) for line in trainer.state.log_history if "loss" in line]
     logged, step = max([step_of(start), *lines]), trainer.state.global_step
     if logged < step:
         warn(
@@ -348,9 +376,9 @@ def _saved(stage: str, start: Path | None) -> str:
     return f"{stage} is saved after step {step_of(start)}" if start else f"no step of {stage} had finished"
 
 
-def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
-    step, steps = outcome.step, outcome.steps
-    if step < steps:
+def _check_end(loop: _Loop, outcome: _Outcome) -> None:
+    context, stage, step, steps = loop.context, loop.stage, outcome.step, outcome.steps
+    if step < steps and not (loop.validator is not None and loop.validator.stops):
         context.stop.check(f"{stage} is saved after step {step} of {steps}")
         raise TrainingError(
             "training.ended_early",

@@ -1,5 +1,6 @@
 """What SFT, DPO and GRPO have in common: settings and construction of TRL's trainers, and a check of the settings."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,12 @@ from transformers import PrinterCallback
 from toolkit.errors import TrainingError, warn
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.flops import flop_counter
+from toolkit.models.model_paths import PROJECTOR, VISION
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.runfolder.usage import count, counts, note_unmeasured
 from toolkit.training.resume import PARTIAL
+
+log = logging.getLogger(__name__)
 
 _NOT_COMPARED = frozenset({"output_dir", "report_to"})
 """Settings that TRL normalises, so their spelling may differ."""
@@ -29,13 +33,14 @@ def common_settings(job: TrainingJob, section: Optimisation, epochs: float) -> d
             place="optimizer",
             value=section.optimizer,
         )
-    cuda = torch.cuda.is_available()
+    cuda, warmup = torch.cuda.is_available(), section.warmup_steps or section.warmup_fraction
     return {
         "output_dir": str(job.folder / PARTIAL),
         "num_train_epochs": epochs,
         "max_steps": 1 if job.preflight else section.max_steps or -1,
-        "lr_scheduler_type": section.schedule,
-        "warmup_steps": section.warmup_steps,
+        # "constant" of transformers ignores the warmup.
+        "lr_scheduler_type": "constant_with_warmup" if section.schedule == "constant" and warmup else section.schedule,
+        "warmup_steps": warmup,
         "weight_decay": section.weight_decay,
         "optim": optimizer,
         "gradient_checkpointing": section.gradient_checkpointing,
@@ -109,6 +114,53 @@ def finish_trainer(
         processor.tokenizer.padding_side = "left"
     trainer.remove_callback(PrinterCallback)  # it prints a table, while progress goes through our own callback
     return trainer
+
+
+def set_learning_rates(trainer: Any, section: Optimisation) -> None:
+    """Give the vision tower and the projector their own learning rates, as optimizer groups, if the recipe has them.
+
+    The groups decay as those of transformers do. All have the recipe's schedule. The first one, whose rate the log
+    shows, has ``learning_rate``, unless only the other two parts are trained.
+
+    Raises:
+        TrainingError: No trained parameter belongs to the part.
+    """
+    rates = {"vision": section.vision_learning_rate, "projector": section.projector_learning_rate}
+    if rates["vision"] is None and rates["projector"] is None:
+        return
+    trained = [(name, value) for name, value in trainer.model.named_parameters() if value.requires_grad]
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    groups = []
+    for part in ("language", "vision", "projector"):
+        own = [(name, value) for name, value in trained if _part_of(name) == part]
+        rate = rates.get(part)
+        if rate is not None and not own:
+            raise TrainingError(
+                "training.part_not_trained",
+                f"a learning rate of its own needs trained parameters, and none belong to the {part} of this model",
+                place=f"{part}_learning_rate",
+                value=rate,
+                remedy='Remove it, or train these parameters with model.tuning = "full".',
+            )
+        options = {} if rate is None else {"lr": rate}
+        for decays in (True, False):
+            params = [value for name, value in own if (name in decayed) == decays]
+            decay = trainer.args.weight_decay if decays else 0.0
+            groups += [{"params": params, "weight_decay": decay, **options}] if params else []
+        if own:
+            count = sum(value.numel() for _, value in own)
+            log.info(
+                "learning rate of the %s (%s parameters): %g", part, f"{count:,}", rate or trainer.args.learning_rate
+            )
+    optimizer, keywords = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    trainer.optimizer_cls_and_kwargs = optimizer, {**keywords, "params": groups}
+
+
+def _part_of(name: str) -> str:
+    """Return the part of the model that a parameter belongs to."""
+    if PROJECTOR.search(name):
+        return "projector"
+    return "vision" if VISION.search(name) else "language"
 
 
 def check_settings(wanted: Mapping[str, object], built: Any) -> None:

@@ -28,7 +28,7 @@ from toolkit.models.adapter_config import check_adapter
 from toolkit.models.backend import Completion, MergeComparison, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.choices import choice_log_probs
 from toolkit.models.flops import register_usage_hooks
-from toolkit.models.generate import answer_loss, generate, log_probs
+from toolkit.models.generate import answer_loss, generate, log_probs, supervised_loss
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
 from toolkit.models.loading import (
     UNUSABLE,
@@ -138,6 +138,11 @@ class UnslothBackend:
                 return self._hf.answer_loss(policy, row)
         with _training_precision(policy):
             return answer_loss(policy, row)
+
+    def supervised_loss(self, policy: Policy, row: Row) -> tuple[float, int]:
+        """See ``Backend.supervised_loss``."""
+        with _training_precision(policy):
+            return supervised_loss(policy, row)
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """See ``Backend.log_probs``."""

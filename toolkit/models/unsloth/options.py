@@ -66,6 +66,10 @@ def lora_options(recipe: Recipe, layers: list[str]) -> Keywords:
         "r": lora.r,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+        # Not a parameter of its own: get_peft_model passes further keywords that LoraConfig knows to it. Its fused
+        # kernels leave DoRA layers to peft's forward (kernels/utils.py, _has_active_dora_adapter).
+        "use_dora": lora.dora,
         "bias": "none",
         "target_modules": layers if lora.vision else list(lora.targets),
         "finetune_vision_layers": lora.vision,
