@@ -7,6 +7,7 @@ from typing import Literal
 
 from toolkit.models.backend import HF, backend_name
 from toolkit.models.chat_template import Length
+from toolkit.models.families import family_of
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.tokens import RowSize, Tokens, row_size
@@ -81,10 +82,6 @@ class Setting:
         return self.row.prompt + (self.row.answer if self.stage == "sft" else self.answer_tokens)
 
 
-OVERFLOWING = ("gemma3", "gemma4", "qwen3_5")
-"""Model types that Unsloth computes in float32 on a GPU without bfloat16 (unsloth_zoo's ``FORCE_FLOAT32``)."""
-
-
 def planned_precision(model: Model, *, cuda: bool) -> Precision:
     """Return the precision in which the model is loaded on a machine with or without CUDA."""
     if model.precision != "auto":
@@ -111,7 +108,7 @@ def on_gpu(setting: Setting, model: Architecture, *, bf16: bool) -> Setting:
 
     Unsloth uses float16 in place of bfloat16, which has the same size, unless the model overflows in float16.
     """
-    halved = setting.backend == "unsloth" and not model.model_type.startswith(OVERFLOWING)
+    halved = setting.backend == "unsloth" and not family_of(model.model_type).overflows
     return replace(setting, bf16=bf16 or halved)
 
 
@@ -145,10 +142,10 @@ def memory_settings(
         evaluated_prompt = row_size(evaluated.longest_prompt, tower, evaluated.longest_prompt_sizes)
     found: dict[Stage, Setting] = {}
     if recipe.sft is not None:
-        found["sft"] = replace(_setting(recipe, "sft", row, bf16=bf16), rows=recipe.sft.batch_size)
+        found["sft"] = replace(_setting(recipe, model, "sft", row, bf16=bf16), rows=recipe.sft.batch_size)
     if recipe.grpo is not None:
         found["grpo"] = replace(
-            _setting(recipe, "grpo", prompt, bf16=bf16),
+            _setting(recipe, model, "grpo", prompt, bf16=bf16),
             rows=recipe.grpo.micro_batch,
             concurrent=recipe.grpo.completions_per_step,
             answer_tokens=recipe.grpo.max_completion_tokens,
@@ -156,7 +153,7 @@ def memory_settings(
         )
     if recipe.evaluate is not None:
         found["evaluate"] = replace(
-            _setting(recipe, "evaluate", evaluated_prompt, bf16=bf16),
+            _setting(recipe, model, "evaluate", evaluated_prompt, bf16=bf16),
             concurrent=recipe.evaluate.batch_size,
             answer_tokens=recipe.evaluate.max_completion_tokens,
         )
@@ -164,7 +161,7 @@ def memory_settings(
     return {stage: on_gpu(replace(one, backend=chosen), model, bf16=bf16) for stage, one in found.items()}
 
 
-def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setting:
+def _setting(recipe: Recipe, model: Architecture, stage: Stage, row: RowSize, *, bf16: bool) -> Setting:
     """Return the setting of a stage without its numbers of rows and completions."""
     setting = Setting(
         stage=stage,
@@ -174,7 +171,7 @@ def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setti
         tuning=recipe.model.tuning,
         r=recipe.lora.r,
         dropout=recipe.lora.dropout,
-        targets=recipe.lora.targets,
+        targets=model.target_names(recipe.lora.targets),
         lora_vision=recipe.lora.vision,
         eager=recipe.model.attention == "eager",
     )
