@@ -138,7 +138,7 @@ def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
     """Return the store of the images of all splits."""
     roots = {samples.origin.image_root for samples in _splits(data).values() if len(samples)}
-    return ImageStore.from_recipe(recipe.images, sorted(roots), ProcessorSizes(recipe.model))
+    return ImageStore.from_recipe(recipe.images, recipe.model, sorted(roots), ProcessorSizes(recipe.model))
 
 
 def scan_images(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:

@@ -214,6 +214,9 @@ class Images(Section):
     Three of them become red, green and blue. ``medgemma_ct`` is the three windows of MedGemma."""
     percentiles: tuple[Percentile, Percentile] = (0.5, 99.5)
     """Lower and upper percentile of ``window = "percentile"``."""
+    square: Literal["auto", "off", "pad"] = "auto"
+    """``pad`` enlarges every image to ``max_side`` and adds black margins to a square. ``auto`` does so for MedGemma,
+    which was trained this way, and is off for other families."""
     resample: Literal["area", "bilinear", "bicubic", "lanczos", "nearest"] = "area"
     """Interpolation of the resize."""
     unreadable: Literal["stop", "skip", "placeholder"] = "stop"
