@@ -289,3 +289,24 @@ def test_the_plan_warns_about_4_bits_for_a_family_that_loses_too_much(tmp_path: 
     assert one_of(plan(tmp_path, model, gpu=gpu), "plan.4bit_discouraged").place == "[model] precision"
     assert "plan.4bit_discouraged" not in codes(plan(tmp_path, model, 'model.precision="16bit"', gpu=gpu))
     assert "plan.4bit_discouraged" not in codes(plan(tmp_path, tiny.FOLDER, gpu=gpu))
+
+
+@pytest.mark.slow
+def test_the_plan_rejects_a_gguf_of_a_family_that_cannot_be_converted(tmp_path: Path) -> None:
+    family = next(name for name, one in FAMILIES.items() if one.gguf is False)
+    model = tmp_path / "model"
+    shutil.copytree(tiny.FOLDER, model)
+    fields = json.loads((model / "config.json").read_text())
+    export = ('export.to=["gguf"]', 'export.quant=["f16"]')
+    assert "export.gguf_family_unsupported" not in codes(plan(tmp_path, model, *export))
+    (model / "config.json").write_text(json.dumps({**fields, "model_type": family}))
+    assert one_of(plan(tmp_path, model, *export), "export.gguf_family_unsupported").place == "[export] to"
+
+
+@pytest.mark.slow
+def test_the_plan_rejects_training_of_a_family_that_stops(tmp_path: Path) -> None:
+    family = next(name for name, one in FAMILIES.items() if one.untrainable)
+    model = tmp_path / "model"
+    shutil.copytree(tiny.FOLDER, model)
+    (model / "config.json").write_text(json.dumps({"model_type": family}))
+    assert one_of(plan(tmp_path, model), "model.family_not_trainable").place == "[model] name"

@@ -35,7 +35,8 @@ class Family:
         overflows: activations exceed float16, so Unsloth computes in float32 on a GPU without bfloat16.
         vllm: Unsloth generates its completions with vLLM.
         not_4bit: why 4-bit base weights are discouraged. Empty: they are not.
-        gguf: whether a GGUF with projector was exported and compared. None: not tried.
+        untrainable: why training stops, with the installed versions. Empty: it does not, or was not tried.
+        gguf: whether a GGUF with projector can be exported. None: not tried.
     """
 
     image_tokens: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class Family:
     overflows: bool = False
     vllm: bool = False
     not_4bit: str = ""
+    untrainable: str = ""
     gguf: bool | None = None
 
 
@@ -68,10 +70,10 @@ FAMILIES: Mapping[str, Family] = {
     "gemma4": Family(own_mask=True, norms=4, head_norms=True, overflows=True, vllm=True, gguf=False),
     "idefics3": Family(("<image>", "<fake_token_around_image>"), vllm=True, gguf=False),
     "internvl": Family(gguf=False),
-    "llama4": Family(("<|image|>",)),
+    "llama4": Family(("<|image|>",), untrainable="its layers get activations of another dtype than their weights"),
     "llava": Family(("<image>",)),
     "mistral3": Family(vllm=True),
-    "mllama": Family(("<|image|>",)),
+    "mllama": Family(("<|image|>",), untrainable="its cross-attention mask ends before the answer"),
     "paligemma": Family(("<image>",), image_blocks=True, own_mask=True),
     "qwen2_vl": Family(_QWEN_TOKENS, least_pixels=56 * 56, gguf=True),
     "qwen2_5_vl": Family(_QWEN_TOKENS, least_pixels=56 * 56, vllm=True, gguf=True),

@@ -12,7 +12,7 @@ from toolkit.models import backend_name
 from toolkit.models.adapter_config import CONFIG, check_adapter
 from toolkit.models.families import IMAGE_BLOCKS, VLLM, family_of
 from toolkit.models.lengths import check_reasoning
-from toolkit.models.llamacpp import require_for
+from toolkit.models.llamacpp import formats_of, require_for
 from toolkit.models.model_paths import writes_merged
 from toolkit.models.processor import open_processor
 from toolkit.models.prompts import Prompts
@@ -193,6 +193,16 @@ def _check_reasoning(facts: Facts) -> Iterator[PlanFinding]:
         yield from_error(error, "prompt.thinking")
 
 
+def _check_family(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a finding for a family whose training is known to stop."""
+    recipe, model_type = facts.recipe, "" if facts.config is None else facts.config.model_type
+    reason = family_of(model_type).untrainable
+    if reason and (recipe.sft or recipe.grpo):
+        rule = f"models of the family {model_type} cannot be trained: {reason}"
+        remedy = "Choose another model."
+        yield PlanFinding(Problem("model.family_not_trainable", rule, "[model] name", recipe.model.name, remedy))
+
+
 def _check_quantization(facts: Facts) -> Iterator[PlanFinding]:
     """Yield a warning for a family whose authors or trainers advise against 4-bit base weights."""
     recipe, config = facts.recipe, facts.config
@@ -229,8 +239,13 @@ def _check_bitsandbytes(facts: Facts) -> Iterator[PlanFinding]:
 
 
 def _check_export(facts: Facts) -> Iterator[PlanFinding]:
-    """Yield a finding if a package for exporting or verifying GGUF files is missing."""
+    """Yield findings if a package for GGUF files is missing, or the converter does not support the model's family."""
     section = facts.recipe.export
+    model_type = "" if facts.config is None else facts.config.model_type
+    if section is not None and "gguf" in formats_of(section) and family_of(model_type).gguf is False:
+        rule = f"a GGUF file of the family {model_type} cannot be exported, because llama.cpp's converter rejects it"
+        place, remedy = f"[export] {'to' if 'gguf' in section.to else 'optional'}", 'Remove "gguf".'
+        yield PlanFinding(Problem("export.gguf_family_unsupported", rule, place, "gguf", remedy))
     if section is None or "gguf" not in section.to:
         return
     try:
@@ -523,6 +538,7 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_backend,
     _check_vllm,
     _check_model,
+    _check_family,
     _check_weights,
 )
 _WARNINGS: tuple[Check, ...] = (
