@@ -24,7 +24,7 @@ from toolkit.models.collate import IGNORED, collate, encode_prompts
 from toolkit.models.hf import HfBackend, make_policy
 from toolkit.models.lengths import count_lengths
 from toolkit.models.prompts import Prompts, set_image_key
-from toolkit.recipe import Images, Prompt, recipe_model
+from toolkit.recipe import Images, Model, Prompt, recipe_model
 from toolkit.tasks import TASKS, RowOrigin
 from toolkit.tasks.chat.schema import ChatSettings
 
@@ -222,7 +222,7 @@ def test_lengths_count_all_turns_exactly(gemma: Policy, tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "x.png")
     row = {"messages": TWO_TURNS, "images": ["x.png"]}
     sample = CHAT.read("r1", row, RowOrigin(tmp_path / "rows.json", tmp_path, COLUMNS))
-    prompts = Prompts(CHAT, Prompt(), ImageStore.from_recipe(Images()))
+    prompts = Prompts(CHAT, Prompt(), ImageStore.from_recipe(Images(), Model()))
     (length,) = count_lengths(gemma.processor, prompts, [sample], 2048).lengths
     batch = collate(gemma, [prompts.row(sample, answer=True)])
     assert length.total == len(batch["input_ids"][0])

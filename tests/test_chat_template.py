@@ -1,5 +1,6 @@
 """Chat templates: end of turn, image tokens, BOS and token counts, for the tiny model and real processors."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,18 @@ def test_real_processors_have_the_end_of_turn_of_their_templates(real: dict[str,
     assert {name: chat_template.find_turn_end(processor).text for name, processor in real.items()} == REAL
 
 
-def test_a_template_without_an_end_of_turn_is_rejected(gemma: Any) -> None:
+def test_a_template_without_an_end_of_turn_needs_a_tokenizer_with_an_eos(gemma: Any) -> None:
     class NoEnd:
-        tokenizer = gemma.tokenizer
+        tokenizer = copy.deepcopy(gemma.tokenizer)
 
         def apply_chat_template(self, messages: list[Any], **_: Any) -> str:
             return "user: question model: SENTINEL and then nothing"
 
+    processor = NoEnd()
+    assert chat_template.find_turn_end(processor).text == "<eos>"
+    processor.tokenizer.eos_token = None
     with raises(ModelError, "model.chat_template_without_turn_end") as caught:
-        chat_template.find_turn_end(NoEnd())
+        chat_template.find_turn_end(processor)
     assert caught.problem.value == " and then nothing"
 
 

@@ -50,9 +50,9 @@ def sample(tmp_path: Path) -> Sample:
     ("model", "target", "empty"),
     [
         (
-            "google/medgemma-1.5-4b-it",  # y of 500, x of 1000
-            '[{"box_2d": [40, 10, 440, 110], "label": "effusion"}, '
-            '{"box_2d": [400, 300, 800, 500], "label": "nodule"}]',
+            "google/medgemma-1.5-4b-it",  # the image of 1000 x 500 is padded to a square of 1000
+            '[{"box_2d": [270, 10, 470, 110], "label": "effusion"}, '
+            '{"box_2d": [450, 300, 650, 500], "label": "nodule"}]',
             "[]",
         ),
         (

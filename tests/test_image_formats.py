@@ -252,7 +252,7 @@ def test_inspect_exits_with_1_if_an_image_is_unusable_and_the_run_would_stop(
 def test_a_recipe_names_hounsfield_windows(window: object, windows: tuple[tuple[float, float], ...]) -> None:
     data = {"task": "vqa", "train": "a.json"}
     recipe = make_recipe({"run": {"name": "x"}, "data": data, "images": {"window": window}, "sft": {}})
-    policy = ImagePolicy.from_recipe(recipe.images)
+    policy = ImagePolicy.from_recipe(recipe.images, recipe.model)
     assert policy.windows == windows
     assert policy.window == ("hu" if windows else "auto")
 

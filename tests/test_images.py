@@ -408,12 +408,12 @@ def test_the_key_of_a_policy_changes_only_with_the_pixels() -> None:
     ]
     assert {policy.key for policy in same} == {base.key}
     assert len({policy.key for policy in [base, *other]}) == 6
-    assert ImagePolicy.from_recipe(recipe.Images()).key == base.key
+    assert ImagePolicy.from_recipe(recipe.Images(), recipe.Model()).key == base.key
 
 
 def test_percentiles_that_do_not_rise_are_rejected() -> None:
     with raises(RecipeError, "recipe.percentiles_not_rising") as caught:
-        ImagePolicy.from_recipe(recipe.Images(percentiles=(99, 1)))
+        ImagePolicy.from_recipe(recipe.Images(percentiles=(99, 1)), recipe.Model())
     assert (caught.problem.place, caught.problem.value) == ("images.percentiles", [99, 1])
 
 

@@ -14,12 +14,15 @@ from pydicom.pixels import apply_modality_lut
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from tests.helpers.problems import raises
+from toolkit import recipe
+from toolkit.data.image_sizes import coordinate_frame
 from toolkit.errors import RecipeError
 from toolkit.images import ImagePolicy, ImageRecord, ImageStore, load, reduced_size
 from toolkit.images import render as render_module
 from toolkit.images.policy import Resample, Square, Window
 from toolkit.images.ref import ImageRef
 from toolkit.images.window import Array
+from toolkit.scoring.regions import COORDINATES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -252,3 +255,34 @@ def test_the_examples_in_docstrings_hold() -> None:
     result = doctest.testmod(render_module)
     assert result.attempted
     assert not result.failed
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60), (50, 50)])
+def test_coordinates_of_a_padded_image_are_those_of_the_square(tmp_path: Path, size: tuple[int, int]) -> None:
+    """A white box on grey is found in the pixels of the square at the coordinates of the model."""
+    policy = ImagePolicy.from_recipe(recipe.Images(max_side=120), recipe.Model(name="google/medgemma-4b-it"))
+    box = (10, 20, 30, 40)
+    image = Image.new("RGB", size, (90, 90, 90))
+    image.paste((255, 255, 255), box)
+    image.save(tmp_path / "a.png")
+    loaded = load(ImageRef(tmp_path / "a.png"), policy)
+    frame = coordinate_frame(size, policy, COORDINATES["thousand"])
+    rows, columns = np.nonzero(np.asarray(loaded.image)[..., 0] > 172)
+    found = [edge * 1000 / 120 for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
+    written = frame.write(box)
+    assert written == pytest.approx(found, abs=1000 / 120)
+    assert frame.read(written) == pytest.approx(box, abs=0.05)
+    assert loaded.image.size == policy.output_size(size) == (120, 120)
+    assert loaded.record.content == policy.content_box(size)
+
+
+def test_only_medgemma_is_padded_by_default() -> None:
+    def square(name: str, value: str = "auto", **model: str) -> str:
+        images = recipe.Images.model_validate({"square": value})
+        return ImagePolicy.from_recipe(images, recipe.Model.model_validate({"name": name, **model})).square
+
+    names = ("tiny", "google/gemma-3-4b-it", "Qwen/Qwen2.5-VL-7B-Instruct", "google/medgemma-1.5-4b-it")
+    assert [square(name) for name in names] == ["off", "off", "off", "pad"]
+    assert square("google/medgemma-4b-it", "off") == "off"
+    assert square("acme/model", family="medgemma-1") == "pad"
+    assert square("tiny", "pad") == "pad"

@@ -246,9 +246,9 @@ def test_the_cache_of_a_recipe_is_in_the_cache_folder_and_can_be_disabled(
     tmp_path: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = xray(tmp_path, "a.png")
-    ImageStore.from_recipe(recipe.Images(disk_cache=False)).get(ref)
+    ImageStore.from_recipe(recipe.Images(disk_cache=False), recipe.Model()).get(ref)
     assert not list(private_cache.iterdir())
-    ImageStore.from_recipe(recipe.Images()).get(ref)
+    ImageStore.from_recipe(recipe.Images(), recipe.Model()).get(ref)
     assert len(entries(private_cache / "images")) == 1
     monkeypatch.delenv("TOOLKIT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -110,8 +110,9 @@ def test_a_prepared_row_becomes_a_question_and_an_answer_in_the_models_coordinat
         ("Qwen/Qwen3-VL-8B-Instruct", "[100, 100, 400, 400]", "1000"),
         # 600 x 450 becomes 588 x 448 pixels (multiples of 28): 0.1 x 588 = 58.8, 0.1 x 448 = 44.8, …
         ("Qwen/Qwen2.5-VL-3B-Instruct", "[59, 45, 235, 179]", "588"),
-        ("google/medgemma-4b-it", "[100, 100, 400, 400]", "1000"),
-        ("google/medgemma-1.5-4b-it", "[100, 100, 400, 400]", "1000"),
+        # Padded to a square of 600: y 45 and 180 become 120 and 255.
+        ("google/medgemma-4b-it", "[100, 200, 400, 425]", "1000"),
+        ("google/medgemma-1.5-4b-it", "[200, 100, 425, 400]", "1000"),
         ("tiny", "[10, 10, 40, 40]", "100"),
     ],
 )
@@ -124,7 +125,8 @@ def test_each_model_family_gets_its_own_coordinates(model: str, box: str, span: 
 
 def test_medgemma_1_5_names_y_first() -> None:
     sample = read({**ROW, "boxes": [[60, 45, 300, 180]]}, model="google/medgemma-1.5-4b-it")
-    assert "<bbox>[100, 100, 400, 500]</bbox>" in LESION.target(sample)  # y 45 and 180 of 450, x 60 and 300 of 600
+    # x 60 and 300, and y 45 + 75 and 180 + 75, of a square of 600
+    assert "<bbox>[200, 100, 425, 500]</bbox>" in LESION.target(sample)
     assert "<bbox>[y1, x1, y2, x2]</bbox>" in LESION.instruction(sample)
     assert rewards(sample, LESION.target(sample))["box_iou"] == 1
 

@@ -15,12 +15,12 @@ from tests.fake_cuda.compare import compare
 from tests.fake_cuda.growth import END, FAR, JUMP, NEAR, grown, with_every_step
 from tests.fake_cuda.log import Allocation
 from tests.fake_cuda.trace import Spec, trace
+from toolkit.models.families import LAYERS
 from toolkit.planning.architecture import build_architecture
 from toolkit.planning.gpu import usable_bytes
 from toolkit.planning.model_files import UNQUANTIZED_MODULES
 from toolkit.planning.stages import Setting
 from toolkit.planning.tokens import RowSize
-from toolkit.recipe import Lora
 
 SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"
 
@@ -179,7 +179,7 @@ def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(
         "4bit",
         bf16=True,
         dropout=0.05,
-        targets=tuple(Lora().targets),
+        targets=LAYERS,
         optimizer="paged_adamw_8bit",
         concurrent=8,
         answer_tokens=128,

@@ -11,8 +11,8 @@ from tests.helpers.training import context_of, only, small_recipe
 from toolkit.errors import TrainingError
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Policy, TrainingJob
+from toolkit.models.families import PROJECTOR, VISION
 from toolkit.models.hf import HfBackend
-from toolkit.models.model_paths import PROJECTOR, VISION
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 from toolkit.training.grpo import build_grpo, make_reward_scorer

@@ -17,7 +17,7 @@ from toolkit.images import ImageStore
 from toolkit.images.ref import ImageRef
 from toolkit.models import chat_template
 from toolkit.models.prompts import Prompts, check_no_special_tokens, prompt_texts, special_tokens
-from toolkit.recipe import Images, Prompt
+from toolkit.recipe import Images, Model, Prompt
 from toolkit.tasks import TASKS
 
 VQA = TASKS["vqa"]
@@ -29,7 +29,7 @@ def sample(question: str, images: int = 2, **fields: Any) -> Sample:
 
 
 def prompts(**prompt: Any) -> Prompts:
-    return Prompts(VQA, Prompt(**prompt), ImageStore.from_recipe(Images()))
+    return Prompts(VQA, Prompt(**prompt), ImageStore.from_recipe(Images(), Model()))
 
 
 def names(placed: Sample) -> list[str]:

@@ -16,6 +16,7 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 from tests.helpers.footprint import SHAPES, Allocated, base_model, one_row, shape_fields, small_fields, trainable
 from toolkit import tiny
 from toolkit.models import lora as adapter
+from toolkit.models.families import LAYERS
 from toolkit.models.loading import precision_of
 from toolkit.planning import activations, weights
 from toolkit.planning.architecture import Architecture, Linear, build_architecture
@@ -27,7 +28,7 @@ from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora, Model
 from toolkit.training import sft_loss
 
-TARGETS = Lora().targets
+TARGETS = LAYERS
 NAMES = sorted(file.stem for file in SHAPES.glob("*.json"))
 ROW = RowSize(text=250, images=256, answer=60, image_count=1, patches=4096)
 SFT = Setting("sft", ROW, "4bit", bf16=True, targets=TARGETS)

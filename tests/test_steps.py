@@ -608,7 +608,7 @@ def test_no_part_of_the_reference_is_in_the_model_input(own_columns: bool, tmp_p
     recipe = steps_recipe(tmp_path)
     recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": ("Site",)})})
     sample = load_data(recipe).train[3]
-    prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images))
+    prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images, recipe.model))
     given = render_prompt(HfBackend().load_without_model(recipe).processor, prompts.messages(sample))
     assert ("SITE" in given, "Load scan 1" in given, "Note" in given) == (True, True, True)  # context, goal, memory
     assert "SENTINEL" in prompts.task.target(sample)

@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from tests.helpers.recipes import make_recipe
 from tests.helpers.training import Tables
 from toolkit.models.backend import Policy, RowSource, TrainingJob
+from toolkit.models.families import LAYERS
 from toolkit.models.hf import make_policy
 from toolkit.recipe import Lora, Recipe
 from toolkit.runfolder import Progress
@@ -42,7 +43,7 @@ def plain_model(source: str, lora: Lora, seed: int, **options: Any) -> Any:
     """Return the model with LoRA on the language model's layers, as a script would load it."""
     model = AutoModelForImageTextToText.from_pretrained(source, **options)
     torch.manual_seed(seed)
-    layers = rf".*language_model.*\.({'|'.join(lora.targets)})"
+    layers = rf".*language_model.*\.({'|'.join(LAYERS)})"
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=layers, task_type="CAUSAL_LM"
     )

@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from tests.fake_cuda.log import DEVICE, AllocationLog
 from toolkit.models import lora as adapter
-from toolkit.models.model_paths import VISION
+from toolkit.models.families import VISION
 from toolkit.planning.architecture import is_unquantized
 from toolkit.planning.model_files import UNQUANTIZED_MODULES
 from toolkit.planning.stages import Setting

@@ -33,7 +33,7 @@ from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 from tests.helpers.training import FEW_STEPS, context_of, length_reward, small_recipe
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.stage_context import Context
-from toolkit.models import vllm
+from toolkit.models import families
 from toolkit.models.backend import Policy, Row, TrainerTraits, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.oom import Sizes, recipe_sizes
@@ -86,7 +86,7 @@ def adapters() -> dict[str, Any]:
     found = {}
     for vision in (False, True):
         recipe = small_recipe(FOLDER, {"lora": {"vision": vision}}, f"lora-{vision}")
-        keywords = dict(options.lora_options(recipe, ["model.layers.0.q_proj"]))
+        keywords = dict(options.lora_options(recipe, ["model.layers.0.self_attn.q_proj"]))
         assert keywords.pop("use_dora") is False
         # FastVisionModel passes all of them on to this function.
         found[f"vision {vision}"] = unbound(FastBaseModel.get_peft_model, object(), **keywords)
@@ -105,7 +105,7 @@ def layers() -> dict[str, Any]:
 
     model = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER)
     recipe = small_recipe(FOLDER, name="layers")
-    keywords = options.lora_options(recipe, [])
+    keywords = options.lora_options(recipe, adapter.layers(model, recipe.lora))
     pattern = get_peft_regex(
         model,
         **{name: value for name, value in keywords.items() if name.startswith("finetune_")},
@@ -310,7 +310,7 @@ def main() -> None:
         "settings": settings(),
         "rejected": rejected(),
         "trainers": trainers(),
-        "vllm": sorted(vllm.ARCHITECTURES - set(VLLM_SUPPORTED_VLM)),
+        "vllm": sorted(families.VLLM - set(VLLM_SUPPORTED_VLM)),
         "names": [get_model_name("google/medgemma-4b-it", load_in_4bit=bits) for bits in (True, False)],
     }
     with context_of(

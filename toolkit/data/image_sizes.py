@@ -64,9 +64,9 @@ def image_size(row: Row, origin: RowOrigin, image: ImageRef, place: str) -> Size
         raise MissingImage("data.image_size_unknown", rule, place=place, value=error.code) from None
 
 
-def coordinate_frame(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
-    """Return the coordinate frame of an image or crop whose longest side is reduced to ``max_side`` for the model."""
-    return Frame(size, ImagePolicy(max_side=max_side).output_size(size), coordinates)
+def coordinate_frame(size: Size, policy: ImagePolicy, coordinates: Coordinates) -> Frame:
+    """Return the coordinate frame of an image or crop that the policy prepares for the model."""
+    return Frame(size, policy.output_size(size), coordinates, policy.content_box(size))
 
 
 @lru_cache(maxsize=1 << 14)

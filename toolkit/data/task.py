@@ -251,6 +251,11 @@ class Task:
         return self.stratum is not None
 
     @property
+    def has_probabilities(self) -> bool:
+        """Whether ``evaluate.probabilities`` computes class probabilities."""
+        return self.choices is not None
+
+    @property
     def has_agent_memory(self) -> bool:
         """Whether questions carry agent memory from one to the next."""
         return self.agent_memory is not None

@@ -51,7 +51,7 @@ def prompts_of_readable_images(recipe: Recipe, **images: int) -> Prompts:
         images: other keys of [images].
     """
     section = recipe.images.model_copy(update={"unreadable": "stop", **images})
-    return Prompts.of(recipe, ImageStore.from_recipe(section, rejection=ProcessorSizes(recipe.model)))
+    return Prompts.of(recipe, ImageStore.from_recipe(section, recipe.model, rejection=ProcessorSizes(recipe.model)))
 
 
 @dataclass(frozen=True, slots=True)

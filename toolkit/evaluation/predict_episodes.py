@@ -150,7 +150,7 @@ def read_unlabelled_episodes(recipe: Recipe, file: Path, image_root: Path | None
         try:
             sample = agent_memory.open_row(name, {**row, LINK: link}, origin)
             for ref in sample.images:
-                read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
+                read_image_header(ref, ImagePolicy.from_recipe(recipe.images, recipe.model))
             samples.append(replace(sample, place=f"{index.source}, {index.place(number)}"))
         except RowProblem as problem:
             tally.add_problem(index.place(number), problem, private_parts(name, row, origin))

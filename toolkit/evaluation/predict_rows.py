@@ -139,7 +139,7 @@ def predict_rows(
     rows = read_unlabelled_rows(recipe, settings, request.source, request.image_root, request.constants, whole)
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value, remedy=note.remedy)
-    images = ImageStore.from_recipe(recipe.images, rejection=ProcessorSizes(recipe.model))
+    images = ImageStore.from_recipe(recipe.images, recipe.model, rejection=ProcessorSizes(recipe.model))
     prompts = Prompts.of(recipe, images)
     unreadable = _scan_images(recipe, rows, images, stop, progress)
     own = current_weights(run, recipe)
@@ -255,7 +255,7 @@ def _scan_images(
 def _identity(recipe: Recipe, weights: Path | None, rows: UnlabelledRows, request: RowsRequest) -> str:
     """Return a digest of the weights' files, the rows with their prompts and images, and the generation settings."""
     model = (recipe.model.name, recipe.model.revision, recipe.model.precision, recipe.model.max_tokens)
-    images = (ImagePolicy.from_recipe(recipe.images).key, recipe.images.unreadable == "placeholder")
+    images = (ImagePolicy.from_recipe(recipe.images, recipe.model).key, recipe.images.unreadable == "placeholder")
     generation = (
         recipe.evaluation.max_completion_tokens,
         recipe.evaluation.batch_size,

@@ -129,7 +129,9 @@ class Predictor:
         task, agent_memory = task_with_memory(self.recipe)
         # The size is read each time, because a program may overwrite its screenshots.
         try:
-            width, height = read_image_header(ImageRef(image), ImagePolicy.from_recipe(self.recipe.images)).size
+            width, height = read_image_header(
+                ImageRef(image), ImagePolicy.from_recipe(self.recipe.images, self.recipe.model)
+            ).size
         except ImageError as error:
             raise error.at("image_path") from None
         row = {"task": "step", "image": str(image), "question": goal, "width": width, "height": height}

@@ -19,6 +19,7 @@ from toolkit.exporting.licence import licence_of
 from toolkit.exporting.public_names import is_hub_name, public_recipe, scrub
 from toolkit.exporting.results import FormatExport, GgufExport, Verification
 from toolkit.exporting.serving import Serving, fill_folder
+from toolkit.images import ImagePolicy
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
 from toolkit.recipe.windows import hounsfield_windows
@@ -122,6 +123,14 @@ class CardFacts:
     def commands(self) -> Sequence[str]:
         """Return the commands that serve the files, with their folder as the working directory."""
         return [fill_folder(command, ".") for command in self.export.commands]
+
+    @property
+    def sizing(self) -> str:
+        """Return how images were resized, as the end of a sentence."""
+        side = f"{self.recipe.images.max_side:,}"
+        if ImagePolicy.from_recipe(self.recipe.images, self.recipe.model).square == "pad":
+            return f"of {side} x {side} pixels: the longest side was resized, and black margins were added"
+        return f"whose longest side was reduced to at most {side} pixels, and smaller images were not enlarged"
 
     @property
     def windowing(self) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from toolkit import recipe
 from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.windows import hounsfield_windows
+from toolkit.scoring.regions.coordinates import is_padded
 
 Window = Literal["auto", "range", "percentile", "dicom", "fixed", "hu"]
 Resample = Literal["area", "bilinear", "bicubic", "lanczos", "nearest"]
@@ -72,15 +73,26 @@ class ImagePolicy:
             )
 
     @classmethod
-    def from_recipe(cls, images: recipe.Images) -> "ImagePolicy":
-        """Return the policy of a recipe.
+    def from_recipe(cls, images: recipe.Images, model: recipe.Model) -> "ImagePolicy":
+        """Return the policy of a recipe, whose model decides about ``square = "auto"``.
 
         Raises:
             RecipeError: ``percentiles`` are not increasing numbers from 0 to 100.
         """
         windows = hounsfield_windows(images.window)
         kind: Any = "hu" if windows else images.window
-        return cls(images.max_side, kind, images.percentiles, images.resample, images.max_pixels, windows=windows)
+        square: Any = images.square
+        if square == "auto":
+            square = "pad" if is_padded(model.name, model.family) else "off"
+        return cls(
+            images.max_side,
+            kind,
+            images.percentiles,
+            images.resample,
+            images.max_pixels,
+            square=square,
+            windows=windows,
+        )
 
     @property
     def key(self) -> str:
@@ -108,6 +120,14 @@ class ImagePolicy:
         With ``square``, both sides are ``max_side``.
         """
         return self.content_size(size) if self.square == "off" else (self.max_side, self.max_side)
+
+    def content_box(self, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+        """Return x1, y1, x2, y2 of an image of this size inside the result. None: it fills the result."""
+        width, height = self.content_size(size)
+        if self.square != "pad" or width == height:
+            return None
+        x, y = (self.max_side - width) // 2, (self.max_side - height) // 2
+        return x, y, x + width, y + height
 
     def content_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (width, height) of an image of this size inside the result, without the margins of ``square``."""

@@ -123,12 +123,13 @@ def central_square(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
 def _padded(small: Array, policy: ImagePolicy) -> tuple[Array, tuple[int, int, int, int] | None]:
     """Return the image centred in a black square and its box there. The box is None if the image fills the result."""
     height, width = small.shape[:2]
-    if policy.square != "pad" or width == height:
+    content = policy.content_box((width, height))
+    if content is None:
         return small, None
-    x, y = (policy.max_side - width) // 2, (policy.max_side - height) // 2
+    x1, y1, x2, y2 = content
     square = np.zeros((policy.max_side, policy.max_side, *small.shape[2:]), small.dtype)
-    square[y : y + height, x : x + width] = small
-    return square, (x, y, x + width, y + height)
+    square[y1:y2, x1:x2] = small
+    return square, content
 
 
 def crop_size(crop: tuple[int, int, int, int]) -> tuple[int, int]:

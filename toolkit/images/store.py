@@ -91,11 +91,15 @@ class ImageStore:
 
     @classmethod
     def from_recipe(
-        cls, images: recipe.Images, roots: Sequence[Path] = (), rejection: Rejection | None = None
+        cls,
+        images: recipe.Images,
+        model: recipe.Model,
+        roots: Sequence[Path] = (),
+        rejection: Rejection | None = None,
     ) -> "ImageStore":
         """Return the store of a recipe. Its disk cache is ``images`` in the cache folder."""
         disk = cache_folder() / "images" if images.disk_cache else None
-        policy = ImagePolicy.from_recipe(images)
+        policy = ImagePolicy.from_recipe(images, model)
         return cls(policy, images.unreadable, images.memory_cache_mb, disk, roots, rejection)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -12,28 +12,43 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from toolkit import tiny
 from toolkit.data.placeholders import PLACEHOLDER, split_at_images
 from toolkit.data.sample import Turn
 from toolkit.errors import DataError, ModelError, warn
 from toolkit.models import template_trial
+from toolkit.models.families import IMAGE_TOKENS, SWITCH
+from toolkit.recipe import Prompt
 from toolkit.scoring.reasoning import OPENING, closing_tag
 
 Message = dict[str, Any]
 _SENTINEL = "SENTINEL"
-_SWITCH = "enable_thinking"
+_MOST_BYTES = 1_000_000
+"""Size of a chat template in a file of the recipe. Those of models have less than 30,000 bytes."""
 _TIMEOUT = 120.0
 """Most seconds of a trial of a chat template, for systems that cannot limit CPU time, and very busy ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnEnd:
-    """The token that ends an answer in the chat template. For Gemma, it differs from the tokenizer's EOS."""
+    """The token that ends an answer in the chat template. For Gemma, it differs from the tokenizer's EOS.
+
+    ``opened`` is the tag of the reasoning block that the generation prompt opens, such as ``<think>``. An answer then
+    continues inside the block. Empty: the prompt opens none.
+    """
 
     text: str
     id: int
+    opened: str = ""
+
+    def completed(self, completion: str) -> str:
+        """Return a completion with the tag that the prompt opened, so that parsers see the whole reasoning block."""
+        return self.opened + completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +129,7 @@ def check_template(processor: Any) -> None:
             "the model must have a chat template",
             place=_template_place(processor),
             value=template,
-            remedy="Use the instruction-tuned version of the model, or add its chat_template.jinja to the folder.",
+            remedy="Use the instruction-tuned version of the model, or set prompt.chat_template to a Jinja file.",
         )
     if template == _own_template():
         return
@@ -160,7 +175,7 @@ def _template_error(processor: Any, reason: str) -> ModelError:
         "the chat template must render the conversation",
         place=_template_place(processor),
         value=reason,
-        remedy="Restore the chat_template.jinja of the model's authors, or remove the turns that it rejects.",
+        remedy="Restore the chat template of the model's authors, or remove the turns that it rejects.",
     )
 
 
@@ -168,24 +183,68 @@ def _template_place(processor: Any) -> str:
     return f"chat template of {getattr(processor.tokenizer, 'name_or_path', '') or 'the processor'}"
 
 
-def set_thinking(processor: Any, thinking: bool | None) -> None:
-    """Fix ``enable_thinking`` in the chat template, so that training, generation and exports all have this value.
+def set_template(processor: Any, prompt: Prompt) -> None:
+    """Give the processor the chat template and the thinking switch of a recipe.
 
     Raises:
-        ModelError: The template has no such switch.
+        ModelError: The template cannot be read, fails, or does not suit ``prompt.thinking``.
     """
-    if thinking is None:
-        return
+    if prompt.chat_template is not None:
+        processor.chat_template = read_template(prompt.chat_template)
+    set_thinking(processor, prompt.thinking)
+
+
+def read_template(file: Path) -> str:
+    """Return the chat template in a file of the recipe.
+
+    Raises:
+        ModelError: The file is missing, not UTF-8, or too large.
+    """
+    try:
+        if (size := file.stat().st_size) <= _MOST_BYTES:
+            return file.read_text(encoding="utf-8")
+        reason = f"{size:,} bytes"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:200]
+    raise ModelError(
+        "model.chat_template_unreadable",
+        f"the chat template must be a text file of at most {_MOST_BYTES:,} bytes",
+        place="prompt.chat_template",
+        value=reason,
+        remedy="Correct the path or the file.",
+    )
+
+
+def set_thinking(processor: Any, thinking: bool) -> None:
+    """Fix ``enable_thinking`` in the chat template, so that training, generation and exports all have this value.
+
+    A template without this switch is unchanged.
+
+    Raises:
+        ModelError: The prompt opens a reasoning block without ``thinking``, or the template cannot reason with it.
+    """
     template = processor.chat_template
-    if not isinstance(template, str) or _SWITCH not in template:
+    has_switch = isinstance(template, str) and SWITCH in template
+    if has_switch:
+        processor.chat_template = f"{{%- set {SWITCH} = {str(thinking).lower()} -%}}\n{template}"
+    tag = open_block(processor)
+    if tag and not thinking:
+        raise ModelError(
+            "model.reasoning_block_open",
+            "the chat template must not open a reasoning block before an answer if prompt.thinking is false",
+            place="prompt.thinking",
+            value=tag,
+            remedy="Set prompt.thinking = true, use the model's variant that does not reason, or set "
+            "prompt.chat_template to a template that closes the block.",
+        )
+    if thinking and not (tag or has_switch):
         raise ModelError(
             "model.chat_template_without_thinking_switch",
-            f"the chat template must read {_SWITCH} if prompt.thinking is set",
+            f"the chat template must read {SWITCH} if prompt.thinking is true",
             place="prompt.thinking",
             value=thinking,
             remedy="Remove prompt.thinking.",
         )
-    processor.chat_template = f"{{%- set {_SWITCH} = {str(thinking).lower()} -%}}\n{template}"
 
 
 def open_block(processor: Any) -> str:
@@ -196,10 +255,10 @@ def open_block(processor: Any) -> str:
 
 
 def find_turn_end(processor: Any) -> TurnEnd:
-    """Return the first special token after an answer in the template.
+    """Return the first special token after an answer in the template, otherwise the tokenizer's EOS.
 
     Raises:
-        ModelError: No special token follows an answer, so generation would not stop.
+        ModelError: No special token follows an answer, and there is no EOS, so generation would not stop.
     """
     messages = [
         *conversation("question", 0),
@@ -207,25 +266,27 @@ def find_turn_end(processor: Any) -> TurnEnd:
     ]
     text = _render(processor, messages, generation_prompt=False)
     tail = text.rpartition(_SENTINEL)[2]
-    special = special_ids(processor)
-    for token in processor.tokenizer(tail, add_special_tokens=False)["input_ids"]:
+    special, tokenizer = special_ids(processor), processor.tokenizer
+    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
         if token in special:
-            return TurnEnd(processor.tokenizer.convert_ids_to_tokens(token), token)
+            return TurnEnd(tokenizer.convert_ids_to_tokens(token), token, open_block(processor))
+    if getattr(tokenizer, "eos_token", None) is not None:  # the template of LLaVA 1.5 ends no turn
+        return TurnEnd(tokenizer.eos_token, tokenizer.eos_token_id, open_block(processor))
     raise ModelError(
         "model.chat_template_without_turn_end",
-        "the chat template must end an answer with a special token",
+        "the chat template must end an answer with a special token, because the tokenizer has no EOS",
+        place=_template_place(processor),
         value=tail,
-        remedy="Give the processor a chat template with an end-of-turn token, such as <end_of_turn> or <|im_end|>.",
+        remedy="Set prompt.chat_template to a template with an end-of-turn token, such as <end_of_turn> or <|im_end|>.",
     )
 
 
 def find_image_ids(processor: Any) -> list[int]:
     """Return the tokens of images and their delimiters. A model must never generate one (EasyR1#110, trl#3847)."""
     tokenizer = processor.tokenizer
-    names = {getattr(processor, name, None) for name in _IMAGE_TOKENS} | {
-        getattr(tokenizer, name, None) for name in _IMAGE_TOKENS
-    }
-    tokens = {name for name in names if isinstance(name, str)} | set(_KNOWN_IMAGE_TOKENS)
+    names = {getattr(processor, name, None) for name in vars(processor) if _NAMES_IMAGE_TOKEN.search(name)}
+    names |= {getattr(holder, name, None) for name in _IMAGE_TOKENS for holder in (processor, tokenizer)}
+    tokens = {name for name in names if isinstance(name, str)} | IMAGE_TOKENS
     vocabulary = tokenizer.get_vocab()
     return sorted(vocabulary[token] for token in tokens if token in vocabulary)
 
@@ -249,7 +310,12 @@ def encode_text(processor: Any, text: str) -> list[int]:
 
 
 def encode_answer(processor: Any, answer: str, end: TurnEnd) -> list[int]:
-    """Return the token ids of an answer and its end of turn, which are exactly the supervised tokens of SFT."""
+    """Return the token ids of an answer and its end of turn, which are exactly the supervised tokens of SFT.
+
+    If the prompt opens a reasoning block, the answer is encoded without its own opening tag.
+    """
+    if end.opened and answer.lstrip().lower().startswith(end.opened.lower()):
+        answer = answer.lstrip()[len(end.opened) :].lstrip("\n")
     return [*processor.tokenizer(answer, add_special_tokens=False)["input_ids"], end.id]
 
 
@@ -282,6 +348,7 @@ def earlier_turns(processor: Any, messages: Sequence[Message], end: TurnEnd, pla
         place: The row, for an error.
 
     Raises:
+        ModelError: The chat template does not end turns.
         DataError: The chat template changes the text of an assistant turn that is not the last one, for example by
             removing its reasoning.
     """
@@ -289,6 +356,14 @@ def earlier_turns(processor: Any, messages: Sequence[Message], end: TurnEnd, pla
     if not answered:
         return []
     whole, special = render_prompt(processor, messages), re.compile(special_pattern(processor))
+    if end.text not in whole:
+        raise ModelError(
+            "model.chat_template_without_turn_end",
+            "the chat template must end every turn of a conversation with a special token",
+            place=place,
+            value=whole[-80:],
+            remedy="Set prompt.chat_template to a template that ends turns, or remove the earlier assistant turns.",
+        )
     turns = []
     for number in answered:
         answer = str(messages[number]["content"][0]["text"])
@@ -325,8 +400,9 @@ def _changed_turn(place: str, answer: str, shown: str) -> DataError:
 
 
 def special_pattern(processor: Any) -> str:
-    """Return a regular expression that matches the model's special tokens."""
-    names = [processor.tokenizer.convert_ids_to_tokens(token) for token in special_ids(processor)]
+    """Return a regular expression that matches the model's special tokens and image tokens."""
+    tokens = special_ids(processor) | set(find_image_ids(processor))
+    names = [processor.tokenizer.convert_ids_to_tokens(token) for token in tokens]
     return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
 
 
@@ -340,7 +416,7 @@ def count_tokens(processor: Any, prompt: str, sizes: Sequence[tuple[int, int]], 
         answer: Token ids of the answer.
 
     Raises:
-        ModelError: The processor cannot compute the number of tokens of an image from its size.
+        ModelError: The processor rejects images of these sizes.
     """
     if not sizes:
         return Length(len(encode_text(processor, prompt)), 0, len(answer))
@@ -349,21 +425,62 @@ def count_tokens(processor: Any, prompt: str, sizes: Sequence[tuple[int, int]], 
         images = ids.count(processor.tokenizer.image_token_id)
         return Length(len(ids) - images, images, len(answer))
     text = len(encode_text(processor, prompt))
-    counts = image_tokens(processor, sizes)
-    return Length(text - len(sizes), sum(counts), len(answer))
+    # Some processors cut a single image into tiles, but not several images of a row.
+    images = sum(image_tokens(processor, sizes)) if _has_formula(processor) else _measured(processor, tuple(sizes))
+    return Length(text - len(sizes), images, len(answer))
 
 
 def image_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the number of tokens per image of these (width, height), with delimiters if the processor counts them."""
-    if not hasattr(processor, "_get_num_multimodal_tokens"):
-        raise ModelError(
-            "model.image_tokens_not_counted",
-            "the processor must be able to count image tokens",
-            value=type(processor).__name__,
-            remedy="Use a model whose processor has _get_num_multimodal_tokens (transformers >= 4.53).",
-        )
+    """Return the number of tokens of each image of (width, height), alone in its row, with delimiters.
+
+    Raises:
+        ModelError: The processor rejects images of these sizes.
+    """
+    if not _has_formula(processor):
+        return [_measured(processor, (size,)) for size in sizes]
+    return _computed(processor, sizes)
+
+
+def _computed(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
     data = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
     return [int(count) for count in data["num_image_tokens"]]
+
+
+_PROBES = (((1000, 600),), ((600, 1000), (300, 300)))
+"""(width, height) of the images of rows whose tokens are both computed and counted."""
+
+
+@lru_cache(maxsize=4)
+def _has_formula(processor: Any) -> bool:
+    """Return whether the processor computes the number of tokens of an image from its size, and correctly.
+
+    In transformers 5.15, the formula of Gemma 4 and PaliGemma leaves two tokens out, and that of LLaVA-OneVision
+    ignores other images of the row.
+    """
+    if not hasattr(processor, "_get_num_multimodal_tokens"):
+        return False
+    if hasattr(processor, "full_image_sequence"):  # see count_tokens
+        return True
+    return all(sum(_computed(processor, sizes)) == _measured(processor, sizes) for sizes in _PROBES)
+
+
+@lru_cache(maxsize=1 << 14)
+def _measured(processor: Any, sizes: tuple[tuple[int, int], ...]) -> int:
+    """Return the number of tokens of a row's images, with delimiters, by processing black images of these sizes."""
+    prompt = render_prompt(processor, conversation("question", len(sizes)))
+    images = [[Image.new("RGB", size) for size in sizes]]
+    special = adds_bos(processor, prompt)
+    try:
+        ids = processor(text=[prompt], images=images, return_tensors="pt", add_special_tokens=special)["input_ids"][0]
+    except template_trial.FAILURES as error:
+        raise ModelError(
+            "model.image_tokens_not_counted",
+            "the processor must process an image for its tokens to be counted",
+            place=type(processor).__name__,
+            value=f"{template_trial.describe(error)}, for {', '.join(f'{w} x {h}' for w, h in sizes)}",
+            remedy="Use another model, or lower images.max_side.",
+        ) from error
+    return len(ids) - len(encode_text(processor, prompt)) + len(sizes)
 
 
 def show_supervised(processor: Any, ids: Sequence[int], labels: Sequence[int]) -> str:
@@ -382,16 +499,5 @@ def show_supervised(processor: Any, ids: Sequence[int], labels: Sequence[int]) -
 
 
 _IMAGE_TOKENS = ("image_token", "boi_token", "eoi_token", "video_token", "vision_start_token", "vision_end_token")
-_KNOWN_IMAGE_TOKENS = (
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<start_of_image>",
-    "<end_of_image>",
-    "<image_soft_token>",
-    "<image>",
-    "<|image|>",
-    "<fake_token_around_image>",
-)
+_NAMES_IMAGE_TOKEN = re.compile(r"(?:^|_)(?:image|img|video|audio|tile|boi|eoi|boa|eoa)_(?:\w+_)?(?:token|thumbnail)$")
+"""Attributes of processors with an image token, such as image_break_token and end_of_img_token."""

@@ -143,4 +143,4 @@ def _read(policy: Policy, ids: list[int]) -> Completion:
     ended = policy.turn_end.id in ids
     kept = ids[: ids.index(policy.turn_end.id)] if ended else ids
     text = policy.processor.tokenizer.decode(kept, skip_special_tokens=True)
-    return Completion(text, len(kept) + ended, not ended)
+    return Completion(policy.turn_end.completed(text), len(kept) + ended, not ended)

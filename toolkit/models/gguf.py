@@ -122,7 +122,7 @@ class GgufBackend:
             self._warn_mismatch(policy, read, expected)
         ended = tokens[-1] == policy.turn_end.id
         text = policy.processor.tokenizer.decode(tokens[: len(tokens) - ended], skip_special_tokens=True)
-        return Completion(text, len(tokens), not ended)
+        return Completion(policy.turn_end.completed(text), len(tokens), not ended)
 
     def _score(self, policy: Policy, row: Row, answer: str) -> list[float]:
         prompt, images, _ = _llama_prompt(policy, row)

@@ -17,7 +17,7 @@ from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, MergeComparison, Original, Policy, Row, Sampling, TrainerTraits
-from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end, set_thinking
+from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end, set_template
 from toolkit.models.choices import choice_log_probs
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs, supervised_loss
@@ -160,13 +160,13 @@ def save_adapter(policy: Policy, folder: Path) -> None:
 
 
 def load_processor(recipe: Recipe) -> Any:
-    """Return the model's processor as in its files, with the recipe's ``prompt.thinking``.
+    """Return the model's processor as in its files, with the recipe's chat template and thinking switch.
 
     Raises:
-        ModelError: The processor is not available or damaged, or its chat template has no thinking switch.
+        ModelError: The processor is not available or damaged, or its chat template does not suit ``prompt.thinking``.
     """
     processor = open_processor(recipe.model)
-    set_thinking(processor, recipe.prompt.thinking)
+    set_template(processor, recipe.prompt)
     return processor
 
 

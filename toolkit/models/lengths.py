@@ -1,11 +1,13 @@
 """Token counts of rows, text and images, before training. Rows that are too long are reported, never truncated."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 from typing import Any
 
 import numpy as np
 
+from toolkit.data.placeholders import PLACEHOLDER
 from toolkit.data.sample import Sample
 from toolkit.errors import DataError, ImageError, list_places
 from toolkit.images import ImageStore
@@ -21,6 +23,7 @@ from toolkit.models.chat_template import (
     render_prompt,
 )
 from toolkit.models.prompts import Prompts, check_no_special_tokens, prompt_texts, special_tokens
+from toolkit.scoring.reasoning import closing_tag
 
 SHOWN = 10
 COUNT_ALL = 4000
@@ -84,12 +87,38 @@ def check_lengths(
     """Count the rows with ``count_lengths`` and check that they fit.
 
     Raises:
-        DataError: Rows are longer than ``limit`` tokens, or contain a special token. The error names them.
+        DataError: Rows are longer than ``limit`` tokens, contain a special token, or lack reasoning (see
+            ``check_reasoning``). The error names them.
     """
+    if answer_tokens is None:
+        check_reasoning(find_turn_end(processor).opened, prompts, samples)
     counted = count_lengths(processor, prompts, samples, limit, answer_tokens, on_row)
     if too_long := list(describe_too_long(counted, samples, limit)):
         raise _too_long(too_long, len(samples), limit)
     return summarise(counted, len(samples), limit)
+
+
+def check_reasoning(tag: str, prompts: Prompts, samples: Iterable[Sample]) -> None:
+    """Check that the reference answers close the reasoning block that the prompt opens with ``tag``, if any.
+
+    Otherwise, SFT would learn answers inside the block.
+
+    Raises:
+        DataError: An answer does not close the block. The error names the first such rows.
+    """
+    if not tag:
+        return
+    closing = closing_tag(tag)
+    lacking = [sample.shown for sample in samples if closing not in prompts.task.target(sample)]
+    if lacking:
+        raise DataError(
+            "data.reasoning_missing",
+            f"the chat template opens {tag}, so every reference answer of SFT must have reasoning and {closing}, and "
+            f"{len(lacking)} have not: {list_places(lacking[:SHOWN])}",
+            place="prompt.thinking",
+            value=True,
+            remedy="Set prompt.thinking = false, or add the reasoning to the answers.",
+        )
 
 
 def count_lengths(
@@ -115,11 +144,14 @@ def count_lengths(
             The error names the row.
     """
     count = _counter(processor, prompts, answer_tokens)
-    might_exceed = _bound(processor, prompts, answer_tokens, limit)
     every = max(1, len(samples) // SAMPLED) if len(samples) > COUNT_ALL else 1
+    might_exceed = _bound(processor, prompts, answer_tokens, limit) if every > 1 else bool
     numbers, lengths = [], []
     special = special_tokens(processor)
-    check_no_special_tokens([prompts.prompt.system or "", prompts.prompt.instruction or ""], special, "[prompt]")
+    for name in ("system", "instruction"):
+        text = getattr(prompts.prompt, name) or ""
+        check_no_special_tokens([text], special, f"[prompt] {name}")
+        _check_no_placeholder(text, f"[prompt] {name}")
     for number, sample in enumerate(samples):
         on_row(number)
         check_no_special_tokens(prompt_texts(sample, prompts, with_answer=answer_tokens is None), special, sample.shown)
@@ -128,6 +160,17 @@ def count_lengths(
         numbers.append(number)
         lengths.append(count(sample))
     return CountedLengths(tuple(numbers), tuple(lengths))
+
+
+def _check_no_placeholder(text: str, place: str) -> None:
+    if found := PLACEHOLDER.search(text):
+        raise DataError(
+            "data.image_outside_user_turn",
+            "an image placeholder must be in the question of a row, whose images it places",
+            place=place,
+            value=found[0],
+            remedy="Remove it.",
+        )
 
 
 def summarise(counted: CountedLengths, rows: int, limit: int) -> RowLengths:
@@ -204,7 +247,8 @@ def _bound(processor: Any, prompts: Prompts, answer_tokens: int | None, limit: i
 
     A token has at least one byte, so the function never misses a row that is too long.
     """
-    side = prompts.images.policy.max_side
+    policy = prompts.images.policy
+    side = min(policy.max_side, isqrt(policy.max_pixels))
     empty = {n: len(render_prompt(processor, conversation("", n, prompts.prompt.system)).encode()) for n in (0, 1)}
     # The largest number of tokens of an image, its placeholder's bytes, and a margin for the text around it. Long
     # shapes are included, because processors with tiles may need more of them for a strip than for a square.

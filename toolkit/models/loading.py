@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import ModelError, warn
+from toolkit.models.families import IMAGE_BLOCKS
 from toolkit.models.model_config import read_configuration
-from toolkit.models.model_paths import IMAGE_BLOCKS
 from toolkit.models.processor import model_not_found
 from toolkit.models.weight_files import check_model_folder, model_weights, tensor_shapes
 from toolkit.recipe import Model, Recipe

@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 
 from toolkit.errors import ModelError, warn
 from toolkit.models.adapter_config import CONFIG, AdapterConfig, check_adapter, read_adapter_config
-from toolkit.models.model_paths import VISION
+from toolkit.models.families import TOWERS, VISION, decoder_layers
 from toolkit.models.weight_files import adapter_weights, tensor_shapes
 from toolkit.recipe import Lora
+from toolkit.recipe.sections import ALL_LINEAR
 
 UNLOADABLE = (
     OSError,
@@ -177,8 +178,9 @@ def differences(model: Any, lora: Lora) -> str:
     words = [f"{name} is {own[name]}, not {getattr(lora, name)}" for name in own if own[name] != getattr(lora, name)]
     adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
     last = {name.rpartition(".")[2] for name in adapted if not VISION.search(name)}
-    if last != set(lora.targets):
-        words.append(f"targets are {', '.join(sorted(last))}, not {', '.join(sorted(lora.targets))}")
+    wanted = target_names(model, lora)
+    if last != set(wanted):
+        words.append(f"targets are {', '.join(sorted(last))}, not {', '.join(sorted(wanted))}")
     vision = any(VISION.search(name) for name in adapted)
     if vision != lora.vision:
         words.append(f"vision is {str(vision).lower()}, not {str(lora.vision).lower()}")
@@ -202,7 +204,10 @@ def layers(model: Any, lora: Lora) -> list[str]:
         ModelError: One of ``lora.targets`` is not a linear layer of the language model.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    language = [name for name in linear if not VISION.search(name)]
+    vision = [name for name in linear if lora.vision and VISION.search(name)]
+    if lora.targets == ALL_LINEAR:
+        return decoder_layers(model) + vision
+    language = [name for name in linear if not TOWERS.search(name)]
     chosen = [name for name in language if name.rpartition(".")[2] in lora.targets]
     missing = set(lora.targets) - {name.rpartition(".")[2] for name in chosen}
     if missing:
@@ -213,4 +218,12 @@ def layers(model: Any, lora: Lora) -> list[str]:
             value=sorted(missing),
             remedy=f"Choose from: {', '.join(sorted({name.rpartition('.')[2] for name in language}))}.",
         )
-    return chosen + [name for name in linear if lora.vision and VISION.search(name)]
+    return chosen + vision
+
+
+def target_names(model: Any, lora: Lora) -> list[str]:
+    """Return the last parts of the names of the language model's adapted layers, each once."""
+    if lora.targets != ALL_LINEAR:
+        return list(lora.targets)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in decoder_layers(base)))

@@ -1,4 +1,4 @@
-"""Names of models, of their modules and types, and their paths. No model library is imported, and nothing is loaded."""
+"""Names of models and their paths. No model library is imported, and nothing is loaded."""
 
 import re
 from pathlib import PureWindowsPath
@@ -9,14 +9,6 @@ from toolkit.recipe import Model, Recipe
 
 PATH_START = re.compile(r"^(?:~|\.{1,2})?[/\\]|^[A-Za-z]:[/\\]")
 """The beginning of a path. No name on the Hub has it."""
-VISION = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder|image_encoder)\.")
-"""Matches modules of vision towers in transformers."""
-PROJECTOR = re.compile(
-    r"(^|\.)(multi_modal_projector|mm_projector|connector|aligner|embed_vision|merger|deepstack_merger_list)\."
-)
-"""Matches modules between vision tower and language model. Those of Qwen (``merger``) are inside the tower."""
-IMAGE_BLOCKS = ("gemma3", "gemma3n", "paligemma")
-"""Model types with bidirectional attention between the tokens of an image."""
 
 
 def model_source(model: Model) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from toolkit.models.model_paths import IMAGE_BLOCKS
+from toolkit.models.families import IMAGE_BLOCKS
 from toolkit.models.shared_prefill import first_equal_rows, images_by_row, select_rows
 
 _BY_ROW = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")

@@ -1,5 +1,6 @@
 """Load a model's processor, with an error that names the damaged file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,21 @@ def model_not_found(source: str, error: Exception) -> ModelError:
     )
 
 
+def _package(error: ImportError) -> str:
+    """Return the package that an error of transformers names, or the module that could not be imported."""
+    named = re.search(r"pip3? install (?:-U )?([\w.-]*\w)", str(error)) or re.search(r"`([\w.-]+)`", str(error))
+    return named[1] if named else error.name or "the package that it names"
+
+
 def _unusable(source: str, error: Exception) -> ModelError:
+    if isinstance(error, ImportError):
+        return ModelError(
+            "model.library_missing",
+            "the library that the model's processor needs must be installed",
+            place=f"[model] name = {source!r}",
+            value=" ".join(str(error).split())[:200],
+            remedy=f"Install it: pip install {_package(error)}.",
+        )
     folder = Path(source)
     if not folder.is_dir() and isinstance(error, OSError | ValueError):
         return model_not_found(source, error)

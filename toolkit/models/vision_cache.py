@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
-from toolkit.models.model_paths import VISION
+from toolkit.models.families import VISION
 
 GRID = "grid_thw"
 """Argument of towers that get the patches of all images in one tensor: time, height and width of each image."""

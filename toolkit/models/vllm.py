@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from toolkit.models.families import VLLM
 from toolkit.recipe import Recipe
-
-ARCHITECTURES = frozenset({"qwen2_5_vl", "gemma3", "mistral3", "qwen3_vl", "qwen3_5", "idefics3", "gemma4"})
-"""Model types that Unsloth runs with vLLM (``VLLM_SUPPORTED_VLM`` in models/vision.py), without mixtures of experts."""
 
 MIN_GPU_GB = 24.0
 """vLLM reserves half of the GPU, in addition to the memory for training."""
@@ -45,11 +43,11 @@ def vllm_unsupported_reasons(recipe: Recipe, machine: Machine, architecture: str
     """
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return []
-    known = ", ".join(sorted(ARCHITECTURES))
+    known = ", ".join(sorted(VLLM))
     found: list[tuple[bool, str]] = [
         (machine.vllm, "vLLM is not installed (install it in its own environment, because it pins torch)"),
         (recipe.model.backend != "hf", 'it needs Unsloth, but [model] backend is "hf"'),
-        (architecture in ARCHITECTURES, f"Unsloth supports vLLM for {known}, but not for {architecture}"),
+        (architecture in VLLM, f"Unsloth supports vLLM for {known}, but not for {architecture}"),
         # unsloth_zoo starts the engine with limit_mm_per_prompt = {"image": 1} (vllm_utils.py).
         (images <= 1, f"the engine accepts one image per prompt, but a prompt has {images}"),
         (not recipe.lora.dora, "vLLM does not load DoRA adapters: set lora.dora = false"),

@@ -12,6 +12,7 @@ from typing import Any
 from toolkit.data.sample import Sample
 from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, RecipeError, warn
 from toolkit.evaluation.stage_context import DataAndImages
+from toolkit.models.families import LAYERS
 from toolkit.pipeline.run import Stages, require_export, run_recipe
 from toolkit.pipeline.run_results import RunResults
 from toolkit.recipe import (
@@ -28,6 +29,7 @@ from toolkit.recipe import (
     missing_requirements,
 )
 from toolkit.recipe.load import merge
+from toolkit.recipe.sections import ALL_LINEAR
 from toolkit.runfolder import Progress, RunFolder, no_progress
 from toolkit.tasks import TASKS, Task
 from toolkit.training.rewards import recipe_rewards
@@ -61,9 +63,6 @@ TOKENS = (2048, 8192)
 TINY_TOKENS_PER_TOKEN = 4
 """Factor of model.max_tokens. The tiny tokenizer has a thousand tokens and needs two to three times as many as a real
 one for a text."""
-
-LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
-"""Linear layers of the tiny language model."""
 
 Changes = dict[str, Any]
 """Dotted key -> new value."""
@@ -310,7 +309,7 @@ def _model(recipe: Recipe, *, quantized: bool) -> Changes:
     model, lora = recipe.model, recipe.lora
     low, high = TOKENS
     longest = max(low, min(high, TINY_TOKENS_PER_TOKEN * model.max_tokens))
-    known = tuple(name for name in lora.targets if name in LAYERS)
+    known = ALL_LINEAR if lora.targets == ALL_LINEAR else tuple(name for name in lora.targets if name in LAYERS)
     return {
         "model.name": "tiny",
         "model.revision": None,
@@ -320,7 +319,9 @@ def _model(recipe: Recipe, *, quantized: bool) -> Changes:
         "model.max_tokens": model.max_tokens if model.name == "tiny" else longest,
         "model.attention": "auto" if model.attention == "flash_attention_2" else model.attention,
         "model.trust_remote_code": False,
-        "lora.targets": known or tuple(sorted(LAYERS)),
+        "lora.targets": known or ALL_LINEAR,
+        "prompt.thinking": False,
+        "prompt.chat_template": None,
     }
 
 

@@ -19,6 +19,7 @@ from toolkit.errors import DataError, ImageError, shorten, warn
 from toolkit.identifiers import Description, hidden_id
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
+from toolkit.models.chat_template import read_template
 from toolkit.models.image_sizes import ProcessorSizes
 from toolkit.pipeline.image_files import check_image_files
 from toolkit.recipe import SPLITS, Recipe
@@ -47,6 +48,9 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     fingerprints = {"data": data.fingerprint}
     if recipe.rewards.custom:
         fingerprints["rewards"] = fingerprint_rewards(recipe)
+    if recipe.prompt.chat_template is not None:
+        digest = hashlib.blake2b(read_template(recipe.prompt.chat_template).encode(), digest_size=16)
+        fingerprints["chat template"] = digest.hexdigest()
     check_fingerprints(run, fingerprints)
     for source in data.sources:
         log.info("%s", source)
@@ -134,7 +138,7 @@ def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
     """Return the store of the images of all splits."""
     roots = {samples.origin.image_root for samples in _splits(data).values() if len(samples)}
-    return ImageStore.from_recipe(recipe.images, sorted(roots), ProcessorSizes(recipe.model))
+    return ImageStore.from_recipe(recipe.images, recipe.model, sorted(roots), ProcessorSizes(recipe.model))
 
 
 def scan_images(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.errors import ModelError
-from toolkit.models.model_paths import VISION
+from toolkit.models.families import TOWERS, VISION, decoder_layers, family_of
 
 FLOAT = 4
 """Bytes of a float32 number."""
@@ -95,6 +95,10 @@ class Linear:
     """bitsandbytes quantizes the layers in 4bit and 8bit. The output head, for example, is not quantized."""
     biases: int = 0
     """Bias parameters of all layers together."""
+    decoder: bool = True
+    """The layers are among those of ``lora.targets = "all-linear"``."""
+    audio: bool = False
+    """The layers belong to an audio tower, which has no adapter."""
 
     @property
     def weights(self) -> int:
@@ -172,7 +176,14 @@ class Architecture:
         In the language model, layers are chosen by the last part of their name. In the vision tower, all or none are
         chosen.
         """
-        return [one for one in self.linears if (vision if one.vision else one.name in targets)]
+        chosen = [one for one in self.linears if not one.audio]
+        return [one for one in chosen if (vision if one.vision else one.name in targets)]
+
+    def target_names(self, targets: str | Sequence[str]) -> tuple[str, ...]:
+        """Return the names of linear layers that ``lora.targets`` means."""
+        if not isinstance(targets, str):
+            return tuple(targets)
+        return tuple(dict.fromkeys(one.name for one in self.linears if one.decoder))
 
     def adapter_parameters(self, r: int, targets: Sequence[str], vision: bool, *, dora: bool = False) -> int:
         """Return the parameters of a LoRA adapter: r x (inputs + outputs) for each adapted matrix.
@@ -185,15 +196,7 @@ class Architecture:
         return lengths + sum(r * (one.inputs + one.outputs) * one.count for one in adapted)
 
 
-FOUR_NORMS = ("gemma2", "gemma3", "gemma3n", "gemma4")
-"""Prefixes of model types with four norms in each layer."""
-HEAD_NORMS = ("gemma3", "gemma3n", "gemma4", "qwen3")
-"""Prefixes of model types with norms of queries and keys."""
-OWN_MASKS = ("gemma3", "gemma3n", "gemma4", "paligemma")
-"""Prefixes of model types in which image tokens attend to each other in both directions. The model passes its own mask,
-so transformers repeats keys and values for every head."""
-
-Shape = tuple[str, int, int, bool, bool]
+Shape = tuple[str, int, int, bool, bool, bool, bool]
 
 
 def build_architecture(fields: Mapping[str, Any], unquantized: Sequence[str] = ()) -> Architecture:
@@ -205,10 +208,11 @@ def build_architecture(fields: Mapping[str, Any], unquantized: Sequence[str] = (
             ``is_unquantized``.
 
     Raises:
-        ModelError: transformers does not know the model, or the configuration lacks fields that the formulas need.
+        ModelError: transformers cannot build the model (see ``build_linears``), or the configuration lacks fields that
+            the formulas need (``plan.shapes_unknown``).
     """
+    config, model = _built_model(fields)
     try:
-        config, model = _meta_model(fields)
         text, vision = config.get_text_config(), getattr(config, "vision_config", None)
         linears = _linears(model, unquantized)
         return Architecture(
@@ -222,14 +226,48 @@ def build_architecture(fields: Mapping[str, Any], unquantized: Sequence[str] = (
             sliding_layers=sum(kind == "sliding_attention" for kind in getattr(text, "layer_types", None) or ()),
             vision=None if vision is None else _tower(config, vision, model),
         )
-    except (LookupError, AttributeError, ValueError, TypeError, ImportError, ArithmeticError, _invalid()) as error:
+    except _UNKNOWN as error:
+        rule = "GPU memory and time are estimated only for vision towers like those of Gemma 3 and Qwen"
+        raise ModelError("plan.shapes_unknown", rule, place=_place(fields), value=_reason(error)) from error
+
+
+def build_linears(fields: Mapping[str, Any]) -> tuple[Linear, ...]:
+    """Return the linear layers of the model that a configuration describes.
+
+    Raises:
+        ModelError: transformers does not know the model, or needs a library that is not installed.
+    """
+    return _linears(_built_model(fields)[1], ())
+
+
+_UNKNOWN = (LookupError, AttributeError, ValueError, TypeError, ArithmeticError)
+"""Exceptions for a configuration with fields that are missing, or unlike those of other models."""
+
+
+def _built_model(fields: Mapping[str, Any]) -> tuple[Any, Any]:
+    try:
+        return _meta_model(fields)
+    except ImportError as error:
+        rule, remedy = "the library that the model needs must be installed", "Install it."
+        raise ModelError(
+            "model.library_missing", rule, place=_place(fields), value=_reason(error), remedy=remedy
+        ) from None
+    except (*_UNKNOWN, _invalid()) as error:
         raise ModelError(
             "model.config_unsupported",
             "the configuration must be one that the installed transformers knows",
-            place=f"config.json, model_type = {fields.get('model_type')!r}",
-            value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
+            place=_place(fields),
+            value=_reason(error),
             remedy="Choose another model, or install a version of transformers that knows it.",
         ) from error
+
+
+def _place(fields: Mapping[str, Any]) -> str:
+    return f"config.json, model_type = {fields.get('model_type')!r}"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join((str(error).strip() or type(error).__name__).split())[:200]
 
 
 def _invalid() -> type[Exception]:
@@ -260,6 +298,7 @@ def _linears(model: Any, unquantized: Sequence[str]) -> tuple[Linear, ...]:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     skipped = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
+    decoder = frozenset(decoder_layers(model))
     found: Counter[Shape] = Counter()
     biases: Counter[Shape] = Counter()
     for name, module in model.named_modules():
@@ -271,16 +310,16 @@ def _linears(model: Any, unquantized: Sequence[str]) -> tuple[Linear, ...]:
             and not is_unquantized(name, unquantized)
         )
         vision = VISION.search(name) is not None
-        shape = (name.rpartition(".")[2], module.in_features, module.out_features, vision, converted)
+        audio = not vision and TOWERS.search(name) is not None
+        last = name.rpartition(".")[2]
+        shape = (last, module.in_features, module.out_features, vision, converted, name in decoder, audio)
         found[shape] += 1
         biases[shape] += 0 if module.bias is None else module.bias.numel()
-    return tuple(
-        Linear(shape[0], shape[1], shape[2], count, shape[3], shape[4], biases[shape]) for shape, count in found.items()
-    )
+    return tuple(Linear(*shape[:3], count, *shape[3:5], biases[shape], *shape[5:]) for shape, count in found.items())
 
 
 def _language(model_type: str, text: Any) -> Stack:
-    heads = int(text.num_attention_heads)
+    heads, family = int(text.num_attention_heads), family_of(model_type)
     return Stack(
         layers=int(text.num_hidden_layers),
         width=int(text.hidden_size),
@@ -289,9 +328,9 @@ def _language(model_type: str, text: Any) -> Stack:
         kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
         head_width=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
         gated=True,
-        norms=4 if model_type.startswith(FOUR_NORMS) else 2,
-        head_norms=model_type.startswith(HEAD_NORMS),
-        expanded=model_type.startswith(OWN_MASKS),
+        norms=family.norms,
+        head_norms=family.head_norms,
+        expanded=family.own_mask,
     )
 
 

@@ -16,12 +16,13 @@ from typing import TypeVar
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
-from toolkit.models import chat_template, lengths, model_paths, prompts
+from toolkit.models import chat_template, families, lengths, model_paths, prompts, template_trial
 from toolkit.runfolder import write_text
 from toolkit.runfolder.cache import cache_folder
 
+_MODULES = (chat_template, families, lengths, model_paths, prompts, template_trial)
 CODE = (
-    *(Path(str(module.__file__)) for module in (chat_template, lengths, model_paths, prompts)),
+    *(Path(str(module.__file__)) for module in _MODULES),
     *(Path(__file__).with_name(name) for name in ("architecture.py", "tokens.py")),
 )
 """Source files that decide the counts."""

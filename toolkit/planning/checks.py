@@ -11,25 +11,28 @@ from toolkit.errors import DataError, MissingExtraError, ModelError, Problem, To
 from toolkit.evaluation.custom_metrics import load_metric
 from toolkit.models import backend_name
 from toolkit.models.adapter_config import CONFIG, check_adapter
-from toolkit.models.llamacpp import require_for
-from toolkit.models.model_paths import IMAGE_BLOCKS, writes_merged
+from toolkit.models.families import IMAGE_BLOCKS, VLLM, family_of
+from toolkit.models.lengths import check_reasoning
+from toolkit.models.llamacpp import formats_of, require_for
+from toolkit.models.model_paths import writes_merged
 from toolkit.models.packing import not_packed_reasons
 from toolkit.models.processor import open_processor
+from toolkit.models.prompts import Prompts
 from toolkit.models.unsloth.preload import unsupported_reasons
-from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
+from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.models.weight_files import check_model_folder
-from toolkit.planning.architecture import Architecture
+from toolkit.planning.architecture import Architecture, Linear, build_linears
 from toolkit.planning.disk import Disk, check_disk
 from toolkit.planning.findings import PlanFinding, from_error, warning
 from toolkit.planning.gpu import GIB, Gpu
 from toolkit.planning.memory import UNPACKED, StageMemory
 from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
-from toolkit.planning.stages import Backend, Stage
-from toolkit.planning.tokens import TEMPLATE_FAULTS, Rows, Tokens, opened_block
+from toolkit.planning.stages import Backend, Stage, planned_precision
+from toolkit.planning.tokens import COUNTED, TEMPLATE_FAULTS, Rows, Tokens, opened_block
 from toolkit.recipe import Model, Recipe, missing_requirements
 from toolkit.recipe.checks import is_folder_name
+from toolkit.recipe.sections import ALL_LINEAR
 from toolkit.runfolder import find_weights
-from toolkit.scoring.reasoning import closing_tag
 from toolkit.tasks import TASKS
 from toolkit.training.rewards import load_custom
 
@@ -53,6 +56,7 @@ class Facts:
         evaluated: The tokens of the evaluation rows.
         pairs: The tokens of the training rows with the longer answer of their preference.
         base: The location of the model's weights.
+        model_error: Why the architecture is unknown, if the configuration is known.
         row_findings: The findings about the rows whose tokens were counted.
         export_findings: The findings about the optional export formats that are left out.
     """
@@ -68,6 +72,7 @@ class Facts:
     evaluated: Tokens | None
     base: BaseWeights
     pairs: Tokens | None = None
+    model_error: ToolkitError | None = None
     row_findings: Sequence[PlanFinding] = ()
     export_findings: Sequence[PlanFinding] = ()
 
@@ -190,6 +195,41 @@ def _check_evaluation_prompts(facts: Facts) -> Iterator[PlanFinding]:
         yield PlanFinding(problem, certain=certain)
 
 
+def _check_reasoning(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a finding if SFT has answers without the reasoning that prompt.thinking requests."""
+    recipe = facts.recipe
+    if not recipe.prompt.thinking or recipe.sft is None or not isinstance(facts.rows, Rows):
+        return
+    train = facts.rows.data.train
+    try:
+        tag = opened_block(recipe)
+        check_reasoning(tag, Prompts.of(recipe, facts.rows.images), train[:: max(1, -(-len(train) // COUNTED))])
+    except ModelError as error:
+        if error.code not in TEMPLATE_FAULTS:  # the count of tokens reports these
+            yield from_error(error, "prompt.thinking")
+    except ToolkitError as error:
+        yield from_error(error, "prompt.thinking")
+
+
+def _check_family(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a finding for a family whose training is known to stop."""
+    recipe, model_type = facts.recipe, "" if facts.config is None else facts.config.model_type
+    reason = family_of(model_type).untrainable
+    if reason and recipe.training:
+        rule = f"models of the family {model_type} cannot be trained: {reason}"
+        remedy = "Choose another model."
+        yield PlanFinding(Problem("model.family_not_trainable", rule, "[model] name", recipe.model.name, remedy))
+
+
+def _check_quantization(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a warning for a family whose authors or trainers advise against 4-bit base weights."""
+    recipe, config = facts.recipe, facts.config
+    reason = "" if config is None else family_of(config.model_type).not_4bit
+    if reason and planned_precision(recipe.model, cuda=facts.gpu is not None) == "4bit":
+        remedy = 'Set precision = "16bit", with a smaller model if it does not fit.'
+        yield warning(Problem("plan.4bit_discouraged", reason, "[model] precision", recipe.model.precision, remedy))
+
+
 def _check_bitsandbytes(facts: Facts) -> Iterator[PlanFinding]:
     """Yield findings for settings that need bitsandbytes, which is slow on a CPU and may not be installed."""
     recipe = facts.recipe
@@ -217,8 +257,13 @@ def _check_bitsandbytes(facts: Facts) -> Iterator[PlanFinding]:
 
 
 def _check_export(facts: Facts) -> Iterator[PlanFinding]:
-    """Yield a finding if a package for exporting or verifying GGUF files is missing."""
+    """Yield findings if a package for GGUF files is missing, or the converter does not support the model's family."""
     section = facts.recipe.export
+    model_type = "" if facts.config is None else facts.config.model_type
+    if section is not None and "gguf" in formats_of(section) and family_of(model_type).gguf is False:
+        rule = f"a GGUF file of the family {model_type} cannot be exported, because llama.cpp's converter rejects it"
+        place, remedy = f"[export] {'to' if 'gguf' in section.to else 'optional'}", 'Remove "gguf".'
+        yield PlanFinding(Problem("export.gguf_family_unsupported", rule, place, "gguf", remedy))
     if section is None or "gguf" not in section.to:
         return
     try:
@@ -284,7 +329,7 @@ def _check_vllm(facts: Facts) -> Iterator[PlanFinding]:
     images = 1  # unknown
     if isinstance(facts.rows, Rows):
         images = max((len(sample.images) for sample in facts.rows.data.train), default=1)
-    reasons = vllm_unsupported_reasons(recipe, _machine(gpu), model_type or min(ARCHITECTURES), images)
+    reasons = vllm_unsupported_reasons(recipe, _machine(gpu), model_type or min(VLLM), images)
     here = gpu is None or gpu.here
     if here and recipe.model.backend == "auto" and backend_name(recipe.model) != "unsloth":
         reasons.append("it goes through Unsloth, and the backend here is hf")
@@ -322,9 +367,19 @@ def _check_model(facts: Facts) -> Iterator[PlanFinding]:
         rule = "the model_type must be one that the installed transformers loads for images and text"
         remedy = "Name another model, or install a version of transformers that supports it."
         yield PlanFinding(Problem("plan.model_type_unsupported", rule, place, config.model_type, remedy))
-    if config is not None and model is not None:
-        yield from _check_lora_targets(recipe, model)
-        yield from _check_attention(recipe.model, model)
+    elif facts.model_error is not None and _is_certain(facts.model_error, recipe.model):
+        yield from_error(facts.model_error, place)
+    elif config is not None:
+        if _trains_named_layers(recipe) and not recipe.model.trust_remote_code:
+            yield from _check_lora_targets(recipe, build_linears(config.fields) if model is None else model.linears)
+        yield from _check_attention(recipe.model, config.model_type)
+
+
+def _is_certain(error: ToolkitError, model: Model) -> bool:
+    """Return whether a run would end with the error of a model's configuration. Code of its authors may load it."""
+    return error.code == "model.library_missing" or (
+        error.code != "plan.shapes_unknown" and not model.trust_remote_code
+    )
 
 
 def _check_processor(model: Model) -> Iterator[PlanFinding]:
@@ -377,19 +432,22 @@ def _can_be_built(config: Configuration, model: Model) -> bool:
     return True
 
 
-def _check_lora_targets(recipe: Recipe, model: Architecture) -> Iterator[PlanFinding]:
+def _trains_named_layers(recipe: Recipe) -> bool:
+    has_new_adapter = recipe.model.tuning == "lora" and recipe.model.adapter is None
+    return has_new_adapter and bool(recipe.training) and recipe.lora.targets != ALL_LINEAR
+
+
+def _check_lora_targets(recipe: Recipe, linears: Sequence[Linear]) -> Iterator[PlanFinding]:
     """Check the targets of a new adapter, as ``toolkit.models.lora`` does."""
-    if recipe.model.tuning != "lora" or recipe.model.adapter is not None or not recipe.training:
-        return
-    available = {linear.name for linear in model.linears if not linear.vision}
+    available = {linear.name for linear in linears if not (linear.vision or linear.audio)}
     if missing := sorted(set(recipe.lora.targets) - available):
         rule, remedy = "must name linear layers of the language model", f"Choose from: {', '.join(sorted(available))}."
         yield PlanFinding(Problem("model.lora_target_unknown", rule, "[lora] targets", missing, remedy))
 
 
-def _check_attention(model: Model, architecture: Architecture) -> Iterator[PlanFinding]:
+def _check_attention(model: Model, model_type: str) -> Iterator[PlanFinding]:
     """Check the attention implementation, as ``toolkit.models.loading`` does."""
-    if model.attention == "flash_attention_2" and architecture.model_type in IMAGE_BLOCKS:
+    if model.attention == "flash_attention_2" and model_type in IMAGE_BLOCKS:
         rule = "must support the bidirectional attention between the model's image tokens"
         remedy = 'Set attention = "sdpa" or "eager".'
         yield PlanFinding(
@@ -428,7 +486,7 @@ def _vision_adapter(facts: Facts) -> Iterator[PlanFinding]:
 def _dora(facts: Facts) -> Iterator[PlanFinding]:
     """Yield warnings for DoRA: what the estimates leave out, and programs that do not load such adapters."""
     recipe = facts.recipe
-    if not recipe.lora.dora or recipe.model.tuning != "lora" or not (recipe.sft or recipe.grpo):
+    if not recipe.lora.dora or recipe.model.tuning != "lora" or not recipe.training:
         return
     rule = "DoRA builds the full update of each adapted matrix in every pass. The estimates of time and GPU memory "
     rule += "leave this out"
@@ -492,24 +550,6 @@ def _truncated_completions(facts: Facts) -> Iterator[PlanFinding]:
             yield warning(Problem("plan.answers_cut_off", rule, place, value, remedy))
 
 
-def _opened_block(facts: Facts) -> Iterator[PlanFinding]:
-    """Yield a warning if the generation prompt opens a reasoning block that the answers do not close (Qwen3#1420)."""
-    recipe = facts.recipe
-    try:
-        tag = opened_block(recipe)
-    except ModelError as error:
-        if error.code not in TEMPLATE_FAULTS:  # the count of tokens reports these
-            yield from_error(error, "[prompt] thinking")
-        return
-    if not tag or not isinstance(facts.rows, Rows):
-        return
-    train = facts.rows.data.train
-    if len(train) and closing_tag(tag) not in train.task.target(train[0]):
-        rule = f"the chat template opens {tag} before every answer, and the reference answers do not close it"
-        remedy = "Set prompt.thinking = false if the template has this switch."
-        yield warning(Problem("plan.reasoning_block_open", rule, "[prompt] thinking", remedy=remedy))
-
-
 def _no_gradient_checkpointing(facts: Facts) -> Iterator[PlanFinding]:
     recipe = facts.recipe
     for name, section in recipe.training.items():
@@ -560,6 +600,7 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_counted_rows,
     _check_tokens,
     _check_evaluation_prompts,
+    _check_reasoning,
     _check_files,
     _check_custom_code,
     _check_bitsandbytes,
@@ -567,9 +608,11 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_vllm,
     _check_packing,
     _check_model,
+    _check_family,
     _check_weights,
 )
 _WARNINGS: tuple[Check, ...] = (
+    _check_quantization,
     _no_bfloat16,
     _several_gpus,
     _vision_adapter,
@@ -578,7 +621,6 @@ _WARNINGS: tuple[Check, ...] = (
     _preference_estimates,
     _zero_variance_rewards,
     _truncated_completions,
-    _opened_block,
     _no_gradient_checkpointing,
     _evaluated_split_validates,
     _long_warmup,

@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from toolkit.models.chat_template import Length
+from toolkit.models.families import family_of
 from toolkit.planning.activations import language_names, tower_names
 from toolkit.planning.architecture import Architecture, Linear, Stack
 from toolkit.planning.gpu import GpuFigures
-from toolkit.planning.stages import OVERFLOWING, Setting, Stage, Work
+from toolkit.planning.stages import Setting, Stage, Work
 from toolkit.planning.tokens import Tokens, row_size
 from toolkit.runfolder.usage.counters import ParameterCount
 
@@ -386,7 +387,7 @@ def arithmetic_of(gpu: GpuFigures, setting: Setting, model_type: str) -> Arithme
         return Arithmetic("float32")
     if gpu.bf16:
         return Arithmetic("bfloat16")
-    halved = setting.backend == "unsloth" and not model_type.startswith(OVERFLOWING)
+    halved = setting.backend == "unsloth" and not family_of(model_type).overflows
     return Arithmetic("float16" if halved else "float32")
 
 

@@ -244,7 +244,7 @@ def _collect_facts(
     backend = planned_backend(recipe, here=gpu is not None and gpu.here)
     if config is not None and backend == "unsloth":
         repository = find_repository(recipe.model, query_repository)
-    architecture, unknown = _find_architecture(recipe, config, repository, unsloth=backend == "unsloth")
+    architecture, error, unknown = _find_architecture(recipe, config, repository, unsloth=backend == "unsloth")
     counted = _count_tokens(recipe, rows, architecture)
     recipe, export_findings = drop_optional_formats(recipe, config)
     facts = Facts(
@@ -259,6 +259,7 @@ def _collect_facts(
         evaluated=counted.evaluated,
         pairs=counted.pairs,
         base=find_base(recipe.model, query),
+        model_error=error,
         row_findings=counted.findings,
         export_findings=export_findings,
     )
@@ -271,11 +272,14 @@ def _find_architecture(
     repository: Repository | None,
     *,
     unsloth: bool,
-) -> tuple[Architecture | None, Unknown]:
-    """Return the architecture with the layers that the backend quantizes, and why other facts are unknown."""
+) -> tuple[Architecture | None, ToolkitError | None, Unknown]:
+    """Return the architecture with the layers that the backend quantizes, its error, and why other facts are unknown.
+
+    The error is None for a model without a configuration.
+    """
     if config is None:
         where = "not in a folder, not in the Hub's cache, and not shipped with this package"
-        return None, {"model": f"config.json of {recipe.model.name} is {where}"}
+        return None, None, {"model": f"config.json of {recipe.model.name} is {where}"}
     listed = None if repository is None else repository.unquantized
     modules = list(listed if listed is not None else UNQUANTIZED_MODULES if unsloth else ())
 
@@ -285,16 +289,16 @@ def _find_architecture(
     try:
         model = cached_count(Architecture, [config.fields, modules], build)
     except ToolkitError as error:
-        return None, {"model": str(error)}
+        return None, error, {"model": str(error)}
     if repository is None or listed is not None:
-        return model, {}
+        return model, None, {}
     fraction = unquantized_fraction(model, repository.size)
     reason = (
         "its config.json, which lists the layers in 16 bits, is not in the Hub's cache. The vision tower and "
         f"{fraction:.0%} of the language model are counted in 16 bits"
         + (", which follows from the size of the repository" if repository.size else "")
     )
-    return leave_unquantized(model, fraction), {repository.name: reason}
+    return leave_unquantized(model, fraction), None, {repository.name: reason}
 
 
 @dataclass(frozen=True, slots=True)

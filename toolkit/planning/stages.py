@@ -8,6 +8,7 @@ from typing import Literal
 from toolkit.errors import ModelError
 from toolkit.models.backend import HF, backend_name
 from toolkit.models.chat_template import Length
+from toolkit.models.families import family_of
 from toolkit.models.packing import not_packed_reasons, packed_completions
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.planning.architecture import Architecture
@@ -88,10 +89,6 @@ class Setting:
         return self.row.prompt + (self.packed * self.answer_tokens if self.stage == "grpo" else self.row.answer)
 
 
-OVERFLOWING = ("gemma3", "gemma4", "qwen3_5")
-"""Model types that Unsloth computes in float32 on a GPU without bfloat16 (unsloth_zoo's ``FORCE_FLOAT32``)."""
-
-
 def planned_precision(model: Model, *, cuda: bool) -> Precision:
     """Return the precision in which the model is loaded on a machine with or without CUDA."""
     if model.precision != "auto":
@@ -118,7 +115,7 @@ def on_gpu(setting: Setting, model: Architecture, *, bf16: bool) -> Setting:
 
     Unsloth uses float16 in place of bfloat16, which has the same size, unless the model overflows in float16.
     """
-    halved = setting.backend == "unsloth" and not model.model_type.startswith(OVERFLOWING)
+    halved = setting.backend == "unsloth" and not family_of(model.model_type).overflows
     return replace(setting, bf16=bf16 or halved)
 
 
@@ -155,16 +152,16 @@ def memory_settings(  # noqa: PLR0913 (the tokens of three kinds of rows)
         evaluated_prompt = row_size(evaluated.longest_prompt, tower, evaluated.longest_prompt_sizes)
     found: dict[Stage, Setting] = {}
     if recipe.sft is not None:
-        found["sft"] = replace(_setting(recipe, "sft", row, bf16=bf16), rows=recipe.sft.batch_size)
+        found["sft"] = replace(_setting(recipe, model, "sft", row, bf16=bf16), rows=recipe.sft.batch_size)
     chosen = backend or planned_backend(recipe)
     if recipe.dpo is not None:
         pair = row if pairs is None else row_size(pairs.longest, tower, pairs.longest_sizes)
-        setting = _setting(recipe, "dpo", pair, bf16=bf16)
+        setting = _setting(recipe, model, "dpo", pair, bf16=bf16)
         found["dpo"] = replace(setting, rows=2 * recipe.dpo.batch_size, reference="adapter")
     if recipe.grpo is not None:
         packed = plan_packing(recipe, chosen, model.model_type).completions
         found["grpo"] = replace(
-            _setting(recipe, "grpo", prompt, bf16=bf16),
+            _setting(recipe, model, "grpo", prompt, bf16=bf16),
             rows=recipe.grpo.micro_batch if packed == 1 else 1,
             packed=packed,
             concurrent=recipe.grpo.completions_per_step,
@@ -173,7 +170,7 @@ def memory_settings(  # noqa: PLR0913 (the tokens of three kinds of rows)
         )
     if recipe.evaluate is not None:
         found["evaluate"] = replace(
-            _setting(recipe, "evaluate", evaluated_prompt, bf16=bf16),
+            _setting(recipe, model, "evaluate", evaluated_prompt, bf16=bf16),
             concurrent=recipe.evaluate.batch_size,
             answer_tokens=recipe.evaluate.max_completion_tokens,
         )
@@ -202,7 +199,7 @@ def plan_packing(recipe: Recipe, backend: Backend, model_type: str) -> Packing:
     return Packing(1 if reasons else packed_completions(wanted), reasons)
 
 
-def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setting:
+def _setting(recipe: Recipe, model: Architecture, stage: Stage, row: RowSize, *, bf16: bool) -> Setting:
     """Return the setting of a stage without its numbers of rows and completions."""
     setting = Setting(
         stage=stage,
@@ -212,7 +209,7 @@ def _setting(recipe: Recipe, stage: Stage, row: RowSize, *, bf16: bool) -> Setti
         tuning=recipe.model.tuning,
         r=recipe.lora.r,
         dropout=recipe.lora.dropout,
-        targets=recipe.lora.targets,
+        targets=model.target_names(recipe.lora.targets),
         lora_vision=recipe.lora.vision,
         dora=recipe.lora.dora,
         eager=recipe.model.attention == "eager",

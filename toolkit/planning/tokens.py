@@ -13,7 +13,8 @@ from toolkit.data.sample import Sample, with_row
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.images import ImageStore
-from toolkit.models.chat_template import Length, open_block, set_thinking
+from toolkit.models.chat_template import Length, open_block, read_template, set_template
+from toolkit.models.families import family_of
 from toolkit.models.lengths import count_lengths, describe_too_long, processor_input_size
 from toolkit.models.model_paths import model_source
 from toolkit.models.processor import open_processor
@@ -30,8 +31,6 @@ CHARACTERS = 4
 """Characters of English text per token, a rule of thumb for models without an available tokenizer."""
 TEMPLATE = 30
 """Approximate tokens that a chat template adds to a prompt."""
-LEAST_PIXELS = {"qwen2_vl": 56 * 56, "qwen2_5_vl": 56 * 56, "qwen3_vl": 256 * 256}
-"""Images with fewer pixels are enlarged by these processors (their default ``min_pixels``)."""
 SMALLEST_SIDE = 256
 """Processors enlarge images with fewer pixels than a square with this side, or with a smaller one."""
 
@@ -49,9 +48,16 @@ class Rows:
     synthetic: bool = False
 
 
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-"""Files that can have a chat template."""
-TEMPLATE_FAULTS = ("model.chat_template_missing", "model.chat_template_fails", "model.chat_template_without_turn_end")
+TEMPLATE_FAULTS = (
+    "model.chat_template_missing",
+    "model.chat_template_fails",
+    "model.chat_template_without_turn_end",
+    "model.chat_template_without_thinking_switch",
+    "model.chat_template_unreadable",
+    "model.image_tokens_not_counted",
+    "model.library_missing",
+    "model.reasoning_block_open",
+)
 """Codes of errors with which every stage would end."""
 
 
@@ -148,34 +154,27 @@ def find_processor(recipe: Recipe) -> Any | None:
     """Return the model's processor from its folder or the Hub's cache, without a request. None: it is in neither.
 
     Raises:
-        ModelError: the recipe sets prompt.thinking, and the chat template has no thinking switch.
+        ModelError: a library of the processor is missing, or its chat template does not suit the recipe.
     """
     if processor_folder(recipe.model) is None:
         return None
     try:
         processor = open_processor(recipe.model, local=True)
-    except ModelError:  # The plan reports it for a model folder. In the Hub's cache, files may be incomplete.
-        return None
-    set_thinking(processor, recipe.prompt.thinking)
+    except ModelError as error:
+        if error.code == "model.library_missing":
+            raise
+        return None  # The plan reports it for a model folder. In the Hub's cache, files may be incomplete.
+    set_template(processor, recipe.prompt)
     return processor
 
 
 def opened_block(recipe: Recipe) -> str:
-    """Return the tag of a reasoning block that the model's generation prompt opens, or an empty text.
-
-    The processor is loaded only if the recipe sets prompt.thinking, or a file of its folder mentions thinking.
+    """Return the tag of a reasoning block that the generation prompt of a recipe with thinking opens.
 
     Raises:
-        ModelError: the recipe sets prompt.thinking, and the chat template has no thinking switch.
+        ModelError: see ``find_processor``.
     """
-    folder = processor_folder(recipe.model)
-    files = [folder / name for name in TEMPLATES] if folder else []
-    is_switched = recipe.prompt.thinking is not None
-    if not is_switched and not any(
-        file.is_file() and "think" in file.read_text(encoding="utf-8", errors="replace").lower() for file in files
-    ):
-        return ""
-    processor = find_processor(recipe)
+    processor = find_processor(recipe) if recipe.prompt.thinking else None
     return open_block(processor) if processor is not None else ""
 
 
@@ -235,7 +234,8 @@ def _count_answers(
         return count()
     inputs = [_token_inputs(sample, prompts) for sample in chosen]
     side, limit, thinking = recipe.images.max_side, recipe.model.max_tokens, recipe.prompt.thinking
-    key = [hash_processor_files(folder), thinking, limit, side, len(samples), inputs]
+    template = read_template(recipe.prompt.chat_template) if recipe.prompt.chat_template else None
+    key = [hash_processor_files(folder), template, thinking, limit, side, len(samples), inputs]
     return cached_count(Tokens, key, count, lambda found: found.exact)
 
 
@@ -299,7 +299,7 @@ def image_token_count(size: tuple[int, int], architecture: Architecture) -> int:
         return tower.tokens
     cell = tower.patch * tower.merge
     width, height = (max(cell, round(side / cell) * cell) for side in size)
-    least = LEAST_PIXELS.get(architecture.model_type, 0)
+    least = family_of(architecture.model_type).least_pixels
     if width * height < least:
         scale = (least / (size[0] * size[1])) ** 0.5
         width, height = (-(-int(side * scale) // cell) * cell for side in size)

@@ -408,6 +408,14 @@ def pairs_are_ordered(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.epsilons_reversed", rule, "grpo.epsilon_high", grpo.epsilon_high, "Raise it.")
 
 
+def probabilities_have_no_reasoning(recipe: Recipe) -> Iterator[Problem]:
+    """Check that class probabilities are not requested with reasoning, because an answer must begin with its class."""
+    section = recipe.evaluate
+    if section and section.probabilities and recipe.prompt.thinking and recipe.task.has_probabilities:
+        rule = "must be false with prompt.thinking = true, because a completion begins with its reasoning"
+        yield Problem("recipe.probabilities_of_reasoning", rule, "evaluate.probabilities", True, "Set it to false.")
+
+
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"sft", "dpo", "grpo", "evaluate", "export"}), has_a_stage),
     (frozenset({"data"}), has_one_source_of_rows),
@@ -431,6 +439,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"model", "data", "dpo"}), preferences_can_be_trained),
     (frozenset({"model"}), model_name_is_valid),
     (frozenset({"model", "sft", "dpo", "grpo", "export"}), export_has_weights),
+    (frozenset({"prompt", "evaluate", "data"}), probabilities_have_no_reasoning),
     (frozenset({"model", "grpo", "evaluate", "validation"}), completions_leave_tokens_for_the_prompt),
     (frozenset({"images", "grpo"}), pairs_are_ordered),
 )
@@ -462,7 +471,9 @@ def missing_files(recipe: Recipe) -> Iterator[Problem]:
     if is_folder_name(recipe.model.name) and not Path(recipe.model.name).is_dir():
         yield missing("recipe.folder_missing", "must be an existing folder", "model.name", recipe.model.name)
     code = {"rewards.custom": recipe.rewards.custom, "evaluate.metrics": recipe.evaluation.metrics}
-    for key, file in ((key, Path(entry.rpartition(":")[0])) for key, entries in code.items() for entry in entries):
+    files = [(key, Path(entry.rpartition(":")[0])) for key, entries in code.items() for entry in entries]
+    template = recipe.prompt.chat_template
+    for key, file in (*files, *([] if template is None else [("prompt.chat_template", template)])):
         if not file.is_file():
             yield missing("recipe.file_missing", "must be an existing file", key, file)
 

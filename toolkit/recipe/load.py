@@ -34,7 +34,9 @@ _CLASSES: dict[tuple[object, ...], type[Recipe]] = {}
 """Classes that ``recipe_model`` has made, by task names and settings."""
 
 _PATHS: frozenset[Key] = frozenset(
-    {("model", "adapter"), ("data", "image_root")} | {("data", split) for split in SPLITS} | IMAGEGEN_PATHS
+    {("model", "adapter"), ("data", "image_root"), ("prompt", "chat_template")}
+    | {("data", split) for split in SPLITS}
+    | IMAGEGEN_PATHS
 )
 
 _CODE: tuple[Key, ...] = (("rewards", "custom"), ("evaluate", "metrics"))

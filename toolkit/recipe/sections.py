@@ -19,6 +19,9 @@ FilterValue = str | int | float | bool
 DRY_RUN_SUFFIX = ".dry-run"
 """Suffix of the name of a dry run."""
 
+ALL_LINEAR = "all-linear"
+"""Value of ``lora.targets`` for every linear layer of the language model."""
+
 SPLITS = ("train", "validation", "test")
 """The splits. With ``on_leak = "drop"``, a shared row is dropped from the earlier split."""
 
@@ -116,8 +119,10 @@ class Lora(Section):
     needs more time and GPU memory. Not for ``rollouts = "vllm"``."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability of the adapter."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers of the language model, by the last part of their name."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers of the language model, by the last part of their name, such as ``["q_proj", "v_proj"]``.
+    ``all-linear`` is every one except the output head: attention and MLP, and in some families others, such as the
+    gated-delta layers of Qwen3.5."""
     vision: bool = False
     """Also adapt the linear layers of the vision tower."""
 
@@ -222,6 +227,9 @@ class Images(Section):
     Three of them become red, green and blue. ``medgemma_ct`` is the three windows of MedGemma."""
     percentiles: tuple[Percentile, Percentile] = (0.5, 99.5)
     """Lower and upper percentile of ``window = "percentile"``."""
+    square: Literal["auto", "off", "pad"] = "auto"
+    """``pad`` enlarges every image to ``max_side`` and adds black margins to a square. ``auto`` does so for MedGemma,
+    which was trained this way, and is off for other families."""
     resample: Literal["area", "bilinear", "bicubic", "lanczos", "nearest"] = "area"
     """Interpolation of the resize."""
     unreadable: Literal["stop", "skip", "placeholder"] = "stop"
@@ -248,9 +256,12 @@ class Prompt(Section):
     """Instruction that replaces the task's own."""
     context: tuple[str, ...] = ()
     """Columns that are shown before the question, such as Indication. No other column is shown."""
-    thinking: bool | None = None
-    """Value of ``enable_thinking`` in the model's chat template, in every stage and in exports. ``false`` is for models
-    whose template opens a reasoning block, such as Qwen3.5. Default: as the template decides."""
+    thinking: bool = False
+    """Value of ``enable_thinking`` in the model's chat template, in every stage and in exports. Without reasoning, the
+    template must not open a reasoning block before an answer. With it, completions are parsed after their reasoning,
+    and the reference answers of SFT must have a block such as ``<think>...</think>``."""
+    chat_template: Path | None = None
+    """File with a Jinja chat template that replaces that of the model, in every stage and in exports."""
 
 
 class Optimisation(Section):

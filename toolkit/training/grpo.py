@@ -384,7 +384,7 @@ class _RewardFunctions:
     def _read(self, completion: str | list[Mapping[str, str]], ids: list[int]) -> Completion:
         # Unsloth passes completions of prompts with images as text (models/rl_replacements.py), TRL as a conversation.
         text = completion if isinstance(completion, str) else completion[0]["content"]
-        return Completion(text, len(ids), ids[-1] != self.policy.turn_end.id)
+        return Completion(self.policy.turn_end.completed(text), len(ids), ids[-1] != self.policy.turn_end.id)
 
 
 # The rows.

@@ -10,8 +10,8 @@ from transformers import PrinterCallback
 
 from toolkit.errors import TrainingError, warn
 from toolkit.models.backend import Policy, TrainingJob
+from toolkit.models.families import PROJECTOR, VISION
 from toolkit.models.flops import flop_counter
-from toolkit.models.model_paths import PROJECTOR, VISION
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.runfolder.usage import count, counts, note_unmeasured
 from toolkit.training.resume import PARTIAL

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from toolkit.models.backend import Policy
+from toolkit.models.families import LAYERS
 from toolkit.recipe import Recipe
+from toolkit.recipe.sections import ALL_LINEAR
 
 Keywords = Mapping[str, object]
 """Keyword arguments of a library that has no types."""
@@ -58,10 +60,15 @@ def lora_options(recipe: Recipe, layers: list[str]) -> Keywords:
 
     Args:
         recipe: The run.
-        layers: Full names of the layers to adapt, used if the vision tower is adapted too. For the language model
-            alone, Unsloth finds them by the last part of their names, as vLLM requires.
+        layers: Full names of the layers to adapt, used if the vision tower is adapted too, or the decoder has layers
+            other than attention and MLP, which Unsloth's filters would leave out. Otherwise, Unsloth finds them by the
+            last part of their names, as vLLM requires.
     """
     lora = recipe.lora
+    names = list(lora.targets)
+    if lora.targets == ALL_LINEAR:
+        names = [name for name in LAYERS if any(layer.endswith(f".{name}") for layer in layers)]
+    by_path = lora.vision or any(layer.rpartition(".")[2] not in names for layer in layers)
     return {
         "r": lora.r,
         "lora_alpha": lora.alpha,
@@ -71,8 +78,8 @@ def lora_options(recipe: Recipe, layers: list[str]) -> Keywords:
         # kernels leave DoRA layers to peft's forward (kernels/utils.py, _has_active_dora_adapter).
         "use_dora": lora.dora,
         "bias": "none",
-        "target_modules": layers if lora.vision else list(lora.targets),
-        "finetune_vision_layers": lora.vision,
+        "target_modules": layers if by_path else names,
+        "finetune_vision_layers": by_path,
         "finetune_language_layers": True,
         "finetune_attention_modules": True,
         "finetune_mlp_modules": True,

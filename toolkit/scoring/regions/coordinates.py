@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -73,18 +74,23 @@ CoordinatesKey = Literal["auto", "thousand", "thousand_yx", "hundred", "unit", "
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The convention of a model family. ``key``: the key of a box in a JSON list, or empty for tags and tokens."""
+    """The convention of a model family.
+
+    ``key``: the key of a box in a JSON list, or empty for tags and tokens. ``padded``: the family was trained on images
+    with black margins to a square (Google's notebooks of MedGemma).
+    """
 
     coordinates: Coordinates
     key: str = ""
+    padded: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
     "tiny": Family(COORDINATES["hundred"]),
     "gemma-3": Family(COORDINATES["thousand"], "bbox_2d"),
     "gemma-4": Family(COORDINATES["thousand_yx"], "box_2d"),
-    "medgemma-1": Family(COORDINATES["thousand"], "bbox_2d"),
-    "medgemma-1.5": Family(COORDINATES["thousand_yx"], "box_2d"),
+    "medgemma-1": Family(COORDINATES["thousand"], "bbox_2d", padded=True),
+    "medgemma-1.5": Family(COORDINATES["thousand_yx"], "box_2d", padded=True),
     "paligemma": Family(COORDINATES["locations"]),
     "qwen2-vl": Family(COORDINATES["thousand"], "bbox_2d"),
     "qwen2.5-vl": Family(COORDINATES["pixels28"], "bbox_2d"),
@@ -190,6 +196,17 @@ def find_key(coordinates: Coordinates, model: str, family: str | None = None) ->
     return "bbox_2d" if coordinates.first == "x" else "box_2d"
 
 
+@lru_cache(maxsize=64)
+def is_padded(model: str, family: str | None = None) -> bool:
+    """Return whether a model was trained on images with margins to a square. An unknown family counts as not.
+
+    >>> is_padded("google/medgemma-4b-it"), is_padded("google/gemma-3-4b-it"), is_padded("tiny")
+    (True, False, False)
+    """
+    found = find_family(model, family)
+    return found is not None and FAMILIES[found].padded
+
+
 def _named(name: str, patterns: Mapping[str, str]) -> str | None:
     """Return the only family that a name says."""
     found = {family for pattern, family in patterns.items() if re.search(pattern, name.lower())}
@@ -225,11 +242,16 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Conversion for one image: size of the original, size after the image policy, and the convention."""
+    """Conversion for one image: size of the original, size after the image policy, and the convention.
+
+    ``content`` is x1, y1, x2, y2 of the original inside the reduced image, if it has margins. Coordinates of the model
+    are those of the whole reduced image.
+    """
 
     original: Size
     reduced: Size
     coordinates: Coordinates
+    content: tuple[int, int, int, int] | None = None
 
     @property
     def span(self) -> tuple[float, float]:
@@ -244,7 +266,7 @@ class Frame:
     def write(self, numbers: Iterable[float]) -> list[float]:
         """Return pixels x, y, x, y, … of the original in the model's convention, rounded to its digits."""
         digits, tokens, top = self.coordinates.digits, self.coordinates.tokens, self.coordinates.top
-        scaled = [value * factor for value, factor in zip(numbers, self._factors(), strict=False)]
+        scaled = [value * factor + start for value, (factor, start) in zip(numbers, self._factors(), strict=False)]
         # round() would take halves to the even neighbour, so equal distances could get different integers.
         rounded = [round(value, digits) if digits else int(value + 0.5) for value in scaled]
         if tokens and top is not None:  # The right and lower edges have no token of their own.
@@ -254,7 +276,7 @@ class Frame:
     def read(self, numbers: Iterable[float]) -> list[float]:
         """Return pixels x, y, x, y, … of the original from the model's convention. Nothing is rounded or clipped."""
         ordered = self._in_order(list(numbers))
-        return [value / factor for value, factor in zip(ordered, self._factors(), strict=False)]
+        return [(value - start) / factor for value, (factor, start) in zip(ordered, self._factors(), strict=False)]
 
     def _in_order(self, numbers: list[float]) -> list[float]:
         """Return the numbers with each pair swapped if the model names y first. A single number stays in its place."""
@@ -270,7 +292,16 @@ class Frame:
         axes = [f"x from 0 to {width}", f"y from 0 to {height}"]
         return ", ".join(axes if self.coordinates.first == "x" else reversed(axes))
 
-    def _factors(self) -> Iterable[float]:
-        factors = [span / side for span, side in zip(self.span, self.original, strict=True)]
+    def _factors(self) -> Iterator[tuple[float, float]]:
+        """Yield factor and start of x and y in turn: the model's number is pixel * factor + start."""
+        factors = [(span / side, 0.0) for span, side in zip(self.span, self.original, strict=True)]
+        if self.content is not None:
+            x1, y1, x2, y2 = self.content
+            units = [span / side for span, side in zip(self.span, self.reduced, strict=True)]
+            shown = ((x1, x2), (y1, y2))
+            factors = [
+                ((end - start) / side * unit, start * unit)
+                for (start, end), side, unit in zip(shown, self.original, units, strict=True)
+            ]
         while True:
             yield from factors

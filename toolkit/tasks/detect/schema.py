@@ -20,6 +20,7 @@ from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.identifiers import Description
+from toolkit.images import ImagePolicy
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import (
@@ -73,7 +74,7 @@ class DetectSettings:
         classes: the classes in order. None: not known yet.
         coordinates: the model's convention.
         key: the key of a box in a JSON list. Empty for tags and tokens.
-        max_side: longest side of an image for the model, in pixels.
+        policy: how images are prepared for the model.
         given: whether the recipe lists the classes, which rows must keep to.
         names: label in the rows -> name of the class.
     """
@@ -82,7 +83,7 @@ class DetectSettings:
     classes: tuple[str, ...] | None
     coordinates: Coordinates
     key: str
-    max_side: int
+    policy: ImagePolicy
     given: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -115,7 +116,7 @@ def detect_settings(recipe: Recipe, split: str) -> DetectSettings:
         classes=detect.classes,
         coordinates=coordinates,
         key=find_key(coordinates, recipe.model.name, recipe.model.family),
-        max_side=recipe.images.max_side,
+        policy=ImagePolicy.from_recipe(recipe.images, recipe.model),
         given=detect.classes is not None,
         names=detect.names,
     )
@@ -160,7 +161,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "question": settings.question,
         "classes": settings.classes or (),
         "size": size,
-        "frame": coordinate_frame(size, settings.max_side, settings.coordinates),
+        "frame": coordinate_frame(size, settings.policy, settings.coordinates),
         "settings": settings,
     }
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}

@@ -20,6 +20,7 @@ from toolkit.data.row_images import named_image, read_one_image
 from toolkit.data.sample import OTHER_FILES, Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
+from toolkit.images import ImagePolicy
 from toolkit.images.names import NOT_FOUND
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
@@ -120,13 +121,13 @@ class LesionSettings:
     grid: int
     labels: LabelTable
     coordinates: Coordinates
-    max_side: int
+    policy: ImagePolicy
     seed: int
     crop: float
 
     def frame(self, size: Size) -> Frame:
         """Return the coordinate frame of an image or of its shown crop."""
-        return coordinate_frame(size, self.max_side, self.coordinates)
+        return coordinate_frame(size, self.policy, self.coordinates)
 
 
 def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
@@ -142,7 +143,7 @@ def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
         grid=lesion.grid,
         labels=HAM10000 if lesion.labels is None else load_labels(lesion.labels),
         coordinates=_coordinates(recipe),
-        max_side=recipe.images.max_side,
+        policy=ImagePolicy.from_recipe(recipe.images, recipe.model),
         seed=recipe.run.seed,
         crop=lesion.crop if split in lesion.crop_splits else 1.0,
     )

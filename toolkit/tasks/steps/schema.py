@@ -19,7 +19,7 @@ from toolkit.data.row_images import named_image
 from toolkit.data.sample import Sample
 from toolkit.data.task import Found, RowOrigin
 from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
-from toolkit.images import names
+from toolkit.images import ImagePolicy, names
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
@@ -158,7 +158,7 @@ class StepSettings:
     actions: tuple[str, ...]
     coordinates: Coordinates
     places: Coordinates
-    max_side: int
+    policy: ImagePolicy
     seed: int
     on_gap: str
     gestures: tuple[str, ...] = ("SCROLL",)
@@ -196,7 +196,7 @@ def step_settings(recipe: Recipe, split: str) -> StepSettings:
         actions=steps.actions,
         coordinates=_coordinates(recipe),
         places=COORDINATES[steps.places],
-        max_side=recipe.images.max_side,
+        policy=ImagePolicy.from_recipe(recipe.images, recipe.model),
         seed=recipe.run.seed,
         on_gap=steps.on_gap,
         gestures=steps.gestures,
@@ -262,7 +262,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "length": link.length,
         "memory": _corrupted(memory, settings, name),
         "size": size,
-        "frame": coordinate_frame(size, settings.max_side, settings.coordinates),
+        "frame": coordinate_frame(size, settings.policy, settings.coordinates),
         "settings": settings,
         "notes": (*known.notes, *notes),
     }
