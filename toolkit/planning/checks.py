@@ -6,7 +6,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError, list_places
+from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError, TrainingError, list_places
 from toolkit.evaluation.custom_metrics import load_metric
 from toolkit.models import backend_name
 from toolkit.models.adapter_config import CONFIG, check_adapter
@@ -23,7 +23,7 @@ from toolkit.planning.gpu import GIB, Gpu
 from toolkit.planning.memory import StageMemory
 from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
 from toolkit.planning.stages import Backend, Stage
-from toolkit.planning.tokens import TEMPLATE_FAULTS, Rows, Tokens, opened_block
+from toolkit.planning.tokens import TEMPLATE_FAULTS, Rows, Tokens, find_processor, opened_block
 from toolkit.recipe import Model, Recipe, missing_requirements
 from toolkit.recipe.checks import is_folder_name
 from toolkit.runfolder import find_weights
@@ -262,6 +262,22 @@ def _check_vllm(facts: Facts) -> Iterator[PlanFinding]:
         yield PlanFinding(Problem("training.vllm_unsupported", rule, "[grpo] rollouts", remedy=remedy))
 
 
+def _check_image_fields(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a finding if the model needs image fields that GRPO cannot pass to it."""
+    if facts.recipe.grpo is None or facts.config is None:
+        return
+    from toolkit.models.pixel_layout import check_image_fields  # imports torch
+
+    try:
+        processor = find_processor(facts.recipe)
+        if processor is not None:
+            check_image_fields(processor)
+    except TrainingError as error:
+        yield from_error(error, "[grpo]")
+    except ModelError:  # another check reports the chat template
+        return
+
+
 def _machine(gpu: Gpu | None) -> Machine:
     """Return the GPU as vLLM would find it.
 
@@ -496,6 +512,7 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_bitsandbytes,
     _check_backend,
     _check_vllm,
+    _check_image_fields,
     _check_model,
     _check_weights,
 )
