@@ -6,13 +6,16 @@ Each family has the layout of pixels, the image tokens and the token types of th
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-untyped]
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+classes: Any = transformers  # its type hints lack many of its classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,6 @@ def build_tiny(family: str, folder: Path) -> Path:
     path = folder / family
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(parts.config, dtype=torch.float32)
-    model.generation_config.max_length = 20  # the default, as in a model that stores no length
     model.save_pretrained(path)
     parts.processor.save_pretrained(path)
     return path
@@ -57,7 +59,7 @@ def _tokenizer(special: Sequence[str], *, bos: str = "", eos: str = "<|im_end|>"
     kept = [token for token in known if token not in ("<pad>", bos, eos, *named.values())]
     if kept and not named:
         more["additional_special_tokens"] = kept  # type: ignore[assignment]
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=eos, pad_token="<pad>", **more)
+    return classes.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=eos, pad_token="<pad>", **more)
 
 
 def _template(image: str, *, bos: str = "", start: str = "<|im_start|>ROLE\n", end: str = "<|im_end|>\n") -> str:
@@ -105,15 +107,15 @@ def _tower(kind: str, **more: Any) -> dict[str, Any]:
 def _llava() -> Parts:
     # The Hub's template ends no turn. Here the tokenizer's EOS ends it.
     tokenizer = _tokenizer(["<image>"], bos="<s>", eos="</s>")
-    processor = transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=SQUARE),
+    processor = classes.LlavaProcessor(
+        image_processor=classes.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=SQUARE),
         tokenizer=tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=_template("<image>\n", start="ROLE: ", end="</s>"),
     )
-    config = transformers.LlavaConfig(
+    config = classes.LlavaConfig(
         text_config=_language("llama"),
         vision_config=_tower("clip_vision_model"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -123,8 +125,8 @@ def _llava() -> Parts:
 
 def _llava_next() -> Parts:
     tokenizer = _tokenizer(["[INST]", "[/INST]", "<image>"], bos="<s>", eos="</s>")
-    processor = transformers.LlavaNextProcessor(
-        image_processor=transformers.LlavaNextImageProcessor(
+    processor = classes.LlavaNextProcessor(
+        image_processor=classes.LlavaNextImageProcessor(
             size={"shortest_edge": 56}, crop_size=SQUARE, image_grid_pinpoints=PINPOINTS[1:]
         ),
         tokenizer=tokenizer,
@@ -133,7 +135,7 @@ def _llava_next() -> Parts:
         num_additional_image_tokens=1,
         chat_template=_template("<image>\n", start="[INST]ROLE[/INST]", end="</s>"),
     )
-    config = transformers.LlavaNextConfig(
+    config = classes.LlavaNextConfig(
         text_config=_language("mistral"),
         vision_config=_tower("clip_vision_model"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -145,15 +147,15 @@ def _llava_next() -> Parts:
 def _llava_onevision() -> Parts:
     tokenizer = _tokenizer(["<|im_start|>", "<image>", "<video>"])
     image, video = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
-    processor = transformers.LlavaOnevisionProcessor(
-        image_processor=transformers.LlavaOnevisionImageProcessor(size=SQUARE, image_grid_pinpoints=PINPOINTS),
+    processor = classes.LlavaOnevisionProcessor(
+        image_processor=classes.LlavaOnevisionImageProcessor(size=SQUARE, image_grid_pinpoints=PINPOINTS),
         tokenizer=tokenizer,
-        video_processor=transformers.LlavaOnevisionVideoProcessor(size=SQUARE),
+        video_processor=classes.LlavaOnevisionVideoProcessor(size=SQUARE),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
         chat_template=_template("<image>\n"),
     )
-    config = transformers.LlavaOnevisionConfig(
+    config = classes.LlavaOnevisionConfig(
         text_config=_language("qwen2"),
         vision_config=_tower("siglip_vision_model", vision_use_head=False),
         image_token_id=image,
@@ -172,7 +174,7 @@ def _idefics(family: str, tiles: bool) -> Parts:
     images = getattr(transformers, f"{kind}ImageProcessor")(
         size=side, max_image_size={"longest_edge": 56}, do_image_splitting=tiles
     )
-    more = {} if family == "idefics3" else {"video_processor": transformers.SmolVLMVideoProcessor(size=side)}
+    more = {} if family == "idefics3" else {"video_processor": classes.SmolVLMVideoProcessor(size=side)}
     processor = getattr(transformers, f"{kind}Processor")(
         image_processor=images,
         tokenizer=tokenizer,
@@ -198,14 +200,14 @@ def _internvl() -> Parts:
         "video_token": "<video>",
     }
     tokenizer = _tokenizer(["<|im_start|>"], **named)
-    processor = transformers.InternVLProcessor(
-        image_processor=transformers.GotOcr2ImageProcessor(size=SQUARE, max_patches=4),
+    processor = classes.InternVLProcessor(
+        image_processor=classes.GotOcr2ImageProcessor(size=SQUARE, max_patches=4),
         tokenizer=tokenizer,
-        video_processor=transformers.InternVLVideoProcessor(size=SQUARE),
+        video_processor=classes.InternVLVideoProcessor(size=SQUARE),
         image_seq_length=4,
         chat_template=_template("<IMG_CONTEXT>\n"),
     )
-    config = transformers.InternVLConfig(
+    config = classes.InternVLConfig(
         text_config=_language("qwen3", head_dim=8),
         vision_config={**TOWER, "image_size": [56, 56], "patch_size": [14, 14]},
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
@@ -218,8 +220,8 @@ def _internvl() -> Parts:
 def _mistral3() -> Parts:
     names = ["[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
     tokenizer = _tokenizer(names, bos="<s>", eos="</s>")
-    processor = transformers.PixtralProcessor(
-        image_processor=transformers.PixtralImageProcessor(
+    processor = classes.PixtralProcessor(
+        image_processor=classes.PixtralImageProcessor(
             size={"longest_edge": 112}, patch_size={"height": 14, "width": 14}
         ),
         tokenizer=tokenizer,
@@ -227,7 +229,7 @@ def _mistral3() -> Parts:
         spatial_merge_size=2,
         chat_template=_template("[IMG]", bos="<s>", start="[INST]ROLE[/INST]", end="</s>"),
     )
-    config = transformers.Mistral3Config(
+    config = classes.Mistral3Config(
         text_config=_language("mistral", head_dim=8),
         vision_config=_tower("pixtral", head_dim=16),
         image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
@@ -238,14 +240,14 @@ def _mistral3() -> Parts:
 
 def _paligemma() -> Parts:
     tokenizer = _tokenizer(["<start>"], bos="<bos>", eos="<eos>", image_token="<image>")
-    images = transformers.SiglipImageProcessor(size=SQUARE)
+    images = classes.SiglipImageProcessor(size=SQUARE)
     images.image_seq_length = 16
-    processor = transformers.PaliGemmaProcessor(
+    processor = classes.PaliGemmaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
         chat_template=_template("<image>", start="<start>ROLE ", end="<eos>"),
     )
-    config = transformers.PaliGemmaConfig(
+    config = classes.PaliGemmaConfig(
         # The processor adds 1,152 tokens of places and segments to the vocabulary.
         text_config=_language("gemma2", head_dim=8, vocab_size=VOCABULARY + 1200),
         vision_config=_tower("siglip_vision_model"),
@@ -265,14 +267,14 @@ def _lfm2_vl() -> Parts:
         "image_thumbnail": "<|img_thumbnail|>",
     }
     tokenizer = _tokenizer(["<|im_start|>", *cells], bos="<|startoftext|>", **named)
-    processor = transformers.Lfm2VlProcessor(
-        image_processor=transformers.Lfm2VlImageProcessor(
+    processor = classes.Lfm2VlProcessor(
+        image_processor=classes.Lfm2VlImageProcessor(
             tile_size=64, min_image_tokens=4, max_image_tokens=16, max_num_patches=64, min_tiles=1, max_tiles=2
         ),
         tokenizer=tokenizer,
         chat_template=_template("<image>", bos="<|startoftext|>"),
     )
-    config = transformers.Lfm2VlConfig(
+    config = classes.Lfm2VlConfig(
         text_config=_language("lfm2", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
         vision_config=_tower("siglip2_vision_model", num_patches=16, patch_size=16, vision_use_head=False),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
@@ -297,7 +299,7 @@ def _patched(kind: str, processor: Any, images: Any, videos: Any, config: Mappin
 
 def _qwen_images(patch: int) -> Any:
     size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
-    return transformers.Qwen2VLImageProcessor(patch_size=patch, merge_size=2, size=size)
+    return classes.Qwen2VLImageProcessor(patch_size=patch, merge_size=2, size=size)
 
 
 def _rope(*sections: int, **more: Any) -> dict[str, Any]:
@@ -309,8 +311,8 @@ def _qwen2_5_vl() -> Parts:
         "text_config": {**LANGUAGE, "rope_parameters": _rope(1, 1, 2)},
         "vision_config": {**QWEN_TOWER, "patch_size": 14, "fullatt_block_indexes": [1]},
     }
-    videos = transformers.Qwen2VLVideoProcessor(patch_size=14)
-    return _patched("qwen2_5_vl", transformers.Qwen2_5_VLProcessor, _qwen_images(14), videos, config)
+    videos = classes.Qwen2VLVideoProcessor(patch_size=14)
+    return _patched("qwen2_5_vl", classes.Qwen2_5_VLProcessor, _qwen_images(14), videos, config)
 
 
 def _qwen3_vl() -> Parts:
@@ -318,8 +320,8 @@ def _qwen3_vl() -> Parts:
         "text_config": {**LANGUAGE, "head_dim": 8, "rope_parameters": _rope(2, 1, 1, mrope_interleaved=True)},
         "vision_config": {**QWEN_TOWER, "deepstack_visual_indexes": [0]},
     }
-    videos = transformers.Qwen3VLVideoProcessor(patch_size=16)
-    return _patched("qwen3_vl", transformers.Qwen3VLProcessor, _qwen_images(16), videos, config)
+    videos = classes.Qwen3VLVideoProcessor(patch_size=16)
+    return _patched("qwen3_vl", classes.Qwen3VLProcessor, _qwen_images(16), videos, config)
 
 
 def _qwen3_5() -> Parts:
@@ -333,9 +335,9 @@ def _qwen3_5() -> Parts:
         "linear_num_value_heads": 4,
         "rope_parameters": _rope(1, 1, 0, mrope_interleaved=True, partial_rotary_factor=0.25),
     }
-    videos = transformers.Qwen3VLVideoProcessor(patch_size=16)
+    videos = classes.Qwen3VLVideoProcessor(patch_size=16)
     config = {"text_config": text, "vision_config": QWEN_TOWER}
-    return _patched("qwen3_5", transformers.Qwen3VLProcessor, _qwen_images(16), videos, config)
+    return _patched("qwen3_5", classes.Qwen3VLProcessor, _qwen_images(16), videos, config)
 
 
 def _glm4v() -> Parts:
@@ -343,18 +345,18 @@ def _glm4v() -> Parts:
     names += ["<|video|>", "<|begin_of_video|>", "<|end_of_video|>", "[gMASK]", "<sop>"]
     tokenizer = _tokenizer(names, eos="<|endofturn|>")
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
-    processor = transformers.Glm4vProcessor(
-        image_processor=transformers.Glm4vImageProcessor(
+    processor = classes.Glm4vProcessor(
+        image_processor=classes.Glm4vImageProcessor(
             patch_size=14, merge_size=2, size={"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 112 * 112}
         ),
         tokenizer=tokenizer,
-        video_processor=transformers.Glm4vVideoProcessor(),
+        video_processor=classes.Glm4vVideoProcessor(),
         # The Hub's template ends no turn. Here the tokenizer's EOS ends it.
         chat_template=_template(
             "<|begin_of_image|><|image|><|end_of_image|>", bos="[gMASK]<sop>", start="<|ROLE|>\n", end="<|endofturn|>"
         ),
     )
-    config = transformers.Glm4vConfig(
+    config = classes.Glm4vConfig(
         text_config={**LANGUAGE, "rope_parameters": _rope(1, 1, 0, partial_rotary_factor=0.5)},
         vision_config={**QWEN_TOWER, "patch_size": 14, "image_size": 56},
         image_token_id=ids["<|image|>"],
@@ -378,11 +380,11 @@ def _gemma4() -> Parts:
     }
     tokenizer = _tokenizer(["<|turn>", "<turn|>", "<|video|>"], bos="<bos>", eos="<eos>", **named)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn>", "<turn|>"]})
-    processor = transformers.Gemma4Processor(
-        feature_extractor=transformers.Gemma4AudioFeatureExtractor(),
-        image_processor=transformers.Gemma4ImageProcessor(max_soft_tokens=70, image_seq_length=70),
+    processor = classes.Gemma4Processor(
+        feature_extractor=classes.Gemma4AudioFeatureExtractor(),
+        image_processor=classes.Gemma4ImageProcessor(max_soft_tokens=70, image_seq_length=70),
         tokenizer=tokenizer,
-        video_processor=transformers.Gemma4VideoProcessor(),
+        video_processor=classes.Gemma4VideoProcessor(),
         image_seq_length=70,
         chat_template=_template("<|image|>", bos="<bos>", start="<|turn>ROLE\n", end="<turn|>\n"),
     )
@@ -398,7 +400,7 @@ def _gemma4() -> Parts:
         "num_kv_shared_layers": 0,
     }
     vision = {**TOWER, "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 630}
-    config = transformers.Gemma4Config(
+    config = classes.Gemma4Config(
         text_config=text,
         vision_config={**vision, "default_output_length": 70},
         audio_config=None,
@@ -416,8 +418,8 @@ def _gemma4() -> Parts:
 def _mllama() -> Parts:
     tokenizer = _tokenizer(["<|header|>", "<|image|>"], bos="<|begin_of_text|>", eos="<|eot_id|>")
     image = tokenizer.convert_tokens_to_ids("<|image|>")
-    processor = transformers.MllamaProcessor(
-        image_processor=transformers.MllamaImageProcessor(size=SQUARE, max_image_tiles=2),
+    processor = classes.MllamaProcessor(
+        image_processor=classes.MllamaImageProcessor(size=SQUARE, max_image_tiles=2),
         tokenizer=tokenizer,
         chat_template=_template("<|image|>", bos="<|begin_of_text|>", start="<|header|>ROLE\n", end="<|eot_id|>"),
     )
@@ -431,14 +433,14 @@ def _mllama() -> Parts:
         "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
     }
     text = {**LANGUAGE, "cross_attention_layers": [1], "bos_token_id": 1, "eos_token_id": 2}
-    return Parts(processor, transformers.MllamaConfig(text_config=text, vision_config=vision, image_token_index=image))
+    return Parts(processor, classes.MllamaConfig(text_config=text, vision_config=vision, image_token_index=image))
 
 
 def _llama4() -> Parts:
     names = ["<|header|>", "<|image|>", "<|patch|>", "<|image_start|>", "<|image_end|>", "<|tile_x_separator|>"]
     tokenizer = _tokenizer([*names, "<|tile_y_separator|>"], bos="<|begin_of_text|>", eos="<|eot|>")
-    processor = transformers.Llama4Processor(
-        image_processor=transformers.Llama4ImageProcessor(size=SQUARE, max_patches=4),
+    processor = classes.Llama4Processor(
+        image_processor=classes.Llama4ImageProcessor(size=SQUARE, max_patches=4),
         tokenizer=tokenizer,
         patch_size=14,
         pixel_shuffle_ratio=0.5,
@@ -446,7 +448,7 @@ def _llama4() -> Parts:
     )
     experts = {"num_local_experts": 2, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 48}
     outputs = dict.fromkeys(["vision_output_dim", "projector_input_dim", "projector_output_dim"], 32)
-    config = transformers.Llama4Config(
+    config = classes.Llama4Config(
         text_config={**LANGUAGE, "head_dim": 8, **experts},
         vision_config={**TOWER, "intermediate_size": 128, **outputs},
         image_token_index=tokenizer.convert_tokens_to_ids("<|patch|>"),
@@ -457,13 +459,13 @@ def _llama4() -> Parts:
 def _ovis2() -> Parts:
     marks = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
     tokenizer = _tokenizer(["<|im_start|>", "<image>", "<IMG_ATOM>", *marks])
-    processor = transformers.Ovis2Processor(
-        image_processor=transformers.Ovis2ImageProcessor(size=SQUARE, max_patches=4),
+    processor = classes.Ovis2Processor(
+        image_processor=classes.Ovis2ImageProcessor(size=SQUARE, max_patches=4),
         tokenizer=tokenizer,
         image_seq_length=4,
         chat_template=_template("<image>\n"),
     )
-    config = transformers.Ovis2Config(
+    config = classes.Ovis2Config(
         text_config=_language("qwen2"),
         vision_config={**TOWER, "hidden_stride": 2, "vocab_size": 64},
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_ATOM>"),
@@ -488,11 +490,15 @@ QWEN_TOWER: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class TinyFamily:
-    """A family of the matrix: its names for the documentation, its builder, and a package that it needs beside ours."""
+    """A family of the matrix: its name for the documentation, its builder, and a package that it needs beside ours."""
 
     name: str
     parts: Callable[[], Parts]
     package: str = ""
+
+    @property
+    def installed(self) -> bool:
+        return not self.package or find_spec(self.package) is not None
 
 
 TINY: Mapping[str, TinyFamily] = {

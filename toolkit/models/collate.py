@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from toolkit.errors import DataError
 from toolkit.models.backend import Policy, Row, RowSource
 from toolkit.models.chat_template import EarlierTurn, adds_bos, earlier_turns, encode_answer, render_prompt
-from toolkit.models.pixel_layout import LABELS, TOKEN_TYPES, answer_type
+from toolkit.models.pixel_layout import LABELS, TOKEN_TYPES, answer_type, match_dtype
 
 IGNORED = -100
 
@@ -134,6 +134,8 @@ def encode_prompts(policy: Policy, rows: Sequence[Row], padding_side: Literal["l
         add_special_tokens=adds_bos(processor, texts[0]),
     )
     encoded.pop(LABELS, None)
+    if policy.model is not None:
+        encoded.update(match_dtype(encoded, policy.model.dtype))
     return encoded
 
 

@@ -115,6 +115,17 @@ def as_tensors(fields: _Fields) -> dict[str, Any]:
     }
 
 
+def match_dtype(fields: _Fields, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the fields with pixels of reduced precision in the model's dtype.
+
+    Towers convert pixels in float32 themselves. Llama 4's processor returns bfloat16, which its tower does not convert.
+    """
+    pixels = fields.get("pixel_values")
+    if not torch.is_tensor(pixels) or pixels.dtype not in (torch.bfloat16, torch.float16):
+        return dict(fields)
+    return {**fields, "pixel_values": pixels.to(dtype)}
+
+
 def unknown_fields(processor: Any) -> list[str]:
     """Return the model's inputs beside tokens that GRPO cannot divide by row. Empty: it can train the model.
 

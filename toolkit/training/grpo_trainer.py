@@ -58,6 +58,7 @@ from toolkit.models.pixel_layout import (
     answer_type,
     as_tensors,
     inseparable,
+    match_dtype,
 )
 from toolkit.models.random_state import RandomState
 from toolkit.models.vision_cache import VisionCache
@@ -193,7 +194,7 @@ class PolicyTrainer(RolloutTrainer):
             for name in ("input_ids", *TOKEN_TYPES)
             if name in encoded
         }
-        fields = as_tensors({**encoded, **rows})
+        fields = match_dtype(as_tensors({**encoded, **rows}), self.model.dtype)
         return fields.pop("input_ids"), images if any(images) else None, fields
 
     def _get_per_token_logps_and_entropies(
@@ -217,7 +218,7 @@ class PolicyTrainer(RolloutTrainer):
         for start in range(0, len(input_ids), size):
             part = slice(start, start + size)
             # The pixels reach the model as bound arguments, because TRL would slice them by row number.
-            own = layout.select({**pixels, **self._accepted(layout)}, part)
+            own = match_dtype(layout.select({**pixels, **self._accepted(layout)}, part), self.model.dtype)
             parts.append(
                 compute(
                     functools.partial(model, **own),
@@ -345,14 +346,13 @@ def _parts(
         yield prompt_ids, images, dict(fields)
         return
     whole = as_tensors(fields)
-    for name, value in whole.items():
-        if name not in IMAGE_FIELDS and len(value) != rows:
-            raise inseparable(name)
+    for name in whole.keys() - {*IMAGE_FIELDS, *TOKEN_TYPES}:
+        raise inseparable(name)
     layout = PixelLayout.of(whole, [len(own or ()) for own in images or [()] * rows], blocks)
     for start in range(0, rows, size):
         part = slice(start, start + size)
         own = None if images is None else images[part]
-        by_row = {name: value[part] for name, value in whole.items() if name not in IMAGE_FIELDS}
+        by_row = {name: whole[name][part] for name in TOKEN_TYPES if name in whole}
         yield prompt_ids[part], own if own and any(own) else None, {**by_row, **layout.select(whole, part)}
 
 
