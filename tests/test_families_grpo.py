@@ -56,7 +56,8 @@ def trainer_of(family: str, folder: Path) -> tuple[Any, Policy]:
     recipe, prompts = small_recipe(folder, tables), rows()
     backend = HfBackend()
     policy = backend.load(recipe, None, trainable=True)
-    scorer = RewardScorer({"length": 1.0}, lambda _, found: ([{"length": len(one.text) % 7 / 7} for one in found], {}))
+    # Greedy completions are equal, so their rewards have to differ by place.
+    scorer = RewardScorer({"odd": 1.0}, lambda _, found: ([{"odd": place % 2} for place in range(len(found))], {}))
     job = TrainingJob(recipe, lambda number: prompts[number], len(prompts), folder / "out", scorer=scorer)
     return build_grpo(backend, policy, job), policy
 

@@ -231,7 +231,7 @@ def _mistral3() -> Parts:
     )
     config = classes.Mistral3Config(
         text_config=_language("mistral", head_dim=8),
-        vision_config=_tower("pixtral", head_dim=16),
+        vision_config=_tower("pixtral", head_dim=16, image_size=112),
         image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
         spatial_merge_size=2,
     )

@@ -62,6 +62,7 @@ from toolkit.models.pixel_layout import (
 )
 from toolkit.models.random_state import RandomState
 from toolkit.models.vision_cache import VisionCache
+from toolkit.training.image_processor_cache import CachedImageProcessor
 from toolkit.training.preflight import images_ignored_error
 
 _OWN_LAYOUT = frozenset({GRID, "image_position_ids", "spatial_shapes"})
@@ -117,9 +118,10 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         _check_one_block_per_image(batch["pixel_values"], batch["num_images"])
         return {"pixel_values": list(torch.split(batch["pixel_values"], batch["num_images"]))}
 
-    def _blocks(self) -> list[int] | None:
+    def _blocks(self, images: Sequence[int]) -> list[int] | None:
         """Return the blocks of pixels of each row of the last rollout. None: unknown. See ``models.pixel_layout``."""
-        return getattr(self.processing_class.image_processor, "blocks", None)
+        processor = self.processing_class.image_processor
+        return processor.blocks(images) if isinstance(processor, CachedImageProcessor) else None
 
     def _tokenize_prompts(self, prompts: Any) -> Any:
         prompt_ids, images, fields = super()._tokenize_prompts(prompts)
@@ -139,9 +141,11 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.use_vllm:
             return generate(prompt_ids, images, multimodal_fields, *more, **options)
 
+        blocks = self._blocks([len(own or ()) for own in images or ()])
+
         def in_parts(size: int) -> list[list[int]]:
             completion_ids: list[list[int]] = []
-            for part in _parts(prompt_ids, images, multimodal_fields, size, self._blocks()):
+            for part in _parts(prompt_ids, images, multimodal_fields, size, blocks):
                 completion_ids += generate(*part, *more, **options)[0]
             return completion_ids
 
@@ -175,7 +179,7 @@ class PolicyTrainer(RolloutTrainer):
     """TRL's own trainer, which computes log-probabilities with the pixels of each sample."""
 
     def _divide_by_sample(self, batch: _Fields) -> _Fields:
-        layout = PixelLayout.of(batch, batch["num_images"], self._blocks())
+        layout = PixelLayout.of(batch, batch["num_images"], self._blocks(batch["num_images"]))
         return {**layout.split(batch), "num_tiles": list(layout.blocks)}
 
     def _tokenize_prompts(self, prompts: Any) -> Any:
@@ -213,7 +217,7 @@ class PolicyTrainer(RolloutTrainer):
         compute = functools.partial(super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep)
         if pixels["pixel_values"] is None:
             return compute(model, input_ids, attention_mask, batch_size=batch_size, **fields, **types)
-        layout = PixelLayout.of(pixels, counts["num_images"], counts["num_tiles"] or self._blocks())
+        layout = PixelLayout.of(pixels, counts["num_images"], counts["num_tiles"] or self._blocks(counts["num_images"]))
         size, parts = batch_size or len(input_ids), []
         for start in range(0, len(input_ids), size):
             part = slice(start, start + size)
@@ -325,7 +329,7 @@ def _first_sample(trainer: Any, batch: _Fields) -> tuple[slice, _Fields] | None:
     if number is None or "pixel_values" not in batch:
         return None
     row = slice(number, number + 1)
-    layout = PixelLayout.of(batch, counts, batch.get("num_tiles") or trainer._blocks())
+    layout = PixelLayout.of(batch, counts, batch.get("num_tiles") or trainer._blocks(counts))
     fields = {name: batch[name][row] for name in TOKEN_TYPES if name in batch} | layout.select(batch, row)
     fields["num_images"] = [counts[number]]
     if isinstance(trainer, PolicyTrainer):

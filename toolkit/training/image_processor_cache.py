@@ -10,6 +10,7 @@ alone in its prompt, and Idefics3 has an axis for prompts.
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -45,34 +46,44 @@ class CachedImageProcessor(PushToHubMixin):
     Images without a key are not cached. Neither are results that cannot be concatenated, because their shapes differ
     beyond the first axis.
 
-    Attributes:
-        blocks: The number of entries in ``pixel_values`` of each prompt of the last call. A list of images is read as
-            prompts of one image. None: unknown.
+    A list of images is read as prompts of one image. Llama 4's processor passes the images of all prompts so.
     """
 
     def __init__(self, inner: Any, capacity: int) -> None:
         self.inner, self.capacity = inner, capacity
         self.processed = self.cache_hits = 0
-        self.blocks: list[int] | None = None
         self._cache: OrderedDict[tuple[tuple[str, ...], str], _Fields] = OrderedDict()
         self._bytes = self._images = 0
+        self._blocks: list[int] | None = None
+        self._nested = False
+
+    def blocks(self, images: Sequence[int]) -> list[int] | None:
+        """Return the number of entries in ``pixel_values`` of each prompt of the last call. None: unknown.
+
+        Args:
+            images: The number of images of each prompt.
+        """
+        if self._blocks is None or self._nested:
+            return self._blocks
+        ends = [0, *accumulate(images)]
+        return [sum(self._blocks[start:stop]) for start, stop in pairwise(ends)]
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """Return the wrapped processor's output for an image, a list of images, or a list of lists."""
-        rows, self.blocks = _rows(images), None
+        rows, self._blocks = _rows(images), None
         listed = [image for row in rows for image in row]
         if not all(isinstance(image, Image.Image) and IMAGE_KEY in image.info for image in listed):
             return self._process(images, len(listed), options)
-        nested = rows is images
-        parts = [self._one(row, row if not nested else [row], options) for row in rows if row]
+        self._nested = _is_nested(images)
+        parts = [self._one(row, [row] if self._nested else row, options) for row in rows if row]
         counts = iter([len(part["pixel_values"]) for part in parts])
-        self.blocks = [next(counts) if row else 0 for row in rows]
+        self._blocks = [next(counts) if row else 0 for row in rows]
         if _stackable(parts) and (all(rows) or not any(_may_have_row_axis(part) for part in parts)):
             joined = {name: _join([part[name] for part in parts]) for name in parts[0]}
             return type(self._last)(joined)
         whole = self._process(images, len(listed), options)
-        if len(whole["pixel_values"]) != sum(self.blocks):
-            self.blocks = [1] * len(rows) if len(whole["pixel_values"]) == len(rows) else None
+        if len(whole["pixel_values"]) != sum(self._blocks):
+            self._blocks = [1] * len(rows) if len(whole["pixel_values"]) == len(rows) else None
         return whole
 
     def _one(self, row: Sequence[Image.Image], images: Any, options: _Fields) -> _Fields:
@@ -121,9 +132,11 @@ def _rows(images: Any) -> list[Any]:
     """Return the images of each prompt."""
     if not isinstance(images, list | tuple):
         return [[images]]
-    if all(isinstance(row, list | tuple) for row in images):
-        return images if isinstance(images, list) else list(images)
-    return [[image] for image in images]
+    return list(images) if _is_nested(images) else [[image] for image in images]
+
+
+def _is_nested(images: Any) -> bool:
+    return isinstance(images, list | tuple) and all(isinstance(row, list | tuple) for row in images)
 
 
 def _may_have_row_axis(part: _Fields) -> bool:
