@@ -18,7 +18,7 @@ from toolkit.models.chat_template import conversation, encode_answer
 from toolkit.models.collate import encode_prompts
 from toolkit.models.generate import answer_loss
 from toolkit.models.hf import HfBackend
-from toolkit.models.pixel_layout import check_image_fields
+from toolkit.models.pixel_layout import check_grpo_supports
 from toolkit.models.prompts import set_image_key
 from toolkit.training.grpo import build_grpo
 
@@ -88,7 +88,7 @@ def check_answer(policy: Policy, row: Row) -> None:
     assert found == pytest.approx(decoded.tolist(), abs=1e-4)
 
 
-TRAINED = [family for family in TINY if family != "mllama"]
+TRAINED = [family for family in TINY if family not in ("mllama", "llama4")]
 
 
 @pytest.mark.slow
@@ -136,8 +136,27 @@ def test_log_probabilities_of_a_batch_are_those_of_each_prompt_alone(family: str
     )
 
 
+@pytest.mark.parametrize(
+    ("family", "code", "value"),
+    [
+        (
+            "mllama",
+            "training.image_fields_unsupported",
+            "aspect_ratio_ids, aspect_ratio_mask, cross_attention_mask",
+        ),
+        ("llama4", "training.family_unsupported", "llama4"),
+    ],
+)
 @pytest.mark.slow
-def test_a_family_with_other_image_fields_is_rejected(tmp_path: Path) -> None:
-    with raises(TrainingError, "training.image_fields_unsupported") as caught:
-        check_image_fields(TINY["mllama"].parts().processor)
-    assert caught.problem.value == "aspect_ratio_ids, aspect_ratio_mask, cross_attention_mask"
+def test_a_family_that_trl_cannot_train_is_rejected(family: str, code: str, value: str) -> None:
+    with raises(TrainingError, code) as caught:
+        check_grpo_supports(TINY[family].parts().processor, family)
+    assert caught.problem.value == value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TRAINED)
+def test_other_families_are_not_rejected(family: str) -> None:
+    if not TINY[family].installed:
+        pytest.skip(f"the processor needs {TINY[family].package}")
+    check_grpo_supports(TINY[family].parts().processor, family)

@@ -399,7 +399,7 @@ def _gemma4() -> Parts:
         "use_bidirectional_attention": "vision",
         "num_kv_shared_layers": 0,
     }
-    vision = {**TOWER, "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 630}
+    vision = {**TOWER, "patch_size": 16, "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 630}
     config = classes.Gemma4Config(
         text_config=text,
         vision_config={**vision, "default_output_length": 70},

@@ -37,6 +37,10 @@ TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 """Masks of the shape of the tokens, which mark image tokens."""
 LABELS = "labels"
 """A field that PaliGemma's processor adds. The labels of training are our own."""
+NOT_IN_TRL: Mapping[str, str] = {
+    "llama4": "it reads aux_loss, the router's loss, which the model's output lacks (transformers 5.15, trl 1.9.2)",
+}
+"""Families (model_type) that TRL's GRPOTrainer cannot train for another reason than image fields."""
 _OTHER_MEDIA = re.compile("video|audio|input_features|second_per_grid")
 _Fields = Mapping[str, Any]
 """Fields of a batch by name: tensors, or lists of a processor."""
@@ -136,20 +140,28 @@ def unknown_fields(processor: Any) -> list[str]:
     return sorted(name for name in {*processor.model_input_names} - known if not _OTHER_MEDIA.search(name))
 
 
-def check_image_fields(processor: Any) -> None:
-    """Check that GRPO can train a model with this processor.
+def check_grpo_supports(processor: Any, model_type: str) -> None:
+    """Check that GRPO can train a model.
+
+    Args:
+        processor: The model's processor.
+        model_type: The family in config.json.
 
     Raises:
-        TrainingError: The model needs fields that cannot be divided by row.
+        TrainingError: The model needs fields that cannot be divided by row, or TRL cannot train its family.
     """
+    remedy = "Remove [grpo] and train with [sft], or use a model of another family."
     if unknown := unknown_fields(processor):
         raise TrainingError(
             "training.image_fields_unsupported",
             "GRPO must pass all image fields of the model from the rollout to the update, and TRL drops these",
             place="[grpo]",
             value=", ".join(unknown),
-            remedy="Remove [grpo] and train with [sft], or use a model of another family.",
+            remedy=remedy,
         )
+    if reason := NOT_IN_TRL.get(model_type):
+        rule = f"TRL's GRPOTrainer cannot train this family: {reason}"
+        raise TrainingError("training.family_unsupported", rule, place="[grpo]", value=model_type, remedy=remedy)
 
 
 def answer_type(types: torch.Tensor, images: int) -> int:

@@ -262,16 +262,16 @@ def _check_vllm(facts: Facts) -> Iterator[PlanFinding]:
         yield PlanFinding(Problem("training.vllm_unsupported", rule, "[grpo] rollouts", remedy=remedy))
 
 
-def _check_image_fields(facts: Facts) -> Iterator[PlanFinding]:
-    """Yield a finding if the model needs image fields that GRPO cannot pass to it."""
+def _check_grpo_family(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a finding if TRL cannot train the model's family, or drops image fields that it needs."""
     if facts.recipe.grpo is None or facts.config is None:
         return
-    from toolkit.models.pixel_layout import check_image_fields  # imports torch
+    from toolkit.models.pixel_layout import check_grpo_supports  # imports torch
 
     try:
         processor = find_processor(facts.recipe)
         if processor is not None:
-            check_image_fields(processor)
+            check_grpo_supports(processor, facts.config.model_type)
     except TrainingError as error:
         yield from_error(error, "[grpo]")
     except ModelError:  # another check reports the chat template
@@ -512,7 +512,7 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_bitsandbytes,
     _check_backend,
     _check_vllm,
-    _check_image_fields,
+    _check_grpo_family,
     _check_model,
     _check_weights,
 )

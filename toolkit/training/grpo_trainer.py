@@ -58,7 +58,6 @@ from toolkit.models.pixel_layout import (
     answer_type,
     as_tensors,
     inseparable,
-    match_dtype,
 )
 from toolkit.models.random_state import RandomState
 from toolkit.models.vision_cache import VisionCache
@@ -198,7 +197,7 @@ class PolicyTrainer(RolloutTrainer):
             for name in ("input_ids", *TOKEN_TYPES)
             if name in encoded
         }
-        fields = match_dtype(as_tensors({**encoded, **rows}), self.model.dtype)
+        fields = as_tensors({**encoded, **rows})
         return fields.pop("input_ids"), images if any(images) else None, fields
 
     def _get_per_token_logps_and_entropies(
@@ -222,7 +221,7 @@ class PolicyTrainer(RolloutTrainer):
         for start in range(0, len(input_ids), size):
             part = slice(start, start + size)
             # The pixels reach the model as bound arguments, because TRL would slice them by row number.
-            own = match_dtype(layout.select({**pixels, **self._accepted(layout)}, part), self.model.dtype)
+            own = layout.select({**pixels, **self._accepted(layout)}, part)
             parts.append(
                 compute(
                     functools.partial(model, **own),
