@@ -51,7 +51,7 @@ def measure(family: str, folder: Path) -> Row:
     recipe = _recipe(family, folder)
     cells = dict.fromkeys(COLUMNS, UNTRIED)
     problems = [finding.code for finding in plan_recipe(recipe, None).problems]
-    cells["plan"] = _refused(*problems) if problems else WORKS
+    cells["plan"] = _rejected(*problems) if problems else WORKS
     try:
         run_recipe(recipe, STAGES)
         stopped = ""
@@ -60,15 +60,15 @@ def measure(family: str, folder: Path) -> Row:
     run = find_run(recipe.run_folder)
     for column, stage in _STAGES.items():
         if not (run.path / "stages" / stage / "done.json").is_file():
-            cells[column] = _refused(stopped)
+            cells[column] = _rejected(stopped)
             break
         cells[column] = WORKS
     _check(cells, run)
     return cells
 
 
-def _refused(*codes: str) -> str:
-    return ", ".join(f"`{code}`" for code in codes)
+def _rejected(*codes: str) -> str:
+    return f"stops: {', '.join(codes)}"
 
 
 def _check(cells: Row, run: RunFolder) -> None:
