@@ -122,7 +122,7 @@ def written() -> dict[str, Row]:
     found: dict[str, Row] = {}
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 2 + len(COLUMNS) and (kind := re.fullmatch(r"`(\w+)`", cells[1])):
+        if len(cells) == 2 + len(COLUMNS) and (kind := re.fullmatch(r"`(\w+)`", cells[1])) and kind[1] != "model_type":
             found[kind[1]] = dict(zip(COLUMNS, cells[2:], strict=True))
     return found
 

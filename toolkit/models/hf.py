@@ -191,7 +191,10 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
 def _placeholders(config: Any) -> set[int]:
     """Return the tokens that a model replaces by features of images and videos. Llama 4's processor names another."""
     names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    return {token for name in names if isinstance(token := getattr(config, name, None), int) and token >= 0}
+    tokens = [getattr(config, name, None) for name in names]
+    # Ovis2 replaces the delimiters of images by features too.
+    tokens += getattr(config, "visual_indicator_token_ids", None) or ()
+    return {token for token in tokens if isinstance(token, int) and token >= 0}
 
 
 def base_source(recipe: Recipe, adapted: Path | None) -> str:
