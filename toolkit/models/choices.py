@@ -68,9 +68,11 @@ def _choose_in_groups(
     """
     encoded = [dict(encode_prompts(policy, [row], "left")) for row in rows]
     alone = any(hasattr(module, "rope_deltas") for module in policy.model.modules())
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for number, inputs in enumerate(encoded):
-        groups.setdefault((inputs["input_ids"].shape[1], number if alone else 0), []).append(number)
+        # Images of equally many tokens may differ in shape, as in Mistral 3.
+        shapes = sorted((name, *value.shape[1:]) for name, value in inputs.items())
+        groups.setdefault((*shapes, number if alone else 0), []).append(number)
     found: dict[int, Chosen] = {}
     for members in groups.values():
         prompts = _encode(policy, [encoded[number] for number in members])

@@ -1,5 +1,6 @@
 """Batches of rows: encoded prompts, and SFT batches with labels on assistant turns and their ends of turn only."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from toolkit.errors import DataError
 from toolkit.models.backend import Policy, Row, RowSource
 from toolkit.models.chat_template import EarlierTurn, adds_bos, earlier_turns, encode_answer, render_prompt
+from toolkit.models.pixel_layout import LABELS, TOKEN_TYPES, answer_type, match_dtype
 
 IGNORED = -100
-_TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def collate(policy: Policy, rows: Sequence[Row], *, earlier: bool = True) -> dic
     heads = [ids[mask] for ids, mask in zip(prompts["input_ids"], masks, strict=True)]
     spans = [_spans(policy, row, head, earlier) for row, head in zip(rows, heads, strict=True)]
     pad = policy.processor.tokenizer.pad_token_id
-    batch = {name: value for name, value in prompts.items() if name not in (*_TOKEN_TYPES, "input_ids")}
+    batch = {name: value for name, value in prompts.items() if name not in (*TOKEN_TYPES, "input_ids")}
     batch["input_ids"] = _pad(_join(heads, spans, lambda span: span.tokens), pad)
     batch["attention_mask"] = _pad(
         _join(map(torch.ones_like, heads), spans, lambda span: torch.ones_like(span.tokens)), 0
@@ -58,11 +59,16 @@ def collate(policy: Policy, rows: Sequence[Row], *, earlier: bool = True) -> dic
     # never other turns, the template, image tokens or padding.
     ignored = [torch.full_like(head, IGNORED) for head in heads]
     batch["labels"] = _pad(_join(ignored, spans, lambda span: span.labels), IGNORED)
-    for name in _TOKEN_TYPES:
+    for name in TOKEN_TYPES:
         if name in prompts:
             types = [kind[mask] for kind, mask in zip(prompts[name], masks, strict=True)]
-            batch[name] = _pad(_join(types, spans, lambda span: torch.zeros_like(span.tokens)), 0)
+            answered = answer_type(prompts[name], sum(len(row.images) for row in rows))
+            batch[name] = _pad(_join(types, spans, functools.partial(_fill, answered)), 0)
     return batch
+
+
+def _fill(value: int, span: "_Span") -> torch.Tensor:
+    return torch.full_like(span.tokens, value)
 
 
 class _Span(NamedTuple):
@@ -119,7 +125,7 @@ def encode_prompts(policy: Policy, rows: Sequence[Row], padding_side: Literal["l
     """Return the tokens of the prompts, padded to the longest one, and the pixels of their images."""
     processor = policy.processor
     texts = [render_prompt(processor, row.messages) for row in rows]
-    return processor(
+    encoded = processor(
         text=texts,
         images=[row.images for row in rows] if any(row.images for row in rows) else None,
         padding=True,
@@ -127,6 +133,10 @@ def encode_prompts(policy: Policy, rows: Sequence[Row], padding_side: Literal["l
         return_tensors="pt",
         add_special_tokens=adds_bos(processor, texts[0]),
     )
+    encoded.pop(LABELS, None)
+    if policy.model is not None:
+        encoded.update(match_dtype(encoded, policy.model.dtype))
+    return encoded
 
 
 def _answer_ids(policy: Policy, row: Row) -> list[int]:

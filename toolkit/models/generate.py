@@ -15,6 +15,7 @@ from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.chat_template import encode_answer
 from toolkit.models.collate import IGNORED, collate, encode_prompts
 from toolkit.models.oom import attempt
+from toolkit.models.pixel_layout import answer_type
 from toolkit.runfolder.usage import count as note
 
 
@@ -114,7 +115,9 @@ def _log_probs(policy: Policy, row: Row, answer: str) -> list[float]:
     inputs = dict(encode_prompts(policy, [row], "left"))
     masks = [name for name in inputs if name != "input_ids" and inputs[name].shape == inputs["input_ids"].shape]
     for name in masks:  # attention covers the whole answer, and no token of the answer is an image token
-        more = torch.ones_like(ids) if name == "attention_mask" else torch.zeros_like(ids)
+        types = inputs[name]
+        value = 1 if name == "attention_mask" else answer_type(types, len(row.images))
+        more = torch.full_like(ids, value)
         inputs[name] = torch.cat([inputs[name], more.to(inputs[name].dtype)], dim=1)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
     device = policy.model.device

@@ -185,11 +185,21 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
     processor.tokenizer.padding_side = "left"  # TRL's GRPO pads prompts on the left, and token types on this side
     if processor.tokenizer.pad_token is None or processor.tokenizer.pad_token_id == end.id:
         processor.tokenizer.pad_token = _spare_pad(processor.tokenizer, end.text)
-    bits = 32
+    bits, forbidden = 32, set(find_image_ids(processor))
     if model is not None:
         _align(model, processor.tokenizer, end)
         bits = bits_of(model)
-    return Policy(model, processor, end, tuple(find_image_ids(processor)), start, original, bits)
+        forbidden |= _placeholders(model.config)
+    return Policy(model, processor, end, tuple(sorted(forbidden)), start, original, bits)
+
+
+def _placeholders(config: Any) -> set[int]:
+    """Return the tokens that a model replaces by features of images and videos. Llama 4's processor names another."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    tokens = [getattr(config, name, None) for name in names]
+    # Ovis2 replaces the delimiters of images by features too.
+    tokens += getattr(config, "visual_indicator_token_ids", None) or ()
+    return {token for token in tokens if isinstance(token, int) and token >= 0}
 
 
 def base_source(recipe: Recipe, adapted: Path | None) -> str:

@@ -119,7 +119,7 @@ def images_by_row(config: Any, fields: _Fields) -> list[slice] | None:
         tokens_of_image = [patches // merged for patches in grid.prod(-1).tolist()]
     else:
         tokens, rest = divmod(sum(tokens_of_row), len(pixels)) if len(pixels) else (0, 1)
-        if rest:
+        if rest or not tokens:  # without image tokens in the prompts, each of them would get no image
             return None
         tokens_of_image = [tokens] * len(pixels)
     starts = {tokens: number for number, tokens in enumerate(accumulate(tokens_of_image, initial=0))}

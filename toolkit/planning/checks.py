@@ -7,7 +7,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit.data.loading import check_validation_split
-from toolkit.errors import DataError, MissingExtraError, ModelError, Problem, ToolkitError, list_places
+from toolkit.errors import (
+    DataError,
+    MissingExtraError,
+    ModelError,
+    Problem,
+    ToolkitError,
+    TrainingError,
+    list_places,
+)
 from toolkit.evaluation.custom_metrics import load_metric
 from toolkit.models import backend_name
 from toolkit.models.adapter_config import CONFIG, check_adapter
@@ -28,7 +36,7 @@ from toolkit.planning.gpu import GIB, Gpu
 from toolkit.planning.memory import UNPACKED, StageMemory
 from toolkit.planning.model_files import BaseWeights, Configuration, Repository, check_base
 from toolkit.planning.stages import Backend, Stage, planned_precision
-from toolkit.planning.tokens import COUNTED, TEMPLATE_FAULTS, Rows, Tokens, opened_block
+from toolkit.planning.tokens import COUNTED, TEMPLATE_FAULTS, Rows, Tokens, find_processor, opened_block
 from toolkit.recipe import Model, Recipe, missing_requirements
 from toolkit.recipe.checks import is_folder_name
 from toolkit.recipe.sections import ALL_LINEAR
@@ -339,6 +347,22 @@ def _check_vllm(facts: Facts) -> Iterator[PlanFinding]:
         yield PlanFinding(Problem("training.vllm_unsupported", rule, "[grpo] rollouts", remedy=remedy))
 
 
+def _check_grpo_family(facts: Facts) -> Iterator[PlanFinding]:
+    """Yield a finding if TRL cannot train the model's family, or drops image fields that it needs."""
+    if facts.recipe.grpo is None or facts.config is None:
+        return
+    from toolkit.models.pixel_layout import check_grpo_supports  # imports torch
+
+    try:
+        processor = find_processor(facts.recipe)
+        if processor is not None:
+            check_grpo_supports(processor, facts.config.model_type)
+    except TrainingError as error:
+        yield from_error(error, "[grpo]")
+    except ModelError:  # another check reports the chat template
+        return
+
+
 def _machine(gpu: Gpu | None) -> Machine:
     """Return the GPU as vLLM would find it.
 
@@ -607,6 +631,7 @@ _PROBLEMS: tuple[Check, ...] = (
     _check_backend,
     _check_vllm,
     _check_packing,
+    _check_grpo_family,
     _check_model,
     _check_family,
     _check_weights,

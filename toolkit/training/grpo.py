@@ -30,6 +30,7 @@ from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
 from toolkit.models.oom import recipe_sizes
 from toolkit.models.packing import not_packed_reasons, packed_completions, packed_sizes
+from toolkit.models.pixel_layout import check_grpo_supports
 from toolkit.models.prompts import Prompts
 from toolkit.models.vision_cache import cache_frozen_vision
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
@@ -83,6 +84,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> GrpoResult
 
     def prepare(policy: Policy) -> tuple[TrainingJob, TokenLengths]:
         packing = _packs_prompts(recipe, backend.name, policy)
+        check_grpo_supports(policy.processor, policy.model.config.model_type)
         lengths = check_rows(context, backend, policy, prompts, samples, grpo.max_completion_tokens)
         log.info("grpo: %s", reference)
         # A resumed stage keeps the probe of its first start, which measured the policy before any update.

@@ -10,31 +10,32 @@ ignores its images. TRL cannot shuffle or split pixels by sample if the model ha
 errors in the advantages of zero-variance groups, and never replaces these groups.
 
 ``_tokenize_prompts``: TRL passes None to the processor as the images of a prompt without images. Processors of
-transformers accept only an empty list.
+transformers accept only an empty list. Processors that return tensors by default, as those of Mistral 3 and PaliGemma,
+need padding for prompts of different length.
 
 ``_generate_single_turn``: After an out-of-memory error, each ``generate`` call gets fewer completions.
 
 ``_get_per_token_logps_and_entropies``: For models without an image grid, such as Gemma 3, TRL slices the pixels as if
-each sample had exactly one image. For models with one, TRL passes empty pixels for rows without images. With packing,
-the model gets one row for a prompt and its completions.
+each sample had exactly one image of one block. For models with one, TRL passes empty pixels for rows without images.
+TRL gives completions token type 0, which PaliGemma reads as attention in both directions. With packing, the model gets
+one row for a prompt and its completions. ``models.pixel_layout`` has the layouts of all families.
 
 ``_prepare_inputs``: TRL shuffles the completions of a step before it divides them into passes. With packing, a pass has
 completions of one prompt.
 
 ``RolloutTrainer`` has the overrides that every library needs. If unsloth is imported first, ``trl.GRPOTrainer`` is
 Unsloth's generated trainer, which slices pixels by sample itself. ``PolicyTrainer`` adds the last two methods for TRL's
-own trainer.
+own trainer, and padding in ``_tokenize_prompts``.
 
 Axes: N completions of a rollout, T tokens.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import (
@@ -47,8 +48,20 @@ from trl.trainer.utils import (
 from toolkit.errors import TrainingError, warn
 from toolkit.models.oom import BatchLimit, attempt
 from toolkit.models.packed_prompts import pack_prompts
+from toolkit.models.pixel_layout import (
+    GRID,
+    IMAGE_FIELDS,
+    IMAGES_OF_ROWS,
+    LABELS,
+    TOKEN_TYPES,
+    PixelLayout,
+    answer_type,
+    as_tensors,
+    inseparable,
+)
 from toolkit.models.random_state import RandomState
 from toolkit.models.vision_cache import VisionCache
+from toolkit.training.image_processor_cache import CachedImageProcessor
 from toolkit.training.preflight import images_ignored_error
 from toolkit.training.resampling import replace_groups, replacement_rows, zero_variance_groups
 from toolkit.training.zero_variance import (
@@ -59,16 +72,10 @@ from toolkit.training.zero_variance import (
     zero_loss,
 )
 
-_OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
+_OWN_LAYOUT = frozenset({GRID, "image_position_ids", "spatial_shapes"})
 """Fields from which TRL finds the pixels of a sample itself."""
-_PER_IMAGE = ("image_grid_thw", "image_position_ids")
-"""Fields with one entry per image."""
-_IMAGE_FIELDS = (*_PER_IMAGE, "pixel_values", "num_images", "pixel_attention_mask", "image_sizes")
-"""Fields that only a row with images has."""
-_TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
-"""Masks that mark image tokens."""
-_NOT_SEPARABLE = frozenset({"spatial_shapes", "num_tiles", "pixel_values_videos", "video_grid_thw"})
-"""Fields whose layout prevents splitting a rollout into parts."""
+_COUNTS = ("num_images", "num_tiles")
+"""TRL's names of the numbers of images and of blocks of each sample."""
 _Fields = Mapping[str, Any]
 """Fields of a batch by name: tensors, or lists of a processor. TRL has no type for them."""
 _Turn = tuple[Any, Any, _Fields]
@@ -161,10 +168,18 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.model.training:
             batch["advantages"] = clear_advantages(batch["advantages"], self.num_generations)
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
-            _check_one_block_per_image(batch["pixel_values"], batch["num_images"])
             # TRL shuffles and slices a list by sample, like the token ids. It would index a tensor by block of pixels.
-            batch["pixel_values"] = list(torch.split(batch["pixel_values"], batch["num_images"]))
+            batch |= self._divide_by_sample(batch)
         return batch
+
+    def _divide_by_sample(self, batch: _Fields) -> _Fields:
+        _check_one_block_per_image(batch["pixel_values"], batch["num_images"])
+        return {"pixel_values": list(torch.split(batch["pixel_values"], batch["num_images"]))}
+
+    def _blocks(self, images: Sequence[int]) -> list[int] | None:
+        """Return the blocks of pixels of each row of the last rollout. None: unknown. See ``models.pixel_layout``."""
+        processor = self.processing_class.image_processor
+        return processor.blocks(images) if isinstance(processor, CachedImageProcessor) else None
 
     def _tokenize_prompts(self, prompts: Any) -> Any:
         prompt_ids, images, fields = super()._tokenize_prompts(prompts)
@@ -184,9 +199,11 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.use_vllm:
             return generate(prompt_ids, images, multimodal_fields, *more, **options)
 
+        blocks = self._blocks([len(own or ()) for own in images or ()])
+
         def in_parts(size: int) -> list[list[int]]:
             completion_ids: list[list[int]] = []
-            for part in _parts(prompt_ids, images, multimodal_fields, size):
+            for part in _parts(prompt_ids, images, multimodal_fields, size, blocks):
                 completion_ids += generate(*part, *more, **options)[0]
             return completion_ids
 
@@ -204,7 +221,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         return found, None  # transformers' generate returns no log-probabilities
 
     def _check_token_types(self, input_ids: Any, fields: _Fields) -> None:
-        for name in _TOKEN_TYPES:
+        for name in TOKEN_TYPES:
             types = fields.get(name)
             if types is not None and types.shape != input_ids.shape:
                 raise TrainingError(
@@ -239,6 +256,29 @@ class PolicyTrainer(RolloutTrainer):
         self._buffered_inputs = [unsplit_pixel_values_by_grid(one) for one in passes]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
+    def _divide_by_sample(self, batch: _Fields) -> _Fields:
+        layout = PixelLayout.of(batch, batch["num_images"], self._blocks(batch["num_images"]))
+        return {**layout.split(batch), "num_tiles": list(layout.blocks)}
+
+    def _tokenize_prompts(self, prompts: Any) -> Any:
+        # Without tools and environments, this is what TRL does, with padding.
+        images = [[part["image"] for turn in prompt for part in _image_parts(turn)] for prompt in prompts]
+        encoded = self.processing_class.apply_chat_template(
+            prompts,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"padding": True, "return_tensors": "pt"},
+        )
+        masks = encoded.pop("attention_mask").bool()
+        rows = {
+            name: [row[mask].tolist() for row, mask in zip(encoded[name], masks, strict=True)]
+            for name in ("input_ids", *TOKEN_TYPES)
+            if name in encoded
+        }
+        fields = as_tensors({**encoded, **rows})
+        return fields.pop("input_ids"), images if any(images) else None, fields
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -251,31 +291,34 @@ class PolicyTrainer(RolloutTrainer):
         self._check_token_types(input_ids, fields)
         if self.packing:
             model = pack_prompts(model)
+        pixels = {name: _whole(fields.pop(name, None)) for name in (*IMAGE_FIELDS, LABELS)}
+        counts = {name: fields.pop(name, None) for name in _COUNTS}
+        types = _types_with_answers(fields, logits_to_keep, sum(counts["num_images"] or ()))
         compute = functools.partial(super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep)
-        pixels, counts = fields.get("pixel_values"), fields.get("num_images")
-        if counts is not None and not sum(counts):
-            fields = {name: value for name, value in fields.items() if name not in _IMAGE_FIELDS}
-            return compute(model, input_ids, attention_mask, batch_size=batch_size, **fields)
-        if pixels is None or counts is None or any(fields.get(name) is not None for name in _OWN_LAYOUT):
-            return compute(model, input_ids, attention_mask, batch_size=batch_size, **fields)
-        samples = pixels if isinstance(pixels, list | tuple) else torch.split(pixels, counts)
-        rest = {name: value for name, value in fields.items() if name not in ("pixel_values", "num_images")}
+        if pixels["pixel_values"] is None:
+            return compute(model, input_ids, attention_mask, batch_size=batch_size, **fields, **types)
+        layout = PixelLayout.of(pixels, counts["num_images"], counts["num_tiles"] or self._blocks(counts["num_images"]))
         size, parts = batch_size or len(input_ids), []
         for start in range(0, len(input_ids), size):
             part = slice(start, start + size)
-            own = torch.cat(list(samples[part]))
-            # The pixels reach the model as a bound argument, because TRL would slice them by row number.
+            # The pixels reach the model as bound arguments, because TRL would slice them by row number.
+            own = layout.select({**pixels, **self._accepted(layout)}, part)
             parts.append(
                 compute(
-                    functools.partial(model, pixel_values=own) if len(own) else model,
+                    functools.partial(model, **own),
                     input_ids[part],
                     attention_mask[part],
                     batch_size=size,
-                    **{name: value[part] if torch.is_tensor(value) else value for name, value in rest.items()},
+                    **fields,
+                    **{name: value[part] for name, value in types.items()},
                 )
             )
         logps_NT, entropies_NT, losses = zip(*parts, strict=True)
         return torch.cat(logps_NT), None if entropies_NT[0] is None else torch.cat(entropies_NT), losses[0]
+
+    def _accepted(self, layout: PixelLayout) -> _Fields:
+        """Return the counts of images that the model reads. TRL drops them after the rollout."""
+        return {IMAGES_OF_ROWS: layout.images} if IMAGES_OF_ROWS in self.model_kwarg_keys else {}
 
 
 class _EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -335,7 +378,7 @@ def _check_pixels_used(trainer: Any, batch: _Fields) -> None:
     Raises:
         TrainingError: The log-probabilities do not depend on the pixels.
     """
-    found = _first_sample(batch)
+    found = _first_sample(trainer, batch)
     if found is None:
         return
     row, fields = found
@@ -359,89 +402,60 @@ def _check_pixels_used(trainer: Any, batch: _Fields) -> None:
         raise images_ignored_error("grpo, the first batch")
 
 
-def _first_sample(batch: _Fields) -> tuple[slice, _Fields] | None:
-    """Return the row, pixels and token types of the first sample with images. None: no image, or an unknown layout."""
+def _first_sample(trainer: Any, batch: _Fields) -> tuple[slice, _Fields] | None:
+    """Return the row, pixels and token types of the first sample with images. None: no image."""
     counts = batch.get("num_images") or [0]
     number = next((number for number, count in enumerate(counts) if count), None)
-    if (
-        number is None
-        or "pixel_values" not in batch
-        or {"spatial_shapes", "num_tiles", "pixel_attention_mask"} & set(batch)
-    ):
+    if number is None or "pixel_values" not in batch:
         return None
-    row, count = slice(number, number + 1), counts[number]
-    # The rows before it have no images, so the first pixels are its own.
-    token_types = {name: batch[name][row] for name in _TOKEN_TYPES if name in batch}
-    fields = token_types | {name: batch[name][:count] for name in _PER_IMAGE if name in batch}
-    blocks = count
-    if "image_grid_thw" in batch:
-        # Qwen's pixels have one row per patch. An image has time x height x width patches.
-        blocks = int(fields["image_grid_thw"].prod(-1).sum())
-    return row, {**fields, "pixel_values": batch["pixel_values"][:blocks], "num_images": [count]}
+    row = slice(number, number + 1)
+    layout = PixelLayout.of(batch, counts, batch.get("num_tiles") or trainer._blocks(counts))
+    fields = {name: batch[name][row] for name in TOKEN_TYPES if name in batch} | layout.select(batch, row)
+    fields["num_images"] = [counts[number]]
+    if isinstance(trainer, PolicyTrainer):
+        fields["num_tiles"] = list(layout.blocks[row])
+    return row, fields
 
 
-def _parts(prompt_ids: Sequence[Any], images: Any, fields: _Fields, size: int) -> Iterator[_Turn]:
-    """Split the rows of a rollout into parts of at most ``size`` rows, each with its own pixels."""
-    rows = len(prompt_ids)
-    if size >= rows:
-        yield prompt_ids, images, dict(fields)
-        return
-    counts = [len(own or ()) for own in images] if images is not None else [0] * rows
-    first_image = [0, *accumulate(counts)]
-    split = _splitter(fields, first_image, rows)
-    for start in range(0, rows, size):
-        part = slice(start, start + size)
-        own = None if images is None else images[part]
-        yield prompt_ids[part], own if own and any(own) else None, split(part)
-
-
-def _splitter(fields: _Fields, first_image: Sequence[int], rows: int) -> Callable[[slice], _Fields]:
-    """Return a function from a slice of rows to their fields. Model families arrange fields by row, image or patch.
+def _parts(
+    prompt_ids: Sequence[Any], images: Any, fields: _Fields, size: int, blocks: Sequence[int] | None = None
+) -> Iterator[_Turn]:
+    """Split the rows of a rollout into parts of at most ``size`` rows, each with its own pixels.
 
     Raises:
         TrainingError: The layout does not say which pixels belong to a row.
     """
-    whole = {name: value for name, value in fields.items() if value is not None}
-    for name in _NOT_SEPARABLE & whole.keys():
-        raise _inseparable(name)
-    for name in (*_PER_IMAGE, "pixel_values"):
-        if isinstance(whole.get(name), list):
-            whole[name] = torch.tensor(np.array(whole[name]))
-    first_block = _first_blocks(whole, first_image[-1])
-
-    def split(part: slice) -> _Fields:
-        start, stop, _ = part.indices(rows)
-        images = slice(first_image[start], first_image[stop])
-        found = {}
-        for name, value in whole.items():
-            if name == "pixel_values":
-                found[name] = value[first_block[images.start] : first_block[images.stop]]
-            elif name in _PER_IMAGE:
-                found[name] = value[images]
-            elif len(value) != rows:
-                raise _inseparable(name)
-            else:
-                found[name] = value[part]
-        empty = images.start == images.stop
-        return {name: value for name, value in found.items() if not (empty and name in (*_PER_IMAGE, "pixel_values"))}
-
-    return split
+    rows = len(prompt_ids)
+    if size >= rows:
+        yield prompt_ids, images, dict(fields)
+        return
+    whole = as_tensors(fields)
+    for name in whole.keys() - {*IMAGE_FIELDS, *TOKEN_TYPES}:
+        raise inseparable(name)
+    layout = PixelLayout.of(whole, [len(own or ()) for own in images or [()] * rows], blocks)
+    for start in range(0, rows, size):
+        part = slice(start, start + size)
+        own = None if images is None else images[part]
+        by_row = {name: whole[name][part] for name in TOKEN_TYPES if name in whole}
+        yield prompt_ids[part], own if own and any(own) else None, {**by_row, **layout.select(whole, part)}
 
 
-def _first_blocks(fields: _Fields, images: int) -> list[int]:
-    """Return the first row of pixels of each image. Qwen's patches are concatenated without an axis for images."""
-    pixels, grid = fields.get("pixel_values"), fields.get("image_grid_thw")
-    blocks = [1] * images if grid is None else grid.prod(-1).tolist()
-    first = [0, *accumulate(blocks)]
-    if pixels is not None and first[-1] != len(pixels):
-        raise _inseparable("pixel_values")
-    return first
+def _image_parts(turn: Any) -> list[Any]:
+    content = turn["content"]
+    return [part for part in content if part["type"] == "image"] if isinstance(content, list) else []
 
 
-def _inseparable(name: str) -> TrainingError:
-    return TrainingError(
-        "training.rollout_not_separable",
-        "a rollout can only be split if the pixels of each row are known",
-        place=f"grpo, {name}",
-        remedy="Lower prompts_per_step, generations or images.max_side.",
-    )
+def _types_with_answers(fields: dict[str, Any], completion: int, images: int) -> dict[str, torch.Tensor]:
+    """Remove the token types from ``fields``. Return them with the type of generated tokens in the completions."""
+    found = {}
+    for name in TOKEN_TYPES:
+        types = fields.pop(name, None)
+        if types is not None:
+            prompts, completions = types[:, :-completion], types[:, -completion:]
+            found[name] = torch.cat([prompts, torch.full_like(completions, answer_type(prompts, images))], dim=1)
+    return found
+
+
+def _whole(value: Any) -> Any:
+    """Return a field that TRL has left divided by sample as one tensor."""
+    return torch.cat(list(value)) if isinstance(value, list | tuple) else value

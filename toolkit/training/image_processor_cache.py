@@ -1,12 +1,16 @@
 """The processor of a GRPO trainer, which processes each image once per optimizer step.
 
 TRL runs the processor on every completion of a group and again for the log-probabilities. With G generations, the same
-image would be resized and normalised 2 G times. ``CachedImageProcessor`` caches the result by the image's key.
+image would be resized and normalised 2 G times. ``CachedImageProcessor`` caches the result by the keys of the images.
+
+The images of a prompt are processed together, as in evaluation: LLaVA-OneVision cuts an image into tiles only if it is
+alone in its prompt, and Idefics3 has an axis for prompts.
 """
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -41,39 +45,66 @@ class CachedImageProcessor(PushToHubMixin):
 
     Images without a key are not cached. Neither are results that cannot be concatenated, because their shapes differ
     beyond the first axis.
+
+    A list of images is read as prompts of one image. Llama 4's processor passes the images of all prompts so.
     """
 
     def __init__(self, inner: Any, capacity: int) -> None:
         self.inner, self.capacity = inner, capacity
         self.processed = self.cache_hits = 0
-        self._cache: OrderedDict[tuple[str, str], _Fields] = OrderedDict()
-        self._bytes = 0
+        self._cache: OrderedDict[tuple[tuple[str, ...], str], _Fields] = OrderedDict()
+        self._bytes = self._images = 0
+        self._blocks: list[int] | None = None
+        self._nested = False
+
+    def blocks(self, images: Sequence[int]) -> list[int] | None:
+        """Return the number of entries in ``pixel_values`` of each prompt of the last call. None: unknown.
+
+        Args:
+            images: The number of images of each prompt.
+        """
+        if self._blocks is None or self._nested:
+            return self._blocks
+        ends = [0, *accumulate(images)]
+        return [sum(self._blocks[start:stop]) for start, stop in pairwise(ends)]
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """Return the wrapped processor's output for an image, a list of images, or a list of lists."""
-        listed = _flatten(images)
+        rows, self._blocks = _rows(images), None
+        listed = [image for row in rows for image in row]
         if not all(isinstance(image, Image.Image) and IMAGE_KEY in image.info for image in listed):
             return self._process(images, len(listed), options)
-        parts = [self._one(image, options) for image in listed]
-        if (_several_per_row(images) and any(_has_row_axis(part) for part in parts)) or not _stackable(parts):
-            return self._process(images, len(listed), options)
-        joined = {name: _join([part[name] for part in parts]) for name in parts[0]}
-        return type(self._last)(joined)
+        self._nested = _is_nested(images)
+        parts = [self._one(row, [row] if self._nested else row, options) for row in rows if row]
+        counts = iter([len(part["pixel_values"]) for part in parts])
+        self._blocks = [next(counts) if row else 0 for row in rows]
+        if _stackable(parts) and (all(rows) or not any(_may_have_row_axis(part) for part in parts)):
+            joined = {name: _join([part[name] for part in parts]) for name in parts[0]}
+            return type(self._last)(joined)
+        whole = self._process(images, len(listed), options)
+        if len(whole["pixel_values"]) != sum(self._blocks):
+            self._blocks = [1] * len(rows) if len(whole["pixel_values"]) == len(rows) else None
+        return whole
 
-    def _one(self, image: Image.Image, options: _Fields) -> _Fields:
+    def _one(self, row: Sequence[Image.Image], images: Any, options: _Fields) -> _Fields:
         # TRL requests lists before it generates and tensors before it trains. Tensors serve both.
         options = {**options, "return_tensors": "pt"}
-        key = (image.info[IMAGE_KEY], repr(sorted(options.items(), key=lambda item: item[0])))
+        key = (
+            tuple(image.info[IMAGE_KEY] for image in row),
+            repr(sorted(options.items(), key=lambda item: item[0])),
+        )
         if key in self._cache:
-            self.cache_hits += 1
+            self.cache_hits += len(row)
             self._cache.move_to_end(key)
             return self._cache[key]
-        self._last = self._process([image], 1, options)
+        self._last = self._process(images, len(row), options)
         self._cache[key] = part = dict(self._last)
         self._bytes += _bytes(part)
-        while len(self._cache) > self.capacity or (self._bytes > MAX_BYTES and len(self._cache) > 1):
-            _, evicted = self._cache.popitem(last=False)
+        self._images += len(row)
+        while len(self._cache) > 1 and (self._images > self.capacity or self._bytes > MAX_BYTES):
+            (keys, _), evicted = self._cache.popitem(last=False)
             self._bytes -= _bytes(evicted)
+            self._images -= len(keys)
         return part
 
     def _process(self, images: Any, count: int, options: _Fields) -> Any:
@@ -97,20 +128,21 @@ def _bytes(part: _Fields) -> int:
     return sum(value.nbytes for value in part.values() if isinstance(value, torch.Tensor))
 
 
-def _flatten(images: Any) -> list[Any]:
-    if isinstance(images, list | tuple):
-        return [image for part in images for image in _flatten(part)]
-    return [images]
+def _rows(images: Any) -> list[Any]:
+    """Return the images of each prompt."""
+    if not isinstance(images, list | tuple):
+        return [[images]]
+    return list(images) if _is_nested(images) else [[image] for image in images]
 
 
-def _several_per_row(images: Any) -> bool:
-    return isinstance(images, list | tuple) and any(isinstance(row, list | tuple) and len(row) > 1 for row in images)
+def _is_nested(images: Any) -> bool:
+    return isinstance(images, list | tuple) and all(isinstance(row, list | tuple) for row in images)
 
 
-def _has_row_axis(part: _Fields) -> bool:
-    """Return whether pixels have shape (rows, images, channels, height, width), as in Idefics and SmolVLM."""
+def _may_have_row_axis(part: _Fields) -> bool:
+    """Return whether pixels may have an axis for prompts, as in Idefics3. A prompt without images would be left out."""
     pixels = part.get("pixel_values")
-    return isinstance(pixels, torch.Tensor) and pixels.ndim == 5
+    return isinstance(pixels, torch.Tensor) and pixels.ndim > 4
 
 
 def _stackable(parts: list[_Fields]) -> bool:

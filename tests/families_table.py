@@ -1,0 +1,163 @@
+"""Take a small model of each family through plan, SFT, GRPO, evaluation and export, and write a table.
+
+    python -m tests.families_table              every family, some minutes
+    python -m tests.families_table llava …      these families; the other rows stay
+
+Every cell is measured by the run of this file, or says "untried". tests/test_families_matrix.py compares the rows.
+"""
+
+import json
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.helpers.exports import export_of, merged_of, verified
+from tests.helpers.tiny_families import TINY, build_tiny
+from tests.helpers.training import Tables, recipe_on_files
+from toolkit import tiny
+from toolkit.errors import ToolkitError
+from toolkit.pipeline import run_recipe
+from toolkit.pipeline.plan import plan_recipe
+from toolkit.pipeline.stages import STAGES
+from toolkit.recipe import Recipe
+from toolkit.runfolder import RunFolder, find_run
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "model_families.md"
+COLUMNS = ("plan", "SFT", "evaluate", "GRPO", "merged", "GGUF")
+STEPS = 2
+NAMES: Mapping[str, str] = {"gemma3": "Gemma 3, MedGemma", **{kind: family.name for kind, family in TINY.items()}}
+"""Names for the documentation, by model_type."""
+WORKS, UNTRIED = "works", "untried"
+_STAGES: Mapping[str, str] = {"SFT": "sft", "evaluate": "evaluate-sft", "GRPO": "grpo", "merged": "export"}
+"""Columns in the order of a run, with their folder in the run."""
+Row = Mapping[str, str]
+"""Column -> cell."""
+
+
+def measure(family: str, folder: Path) -> Row:
+    """Return the row of a family.
+
+    Args:
+        family: The model_type.
+        folder: An empty folder.
+    """
+    recipe = _recipe(family, folder)
+    cells = dict.fromkeys(COLUMNS, UNTRIED)
+    problems = [finding.code for finding in plan_recipe(recipe, None).problems]
+    cells["plan"] = _rejected(*problems) if problems else WORKS
+    try:
+        run_recipe(recipe, STAGES)
+        stopped = ""
+    except ToolkitError as error:
+        stopped = error.code
+    run = find_run(recipe.run_folder)
+    for column, stage in _STAGES.items():
+        if not (run.path / "stages" / stage / "done.json").is_file():
+            cells[column] = _rejected(stopped)
+            break
+        cells[column] = WORKS
+    _check(cells, run)
+    return cells
+
+
+def _rejected(*codes: str) -> str:
+    return f"stops: {', '.join(codes)}"
+
+
+def _check(cells: Row, run: RunFolder) -> None:
+    """Check that stages which ended have trained, and that the merged model answers like the adapter."""
+    for stage in ("sft", "grpo"):
+        if cells[{"sft": "SFT", "grpo": "GRPO"}[stage]] == WORKS:
+            losses = [line["loss"] for line in run.metrics() if line["stage"] == stage and "loss" in line]
+            assert len(losses) == STEPS
+            assert all(math.isfinite(loss) for loss in losses)
+    if cells["merged"] == WORKS:
+        assert verified(merged_of(export_of(run))).differing == 0
+
+
+def _recipe(family: str, folder: Path) -> Recipe:
+    images = folder / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    sizes = ((64, 64), (120, 56), (56, 100))
+    rows = {}
+    for number in range(12):
+        names = [f"{number}-{place}.png" for place in range(1 + number % 2)]
+        for place, name in enumerate(names):
+            width, height = sizes[(number + place) % len(sizes)]
+            Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)).save(images / name)
+        question = f"case {number}: " + "which tissue is shown? " * (1 + number % 3)
+        answer = {"options": ["A. lung", "B. skin"], "correct_answer": "AB"[number % 2]}
+        rows[f"case-{number}"] = {"question": question, "ImagePath": names, **answer}
+    for name, part in {"train": list(rows)[:8], "test": list(rows)[8:]}.items():
+        (images / f"{name}.json").write_text(json.dumps({key: rows[key] for key in part}), encoding="utf-8")
+    model = tiny.FOLDER if family == "gemma3" else build_tiny(family, folder)
+    tables: Tables = {
+        "run": {"log_steps": 1},
+        "model": {"name": str(model), "max_tokens": 1500, "backend": "hf"},
+        "lora": {"targets": ["q_proj", "v_proj"]},
+        "sft": {"max_steps": STEPS, "batch_size": 2, "accumulation": 1},
+        "grpo": {
+            "max_steps": STEPS,
+            "prompts_per_step": 2,
+            "generations": 2,
+            "micro_batch": 1,
+            "max_completion_tokens": 6,
+        },
+        "evaluate": {"limit": 3, "batch_size": 3, "max_completion_tokens": 6, "before": False},
+        "export": {"to": ["merged"], "verify": 2},
+    }
+    return recipe_on_files(folder, images, tables)
+
+
+def written() -> dict[str, Row]:
+    """Return the rows of the documentation's table by model_type."""
+    found: dict[str, Row] = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 2 + len(COLUMNS) and (kind := re.fullmatch(r"`(\w+)`", cells[1])) and kind[1] != "model_type":
+            found[kind[1]] = dict(zip(COLUMNS, cells[2:], strict=True))
+    return found
+
+
+def write(rows: Mapping[str, Row]) -> None:
+    """Replace the table of the documentation."""
+    known = {**written(), **rows}
+    head = ["family", "`model_type`", *COLUMNS]
+    lines = [head, ["---"] * len(head)]
+    for kind, name in NAMES.items():
+        row = known.get(kind, dict.fromkeys(COLUMNS, UNTRIED))
+        lines.append([name, f"`{kind}`", *(row[column] for column in COLUMNS)])
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    text = PAGE.read_text(encoding="utf-8").splitlines()
+    places = [number for number, line in enumerate(text) if line.startswith("|")]
+    assert all(after == before + 1 for before, after in pairwise(places)), "the page must have one table"
+    PAGE.write_text("\n".join([*text[: places[0]], table, *text[places[-1] + 1 :], ""]), encoding="utf-8")
+
+
+def main(families: Sequence[str]) -> int:
+    """Measure families and write their rows. Return the exit code."""
+    if unknown := set(families) - NAMES.keys():
+        print(f"unknown: {', '.join(sorted(unknown))}. Families: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    rows: dict[str, Row] = {}
+    for family in families or NAMES:
+        if family in TINY and not TINY[family].installed:
+            print(f"{family}: skipped, because {TINY[family].package} is missing", file=sys.stderr)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows[family] = measure(family, Path(folder))
+        print(f"{family}: {', '.join(f'{column} {cell}' for column, cell in rows[family].items())}", flush=True)
+        write(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
