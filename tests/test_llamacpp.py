@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_the_converter_expects_no_layers_that_the_weights_lack(
 
 def test_the_converter_gets_the_fields_of_gemma_4_that_transformers_replaces() -> None:
     text = {"head_dim": 8, "num_key_value_heads": 2}
-    hub = {**text, "global_head_dim": 16, "num_global_key_value_heads": None, "per_layer_config": {}}
+    hub: dict[str, Any] = {**text, "global_head_dim": 16, "num_global_key_value_heads": None, "per_layer_config": {}}
     assert global_fields(hub) == {"global_head_dim": 16, "num_global_key_value_heads": None}
     saved = {**text, "per_layer_config": {"1": {"head_dim": 16}}}
     assert global_fields(saved) == {"global_head_dim": 16, "num_global_key_value_heads": 2}

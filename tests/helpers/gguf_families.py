@@ -73,13 +73,9 @@ def build_gemma4(folder: Path) -> Path:
     }
     vision = {**WIDTHS, "num_key_value_heads": 4, "num_hidden_layers": 2, "head_dim": HEAD}
     vision |= {"position_embedding_size": 630, "default_output_length": IMAGE_TOKENS}
-    config = Gemma4Config(
-        text_config=text,
-        vision_config=vision,
-        audio_config=None,
-        **{f"{name.removesuffix('_token')}_token_id": number(token) for name, token in GEMMA4_TOKENS.items()},
-        video_token_id=number("<|video|>"),
-    )
+    tokens: dict[str, Any] = {f"{name}_id": number(token) for name, token in GEMMA4_TOKENS.items()}
+    tokens["video_token_id"] = number("<|video|>")
+    config = Gemma4Config(text_config=text, vision_config=vision, audio_config=None, **tokens)
     torch.manual_seed(0)
     Gemma4ForConditionalGeneration(config).save_pretrained(folder)
     file = folder / "config.json"

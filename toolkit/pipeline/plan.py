@@ -143,10 +143,11 @@ def _with_check(plan: "Plan", recipe: Recipe, *, deep: bool) -> "Plan":
     from toolkit.pipeline.architecture_check import check_architecture, known_check
     from toolkit.planning.architecture_check import not_tried
 
+    checked = known_check(recipe) if not deep else None
     if deep and plan.certain:
         checked = not_tried("the problems below come first")
-    else:
-        checked = check_architecture(recipe) if deep else known_check(recipe)
+    elif deep:
+        checked = check_architecture(recipe)
     if checked is None:
         return plan
     return replace(
