@@ -267,11 +267,13 @@ def test_the_card_describes_the_images_of_training_and_the_limit_of_the_processo
     side = facts.recipe.images.max_side
     assert f"at most {side:,} pixels" in str(model_card(facts))
     assert "DICOM" in facts.windowing
-    limited = replace(facts, serving=replace(SERVING, limit=PixelLimit(657_667, 4, 3)))
+    limited = replace(facts, serving=replace(SERVING, limit=PixelLimit(657_667, 4, 3, 28)))
     text = str(model_card(limited))
     assert "657,667 pixels" in text
     assert "3 of 4 sizes" in text
     assert "657,667" not in str(model_card(facts))
+    served = replace(limited, export=make_gguf({}))
+    assert f"--image-max-tokens {657_667 // 28**2}" in str(model_card(served))
 
 
 def test_the_card_names_synthetic_data(planted: Planted, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +34,8 @@ from toolkit.models import llamacpp
 from toolkit.models.backend import Completion
 from toolkit.models.gguf import GgufBackend, processed_images
 from toolkit.models.llamacpp import Child, find_gguf_pair, is_gguf, require_for
-from toolkit.models.llamacpp.convert import _link_with_tokens, check_tensor_names, tensor_names
-from toolkit.models.llamacpp.converter import unusual_pattern
+from toolkit.models.llamacpp.convert import _link_with_tokens, _without_mtp, check_tensor_names, tensor_names
+from toolkit.models.llamacpp.converter import global_fields, unusual_pattern
 from toolkit.models.llamacpp.worker import LlamaError, Worker, serve
 from toolkit.pipeline.existing_run import export_settings
 from toolkit.recipe import Model
@@ -52,6 +54,42 @@ def test_internal_names_of_transformers_5_are_rejected_before_conversion(tmp_pat
     assert caught.problem.place == str(tmp_path)
     assert "vision_tower.embeddings" in str(caught.problem.value)
     assert str(caught.problem.value).endswith(" more")
+
+
+@pytest.mark.parametrize(
+    ("tower", "rejected"), [("siglip_vision_model", True), ("clip_vision_model", True), ("gemma4_vision", False)]
+)
+def test_only_towers_with_other_names_on_the_hub_are_rejected(tmp_path: Path, tower: str, rejected: bool) -> None:
+    name = "model.vision_tower.encoder.layers.0.input_layernorm.weight"
+    save_file({name: torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    write_json(tmp_path / "config.json", {"vision_config": {"model_type": tower}})
+    with raises(ModelError, "export.tensor_names_not_of_hub") if rejected else nullcontext():
+        check_tensor_names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "options"),
+    [
+        ("qwen3_5", "model.language_model.norm.weight", ["--no-mtp"]),
+        ("qwen3_5", "mtp.norm.weight", []),
+        ("qwen3_vl", "model.language_model.norm.weight", []),
+    ],
+)
+def test_the_converter_expects_no_layers_that_the_weights_lack(
+    tmp_path: Path, model_type: str, name: str, options: list[str]
+) -> None:
+    save_file({name: torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    write_json(tmp_path / "config.json", {"model_type": model_type})
+    assert _without_mtp(tmp_path) == options
+
+
+def test_the_converter_gets_the_fields_of_gemma_4_that_transformers_replaces() -> None:
+    text = {"head_dim": 8, "num_key_value_heads": 2}
+    hub: dict[str, Any] = {**text, "global_head_dim": 16, "num_global_key_value_heads": None, "per_layer_config": {}}
+    assert global_fields(hub) == {"global_head_dim": 16, "num_global_key_value_heads": None}
+    saved = {**text, "per_layer_config": {"1": {"head_dim": 16}}}
+    assert global_fields(saved) == {"global_head_dim": 16, "num_global_key_value_heads": 2}
+    assert global_fields({**text, "per_layer_config": {}}) == {"global_head_dim": 8, "num_global_key_value_heads": 2}
 
 
 def test_a_folder_without_weights_is_rejected(tmp_path: Path) -> None:

@@ -279,10 +279,28 @@ def test_processors_with_a_fixed_size_have_no_limit(shared_data: Path, gemma: An
 
 
 def test_the_commands_have_the_limit_of_pixels(gemma: Any, tmp_path: Path) -> None:
-    serving = Serving.of(RECIPE, gemma, 1, PixelLimit(657_667, 1, 1))
+    serving = Serving.of(RECIPE, gemma, 1, PixelLimit(657_667, 1, 1, 28))
     for name in ("merged", "adapter"):
         words = shlex.split(commands(name, tmp_path, serving)[0])
         assert json.loads(words[words.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 657_667}
+    for name in ("chest-q8_0.gguf", "mmproj-chest.gguf"):
+        (tmp_path / name).touch()
+    words = shlex.split(commands("gguf", tmp_path, serving)[0])
+    # The image of 2500 x 2048 pixels has 832 tokens in training, and 6,497 without a limit.
+    assert words[words.index("--image-max-tokens") + 1] == str(657_667 // 28**2)
+
+
+@pytest.mark.parametrize(("window", "shown"), [("auto", "window auto"), ("lung", "window -1350 to 150 HU")])
+def test_the_commands_name_the_size_and_window_of_training(gemma: Any, tmp_path: Path, window: str, shown: str) -> None:
+    images = RECIPE.images.model_copy(update={"window": window, "max_side": 1024})
+    serving = Serving.of(RECIPE.model_copy(update={"images": images}), gemma, 1)
+    for name in ("chest-q8_0.gguf", "mmproj-chest.gguf"):
+        (tmp_path / name).touch()
+    for name in ("merged", "adapter", "gguf"):
+        command, _, note = commands(name, tmp_path, serving)[0].partition(" # ")
+        assert "1,024 pixels" in note
+        assert shown in note
+        assert shlex.split(commands(name, tmp_path, serving)[0], comments=True) == shlex.split(command)
 
 
 def test_a_gguf_pair_is_served_by_llama_cpp_and_ollama(gemma: Any, tmp_path: Path) -> None:

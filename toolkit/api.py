@@ -127,13 +127,16 @@ def run(
 
 
 @_checked
-def plan(recipe: Path | str, settings: Sequence[str] = (), *, gpu: str | float | None = None) -> "AnyPlan":
+def plan(
+    recipe: Path | str, settings: Sequence[str] = (), *, gpu: str | float | None = None, deep: bool = False
+) -> "AnyPlan":
     """Estimate what a run needs, without running it.
 
     Args:
         recipe: the TOML file of the recipe.
         settings: overrides, such as ``"grpo.learning_rate=1e-6"``.
         gpu: the GPU to plan for, by name (``"T4"``) or memory in GB (``16``). None: the GPU of this machine.
+        deep: try one batch of every stage on a small random model of the real architecture.
 
     Returns:
         The plan. ``plan.problems`` is empty if the run can work, and ``plan.to_json()`` returns all figures.
@@ -144,11 +147,13 @@ def plan(recipe: Path | str, settings: Sequence[str] = (), *, gpu: str | float |
     """
     from toolkit.pipeline.plan import parse_gpu, plan_recipe
     from toolkit.planning import find_gpu
-    from toolkit.recipe import load_recipe
+    from toolkit.recipe import for_language_models, load_recipe
     from toolkit.tasks import TASKS
 
     loaded = load_recipe(recipe, _several(settings), tasks=TASKS)
-    return plan_recipe(loaded, find_gpu() if gpu is None else parse_gpu(str(gpu)))
+    if deep:
+        for_language_models(loaded, "toolkit.plan(deep=True)")
+    return plan_recipe(loaded, find_gpu() if gpu is None else parse_gpu(str(gpu)), deep=deep)
 
 
 @_checked

@@ -24,6 +24,10 @@ def plan(
         str | None,
         typer.Option(metavar="NAME|GB", help="Plan for another GPU, by name (T4) or memory in GB (16)."),
     ] = None,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Try one batch of every stage on a small random model of the real architecture."),
+    ] = False,
 ) -> None:
     """Estimate what a run needs. The exit code is 1 if it cannot work.
 
@@ -33,12 +37,14 @@ def plan(
     from toolkit.cli.progress import hide_library_warnings
     from toolkit.pipeline.plan import plan_recipe
     from toolkit.planning import find_gpu
-    from toolkit.recipe import load_recipe
+    from toolkit.recipe import for_language_models, load_recipe
     from toolkit.tasks import TASKS
 
     loaded = load_recipe(recipe, settings or (), tasks=TASKS)
+    if deep:
+        for_language_models(loaded, "toolkit plan --deep")
     hide_library_warnings()
-    found = plan_recipe(loaded, find_gpu() if gpu is None else _parse_gpu(gpu))
+    found = plan_recipe(loaded, find_gpu() if gpu is None else _parse_gpu(gpu), deep=deep)
     if as_json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, default=str))
     else:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from toolkit.planning.memory import StageMemory
     from toolkit.planning.tokens import Tokens
 
+ARCHITECTURE_TITLE = "check on the real architecture: one batch of every stage"
 LABELS = {
     "weights": "weights of the language model",
     "vision_tower": "vision tower",
@@ -52,6 +53,7 @@ def describe_plan(plan: "Plan") -> PlanText:
             "model": _model(plan),
             MEMORY_TITLE: _memory(plan),
             TIME_TITLE: _time(plan),
+            ARCHITECTURE_TITLE: _architecture(plan),
             "disk": disk_lines(plan.disk),
             "versions": _versions(plan),
         },
@@ -173,6 +175,18 @@ def _stage_time(name: str, one: "StageTime") -> str:
         return f"{span(one.step.low, one.step.high)} for each of {one.steps} evaluations"
     more = f", {span(one.validation.low, one.validation.high)} per validation" if one.validations else ""
     return f"{name} {span(one.step.low, one.step.high)} per step{more}, {span(one.total.low, one.total.high)} in total"
+
+
+def _architecture(plan: "Plan") -> Iterator[str]:
+    """Yield the parts of the check on the real architecture with their durations."""
+    found = plan.architecture_check
+    if found is None or not (found.tried or found.failures):
+        return
+    yield ", ".join(f"{part} {seconds:.1f} s" for part, seconds in found.tried.items()) or "nothing succeeded"
+    if found.failures:
+        yield f"failed: {', '.join(one.part for one in found.failures)}"
+    size = f"{found.parameters:,} random parameters, 32 bits, on the CPU with the hf backend"
+    yield size + (" (an earlier check of the same model, recipe and versions)" if found.cached else "")
 
 
 def _versions(plan: "Plan") -> Iterator[str]:

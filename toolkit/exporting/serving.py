@@ -12,6 +12,7 @@ from toolkit.models.chat_template import Message, conversation, find_turn_end, r
 from toolkit.models.image_limits import PixelLimit
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
+from toolkit.recipe.windows import hounsfield_windows
 
 FOLDER = "{folder}"
 """Placeholder of the export's folder in a command."""
@@ -66,6 +67,7 @@ class Serving:
         system: the system prompt.
         dora: whether the adapter is a DoRA adapter, which vLLM does not support.
         limit: the limit of pixels with which a server resizes images as the toolkit does. None: it needs no limit.
+        images_note: the size and window of images in training, as the comment of a command.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Serving:
     system: str | None = None
     limit: PixelLimit | None = None
     dora: bool = False
+    images_note: str = ""
 
     @classmethod
     def of(cls, recipe: Recipe, processor: Any, images: int, limit: PixelLimit | None = None) -> "Serving":
@@ -97,6 +100,7 @@ class Serving:
             system=recipe.prompt.system,
             limit=limit,
             dora=recipe.lora.dora,
+            images_note=_images_note(recipe),
         )
 
 
@@ -126,13 +130,13 @@ def commands(name: str, folder: Path, serving: Serving) -> list[str]:
         limit += f" --mm-processor-kwargs '{{\"max_pixels\": {serving.limit.max_pixels}}}'"
     template = f"--chat-template {FOLDER}/chat_template.jinja" if (folder / "chat_template.jinja").is_file() else ""
     if name == "merged":
-        parts = [f"vllm serve {FOLDER} --served-model-name {serving.name}", limit, template]
+        parts = [f"vllm serve {FOLDER} --served-model-name {serving.name}", limit, template, _comment(serving)]
     elif serving.vision or serving.dora or serving.rank > LORA_RANKS[-1]:
         return []
     else:
         rank = next(rank for rank in LORA_RANKS if rank >= serving.rank)
         lora = f"--enable-lora --max-lora-rank {rank} --lora-modules {serving.name}={FOLDER}"
-        parts = [f"vllm serve {shlex.quote(serving.base)}", lora, limit, template]
+        parts = [f"vllm serve {shlex.quote(serving.base)}", lora, limit, template, _comment(serving)]
     return [" ".join(part for part in parts if part)]
 
 
@@ -220,11 +224,26 @@ def ollama_template(turns: Turns) -> str:
 def _gguf_commands(pair: GgufFiles, serving: Serving) -> list[str]:
     text, name = pair.texts[-1], _modelfile_names(pair)[-1]
     server = f"llama-server -m {FOLDER}/{shlex.quote(text)} --mmproj {FOLDER}/{shlex.quote(pair.mmproj)}"
+    options = [f"-c {serving.max_tokens} -np 1 --jinja --temp 0"]
+    if serving.limit is not None:
+        options.append(f"--image-max-tokens {serving.limit.max_tokens}")
     return [
-        f"{server} -c {serving.max_tokens} -np 1 --jinja --temp 0",
+        " ".join(part for part in (server, *options, _comment(serving)) if part),
         f"ollama create {serving.name} -f {FOLDER}/{shlex.quote(name)}",
         f"ollama run {serving.name}",
     ]
+
+
+def _images_note(recipe: Recipe) -> str:
+    """Return how a server's images must be prepared."""
+    images = recipe.images
+    shown = ", ".join(f"{low:g} to {high:g} HU" for low, high in hounsfield_windows(images.window))
+    size = f"longest side at most {images.max_side:,} pixels"
+    return f"prepare images as in training: {size}, window {shown or images.window}"
+
+
+def _comment(serving: Serving) -> str:
+    return f"# {serving.images_note}" if serving.images_note else ""
 
 
 def _modelfile_names(pair: GgufFiles) -> list[str]:

@@ -67,7 +67,7 @@ FAMILIES: Mapping[str, Family] = {
         gguf=True,
     ),
     "gemma3n": Family(_GEMMA_TOKENS, image_blocks=True, own_mask=True, norms=4, head_norms=True, overflows=True),
-    "gemma4": Family(own_mask=True, norms=4, head_norms=True, overflows=True, vllm=True, gguf=False),
+    "gemma4": Family(own_mask=True, norms=4, head_norms=True, overflows=True, vllm=True, gguf=True),
     "idefics3": Family(("<image>", "<fake_token_around_image>"), vllm=True, gguf=False),
     "internvl": Family(gguf=False),
     "llama4": Family(("<|image|>",), untrainable="its layers get activations of another dtype than their weights"),
@@ -84,7 +84,7 @@ FAMILIES: Mapping[str, Family] = {
         overflows=True,
         vllm=True,
         not_4bit="Unsloth's guide advises against 4-bit training of Qwen3.5, whose quantization error is high",
-        gguf=False,
+        gguf=True,
     ),
 }
 """``model_type`` -> family. A type such as qwen3_vl_moe without an entry of its own is of the family qwen3_vl."""

@@ -3,7 +3,7 @@
 import copy
 import gc
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +23,17 @@ from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs, supervised_loss
 from toolkit.models.loading import bits_of, check_mergeable, dequantize, load_model, restore_weights
 from toolkit.models.merge import compare_merged, plan_merge, write_merged
+from toolkit.models.model_config import read_configuration
 from toolkit.models.model_paths import model_source, public_name
 from toolkit.models.processor import open_processor
 from toolkit.models.shared_prefill import prefill_once
 from toolkit.recipe import Recipe
-from toolkit.runfolder import find_weights
+from toolkit.recipe.load import merge as merge_tables
+from toolkit.runfolder import find_weights, read_json, write_json
 
 SENTENCEPIECE = "tokenizer.model"
+NOT_RESTORED = frozenset({"quantization_config", "auto_map", "dtype", "torch_dtype"})
+"""Fields of the base's config.json that describe its files, not the model."""
 
 
 class HfBackend:
@@ -233,15 +237,53 @@ def _save_full_model(model: Any, policy: Policy, folder: Path) -> None:
         model.save_pretrained(str(folder))
     finally:
         model.config, model.generation_config = trained
+    _restore_fields(original_of(policy).config, folder)
     _save_processor(policy, folder)
 
 
 def _save_configs(policy: Policy, folder: Path) -> None:
     """Save the files of a full model beside its weights."""
     original_of(policy).config.save_pretrained(str(folder))
+    _restore_fields(original_of(policy).config, folder)
     if generation := _generation_config(policy):
         generation.save_pretrained(str(folder))
     _save_processor(policy, folder)
+
+
+def _restore_fields(config: Any, folder: Path) -> None:
+    """Add the fields of the base's config.json that transformers dropped, such as Gemma 4's ``global_head_dim``.
+
+    transformers replaces some fields by others, but llama.cpp's converter reads those of the Hub. A field is added only
+    if transformers then reads the same configuration.
+    """
+    base = _cached(str(config.name_or_path), "config.json", getattr(config, "_commit_hash", None))
+    if base is None:
+        return
+    written = read_json(folder / "config.json")
+    read = config.from_dict(copy.deepcopy(written)).to_dict()
+    restored = []
+    for field in _dropped(read_configuration(base), written):
+        again = config.from_dict(merge_tables(written, [field])).to_dict()
+        if all(_same_in(again.get(name), value) for name, value in read.items()):
+            restored.append(field)
+    if restored:
+        write_json(folder / "config.json", merge_tables(written, restored))
+
+
+def _same_in(found: Any, value: Any) -> bool:
+    """Return whether every field of ``value`` is the same in ``found``, which may have more."""
+    if isinstance(value, dict) and isinstance(found, dict):
+        return all(_same_in(found.get(name), one) for name, one in value.items())
+    return bool(found == value)
+
+
+def _dropped(base: Mapping[str, Any], written: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield path and value of the fields of ``base`` that ``written`` lacks, also in the sections of both."""
+    for name, value in base.items():
+        if isinstance(value, Mapping) and isinstance(inner := written.get(name), Mapping):
+            yield from (((name, *path), one) for path, one in _dropped(value, inner))
+        elif name not in written and name not in NOT_RESTORED:
+            yield (name,), value
 
 
 def _save_processor(policy: Policy, folder: Path) -> None:
@@ -260,16 +302,22 @@ def _generation_config(policy: Policy) -> Any:
 
 def add_sentencepiece(tokenizer: Any, folder: Path) -> None:
     """Copy the base's tokenizer.model, if any. transformers 5 omits it, but llama.cpp's converter needs it."""
+    found = _cached(tokenizer.name_or_path, SENTENCEPIECE, tokenizer.init_kwargs.get("_commit_hash"))
+    if found is not None:
+        shutil.copyfile(found, folder / SENTENCEPIECE)
+
+
+def _cached(source: str, name: str, revision: str | None) -> Path | None:
+    """Return a file of a model's folder or of the Hub's cache, or None."""
     found = cached_file(
-        tokenizer.name_or_path,
-        SENTENCEPIECE,
-        revision=tokenizer.init_kwargs.get("_commit_hash"),
+        source,
+        name,
+        revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if found is not None:
-        shutil.copyfile(found, folder / SENTENCEPIECE)
+    return None if found is None else Path(found)
 
 
 def original_of(policy: Policy) -> Original:

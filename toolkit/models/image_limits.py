@@ -39,11 +39,18 @@ class PixelLimit:
         max_pixels: largest number of pixels of an image after the processor's resize.
         sizes: number of image sizes of the data that ``images.max_side`` reduces.
         same: those that the processor alone resizes to the same patches.
+        cell: side of the square in pixels that becomes one token.
     """
 
     max_pixels: int
     sizes: int
     same: int
+    cell: int
+
+    @property
+    def max_tokens(self) -> int:
+        """Return the largest number of tokens of an image, which is how llama.cpp limits its size."""
+        return self.max_pixels // self.cell**2
 
 
 def find_pixel_limit(processor: Any, policy: ImagePolicy, sizes: Iterable[Size]) -> PixelLimit | None:
@@ -74,7 +81,7 @@ def find_pixel_limit(processor: Any, policy: ImagePolicy, sizes: Iterable[Size])
 
     best = max(sorted(limits), key=agreement)
     same = sum(grid.resize(size, best) == seen.get(size) for size in reduced)
-    return PixelLimit(best, len(reduced), same)
+    return PixelLimit(best, len(reduced), same, grid.cell)
 
 
 def write_pixel_limit(folder: Path, limit: PixelLimit) -> None:

@@ -175,7 +175,7 @@ def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, 
     task = TASKS[recipe.dataset.task]
     if recipe.dpo is not None and not own_rows:
         recipe = recipe.model_copy(update={"dpo": None})  # synthetic rows have no rejected answers
-    rows = _rows(recipe) if own_rows else synthetic_data_changes(recipe, task, ROWS)
+    rows = limit_rows(recipe, ROWS) if own_rows else synthetic_data_changes(recipe, task, ROWS)
     changed = task.dry_run(recipe, not own_rows)
     changes = {
         **_run(recipe),
@@ -325,18 +325,23 @@ def _model(recipe: Recipe, *, quantized: bool) -> Changes:
     }
 
 
-def _rows(recipe: Recipe) -> Changes:
-    """Return limits on the rows of each split: of files a sample drawn with the seed, of synthetic data the first."""
+def limit_rows(recipe: Recipe, rows: Mapping[str, int]) -> Changes:
+    """Return limits on the rows of each split: of files a sample drawn with the seed, of synthetic data the first.
+
+    Args:
+        recipe: the recipe of the real run.
+        rows: split -> maximum number of rows.
+    """
     data = recipe.dataset
     if data.synthetic is not None:
-        return {f"data.synthetic.{split}": min(getattr(data.synthetic, split), most) for split, most in ROWS.items()}
-    splits = [split for split in ROWS if getattr(data, split) or getattr(data.split, split, 0)]
+        return {f"data.synthetic.{split}": min(getattr(data.synthetic, split), most) for split, most in rows.items()}
+    splits = [split for split in rows if getattr(data, split) or getattr(data.split, split, 0)]
     changes: Changes = {}
     if recipe.task.has_agent_memory and recipe.evaluate:
         splits.remove(recipe.evaluate.split)  # a limit would cut tasks, which are evaluated as a whole
         if recipe.images.unreadable != "skip":
             changes["images.scan"] = "header"  # because that split keeps all of its screenshots
-    return changes | {f"data.limit_{split}": _least(getattr(data, f"limit_{split}"), ROWS[split]) for split in splits}
+    return changes | {f"data.limit_{split}": _least(getattr(data, f"limit_{split}"), rows[split]) for split in splits}
 
 
 def _training(recipe: Recipe, *, quantized: bool) -> Changes:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -79,26 +79,54 @@ def plan_run(recipe: Recipe, *, fresh: bool, describe: Describe = no_lines) -> R
         warn(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     if found.problems:
         raise PlanError(found.problems)
-    return dict(found.record)
+    if "data" in (found.record.get("unknown") or ()):  # the run reports the errors of its rows
+        return dict(found.record)
+    return {**found.record, **_check_before_run(recipe)}
 
 
-def plan_recipe(recipe: Recipe, gpu: "Gpu | None") -> "AnyPlan":
+def _check_before_run(recipe: Recipe) -> Record:
+    """Make the check on the real architecture. Return the entry of plan.json. Raises PlanError as ``plan_run``."""
+    if recipe.imagegen is not None:
+        return {}
+    from toolkit.pipeline.architecture_check import check_before_run
+
+    checked = check_before_run(recipe)
+    if checked is None:
+        return {}
+    findings = checked.findings(recipe)
+    if certain := [one.details for one in findings if one.certain]:
+        raise PlanError(certain)
+    for one in (finding.details for finding in findings):
+        warn(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
+    for part, reason in checked.not_tried.items():
+        log.info("plan: %s on the real architecture: %s", part, reason)
+    return {"architecture": checked.to_json()}
+
+
+def plan_recipe(recipe: Recipe, gpu: "Gpu | None", *, deep: bool = False) -> "AnyPlan":
     """Return the plan of a recipe.
 
     Args:
         recipe: a recipe of either kind.
         gpu: the GPU to plan for. None: there is no GPU.
+        deep: whether to make the check on the real architecture. It is for language models.
     """
     if recipe.imagegen is None:
-        return plan_language_model(recipe, gpu)
+        return plan_language_model(recipe, gpu, deep=deep)
     from toolkit.planning.imagegen import make_imagegen_plan
 
     with _errors_only():
         return make_imagegen_plan(recipe, gpu)
 
 
-def plan_language_model(recipe: Recipe, gpu: "Gpu | None") -> "Plan":
-    """Return the plan of a recipe without [imagegen], from its own rows or a few synthetic rows."""
+def plan_language_model(recipe: Recipe, gpu: "Gpu | None", *, deep: bool = False) -> "Plan":
+    """Return the plan of a recipe without [imagegen], from its own rows or a few synthetic rows.
+
+    Args:
+        recipe: the recipe.
+        gpu: the GPU to plan for. None: there is no GPU.
+        deep: whether to make the check on the real architecture. False: only its cache is read.
+    """
     from toolkit.planning import make_plan
 
     with _errors_only(), tempfile.TemporaryDirectory() as folder:
@@ -106,7 +134,28 @@ def plan_language_model(recipe: Recipe, gpu: "Gpu | None") -> "Plan":
             rows: Rows | ToolkitError = _read_rows(recipe, Path(folder))
         except ToolkitError as error:  # the plan reports it beside its other findings
             rows = error
-        return make_plan(recipe, rows, gpu)
+        plan = make_plan(recipe, rows, gpu)
+    return _with_check(plan, recipe, deep=deep)
+
+
+def _with_check(plan: "Plan", recipe: Recipe, *, deep: bool) -> "Plan":
+    """Return the plan with the check on the real architecture, or why there is none."""
+    from toolkit.pipeline.architecture_check import check_architecture, known_check
+    from toolkit.planning.architecture_check import not_tried
+
+    checked = known_check(recipe) if not deep else None
+    if deep and plan.certain:
+        checked = not_tried("the problems below come first")
+    elif deep:
+        checked = check_architecture(recipe)
+    if checked is None:
+        return plan
+    return replace(
+        plan,
+        architecture_check=checked,
+        findings=[*plan.findings, *checked.findings(recipe)],
+        unknown={**plan.unknown, **checked.not_tried},
+    )
 
 
 def parse_gpu(text: str) -> "Gpu":

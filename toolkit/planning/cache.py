@@ -44,17 +44,27 @@ def cached_count(
         count: counts. Its errors are not cached. If the cache cannot be read or written, it is not used.
         good: whether a result may be cached.
     """
-    key = xxhash.xxh3_128_hexdigest(json.dumps([_code(), facts], sort_keys=True, default=str).encode())
-    file = cache_folder() / "plans" / f"{kind.__name__.lower()}-{key}.json"
-    adapter = TypeAdapter(kind)
-    try:
-        return adapter.validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        counted = count()
+    found = find_cached(kind, facts)
+    if found is not None:
+        return found
+    counted = count()
     if good(counted):
         with suppress(OSError, ValueError):  # Lone surrogates raise ValueError.
-            write_text(file, adapter.dump_json(counted).decode(), private=True)
+            write_text(_file(kind, facts), TypeAdapter(kind).dump_json(counted).decode(), private=True)
     return counted
+
+
+def find_cached(kind: type[Counted], facts: object) -> Counted | None:
+    """Return the cached result of these facts, or None. See ``cached_count``."""
+    try:
+        return TypeAdapter(kind).validate_json(_file(kind, facts).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _file(kind: type[object], facts: object) -> Path:
+    key = xxhash.xxh3_128_hexdigest(json.dumps([_code(), facts], sort_keys=True, default=str).encode())
+    return cache_folder() / "plans" / f"{kind.__name__.lower()}-{key}.json"
 
 
 def hash_processor_files(folder: Path) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ are null, and ``unknown`` has the reasons.
     time            null, or assumptions, gpus (GPU -> stage -> seconds_per_step, steps, hours: both ends of a range. A
                     step of evaluate is one evaluation. With [validation] also seconds_per_validation and validations),
                     here (the GPU of the plan. Null: none or several)
+    architecture    null (the tiny model), or the check on the real architecture: tried (part -> seconds), failed,
+                    not_tried (part -> reason), parameters of the reduced model, cached
     disk            parts (bytes), needed_gb, free_gb, downloads (repository -> bytes), downloads_free_gb
     versions        package -> installed and tested version, if they differ
 
@@ -40,6 +42,7 @@ from toolkit.data.row_counts import RowCount
 from toolkit.data.sample_set import SampleSet
 from toolkit.errors import ToolkitError
 from toolkit.planning.architecture import Architecture, build_architecture
+from toolkit.planning.architecture_check import ArchitectureCheck
 from toolkit.planning.cache import cached_count
 from toolkit.planning.checks import Facts, check_plan
 from toolkit.planning.disk import Disk, Downloads, plan_disk
@@ -162,6 +165,8 @@ class Plan(WithFindings):
     packing: Packing | None = None
     disk: Disk | None = None
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    architecture_check: ArchitectureCheck | None = None
+    """The check on the real architecture, which ``toolkit.pipeline`` makes."""
 
     def to_json(self) -> dict[str, object]:
         """Return the JSON object that the module describes."""
@@ -179,6 +184,7 @@ class Plan(WithFindings):
             "memory": None if self.memory is None else {stage: one.to_json() for stage, one in self.memory.items()},
             "packing": None if self.packing is None else self.packing.to_json(),
             "time": None if self.time is None else self._time_json(self.time),
+            "architecture": None if self.architecture_check is None else self.architecture_check.to_json(),
             "disk": None if self.disk is None else self.disk.to_json(),
             "versions": {package: dict(versions) for package, versions in self.versions.items()},
         }

@@ -43,7 +43,7 @@ OWN_FILES: Mapping[str, re.Pattern[str]] = {
 CONTENTS: Mapping[str, str] = {
     "images": "resized images",
     "rows": "indices of rows, and images from tables",
-    "plans": "token counts",
+    "plans": "token counts, and checks of architectures",
     "imagegen": "the tiny pipeline of dry runs",
 }
 

