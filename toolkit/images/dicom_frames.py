@@ -55,7 +55,7 @@ def check_boxes(frame: bytes) -> None:
         length, kind = struct.unpack(">I4s", frame[at : at + 8].ljust(8, b"\0"))
         if kind == b"jp2c":
             return
-        if length < 8:  # 0 and 1 stand for the rest of the file and for 64 bits, which only the codestream needs
+        if length < 8:  # 0 is the rest of the file, and 1 announces 64 bits: only the codestream needs them
             raise ValueError("the boxes of the JP2 file are damaged")
         at += length
 

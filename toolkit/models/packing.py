@@ -11,8 +11,8 @@ PACKABLE = ("gemma3", "qwen2_5_vl", "qwen3_vl")
 """Model types whose log-probabilities and gradients are equal to those of unpacked rows (tests/test_packing.py)."""
 
 
-MOST_TOKENS = 1024
-"""Most completion tokens of a row with ``packing = "auto"``. The loss on so long a row takes 4 GiB for Gemma 3."""
+MAX_PACKED_TOKENS = 1024
+"""Maximum number of completion tokens of a row with ``packing = "auto"``. The loss on so long a row takes 4 GiB for Gemma 3."""
 
 
 def not_packed_reasons(recipe: Recipe, backend: str, model_type: str) -> tuple[str, ...]:
@@ -30,7 +30,9 @@ def not_packed_reasons(recipe: Recipe, backend: str, model_type: str) -> tuple[s
     if grpo.packing is False:
         return ("packing = false",)
     known = ", ".join(PACKABLE)
-    too_long = f"rows with an equal part of the completions would have more than {MOST_TOKENS:,} completion tokens"
+    too_long = (
+        f"rows with an equal part of the completions would have more than {MAX_PACKED_TOKENS:,} completion tokens"
+    )
     found: list[tuple[bool, str]] = [
         (backend == "hf", f"the backend {backend} computes log-probabilities in its own way"),
         (model_type in PACKABLE, f"packed rows are verified for {known}, but not for {model_type}"),
@@ -51,11 +53,11 @@ def not_packed_reasons(recipe: Recipe, backend: str, model_type: str) -> tuple[s
 
 
 def packed_completions(grpo: Grpo) -> int:
-    """Return the completions of a packed row: all of a prompt, or an equal part of them with ``MOST_TOKENS`` tokens."""
+    """Return the completions of a packed row: all of a prompt, or an equal part of them with ``MAX_PACKED_TOKENS`` tokens."""
     if grpo.packing is True:
         return grpo.generations
     parts = (grpo.generations // rows for rows in range(1, grpo.generations + 1) if grpo.generations % rows == 0)
-    return next((count for count in parts if count * grpo.max_completion_tokens <= MOST_TOKENS), 1)
+    return next((count for count in parts if count * grpo.max_completion_tokens <= MAX_PACKED_TOKENS), 1)
 
 
 def packed_sizes(recipe: Recipe) -> Sizes:

@@ -10,7 +10,7 @@ from toolkit.recipe.base import Section
 
 MOST = 1_000_000_000
 """Upper bound of counts of rows and optimizer steps, and of numbers that no run needs to be larger."""
-MOST_TOKENS = 10_000_000
+MAX_PACKED_TOKENS = 10_000_000
 """Upper bound of lengths in tokens, which is the context of the longest models."""
 
 FilterValue = str | int | float | bool
@@ -96,7 +96,7 @@ class Model(Section):
     """Train a LoRA adapter, or all parameters."""
     adapter: Path | None = None
     """Folder of an earlier run or of an adapter to start from."""
-    max_tokens: int = Field(2048, ge=16, le=MOST_TOKENS)
+    max_tokens: int = Field(2048, ge=16, le=MAX_PACKED_TOKENS)
     """Maximum length of prompt, image tokens and completion in tokens. Longer rows are reported before training and
     never truncated."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -352,7 +352,7 @@ class Grpo(Optimisation):
     completion. Gradients are equal up to rounding. ``auto`` does so for Gemma 3, Qwen2.5-VL and Qwen3-VL with the hf
     backend, unless the loss is ``bnpo`` or the attention ``flash_attention_2``. It limits the completions of a row to
     1,024 tokens. ``toolkit plan`` shows the choice."""
-    max_completion_tokens: int = Field(128, ge=1, le=MOST_TOKENS)
+    max_completion_tokens: int = Field(128, ge=1, le=MAX_PACKED_TOKENS)
     """Maximum length of a completion in tokens."""
     rollouts: Literal["transformers", "vllm"] = "transformers"
     """Library that generates the completions. vllm runs through Unsloth and needs one image per prompt, no adapter on
@@ -459,7 +459,7 @@ class Evaluate(Section):
     of the model's own completions, ``off`` an ablation without agent memory."""
     batch_size: int = Field(8, ge=1, le=4096)
     """Completions per ``generate`` call."""
-    max_completion_tokens: int = Field(128, ge=1, le=MOST_TOKENS)
+    max_completion_tokens: int = Field(128, ge=1, le=MAX_PACKED_TOKENS)
     """Maximum length of a completion in tokens."""
     before: bool = True
     """Evaluate the model as the run starts with it (``model.adapter`` included), before the first training stage."""
