@@ -97,7 +97,7 @@ def test_a_message_is_short_however_many_problems_it_lists() -> None:
         Problem("recipe.key_unknown", f"is no key {number}", "a" * 3_000, "b" * 3_000) for number in range(9_999)
     ]
     for error in (RecipeError(problems), PlanError(problems), DataProblems("data.rows_invalid", "the rows", problems)):
-        assert len(str(error)) <= errors.MOST_CHARACTERS
+        assert len(str(error)) <= errors.MAX_CHARACTERS
         assert len(error.problems) == 9_999
         assert "more lines" in str(error)
     one_long_line = str(RecipeError([Problem("recipe.key_unknown", "is no key", "a" * 1_700)]))

@@ -21,7 +21,7 @@ from toolkit.planning.disk import Downloads, plan_disk
 from toolkit.planning.model_files import (
     DOWNLOADS,
     KNOWN,
-    MOST_UNQUANTIZED,
+    MAX_UNQUANTIZED,
     REPLACED,
     UNQUANTIZED_MODULES,
     BaseWeights,
@@ -208,16 +208,16 @@ def test_an_unquantized_layer_counts_in_16_bits() -> None:
 def test_without_a_list_the_count_is_the_published_size_and_at_most_the_assumed_fraction(name: str, shape: str) -> None:
     model = build_architecture(shape_fields(shape), UNQUANTIZED_MODULES)
     fraction = unquantized_fraction(model, DOWNLOADS[name])
-    assert 0 <= fraction <= MOST_UNQUANTIZED
+    assert 0 <= fraction <= MAX_UNQUANTIZED
     counted = sum(weight_bytes(leave_unquantized(model, fraction), BITS))
     assert counted == pytest.approx(DOWNLOADS[name], rel=0.03)
     assert counted >= 0.999 * DOWNLOADS[name]
-    assert unquantized_fraction(model, None) == MOST_UNQUANTIZED
+    assert unquantized_fraction(model, None) == MAX_UNQUANTIZED
 
 
 def test_keeping_a_fraction_of_layers_changes_only_the_quantized_count() -> None:
     model = build_architecture(shape_fields("medgemma_4b"), UNQUANTIZED_MODULES)
-    some = leave_unquantized(model, MOST_UNQUANTIZED)
+    some = leave_unquantized(model, MAX_UNQUANTIZED)
     assert sum(one.weights for one in some.linears) == sum(one.weights for one in model.linears)
     assert some.quantized == pytest.approx((1 - 6 / 34) * model.quantized)
 

@@ -17,7 +17,7 @@ from tests.helpers.training import context_of, small_recipe
 from toolkit.cli import main
 from toolkit.data.json_stream import repeated_key
 from toolkit.data.result import DataResult
-from toolkit.errors import MOST_CHARACTERS, DataError, Problem, RecipeError, shorten
+from toolkit.errors import MAX_CHARACTERS, DataError, Problem, RecipeError, shorten
 from toolkit.evaluation.unlabelled_rows import Constants, read_unlabelled_rows
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder
@@ -119,10 +119,10 @@ def test_no_message_has_base64_or_more_than_2000_characters() -> None:
         assert image[:40] not in text
         assert image[60:90] not in text
     assert image[:40] not in str(DataError("data.x", f"must not be {image}", place=image))
-    assert len(str(DataError("data.x", "wrong " * 9000, remedy="Correct it."))) <= MOST_CHARACTERS
+    assert len(str(DataError("data.x", "wrong " * 9000, remedy="Correct it."))) <= MAX_CHARACTERS
     problems = [Problem("data.x", "must be text", f"key {number}", "x" * 100) for number in range(100)]
     text = str(RecipeError(problems))
-    assert len(text) <= MOST_CHARACTERS
+    assert len(text) <= MAX_CHARACTERS
     assert "more lines" in text
     assert text.endswith("Correct the recipe.")
 

@@ -43,7 +43,7 @@ NOTHING: Final = _Nothing.NOTHING
 
 CODE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
-MOST_CHARACTERS = 2_000
+MAX_CHARACTERS = 2_000
 """Maximum length of a message."""
 MIN_BASE64 = 60
 """Minimum length of a text that is recognised as base64."""
@@ -73,7 +73,7 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        """Return ``<place>: <rule> (got <value>). <remedy>``, with at most ``MOST_CHARACTERS`` and without base64."""
+        """Return ``<place>: <rule> (got <value>). <remedy>``, with at most ``MAX_CHARACTERS`` and without base64."""
         got = "" if self.value is NOTHING else f" (got {shorten(self.value)})"
         head = f"{self.place}: " if self.place else ""
         is_list = self.rule.endswith("\n") and not got
@@ -313,9 +313,9 @@ def path_error(error: BaseException) -> RunError | None:
 
 def list_problems(problems: Iterable[Problem]) -> str:
     """Return one line for each problem, with its code. Of a long list, return the first ones and a count."""
-    listed, lines, left = list(problems), list[str](), MOST_CHARACTERS * 3 // 4
+    listed, lines, left = list(problems), list[str](), MAX_CHARACTERS * 3 // 4
     for problem in listed:
-        lines.append(_cut(f"  {problem} [{problem.code}]", MOST_CHARACTERS // 4))
+        lines.append(_cut(f"  {problem} [{problem.code}]", MAX_CHARACTERS // 4))
         left -= len(lines[-1])
         if left < 0:
             break
@@ -371,14 +371,14 @@ def _length_of_base64(found: re.Match[str]) -> str:
 
 
 def _limited(text: str) -> str:
-    """Return a message with at most ``MOST_CHARACTERS``. A list loses its last lines, but not the line after it."""
-    if len(text) <= MOST_CHARACTERS:
+    """Return a message with at most ``MAX_CHARACTERS``. A list loses its last lines, but not the line after it."""
+    if len(text) <= MAX_CHARACTERS:
         return text
-    *lines, last = [_cut(line, MOST_CHARACTERS // 4) for line in text.split("\n")]
+    *lines, last = [_cut(line, MAX_CHARACTERS // 4) for line in text.split("\n")]
     if not lines:
-        return _cut(text, MOST_CHARACTERS)
+        return _cut(text, MAX_CHARACTERS)
     count = len(lines)
-    most = MOST_CHARACTERS - len(last) - 40
+    most = MAX_CHARACTERS - len(last) - 40
     while sum(len(line) + 1 for line in lines) > most:
         lines.pop()
     left_out = count - len(lines)

@@ -36,7 +36,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same images and the same order.")]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write. It must be new or empty.")]
 
-MOST_SHOWN = 10
+MAX_SHOWN = 10
 
 
 @imagegen_app.command()
@@ -155,7 +155,7 @@ def _show_files(files: "tuple[GeneratedFile, ...]", out: Path) -> None:
     table = Table(title=f"synthetic images by {files[0].method}, seed {files[0].seed}")
     for name in ("file", "prompt", "noise", "selector score"):
         table.add_column(name, justify="left" if name in ("file", "prompt") else "right", overflow="fold")
-    for file in files[:MOST_SHOWN]:
+    for file in files[:MAX_SHOWN]:
         table.add_row(file.image_path, file.prompt, str(file.noise), f"{file.selector_score:.3f}")
     console = _console()
     console.print(table)

@@ -63,7 +63,7 @@ _UNIT = re.compile(
 )
 """Whole names of columns with identifiers that several images of one patient have in common."""
 
-MOST_COUNTED = 9
+MAX_COUNTED = 9
 """Largest number of short values of such a column that can be counted within each patient, such as the first visit."""
 
 FLAGS = frozenset({"0", "1"})
@@ -157,7 +157,7 @@ class IdentifierBuilder:
         self._likely += self._is_likely(text)
         if text and self._counted is not None:
             self._counted.add(text)
-            if len(self._counted) > MOST_COUNTED or not (text.isdecimal() and len(text) < 4):
+            if len(self._counted) > MAX_COUNTED or not (text.isdecimal() and len(text) < 4):
                 self._counted = None
         self._keys.append(identifier_key(text) if text else NO_KEY)
 

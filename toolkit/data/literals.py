@@ -15,10 +15,10 @@ import json_repair
 
 from toolkit.data.json_stream import KeyRepeated, checked_object
 
-MOST_BRACKETS = 128
+MAX_BRACKETS = 128
 """Maximum number of opening brackets in a text that is repaired. An answer of the task steps has about ten."""
 
-MOST_CHARACTERS = 1 << 16
+MAX_CHARACTERS = 1 << 16
 """Maximum length of a text that is read as a Python literal."""
 
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -59,7 +59,7 @@ def read_literal(text: str) -> list[Any] | dict[str, Any] | None:
     except KeyRepeated:
         return None
     except (ValueError, RecursionError):
-        value = _printed(text) if len(text) <= MOST_CHARACTERS else None
+        value = _printed(text) if len(text) <= MAX_CHARACTERS else None
     return value if isinstance(value, list | dict) else None
 
 
@@ -74,7 +74,7 @@ def is_printed_value(text: str) -> bool:
     (False, False, False)
     """
     if text.startswith("("):  # text in brackets is frequent, so only a tuple with a text is one
-        has_text = ("'" in text or '"' in text) and len(text) <= MOST_CHARACTERS
+        has_text = ("'" in text or '"' in text) and len(text) <= MAX_CHARACTERS
         return has_text and isinstance(_evaluate(text), tuple)
     if _PRINTED.fullmatch(text) is None:
         return False
@@ -121,10 +121,10 @@ def repair_json(text: str) -> Any:
     """Return the most likely value of an invalid JSON text (json-repair).
 
     Raises:
-        ValueError: No value was found, or the text has more than ``MOST_BRACKETS`` opening brackets. The time of a
+        ValueError: No value was found, or the text has more than ``MAX_BRACKETS`` opening brackets. The time of a
             repair grows with their square.
     """
-    if text.count("{") + text.count("[") > MOST_BRACKETS:
+    if text.count("{") + text.count("[") > MAX_BRACKETS:
         raise ValueError("too many brackets")
     try:
         return json_repair.loads(text)

@@ -99,7 +99,7 @@ def _check_by(row_scan: RowScan, source: str) -> None:
         DataError: A column has too many values.
     """
     for column, values in row_scan.by.items():
-        if values > MOST_VALUES and 2 * values > len(row_scan.rows):
+        if values > MAX_VALUES and 2 * values > len(row_scan.rows):
             code, rule = BY_IDENTIFIES
             value = f"{column}, with {values:,} values in {len(row_scan.rows):,} rows"
             raise DataError(code, rule, place=f"{source}: {BY}", value=value, remedy=BY_REMEDY)
@@ -153,7 +153,7 @@ def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSetting
     )
 
 
-MOST_VALUES = 20
+MAX_VALUES = 20
 """Largest number of values of a column of evaluate.by that can be most rows of a small file."""
 
 _SPLIT_COLUMNS = frozenset({"split", "splits", "subset", "partition", "datasplit"})

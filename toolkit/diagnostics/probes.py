@@ -26,7 +26,7 @@ LIMIT = 120.0
 TOTAL = 300.0
 """Seconds for all libraries."""
 POLL_SECONDS = 0.02
-MOST_OUTPUT = 20_000
+MAX_OUTPUT = 20_000
 """Bytes of a probe's output that are read, from its end."""
 
 End = Literal["loaded", "missing", "failed", "died", "hung", "untried"]
@@ -225,7 +225,7 @@ class _Process:
 
     def _text(self) -> str:
         with self._output.open("rb") as output:
-            output.seek(max(0, self._output.stat().st_size - MOST_OUTPUT))
+            output.seek(max(0, self._output.stat().st_size - MAX_OUTPUT))
             return output.read().decode(errors="replace")
 
 

@@ -48,7 +48,7 @@ from toolkit.scoring.statistics import (
 log = logging.getLogger(__name__)
 CONFUSION = "confusion.png"
 
-MOST_DIFFERENT = 0.05
+MAX_DIFFERENT = 0.05
 """Fraction of the answers that may differ from the most probable class without a warning."""
 
 FRACTION_BEFORE_FAILURE = "fraction before the first failure"
@@ -327,7 +327,7 @@ def _warn(name: str, mode: str, summary: Summary) -> None:
 def _warn_about_probabilities(name: str, rows: Rows) -> None:
     """Warn if the answers of a trained model often differ from its most probable classes."""
     different, n = disagreement(rows)
-    if name != BEFORE and different > MOST_DIFFERENT * n:
+    if name != BEFORE and different > MAX_DIFFERENT * n:
         warn(
             "evaluate.probabilities_disagree",
             "the most probable class should be the class that the answer names",

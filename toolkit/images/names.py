@@ -40,7 +40,7 @@ WAYS = {
     PERCENT_DECODED: "percent signs in image names were decoded as in a URL (%20 is a blank)",
 }
 """Code of a way to find a file -> what was done, for the report of the rows. NOT_FOUND is not among them."""
-MOST_SUGGESTIONS = 100
+MAX_SUGGESTIONS = 100
 """Missing names per folder with a suggestion. Each compares all names of the folder."""
 SIMILAR = 70
 """Least similarity of a suggestion, from 0 to 100 (rapidfuzz)."""
@@ -144,7 +144,7 @@ def candidates(path: Path) -> list[str]:
     if entries := listed.matches(path.name) or listed.with_suffix(path.name):
         return entries
     listed.suggested += 1
-    if listed.suggested > MOST_SUGGESTIONS:
+    if listed.suggested > MAX_SUGGESTIONS:
         return []
     found = process.extractOne(path.name, listed.names, scorer=fuzz.ratio, score_cutoff=SIMILAR)
     return [found[0]] if found else []

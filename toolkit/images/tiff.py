@@ -62,7 +62,7 @@ COMPRESSIONS = {
 }
 """Numbers of TIFF tags -> what a message calls them (TIFF 6.0, libtiff's tiff.h)."""
 
-MOST_PAGES = 65_535
+MAX_PAGES = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class TiffPage:
 
 
 def count_pages(stream: BinaryIO) -> int:
-    """Return the number of pages, at most ``MOST_PAGES``. A damaged link ends the count."""
+    """Return the number of pages, at most ``MAX_PAGES``. A damaged link ends the count."""
     stream.seek(0)
     head = stream.read(16)
     order, big = _layout(head)
@@ -110,7 +110,7 @@ def count_pages(stream: BinaryIO) -> int:
     seen: set[int] = set()
     try:
         (at,) = struct.unpack_from(order + link_form, head, 8 if big else 4)
-        while at and at not in seen and len(seen) < MOST_PAGES:
+        while at and at not in seen and len(seen) < MAX_PAGES:
             stream.seek(at)
             (count,) = struct.unpack(order + count_form, stream.read(struct.calcsize(count_form)))
             seen.add(at)

@@ -23,7 +23,7 @@ FILES = ("processor_config.json", "preprocessor_config.json")
 RADIOGRAPH = (2500, 2048)
 """Width and height whose aspect ratio is used if no image of the data is reduced."""
 
-MOST_SIZES = 200
+MAX_SIZES = 200
 """Most frequent image sizes that are compared."""
 
 UNLIMITED = 1 << 62
@@ -69,7 +69,7 @@ def find_pixel_limit(processor: Any, policy: ImagePolicy, sizes: Iterable[Size])
         return None
     known = Counter(sizes)
     reduced = Counter({size: count for size, count in known.items() if policy.output_size(size) != size})
-    compared = dict(reduced.most_common(MOST_SIZES)) or {_reference(policy): 1}
+    compared = dict(reduced.most_common(MAX_SIZES)) or {_reference(policy): 1}
     seen = {size: grid.resize(policy.output_size(size), grid.most) for size in compared}
     # Every reduced image must stay as it is, not only the compared ones. The processor compares its limit with the
     # sides rounded to cells.

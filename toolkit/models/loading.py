@@ -34,7 +34,7 @@ UNUSABLE = (
 """Errors of transformers for files that are readable and do not describe a model."""
 REPACKS = "support_avx512bf16_for_cpu"
 """Attribute of ``bitsandbytes.nn.Linear4bit``."""
-MOST_OF_STORED = 2
+MAX_OF_STORED = 2
 """Largest multiple of the stored numbers that a model may have as parameters. Fewer missing ones are found later."""
 HEADROOM = 1.25
 """A model for merging moves to the GPU if this multiple of its size is free. The excess is for inference."""
@@ -82,7 +82,7 @@ def _check_size(source: str, model: Model) -> None:
         raise model_unusable(source, error) from error
     parameters = sum(one.numel() for one in empty.parameters())
     stored = sum(math.prod(shape) for file in model_weights(Path(source)) for shape in tensor_shapes(file).values())
-    if parameters > MOST_OF_STORED * stored:
+    if parameters > MAX_OF_STORED * stored:
         raise ModelError(
             "model.larger_than_its_files",
             "the model of the configuration must be the model of the files",

@@ -12,7 +12,10 @@ PACKABLE = ("gemma3", "qwen2_5_vl", "qwen3_vl")
 
 
 MAX_PACKED_TOKENS = 1024
-"""Maximum number of completion tokens of a row with ``packing = "auto"``. The loss on so long a row takes 4 GiB for Gemma 3."""
+"""Maximum number of completion tokens of a row with ``packing = "auto"``.
+
+The loss on so long a row takes 4 GiB for Gemma 3.
+"""
 
 
 def not_packed_reasons(recipe: Recipe, backend: str, model_type: str) -> tuple[str, ...]:
@@ -53,7 +56,7 @@ def not_packed_reasons(recipe: Recipe, backend: str, model_type: str) -> tuple[s
 
 
 def packed_completions(grpo: Grpo) -> int:
-    """Return the completions of a packed row: all of a prompt, or an equal part of them with ``MAX_PACKED_TOKENS`` tokens."""
+    """Return the completions of a packed row: all of a prompt, or an equal part within ``MAX_PACKED_TOKENS``."""
     if grpo.packing is True:
         return grpo.generations
     parts = (grpo.generations // rows for rows in range(1, grpo.generations + 1) if grpo.generations % rows == 0)

@@ -23,7 +23,7 @@ from toolkit.models.chat_template import conversation, render_prompt
 from toolkit.models.loading import UNUSABLE
 from toolkit.models.model_config import read_configuration
 
-MOST_BYTES = 2_500_000_000
+MAX_BYTES = 2_500_000_000
 """Maximum size of the parameters in 32 bits. Training and merging need about twice as much."""
 FLOAT = 4
 """Bytes of a parameter in 32 bits."""
@@ -86,7 +86,7 @@ def write_reduced(source: Path, target: Path, processor: Any) -> ReducedModel:
         reduced = reduce_fields(fields, narrow)
         try:
             parameters = _count(reduced)
-            if FLOAT * parameters > MOST_BYTES:
+            if FLOAT * parameters > MAX_BYTES:
                 large = _too_large(source, parameters)
                 continue
             model = _random_model(reduced)
@@ -294,7 +294,7 @@ def _save(model: Any, fields: Fields, target: Path) -> None:
 def _too_large(source: Path, parameters: int) -> ModelError:
     return ModelError(
         "model.reduced_too_large",
-        f"a reduced model of the architecture must need at most {MOST_BYTES / 1e9:g} GB of memory",
+        f"a reduced model of the architecture must need at most {MAX_BYTES / 1e9:g} GB of memory",
         place=f"[model] name = {source.name!r}",
         value=f"{FLOAT * parameters / 1e9:.1f} GB",
         remedy="Train a few steps on the GPU instead.",

@@ -19,7 +19,7 @@ from toolkit.scoring.statistics import Estimate, t_interval
 
 log = logging.getLogger(__name__)
 
-MOST_SEEDS = 100
+MAX_SEEDS = 100
 SUMMARY, TABLE = "summary.json", "summary.md"
 """Files of the summary, in the folder NAME-seeds."""
 NOTE = (
@@ -93,10 +93,10 @@ def count_seeds(count: int) -> tuple[int, ...]:
     """Return the seeds 1 to ``count``.
 
     Raises:
-        RunError: the number is not from 2 to ``MOST_SEEDS``.
+        RunError: the number is not from 2 to ``MAX_SEEDS``.
     """
-    if not 2 <= count <= MOST_SEEDS:
-        raise _seeds_error(f"the number of seeds must be from 2 to {MOST_SEEDS}", count)
+    if not 2 <= count <= MAX_SEEDS:
+        raise _seeds_error(f"the number of seeds must be from 2 to {MAX_SEEDS}", count)
     return tuple(range(1, count + 1))
 
 
@@ -104,10 +104,10 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """Return a list of seeds.
 
     Raises:
-        RunError: a seed is repeated or out of range, or there are fewer than 2 or more than ``MOST_SEEDS``.
+        RunError: a seed is repeated or out of range, or there are fewer than 2 or more than ``MAX_SEEDS``.
     """
-    if not 2 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
-        raise _seeds_error(f"must be 2 to {MOST_SEEDS} seeds, each once", list(seeds))
+    if not 2 <= len(seeds) <= MAX_SEEDS or len(set(seeds)) < len(seeds):
+        raise _seeds_error(f"must be 2 to {MAX_SEEDS} seeds, each once", list(seeds))
     if wrong := [seed for seed in seeds if not 0 <= seed < 2**31]:
         raise _seeds_error("a seed must be from 0 to 2147483647", wrong[0])
     return tuple(seeds)

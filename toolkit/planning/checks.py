@@ -44,7 +44,7 @@ from toolkit.runfolder import find_weights
 from toolkit.tasks import TASKS
 from toolkit.training.rewards import load_custom
 
-MOST_SHOWN = 5
+MAX_SHOWN = 5
 """Rows that a problem names."""
 
 
@@ -173,7 +173,7 @@ def _check_tokens(facts: Facts) -> Iterator[PlanFinding]:
     for with_answer in [*([tokens] if recipe.sft else ()), *([facts.pairs] if facts.pairs else ())]:
         over = sum(length.total > tokens.limit for length in with_answer.lengths)
         if over:
-            named = f" ({list_places(with_answer.too_long[:MOST_SHOWN])})" if with_answer.too_long else ""
+            named = f" ({list_places(with_answer.too_long[:MAX_SHOWN])})" if with_answer.too_long else ""
             rule = f"must hold every row, and {over} {checked} are longer{named}"
             yield PlanFinding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
     if recipe.grpo is not None:

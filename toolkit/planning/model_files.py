@@ -234,7 +234,7 @@ DOWNLOADS: Mapping[str, int] = {
     f"unsloth/Qwen3-VL-8B-Instruct{SUFFIX}": 7_700_000_000,
 }
 """Bytes of the parameters of repositories, as the progress bars in Unsloth's published notebooks show them."""
-MOST_UNQUANTIZED = 1 / 6
+MAX_UNQUANTIZED = 1 / 6
 """Fraction of the language model's matrices that counts as 16 bits if neither list nor size is available. The sizes in
 ``DOWNLOADS`` correspond to 0 to 15 %."""
 
@@ -336,10 +336,10 @@ def unquantized_fraction(model: Architecture, size: int | None) -> float:
 
     Args:
         model: The architecture with every supported layer quantized.
-        size: The bytes of the repository's parameters. None: unknown, so ``MOST_UNQUANTIZED`` is returned.
+        size: The bytes of the repository's parameters. None: unknown, so ``MAX_UNQUANTIZED`` is returned.
     """
     if size is None:
-        return MOST_UNQUANTIZED
+        return MAX_UNQUANTIZED
     matrices = [one for one in model.linears if one.quantized and not one.vision]
     packed = sum(one.nf4_bytes for one in matrices)
     whole = HALF * sum(one.weights for one in matrices)

@@ -13,7 +13,7 @@ from toolkit.recipe.base import RecipeSynthetic
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import nearest
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.sections import MOST, Evaluate, SyntheticData
+from toolkit.recipe.sections import MAX_NUMBER, Evaluate, SyntheticData
 from toolkit.recipe.user_code import USER_CODE
 from toolkit.recipe.windows import NAMES, hounsfield_windows
 
@@ -289,8 +289,8 @@ def rewards_are_known(recipe: Recipe) -> Iterator[Problem]:
             rule = f'must be a reward of the task "{recipe.dataset.task}" ({", ".join(known)}) or one of rewards.custom'
             remedy = nearest(name, known) or "Remove it."
             yield Problem("recipe.reward_unknown", rule, f"rewards.{name}", remedy=remedy)
-        if not 0 <= weight <= MOST:
-            rule, remedy = f"must be from 0 to {MOST:,}", "Correct the weight."
+        if not 0 <= weight <= MAX_NUMBER:
+            rule, remedy = f"must be from 0 to {MAX_NUMBER:,}", "Correct the weight."
             yield Problem("recipe.out_of_range", rule, f"rewards.{name}", weight, remedy)
 
 

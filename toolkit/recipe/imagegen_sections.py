@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from toolkit.errors import Problem
 from toolkit.recipe.base import BrokenRules, Section
-from toolkit.recipe.sections import MOST
+from toolkit.recipe.sections import MAX_NUMBER
 
 FRACTIONS_MUST_SUM_TO_1 = 1e-9
 
@@ -17,7 +17,7 @@ SYNTHETIC_MODALITIES = ("OCT", "CT", "X-Ray", "MRI")
 SYNTHETIC_EXPERT_LEVELS = (1, 2, 3)
 """Levels of the simulated experts."""
 
-Level = Annotated[float, Field(ge=-MOST, le=MOST)]
+Level = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 """A rating, the weight of an expert level, or the centre of a window."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -30,8 +30,8 @@ TINY_ENCODERS = ("tiny", "tiny-wide", "tiny-vit")
 TINY_GENERATOR = "tiny"
 """The generator that ships with the package."""
 
-MOST_IMAGES = 64
-MOST_PIXELS = 2**20
+MAX_IMAGES = 64
+MAX_PIXELS = 2**20
 """Pixels of a pass. DINOv2 base at 518 pixels then takes 3 images, CLIP large at 224 pixels 20, and each of them needs
 less than 1 GiB for hidden states. Tokens per pass, which decide how busy a GPU is, are about the same for both."""
 
@@ -49,7 +49,7 @@ class FixedWindow(ImagegenSection):
     """A common CT window: ``ct_lung`` (centre -600, width 1500) or ``ct_soft_tissue`` (centre 40, width 400)."""
     centre: Level | None = None
     """The value that becomes mid-grey."""
-    width: float | None = Field(None, gt=0, le=MOST)
+    width: float | None = Field(None, gt=0, le=MAX_NUMBER)
     """The range of values from black to white."""
 
     @model_validator(mode="after")
@@ -200,7 +200,7 @@ class Update(ImagegenSection):
     gradient on the DDIM trajectory (Black et al. 2023, arXiv 2305.13301)."""
     control: bool = True
     """Add a row for ``sft`` on as many randomly selected images, with the same number of optimizer steps."""
-    sft_steps: int = Field(1000, ge=1, le=MOST)
+    sft_steps: int = Field(1000, ge=1, le=MAX_NUMBER)
     """Optimizer steps of ``sft`` and of its control."""
     sft_learning_rate: float = Field(1e-4, ge=1e-12, le=10)
     """AdamW learning rate of ``sft`` and of its control."""
@@ -226,7 +226,7 @@ class Update(ImagegenSection):
     """See ``selector_power``."""
     micro_batch: int = Field(4, ge=1, le=4096)
     """Images in a forward and backward pass. Gradients are accumulated up to an optimizer step."""
-    max_grad_norm: float = Field(1.0, gt=0, le=MOST)
+    max_grad_norm: float = Field(1.0, gt=0, le=MAX_NUMBER)
     """Gradients are clipped to this norm."""
     refresh: Refresh = Refresh()
     """Retraining of selector and policy between rounds."""
@@ -319,13 +319,13 @@ class Guards(ImagegenSection):
     """Fires if the judge's score falls by more than its interval over this number of evaluations."""
     min_diversity: Fraction = 0.6
     """Fires if the diversity of generated images is below this fraction of the real images'."""
-    max_kl: float = Field(1.0, gt=0, le=MOST)
+    max_kl: float = Field(1.0, gt=0, le=MAX_NUMBER)
     """Fires if the KL divergence from the base is above this value."""
     copy_quantile: Fraction = 0.01
     """Quantile of the distances between training images that counts as suspiciously close."""
     max_copies: Fraction = 0.05
     """Fires if a larger fraction of the generated images is that close to a training image."""
-    advantage_clip: float = Field(5.0, ge=0.001, le=MOST)
+    advantage_clip: float = Field(5.0, ge=0.001, le=MAX_NUMBER)
     """Advantages are clipped to plus and minus this value. In a group of G images none is beyond
     sqrt(G - 1), so that with 26 images of a prompt or fewer the default never clips."""
     max_clipped: Fraction = 0.1
@@ -356,4 +356,4 @@ def scoring_batch(side: int) -> int:
     >>> scoring_batch(32), scoring_batch(224), scoring_batch(518), scoring_batch(2048)
     (64, 20, 3, 1)
     """
-    return max(1, min(MOST_IMAGES, MOST_PIXELS // side**2))
+    return max(1, min(MAX_IMAGES, MAX_PIXELS // side**2))

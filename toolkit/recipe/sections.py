@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toolkit.recipe.base import Section
 
-MOST = 1_000_000_000
+MAX_NUMBER = 1_000_000_000
 """Upper bound of counts of rows and optimizer steps, and of numbers that no run needs to be larger."""
-MAX_PACKED_TOKENS = 10_000_000
+MAX_TOKENS = 10_000_000
 """Upper bound of lengths in tokens, which is the context of the longest models."""
 
 FilterValue = str | int | float | bool
@@ -40,11 +40,11 @@ class Run(Section):
     `toolkit run --seeds` sets it. Data and evaluated samples are then equal for all seeds."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Experiment trackers, passed to transformers."""
-    checkpoint_steps: int = Field(50, ge=1, le=MOST)
+    checkpoint_steps: int = Field(50, ge=1, le=MAX_NUMBER)
     """Optimizer steps between two checkpoints."""
-    keep_checkpoints: int = Field(2, ge=1, le=MOST)
+    keep_checkpoints: int = Field(2, ge=1, le=MAX_NUMBER)
     """Number of checkpoints to keep. Older ones are removed when a new one is complete."""
-    log_steps: int = Field(1, ge=1, le=MOST)
+    log_steps: int = Field(1, ge=1, le=MAX_NUMBER)
     """Optimizer steps between two log lines."""
     purpose: Literal["training", "search", "ablation", "dry_run"] = "training"
     """Heading of the run in the compute report. `toolkit run --dry-run` sets ``dry_run``."""
@@ -96,7 +96,7 @@ class Model(Section):
     """Train a LoRA adapter, or all parameters."""
     adapter: Path | None = None
     """Folder of an earlier run or of an adapter to start from."""
-    max_tokens: int = Field(2048, ge=16, le=MAX_PACKED_TOKENS)
+    max_tokens: int = Field(2048, ge=16, le=MAX_TOKENS)
     """Maximum length of prompt, image tokens and completion in tokens. Longer rows are reported before training and
     never truncated."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -204,11 +204,11 @@ class Data(Section):
     """A leak between two splits: stop, report it, or drop its rows of the earlier split (train, then validation)."""
     max_dropped: float = Field(0.05, ge=0, le=1)
     """Largest fraction of unusable rows. The run stops above it."""
-    limit_train: int | None = Field(None, ge=1, le=MOST)
+    limit_train: int | None = Field(None, ge=1, le=MAX_NUMBER)
     """Maximum number of training rows, drawn with the seed."""
-    limit_validation: int | None = Field(None, ge=1, le=MOST)
+    limit_validation: int | None = Field(None, ge=1, le=MAX_NUMBER)
     """Maximum number of validation rows, likewise."""
-    limit_test: int | None = Field(None, ge=1, le=MOST)
+    limit_test: int | None = Field(None, ge=1, le=MAX_NUMBER)
     """Maximum number of test rows, likewise."""
 
 
@@ -269,7 +269,7 @@ class Optimisation(Section):
 
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning-rate schedule."""
-    warmup_steps: int = Field(0, ge=0, le=MOST)
+    warmup_steps: int = Field(0, ge=0, le=MAX_NUMBER)
     """Optimizer steps of linear warmup."""
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
     """The same as a fraction of the stage's optimizer steps, rounded up, such as 0.03. Set only one of the two."""
@@ -279,7 +279,7 @@ class Optimisation(Section):
     """Optimizer, by its name in transformers."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass, which saves GPU memory."""
-    max_steps: int | None = Field(None, ge=1, le=MOST)
+    max_steps: int | None = Field(None, ge=1, le=MAX_NUMBER)
     """Maximum number of optimizer steps, even if ``epochs`` are not complete."""
     vision_learning_rate: float | None = Field(None, ge=1e-12, le=10)
     """Peak learning rate of the vision tower, which must be trained (``lora.vision`` or ``tuning = "full"``). Default:
@@ -300,7 +300,7 @@ class Sft(Optimisation):
     """Rows per forward pass."""
     accumulation: int = Field(8, ge=1, le=65_536)
     """Forward passes per optimizer step."""
-    max_grad_norm: float = Field(1.0, gt=0, le=MOST)
+    max_grad_norm: float = Field(1.0, gt=0, le=MAX_NUMBER)
     """Gradients are clipped to this norm."""
 
 
@@ -326,7 +326,7 @@ class Dpo(Optimisation):
     """Forward passes per optimizer step."""
     beta: float = Field(0.1, gt=0, le=1000)
     """Weight of the log-probability ratios. A smaller value lets the policy move further from the reference."""
-    max_grad_norm: float = Field(1.0, gt=0, le=MOST)
+    max_grad_norm: float = Field(1.0, gt=0, le=MAX_NUMBER)
     """Gradients are clipped to this norm."""
 
 
@@ -352,7 +352,7 @@ class Grpo(Optimisation):
     completion. Gradients are equal up to rounding. ``auto`` does so for Gemma 3, Qwen2.5-VL and Qwen3-VL with the hf
     backend, unless the loss is ``bnpo`` or the attention ``flash_attention_2``. It limits the completions of a row to
     1,024 tokens. ``toolkit plan`` shows the choice."""
-    max_completion_tokens: int = Field(128, ge=1, le=MAX_PACKED_TOKENS)
+    max_completion_tokens: int = Field(128, ge=1, le=MAX_TOKENS)
     """Maximum length of a completion in tokens."""
     rollouts: Literal["transformers", "vllm"] = "transformers"
     """Library that generates the completions. vllm runs through Unsloth and needs one image per prompt, no adapter on
@@ -361,7 +361,7 @@ class Grpo(Optimisation):
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling: probability mass of the candidate tokens."""
-    top_k: int = Field(0, ge=0, le=MOST)
+    top_k: int = Field(0, ge=0, le=MAX_NUMBER)
     """Number of candidate tokens. 0: all tokens."""
     beta: float = Field(0.0, ge=0, le=1000)
     """Weight of the KL penalty. The reference model is the model at the start of the stage."""
@@ -382,7 +382,7 @@ class Grpo(Optimisation):
     resample: int = Field(0, ge=0, le=1000)
     """Extra rollouts per optimizer step, at most, that replace zero-variance groups by groups of other prompts (dynamic
     sampling, arXiv 2503.14476). 0 keeps these groups."""
-    max_grad_norm: float = Field(0.2, gt=0, le=MOST)
+    max_grad_norm: float = Field(0.2, gt=0, le=MAX_NUMBER)
     """Gradients are clipped to this norm."""
     probe_prompts: int = Field(8, ge=0, le=4096)
     """Prompts that are sampled before the first optimizer step to check that rewards differ. 0 disables the check."""
@@ -412,9 +412,9 @@ class Validation(Section):
     Completions are greedy, with ``batch_size`` and ``max_completion_tokens`` of [evaluate].
     """
 
-    every_steps: int = Field(50, ge=1, le=MOST)
+    every_steps: int = Field(50, ge=1, le=MAX_NUMBER)
     """Optimizer steps between two validations. The last optimizer step has one too."""
-    limit: int = Field(64, ge=1, le=MOST)
+    limit: int = Field(64, ge=1, le=MAX_NUMBER)
     """Maximum number of rows, drawn with the seed."""
     metric: Literal["auto", "loss", "reward", "score"] = "auto"
     """Metric that chooses the best checkpoint and stops early. ``loss`` is that of the reference answers (SFT only),
@@ -422,9 +422,9 @@ class Validation(Section):
     reward in GRPO."""
     weights: Literal["best", "last"] = "best"
     """Weights of the stage: those of the best validated checkpoint, or those of the last optimizer step."""
-    patience: int | None = Field(None, ge=1, le=MOST)
+    patience: int | None = Field(None, ge=1, le=MAX_NUMBER)
     """Early stopping: number of validations in a row without an improvement. Default: never stop early."""
-    min_improvement: float = Field(0.0, ge=0, le=MOST)
+    min_improvement: float = Field(0.0, ge=0, le=MAX_NUMBER)
     """Smallest improvement of the metric that counts for ``patience``, such as 0.01 for one point of accuracy."""
 
 
@@ -450,16 +450,16 @@ class Evaluate(Section):
 
     split: Literal["validation", "test"] = "test"
     """Split to evaluate."""
-    limit: int | None = Field(None, ge=1, le=MOST)
+    limit: int | None = Field(None, ge=1, le=MAX_NUMBER)
     """Maximum number of rows, drawn with the seed. Not for a task with agent memory, whose episodes it would cut."""
-    max_tasks: int | None = Field(None, ge=1, le=MOST)
+    max_tasks: int | None = Field(None, ge=1, le=MAX_NUMBER)
     """Tasks with agent memory: maximum number of episodes, drawn with the seed, each with all of its rows."""
     memory: tuple[Literal["reference", "own", "off"], ...] = ("reference", "own")
     """Tasks with agent memory: the memory in the prompt. ``reference`` is that of the reference answers, ``own`` that
     of the model's own completions, ``off`` an ablation without agent memory."""
     batch_size: int = Field(8, ge=1, le=4096)
     """Completions per ``generate`` call."""
-    max_completion_tokens: int = Field(128, ge=1, le=MAX_PACKED_TOKENS)
+    max_completion_tokens: int = Field(128, ge=1, le=MAX_TOKENS)
     """Maximum length of a completion in tokens."""
     before: bool = True
     """Evaluate the model as the run starts with it (``model.adapter`` included), before the first training stage."""

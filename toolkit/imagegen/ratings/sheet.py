@@ -28,14 +28,14 @@ from toolkit.runfolder import new_folder, read_json, require_writable, write_jso
 Pixels = NDArray[np.uint8]
 
 KEY_VERSION = 1
-MOST_LEVELS = 10
+MAX_LEVELS = 10
 """Each rating has a digit as its key."""
 
 _TEMPLATE = Path(__file__).parent / "sheet.html"
 _MARK = "__SHEET__"
 
-MOST_ON_A_PAGE = 100
-MOST_REPEATED = 0.5
+MAX_ON_A_PAGE = 100
+MAX_REPEATED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SheetOptions:
 
     seed: int = 0
     repeated: float = 0.1
-    per_page: int = MOST_ON_A_PAGE
+    per_page: int = MAX_ON_A_PAGE
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -59,11 +59,11 @@ class SheetOptions:
         Raises:
             DataError: a value is out of its range.
         """
-        if not 0 <= self.repeated <= MOST_REPEATED:
-            rule = f"the fraction of repeated images must be from 0 to {MOST_REPEATED}"
+        if not 0 <= self.repeated <= MAX_REPEATED:
+            rule = f"the fraction of repeated images must be from 0 to {MAX_REPEATED}"
             raise DataError("imagegen.repeated_fraction_out_of_range", rule, place="repeated", value=self.repeated)
-        if not 2 <= self.per_page <= MOST_ON_A_PAGE:
-            rule = f"a page must have from 2 to {MOST_ON_A_PAGE} images"
+        if not 2 <= self.per_page <= MAX_ON_A_PAGE:
+            rule = f"a page must have from 2 to {MAX_ON_A_PAGE} images"
             raise DataError("imagegen.page_size_out_of_range", rule, place="per_page", value=self.per_page)
 
 
@@ -278,8 +278,8 @@ def _check_items(items: Sequence[SheetItem], section: Imagegen) -> None:
             place="rating sheet",
             value="no image",
         )
-    if len(section.rating_range) > MOST_LEVELS:
-        rule = f"a rating sheet must have at most {MOST_LEVELS} ratings, one for each digit"
+    if len(section.rating_range) > MAX_LEVELS:
+        rule = f"a rating sheet must have at most {MAX_LEVELS} ratings, one for each digit"
         raise DataError(
             "imagegen.sheet_levels_too_many",
             rule,

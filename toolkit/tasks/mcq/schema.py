@@ -39,7 +39,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "question_type": ("question_type", "task_name", "category"),
 }
 
-MOST_CHECKED = 2_000
+MAX_CHECKED = 2_000
 """Training rows that are checked for an explanation."""
 
 _CHOICES = "Answer Choices:"
@@ -105,7 +105,7 @@ def find_reasoning(settings: Mcq, rows: Mapping[str, Sequence[Sample]]) -> Found
 
 def _without_explanation(train: Sequence[Sample]) -> Iterator[Problem]:
     """Yield a warning if training rows lack the explanation that their answer is to have."""
-    checked = min(len(train), MOST_CHECKED)
+    checked = min(len(train), MAX_CHECKED)
     if missing := sum(not sample.reference["explanation"] for sample in islice(train, checked)):
         rule = "training rows should have an explanation, because SFT learns empty reasoning from the others"
         value = f"{missing:,} of {checked:,} checked rows have none"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from toolkit.data.literals import MOST_BRACKETS, repair_json
+from toolkit.data.literals import MAX_BRACKETS, repair_json
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.reasoning import without_reasoning
 from toolkit.scoring.regions import Frame, order_box
@@ -25,7 +25,7 @@ NO_JSON = "there is no JSON object"
 NO_ACTION = "no action is predicted"
 UNKNOWN_ACTION = "the action is none of data.steps.actions"
 SEVERAL = "several answers that differ"
-TOO_LONG = f"the completion has more than {MAX_CHARACTERS:,} characters or {MOST_BRACKETS} opening brackets"
+TOO_LONG = f"the completion has more than {MAX_CHARACTERS:,} characters or {MAX_BRACKETS} opening brackets"
 
 _FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -39,7 +39,7 @@ def parse(completion: str, sample: Sample) -> Answer:
     have other spellings, and the JSON can be in a code fence or inside text.
     """
     text, problem = without_reasoning(completion)
-    if problem is None and (len(text) > MAX_CHARACTERS or text.count("{") + text.count("[") > MOST_BRACKETS):
+    if problem is None and (len(text) > MAX_CHARACTERS or text.count("{") + text.count("[") > MAX_BRACKETS):
         problem = TOO_LONG
     if problem is not None:
         return Answer(completion, {}, problem)
