@@ -174,8 +174,8 @@ def build_dpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
     _check_reference(policy)
     if (cache := cache_frozen_vision(policy.model)) is not None:
         trainer.add_callback(_ClearVisionCache(cache))
-    # The counter could not separate the pass of the policy from that of the reference, which has no backward pass.
     set_learning_rates(trainer, job.recipe.dpo_settings)
+    # The counter could not separate the pass of the policy from that of the reference, which has no backward pass.
     return finish_trainer(trainer, settings, policy, job, count_flops=False)
 
 
