@@ -87,7 +87,7 @@ def test_a_special_token_in_a_prompt_is_a_problem(xrays: Path, split: str) -> No
 
 
 def test_a_missing_package_for_the_images_is_a_problem(xrays: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacking(*_: Any) -> None:
+    def lacking(*_: Any, **__: Any) -> None:
         raise MissingExtraError("pydicom", "dicom", "reading DICOM")
 
     monkeypatch.setattr("toolkit.planning.tokens.count_rows", lacking)
@@ -210,7 +210,7 @@ def no_heads(folder: Path) -> None:
         (remove("model.safetensors"), "plan.weights_incomplete", ""),
         (rewrite("model.safetensors", ""), "model.weights_damaged", ""),
         (halve, "model.weights_damaged", ""),
-        (index("garbage"), "model.weights_damaged", ""),
+        (index("garbage"), "model.index_not_json", ""),
         (index("{}"), "model.weights_damaged", ""),
         (shutil.rmtree, "plan.model_folder_missing", ""),
     ],

@@ -127,17 +127,18 @@ def decoder_layers(model: Any) -> list[str]:
     are routers, whose class is not a plain linear layer. Quantized layers of bitsandbytes are plain linear layers.
 
     Args:
-        model: A model of transformers, which may be on the meta device.
+        model: A model of transformers, which may be on the meta device and may have an adapter inside.
     """
     import torch
 
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     start = next(name for name, module in model.named_modules() if module is decoder)
     return [
-        name
+        name.removesuffix(".base_layer")
         for name, module in decoder.named_modules(prefix=start)
         if isinstance(module, torch.nn.Linear)
         and (type(module) is torch.nn.Linear or type(module).__module__.startswith("bitsandbytes"))
         and module is not head
+        and ".lora_" not in name
         and not TOWERS.search(name)
     ]

@@ -228,7 +228,8 @@ def build_architecture(fields: Mapping[str, Any], unquantized: Sequence[str] = (
         )
     except _UNKNOWN as error:
         rule = "GPU memory and time are estimated only for vision towers like those of Gemma 3 and Qwen"
-        raise ModelError("plan.shapes_unknown", rule, place=_place(fields), value=_reason(error)) from error
+        place, remedy = _place(fields), "Measure the GPU memory of the first steps."
+        raise ModelError("plan.shapes_unknown", rule, place=place, value=_reason(error), remedy=remedy) from error
 
 
 def build_linears(fields: Mapping[str, Any]) -> tuple[Linear, ...]:

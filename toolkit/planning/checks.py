@@ -515,9 +515,9 @@ def _dora(facts: Facts) -> Iterator[PlanFinding]:
     rule = "DoRA builds the full update of each adapted matrix in every pass. The estimates of time and GPU memory "
     rule += "leave this out"
     if facts.architecture is not None:  # the identity, the update, the base and their sum, in float32 (peft's dora.py)
-        largest = max(
-            one.inputs * one.outputs for one in facts.architecture.adapted(recipe.lora.targets, recipe.lora.vision)
-        )
+        targets = facts.architecture.target_names(recipe.lora.targets)
+        adapted = facts.architecture.adapted(targets, recipe.lora.vision)
+        largest = max((one.inputs * one.outputs for one in adapted), default=0)
         rule += f", up to {4 * 4 * largest / GIB:.1f} GiB at a time"
     remedy = "Leave a margin of GPU memory, or set lora.dora = false."
     yield warning(Problem("plan.dora_not_estimated", rule, "[lora] dora", remedy=remedy))
