@@ -52,6 +52,8 @@ def measure(family: str, folder: Path) -> Row:
     cells = dict.fromkeys(COLUMNS, UNTRIED)
     problems = [finding.code for finding in plan_recipe(recipe, None).problems]
     cells["plan"] = _rejected(*problems) if problems else WORKS
+    if problems:  # `toolkit run` stops here too
+        return cells
     try:
         run_recipe(recipe, STAGES)
         stopped = ""

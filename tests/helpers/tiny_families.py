@@ -105,7 +105,7 @@ def _tower(kind: str, **more: Any) -> dict[str, Any]:
 
 
 def _llava() -> Parts:
-    # The Hub's template ends no turn. Here the tokenizer's EOS ends it.
+    # As on the Hub, the template ends no turn, so that the tokenizer's EOS does.
     tokenizer = _tokenizer(["<image>"], bos="<s>", eos="</s>")
     processor = classes.LlavaProcessor(
         image_processor=classes.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=SQUARE),
@@ -113,7 +113,7 @@ def _llava() -> Parts:
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_template("<image>\n", start="ROLE: ", end="</s>"),
+        chat_template=_template("<image>\n", start="ROLE: ", end=" "),
     )
     config = classes.LlavaConfig(
         text_config=_language("llama"),
@@ -351,9 +351,9 @@ def _glm4v() -> Parts:
         ),
         tokenizer=tokenizer,
         video_processor=classes.Glm4vVideoProcessor(),
-        # The Hub's template ends no turn. Here the tokenizer's EOS ends it.
+        # As on the Hub, the template ends no turn, so that the tokenizer's EOS does.
         chat_template=_template(
-            "<|begin_of_image|><|image|><|end_of_image|>", bos="[gMASK]<sop>", start="<|ROLE|>\n", end="<|endofturn|>"
+            "<|begin_of_image|><|image|><|end_of_image|>", bos="[gMASK]<sop>", start="<|ROLE|>\n", end=""
         ),
     )
     config = classes.Glm4vConfig(
