@@ -5,15 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from tests.helpers.exports import export_of, merged_of, verified
 from tests.helpers.problems import raises
-from tests.helpers.training import context_of, only, small_recipe
+from tests.helpers.training import Tables, context_of, only, small_recipe
 from toolkit.errors import TrainingError
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.families import PROJECTOR, VISION
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
+from toolkit.pipeline import run_recipe
+from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
 from toolkit.training.grpo import build_grpo, make_reward_scorer
 from toolkit.training.rewards import recipe_rewards
@@ -141,3 +145,20 @@ def test_a_saved_variant_is_loaded_as_it_is(tmp_path: Path, variant: str) -> Non
     assert before.keys() == after.keys()
     assert any("magnitude" in name for name in after) == (variant == "dora")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variants", [{"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}])
+def test_a_variant_trains_in_sft_and_grpo_and_its_merged_model_answers_alike(
+    tmp_path: Path, variants: dict[str, bool]
+) -> None:
+    tables: Tables = {"lora": variants, "evaluate": {"limit": 2}, "export": {"to": ["merged"], "verify": 4}}
+    recipe = small_recipe(tmp_path, tables)
+    run = run_recipe(recipe, STAGES).run
+    assert verified(merged_of(export_of(run))).differing == 0
+    weights = [load_file(run.weights_folder(stage) / "adapter_model.safetensors") for stage in ("sft", "grpo")]
+    assert any("magnitude" in name for name in weights[0]) == variants.get("dora", False)
+    for name in weights[0]:
+        assert not torch.equal(weights[0][name], weights[1][name]), name
+    losses = [line["loss"] for line in run.metrics() if line["stage"] == "sft" and "loss" in line]
+    assert losses[-1] < losses[0]
