@@ -193,10 +193,16 @@ def test_equal_questions_about_different_images_are_different_prompts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"window": 16}, {"attn_implementation": "eager"}], ids=["short window", "eager"])
-def test_sliding_windows_and_eager_attention_are_those_of_unpacked_rows(options: dict[str, Any]) -> None:
-    model, processor = load(Path(FOLDER), **options)
+def test_short_sliding_windows_are_those_of_unpacked_rows() -> None:
+    model, processor = load(Path(FOLDER), window=16)
     assert compare(model, processor, GROUPS) < 0.7
+
+
+@pytest.mark.slow
+def test_eager_attention_is_that_of_unpacked_rows() -> None:
+    """In float64, the padding of unpacked rows is NaN: transformers converts the scores to float32 before softmax."""
+    model, processor = load(Path(FOLDER), attn_implementation="eager")
+    assert compare(model, processor, GROUPS, torch.float32) < 0.7
 
 
 @pytest.mark.slow

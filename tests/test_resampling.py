@@ -232,7 +232,7 @@ def test_log_probabilities_of_a_replaced_completion_do_not_depend_on_the_other_r
     def log_probs(batch: Any) -> list[torch.Tensor]:
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        fields = {name: batch[name] for name in ("pixel_values", "num_images", "token_type_ids")}
+        fields = {name: batch[name] for name in ("pixel_values", "num_images", "num_tiles", "token_type_ids")}
         width = batch["completion_ids"].shape[1]
         with torch.no_grad():
             found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width, 8, **fields)[0]
