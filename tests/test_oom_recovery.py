@@ -112,6 +112,11 @@ def test_oom_in_step_1_gives_the_adapter_of_a_run_with_the_smaller_sizes(
     assert "train_loss" not in closing_of(recovered)  # it would be the sum of the last start, divided by all steps
 
 
+def keep_every_row(patch: pytest.MonkeyPatch) -> None:
+    """Let every pass have all of its rows, also those without an advantage, so that passes can be counted."""
+    patch.setattr("toolkit.training.grpo._can_skip_zero_variance", lambda *_, **__: False)
+
+
 def closing_of(recipe: Recipe) -> dict[str, Any]:
     """Return the final summary of the last start in metrics.jsonl."""
     return [line for line in read_lines(recipe.run_folder / "metrics.jsonl") if "train_runtime" in line][-1]
@@ -122,8 +127,7 @@ def closing_of(recipe: Recipe) -> dict[str, Any]:
 def test_oom_in_a_later_step_gives_the_adapter_of_a_run_resumed_with_the_smaller_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str
 ) -> None:
-    # Every pass has all of its rows, also those without an advantage.
-    monkeypatch.setattr("toolkit.training.grpo._can_skip_zero_variance", lambda *_, **__: False)
+    keep_every_row(monkeypatch)
     resumed, recovered = (recipe_of(stage, tmp_path, name) for name in ("resumed", "recovered"))
     with stop_after(monkeypatch, 1):
         run(resumed, stage)
@@ -217,6 +221,7 @@ def test_errors_of_every_kind_in_one_stage_of_sft(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_errors_of_every_kind_in_one_stage_of_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollout of 4 completions, and a pass of 2 in the second step."""
+    keep_every_row(monkeypatch)
     recipe = recipe_of("grpo", tmp_path, "many")
     with (
         small_memory(monkeypatch, fits=2, gradients=False),
