@@ -507,3 +507,25 @@ def test_an_unknown_gpu_has_its_own_code(
     assert call(["plan", write_recipe(tmp_path, "[grpo]\n"), "--gpu", gpu, "--json"]) == 2
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert (problem["code"], problem["place"], problem["value"]) == (code, "--gpu", repr(gpu))
+
+
+SWALLOWED = """
+import ctypes, sys
+from toolkit import cli
+
+def interrupt():
+    raise KeyboardInterrupt
+
+def work(**_):  # compiled code cannot pass the exception on
+    ctypes.CFUNCTYPE(None)(interrupt)()
+    print("went on")
+
+cli.app = work
+cli.main([])
+"""
+
+
+def test_ctrl_c_inside_compiled_code_of_a_library_ends_the_command() -> None:
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.splitlines() == ["toolkit: stopped by Ctrl-C before any work began [run.interrupted]"]

@@ -110,6 +110,20 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+_INTERRUPTED = "toolkit: stopped by Ctrl-C before any work began [run.interrupted]"
+
+
+def _end_if_interrupted(unraisable: "sys.UnraisableHookArgs") -> None:
+    """End the process after a Ctrl-C that a library ignores, because it came inside its compiled code.
+
+    While work is done, Ctrl-C raises no exception (``runfolder.StopRequest``).
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        print(_INTERRUPTED, file=sys.stderr, flush=True)
+        os._exit(130)
+    sys.__unraisablehook__(unraisable)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its exit code.
 
@@ -124,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     _open_closed_streams()
     hide_values_of_libraries()
+    hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
     try:
         _check_environment(sys.argv[1:] if arguments is None else arguments)
         if _wants_json(arguments):
@@ -132,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except ToolkitError as error:
         _fail(error, arguments)
     except KeyboardInterrupt:
-        print("toolkit: stopped by Ctrl-C before any work began [run.interrupted]", file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
     except _write_errors() as error:
         if rejected := path_error(error):
@@ -143,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         remedy = "Finished work is kept. Free disk space, and run the same command again to resume."
         _fail(RunError("run.disk_full", rule, value=str(error), remedy=remedy), arguments)
     finally:
+        sys.unraisablehook = hook
         hide_values_of_libraries()  # again, because typer replaces the hook that prints a traceback
         # The work is done. Libraries that clean up at exit would answer Ctrl-C with a traceback.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
