@@ -218,3 +218,11 @@ def test_a_processor_with_another_number_of_image_tokens_fails_in_the_forward_pa
     assert [one.part for one in found.failures] == ["model"]
     assert not found.tried
     assert found.failures[0].value.startswith("model.forward_fails")
+
+
+def test_a_failure_does_not_quote_what_a_library_quotes() -> None:
+    from toolkit.pipeline.architecture_check import _failure
+
+    found = _failure("sft", ValueError("cannot read '/data/Zebrowski_Quentin/1.png' at /data/Zebrowski/2.png"))
+    assert found.value.startswith("ValueError: cannot read")
+    assert "Zebrowski" not in found.value

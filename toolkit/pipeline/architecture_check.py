@@ -25,6 +25,7 @@ from toolkit.data.sample_set import SampleSet
 from toolkit.errors import ImageError, ModelError, ToolkitError
 from toolkit.evaluation.results import evaluation_stage
 from toolkit.evaluation.stage_context import Context
+from toolkit.identifiers import without_names
 from toolkit.images.store import read_image_header
 from toolkit.models.llamacpp import formats_of
 from toolkit.pipeline.dry_run import limit_rows
@@ -205,7 +206,7 @@ def _in_other_process(recipe: Recipe) -> ArchitectureCheck:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [sys.executable, "-m", "toolkit.pipeline.architecture_check"]
+    command = [sys.executable, "-P", "-m", "toolkit.pipeline.architecture_check"]  # -P: no module of the working folder
     with subprocess.Popen(command, env=environment, text=True, encoding="utf-8", **pipes) as child:  # type: ignore[call-overload]
         try:
             output, errors = child.communicate(json.dumps(request))
@@ -218,7 +219,7 @@ def _in_other_process(recipe: Recipe) -> ArchitectureCheck:
     last = [line for line in errors.splitlines() if line.strip()][-1:]
     if child.returncode < 0:  # a signal, as of the operating system if memory is short
         return not_tried(f"the process of the check was killed by signal {-child.returncode}")
-    return not_tried(f"the process of the check failed: {''.join(last)[:200]}")
+    return not_tried(f"the process of the check failed: {without_names(''.join(last))[:200]}")
 
 
 def main() -> None:
@@ -338,7 +339,7 @@ def _failure(part: str, error: Exception) -> Failure:
     if isinstance(error, ToolkitError):
         value = f"{error.code}: {error.problem.to_json()['value'] or error.place}"
         return Failure(part, error.rule, value, error.remedy)
-    lines = str(error).strip().splitlines() or [""]
+    lines = without_names(str(error)).strip().splitlines() or [""]
     remedy = f"Use another model, or remove this part. Report the error with the type of the model ({part})."
     return Failure(part, "no library must raise an error", f"{type(error).__name__}: {lines[0][:300]}", remedy)
 

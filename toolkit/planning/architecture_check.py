@@ -22,8 +22,6 @@ CODE = "plan.architecture_fails"
 """Code of a finding of the check."""
 SMALL = 50_000_000
 """Bytes of weights up to which `toolkit run` does not make the check: the stages reach an error as soon."""
-PARTS = ("model", "evaluate", "sft", "grpo", "export", "gguf")
-"""Parts of the check, in their order. ``model`` is one forward pass, ``export`` has the merge."""
 IRRELEVANT = ("learning_rate", "epochs", "weight_decay", "max_grad_norm", "schedule")
 """Keys of training sections that do not decide whether an architecture works."""
 

@@ -44,7 +44,7 @@ class Child:
         output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
         self._output = output
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,

@@ -150,7 +150,7 @@ def _link_with_tokens(weights: Path, source: Path) -> None:
 
 
 def _run(source: Path, target: Path, options: list[str]) -> None:
-    command = [sys.executable, "-m", PROGRAM, str(source), "--outfile", str(target), *options]
+    command = [sys.executable, "-P", "-m", PROGRAM, str(source), "--outfile", str(target), *options]
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     # A terminal sends Ctrl-C to the whole process group. In a session of its own, the conversion ends first, and then
     # the export stops.
