@@ -27,13 +27,14 @@ from toolkit.pipeline.architecture_check import (
     make_check,
     varied_rows,
 )
-from toolkit.pipeline.plan import plan_language_model
-from toolkit.planning.architecture_check import CODE, SMALL, is_small
+from toolkit.pipeline.plan import plan_language_model, plan_run
+from toolkit.planning.architecture_check import CODE, ENDED, SMALL, is_small
 from toolkit.recipe import Recipe, dump_recipe
-from toolkit.runfolder import read_json, write_json
+from toolkit.runfolder import RunFolder, read_json, write_json
 
 SHAPES = Path(toolkit.__file__).parent / "planning/shapes"
 ALL = ("text_config", "vision_config")
+VALIDATED = {"task": "mcq", "synthetic": {"kind": "chest", "train": 8, "validation": 8, "test": 4, "size": 64}}
 WIDE = 16_384
 """Width of an MLP with which the tiny model is no longer small."""
 
@@ -207,6 +208,47 @@ def test_a_model_on_which_grpo_fails_is_found_before_the_first_stage(
         toolkit.run(file)
     assert not recipe.run_folder.exists()
     assert not list((tmp_path / "cache").rglob("architecturecheck-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "reason"), [("os.kill(os.getpid(), 9)", "killed by signal 9"), ("sys.exit(0)", "failed: 0")]
+)
+def test_a_check_whose_process_ends_is_a_warning_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: str, reason: str
+) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text(f"import os, sys\n\ndef ends(sample, answer):\n    {code}\n", encoding="utf-8")
+    model = copy_model(tmp_path / "model", wide=True)
+    recipe = recipe_for(tmp_path, model, sft=None, evaluate=None, rewards={"custom": [f"{rewards}:ends"]})
+    record = plan_run(recipe, fresh=True)
+    assert record is not None
+    (found,) = [record.problem for record in caplog.records if getattr(record, "problem", None) is not None]
+    assert (found.code, found.place) == (ENDED, "[model] name")
+    assert reason in str(found.value)
+    architecture = record["architecture"]
+    assert list(architecture["not_tried"]) == ["architecture"]
+    assert reason in architecture["not_tried"]["architecture"]
+    assert not list((tmp_path / "cache").rglob("architecturecheck-*"))
+    planned = plan_language_model(recipe, None, deep=True)
+    assert planned.unknown["architecture"] == architecture["not_tried"]["architecture"]
+    assert ENDED in [finding.code for finding in planned.warnings]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("evaluate", [{"limit": 2, "max_completion_tokens": 4}, None])
+def test_the_check_validates_after_each_training_stage(tmp_path: Path, evaluate: Mapping[str, int] | None) -> None:
+    validation = {"every_steps": 50, "patience": 2, "min_improvement": 0.1, "metric": "score"}
+    recipe = recipe_for(tmp_path, tiny.FOLDER, evaluate=evaluate, validation=validation, data=VALIDATED)
+    found = make_check(recipe, tmp_path / "check")
+    assert not found.failures
+    assert list(found.tried) == ["model", *(["evaluate"] if evaluate else []), "sft", "grpo"]
+    lines = RunFolder(tmp_path / "check/runs/check").metrics()
+    assert [(line["stage"], line["validation/n"]) for line in lines if "validation/n" in line] == [
+        ("sft", 4),
+        ("grpo", 4),
+    ]
 
 
 @pytest.mark.slow

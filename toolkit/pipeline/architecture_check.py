@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from toolkit.data.sample_set import SampleSet
 from toolkit.errors import ImageError, ModelError, ToolkitError
@@ -43,7 +43,7 @@ from toolkit.planning.architecture_check import (
     reason_not_tried,
     save_check,
 )
-from toolkit.recipe import Export, Recipe
+from toolkit.recipe import Evaluate, Export, Recipe
 from toolkit.recipe.load import merge, restore_recipe
 from toolkit.runfolder import EXPORT, TRAINING_STAGES, StopRequest, no_progress, start_run
 from toolkit.runfolder.usage import recording
@@ -61,6 +61,8 @@ TRIED = 4
 PER_PASS = 2
 """Maximum number of rows of a forward pass, and of prompts of an optimizer step of GRPO."""
 COMPLETION_TOKENS = 8
+TIMEOUT = 1800
+"""Most seconds of the process of the check, which takes about a minute. A library could wait for ever."""
 HIDDEN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "ACCELERATE_", "TORCHELASTIC_")
 """Beginnings of the variables of a distributed run, which the process of the check must not join."""
 
@@ -109,11 +111,7 @@ def _facts(recipe: Recipe) -> list[object]:
 
 
 def derive_check(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe of the check: the reduced model in ``folder``, few rows, and few optimizer steps.
-
-    A validation is left out: it does what the evaluation does.
-    """
-    recipe = recipe.model_copy(update={"validation": None})
+    """Return the recipe of the check: the reduced model in ``folder``, few rows, and few optimizer steps."""
     changes = {
         "run.name": "check",
         "run.folder": folder / "runs",
@@ -123,6 +121,10 @@ def derive_check(recipe: Recipe, folder: Path) -> Recipe:
         **limit_rows(recipe, ROWS if recipe.dataset.synthetic is None else SYNTHETIC_ROWS),
         **_training(recipe),
     }
+    if recipe.validation is not None:  # one for each stage, after its last step
+        changes |= {"validation.every_steps": TRIED, "validation.limit": TRIED, "validation.metric": "auto"}
+        changes |= {"validation.patience": None, "validation.min_improvement": 0.0}
+        changes |= {"run.log_steps": 1}
     if recipe.evaluate is not None:
         tasks = {"evaluate.max_tasks": 1} if recipe.task.has_agent_memory else {"evaluate.limit": TRIED}
         tokens = min(recipe.evaluate.max_completion_tokens, COMPLETION_TOKENS)
@@ -197,29 +199,42 @@ def _ratio(sample: Any, policy: Any) -> float:
 
 
 def _in_other_process(recipe: Recipe) -> ArchitectureCheck:
-    """Make the check in another process, and return its result.
-
-    Raises:
-        ToolkitError: the process ended without a result.
-    """
+    """Make the check in another process, and return its result, or how the process ended without one."""
     request = {"task": recipe.dataset.task, "recipe": recipe.model_dump(mode="json")}
     environment = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-P", "-m", "toolkit.pipeline.architecture_check"]  # -P: no module of the working folder
-    with subprocess.Popen(command, env=environment, text=True, encoding="utf-8", **pipes) as child:  # type: ignore[call-overload]
+    try:
+        child = subprocess.Popen(command, env=environment, text=True, encoding="utf-8", **pipes)  # type: ignore[call-overload]
+    except OSError as error:  # too many processes, or too little memory for one more
+        return _ended(f"the process of the check did not start: {error.strerror}")
+    with child:
         try:
-            output, errors = child.communicate(json.dumps(request))
+            output, errors = child.communicate(json.dumps(request), timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return _ended(f"the process of the check was stopped after {TIMEOUT} s")
         except BaseException:
             child.terminate()  # it removes its temporary folder
             raise
-    if child.returncode == 0:
+    return _read_result(child.returncode, output, errors)
+
+
+def _read_result(exit_code: int, output: str, errors: str) -> ArchitectureCheck:
+    """Return the result that the process of the check has written, or how it ended without one."""
+    if exit_code < 0:  # a signal, as of the operating system if memory is short
+        return _ended(f"the process of the check was killed by signal {-exit_code}")
+    try:
         found: ArchitectureCheck = TypeAdapter(ArchitectureCheck).validate_json(output)
-        return found
-    last = [line for line in errors.splitlines() if line.strip()][-1:]
-    if child.returncode < 0:  # a signal, as of the operating system if memory is short
-        return not_tried(f"the process of the check was killed by signal {-child.returncode}")
-    return not_tried(f"the process of the check failed: {without_names(''.join(last))[:200]}")
+    except ValidationError:
+        last = [line for line in errors.splitlines() if line.strip()][-1:]
+        return _ended(f"the process of the check failed: {without_names(''.join(last))[:200] or exit_code}")
+    return found
+
+
+def _ended(reason: str) -> ArchitectureCheck:
+    return ArchitectureCheck(ended={"architecture": reason})
 
 
 def main() -> None:
@@ -274,27 +289,35 @@ def _try_parts(recipe: Recipe) -> ArchitectureCheck:
     """
     tried: dict[str, float] = {}
     failures: list[Failure] = []
-    without: dict[str, str] = {}
+    not_tried: dict[str, str] = {}
+    ended: dict[str, str] = {}
     with start_run(recipe, fresh=True) as run:
         data, images = prepare(recipe, run, no_progress)
         if len(data.train) and any(getattr(recipe, name) is not None for name in TRAINING_STAGES):
             data = replace(data, train=varied_rows(data.train, TRIED, images.policy))
-        context = Context(recipe, run, data, images, StopRequest())
+        context = Context(_with_short_completions(recipe), run, data, images, StopRequest())
         with recording(run, recipe.run, "run") as recorder:
             for part in _parts(recipe):
                 if part.name in (EXPORT, "gguf") and not any(name in tried for name in TRAINING_STAGES):
-                    without[part.name] = "not tried: no training stage succeeded"
+                    not_tried[part.name] = "not tried: no training stage succeeded"
                     continue
                 begun = time.monotonic()
                 try:
                     part.work(context, recorder)
                 except MemoryError:
-                    without[part.name] = "not tried: too little memory"
+                    ended[part.name] = "too little memory"
                 except Exception as error:  # noqa: BLE001 - a library raises anything for an unsupported architecture
                     failures.append(_failure(part.name, error))
                 else:
                     tried[part.name] = time.monotonic() - begun
-    return ArchitectureCheck(tried, tuple(failures), without)
+    return ArchitectureCheck(tried, tuple(failures), not_tried, ended)
+
+
+def _with_short_completions(recipe: Recipe) -> Recipe:
+    """Return the recipe with short completions of a validation, whose length is that of [evaluate] or its default."""
+    if recipe.evaluate is not None:
+        return recipe
+    return recipe.model_copy(update={"evaluate": Evaluate(max_completion_tokens=COMPLETION_TOKENS, batch_size=TRIED)})
 
 
 def _parts(recipe: Recipe) -> Iterator[_Part]:

@@ -154,7 +154,7 @@ def _with_check(plan: "Plan", recipe: Recipe, *, deep: bool) -> "Plan":
         plan,
         architecture_check=checked,
         findings=[*plan.findings, *checked.findings(recipe)],
-        unknown={**plan.unknown, **checked.not_tried},
+        unknown={**plan.unknown, **checked.unknown},
     )
 
 

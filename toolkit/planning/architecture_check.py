@@ -12,14 +12,16 @@ from toolkit.errors import Problem
 from toolkit.models import backend_name
 from toolkit.models.model_paths import model_source
 from toolkit.planning.cache import cached_count, find_cached, hash_processor_files
-from toolkit.planning.findings import PlanFinding
+from toolkit.planning.findings import PlanFinding, warning
 from toolkit.planning.model_files import find_configuration
 from toolkit.planning.tokens import processor_folder
 from toolkit.recipe import Recipe
 from toolkit.runfolder import installed_versions
 
 CODE = "plan.architecture_fails"
-"""Code of a finding of the check."""
+"""Code of a part that failed."""
+ENDED = "plan.architecture_check_ended"
+"""Code of a part that ended without a result."""
 SMALL = 50_000_000
 """Bytes of weights up to which `toolkit run` does not make the check: the stages reach an error as soon."""
 IRRELEVANT = ("learning_rate", "epochs", "weight_decay", "max_grad_norm", "schedule")
@@ -44,6 +46,7 @@ class ArchitectureCheck:
         tried: part -> seconds, for each part that succeeded.
         failures: the parts that failed.
         not_tried: part, or ``architecture`` for all of them -> the reason.
+        ended: part, or ``architecture`` for all of them -> why it ended without a result, such as too little memory.
         parameters: parameters of the reduced model. 0: it was not built.
         cached: whether the result is that of an earlier check.
     """
@@ -51,20 +54,30 @@ class ArchitectureCheck:
     tried: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     not_tried: Mapping[str, str] = field(default_factory=dict)
+    ended: Mapping[str, str] = field(default_factory=dict)
     parameters: int = 0
     cached: bool = False
 
+    @property
+    def unknown(self) -> Mapping[str, str]:
+        """Return part, or ``architecture`` for all of them -> why nothing is known about it."""
+        return {**self.not_tried, **{part: f"not tried: {reason}" for part, reason in self.ended.items()}}
+
     def findings(self, recipe: Recipe) -> Sequence[PlanFinding]:
-        """Return the failures as problems. They are certain if the run has the backend of the check, which is hf."""
+        """Return the failures as problems, and the parts that ended without a result as warnings.
+
+        Failures are certain if the run has the backend of the check, which is hf.
+        """
         certain = recipe.model.backend != "unsloth" and backend_name(recipe.model) == "hf"
-        return [PlanFinding(_problem(one), certain=certain) for one in self.failures]
+        failures = [PlanFinding(_problem(one), certain=certain) for one in self.failures]
+        return [*failures, *(warning(_ended(part, reason)) for part, reason in self.ended.items())]
 
     def to_json(self) -> dict[str, object]:
         """Return the entry ``architecture`` of plan.json."""
         return {
             "tried": {part: round(seconds, 1) for part, seconds in self.tried.items()},
             "failed": [one.part for one in self.failures],
-            "not_tried": dict(self.not_tried),
+            "not_tried": dict(self.unknown),
             "parameters": self.parameters,
             "cached": self.cached,
         }
@@ -104,7 +117,7 @@ def find_check(facts: Sequence[object]) -> ArchitectureCheck | None:
 
 def save_check(facts: Sequence[object], found: ArchitectureCheck) -> None:
     """Store a successful check in the cache."""
-    if not found.failures and found.tried:
+    if found.tried and not (found.failures or found.ended):
         cached_count(ArchitectureCheck, facts, lambda: found)
 
 
@@ -140,3 +153,9 @@ def _problem(failure: Failure) -> Problem:
     place = "[model] name" if failure.part == "model" else f"[{'export' if failure.part == 'gguf' else failure.part}]"
     rule = f"{failure.part} must work on the model's architecture, which was tried with few layers and random "
     return Problem(CODE, f"{rule}parameters: {failure.rule}", place, failure.value, failure.remedy)
+
+
+def _ended(part: str, reason: str) -> Problem:
+    rule = "the check on the real architecture must end with a result"
+    remedy = "Free memory and run `toolkit plan RECIPE --deep`, or expect errors of the architecture in the stages."
+    return Problem(ENDED, rule, "[model] name" if part == "architecture" else f"[{part}]", reason, remedy)
