@@ -23,6 +23,7 @@ from toolkit.models.backend import Policy, Row, TrainingJob
 from toolkit.models.collate import IGNORED, collate
 from toolkit.models.hf import make_policy
 from toolkit.models.loading import load_model
+from toolkit.models.messages import conversation
 from toolkit.models.prompts import Prompts, set_image_key
 from toolkit.recipe import Model
 from toolkit.training.grpo import grpo_settings
@@ -95,9 +96,9 @@ def test_labels_of_real_qwen_processors_cover_the_answer_only(shared_data: Path,
     unpack_processors(shared_data, tmp_path)
     policy = make_policy(None, AutoProcessor.from_pretrained(tmp_path / "processors" / name), None)
     rows = [
-        Row(chat_template.conversation("What is shown?", 2), [noise(80), noise(120, 1)], "Left lung."),
+        Row(conversation("What is shown?", 2), [noise(80), noise(120, 1)], "Left lung."),
     ]
-    rows.append(Row(chat_template.conversation("And here, in a longer question?", 1), [noise(60)], "B - Pneumonia"))
+    rows.append(Row(conversation("And here, in a longer question?", 1), [noise(60)], "B - Pneumonia"))
     batch = collate(policy, rows)
     shown = [
         policy.processor.tokenizer.decode(ids[labels != IGNORED])

@@ -21,8 +21,10 @@ from toolkit.images import ImageStore
 from toolkit.models import chat_template
 from toolkit.models.backend import Policy, Row
 from toolkit.models.collate import IGNORED, collate, encode_prompts
+from toolkit.models.earlier_turns import earlier_turns, turn_headers
 from toolkit.models.hf import HfBackend, make_policy
 from toolkit.models.lengths import count_lengths
+from toolkit.models.messages import conversation, messages_of
 from toolkit.models.prompts import Prompts, set_image_key
 from toolkit.recipe import Images, Model, Prompt, recipe_model
 from toolkit.tasks import TASKS, RowOrigin
@@ -59,7 +61,7 @@ def xrays(count: int) -> list[Image.Image]:
 
 
 def conversation_row() -> Row:
-    return Row(chat_template.messages_of(TURNS, 3), xrays(3), ANSWERS[-1])
+    return Row(messages_of(TURNS, 3), xrays(3), ANSWERS[-1])
 
 
 def supervised(policy: Policy, batch: Mapping[str, torch.Tensor], number: int) -> list[str]:
@@ -133,7 +135,7 @@ def test_a_row_and_the_recipe_cannot_both_have_a_system_prompt() -> None:
 
 
 def test_the_loss_covers_all_assistant_turns_of_the_tiny_model_and_nothing_else(gemma: Policy) -> None:
-    batch = collate(gemma, [conversation_row(), Row(chat_template.conversation("What?", 1), xrays(1), "Yes")])
+    batch = collate(gemma, [conversation_row(), Row(conversation("What?", 1), xrays(1), "Yes")])
     assert supervised(gemma, batch, 0) == [f"{answer}<end_of_turn>" for answer in ANSWERS]
     assert supervised(gemma, batch, 1) == ["Yes<end_of_turn>"]
     labels, ids = batch["labels"], batch["input_ids"]
@@ -144,7 +146,7 @@ def test_the_loss_covers_all_assistant_turns_of_the_tiny_model_and_nothing_else(
 @pytest.mark.parametrize("name", REAL)
 def test_the_loss_covers_all_assistant_turns_of_real_processors(real: dict[str, Policy], name: str) -> None:
     policy = real[name]
-    batch = collate(policy, [conversation_row(), Row(chat_template.conversation("What?", 1), xrays(1), "Yes")])
+    batch = collate(policy, [conversation_row(), Row(conversation("What?", 1), xrays(1), "Yes")])
     assert supervised(policy, batch, 0) == [f"{answer}{policy.turn_end.text}" for answer in ANSWERS]
     assert supervised(policy, batch, 1) == [f"Yes{policy.turn_end.text}"]
 
@@ -155,7 +157,7 @@ def test_training_and_generation_read_the_same_conversation(gemma: Policy, real:
     policy = gemma if name == "tiny" else real[name]
     prompt = encode_prompts(policy, [conversation_row()], "right")["input_ids"][0].tolist()
     trained = collate(policy, [conversation_row()])["input_ids"][0].tolist()
-    shown, header = chat_template.turn_headers(policy.processor, policy.turn_end)
+    shown, header = turn_headers(policy.processor, policy.turn_end)
     # SmolVLM's template has a blank before an earlier answer, which generation does not have.
     assert shown == (f"{header} " if name.startswith("smolvlm") else header)
     assert (trained[: len(prompt)] == prompt) == (shown == header)
@@ -167,7 +169,7 @@ def test_only_the_last_answer_counts_in_the_loss_of_an_answer(gemma: Policy) -> 
 
 
 def test_the_labels_of_one_turn_are_unchanged_by_the_turns_before(gemma: Policy) -> None:
-    alone = collate(gemma, [Row(chat_template.conversation("Which side?", 0), [], "Left side")])["labels"][0]
+    alone = collate(gemma, [Row(conversation("Which side?", 0), [], "Left side")])["labels"][0]
     together = collate(gemma, [conversation_row()])["labels"][0]
     answer = alone[alone != IGNORED]
     assert together[-len(answer) :].tolist() == answer.tolist()
@@ -199,20 +201,18 @@ class Thinking:
 def test_a_template_that_removes_reasoning_from_earlier_turns_is_an_error(gemma: Policy) -> None:
     turns = (Turn("user", "What?"), Turn("assistant", "<think>Dense.</think>Fluid."), Turn("user", "Where?"))
     with raises(DataError, "data.turn_changed_by_template") as caught:
-        chat_template.earlier_turns(
-            Thinking(gemma.processor), chat_template.messages_of(turns, 0), gemma.turn_end, "r1"
-        )
+        earlier_turns(Thinking(gemma.processor), messages_of(turns, 0), gemma.turn_end, "r1")
     assert (caught.problem.place, "Dense" in str(caught.error)) == ("r1", False)
     kept = (turns[0], Turn("assistant", "Fluid."), turns[2])
-    found = chat_template.earlier_turns(Thinking(gemma.processor), chat_template.messages_of(kept, 0), gemma.turn_end)
+    found = earlier_turns(Thinking(gemma.processor), messages_of(kept, 0), gemma.turn_end)
     assert [turn.answer for turn in found] == ["Fluid."]
 
 
 def test_every_turn_is_learned_after_the_text_that_precedes_a_generated_answer(gemma: Policy) -> None:
     policy = replace(gemma, processor=Thinking(gemma.processor, "<think></think>"))
     turns = (Turn("user", "What?"), Turn("assistant", "Fluid."), Turn("user", "Where?"))
-    assert chat_template.turn_headers(policy.processor, policy.turn_end) == ("model\n", "model\n<think></think>")
-    batch = collate(policy, [Row(chat_template.messages_of(turns, 0), [], "Left.")])
+    assert turn_headers(policy.processor, policy.turn_end) == ("model\n", "model\n<think></think>")
+    batch = collate(policy, [Row(messages_of(turns, 0), [], "Left.")])
     assert supervised(policy, batch, 0) == ["Fluid.<end_of_turn>", "Left.<end_of_turn>"]
     text = policy.processor.tokenizer.decode(batch["input_ids"][0])
     assert text.count("<think></think>") == 2

@@ -13,6 +13,8 @@ from tests.helpers.real_processors import unpack_processors
 from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.models import chat_template
+from toolkit.models.image_tokens import count_tokens, find_image_ids
+from toolkit.models.messages import conversation
 
 REAL = {"qwen2_vl": "<|im_end|>", "qwen3_vl": "<|im_end|>", "smolvlm_256m_idefics3": "<end_of_utterance>"}
 
@@ -88,10 +90,10 @@ def test_a_template_that_rejects_a_system_turn_names_the_turns(gemma: Any) -> No
     processor = AutoProcessor.from_pretrained(tiny.FOLDER)
     reject = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     processor.chat_template = reject + processor.chat_template
-    question = chat_template.conversation("What is shown?", 1)
+    question = conversation("What is shown?", 1)
     assert chat_template.render_prompt(processor, question) == chat_template.render_prompt(gemma, question)
     with raises(ModelError, "model.chat_template_fails") as caught:
-        chat_template.render_prompt(processor, chat_template.conversation("What is shown?", 1, "Be brief."))
+        chat_template.render_prompt(processor, conversation("What is shown?", 1, "Be brief."))
     assert caught.problem.value == "System role not supported, for the turns system, user"
 
 
@@ -104,7 +106,7 @@ def test_a_model_without_a_template_is_rejected(template: Any) -> None:
 
 
 def test_a_prompt_begins_with_one_bos_only(gemma: Any) -> None:
-    text = chat_template.render_prompt(gemma, chat_template.conversation("What is shown?", 1))
+    text = chat_template.render_prompt(gemma, conversation("What is shown?", 1))
     ids = gemma(
         text=[text], images=[[Image.new("RGB", (9, 9))]], add_special_tokens=chat_template.adds_bos(gemma, text)
     )["input_ids"][0]
@@ -113,13 +115,13 @@ def test_a_prompt_begins_with_one_bos_only(gemma: Any) -> None:
 
 
 def test_a_system_prompt_precedes_the_question(gemma: Any) -> None:
-    text = chat_template.render_prompt(gemma, chat_template.conversation("What?", 0, system="Be brief."))
+    text = chat_template.render_prompt(gemma, conversation("What?", 0, system="Be brief."))
     assert text.index("Be brief.") < text.index("What?")
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])
 def test_placeholders_are_at_the_positions_of_images(gemma: Any, images: int) -> None:
-    text = chat_template.render_prompt(gemma, chat_template.conversation("Compare.", images))
+    text = chat_template.render_prompt(gemma, conversation("Compare.", images))
     assert text.count("<start_of_image>") == images
     assert text.index("<start_of_image>") < text.index("Compare.")
 
@@ -138,10 +140,10 @@ def test_token_counts_equal_those_of_real_processors(
 
 
 def test_image_tokens_are_all_found(gemma: Any, real: dict[str, Any]) -> None:
-    tiny_tokens = gemma.tokenizer.convert_ids_to_tokens(chat_template.find_image_ids(gemma))
+    tiny_tokens = gemma.tokenizer.convert_ids_to_tokens(find_image_ids(gemma))
     assert {"<start_of_image>", "<image_soft_token>", "<end_of_image>"} <= set(tiny_tokens)
     qwen = real["qwen3_vl"]
-    found = qwen.tokenizer.convert_ids_to_tokens(chat_template.find_image_ids(qwen))
+    found = qwen.tokenizer.convert_ids_to_tokens(find_image_ids(qwen))
     assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"} <= set(found)
 
 
@@ -153,10 +155,10 @@ def test_the_supervised_part_is_shown_between_brackets(gemma: Any) -> None:
 
 
 def _same_count(processor: Any, sizes: list[tuple[int, int]]) -> None:
-    text = chat_template.render_prompt(processor, chat_template.conversation("Compare.", len(sizes)))
+    text = chat_template.render_prompt(processor, conversation("Compare.", len(sizes)))
     images = [Image.new("RGB", size) for size in sizes]
     made = processor(text=[text], images=[images], add_special_tokens=chat_template.adds_bos(processor, text))[
         "input_ids"
     ][0]
-    counted = chat_template.count_tokens(processor, text, sizes, answer=[1, 2, 3])
+    counted = count_tokens(processor, text, sizes, answer=[1, 2, 3])
     assert counted.total == len(made) + 3

@@ -28,8 +28,8 @@ from toolkit.errors import Interrupted, RecipeError, RunError, TrainingError
 from toolkit.evaluation.predict import predict
 from toolkit.models import choose_backend
 from toolkit.models.backend import Row, Sampling
-from toolkit.models.chat_template import conversation
 from toolkit.models.flops import flop_counter, parameter_counts, register_usage_hooks
+from toolkit.models.messages import conversation
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Run, dump_recipe

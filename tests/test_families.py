@@ -11,8 +11,8 @@ from tests.helpers.model_families import build
 from tests.helpers.training import Tables, small_recipe
 from toolkit.data.task import Decision
 from toolkit.models.backend import Row
-from toolkit.models.chat_template import conversation
 from toolkit.models.hf import HfBackend
+from toolkit.models.messages import conversation
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.runfolder import find_run, read_json

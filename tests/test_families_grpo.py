@@ -14,10 +14,11 @@ from tests.helpers.tiny_families import TINY, build_tiny
 from tests.helpers.training import small_recipe
 from toolkit.errors import TrainingError
 from toolkit.models.backend import Policy, RewardScorer, Row, TrainingJob
-from toolkit.models.chat_template import conversation, encode_answer
+from toolkit.models.chat_template import encode_answer
 from toolkit.models.collate import encode_prompts
 from toolkit.models.generate import answer_loss
 from toolkit.models.hf import HfBackend
+from toolkit.models.messages import conversation
 from toolkit.models.pixel_layout import check_grpo_supports
 from toolkit.models.prompts import set_image_key
 from toolkit.training.grpo import build_grpo

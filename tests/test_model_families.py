@@ -16,28 +16,23 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 
 from tests.helpers.plans import codes, one_of, write_xrays
 from tests.helpers.problems import raises
+from tests.helpers.tiny_families import TINY, build_tiny
+from tests.helpers.training import recipe_on_files
 from toolkit import tiny
 from toolkit.data.sample import Turn
 from toolkit.errors import ModelError
 from toolkit.models import lora
-from toolkit.models.chat_template import (
-    adds_bos,
-    conversation,
-    count_tokens,
-    earlier_turns,
-    encode_answer,
-    find_turn_end,
-    messages_of,
-    open_block,
-    render_prompt,
-    set_thinking,
-)
+from toolkit.models.chat_template import adds_bos, encode_answer, find_turn_end, open_block, render_prompt, set_thinking
+from toolkit.models.earlier_turns import earlier_turns
 from toolkit.models.families import FAMILIES, LAYERS, family_of
+from toolkit.models.image_tokens import check_image_token, count_tokens
+from toolkit.models.messages import conversation, messages_of
 from toolkit.models.processor import open_processor
 from toolkit.pipeline.plan import plan_language_model
 from toolkit.planning.architecture import build_linears
 from toolkit.planning.gpu import described_gpu
 from toolkit.recipe import Lora, Model, load_recipe
+from toolkit.runfolder import read_json, write_json
 from toolkit.scoring.regions.coordinates import MODEL_TYPES
 from toolkit.tasks import TASKS
 
@@ -310,3 +305,32 @@ def test_the_plan_rejects_training_of_a_family_that_stops(tmp_path: Path) -> Non
     shutil.copytree(tiny.FOLDER, model)
     (model / "config.json").write_text(json.dumps({"model_type": family}))
     assert one_of(plan(tmp_path, model), "model.family_not_trainable").place == "[model] name"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TINY)
+def test_a_configuration_with_another_image_token_than_the_processor_is_found(family: str) -> None:
+    if not TINY[family].installed:
+        pytest.skip(f"the processor needs {TINY[family].package}")
+    parts = TINY[family].parts()
+    token, other = parts.config.image_token_id, parts.processor.tokenizer.pad_token_id
+    check_image_token(parts.processor, token)
+    with raises(ModelError, "model.image_token_mismatch") as caught:
+        check_image_token(parts.processor, other)
+    assert caught.problem.value == other
+    if family != "mllama":  # its processor leaves the token as it is
+        assert f"{token} ({parts.processor.tokenizer.convert_ids_to_tokens(token)})" in caught.problem.rule
+
+
+@pytest.mark.slow
+def test_a_plan_rejects_a_configuration_with_another_image_token(tmp_path: Path) -> None:
+    model = build_tiny("ovis2", tmp_path)
+    recipe = recipe_on_files(tmp_path, write_xrays(tmp_path / "xrays", size=64), {"model": {"name": str(model)}})
+    assert "model.image_token_mismatch" not in codes(plan_language_model(recipe, None))
+    file = model / "config.json"
+    fields = read_json(file)
+    placeholder = AutoProcessor.from_pretrained(model).image_token_id  # the processor replaces it by another token
+    write_json(file, {**fields, "image_token_id": placeholder})
+    problem = one_of(plan_language_model(recipe, None), "model.image_token_mismatch")
+    assert problem.details.value == placeholder
+    assert f"{fields['image_token_id']} (<IMG_ATOM>)" in problem.details.rule

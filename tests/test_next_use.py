@@ -31,8 +31,10 @@ from toolkit.exporting.serving import (
     write_modelfiles,
 )
 from toolkit.images import ImagePolicy
-from toolkit.models.chat_template import conversation, image_tokens, render_prompt
+from toolkit.models.chat_template import render_prompt
 from toolkit.models.image_limits import PixelLimit, find_pixel_limit, write_pixel_limit
+from toolkit.models.image_tokens import image_tokens
+from toolkit.models.messages import conversation
 
 QWEN = ("qwen2_vl", "qwen3_vl")
 TEXTS = ["What is it?", 'An "opacity".', "And where?", "Left <side>", "How large & sure?"]

@@ -16,6 +16,7 @@ from toolkit.errors import DataError, RowProblem
 from toolkit.images import ImageStore
 from toolkit.images.ref import ImageRef
 from toolkit.models import chat_template
+from toolkit.models.messages import Message, messages_of
 from toolkit.models.prompts import Prompts, check_no_special_tokens, prompt_texts, special_tokens
 from toolkit.recipe import Images, Model, Prompt
 from toolkit.tasks import TASKS
@@ -36,7 +37,7 @@ def names(placed: Sample) -> list[str]:
     return [ref.path.stem for ref in placed.images]
 
 
-def kinds(messages: list[chat_template.Message]) -> list[str]:
+def kinds(messages: list[Message]) -> list[str]:
     return [part.get("text", "IMAGE") for message in messages for part in message["content"]]
 
 
@@ -169,4 +170,4 @@ def test_a_placeholder_is_no_special_token_but_another_one_still_is() -> None:
     ],
 )  # fmt: skip
 def test_images_of_a_conversation_are_in_their_turns(turns: list[Turn], expected: list[str]) -> None:
-    assert kinds(chat_template.messages_of(turns, 2)) == expected
+    assert kinds(messages_of(turns, 2)) == expected

@@ -20,7 +20,7 @@ from tests.helpers.recipes import make_recipe
 from tests.helpers.training import Tables, recipe_on_files, small_recipe
 from toolkit.cli.plan import lines, short_lines
 from toolkit.errors import NOTHING, DataError
-from toolkit.models.chat_template import image_tokens
+from toolkit.models.image_tokens import image_tokens
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.pipeline.stages import STAGES

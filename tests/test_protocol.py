@@ -13,9 +13,10 @@ from tests.helpers.training import Tables, context_of, length_reward, small_reci
 from toolkit.data.task import Decision
 from toolkit.errors import ModelError, TrainingError
 from toolkit.evaluation.stage_context import Context
-from toolkit.models import Backend, chat_template
+from toolkit.models import Backend
 from toolkit.models.backend import Policy, Row, Sampling, TrainingJob
 from toolkit.models.collate import encode_prompts
+from toolkit.models.messages import Message, conversation
 from toolkit.models.prompts import Prompts
 from toolkit.training.grpo import build_grpo, make_reward_scorer
 from toolkit.training.preflight import check_images_used
@@ -58,7 +59,7 @@ def job_of(context: Context, stage: str, folder: Path) -> TrainingJob:
 
 
 def test_generation_stops_at_the_chat_templates_end_of_turn(backend: Backend, policy: Policy, rows: list[Row]) -> None:
-    prompt = Row(chat_template.conversation("Describe the X-ray.", 1), rows[0].images)
+    prompt = Row(conversation("Describe the X-ray.", 1), rows[0].images)
     completion = backend.generate(policy, [prompt], Sampling(40))[0][0]
     assert not completion.truncated
     assert completion.tokens < 40
@@ -66,7 +67,7 @@ def test_generation_stops_at_the_chat_templates_end_of_turn(backend: Backend, po
 
 
 def test_a_completion_at_the_token_limit_is_truncated(backend: Backend, policy: Policy, rows: list[Row]) -> None:
-    prompt = Row(chat_template.conversation("Describe the X-ray.", 1), rows[0].images)
+    prompt = Row(conversation("Describe the X-ray.", 1), rows[0].images)
     completion = backend.generate(policy, [prompt], Sampling(2))[0][0]
     assert completion.truncated
     assert completion.tokens == 2
@@ -77,7 +78,7 @@ def test_completions_do_not_depend_on_other_rows_of_the_batch(
     backend: Backend, policy: Policy, rows: list[Row]
 ) -> None:
     prompts = [Row(row.messages, row.images) for row in rows[:5]]
-    prompts.append(Row(chat_template.conversation("Describe the X-ray.", 1), rows[0].images))
+    prompts.append(Row(conversation("Describe the X-ray.", 1), rows[0].images))
     together = [group[0].text for group in backend.generate(policy, prompts, Sampling(12))]
     alone = [backend.generate(policy, [row], Sampling(12))[0][0].text for row in prompts]
     assert together == alone
@@ -170,7 +171,7 @@ def test_log_probabilities_of_options_are_those_of_whole_answers(
     backend: Backend, policy: Policy, rows: list[Row]
 ) -> None:
     prompts = [Row(row.messages, row.images) for row in rows[:4]]
-    prompts.append(Row(chat_template.conversation("Describe the X-ray.", 1), rows[0].images))
+    prompts.append(Row(conversation("Describe the X-ray.", 1), rows[0].images))
     found = backend.choice_log_probs(policy, prompts, [[Decision(NAMES, ends=True)]] * len(prompts))
     for row, (values,) in zip(prompts, found, strict=True):
         whole = backend.log_probs(policy, [row] * len(NAMES), list(NAMES.values()))
@@ -344,5 +345,5 @@ def test_grpo_generates_the_last_turn_after_all_turns_before(
     assert all(any(message["role"] == "assistant" for message in job.rows(n).messages) for n in range(job.count))
 
 
-def _images(messages: list[chat_template.Message]) -> int:
+def _images(messages: list[Message]) -> int:
     return sum(part["type"] == "image" for message in messages for part in message["content"])

@@ -12,8 +12,8 @@ from tests.helpers.cli import call
 from tests.helpers.recipes import make_recipe
 from toolkit.models import Backend
 from toolkit.models.backend import Row
-from toolkit.models.chat_template import conversation
 from toolkit.models.collate import collate
+from toolkit.models.messages import conversation
 
 RUN = """
 [run]

@@ -11,7 +11,8 @@ from tests.helpers.plans import codes, one_of, write_xrays
 from tests.helpers.problems import raises
 from toolkit import tiny
 from toolkit.errors import ModelError
-from toolkit.models.chat_template import conversation, find_turn_end, open_block, render_prompt, set_thinking
+from toolkit.models.chat_template import find_turn_end, open_block, render_prompt, set_thinking
+from toolkit.models.messages import conversation
 from toolkit.pipeline.plan import plan_language_model
 from toolkit.recipe import load_recipe
 from toolkit.scoring.reasoning import NOT_CLOSED, without_reasoning

@@ -106,7 +106,8 @@ def _expected(job: ExportJob, merged: Path) -> Expected:
     """Return the metadata that the files must have, from the files of the merged weights."""
     from transformers import AutoConfig, GenerationConfig
 
-    from toolkit.models.chat_template import adds_bos, conversation, render_prompt
+    from toolkit.models.chat_template import adds_bos, render_prompt
+    from toolkit.models.messages import conversation
 
     policy = job.backend.load_without_model(job.context.recipe)
     processor, text = policy.processor, AutoConfig.from_pretrained(merged).get_text_config()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ModelError
-from toolkit.models.chat_template import Message, conversation, find_turn_end, render_prompt
+from toolkit.models.chat_template import find_turn_end, render_prompt
 from toolkit.models.image_limits import PixelLimit
+from toolkit.models.messages import Message, conversation
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
 from toolkit.recipe.windows import hounsfield_windows

@@ -14,8 +14,9 @@ from PIL import Image
 
 from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
-from toolkit.models.chat_template import Message, TurnEnd
+from toolkit.models.chat_template import TurnEnd
 from toolkit.models.llamacpp import is_gguf
+from toolkit.models.messages import Message
 from toolkit.models.oom import BatchLimit, Sizes
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import world_size

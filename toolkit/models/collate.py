@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from toolkit.errors import DataError
 from toolkit.models.backend import Policy, Row, RowSource
-from toolkit.models.chat_template import EarlierTurn, adds_bos, earlier_turns, encode_answer, render_prompt
+from toolkit.models.chat_template import adds_bos, encode_answer, render_prompt
+from toolkit.models.earlier_turns import EarlierTurn, earlier_turns
 from toolkit.models.pixel_layout import LABELS, TOKEN_TYPES, answer_type, match_dtype
 
 IGNORED = -100

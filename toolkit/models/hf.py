@@ -17,10 +17,11 @@ from toolkit.data.task import Decision
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, MergeComparison, Original, Policy, Row, Sampling, TrainerTraits
-from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end, set_template
+from toolkit.models.chat_template import TurnEnd, find_turn_end, set_template
 from toolkit.models.choices import choice_log_probs
 from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import answer_loss, generate, log_probs, supervised_loss
+from toolkit.models.image_tokens import find_image_ids
 from toolkit.models.loading import bits_of, check_mergeable, dequantize, load_model, restore_weights
 from toolkit.models.merge import compare_merged, plan_merge, write_merged
 from toolkit.models.model_config import read_configuration

@@ -12,16 +12,10 @@ from toolkit.data.sample import Sample
 from toolkit.errors import DataError, ImageError, list_places
 from toolkit.images import ImageStore
 from toolkit.images.ref import ImageRef
-from toolkit.models.chat_template import (
-    Length,
-    conversation,
-    count_tokens,
-    earlier_turns,
-    encode_answer,
-    find_turn_end,
-    image_tokens,
-    render_prompt,
-)
+from toolkit.models.chat_template import encode_answer, find_turn_end, render_prompt
+from toolkit.models.earlier_turns import earlier_turns
+from toolkit.models.image_tokens import Length, count_tokens, image_tokens
+from toolkit.models.messages import conversation
 from toolkit.models.prompts import Prompts, check_no_special_tokens, prompt_texts, special_tokens
 from toolkit.scoring.reasoning import closing_tag
 

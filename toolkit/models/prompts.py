@@ -17,6 +17,8 @@ from toolkit.errors import DataError
 from toolkit.images import ImageStore
 from toolkit.models import chat_template
 from toolkit.models.backend import Row, RowSource
+from toolkit.models.image_tokens import special_pattern
+from toolkit.models.messages import Message, messages_of
 from toolkit.recipe import Prompt, Recipe
 from toolkit.tasks import TASKS
 
@@ -57,10 +59,10 @@ class Prompts:
         turns[users[0]] = _user_turn(*context, turns[users[0]].text)
         return turns
 
-    def messages(self, sample: Sample) -> list[chat_template.Message]:
+    def messages(self, sample: Sample) -> list[Message]:
         """Return the conversation, with a placeholder for each image."""
         system = [Turn("system", self.prompt.system)] if self.prompt.system else []
-        return chat_template.messages_of([*system, *self.turns(sample)], len(sample.images))
+        return messages_of([*system, *self.turns(sample)], len(sample.images))
 
     def of_pair(self, answer: Literal["chosen", "rejected"]) -> "Prompts":
         """Return the same prompts with one of the two answers of a preference as the answer."""
@@ -130,7 +132,7 @@ def render_samples(recipe: Recipe, samples: Sequence[Sample], images: ImageStore
 
 def special_tokens(processor: Any) -> re.Pattern[str]:
     """Return a pattern that matches the model's special tokens."""
-    return re.compile(chat_template.special_pattern(processor))
+    return re.compile(special_pattern(processor))
 
 
 def prompt_texts(sample: Sample, prompts: Prompts, *, with_answer: bool) -> list[str]:

@@ -19,8 +19,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from toolkit.errors import ModelError
-from toolkit.models.chat_template import conversation, render_prompt
+from toolkit.models.chat_template import render_prompt
 from toolkit.models.loading import UNUSABLE
+from toolkit.models.messages import conversation
 from toolkit.models.model_config import read_configuration
 
 MAX_BYTES = 2_500_000_000

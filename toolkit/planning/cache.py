@@ -16,11 +16,25 @@ from typing import TypeVar
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
-from toolkit.models import chat_template, families, lengths, model_paths, prompts, template_trial
+from toolkit.models import (
+    chat_template,
+    earlier_turns,
+    families,
+    image_tokens,
+    lengths,
+    messages,
+    model_paths,
+    prompts,
+    template_check,
+    template_trial,
+)
 from toolkit.runfolder import write_text
 from toolkit.runfolder.cache import cache_folder
 
-_MODULES = (chat_template, families, lengths, model_paths, prompts, template_trial)
+_MODULES = (
+    *(chat_template, earlier_turns, families, image_tokens, lengths, messages, model_paths, prompts),
+    *(template_check, template_trial),
+)
 CODE = (
     *(Path(str(module.__file__)) for module in _MODULES),
     *(Path(__file__).with_name(name) for name in ("architecture.py", "tokens.py")),

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from toolkit.models.chat_template import Length
 from toolkit.models.families import family_of
+from toolkit.models.image_tokens import Length
 from toolkit.planning.activations import language_names, tower_names
 from toolkit.planning.architecture import Architecture, Linear, Stack
 from toolkit.planning.gpu import GpuFigures

@@ -7,8 +7,8 @@ from typing import Literal
 
 from toolkit.errors import ModelError
 from toolkit.models.backend import HF, backend_name
-from toolkit.models.chat_template import Length
 from toolkit.models.families import family_of
+from toolkit.models.image_tokens import Length
 from toolkit.models.packing import not_packed_reasons, packed_completions
 from toolkit.models.unsloth.preload import unsupported_reasons
 from toolkit.planning.architecture import Architecture

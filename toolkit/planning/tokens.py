@@ -13,8 +13,9 @@ from toolkit.data.sample import Sample, with_row
 from toolkit.data.sample_set import SampleSet, limit
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.images import ImageStore
-from toolkit.models.chat_template import Length, open_block, read_template, set_template
+from toolkit.models.chat_template import open_block, read_template, set_template
 from toolkit.models.families import family_of
+from toolkit.models.image_tokens import Length, check_image_token
 from toolkit.models.lengths import count_lengths, describe_too_long, processor_input_size
 from toolkit.models.model_paths import model_source
 from toolkit.models.processor import open_processor
@@ -22,7 +23,7 @@ from toolkit.models.prompts import Prompts
 from toolkit.planning.architecture import Architecture, Tower
 from toolkit.planning.cache import cached_count, hash_processor_files
 from toolkit.planning.findings import PlanFinding, from_error, warning
-from toolkit.planning.model_files import cached_file
+from toolkit.planning.model_files import cached_file, find_configuration
 from toolkit.recipe import Model, Recipe
 
 COUNTED = 400
@@ -48,12 +49,15 @@ class Rows:
     synthetic: bool = False
 
 
+IMAGE_TOKEN_FIELDS = ("image_token_id", "image_token_index")
+"""Fields of config.json with the token that a model replaces by the features of an image."""
 TEMPLATE_FAULTS = (
     "model.chat_template_missing",
     "model.chat_template_fails",
     "model.chat_template_without_turn_end",
     "model.chat_template_without_thinking_switch",
     "model.chat_template_unreadable",
+    "model.image_token_mismatch",
     "model.image_tokens_not_counted",
     "model.library_missing",
     "model.reasoning_block_open",
@@ -246,9 +250,25 @@ def _count(
     if processor is None:
         lengths = tuple(_estimate(sample, prompts, architecture) for sample in chosen)
         return Tokens(rows, lengths, limit, exact=False)
+    if any(sample.images for sample in chosen):
+        _check_image_token(processor, recipe.model)
     counted = count_lengths(processor, prompts, chosen, limit)
     too_long = tuple(describe_too_long(counted, chosen, limit))
     return Tokens(rows, counted.lengths, limit, exact=True, too_long=too_long)
+
+
+def _check_image_token(processor: Any, model: Model) -> None:
+    """Check the image token of the model, if config.json has one.
+
+    Raises:
+        ModelError: see ``check_image_token``.
+    """
+    config = find_configuration(model)
+    if config is None or model.trust_remote_code:
+        return
+    token = next((config.fields[name] for name in IMAGE_TOKEN_FIELDS if name in config.fields), None)
+    if isinstance(token, int):
+        check_image_token(processor, token)
 
 
 def _token_inputs(sample: Sample, prompts: Prompts) -> list[Any]:

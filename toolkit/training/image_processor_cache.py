@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from transformers.utils.hub import PushToHubMixin
 
-from toolkit.models.chat_template import adds_bos, conversation, render_prompt
+from toolkit.models.chat_template import adds_bos, render_prompt
+from toolkit.models.messages import conversation
 from toolkit.models.prompts import IMAGE_KEY
 
 MAX_BYTES = 2 * 2**30

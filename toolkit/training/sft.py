@@ -12,8 +12,8 @@ from toolkit.errors import warn
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Policy, TrainingJob
-from toolkit.models.chat_template import turn_headers
 from toolkit.models.collate import SftCollator
+from toolkit.models.earlier_turns import turn_headers
 from toolkit.models.lengths import TokenLengths
 from toolkit.models.oom import recipe_sizes
 from toolkit.models.prompts import Prompts
