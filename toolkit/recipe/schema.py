@@ -6,7 +6,7 @@ folder, and a path in ``--set`` to the working directory. ``run.folder`` stays r
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
@@ -31,6 +31,7 @@ from toolkit.recipe.sections import (
     Validation,
 )
 
+Present = TypeVar("Present", bound=Section)
 DATA_MISSING = "data_missing"
 """pydantic's type of the error that a recipe has neither [data] nor [imagegen]."""
 
@@ -85,11 +86,7 @@ class Recipe(Section):
         Raises:
             RecipeError: The recipe has [imagegen], whose data are its own.
         """
-        if self.data is None:
-            raise RecipeError(
-                [Problem("recipe.section_missing", "must have a section [data]", self.run.name, remedy="Add it.")]
-            )
-        return self.data
+        return self._present("data", self.data)
 
     @property
     def task(self) -> RecipeTask:
@@ -124,11 +121,7 @@ class Recipe(Section):
         Raises:
             RecipeError: The recipe has no SFT.
         """
-        if self.sft is None:
-            raise RecipeError(
-                [Problem("recipe.section_missing", "must have a section [sft]", self.run.name, remedy="Add it.")]
-            )
-        return self.sft
+        return self._present("sft", self.sft)
 
     @property
     def dpo_settings(self) -> Dpo:
@@ -137,17 +130,7 @@ class Recipe(Section):
         Raises:
             RecipeError: The recipe has no DPO.
         """
-        if self.dpo is None:
-            raise RecipeError(
-                [Problem("recipe.section_missing", "must have a section [dpo]", self.run.name, remedy="Add it.")]
-            )
-        return self.dpo
-
-    @property
-    def training(self) -> Mapping[str, Optimisation]:
-        """Return the sections of the training stages, in the order of the stages: sft, dpo, grpo."""
-        sections = {"sft": self.sft, "dpo": self.dpo, "grpo": self.grpo}
-        return {name: section for name, section in sections.items() if section is not None}
+        return self._present("dpo", self.dpo)
 
     @property
     def grpo_settings(self) -> Grpo:
@@ -156,11 +139,19 @@ class Recipe(Section):
         Raises:
             RecipeError: The recipe has no GRPO.
         """
-        if self.grpo is None:
-            raise RecipeError(
-                [Problem("recipe.section_missing", "must have a section [grpo]", self.run.name, remedy="Add it.")]
-            )
-        return self.grpo
+        return self._present("grpo", self.grpo)
+
+    def _present(self, name: str, section: Present | None) -> Present:
+        if section is None:
+            rule = f"must have a section [{name}]"
+            raise RecipeError([Problem("recipe.section_missing", rule, self.run.name, remedy="Add it.")])
+        return section
+
+    @property
+    def training(self) -> Mapping[str, Optimisation]:
+        """Return the sections of the training stages, in the order of the stages: sft, dpo, grpo."""
+        sections = {"sft": self.sft, "dpo": self.dpo, "grpo": self.grpo}
+        return {name: section for name, section in sections.items() if section is not None}
 
     @property
     def results_by(self) -> tuple[str, ...]:
