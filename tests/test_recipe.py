@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import CODE, NOTHING, Problem, RecipeError
-from toolkit.recipe import Grpo, Recipe, changed_keys, checks, dump_recipe, recipe_model
+from toolkit.recipe import Grpo, Recipe, changed_keys, dump_recipe, recipe_model, requirements
 from toolkit.recipe.checks import CHECKS
 from toolkit.recipe.problems import FOREIGN, section_in, tables_of
 from toolkit.recipe.renamed import RENAMED
@@ -464,7 +464,7 @@ def test_settings_that_would_hide_errors_are_rejected(
 def test_a_tracker_that_is_not_installed_is_reported_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     file = tmp_path / "r.toml"
     file.write_text(
         '[run]\nname = "r"\nreport_to = ["wandb"]\n[sft]\n[data]\ntask = "mcq"\n[data.synthetic]\nkind = "chest"\n'

@@ -9,7 +9,7 @@ from toolkit.diagnostics.finding import DoctorFinding, State
 from toolkit.diagnostics.machine import hub_home, notebook
 from toolkit.diagnostics.probes import HubFacts, Outcome
 from toolkit.recipe import Recipe
-from toolkit.recipe.checks import is_folder_name
+from toolkit.recipe.model_kind import is_folder_name
 
 DEFAULT_MODEL = "google/medgemma-4b-it"
 """Model that is checked if no recipe is given."""

@@ -16,7 +16,7 @@ from toolkit.pipeline.existing_run import SILENT, Callbacks
 from toolkit.pipeline.run import Stages, run_recipe
 from toolkit.pipeline.run_results import RunResults
 from toolkit.recipe import Recipe, for_language_models, load_table
-from toolkit.recipe.checks import is_folder_name
+from toolkit.recipe.model_kind import is_folder_name
 from toolkit.runfolder import check_fingerprints, find_run, is_run, write_json
 from toolkit.tasks import TASKS
 

@@ -38,7 +38,7 @@ from toolkit.planning.model_files import BaseWeights, Configuration, Repository,
 from toolkit.planning.stages import Backend, Stage, planned_precision
 from toolkit.planning.tokens import COUNTED, TEMPLATE_FAULTS, Rows, Tokens, find_processor, opened_block
 from toolkit.recipe import Model, Recipe, missing_requirements
-from toolkit.recipe.checks import is_folder_name
+from toolkit.recipe.model_kind import is_folder_name
 from toolkit.recipe.sections import ALL_LINEAR
 from toolkit.runfolder import find_weights
 from toolkit.tasks import TASKS

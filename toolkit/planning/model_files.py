@@ -22,7 +22,7 @@ from toolkit.models.weight_files import INDEX, SINGLE, check_model_folder, model
 from toolkit.planning.architecture import Architecture, Linear
 from toolkit.planning.findings import PlanFinding, warning
 from toolkit.recipe import Model, Recipe
-from toolkit.recipe.checks import is_folder_name
+from toolkit.recipe.model_kind import is_folder_name
 
 SHAPES = Path(__file__).parent / "shapes"
 KNOWN: Mapping[str, str] = {

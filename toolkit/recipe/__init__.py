@@ -1,8 +1,9 @@
 """Load a recipe, one TOML file, into frozen sections. All errors are reported together."""
 
 from toolkit.recipe.base import RecipeTask, Section
-from toolkit.recipe.checks import for_image_generators, for_language_models, missing_requirements
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe, load_table, recipe_model
+from toolkit.recipe.model_kind import for_image_generators, for_language_models
+from toolkit.recipe.requirements import missing_requirements
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.sections import (
     DRY_RUN_SUFFIX,

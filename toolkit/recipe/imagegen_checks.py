@@ -4,8 +4,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from toolkit.errors import Problem
-from toolkit.recipe.checks import Check, is_folder_name, missing
+from toolkit.recipe.checks import Check
 from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.model_kind import is_folder_name
+from toolkit.recipe.requirements import missing
 from toolkit.recipe.schema import Recipe
 
 SECTIONS = ("run", "images", "imagegen")

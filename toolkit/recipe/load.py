@@ -15,10 +15,12 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from toolkit.errors import Problem, RecipeError, ToolkitError
 from toolkit.recipe.base import RecipeTask
-from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files, missing_packages, path_keys
+from toolkit.recipe.checks import CHECKS
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS
 from toolkit.recipe.imagegen_checks import IMAGEGEN_CHECKS, SECTIONS, missing_imagegen_files, only_imagegen_stages
+from toolkit.recipe.model_kind import is_folder_name
 from toolkit.recipe.problems import Key, Places, missing_section, schema_problems, section_in
+from toolkit.recipe.requirements import missing_files, missing_packages, path_keys
 from toolkit.recipe.schema import DATA_MISSING, Recipe
 from toolkit.recipe.sections import SPLITS, Data, SyntheticData
 from toolkit.recipe.toml import MAX_BYTES, long_paths, parse_toml, too_large, unusable_values

@@ -15,9 +15,9 @@ from toolkit.models.weight_files import model_weights
 from toolkit.planning.duration import Cost
 from toolkit.planning.findings import PlanFinding, from_error
 from toolkit.planning.imagegen.layout import KNOWN, PARTS, Layout, TextEncoder, read_layout, text_encoder_of
-from toolkit.recipe.checks import is_folder_name
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_ENCODERS, TINY_GENERATOR, scoring_batch
+from toolkit.recipe.model_kind import is_folder_name
 
 INDEX = "model_index.json"
 PIPELINE = "StableDiffusionPipeline"

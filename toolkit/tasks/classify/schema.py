@@ -15,7 +15,7 @@ from toolkit.data.task import GROUP_FIELDS, Found, RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
-from toolkit.recipe.checks import empty_or_repeated
+from toolkit.recipe.data_checks import empty_or_repeated
 from toolkit.synthetic.tissue import TISSUES
 from toolkit.tasks.classify.parse import reads_back
 from toolkit.tasks.classify.row_labels import (

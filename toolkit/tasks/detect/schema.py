@@ -22,7 +22,7 @@ from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.identifiers import Description
 from toolkit.images import ImagePolicy
 from toolkit.recipe import Recipe, Section
-from toolkit.recipe.checks import empty_or_repeated
+from toolkit.recipe.data_checks import empty_or_repeated
 from toolkit.scoring.regions import (
     Coordinates,
     CoordinatesKey,

@@ -24,7 +24,7 @@ from toolkit.images import ImagePolicy
 from toolkit.images.names import NOT_FOUND
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
-from toolkit.recipe.checks import empty_or_repeated
+from toolkit.recipe.data_checks import empty_or_repeated
 from toolkit.scoring.regions import (
     TOLERANCE,
     Box,

@@ -22,7 +22,7 @@ from toolkit.errors import ImageError, MissingImage, Problem, RowProblem
 from toolkit.images import ImagePolicy, names
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import Recipe, Section
-from toolkit.recipe.checks import empty_or_repeated
+from toolkit.recipe.data_checks import empty_or_repeated
 from toolkit.scoring.regions import (
     BOX_FORMATS,
     COORDINATES,
