@@ -33,7 +33,7 @@ from toolkit.models.weight_files import (
     pickled_weights,
     tensor_shapes,
 )
-from toolkit.planning.checks import check_start
+from toolkit.planning.model_checks import check_start
 from toolkit.planning.model_files import find_base
 from toolkit.recipe import Model
 from toolkit.runfolder.manifest import write_manifest

@@ -23,8 +23,8 @@ from toolkit.models.packed_prompts import pack_prompts
 from toolkit.models.packing import not_packed_reasons, packed_completions, packed_sizes
 from toolkit.planning.activations import grpo_logits_bytes, saved_bytes
 from toolkit.planning.architecture import build_architecture
-from toolkit.planning.duration import Passes
 from toolkit.planning.memory import UNPACKED, estimate, first_fit
+from toolkit.planning.passes import Passes
 from toolkit.planning.stages import Setting, memory_settings
 from toolkit.planning.tokens import longest_possible_row
 from toolkit.recipe import Recipe

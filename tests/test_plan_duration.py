@@ -7,19 +7,11 @@ import pytest
 
 from tests.helpers.footprint import shape_fields
 from toolkit.planning.architecture import Architecture, build_architecture
-from toolkit.planning.duration import (
-    Arithmetic,
-    Cost,
-    Passes,
-    Speed,
-    arithmetic_of,
-    grpo_step,
-    sft_step,
-    speeds,
-    stage_time,
-)
+from toolkit.planning.duration import grpo_step, sft_step, stage_time
 from toolkit.planning.gpu import COMMON, GPUS, figures_of, gpus_of
 from toolkit.planning.model_files import UNQUANTIZED_MODULES
+from toolkit.planning.passes import Cost, Passes
+from toolkit.planning.speed import Arithmetic, Speed, arithmetic_of, speeds
 from toolkit.planning.stages import Setting, Work
 from toolkit.planning.tokens import RowSize
 

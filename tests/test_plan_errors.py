@@ -280,7 +280,7 @@ def test_vllm_is_rejected_with_every_reason(xrays: Path, monkeypatch: pytest.Mon
     reasons = found.rule.split("; ")
     for word in ("installed", "24 GB", "backend", "[sft]"):
         assert sum(word in reason for reason in reasons) == 1
-    monkeypatch.setattr("toolkit.planning.checks.find_spec", lambda name: object())
+    monkeypatch.setattr("toolkit.planning.machine_checks.find_spec", lambda name: object())
     assert make(recipe_of(xrays, tables, sft=None), described_gpu(24)).problems == []
     small = one_of(make(recipe_of(xrays, tables, sft=None), described_gpu(16)), "training.vllm_unsupported")
     assert "24 GB" in small.rule

@@ -44,9 +44,10 @@ from toolkit.errors import ToolkitError
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.architecture_check import ArchitectureCheck
 from toolkit.planning.cache import cached_count
-from toolkit.planning.checks import Facts, check_plan
+from toolkit.planning.checks import check_plan
 from toolkit.planning.disk import Disk, Downloads, plan_disk
 from toolkit.planning.duration import ASSUMPTIONS, StageTime, mean_setting, stage_times
+from toolkit.planning.facts import Facts
 from toolkit.planning.findings import PlanFinding, WithFindings
 from toolkit.planning.gpu import COMMON, Gpu, figures_of
 from toolkit.planning.memory import StageMemory, stage_memory

@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from toolkit.planning.duration import RANGE_FACTOR, Arithmetic, Cost, Range, Speed, speeds
+from toolkit.planning.duration import Range
 from toolkit.planning.gpu import GpuFigures
 from toolkit.planning.imagegen.layout import Block, Layout, Resnet, Sampler, Transformer, Vae
 from toolkit.planning.imagegen.models import Scorer
 from toolkit.planning.imagegen.ratings import RatingsFacts
 from toolkit.planning.imagegen.resources import ImagegenSetting, saved_bytes
+from toolkit.planning.passes import Cost
+from toolkit.planning.speed import RANGE_FACTOR, Arithmetic, Speed, speeds
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import Update
 

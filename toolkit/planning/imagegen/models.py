@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from toolkit.errors import ModelError, Problem, ToolkitError
 from toolkit.models.weight_files import model_weights
-from toolkit.planning.duration import Cost
 from toolkit.planning.findings import PlanFinding, from_error
 from toolkit.planning.imagegen.layout import KNOWN, PARTS, Layout, TextEncoder, read_layout, text_encoder_of
+from toolkit.planning.passes import Cost
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_ENCODERS, TINY_GENERATOR, scoring_batch
 from toolkit.recipe.model_kind import is_folder_name
