@@ -3,11 +3,13 @@
     python -m tests.families_table              every family, some minutes
     python -m tests.families_table llava …      these families; the other rows stay
 
-Every cell is measured by the run of this file, or says "untried". tests/test_families_matrix.py compares the rows.
+Every cell is measured by the run of this file, or says "untried". tests/test_families_matrix.py compares the rows. The
+column GGUF needs the converter (extra gguf) and tokenizers of real models (TOOLKIT_SHARED_DATA). Without them it stays.
 """
 
 import json
 import math
+import os
 import re
 import sys
 import tempfile
@@ -19,22 +21,35 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers.exports import export_of, merged_of, verified
+from tests.helpers.real_processors import unpack_processors
+from tests.helpers.recipes import make_recipe
 from tests.helpers.tiny_families import TINY, build_tiny
-from tests.helpers.training import Tables, recipe_on_files
+from tests.helpers.tiny_parts import Words
+from tests.helpers.training import Tables, recipe_on_files, small_recipe
 from toolkit import tiny
 from toolkit.errors import ToolkitError
+from toolkit.models.llamacpp.convert import is_installed
 from toolkit.pipeline import run_recipe
+from toolkit.pipeline.architecture_check import make_check
 from toolkit.pipeline.plan import plan_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, find_run
 
+SHARED_DATA = Path(os.environ.get("TOOLKIT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "model_families.md"
-COLUMNS = ("plan", "SFT", "evaluate", "GRPO", "merged", "GGUF")
+GGUF = "GGUF"
+COLUMNS = ("plan", "SFT", "evaluate", "GRPO", "merged", GGUF)
 STEPS = 2
 NAMES: Mapping[str, str] = {"gemma3": "Gemma 3, MedGemma", **{kind: family.name for kind, family in TINY.items()}}
 """Names for the documentation, by model_type."""
-WORKS, UNTRIED = "works", "untried"
+WORKS, UNTRIED, CONVERTED = "works", "untried", "converted"
+VOCABULARIES: Mapping[str, str] = {
+    **dict.fromkeys(("gemma4", "paligemma", "llava", "llava_next"), "tiny"),
+    **dict.fromkeys(("smolvlm", "idefics3"), "smolvlm_256m_idefics3"),
+}
+"""model_type -> processor whose vocabulary a model for the converter has. The converter rejects unknown vocabularies. In
+all other families the vocabulary is that of Qwen3-VL."""
 _STAGES: Mapping[str, str] = {"SFT": "sft", "evaluate": "evaluate-sft", "GRPO": "grpo", "merged": "export"}
 """Columns in the order of a run, with their folder in the run."""
 Row = Mapping[str, str]
@@ -42,14 +57,14 @@ Row = Mapping[str, str]
 
 
 def measure(family: str, folder: Path) -> Row:
-    """Return the row of a family.
+    """Return the row of a family without GGUF.
 
     Args:
         family: The model_type.
         folder: An empty folder.
     """
     recipe = _recipe(family, folder)
-    cells = dict.fromkeys(COLUMNS, UNTRIED)
+    cells = dict.fromkeys((column for column in COLUMNS if column != GGUF), UNTRIED)
     problems = [finding.code for finding in plan_recipe(recipe, None).problems]
     cells["plan"] = _rejected(*problems) if problems else WORKS
     if problems:  # `toolkit run` stops here too
@@ -67,6 +82,32 @@ def measure(family: str, folder: Path) -> Row:
         cells[column] = WORKS
     _check(cells, run)
     return cells
+
+
+def measure_gguf(family: str, folder: Path, shared_data: Path) -> str:
+    """Return the cell GGUF of a family: that of the check on the real architecture, whatever a plan says.
+
+    Args:
+        family: The model_type.
+        folder: An empty folder.
+        shared_data: The folder with the processors of real models.
+    """
+    model = tiny.FOLDER
+    if family != "gemma3":
+        name = VOCABULARIES.get(family, "qwen3_vl")
+        known = tiny.FOLDER if name == "tiny" else unpack_processors(shared_data, folder) / "processors" / name
+        model = build_tiny(family, folder, Words(known))
+    tables: Tables = {
+        "model": {"name": str(model), "max_tokens": 1500, "backend": "hf"},
+        "lora": {"targets": ["q_proj", "v_proj"]},
+        "export": {"to": ["gguf"]},
+    }
+    sections = small_recipe(folder, tables).model_dump()
+    found = make_check(make_recipe({**sections, "grpo": None, "evaluate": None}), folder / "check")
+    if "gguf" in found.tried:
+        return CONVERTED
+    codes = [one.value.partition(":")[0] for one in found.failures if one.part == "gguf"]
+    return _rejected(*codes) if codes else UNTRIED
 
 
 def _rejected(*codes: str) -> str:
@@ -156,6 +197,11 @@ def main(families: Sequence[str]) -> int:
             continue
         with tempfile.TemporaryDirectory() as folder:
             rows[family] = measure(family, Path(folder))
+        gguf = written().get(family, {}).get(GGUF, UNTRIED)
+        if is_installed() and SHARED_DATA.is_dir():
+            with tempfile.TemporaryDirectory() as folder:
+                gguf = measure_gguf(family, Path(folder), SHARED_DATA)
+        rows[family] = {**rows[family], GGUF: gguf}
         print(f"{family}: {', '.join(f'{column} {cell}' for column, cell in rows[family].items())}", flush=True)
         write(rows)
     return 0
