@@ -48,8 +48,7 @@ VOCABULARIES: Mapping[str, str] = {
     **dict.fromkeys(("gemma4", "paligemma", "llava", "llava_next"), "tiny"),
     **dict.fromkeys(("smolvlm", "idefics3"), "smolvlm_256m_idefics3"),
 }
-"""model_type -> processor whose vocabulary a model for the converter has. The converter rejects unknown vocabularies. In
-all other families the vocabulary is that of Qwen3-VL."""
+"""model_type -> processor with the vocabulary for the converter, which rejects unknown ones. Others: Qwen3-VL's."""
 _STAGES: Mapping[str, str] = {"SFT": "sft", "evaluate": "evaluate-sft", "GRPO": "grpo", "merged": "export"}
 """Columns in the order of a run, with their folder in the run."""
 Row = Mapping[str, str]
