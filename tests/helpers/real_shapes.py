@@ -3,15 +3,15 @@
 Token ids are those of the small vocabulary. All other fields that decide shapes are those of the named models.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from tests.helpers.tiny_families import TINY
 from tests.helpers.tiny_parts import Parts, classes
-
-RealProcessor = Callable[[Any], Any]
-"""Returns a processor with the image sizes of a real model, from that of the small one."""
 
 SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "internvl": {  # InternVL3.5-1B-HF
@@ -122,7 +122,9 @@ SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def build_real_shape(family: str, folder: Path) -> Path:
-    """Save the configuration and the processor of a model of real size, without weights. Return the folder.
+    """Save the configuration and the processor of a model of real size. Return the folder.
+
+    A file of one number stands for the weights, which the check on the real architecture does not read.
 
     Args:
         family: A key of ``SIZES``, the ``model_type``.
@@ -136,6 +138,7 @@ def build_real_shape(family: str, folder: Path) -> Path:
         (fields[section] if section else fields).update(sizes)
     type(parts.config).from_dict(fields).save_pretrained(path)
     parts.processor.save_pretrained(path)
+    save_file({"unused": torch.zeros(1)}, path / "model.safetensors")
     return path
 
 

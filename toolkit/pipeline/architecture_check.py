@@ -225,11 +225,13 @@ def _read_result(exit_code: int, output: str, errors: str) -> ArchitectureCheck:
     """Return the result that the process of the check has written, or how it ended without one."""
     if exit_code < 0:  # a signal, as of the operating system if memory is short
         return _ended(f"the process of the check was killed by signal {-exit_code}")
+    if exit_code > 0:
+        last = [line for line in errors.splitlines() if line.strip()][-1:]
+        return _ended(f"the process of the check failed: {without_names(''.join(last))[:200]}")
     try:
         found: ArchitectureCheck = TypeAdapter(ArchitectureCheck).validate_json(output)
-    except ValidationError:
-        last = [line for line in errors.splitlines() if line.strip()][-1:]
-        return _ended(f"the process of the check failed: {without_names(''.join(last))[:200] or exit_code}")
+    except ValidationError:  # code of the recipe can end the process
+        return _ended("the process of the check ended without a result")
     return found
 
 
