@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "recipe_keys.md"
 HEAD = """# Recipe keys
 
 Every section and key of a recipe, with type, default and description. [Recipe](recipe.md) explains how a recipe works.
-This page is generated from `toolkit/recipe/sections.py` by `python tests/helpers/recipe_reference.py`.
+This page is generated from the sections in `toolkit/recipe` by `python tests/helpers/recipe_reference.py`.
 """
 KINDS = {bool: "`true` or `false`", int: "integer", float: "number", str: "text", Path: "path"}
 BOUNDS = {

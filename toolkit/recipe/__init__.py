@@ -5,26 +5,8 @@ from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe, load_tab
 from toolkit.recipe.model_kind import for_image_generators, for_language_models
 from toolkit.recipe.requirements import missing_requirements
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.sections import (
-    DRY_RUN_SUFFIX,
-    SPLITS,
-    Data,
-    Dpo,
-    Evaluate,
-    Export,
-    Grpo,
-    Images,
-    Lora,
-    Model,
-    Optimisation,
-    Prompt,
-    Rewards,
-    Run,
-    Sft,
-    Split,
-    SyntheticData,
-    Validation,
-)
+from toolkit.recipe.sections import DRY_RUN_SUFFIX, SPLITS, Data, Images, Lora, Model, Prompt, Run, Split, SyntheticData
+from toolkit.recipe.stage_sections import Dpo, Evaluate, Export, Grpo, Optimisation, Rewards, Sft, Validation
 
 __all__ = [
     "DRY_RUN_SUFFIX",

@@ -6,7 +6,8 @@ from toolkit.errors import Problem
 from toolkit.recipe.base import RecipeSynthetic
 from toolkit.recipe.problems import nearest
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.sections import MAX_NUMBER, Evaluate, SyntheticData
+from toolkit.recipe.sections import MAX_NUMBER, SyntheticData
+from toolkit.recipe.stage_sections import Evaluate
 from toolkit.recipe.user_code import USER_CODE
 from toolkit.recipe.windows import NAMES, hounsfield_windows
 

@@ -14,22 +14,8 @@ from pydantic_core import PydanticCustomError
 from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.base import RecipeTask, Section
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.recipe.sections import (
-    Data,
-    Dpo,
-    Evaluate,
-    Export,
-    Grpo,
-    Images,
-    Lora,
-    Model,
-    Optimisation,
-    Prompt,
-    Rewards,
-    Run,
-    Sft,
-    Validation,
-)
+from toolkit.recipe.sections import Data, Images, Lora, Model, Prompt, Run
+from toolkit.recipe.stage_sections import Dpo, Evaluate, Export, Grpo, Optimisation, Rewards, Sft, Validation
 
 Present = TypeVar("Present", bound=Section)
 DATA_MISSING = "data_missing"
