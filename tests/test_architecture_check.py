@@ -79,6 +79,7 @@ def test_a_reduced_model_keeps_what_the_processor_and_positions_depend_on(file: 
         model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**reduced))
     text, before = model.config.get_text_config(), AutoConfig.for_model(**fields).get_text_config()
     assert text.num_hidden_layers == 2
+    assert {reduced["vision_config"].get(name, 3) for name in ("num_hidden_layers", "depth")} == {3}
     assert {*getattr(text, "layer_types", ())} == {*getattr(before, "layer_types", ())}
     assert text.vocab_size == before.vocab_size
     assert head_size(text) == head_size(before)

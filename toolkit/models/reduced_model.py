@@ -1,8 +1,9 @@
 """A small random model of a real architecture, with the model's own processor, for checks without its weights.
 
-It has few layers, one of each kind, and few attention heads. Head sizes, vocabulary, patches, merges and image tokens
-stay, because positions and processor depend on them. Widths that several parts have in common are not known for every
-architecture. So the narrowest of several reductions is used with which a plain forward pass of transformers succeeds.
+It has few layers, at least one of each kind, and few attention heads. Head sizes, vocabulary, patches, merges and image
+tokens stay, because positions and processor depend on them. Widths that several parts have in common are not known for
+every architecture. So the narrowest of several reductions is used with which a plain forward pass of transformers
+succeeds.
 """
 
 import gc
@@ -28,6 +29,9 @@ MAX_BYTES = 2_500_000_000
 """Maximum size of the parameters in 32 bits. Training and merging need about twice as much."""
 FLOAT = 4
 """Bytes of a parameter in 32 bits."""
+LANGUAGE_LAYERS, TOWER_LAYERS = 2, 3
+"""Layers of a language model and of a tower after the reduction. llama.cpp's converter finds the third part of the
+projector of Qwen2.5-VL only if its tower has three layers."""
 HEADS, EXPERTS, INNER = 2, 4, 2
 """Attention heads, experts and the ratio of the MLP's width to the hidden size after the reduction."""
 PER_LAYER_INPUT = 64
@@ -117,7 +121,7 @@ def reduce_fields(fields: Mapping[str, Any], narrow: Sequence[str]) -> Fields:
     text = found.get("text_config") or {}
     before = text.get("hidden_size")
     for name, section in [*_sections(found)]:
-        _reduce_layers(section)
+        _reduce_layers(section, LANGUAGE_LAYERS if name == "text_config" else TOWER_LAYERS)
         if name in narrow:
             _reduce_widths(section)
     layers = _layers(found.get("vision_config") or {}) or 0
@@ -162,12 +166,12 @@ def _layers(section: Mapping[str, Any]) -> int | None:
     return next((section[name] for name in LAYERS if isinstance(section.get(name), int)), None)
 
 
-def _reduce_layers(section: Fields) -> None:
-    """Keep two layers, or one of each kind. Those that reuse keys and values of others are kinds of their own."""
+def _reduce_layers(section: Fields, least: int) -> None:
+    """Keep ``least`` layers, or one of each kind. Those that reuse keys and values of others are kinds of their own."""
     count = _layers(section) or 0
-    if count <= HEADS:
+    if count <= least:
         return
-    kept = _kept_layers(section, count)
+    kept = _kept_layers(section, count, least)
     for name in LAYERS:
         if section.get(name) == count:
             section[name] = len(kept)
@@ -182,15 +186,15 @@ def _reduce_layers(section: Fields) -> None:
         section["num_kv_shared_layers"] = sum(layer >= count - shared for layer in kept)
 
 
-def _kept_layers(section: Mapping[str, Any], count: int) -> list[int]:
+def _kept_layers(section: Mapping[str, Any], count: int, least: int) -> list[int]:
     kinds = section.get("layer_types") or [""] * count
     crossed = section.get("cross_attention_layers") or ()
     shared = section.get("num_kv_shared_layers") or 0
     first: dict[tuple[str, bool, bool], int] = {}
     for layer, kind in enumerate(kinds[:count]):
         first.setdefault((str(kind), layer in crossed, layer >= count - shared), layer)
-    kept = sorted(first.values())
-    return kept if len(kept) > 1 else [kept[0], kept[0] + 1]
+    needed = [*first.values(), *(layer for layer in range(count) if layer not in first.values())]
+    return sorted(needed[: max(least, len(first))])
 
 
 def _clip(section: Fields, name: str, layers: int) -> None:
