@@ -90,7 +90,7 @@ def test_a_missing_package_for_the_images_is_a_problem(xrays: Path, monkeypatch:
     def lacking(*_: Any, **__: Any) -> None:
         raise MissingExtraError("pydicom", "dicom", "reading DICOM")
 
-    monkeypatch.setattr("toolkit.planning.tokens.count_rows", lacking)
+    monkeypatch.setattr("toolkit.planning.examined_rows.count_rows", lacking)
     found = [problem.details for problem in make(recipe_of(xrays), None).problems]
     assert {(problem.code, problem.place) for problem in found} == {("install.extra_missing", "pydicom")}
 

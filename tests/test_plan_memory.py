@@ -18,7 +18,7 @@ from toolkit import tiny
 from toolkit.models import lora as adapter
 from toolkit.models.families import LAYERS
 from toolkit.models.loading import precision_of
-from toolkit.planning import activations, weights
+from toolkit.planning import activations, generation, weights
 from toolkit.planning.architecture import Architecture, Linear, build_architecture
 from toolkit.planning.gpu import GIB, usable_bytes
 from toolkit.planning.memory import _completions, _image_sizes, estimate, first_fit
@@ -235,16 +235,16 @@ def test_the_kv_cache_has_as_many_bytes_as_in_transformers(name: str, tmp_path: 
     allocated = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     # The last generated token never passes through the model.
     setting = replace(GRPO, row=RowSize(90, images, 0, 1, patches), concurrent=1, answer_tokens=11)
-    assert activations.kv_cache_bytes(build_architecture(fields), setting) == allocated
+    assert generation.kv_cache_bytes(build_architecture(fields), setting) == allocated
 
 
 def test_gemmas_sliding_layers_cache_only_their_window() -> None:
     """29 of 34 layers (4 heads of 256 numbers) see 1024 tokens. 2 tensors of 2 bytes, 8 rows of 2000 tokens."""
     model, a_place = architecture("medgemma_4b"), 2 * 2 * 1024 * 8
     long_answer = replace(GRPO, row=RowSize(244, 256, 0, 1, 4096), answer_tokens=1500)
-    assert activations.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
+    assert generation.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
     long_prompt = replace(GRPO, row=RowSize(1744, 256, 0, 1, 4096), answer_tokens=10)
-    assert activations.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
+    assert generation.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
     cached = {moment.name: moment.parts.get("kv_cache", 0) for moment in estimate(model, long_prompt).moments}
     assert (cached["vision tower"], cached["prefill"]) == (0, a_place * 34 * 2000)
     assert cached["decoding"] == a_place * (5 * 2010 + 29 * 1023)
@@ -274,8 +274,8 @@ def test_prefill_has_as_many_bytes_as_are_allocated(name: str, precision: Any, t
     row = RowSize(300, images, 0, 1, patches)
     setting = replace(GRPO, row=row, precision=precision, concurrent=answers, answer_tokens=0)
     known = build_architecture(fields)
-    layers = activations.prompt_cache_bytes(known, setting) + activations.prefill_bytes(known, setting)
-    estimated = max(layers, activations.tower_bytes(known, setting, answers * patches, autocast=False))
+    layers = generation.prompt_cache_bytes(known, setting) + generation.prefill_bytes(known, setting)
+    estimated = max(layers, generation.tower_bytes(known, setting, answers * patches, autocast=False))
     assert 0.95 * allocated.peak < estimated < 1.15 * allocated.peak
 
 

@@ -7,7 +7,7 @@ The formulas were checked with an allocation trace of the shipped recipes at the
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from toolkit.planning import activations, weights
+from toolkit.planning import activations, generation, weights
 from toolkit.planning.architecture import FLOAT, Architecture
 from toolkit.planning.gpu import GIB, Gpu, usable_bytes
 from toolkit.planning.stages import Setting, on_gpu
@@ -102,7 +102,7 @@ def _training(model: Architecture, setting: Setting, always: Mapping[str, int], 
         **always,
         "gradients": weights.gradient_bytes(model, setting),
         "activations": activations.saved_bytes(model, setting),
-        "inputs": activations.input_bytes(model, rows, setting),
+        "inputs": generation.input_bytes(model, rows, setting),
     }
     pieces = _pieces(model, setting)
     free = None if usable is None else usable - CONTEXT - sum(fixed.values())
@@ -121,24 +121,24 @@ def _training(model: Architecture, setting: Setting, always: Mapping[str, int], 
 
 def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]) -> list[Moment]:
     """Return the moments of generation. The vision tower has finished before the first layer caches its keys."""
-    fixed = {**always, "inputs": activations.input_bytes(model, setting.concurrent, setting)}
-    patches, autocast = setting.concurrent * setting.row.patches, activations.samples_under_autocast(setting)
+    fixed = {**always, "inputs": generation.input_bytes(model, setting.concurrent, setting)}
+    patches, autocast = setting.concurrent * setting.row.patches, generation.samples_under_autocast(setting)
     copies = weights.autocast_copies(model, setting) if autocast else 0
     pieces = _pieces(model, setting)
     moments = []
-    tower = activations.tower_bytes(model, setting, patches, autocast=autocast)
+    tower = generation.tower_bytes(model, setting, patches, autocast=autocast)
     if tower:
-        images = tower + activations.embedding_bytes(model, setting)
-        largest = activations.largest_in_tower(model, setting)
+        images = tower + generation.embedding_bytes(model, setting)
+        largest = generation.largest_in_tower(model, setting)
         moments.append(_moment("vision tower", {**fixed, "images": images}, pieces + BLOCKS * largest))
     prefill = {
-        "kv_cache": activations.prompt_cache_bytes(model, setting),
-        "prefill": copies + activations.prefill_bytes(model, setting) + activations.features_bytes(model, setting),
+        "kv_cache": generation.prompt_cache_bytes(model, setting),
+        "prefill": copies + generation.prefill_bytes(model, setting) + generation.features_bytes(model, setting),
     }
     decoding = {
-        "kv_cache": activations.kv_cache_bytes(model, setting),
-        "decoding": copies + activations.decoding_bytes(model, setting),
-        "sampling": activations.sampling_bytes(model, setting),
+        "kv_cache": generation.kv_cache_bytes(model, setting),
+        "decoding": copies + generation.decoding_bytes(model, setting),
+        "sampling": generation.sampling_bytes(model, setting),
     }
     stray = _stray_in_prefill(model, setting, max(0, tower - prefill["kv_cache"]))
     return [
@@ -155,7 +155,10 @@ def _stray_in_prefill(model: Architecture, setting: Setting, idle: int) -> int:
     the tensors of prefill. In 16 bits, float32 tensors of the adapter alternate with tensors of half their size. In
     float32, all tensors have one size, and the largest blocks of the tower stay idle (trace).
     """
-    largest, of_tower = activations.largest_in_prefill(model, setting), activations.largest_in_tower(model, setting)
+    largest, of_tower = (
+        generation.largest_in_prefill(model, setting),
+        generation.largest_in_tower(model, setting),
+    )
     if setting.stored == FLOAT:
         return largest // 2 + int(IDLE_BLOCKS * of_tower)
     return BLOCKS * largest + (idle if setting.backend == "hf" and of_tower < largest // 2 else 0)

@@ -39,7 +39,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from toolkit.data.row_counts import RowCount
-from toolkit.data.sample_set import SampleSet
 from toolkit.errors import ToolkitError
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.architecture_check import ArchitectureCheck
@@ -47,6 +46,7 @@ from toolkit.planning.cache import cached_count
 from toolkit.planning.checks import check_plan
 from toolkit.planning.disk import Disk, Downloads, plan_disk
 from toolkit.planning.duration import ASSUMPTIONS, StageTime, mean_setting, stage_times
+from toolkit.planning.examined_rows import count_tokens
 from toolkit.planning.facts import Facts
 from toolkit.planning.findings import PlanFinding, WithFindings
 from toolkit.planning.gpu import COMMON, Gpu, figures_of
@@ -77,15 +77,7 @@ from toolkit.planning.stages import (
     planned_precision,
     stages,
 )
-from toolkit.planning.tokens import (
-    ExaminedRows,
-    Rows,
-    Tokens,
-    evaluation_rows,
-    examine_rows,
-    longest_possible_row,
-    training_rows,
-)
+from toolkit.planning.tokens import Rows, Tokens
 from toolkit.planning.weights import trained_parameters
 from toolkit.recipe import Recipe
 from toolkit.runfolder import untested_versions
@@ -252,7 +244,7 @@ def _collect_facts(
     if config is not None and backend == "unsloth":
         repository = find_repository(recipe.model, query_repository)
     architecture, error, unknown = _find_architecture(recipe, config, repository, unsloth=backend == "unsloth")
-    counted = _count_tokens(recipe, rows, architecture)
+    counted = count_tokens(recipe, rows, architecture)
     recipe, export_findings = drop_optional_formats(recipe, config)
     facts = Facts(
         recipe=recipe,
@@ -306,53 +298,6 @@ def _find_architecture(
         + (", which follows from the size of the repository" if repository.size else "")
     )
     return leave_unquantized(model, fraction), None, {repository.name: reason}
-
-
-@dataclass(frozen=True, slots=True)
-class _CountedTokens:
-    """The tokens of training and evaluation rows, findings about these rows, and why other facts are unknown."""
-
-    trained: Tokens | None
-    evaluated: Tokens | None
-    pairs: Tokens | None
-    findings: tuple[PlanFinding, ...]
-    unknown: Unknown
-
-
-def _count_tokens(recipe: Recipe, rows: Rows | ToolkitError, model: Architecture | None) -> _CountedTokens:
-    """Return the tokens of training and evaluation rows, or those of the longest possible row."""
-    if not isinstance(rows, Rows):
-        return _assume_longest_row(recipe, model)
-
-    def examine(samples: SampleSet | None, *, pairs: bool = False) -> ExaminedRows:
-        return examine_rows(recipe, samples, rows.images, model, pairs=pairs) if samples else ExaminedRows()
-
-    evaluated, trained, pairs = examine(evaluation_rows(recipe, rows.data)), ExaminedRows(), ExaminedRows()
-    trains = training_rows(recipe, rows.data)
-    if trains is not None:
-        trained = examine(trains)
-        pairs = examine(trains, pairs=True) if recipe.dpo else pairs
-    reasons = [examined.unknown for examined in (evaluated, trained, pairs) if examined.unknown]
-    findings = dict.fromkeys((*evaluated.findings, *trained.findings, *pairs.findings))
-    return _CountedTokens(
-        trained=evaluated.tokens if trains is None else trained.tokens,
-        evaluated=evaluated.tokens,
-        pairs=pairs.tokens,
-        findings=tuple(findings),
-        unknown={"tokens": reasons[0]} if reasons else {},
-    )
-
-
-def _assume_longest_row(recipe: Recipe, model: Architecture | None) -> _CountedTokens:
-    """Return the tokens of the longest possible row, because the rows cannot be read."""
-    unknown = {"data": "the rows cannot be read: rows, tokens, steps"}
-    longest = None
-    if model is not None:
-        try:
-            longest = longest_possible_row(recipe, model)
-        except ToolkitError as error:
-            unknown["tokens"] = str(error)
-    return _CountedTokens(longest, None, None, (), unknown)
 
 
 def _memory_settings(facts: Facts) -> Mapping[Stage, Setting]:

@@ -1,17 +1,15 @@
 """Tokens of a recipe's rows, counted with the model's processor, or estimated without one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
 
 from toolkit.data.loading import DataSplits
-from toolkit.data.sample import Sample, with_row
-from toolkit.data.sample_set import SampleSet, limit
-from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem, ToolkitError
+from toolkit.data.sample import Sample
+from toolkit.errors import ModelError, ToolkitError
 from toolkit.images import ImageStore
 from toolkit.models.chat_template import open_block, read_template, set_template
 from toolkit.models.families import family_of
@@ -22,16 +20,18 @@ from toolkit.models.processor import open_processor
 from toolkit.models.prompts import Prompts
 from toolkit.planning.architecture import Architecture, Tower
 from toolkit.planning.cache import cached_count, hash_processor_files
-from toolkit.planning.findings import PlanFinding, from_error, warning
 from toolkit.planning.model_files import cached_file, find_configuration
 from toolkit.recipe import Model, Recipe
 
 COUNTED = 400
 """Most rows that a plan counts, evenly spaced. The stages check every row."""
+
 CHARACTERS = 4
 """Characters of English text per token, a rule of thumb for models without an available tokenizer."""
+
 TEMPLATE = 30
 """Approximate tokens that a chat template adds to a prompt."""
+
 SMALLEST_SIDE = 256
 """Processors enlarge images with fewer pixels than a square with this side, or with a smaller one."""
 
@@ -51,6 +51,7 @@ class Rows:
 
 IMAGE_TOKEN_FIELDS = ("image_token_id", "image_token_index")
 """Fields of config.json with the token that a model replaces by the features of an image."""
+
 TEMPLATE_FAULTS = (
     "model.chat_template_missing",
     "model.chat_template_fails",
@@ -335,82 +336,3 @@ def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | Non
     earlier = sum(1 + len(turn.text) // CHARACTERS for turn in turns if turn.role == "assistant")
     images = sum(image_token_count(processor_input_size(ref, prompts.images), architecture) for ref in sample.images)
     return Length(text, images, 1 + len(prompts.task.target(sample)) // CHARACTERS, earlier)
-
-
-@dataclass(frozen=True, slots=True)
-class ExaminedRows:
-    """Tokens of some rows. None: unknown, for the reason in ``unknown``."""
-
-    tokens: Tokens | None = None
-    findings: tuple[PlanFinding, ...] = ()
-    unknown: str = ""
-
-
-def training_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
-    """Return the training rows. None: nothing is trained."""
-    return data.train if recipe.training else None
-
-
-def evaluation_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
-    """Return the rows that are drawn for evaluation. None: nothing is evaluated."""
-    section = recipe.evaluate
-    if section is None:
-        return None
-    samples: SampleSet = getattr(data, section.split)
-    return samples.take(limit(samples.rows, section.limit, recipe.run.seed, "evaluate"))
-
-
-def examine_rows(
-    recipe: Recipe, samples: SampleSet, images: ImageStore, model: Architecture | None, *, pairs: bool = False
-) -> ExaminedRows:
-    """Return the tokens of some samples, evenly spaced, and findings about rows that would end or change a run.
-
-    ``pairs`` counts preferences, as ``count_rows`` does.
-    """
-    place = f"[data] {samples.origin.file}"
-    chosen: Sequence[Sample] = samples[:: max(1, -(-len(samples) // COUNTED))]
-    dropped: tuple[PlanFinding, ...] = ()
-    try:
-        if recipe.images.unreadable == "skip":
-            usable = [sample for sample in chosen if _has_usable_images(sample, images)]
-            dropped = tuple(_check_skipped(place, len(chosen) - len(usable), len(chosen)))
-            chosen = usable
-        tokens = count_rows(recipe, chosen, images, model, pairs=pairs) if chosen else None
-    except (DataError, ImageError, MissingExtraError) as error:
-        error = with_row(error, chosen) if isinstance(error, ImageError) else error
-        # The run checks every row and reports all bad ones, so this finding is not certain.
-        return ExaminedRows(findings=(from_error(error, place, certain=False),), unknown=str(error))
-    except ModelError as error:
-        found = (from_error(error, place),) if error.code in TEMPLATE_FAULTS else ()
-        return ExaminedRows(findings=(*dropped, *found), unknown=str(error))
-    except (ToolkitError, StrictDataclassError, ArithmeticError) as error:  # A corrupt config.json raises the last two.
-        return ExaminedRows(findings=dropped, unknown=str(error))
-    if tokens is None:
-        return ExaminedRows(findings=dropped, unknown="none of the rows checked can be used")
-    longest, prompt = (
-        tuple(processor_input_size(ref, images) for ref in chosen[tokens.lengths.index(one)].images)
-        for one in (tokens.longest, tokens.longest_prompt)
-    )
-    known = replace(tokens, rows=len(samples), longest_sizes=longest, longest_prompt_sizes=prompt)
-    return ExaminedRows(known, dropped)
-
-
-def _has_usable_images(sample: Sample, images: ImageStore) -> bool:
-    try:
-        for ref in sample.images:
-            processor_input_size(ref, images)
-    except ImageError:
-        return False
-    return True
-
-
-_INSPECT = "`toolkit data inspect RECIPE` lists these images."
-
-
-def _check_skipped(place: str, count: int, checked: int) -> Iterator[PlanFinding]:
-    if count == checked:
-        rule = f"at least one of the {checked} rows checked must have usable images"
-        yield PlanFinding(Problem("plan.no_usable_rows", rule, place, 0, _INSPECT), certain=False)
-    elif count:
-        rule = f"{count} of {checked} rows checked have an unusable image and will be skipped"
-        yield warning(Problem("plan.rows_skipped", rule, place, remedy=_INSPECT))
