@@ -45,7 +45,7 @@ NAMES: Mapping[str, str] = {"gemma3": "Gemma 3, MedGemma", **{kind: family.name 
 """Names for the documentation, by model_type."""
 WORKS, UNTRIED, CONVERTED = "works", "untried", "converted"
 VOCABULARIES: Mapping[str, str] = {
-    **dict.fromkeys(("gemma4", "paligemma", "llava", "llava_next"), "tiny"),
+    **dict.fromkeys(("gemma4", "paligemma"), "tiny"),
     **dict.fromkeys(("smolvlm", "idefics3"), "smolvlm_256m_idefics3"),
 }
 """model_type -> processor with the vocabulary for the converter, which rejects unknown ones. Others: Qwen3-VL's."""

@@ -21,8 +21,8 @@ class Parts:
 
 
 TEXT = "is the lung left or right clear bright dark image yes no a b c d answer question which tissue shows none of"
-SIZE, MARGIN = 500, 200
-"""Size of the small vocabulary, and tokens that a family may add to that of another model."""
+SIZE = 500
+"""Size of the small vocabulary."""
 
 
 class Words:
@@ -32,12 +32,14 @@ class Words:
 
     Args:
         source: A folder with a tokenizer. None: the small vocabulary.
+
+    Attributes:
+        size: Tokens of the vocabulary, with those of the last tokenizer that was made of it.
     """
 
     def __init__(self, source: Path | None = None) -> None:
         self._source = source
-        known = 0 if source is None else len(AutoTokenizer.from_pretrained(source))
-        self.size = SIZE if source is None else -(-(known + MARGIN) // 64) * 64
+        self.size = SIZE
 
     def tokenizer(self, special: Sequence[str], *, bos: str = "", eos: str = "<|im_end|>", **named: str) -> Any:
         """Return a tokenizer. ``named`` are tokens that a processor reads as attributes of its tokenizer."""
@@ -48,6 +50,7 @@ class Words:
         if self._source is not None:
             tokenizer = AutoTokenizer.from_pretrained(self._source, **more)
             tokenizer.add_tokens(known, special_tokens=True)
+            self.size = len(tokenizer)
             return tokenizer
         kept = [token for token in known if token not in ("<pad>", bos, eos, *named.values())]
         if kept and not named:

@@ -110,8 +110,8 @@ def paligemma(words: Words) -> Parts:
         chat_template=chat_template("<image>", start="<start>ROLE ", end="<eos>"),
     )
     config = classes.PaliGemmaConfig(
-        # The processor adds 1,152 tokens of places and segments to the vocabulary.
-        text_config=words.language("gemma2", head_dim=8, vocab_size=words.size + 1200),
+        # The processor has added tokens of places and segments.
+        text_config=words.language("gemma2", head_dim=8, vocab_size=len(tokenizer)),
         vision_config=tower("siglip_vision_model"),
         image_token_id=processor.image_token_id,
         projection_dim=32,
