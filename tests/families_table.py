@@ -2,6 +2,7 @@
 
     python -m tests.families_table              every family, some minutes
     python -m tests.families_table llava …      these families; the other rows stay
+    python -m tests.families_table --gguf …     the column GGUF alone
 
 Every cell is measured by the run of this file, or says "untried". tests/test_families_matrix.py compares the rows. The
 column GGUF needs the converter (extra gguf) and tokenizers of real models (TOOLKIT_SHARED_DATA). Without them it stays.
@@ -34,7 +35,7 @@ from toolkit.pipeline.architecture_check import make_check
 from toolkit.pipeline.plan import plan_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
-from toolkit.runfolder import RunFolder, find_run
+from toolkit.runfolder import RunFolder, find_run, read_json, write_json
 
 SHARED_DATA = Path(os.environ.get("TOOLKIT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "model_families.md"
@@ -49,6 +50,15 @@ VOCABULARIES: Mapping[str, str] = {
     **dict.fromkeys(("smolvlm", "idefics3"), "smolvlm_256m_idefics3"),
 }
 """model_type -> processor with the vocabulary for the converter, which rejects unknown ones. Others: Qwen3-VL's."""
+LANGUAGE_MODELS: Mapping[str, str] = {
+    **dict.fromkeys(("smolvlm", "idefics3"), "VLlama3ForCausalLM"),
+    **dict.fromkeys(("llava_onevision", "ovis2"), "Qwen2ForCausalLM"),
+    "internvl": "Qwen3ForCausalLM",
+    "lfm2_vl": "Lfm2ForCausalLM",
+    "llava": "LlamaForCausalLM",
+    "llava_next": "MistralForCausalLM",
+}
+"""model_type -> class of the language model in config.json on the Hub, by which the converter chooses its own class."""
 _STAGES: Mapping[str, str] = {"SFT": "sft", "evaluate": "evaluate-sft", "GRPO": "grpo", "merged": "export"}
 """Columns in the order of a run, with their folder in the run."""
 Row = Mapping[str, str]
@@ -96,6 +106,7 @@ def measure_gguf(family: str, folder: Path, shared_data: Path) -> str:
         name = VOCABULARIES.get(family, "qwen3_vl")
         known = tiny.FOLDER if name == "tiny" else unpack_processors(shared_data, folder) / "processors" / name
         model = build_tiny(family, folder, Words(known))
+        _name_language_model(family, model / "config.json")
     tables: Tables = {
         "model": {"name": str(model), "max_tokens": 1500, "backend": "hf"},
         "lora": {"targets": ["q_proj", "v_proj"]},
@@ -107,6 +118,13 @@ def measure_gguf(family: str, folder: Path, shared_data: Path) -> str:
         return CONVERTED
     codes = [one.value.partition(":")[0] for one in found.failures if one.part == "gguf"]
     return _rejected(*codes) if codes else UNTRIED
+
+
+def _name_language_model(family: str, file: Path) -> None:
+    if family in LANGUAGE_MODELS:
+        fields = read_json(file)
+        text = {**fields["text_config"], "architectures": [LANGUAGE_MODELS[family]]}
+        write_json(file, {**fields, "text_config": text})
 
 
 def _rejected(*codes: str) -> str:
@@ -184,26 +202,32 @@ def write(rows: Mapping[str, Row]) -> None:
     PAGE.write_text("\n".join([*text[: places[0]], table, *text[places[-1] + 1 :], ""]), encoding="utf-8")
 
 
-def main(families: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure families and write their rows. Return the exit code."""
+    families = [name for name in arguments if name != "--gguf"]
     if unknown := set(families) - NAMES.keys():
         print(f"unknown: {', '.join(sorted(unknown))}. Families: {', '.join(NAMES)}", file=sys.stderr)
         return 2
-    rows: dict[str, Row] = {}
     for family in families or NAMES:
         if family in TINY and not TINY[family].installed:
             print(f"{family}: skipped, because {TINY[family].package} is missing", file=sys.stderr)
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            rows[family] = measure(family, Path(folder))
-        gguf = written().get(family, {}).get(GGUF, UNTRIED)
-        if is_installed() and SHARED_DATA.is_dir():
-            with tempfile.TemporaryDirectory() as folder:
-                gguf = measure_gguf(family, Path(folder), SHARED_DATA)
-        rows[family] = {**rows[family], GGUF: gguf}
-        print(f"{family}: {', '.join(f'{column} {cell}' for column, cell in rows[family].items())}", flush=True)
-        write(rows)
+        row = {**written().get(family, dict.fromkeys(COLUMNS, UNTRIED)), **_measured(family, "--gguf" in arguments)}
+        print(f"{family}: {', '.join(f'{column} {cell}' for column, cell in row.items())}", flush=True)
+        write({family: row})
     return 0
+
+
+def _measured(family: str, gguf_alone: bool) -> Row:
+    """Return the cells that can be measured on this machine."""
+    cells: dict[str, str] = {}
+    if not gguf_alone:
+        with tempfile.TemporaryDirectory() as folder:
+            cells |= measure(family, Path(folder))
+    if is_installed() and SHARED_DATA.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            cells[GGUF] = measure_gguf(family, Path(folder), SHARED_DATA)
+    return cells
 
 
 if __name__ == "__main__":
