@@ -124,7 +124,7 @@ SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 def build_real_shape(family: str, folder: Path) -> Path:
     """Save the configuration and the processor of a model of real size. Return the folder.
 
-    A file of one number stands for the weights, which the check on the real architecture does not read.
+    A file of one number replaces the weights, which the check on the real architecture does not read.
 
     Args:
         family: A key of ``SIZES``, the ``model_type``.
