@@ -135,7 +135,10 @@ def build_real_shape(family: str, folder: Path) -> Path:
     path = folder / family
     fields = parts.config.to_dict()
     for section, sizes in SIZES[family].items():
-        (fields[section] if section else fields).update(sizes)
+        part = fields[section] if section else fields
+        for derived in ("layer_types", "head_dim"):  # those of the small model
+            part.pop(derived, None)
+        part.update(sizes)
     type(parts.config).from_dict(fields).save_pretrained(path)
     parts.processor.save_pretrained(path)
     save_file({"unused": torch.zeros(1)}, path / "model.safetensors")

@@ -1,5 +1,7 @@
 """Small models of families whose processor cuts images into tiles, or their patches into rows."""
 
+from typing import Any
+
 import transformers
 
 from tests.helpers.tiny_parts import (
@@ -104,7 +106,7 @@ def llama4(words: Words) -> Parts:
         pixel_shuffle_ratio=0.5,
         chat_template=chat_template("<|image|>", bos="<|begin_of_text|>", start="<|header|>ROLE\n", end="<|eot|>"),
     )
-    experts = {"num_local_experts": 2, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 48}
+    experts: dict[str, Any] = {"num_local_experts": 2, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 48}
     outputs = dict.fromkeys(["vision_output_dim", "projector_input_dim", "projector_output_dim"], 32)
     config = classes.Llama4Config(
         text_config=words.language(head_dim=8, **experts),
