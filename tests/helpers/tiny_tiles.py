@@ -81,7 +81,7 @@ def lfm2_vl(words: Words) -> Parts:
     tokenizer = words.tokenizer(["<|im_start|>", *cells], bos="<|startoftext|>", **named)
     processor = classes.Lfm2VlProcessor(
         image_processor=classes.Lfm2VlImageProcessor(
-            tile_size=64, min_image_tokens=4, max_image_tokens=16, max_num_patches=64, min_tiles=1, max_tiles=2
+            tile_size=64, min_image_tokens=4, max_image_tokens=16, max_num_patches=64, min_tiles=2, max_tiles=2
         ),
         tokenizer=tokenizer,
         chat_template=chat_template("<image>", bos="<|startoftext|>"),
