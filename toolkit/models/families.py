@@ -36,7 +36,8 @@ class Family:
         vllm: Unsloth generates its completions with vLLM.
         not_4bit: why 4-bit base weights are discouraged. Empty: they are not.
         untrainable: why training stops, with the installed versions. Empty: it does not, or was not tried.
-        gguf: whether a GGUF with projector can be exported. None: not tried.
+        gguf: whether llama.cpp's converter has the family, for text model and projector. None: unknown. The table in
+            docs/reference/model_families.md has the measured conversions.
     """
 
     image_tokens: tuple[str, ...] = ()
@@ -68,16 +69,20 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "gemma3n": Family(_GEMMA_TOKENS, image_blocks=True, own_mask=True, norms=4, head_norms=True, overflows=True),
     "gemma4": Family(own_mask=True, norms=4, head_norms=True, overflows=True, vllm=True, gguf=True),
-    "idefics3": Family(("<image>", "<fake_token_around_image>"), vllm=True, gguf=False),
+    "idefics3": Family(("<image>", "<fake_token_around_image>"), vllm=True, gguf=True),
     "internvl": Family(gguf=False),
     "llama4": Family(("<|image|>",), untrainable="its layers get activations of another dtype than their weights"),
     "llava": Family(("<image>",)),
+    "llava_next": Family(("<image>",), gguf=False),
+    "llava_onevision": Family(("<image>",), gguf=False),
     "mistral3": Family(vllm=True),
     "mllama": Family(("<|image|>",), untrainable="its cross-attention mask ends before the answer"),
-    "paligemma": Family(("<image>",), image_blocks=True, own_mask=True),
+    "ovis2": Family(gguf=False),
+    "paligemma": Family(("<image>",), image_blocks=True, own_mask=True, gguf=False),
     "qwen2_vl": Family(_QWEN_TOKENS, least_pixels=56 * 56, gguf=True),
     "qwen2_5_vl": Family(_QWEN_TOKENS, least_pixels=56 * 56, vllm=True, gguf=True),
     "qwen3_vl": Family(_QWEN_TOKENS, head_norms=True, least_pixels=256 * 256, vllm=True, gguf=True),
+    "smolvlm": Family(gguf=True),
     "qwen3_5": Family(
         _QWEN_TOKENS,
         head_norms=True,
@@ -111,7 +116,7 @@ TOWERS = re.compile(rf"{VISION.pattern}|(^|\.)(audio_tower|audio_encoder|audio_m
 def family_of(model_type: str) -> Family:
     """Return the family of a ``model_type``. An unknown one has the defaults.
 
-    >>> family_of("qwen3_vl_moe") is FAMILIES["qwen3_vl"], family_of("llava_next") == Family(("<image>",))
+    >>> family_of("qwen3_vl_moe") is FAMILIES["qwen3_vl"], family_of("llava_next_video") is FAMILIES["llava_next"]
     (True, True)
     """
     parts = model_type.split("_")
