@@ -14,7 +14,7 @@ from tests.helpers.recipes import make_recipe
 from tests.helpers.shapes import SHAPES
 from tests.helpers.tiny_families import TINY
 from tests.helpers.training import small_recipe
-from toolkit.pipeline.architecture_check import make_check
+from toolkit.pipeline.architecture_check import check_architecture, make_check
 from toolkit.pipeline.plan import plan_language_model
 from toolkit.planning.architecture_check import CODE
 from toolkit.recipe import Recipe
@@ -47,13 +47,12 @@ def test_the_configuration_is_that_of_a_large_model(family: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("family", WORKING)
-def test_a_deep_plan_tries_every_part_of_a_real_architecture(family: str, tmp_path: Path) -> None:
+def test_the_check_tries_every_part_of_a_real_architecture(family: str, tmp_path: Path) -> None:
     recipe, _ = recipe_for(tmp_path, family)
-    plan = plan_language_model(recipe, None, deep=True)
-    assert plan.architecture_check is not None
-    assert not plan.architecture_check.failures
-    assert list(plan.architecture_check.tried) == ["model", "evaluate", "sft", "grpo", "export"]
-    assert "architecture" not in plan.unknown
+    found = check_architecture(recipe)
+    assert not found.findings(recipe)
+    assert not found.unknown
+    assert list(found.tried) == ["model", "evaluate", "sft", "grpo", "export"]
 
 
 def test_a_deep_plan_names_the_part_that_fails_on_a_real_architecture(tmp_path: Path) -> None:
