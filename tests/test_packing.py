@@ -1,6 +1,7 @@
 """Packed prompts: equal log-probabilities and gradients, passes with whole groups, OOM recovery, and the plan."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from toolkit.planning.memory import UNPACKED, estimate, first_fit
 from toolkit.planning.stages import Setting, memory_settings
 from toolkit.planning.tokens import longest_possible_row
 from toolkit.recipe import Recipe
+from toolkit.runfolder.usage import bypasses
+from toolkit.runfolder.usage.counters import forget_bypasses
 from toolkit.tiny import FOLDER
 from toolkit.training import grpo
 from toolkit.training.results import GrpoResult
@@ -190,6 +193,31 @@ def test_equal_questions_about_different_images_are_different_prompts(
     assert 0.5 < compare(model, processor, rows) < 0.7
     both = [(SHORT, (1, 2), 9), (SHORT, (2, 1), 9)]
     assert compare(model, processor, both) == 1
+
+
+@pytest.mark.slow
+def test_a_call_with_an_unknown_argument_is_unpacked_and_the_name_is_reported(
+    models: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, processor = models("gemma3")
+    forget_bypasses()
+    fields = {**batch(processor, GROUP), "output_hidden_states": True}
+    with torch.no_grad(), caplog.at_level(logging.INFO, "toolkit"):
+        expected = model(**fields).logits
+        for _ in range(2):
+            assert torch.equal(pack_prompts(model)(**fields).logits, expected)
+    assert bypasses() == {"packed prompts: unknown argument output_hidden_states": 2}
+    assert sum("output_hidden_states" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.slow
+def test_calls_without_a_common_prompt_are_no_bypass(models: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = models("gemma3")
+    forget_bypasses()
+    with torch.no_grad():
+        pack_prompts(model)(**batch(processor, GROUPS[2:5]))
+        pack_prompts(model)(**{**batch(processor, GROUPS[3:5]), "output_hidden_states": True})
+    assert bypasses() == {}
 
 
 @pytest.mark.slow
