@@ -107,6 +107,14 @@ def test_the_autocast_state_is_part_of_the_key(model: Any) -> None:
     assert not torch.equal(exact, rounded)
 
 
+def test_an_option_that_is_none_is_the_same_call_as_one_without_it(model: Any) -> None:
+    cache = cached(model)
+    for options in ({}, {"output_attentions": None}, {"output_hidden_states": None, "interpolate_pos_encoding": False}):
+        with torch.no_grad():
+            model.model.vision_tower(pixel_values=images(1), return_dict=True, **options)
+    assert cache.computed == 2  # False is an option of its own
+
+
 def _train(model: Any) -> None:
     next(iter(model.model.vision_tower.parameters())).requires_grad_(requires_grad=True)
 

@@ -68,7 +68,9 @@ class VisionCache:
         self.computed = self.reused = 0
         self.last: tuple[int, int] | None = None
         self._tower, self._forward = tower, tower.forward
-        self._names = list(inspect.signature(tower.forward).parameters)
+        parameters = inspect.signature(tower.forward).parameters
+        self._names = list(parameters)
+        self._not_none = {name for name, one in parameters.items() if one.default is not None}
         self._images: list[_Image] = []
         self._output_type: type[ModelOutput] | None = None
         self._indivisible = ""
@@ -124,7 +126,12 @@ class VisionCache:
         return f"unknown argument {', '.join(sorted(unknown))}" if unknown else ""
 
     def _options(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in fields.items() if name not in (self._names[0], GRID, *_NO_EFFECT)}
+        """Return the arguments beside pixels and grid. None is left out where it is the default."""
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in (self._names[0], GRID, *_NO_EFFECT) and not (value is None and name not in self._not_none)
+        }
 
     def _read(self, fields: Mapping[str, Any]) -> list[_Image]:
         """Return the images of a call."""
