@@ -9,7 +9,9 @@ First, each method trains once with torch's FLOP counter. FLOPs and images throu
 gradient checkpointing repeats) are means of the steps after the first one, which has checks of its own. Gradients are
 those of the first step, in which all methods have equal parameters. Then the methods train in turn, without the
 counter, and their seconds are compared. Each round has every method once, in alternating order, and the first round
-warms up. ``--rounds 0`` counts only.
+warms up. ``--rounds 0`` counts only. CPU time is compared too, because other processes disturb it less.
+
+Gradients of packed prompts are also compared in float64, where rounding hides no error.
 
 For the last two methods, every third group has equal rewards. They are compared with each other only. Gradients of
 plain TRL differ from the others because its mask of image tokens is misplaced (``_get_per_token_logps_and_entropies``).
@@ -120,6 +122,7 @@ LIMITS = {BOTH.name: (2.0, 1.7), PACKED.name: (4.0, 2.8)}
 """Method -> lowest ratios to plain TRL: FLOPs and speed."""
 GRADIENT_LIMIT = 1e-6
 """Largest difference of a gradient, relative to the largest gradient of the step."""
+Gradients = Mapping[str, torch.Tensor]
 
 
 @dataclass
@@ -187,8 +190,7 @@ class Counter(TrainerCallback):
         self._counter.__exit__(None, None, None)
 
     def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
-        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self.found.gradients.append({name: value.grad.clone() for name, value in trained.items()})
+        self.found.gradients.append(gradients_of(model))
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         total = self._counter.get_total_flops()
@@ -218,6 +220,23 @@ class Counter(TrainerCallback):
 
     def _count_images(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._images += len(output if isinstance(output, torch.Tensor) else output[0])
+
+
+class FirstGradients(TrainerCallback):
+    """Keeps the gradients of the first optimizer step, and ends the training after it."""
+
+    gradients: Gradients
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+        self.gradients = gradients_of(model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = True
+
+
+def gradients_of(model: Any) -> Gradients:
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return {name: value.grad.clone() for name, value in trained.items()}
 
 
 def write_scaled_model(folder: Path) -> None:
@@ -274,6 +293,7 @@ def build(method: Method, context: Context, rewards: Rewards) -> Any:
 
 def count(method: Method, context: Context) -> Counted:
     """Train once with the counter."""
+    show(f"counting: {method.name}")
     rewards = Rewards(method.equal)
     trainer = build(method, context, rewards)
     trainer.__dict__.pop("compute_loss", None)  # the toolkit counts the first pass itself: two counters disturb another
@@ -285,48 +305,76 @@ def count(method: Method, context: Context) -> Counted:
     return replace(found, completions=rewards.completions)
 
 
-def seconds(context: Context, rounds: int) -> dict[str, list[float]]:
-    """Return the median seconds of a step in each round after the first, by method."""
-    found: dict[str, list[float]] = {method.name: [] for method in METHODS}
+def precise_gradients(method: Method, context: Context) -> Gradients:
+    """Return the gradients of the first step in float64."""
+    show(f"float64: {method.name}")
+    trainer, first = build(method, context, Rewards(method.equal)), FirstGradients()
+    trainer.model.to(torch.float64)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(first)
+    trainer.train()
+    del trainer
+    release()
+    return first.gradients
+
+
+def seconds(context: Context, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Return the median wall and CPU seconds of a step in each round after the first, by method."""
+    found: dict[str, list[tuple[float, float]]] = {method.name: [] for method in METHODS}
     for number in range(rounds + 1 if rounds else 0):
         for method in METHODS if number % 2 else reversed(METHODS):  # neither end always comes first
             times = timed(build(method, context, Rewards(method.equal)))
             release()
+            wall, cpu = statistics.median(times.seconds), statistics.median(times.cpu)
+            show(f"round {number}: {method.name}: {wall:.2f} s, {cpu:.2f} CPU s")
             if number:
-                found[method.name].append(statistics.median(times.seconds))
+                found[method.name].append((wall, cpu))
     return found
 
 
-def difference(first: Counted, second: Counted) -> float:
-    """Return the largest difference of a gradient of the first step, relative to the largest gradient."""
-    one, other = first.gradients[0], second.gradients[0]
-    furthest = max(float((one[name] - other[name]).abs().max()) for name in one)
-    return furthest / max(float(value.abs().max()) for value in one.values())
+def show(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def summary(found: Mapping[str, Counted], times: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+def difference(expected: Gradients, found: Gradients) -> tuple[float, float]:
+    """Return the largest difference relative to the largest gradient, and the L2 norm of all relative to theirs."""
+    differences = {name: found[name] - value for name, value in expected.items()}
+    furthest, largest = (max(float(v.abs().max()) for v in part.values()) for part in (differences, expected))
+    squares = [sum(float(v.double().square().sum()) for v in part.values()) for part in (differences, expected)]
+    return furthest / largest, (squares[0] / squares[1]) ** 0.5
+
+
+def summary(
+    found: Mapping[str, Counted], times: Mapping[str, Sequence[tuple[float, float]]]
+) -> dict[str, dict[str, float]]:
     """Return the figures of each method."""
     table = {}
     for method in METHODS:
         counted, reference = found[method.name], found[WHOLE.name if method.equal else BASE.name]
         phases = {name: statistics.mean(step[name] for step in counted.flops[1:]) / 1e9 for name in counted.flops[0]}
-        pairs = zip(counted.completions, reference.completions, strict=True)
-        same = [one == other for texts, others in pairs for one, other in zip(texts, others, strict=True)]
+        rollouts = zip(counted.completions, reference.completions, strict=True)
+        same = [one == other for texts, others in rollouts for one, other in zip(texts, others, strict=True)]
         table[method.name] = {
             **phases,
             "images": statistics.mean(counted.images[1:]),
-            "gradient": difference(reference, counted),
+            **dict(
+                zip(("gradient", "gradient_l2"), difference(reference.gradients[0], counted.gradients[0]), strict=True)
+            ),
             "completions": statistics.mean(same),
         }
         if own := times[method.name]:
             # The state of the machine is similar for all methods of a round, so the median of ratios is steadier.
-            ratios = [plain / one for plain, one in zip(times[PLAIN.name], own, strict=True)]
-            table[method.name] |= {"seconds": statistics.median(own), "speed": statistics.median(ratios)}
+            pairs = list(zip(times[PLAIN.name], own, strict=True))
+            wall, cpu = (statistics.median(plain[clock] / one[clock] for plain, one in pairs) for clock in (0, 1))
+            table[method.name] |= {"seconds": statistics.median(one[0] for one in own), "speed": wall, "cpu": cpu}
     return table
 
 
-def check(table: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, float, bool]]:
-    """Return each limit: its name, what was measured, the limit, and whether it holds."""
+def check(table: Mapping[str, Mapping[str, float]], precise: float | None) -> list[tuple[str, float, float, bool]]:
+    """Return each limit: its name, what was measured, the limit, and whether it holds.
+
+    ``precise`` is the difference of gradients with and without packing in float64.
+    """
     plain, found = table[PLAIN.name], list[tuple[str, float, float, bool]]()
     for name, (flops, speed) in LIMITS.items():
         if name in table:
@@ -345,6 +393,9 @@ def check(table: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, fl
             )
             same = table[method.name]["completions"]
             found.append((f"{method.name}: fraction of equal completions", same, 1.0, same == 1))
+    if precise is not None:
+        name = f"{PACKED.name}: difference of gradients in float64"
+        found.append((name, precise, GRADIENT_LIMIT, precise <= GRADIENT_LIMIT))
     return found
 
 
@@ -377,12 +428,15 @@ def main() -> int:
         write_scaled_model(model)
         with context_of(bench_recipe(Path(name), tables(options, model))) as context:
             counted = {method.name: count(method, context) for method in METHODS}
+            pair = [precise_gradients(method, context) for method in (BASE, PACKED)] if HAS_PACKING else []
             times = seconds(context, options.rounds)
-    return report(summary(counted, times), options)
+    precise = difference(*pair)[0] if pair else None
+    return report(summary(counted, times), precise, options)
 
 
-def report(table: Mapping[str, Mapping[str, float]], options: argparse.Namespace) -> int:
+def report(table: Mapping[str, Mapping[str, float]], precise: float | None, options: argparse.Namespace) -> int:
     print(f"{PROMPTS} prompts x {GENERATIONS} completions of {TOKENS} tokens. GFLOP, images and seconds per step")
+    print("speed: plain TRL's seconds / seconds, cpu: the same of CPU time, each the median of rounds")
     columns = {
         "prefill": "8.1f",
         "rollout": "8.1f",
@@ -390,15 +444,17 @@ def report(table: Mapping[str, Mapping[str, float]], options: argparse.Namespace
         "step": "8.1f",
         "images": "7.0f",
         "gradient": "9.1e",
+        "gradient_l2": "12.1e",
         "completions": "12.3f",
         "seconds": "8.2f",
         "speed": "6.2f",
+        "cpu": "6.2f",
     }
     widths = {name: form.partition(".")[0] for name, form in columns.items()}
     print(f"{'':<24}" + "".join(f"{name:>{widths[name]}} " for name in columns))
     for name, figures in table.items():
         print(f"{name:<24}" + "".join(f"{figures[key]:>{form}} " for key, form in columns.items() if key in figures))
-    limits = check(table)
+    limits = check(table, precise)
     print()
     for name, value, limit, holds in limits:
         print(f"{name:<55} {value:>10.3g}   limit {limit:<6g} {'ok' if holds else 'MISSED'}")
