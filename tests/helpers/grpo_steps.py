@@ -3,7 +3,7 @@
 In each group, rewards depend on the place of a completion. In one group of three, they are equal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ import torch
 from transformers import TrainerCallback
 
 from tests.helpers.training import context_of, small_recipe
-from toolkit.models.backend import Completion, Policy, RewardScorer, TrainingJob
+from toolkit.models.backend import Completion, RewardScorer, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.packing import packed_sizes
 from toolkit.models.prompts import Prompts
 from toolkit.training.grpo import build_grpo
 
 PROMPTS, GENERATIONS = 3, 3
-CACHE, PREFILL, PACKING, SKIPPING = "vision cache", "shared prefill", "packing", "skipping"
-ALL = frozenset({CACHE, PREFILL, PACKING, SKIPPING})
+CACHE, PREFILL, PACKING, SKIPPING = SAVINGS = ("vision_cache", "shared_prefill", "packing", "skipping")
+ALL = frozenset(SAVINGS)
 NONE: frozenset[str] = frozenset()
 FAMILIES = ("gemma3", "qwen2_5_vl", "qwen3_vl")
 """Model types that can be packed."""
@@ -105,12 +105,13 @@ def watch(trainer: Any, found: Found) -> None:
     trainer.add_callback(found)
 
 
-def switch_off(trainer: Any, policy: Policy, savings: frozenset[str]) -> None:
-    if CACHE not in savings:
+def switch_off(trainer: Any, model: Any, savings: Collection[str]) -> None:
+    """Switch off all but some ``savings``. Packing is the recipe's."""
+    if CACHE not in savings and trainer.vision_cache is not None:
         trainer.vision_cache.remove()
         trainer.vision_cache = None
     if PREFILL not in savings:
-        policy.model.get_base_model().forward.shared_prefill.remove()
+        model.get_base_model().forward.shared_prefill.remove()
     if SKIPPING not in savings:
         trainer.skip_zero_variance = False
 
@@ -143,7 +144,7 @@ def train(folder: Path, model: Path, way: Way, steps: int) -> Found:
         trainer = build_grpo(backend, policy, job)
         trainer.pad_to_multiple_of = way.multiple
         cache = trainer.vision_cache
-        switch_off(trainer, policy, way.savings)
+        switch_off(trainer, policy.model, way.savings)
         watch(trainer, found)
         trainer.train()
         found.encoded = cache.computed
