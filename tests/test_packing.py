@@ -299,7 +299,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
 def test_updates_and_metrics_are_those_of_unpacked_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: dict[str, Any]
 ) -> None:
-    """In float32, rounding is up to 4e-6 of the largest gradient, because advantages of a group cancel."""
+    """In float64, because advantages of a group cancel, which enlarges the rounding errors of float32."""
     plain = recipe_of(tmp_path, "plain", packing=False, **tables)
     packed = recipe_of(tmp_path, "packed", packing="auto", **tables)
     expected, _ = train(plain, monkeypatch, torch.float64)
@@ -310,6 +310,24 @@ def test_updates_and_metrics_are_those_of_unpacked_passes(
     (ours,), (theirs,) = lines_of(packed), lines_of(plain)
     numbers = [name for name, value in theirs.items() if isinstance(value, float) and "entropy" not in name]
     assert {name: ours[name] for name in numbers} == pytest.approx({name: theirs[name] for name in numbers}, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_in_float32_packing_changes_an_update_less_than_float32_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured: 1.6e-5 of the largest gradient between float32 and float64, 1.3e-5 with packing, 3.6e-6 by packing."""
+    (exact, _), (plain, _), (packed, _) = (
+        train(recipe_of(tmp_path, name, packing=packing), monkeypatch, dtype)
+        for name, packing, dtype in (
+            ("exact", False, torch.float64),
+            ("plain", False, torch.float32),
+            ("packed", "auto", torch.float32),
+        )
+    )
+    rounding = relative_difference(plain.steps[0], exact.steps[0])
+    assert relative_difference(packed.steps[0], exact.steps[0]) <= 2 * rounding
+    assert relative_difference(packed.steps[0], plain.steps[0]) <= rounding
 
 
 @pytest.mark.slow

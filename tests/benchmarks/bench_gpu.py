@@ -30,7 +30,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -245,7 +245,8 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
             with grpo_watched(partial(measurement.note, "grpo"), options):
                 result = RUN[stage, options.trainer == "trl"](replace(context, progress=steps))
         if options.trainer != "trl" and stage != "evaluate":
-            measurement.note(stage, record={name: result.get(name) for name in ("backend", "gpu_memory")})
+            record = {"backend": result.backend, "gpu_memory": asdict(result.training.gpu_memory)}
+            measurement.note(stage, record=record)
         state = "done"
     except Enough:
         state = "stopped"

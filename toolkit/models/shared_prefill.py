@@ -102,8 +102,8 @@ def _unsupported(fields: _Fields) -> str:
     layers = {type(layer).__name__ for layer in cache.layers if type(layer) not in _KNOWN_LAYERS}
     if layers:
         return f"the cache has a {', '.join(sorted(layers))}"
-    asked = [name for name in ("output_hidden_states", "output_attentions") if fields.get(name)]
-    unknown = asked or sorted(name for name, value in fields.items() if not _is_known(name, value))
+    requested = [name for name in ("output_hidden_states", "output_attentions") if fields.get(name)]
+    unknown = requested or sorted(name for name, value in fields.items() if not _is_known(name, value))
     return f"unknown argument {', '.join(unknown)}" if unknown else ""
 
 
