@@ -186,6 +186,8 @@ def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Name
 
     folder.mkdir(parents=True, exist_ok=True)
     changes: dict[str, Any] = {name: None for name in ("sft", "grpo") if name != stage}
+    if options.no_dropout:
+        changes["lora"] = recipe.lora.model_copy(update={"dropout": 0.0})
     if stage == "evaluate":
         changes["evaluate"] = Evaluate(limit=QUESTIONS, batch_size=QUESTIONS // 2, max_completion_tokens=ANSWER_TOKENS)
         rows = recipe.dataset.synthetic.model_copy(update={"test": QUESTIONS}) if recipe.dataset.synthetic else None
@@ -492,6 +494,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="two layers and small images, on any device: does it run?")
     parser.add_argument("--without", nargs="*", choices=SAVINGS, default=[], help="savings of GRPO that are off")
     parser.add_argument("--equal-rewards", action="store_true", help="a third of the rows has equal rewards")
+    parser.add_argument("--no-dropout", action="store_true", help="lora.dropout = 0, so that gradients are comparable")
     parser.add_argument("--gradients", type=Path, help="a file for the gradients of GRPO's first step")
     parser.add_argument("--compare", action="store_true", help="all methods of GRPO in turn. --out is a folder then")
     parser.add_argument("--rounds", type=int, default=2, help="of the comparison")

@@ -3,8 +3,8 @@
 Each method and round is a process of ``bench_gpu.py`` of its own. Rounds have every method once, in alternating order.
 FLOPs are those of the formula in ``toolkit.models.flops``: torch's counter would disturb the times. They and the images
 through the vision tower are means of the steps after the first one, which has checks of its own. Gradients are those of
-the first step. On a GPU, batches of other shapes are rounded differently, so completions can differ. Gradients are
-compared if they do not.
+the first step, without dropout. On a GPU, batches of other shapes are rounded differently, so completions can differ.
+Gradients are compared only if completions are equal.
 
 For the last two methods, a third of the rows has equal rewards. They are compared with each other only.
 """
@@ -143,7 +143,7 @@ def _measure(method: str, number: int, options: argparse.Namespace, places: tupl
     out = folder / f"{_file_name(method)}-{number}.json"
     trainer = "trl" if method == PLAIN else options.trainer
     words = [sys.executable, program, options.recipe, "--stages", "grpo", "--trainer", trainer, *METHODS[method]]
-    words += ["--model", model, "--out", out]
+    words += ["--no-dropout", "--model", model, "--out", out]
     for name in PASSED:
         if (value := getattr(options, name)) is not None:
             words += [f"--{name}", value]
