@@ -123,7 +123,7 @@ LIMITS = {BOTH.name: (2.0, 1.7), PACKED.name: (4.0, 2.8)}
 """Method -> lowest ratios to plain TRL: FLOPs and speed."""
 GRADIENT_LIMIT = 1e-6
 """Largest difference of a gradient, relative to the largest gradient of the step."""
-Gradients = Mapping[str, torch.Tensor]
+Gradients = dict[str, torch.Tensor]
 
 
 @dataclass

@@ -69,9 +69,9 @@ def grpo_watched(note: Callable[..., None], options: argparse.Namespace) -> Iter
             watch(trainer, note, options.gradients)
         return trainer
 
-    def built_plain(model: Any, *arguments: Any) -> Any:
+    def built_plain(model: Any, processor: Any, job: Any, settings: Any, reward: Any) -> Any:
         register_usage_hooks(model)
-        trainer = build_plain(model, *arguments)
+        trainer = build_plain(model, processor, job, settings, reward)
         watch(trainer, note, options.gradients)
         return trainer
 
@@ -128,7 +128,7 @@ def compare(options: argparse.Namespace, program: Path) -> int:
         model = options.model or Path(name) / "model"
         found: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
         for number in range(options.rounds):
-            for method in METHODS if number % 2 else reversed(METHODS):  # neither end always comes first
+            for method in list(METHODS)[:: 1 if number % 2 else -1]:  # neither end always comes first
                 found[method].append(_measure(method, number, options, (program, model, folder)))
         table = {method: _figures(method, found, folder) for method in METHODS}
     _show(table)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from tests.helpers.training import context_of, small_recipe
+from tests.helpers.training import Tables, context_of, small_recipe
 from toolkit.models.backend import Completion, RewardScorer, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.packing import packed_sizes
@@ -126,7 +126,7 @@ def train(folder: Path, model: Path, way: Way, steps: int) -> Found:
         "max_completion_tokens": 8,
         "learning_rate": 1e-3,
     }
-    tables = {
+    tables: Tables = {
         "model": {"name": str(model), "max_tokens": 600},
         "lora": {"dropout": 0.0},
         "images": {"max_side": 56},
