@@ -117,13 +117,16 @@ def test_several_return_sequences_have_one_prefill(model: Any, tiny: tuple[Any, 
     assert (shared.rows, shared.computed) == (8, 2)
 
 
+@pytest.mark.parametrize(
+    ("rows", "reported"),
+    [(GROUPS, {"shared prefill: the cache is a StaticCache": 1}), (GROUPS[2:4], {})],
+    ids=["repeated prompts", "different prompts"],
+)
 def test_a_static_cache_keeps_the_own_forward_and_is_reported_if_it_repeats_a_prompt(
-    model: Any, tiny: tuple[Any, Any]
+    model: Any, tiny: tuple[Any, Any], rows: list[tuple[str, tuple[int, ...]]], reported: dict[str, int]
 ) -> None:
-    shared = compare(model, batch(tiny[1], GROUPS[2:4]), cache_implementation="static")
-    assert (shared.rows, bypasses()) == (0, {})
-    shared = compare(model, batch(tiny[1], GROUPS), cache_implementation="static")
-    assert (shared.rows, bypasses()) == (0, {"shared prefill: the cache is a StaticCache": 1})
+    shared = compare(model, batch(tiny[1], rows), cache_implementation="static")
+    assert (shared.rows, bypasses()) == (0, reported)
 
 
 def test_an_unknown_argument_keeps_the_own_forward_and_its_name_is_reported(model: Any, tiny: tuple[Any, Any]) -> None:
