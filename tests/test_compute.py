@@ -506,13 +506,18 @@ def test_savings_that_were_bypassed_are_in_the_record_the_results_and_the_report
             with recording(run, Run(name="one"), "run"):
                 for _ in range(calls):
                     note_bypass("vision cache", "the tower is trained")
-        with recording(run, Run(name="one"), "evaluate"):
-            count(answers=1)
-    record, found = read_compute(run.compute_file), {"vision cache: the tower is trained": 3}
+        with recording(run, Run(name="one"), "evaluate") as recorder:
+            with recorder.stage("grpo"):
+                note_bypass("shared prefill", "the cache is a StaticCache")
+            before_the_end = summarise_compute(run.compute_file)
+    assert before_the_end is not None
+    found = {"shared prefill: the cache is a StaticCache": 1, "vision cache: the tower is trained": 3}
+    assert before_the_end.bypassed_savings == found
+    record = read_compute(run.compute_file)
     assert [session.machine.get("bypassed") for session in record.sessions[1:]] == [
         {"vision cache: the tower is trained": 2},
         {"vision cache: the tower is trained": 1},
-        None,
+        {"shared prefill: the cache is a StaticCache": 1},
     ]
     summary = summarise_compute(run.compute_file)
     assert summary is not None

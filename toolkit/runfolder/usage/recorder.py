@@ -68,6 +68,7 @@ class Recorder:
             yield
         finally:
             with self._lock:
+                self.add_facts(bypassed=bypasses())  # results.json is written before the end of the session
                 self.write_line("stage")
                 self._stage = None
 
