@@ -35,7 +35,18 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Run, dump_recipe
 from toolkit.reporting import as_json, as_markdown, read_ledger
 from toolkit.runfolder import SCHEMA_VERSION, RunFolder, RunSession, RunState, read_json, write_json
-from toolkit.runfolder.usage import Counts, ParameterCount, Usage, count, counts, read_compute, recording, total
+from toolkit.runfolder.usage import (
+    Counts,
+    ParameterCount,
+    Usage,
+    count,
+    counts,
+    note_bypass,
+    read_compute,
+    recording,
+    summarise_compute,
+    total,
+)
 from toolkit.runfolder.usage import recorder as recorder_module
 from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter
 
@@ -370,6 +381,7 @@ def test_an_unfinished_line_is_skipped_and_reported(tmp_path: Path) -> None:
         b'{"event": "machine", "start": "one", "facts": {"gpus": [{"cores": 1}]}}',
         b'{"event": "machine", "start": "one", "facts": {"energy": "much"}}',
         b'{"event": "machine", "start": "one", "facts": {"unseen": 5}}',
+        b'{"event": "machine", "start": "one", "facts": {"bypassed": {"vision cache": "often"}}}',
     ],
 )
 def test_a_corrupt_line_is_counted_and_skipped(tmp_path: Path, line: bytes) -> None:
@@ -482,6 +494,38 @@ def test_a_run_with_codecarbon_has_its_energy(tmp_path: Path, monkeypatch: pytes
     assert stage.energy_wall < start.used.wall
     text = as_markdown(read_ledger([run.path]))
     assert "CO2 by the electricity mix of France" in text
+
+
+def test_savings_that_were_bypassed_are_in_the_record_the_results_and_the_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = made_up(tmp_path, "one", wall=10)
+    with caplog.at_level(logging.INFO, "toolkit"):
+        note_bypass("vision cache", "of an earlier session")
+        for calls in (2, 1):
+            with recording(run, Run(name="one"), "run"):
+                for _ in range(calls):
+                    note_bypass("vision cache", "the tower is trained")
+        with recording(run, Run(name="one"), "evaluate") as recorder:
+            with recorder.stage("grpo"):
+                note_bypass("shared prefill", "the cache is a StaticCache")
+            before_the_end = summarise_compute(run.compute_file)
+    assert before_the_end is not None
+    found = {"shared prefill: the cache is a StaticCache": 1, "vision cache: the tower is trained": 3}
+    assert before_the_end.bypassed_savings == found
+    record = read_compute(run.compute_file)
+    assert [session.machine.get("bypassed") for session in record.sessions[1:]] == [
+        {"vision cache: the tower is trained": 2},
+        {"vision cache: the tower is trained": 1},
+        {"shared prefill: the cache is a StaticCache": 1},
+    ]
+    summary = summarise_compute(run.compute_file)
+    assert summary is not None
+    assert summary.bypassed_savings == found
+    ledger = read_ledger([tmp_path])
+    assert as_json(ledger)["bypassed_savings"] == found
+    assert "vision cache: the tower is trained** (3 calls)" in as_markdown(ledger)
+    assert sum("the tower is trained" in message for message in caplog.messages) == 2  # once in each session
 
 
 def test_a_codecarbon_that_cannot_start_is_reported_once_and_does_not_stop_the_run(

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.benchmarks import bench_gpu
 from tests.gpu import pack_wheels, session
+from tests.helpers.grpo_steps import difference
 from tests.helpers.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +144,35 @@ def test_a_stage_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Path, mo
     assert stages["evaluate"]["state"] == "done"
     assert stages["evaluate"]["steps"] == 2
     assert stages["evaluate"]["planned"]["reserved_gib"] >= stages["evaluate"]["planned"]["allocated_gib"] > 0
+
+
+@pytest.mark.slow
+def test_grpo_without_a_saving_records_its_work_completions_and_gradients(tmp_path: Path) -> None:
+    found = {}
+    for name, without in {"all": [], "none": ["vision_cache", "shared_prefill", "packing", "skipping"]}.items():
+        places = ["--out", tmp_path / f"{name}.json", "--gradients", tmp_path / name, "--model", tmp_path / "model"]
+        words = [
+            "--smoke",
+            "--stages",
+            "grpo",
+            "--steps",
+            "2",
+            "--no-dropout",
+            *map(str, places),
+            "--without",
+            *without,
+        ]
+        bench_gpu.measure(bench_gpu.parse(words))
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())["stages"]["grpo"]
+    whole, part = found["none"], found["all"]
+    assert whole["state"] == part["state"] == "done"
+    assert part["record"]["gpu_memory"]["micro_batch"] == 4
+    assert part["completions"] == whole["completions"]
+    assert 4 * part["work"]["read_tokens"] == whole["work"]["read_tokens"]
+    for name in ("trained_tokens", "images", "gflop_rollout", "gflop_update"):
+        assert part["work"][name] < whole["work"][name]
+    gradients = [load_file(tmp_path / name) for name in found]
+    assert max(difference(*gradients)) < 1e-5
 
 
 def test_a_stage_stops_after_two_steps_when_its_time_is_over(tmp_path: Path) -> None:

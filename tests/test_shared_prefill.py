@@ -11,7 +11,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.helpers.model_families import build
 from toolkit.models.shared_prefill import SharedPrefill, prefill_once
+from toolkit.runfolder.usage import bypasses
+from toolkit.runfolder.usage.counters import forget_bypasses
 from toolkit.tiny import FOLDER
+
+
+@pytest.fixture(autouse=True)
+def _no_bypass() -> None:
+    forget_bypasses()
+
 
 SHORT, LONG = "What is seen?", "Which finding is seen on this image of the chest, and on which side?"
 
@@ -101,7 +109,7 @@ def test_rows_have_one_prefill_if_tokens_and_images_are_equal(
     model: Any, tiny: tuple[Any, Any], rows: list[tuple[str, tuple[int, ...]]], computed: int
 ) -> None:
     shared = compare(model, batch(tiny[1], rows))
-    assert (shared.rows, shared.computed) == (len(rows), computed)
+    assert (shared.rows, shared.computed, bypasses()) == (len(rows), computed, {})
 
 
 def test_several_return_sequences_have_one_prefill(model: Any, tiny: tuple[Any, Any]) -> None:
@@ -109,15 +117,27 @@ def test_several_return_sequences_have_one_prefill(model: Any, tiny: tuple[Any, 
     assert (shared.rows, shared.computed) == (8, 2)
 
 
-def test_a_static_cache_keeps_the_own_forward(model: Any, tiny: tuple[Any, Any]) -> None:
-    shared = compare(model, batch(tiny[1], GROUPS), cache_implementation="static")
-    assert shared.rows == 0
+@pytest.mark.parametrize(
+    ("rows", "reported"),
+    [(GROUPS, {"shared prefill: the cache is a StaticCache": 1}), (GROUPS[2:4], {})],
+    ids=["repeated prompts", "different prompts"],
+)
+def test_a_static_cache_keeps_the_own_forward_and_is_reported_if_it_repeats_a_prompt(
+    model: Any, tiny: tuple[Any, Any], rows: list[tuple[str, tuple[int, ...]]], reported: dict[str, int]
+) -> None:
+    shared = compare(model, batch(tiny[1], rows), cache_implementation="static")
+    assert (shared.rows, bypasses()) == (0, reported)
+
+
+def test_an_unknown_argument_keeps_the_own_forward_and_its_name_is_reported(model: Any, tiny: tuple[Any, Any]) -> None:
+    shared = compare(model, batch(tiny[1], GROUPS), output_hidden_states=True)
+    assert (shared.rows, bypasses()) == (0, {"shared prefill: unknown argument output_hidden_states": 1})
 
 
 def test_training_keeps_the_own_forward(model: Any, tiny: tuple[Any, Any]) -> None:
     shared = prefill_once(model)
     model(**batch(tiny[1], GROUPS))
-    assert shared.rows == 0
+    assert (shared.rows, bypasses()) == (0, {})
 
 
 def test_active_dropout_keeps_the_own_forward(model: Any, tiny: tuple[Any, Any]) -> None:
@@ -128,7 +148,7 @@ def test_active_dropout_keeps_the_own_forward(model: Any, tiny: tuple[Any, Any])
     finally:
         del model.model.dropout
         model.eval()
-    assert shared.rows == 0
+    assert (shared.rows, bypasses()) == (0, {"shared prefill: dropout is active": 1})
 
 
 def test_the_wrapper_is_made_once(model: Any) -> None:

@@ -1,5 +1,6 @@
 """The cache of a frozen vision tower: equal outputs, each image computed once, and when it is bypassed."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
+from transformers.modeling_outputs import BaseModelOutput
 
 from tests.helpers.model_families import build
 from toolkit.models.vision_cache import VisionCache, cache_frozen_vision, find_tower
+from toolkit.runfolder.usage import bypasses
+from toolkit.runfolder.usage.counters import forget_bypasses
 from toolkit.tiny import FOLDER
+
+
+@pytest.fixture(autouse=True)
+def _no_bypass() -> None:
+    forget_bypasses()
 
 
 @pytest.fixture
@@ -98,6 +107,14 @@ def test_the_autocast_state_is_part_of_the_key(model: Any) -> None:
     assert not torch.equal(exact, rounded)
 
 
+def test_an_option_that_is_none_is_the_same_call_as_one_without_it(model: Any) -> None:
+    cache = cached(model)
+    for options in ({}, {"output_attentions": None}, {"output_hidden_states": None, "interpolate_pos_encoding": False}):
+        with torch.no_grad():
+            model.model.vision_tower(pixel_values=images(1), return_dict=True, **options)
+    assert cache.computed == 2  # False is an option of its own
+
+
 def _train(model: Any) -> None:
     next(iter(model.model.vision_tower.parameters())).requires_grad_(requires_grad=True)
 
@@ -111,20 +128,62 @@ def _adapt(model: Any) -> None:
     get_peft_model(model, LoraConfig(target_modules=r".*vision_tower.*q_proj")).requires_grad_(requires_grad=False)
 
 
-@pytest.mark.parametrize("change", [_train, _add_dropout, _adapt])
-def test_a_tower_whose_features_can_change_is_not_cached(model: Any, change: Callable[[Any], None]) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(_train, "is trained"), (_add_dropout, "active dropout"), (_adapt, "has an adapter")],
+)
+def test_a_tower_whose_features_can_change_is_not_cached_and_each_call_is_counted(
+    model: Any, change: Callable[[Any], None], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = cached(model)
     change(model)
-    for _ in range(2):
-        model.model.vision_tower(pixel_values=images(1), return_dict=True)
+    with caplog.at_level(logging.INFO, "toolkit"):
+        for _ in range(2):
+            model.model.vision_tower(pixel_values=images(1), return_dict=True)
     assert (cache.computed, cache.reused, cache.last) == (0, 0, None)
+    ((what, calls),) = bypasses().items()
+    assert what.startswith("vision cache: ")
+    assert reason in what
+    assert calls == 2
+    assert [record.getMessage() for record in caplog.records if what in record.getMessage()] == [caplog.messages[0]]
 
 
-def test_a_call_with_another_tensor_is_not_cached(model: Any) -> None:
+def test_a_call_with_another_tensor_is_not_cached_and_its_name_is_reported(model: Any) -> None:
     cache = cached(model)
     for _ in range(2):
         model.model.vision_tower(images(1), image_sizes=torch.tensor([[112, 112]]))
     assert (cache.computed, cache.reused, cache.last) == (0, 0, None)
+    assert bypasses() == {"vision cache: unknown argument image_sizes": 2}
+
+
+class Mixed(torch.nn.Module):
+    """A tower whose output mixes its images."""
+
+    def forward(self, pixel_values: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=pixel_values.mean(0, keepdim=True))
+
+
+def test_an_output_that_cannot_be_divided_by_image_is_that_of_the_tower_and_reported() -> None:
+    tower, pixels = Mixed(), images(1, 2)
+    expected = tower(pixels).last_hidden_state
+    cache = VisionCache(tower)
+    for calls in (1, 2):
+        assert torch.equal(tower(pixels).last_hidden_state, expected)
+        assert (cache.computed, cache.last) == (0, None)
+        assert bypasses() == {"vision cache: the tower's output last_hidden_state cannot be divided by image": calls}
+
+
+def test_a_cached_call_is_no_bypass(model: Any) -> None:
+    cached(model)
+    features(model, images(1, 1, 2))
+    assert bypasses() == {}
+
+
+def test_a_tower_with_an_unknown_name_is_reported(model: Any) -> None:
+    model.model.seeing_part = model.model.vision_tower
+    del model.model.vision_tower
+    assert cache_frozen_vision(model) is None
+    assert bypasses() == {"vision cache: the tower has an unknown name": 1}
 
 
 @pytest.mark.slow

@@ -15,6 +15,9 @@ Each stage trains ``--steps`` optimizer steps. It stops earlier, but not before 
 this process have passed except for the time of later stages. The file records such a stage as "stopped". A stage that
 fails does not stop the next. The JSON file is replaced after each step, so that a process that is ended from outside
 leaves what it has measured. The process ends with 1 if a stage has failed.
+
+``--compare`` compares GRPO by plain TRL with the toolkit's, without and with each saving of repeated work
+(``gpu_savings.py``). ``--without`` switches savings off in one process. With ``--smoke`` both run on a CPU.
 """
 
 import argparse
@@ -27,22 +30,24 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.gpu_savings import EQUAL_REWARDS, SAVINGS, compare, grpo_watched, work
 from toolkit.errors import ToolkitError
 from toolkit.runfolder import write_json
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))
 
 if TYPE_CHECKING:
     from toolkit.evaluation.stage_context import Context
     from toolkit.models.backend import TrainingJob
     from toolkit.recipe import Recipe
 
+ROOT = Path(__file__).resolve().parents[2]
 TRAINERS = ("unsloth", "hf", "trl")
 STAGES = ("grpo", "sft", "evaluate")
 RECIPE = ROOT / "recipes/medgemma_sft_grpo.toml"
@@ -100,13 +105,17 @@ class Steps:
     begun: float = field(default_factory=time.perf_counter)
     ends: list[float] = field(default_factory=list)
     last: int = 0
+    counts: list[Any] = field(default_factory=list)
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         """Take in that ``done`` of ``total`` steps are done (in an evaluation: of the questions)."""
         if not what.startswith(self.stage) or done <= self.last:
             return  # other work, or the summary after the last step
+        from toolkit.runfolder.usage import counts
+
         synchronize()
         self.last = done
+        self.counts.append(counts())
         self.ends.append(time.perf_counter())
         spans = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
         self.measurement.note(
@@ -115,6 +124,7 @@ class Steps:
             seconds_until_first_step=round(self.ends[0] - self.begun, 2),
             step_seconds=[round(span, 3) for span in spans],
             seconds_a_step=round(statistics.median(spans), 3) if spans else None,
+            **({"work": work(self.counts)} if self.stage == "grpo" else {}),
             **peaks(),
         )
         if self.stage == "evaluate" and len(self.ends) == 1:
@@ -176,6 +186,8 @@ def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Name
 
     folder.mkdir(parents=True, exist_ok=True)
     changes: dict[str, Any] = {name: None for name in ("sft", "grpo") if name != stage}
+    if options.no_dropout:
+        changes["lora"] = recipe.lora.model_copy(update={"dropout": 0.0})
     if stage == "evaluate":
         changes["evaluate"] = Evaluate(limit=QUESTIONS, batch_size=QUESTIONS // 2, max_completion_tokens=ANSWER_TOKENS)
         rows = recipe.dataset.synthetic.model_copy(update={"test": QUESTIONS}) if recipe.dataset.synthetic else None
@@ -184,7 +196,12 @@ def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Name
         section = getattr(recipe, stage)
         warmup = min(section.warmup_steps, options.steps)
         changes[stage] = section.model_copy(update={"max_steps": options.steps, "warmup_steps": warmup})
-        changes["rewards"] = recipe.rewards.model_copy(update=length_reward(folder))
+        rewards = length_reward(folder)
+        if options.equal_rewards:
+            (folder / "length.py").write_text(EQUAL_REWARDS, encoding="utf-8")
+        changes["rewards"] = recipe.rewards.model_copy(update=rewards)
+        if stage == "grpo" and "packing" in options.without:
+            changes["grpo"] = changes["grpo"].model_copy(update={"packing": False})
     return recipe.model_copy(update=changes)
 
 
@@ -227,9 +244,11 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
             forget_peaks()
             later = len(options.stages) - options.stages.index(stage) - 1
             steps = Steps(stage, measurement, BEGUN + options.seconds - RESERVE * later)
-            result = RUN[stage, options.trainer == "trl"](replace(context, progress=steps))
+            with grpo_watched(partial(measurement.note, "grpo"), options):
+                result = RUN[stage, options.trainer == "trl"](replace(context, progress=steps))
         if options.trainer != "trl" and stage != "evaluate":
-            measurement.note(stage, record={name: result.get(name) for name in ("backend", "gpu_memory")})
+            record = {"backend": result.backend, "gpu_memory": asdict(result.training.gpu_memory)}
+            measurement.note(stage, record=record)
         state = "done"
     except Enough:
         state = "stopped"
@@ -473,15 +492,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--data", type=Path, help="has processors.tar.gz, which Qwen models need")
     parser.add_argument("--smoke", action="store_true", help="two layers and small images, on any device: does it run?")
+    parser.add_argument("--without", nargs="*", choices=SAVINGS, default=[], help="savings of GRPO that are off")
+    parser.add_argument("--equal-rewards", action="store_true", help="a third of the rows has equal rewards")
+    parser.add_argument("--no-dropout", action="store_true", help="lora.dropout = 0, so that gradients are comparable")
+    parser.add_argument("--gradients", type=Path, help="a file for the gradients of GRPO's first step")
+    parser.add_argument("--compare", action="store_true", help="all methods of GRPO in turn. --out is a folder then")
+    parser.add_argument("--rounds", type=int, default=2, help="of the comparison")
     options = parser.parse_args(arguments)
     options.data = options.data or Path(os.environ.get("TOOLKIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
-    if options.trainer == "trl" and "evaluate" in options.stages:
-        parser.error("plain TRL has no evaluation")
+    if options.trainer == "trl" and ("evaluate" in options.stages or options.without or options.compare):
+        parser.error("plain TRL has neither an evaluation nor savings, and is a part of --compare")
     return options
 
 
 def main() -> int:
     options = parse()
+    if options.compare:
+        return compare(options, Path(__file__))
     with tempfile.TemporaryDirectory() as compiled:
         if options.trainer == "unsloth":
             from toolkit.models.unsloth.preload import start

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from toolkit.models.families import IMAGE_BLOCKS
-from toolkit.models.shared_prefill import first_equal_rows, images_by_row, select_rows
+from toolkit.models.shared_prefill import NOT_ASSIGNED, first_equal_rows, has_equal_rows, images_by_row, select_rows
+from toolkit.runfolder.usage import note_bypass
 
 _BY_ROW = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _KNOWN = frozenset({*_BY_ROW, "pixel_values", "image_grid_thw", "logits_to_keep", "use_cache"})
@@ -33,7 +34,8 @@ _Fields = Mapping[str, Any]
 def pack_prompts(model: Any) -> Callable[..., Any]:
     """Return a function with the arguments and the logits of ``model``, which computes each distinct prompt once.
 
-    Calls whose prompts all differ, or whose arguments it does not know, go to the model as they are.
+    Calls whose prompts all differ go to the model as they are. So do calls with unknown arguments or with images that
+    cannot be assigned to rows. These are counted and logged (``usage.note_bypass``).
 
     Args:
         model: A model whose type is in ``packing.PACKABLE``, with or without the wrappers of peft and accelerate. Its
@@ -50,8 +52,11 @@ def _forward(model: Any, **fields: Any) -> Any:
         name: value[:, :end] if name in _BY_ROW and value is not None else value for name, value in fields.items()
     }
     whole = _unwrap(model)
-    images = images_by_row(whole.config, prompts) if _is_known(fields) else None
+    unknown = sorted(name for name, value in fields.items() if name not in _KNOWN and value is not None)
+    images = None if unknown else images_by_row(whole.config, prompts)
     if images is None:
+        if has_equal_rows(prompts["input_ids"]):
+            note_bypass("packed prompts", f"unknown argument {', '.join(unknown)}" if unknown else NOT_ASSIGNED)
         return model(**fields)
     groups: dict[int, list[int]] = {}
     for row, first in enumerate(first_equal_rows(prompts, images)):
@@ -168,10 +173,6 @@ class _Packed:
         length = types.shape[1]
         after_T = self.order_T[length:] - self.order_T[length - 1] + length - 1 + offset[0, 0]
         return torch.cat([positions, after_T.expand(3, 1, -1)], dim=-1)
-
-
-def _is_known(fields: _Fields) -> bool:
-    return all(name in _KNOWN or value is None for name, value in fields.items())
 
 
 def _unwrap(model: Any) -> Any:

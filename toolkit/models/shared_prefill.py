@@ -5,8 +5,9 @@ around the model's ``forward`` computes distinct rows once, and then repeats the
 are those that ``generate`` has prepared for all rows, so that nothing is computed differently.
 
 Rows are equal if their tokens, masks and images are equal, so a batch may have groups of any size. The model's own
-``forward`` runs as usual in training, in decoding, with a static cache, and for a model whose images cannot be assigned
-to rows.
+``forward`` runs as usual in training and in decoding. It also does so with a static cache, with unknown arguments, and
+for a model whose images cannot be assigned to rows. If rows have equal tokens, such a call is counted and logged
+(``usage.note_bypass``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,16 +15,20 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from toolkit.models.vision_cache import is_random, replace_forward
+from toolkit.runfolder.usage import note_bypass
 
 _ROW_FIELDS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids"})
 """Tensors with an axis for rows."""
 _IMAGE_FIELDS = ("pixel_values", "image_grid_thw")
 """Tensors with the images of all rows, one after another."""
+_KNOWN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 _SHARED_FIELDS = frozenset({"cache_position", "past_key_values"})
 """Values that are the same for all rows."""
+NOT_ASSIGNED = "the images cannot be assigned to rows"
+"""Reason of a bypass."""
 _Fields = Mapping[str, Any]
 
 
@@ -48,11 +53,13 @@ class SharedPrefill:
         self._model.forward = self._forward
 
     def _call(self, fields: dict[str, Any]) -> Any:
-        if (
-            not _is_prefill(fields)
-            or is_random(self._model)
-            or (images := images_by_row(self._model.config, fields)) is None
-        ):
+        if not _is_prefill(fields):
+            return self._forward(**fields)
+        reason = _unsupported(fields) or ("dropout is active" if is_random(self._model) else "")
+        images = None if reason else images_by_row(self._model.config, fields)
+        if images is None:
+            if has_equal_rows(fields["input_ids"]):
+                note_bypass("shared prefill", reason or NOT_ASSIGNED)
             return self._forward(**fields)
         first_of_row = first_equal_rows(fields, images)
         firsts = sorted(set(first_of_row))
@@ -77,16 +84,32 @@ def prefill_once(model: Any) -> SharedPrefill:
 
 
 def _is_prefill(fields: _Fields) -> bool:
-    """Return whether the call fills an empty dynamic cache with more than one row, and has known arguments only."""
+    """Return whether the call fills an empty cache with the prompts of more than one row."""
     ids, cache = fields.get("input_ids"), fields.get("past_key_values")
-    if torch.is_grad_enabled() or ids is None or len(ids) < 2 or type(cache) is not DynamicCache:
+    if torch.is_grad_enabled() or ids is None or cache is None or len(ids) < 2:
         return False
-    layers_known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-    if not layers_known or cache.get_seq_length():
+    # A prompt has several tokens. A compiled forward must not branch on the length of its static cache.
+    if type(cache) is not DynamicCache and (ids.shape[1] < 2 or torch.compiler.is_compiling()):
         return False
-    if fields.get("output_hidden_states") or fields.get("output_attentions"):
-        return False
-    return all(_is_known(name, value) for name, value in fields.items())
+    return not (isinstance(cache, Cache) and cache.get_seq_length())
+
+
+def _unsupported(fields: _Fields) -> str:
+    """Return which cache or argument has another form than the wrapper knows. Empty: none has."""
+    cache = fields["past_key_values"]
+    if type(cache) is not DynamicCache:
+        return f"the cache is a {type(cache).__name__}"
+    layers = {type(layer).__name__ for layer in cache.layers if type(layer) not in _KNOWN_LAYERS}
+    if layers:
+        return f"the cache has a {', '.join(sorted(layers))}"
+    requested = [name for name in ("output_hidden_states", "output_attentions") if fields.get(name)]
+    unknown = requested or sorted(name for name, value in fields.items() if not _is_known(name, value))
+    return f"unknown argument {', '.join(unknown)}" if unknown else ""
+
+
+def has_equal_rows(tokens_RT: torch.Tensor) -> bool:
+    """Return whether two rows have equal tokens, so that their prompt may be computed twice."""
+    return len(torch.unique(tokens_RT, dim=0)) < len(tokens_RT)
 
 
 def _is_known(name: str, value: Any) -> bool:

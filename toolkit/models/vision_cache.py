@@ -7,7 +7,8 @@ The cache replaces ``tower.forward`` by an instance attribute. Parameter names, 
 An image is recognised by its pixels, which are compared exactly, so that no key has to pass through the trainer.
 
 The tower's own ``forward`` runs as usual if the tower is trained or adapted, if its output depends on random numbers,
-if an argument beside pixels and grid is a tensor, and if a field of the output cannot be divided by image.
+if an argument beside pixels and grid is a tensor, and if a field of the output cannot be divided by image. Such calls
+are counted and logged (``usage.note_bypass``).
 """
 
 import functools
@@ -23,6 +24,7 @@ from torch import nn
 from transformers.utils.generic import ModelOutput
 
 from toolkit.models.families import VISION
+from toolkit.runfolder.usage import note_bypass
 
 GRID = "grid_thw"
 """Argument of towers that get the patches of all images in one tensor: time, height and width of each image."""
@@ -66,10 +68,12 @@ class VisionCache:
         self.computed = self.reused = 0
         self.last: tuple[int, int] | None = None
         self._tower, self._forward = tower, tower.forward
-        self._names = list(inspect.signature(tower.forward).parameters)
+        parameters = inspect.signature(tower.forward).parameters
+        self._names = list(parameters)
+        self._not_none = {name for name, one in parameters.items() if one.default is not None}
         self._images: list[_Image] = []
         self._output_type: type[ModelOutput] | None = None
-        self._divisible = True
+        self._indivisible = ""
 
         replace_forward(tower, self._call).vision_cache = self
 
@@ -83,11 +87,15 @@ class VisionCache:
         self.clear()
 
     def _call(self, fields: dict[str, Any]) -> Any:
-        images = self._read(fields) if self._divisible and self._is_frozen() else []
-        found, new = self._find(images)
+        reason = self._indivisible or self._changing() or self._unknown(fields)
+        found, new = ([], []) if reason else self._find(self._read(fields))
         self.last = (0, 0)
-        if not found or (new and not self._compute(new, fields)):
+        if new and not self._compute(new, fields):
+            reason = self._indivisible
+        if reason or not found:
             self.last = None
+            if reason:
+                note_bypass("vision cache", reason)
             return self._forward(**fields)
         self.computed += len(new)
         self.reused += len(found) - len(new)
@@ -96,20 +104,38 @@ class VisionCache:
         names = found[0].output
         return self._output_type(**{name: _join([image.output[name] for image in found]) for name in names})
 
-    def _is_frozen(self) -> bool:
+    def _changing(self) -> str:
+        """Return why equal images may have different features. Empty: the tower is frozen."""
         # An adapter can be switched off, frozen or not, and the arguments of the call do not show it.
-        adapted = any(isinstance(module, BaseTunerLayer) for module in self._tower.modules())
-        trained = any(parameter.requires_grad for parameter in self._tower.parameters())
-        return not adapted and not trained and not is_random(self._tower)
+        if any(isinstance(module, BaseTunerLayer) for module in self._tower.modules()):
+            return "the tower has an adapter"
+        if any(parameter.requires_grad for parameter in self._tower.parameters()):
+            return "the tower is trained"
+        return "the tower has active dropout or batch normalisation" if is_random(self._tower) else ""
+
+    def _unknown(self, fields: Mapping[str, Any]) -> str:
+        """Return which argument is unknown to the cache. Empty: none is."""
+        pixels = fields.get(self._names[0])
+        if not isinstance(pixels, torch.Tensor) or pixels.requires_grad:
+            return f"{self._names[0]} is no tensor, or has a gradient"
+        unknown = [
+            name
+            for name, value in self._options(fields).items()
+            if not (value is None or isinstance(value, bool | int | float | str))
+        ]
+        return f"unknown argument {', '.join(sorted(unknown))}" if unknown else ""
+
+    def _options(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments beside pixels and grid. None is left out where it is the default."""
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in (self._names[0], GRID, *_NO_EFFECT) and not (value is None and name not in self._not_none)
+        }
 
     def _read(self, fields: Mapping[str, Any]) -> list[_Image]:
-        """Return the images of a call. Empty: an argument is unknown to the cache."""
-        pixels, grid = fields.get(self._names[0]), fields.get(GRID)
-        options = {name: value for name, value in fields.items() if name not in (self._names[0], GRID, *_NO_EFFECT)}
-        if not isinstance(pixels, torch.Tensor) or pixels.requires_grad:
-            return []
-        if not all(value is None or isinstance(value, bool | int | float | str) for value in options.values()):
-            return []
+        """Return the images of a call."""
+        pixels, grid, options = fields[self._names[0]], fields.get(GRID), self._options(fields)
         device = pixels.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (pixels.dtype, pixels.device, autocast, *sorted(options.items()))
@@ -141,8 +167,10 @@ class VisionCache:
             output = self._forward(**{**fields, **inputs})
             divisions = self._divisions(images)
             parts = {name: _divide(value, divisions) for name, value in _fields(output).items()}
-        self._divisible = bool(parts) and all(part is not None for part in parts.values())
-        if not self._divisible:
+        undivided = [name for name, part in parts.items() if part is None]
+        if undivided or not parts:
+            named = ", ".join(undivided) or type(output).__name__
+            self._indivisible = f"the tower's output {named} cannot be divided by image"
             return False
         for name, part in parts.items():
             for image, own in zip(images, part or (), strict=True):
@@ -162,8 +190,11 @@ class VisionCache:
 
 def cache_frozen_vision(model: Any) -> VisionCache | None:
     """Cache the features of images from now on, if the model has a vision tower. An earlier cache is removed."""
-    tower = find_tower(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tower = find_tower(whole)
     if tower is None:
+        if getattr(whole.config, "vision_config", None) is not None:
+            note_bypass("vision cache", "the tower has an unknown name")
         return None
     if (earlier := vision_cache_of(tower)) is not None:
         earlier.remove()

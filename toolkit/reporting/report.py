@@ -18,7 +18,7 @@ from toolkit.reporting.summaries import (
     versions_of,
 )
 from toolkit.runfolder import claim_file, has_text, hide_secrets, json_text, write_text
-from toolkit.runfolder.usage import HOUR, UNKNOWN, Counts, Usage, energy, figure
+from toolkit.runfolder.usage import HOUR, UNKNOWN, Counts, Usage, bypassed_savings, energy, figure
 
 NOTES = (
     "**Wall, CPU and GPU hours.** CPU hours are those of the process and of its children that have ended. GPU hours "
@@ -101,6 +101,7 @@ def as_json(ledger: Ledger) -> dict[str, Any]:
         "hardware": machines(ledger.sessions),
         "energy": energy_sources(ledger.sessions),
         "versions": versions_of(ledger.sessions),
+        "bypassed_savings": bypassed_savings(ledger.sessions),
         "damaged_lines": ledger.damaged,
         "runs_without_record": ledger.unrecorded,
         "runs_with_copied_sessions": ledger.copies,
@@ -149,6 +150,8 @@ def _warnings(ledger: Ledger) -> list[str]:
         lines.append(f"**Corrupt:** {_count(ledger.damaged, 'line')} of the usage records skipped: {runs}.")
     unseen = {what for session in ledger.sessions for what in session.machine.get("unseen", ())}
     lines += [f"**Not measured:** {what}." for what in sorted(unseen)]
+    bypassed = bypassed_savings(ledger.sessions)
+    lines += [f"**Repeated work, without the {what}** ({_count(calls, 'call')})." for what, calls in bypassed.items()]
     return lines
 
 

@@ -36,6 +36,7 @@ from toolkit.models.vision_cache import cache_frozen_vision
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
 from toolkit.runfolder import from_json, is_main_process, read_json, world_size, write_json
+from toolkit.runfolder.usage import note_bypass
 from toolkit.training.distributed import per_process
 from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer
 from toolkit.training.image_processor_cache import rollout_processor
@@ -128,7 +129,7 @@ def _packs_prompts(recipe: Recipe, backend: str, policy: Policy) -> bool:
     """
     reasons = not_packed_reasons(recipe, backend, policy.model.config.model_type)
     if reasons:
-        log.info("grpo: prompts are not packed: %s", "; ".join(reasons))
+        note_bypass("packed prompts", "; ".join(reasons))
     else:
         log.info(
             "grpo: a prompt and %d of its completions are packed into one row", packed_completions(recipe.grpo_settings)
@@ -304,10 +305,17 @@ def _can_skip_zero_variance(trainer: Any, job: TrainingJob, *, replaces_trl: boo
     grpo = job.recipe.grpo_settings
     if grpo.beta > 0 or getattr(trainer, "aux_loss_enabled", False):  # terms of the loss that need every completion
         return False
-    if job.preflight or world_size() > 1:  # it must measure every row; all processes take part in each backward pass
+    if job.preflight:  # it must measure every row
         return False
+    reason = ""
+    if world_size() > 1:
+        reason = "all processes take part in each backward pass"
     # Unsloth computes gradients in the forward pass, so multiplying the loss of a part has no effect.
-    return not replaces_trl or grpo.loss in ("dapo", "cispo")
+    elif replaces_trl and grpo.loss not in ("dapo", "cispo"):
+        reason = f'Unsloth computes gradients of loss = "{grpo.loss}" in the forward pass'
+    if reason:
+        note_bypass("update without zero-variance groups", reason)
+    return not reason
 
 
 def _check_trl_replaced() -> None:

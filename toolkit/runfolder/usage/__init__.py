@@ -1,6 +1,16 @@
 """Usage of runs: time, GPU memory, energy and FLOPs, recorded during the run and read for reports."""
 
-from toolkit.runfolder.usage.counters import Counts, ParameterCount, Usage, count, counts, note_unmeasured, total
+from toolkit.runfolder.usage.counters import (
+    Counts,
+    ParameterCount,
+    Usage,
+    bypasses,
+    count,
+    counts,
+    note_bypass,
+    note_unmeasured,
+    total,
+)
 from toolkit.runfolder.usage.machine import begin_peak, gpu_peaks
 from toolkit.runfolder.usage.recorder import Recorder, recording
 from toolkit.runfolder.usage.records import (
@@ -11,6 +21,7 @@ from toolkit.runfolder.usage.records import (
     ComputeSummary,
     Session,
     Stage,
+    bypassed_savings,
     compute_line,
     energy,
     figure,
@@ -31,12 +42,15 @@ __all__ = [
     "Stage",
     "Usage",
     "begin_peak",
+    "bypassed_savings",
+    "bypasses",
     "compute_line",
     "count",
     "counts",
     "energy",
     "figure",
     "gpu_peaks",
+    "note_bypass",
     "note_unmeasured",
     "read_compute",
     "recording",

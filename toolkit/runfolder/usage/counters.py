@@ -7,10 +7,13 @@ forward pass and 2 n in the backward pass for the gradient of its input. A train
 2020, arXiv 2001.08361, 2.1). Gradient checkpointing repeats the forward pass.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ NAMES = tuple(field.name for field in fields(Counts))
 
 _so_far = Counts()
 _unseen: set[str] = set()
+_bypasses: dict[str, int] = {}
 
 
 def count(**more: float) -> None:
@@ -110,6 +114,29 @@ def counts() -> Counts:
 def unseen() -> tuple[str, ...]:
     """Return the notes of ``note_unmeasured``."""
     return tuple(sorted(_unseen))
+
+
+def note_bypass(saving: str, reason: str) -> None:
+    """Count a call that repeated work, because a saving could not be used. The first call of each reason is logged.
+
+    Args:
+        saving: What would have saved the work, such as "vision cache".
+        reason: Why it was bypassed.
+    """
+    what = f"{saving}: {reason}"
+    if what not in _bypasses:
+        log.info("work is repeated without the %s", what)
+    _bypasses[what] = _bypasses.get(what, 0) + 1
+
+
+def bypasses() -> dict[str, int]:
+    """Return the number of calls of each saving and reason of ``note_bypass``."""
+    return dict(sorted(_bypasses.items()))
+
+
+def forget_bypasses() -> None:
+    """Start to count and log bypasses anew, for a new session."""
+    _bypasses.clear()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from toolkit.runfolder import (
     world_size,
 )
 from toolkit.runfolder.usage import machine
-from toolkit.runfolder.usage.counters import Usage, counts, largest_known, unseen
+from toolkit.runfolder.usage.counters import Usage, bypasses, counts, forget_bypasses, largest_known, unseen
 from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter, Reading, is_installed
 
 BEAT = 30.0
@@ -45,6 +45,7 @@ class Recorder:
         self._lock = threading.RLock()
         self._begun = self._last_tick = time.monotonic()
         self._cpu, self._counts = machine.cpu_seconds(), counts()
+        forget_bypasses()
         self._gpu = 0.0
         self._gpu_peak: int | None = None
         self._energy_wanted = is_installed()
@@ -67,6 +68,7 @@ class Recorder:
             yield
         finally:
             with self._lock:
+                self.add_facts(bypassed=bypasses())  # results.json is written before the end of the session
                 self.write_line("stage")
                 self._stage = None
 
@@ -98,12 +100,12 @@ class Recorder:
                 self._begin_energy()
             if time.monotonic() - written >= beat:
                 written = time.monotonic()
-                self.add_facts(**machine.describe_gpus(), unseen=unseen())
+                self.add_facts(**machine.describe_gpus(), unseen=unseen(), bypassed=bypasses())
                 self.write_line("beat")
 
     def close(self, outcome: str) -> None:
         """Write the last line."""
-        self.add_facts(**machine.describe_gpus(), unseen=unseen())
+        self.add_facts(**machine.describe_gpus(), unseen=unseen(), bypassed=bypasses())
         self.write_line("end", outcome=outcome)
         if self._energy is not None:
             self.add_facts(energy=self._energy.describe())

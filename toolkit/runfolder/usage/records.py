@@ -1,6 +1,7 @@
 """Read ``compute.jsonl``: the sessions of a run with their stages, and their summary."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return facts of a machine in the types that reports expect.
 
     Raises:
-        KeyError, TypeError, AttributeError: a fact has another type.
+        KeyError, TypeError, ValueError, AttributeError: a fact has another type.
     """
     found = dict(facts)
     if "gpus" in found:
@@ -126,6 +127,8 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         found["energy"] = dict(found["energy"].items())
     if "unseen" in found:
         found["unseen"] = [str(one) for one in found["unseen"]]
+    if "bypassed" in found:
+        found["bypassed"] = {str(what): int(times) for what, times in found["bypassed"].items()}
     return found
 
 
@@ -174,6 +177,8 @@ class ComputeSummary:
     co2_kg: float | None
     training_flops_formula: float | None
     damaged_lines: int
+    bypassed_savings: Mapping[str, int] = field(default_factory=dict)
+    """Maps each saving of repeated work that was not used, with the reason, to the number of its calls."""
 
 
 def summarise_compute(file: Path) -> ComputeSummary | None:
@@ -194,7 +199,16 @@ def summarise_compute(file: Path) -> ComputeSummary | None:
         co2_kg=used.co2,
         training_flops_formula=used.counts.training or None,
         damaged_lines=record.damaged,
+        bypassed_savings=bypassed_savings(record.sessions),
     )
+
+
+def bypassed_savings(sessions: Iterable[Session]) -> dict[str, int]:
+    """Return the calls that repeated work because a saving was not used. See ``counters.note_bypass``."""
+    calls: Counter[str] = Counter()
+    for session in sessions:
+        calls.update(session.machine.get("bypassed", {}))
+    return dict(sorted(calls.items()))
 
 
 def compute_line(file: Path) -> str | None:
