@@ -147,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(ExitCode.FAILED)
     except _write_errors() as error:
         if rejected := path_error(error):
             _fail(rejected, arguments)

@@ -13,12 +13,14 @@ from toolkit.cli.data import data_app
 from toolkit.cli.doctor import doctor
 from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
+from toolkit.cli.new import new
 from toolkit.cli.options import AsJson, ModelChoice, RecipePath, RunPath, Settings, open_recipe
 from toolkit.cli.output import print_json
 from toolkit.cli.plan import plan, short_lines
 from toolkit.cli.predict import predict
 from toolkit.cli.recipes import constraints, recipes_app
 from toolkit.cli.report import report_app
+from toolkit.cli.runs import list_runs
 from toolkit.cli.seeds import run_with_seeds
 
 app = App(
@@ -228,6 +230,8 @@ def _is_image_generator(run_folder: Path, push: str | None, method: str | None, 
 
 
 app.command()(predict)
+app.command()(new)
+app.command("list")(list_runs)
 
 
 @reward_app.command("test")

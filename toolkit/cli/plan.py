@@ -44,7 +44,7 @@ def plan(
     if deep:
         for_language_models(loaded, "toolkit plan --deep")
     hide_library_warnings()
-    found = plan_recipe(loaded, find_gpu() if gpu is None else _parse_gpu(gpu), deep=deep)
+    found = plan_recipe(loaded, find_gpu() if gpu is None else find_gpu_of(gpu), deep=deep)
     if as_json:
         print_json(found.to_json())
     else:
@@ -86,7 +86,7 @@ def _describe(plan: "AnyPlan") -> PlanText:
     return describe_plan(plan) if isinstance(plan, Plan) else describe_imagegen_plan(plan)
 
 
-def _parse_gpu(text: str) -> "Gpu":
+def find_gpu_of(text: str) -> "Gpu":
     """Return the GPU that ``--gpu`` names. Raises ArgumentError if it is unknown."""
     from toolkit.errors import PlanError
     from toolkit.pipeline.plan import parse_gpu

@@ -28,10 +28,6 @@ BUILT_TOGETHER = frozenset({"torch", "torchvision", "xformers", "triton", "unslo
 """Distributions whose versions depend on each other."""
 
 TORCHVISION_OF: Mapping[str, str] = {
-    "2.6": "0.21",
-    "2.7": "0.22",
-    "2.8": "0.23",
-    "2.9": "0.24",
     "2.10": "0.25",
     "2.11": "0.26",
     "2.12": "0.27",
