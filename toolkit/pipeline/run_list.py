@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from toolkit.errors import RunError, ToolkitError
-from toolkit.imagegen.results import ImagegenResult
+from toolkit.pipeline.imagegen import ImagegenRunResults
 from toolkit.pipeline.run import stage_calls
 from toolkit.pipeline.run_results import collect_results, read_results
 from toolkit.pipeline.stages import STAGES
@@ -130,5 +130,5 @@ def _main_score(run: RunFolder, status: RunStatus) -> MainScore | None:
 def _judge_score(run: RunFolder) -> MainScore | None:
     if not run.results_file.is_file():
         return None
-    found = from_json(ImagegenResult, read_json(run.results_file))
+    found = from_json(ImagegenRunResults, read_json(run.results_file)).imagegen
     return MainScore("judge score", found.rows[-1].label, found.rows[-1].judge) if found.rows else None

@@ -1,0 +1,42 @@
+# The toolkit for one NVIDIA GPU, with the tested versions. Build it from the root of the repository:
+#
+#     docker build -t toolkit .
+#     docker run --rm --gpus all -v "$PWD:/work" toolkit run quickstart
+#
+# The wheels of torch have their CUDA libraries. The base image adds the driver interface and the tools of the runtime.
+FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
+
+ENV DEBIAN_FRONTEND=noninteractive \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONUNBUFFERED=1
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+
+# libgl1 and libglib2.0-0: OpenCV. gcc and the headers: Triton compiles kernels when it first needs them.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends \
+        gcc libc6-dev libgl1 libglib2.0-0 python3 python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+RUN useradd --create-home --uid 10001 toolkit \
+    && python3 -m venv /opt/toolkit \
+    && mkdir /work \
+    && chown toolkit:toolkit /work
+
+WORKDIR /tmp/source
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY recipes recipes
+COPY toolkit toolkit
+RUN /opt/toolkit/bin/pip install ".[dicom,nifti,compute,tracking]" -c constraints.txt \
+    && rm -rf /tmp/source/*
+
+ENV PATH=/opt/toolkit/bin:$PATH \
+    TOOLKIT_CACHE=/work/.cache/toolkit \
+    HF_HOME=/work/.cache/huggingface
+
+USER toolkit
+WORKDIR /work
+ENTRYPOINT ["toolkit"]
+CMD ["--help"]
