@@ -36,7 +36,7 @@ ENV PATH=/opt/toolkit/bin:$PATH \
     TOOLKIT_CACHE=/work/.cache/toolkit \
     HF_HOME=/work/.cache/huggingface
 
-USER toolkit
+USER 10001
 WORKDIR /work
 ENTRYPOINT ["toolkit"]
 CMD ["--help"]

@@ -323,13 +323,8 @@ def _warn(name: str, mode: str, summary: Summary) -> None:
         if name == BEFORE:
             log.info("%s: %s completions %s (the format is not trained yet)", place, count, rule)
         else:
-            warn(
-                code,
-                f"no completion should {rule.replace('cannot', 'fail to')}",
-                place=place,
-                value=count,
-                remedy=remedy,
-            )
+            rule = f"the number of completions that {rule} should be 0"
+            warn(code, rule, place=place, value=count, remedy=remedy)
 
 
 def _warn_about_probabilities(name: str, rows: Rows) -> None:
