@@ -1,9 +1,10 @@
 # The toolkit for one NVIDIA GPU, with the tested versions. Build it from the root of the repository:
 #
 #     docker build -t toolkit .
-#     docker run --rm --gpus all -v "$PWD:/work" toolkit run quickstart
+#     docker run --rm --gpus all -v "$PWD:/home/toolkit/runs" toolkit run quickstart
 #
-# The wheels of torch have their CUDA libraries. The base image adds the driver interface and the tools of the runtime.
+# The folder must be writable for the user 10001, or add --user. The wheels of torch have their CUDA libraries. The base
+# image adds the driver interface and the tools of the runtime.
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
 
 ENV DEBIAN_FRONTEND=noninteractive \
@@ -22,8 +23,8 @@ RUN apt-get update \
 
 RUN useradd --create-home --uid 10001 toolkit \
     && python3 -m venv /opt/toolkit \
-    && mkdir /work \
-    && chown toolkit:toolkit /work
+    && mkdir /home/toolkit/runs \
+    && chown toolkit:toolkit /home/toolkit/runs
 
 WORKDIR /tmp/source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -33,10 +34,10 @@ RUN /opt/toolkit/bin/pip install ".[dicom,nifti,compute,tracking]" -c constraint
     && rm -rf /tmp/source/*
 
 ENV PATH=/opt/toolkit/bin:$PATH \
-    TOOLKIT_CACHE=/work/.cache/toolkit \
-    HF_HOME=/work/.cache/huggingface
+    TOOLKIT_CACHE=/home/toolkit/runs/.cache/toolkit \
+    HF_HOME=/home/toolkit/runs/.cache/huggingface
 
 USER 10001
-WORKDIR /work
+WORKDIR /home/toolkit/runs
 ENTRYPOINT ["toolkit"]
 CMD ["--help"]

@@ -46,7 +46,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "recipe.toml"
     file.write_text(
         '[run]\nname = "one"\n[data]\ntask = "mcq"\n[data.synthetic]\nkind = "chest"\ntrain = 8\ntest = 4\nsize = 64\n'
-        "[model]\nmax_tokens = 256\n[images]\nmax_side = 112\n[sft]\nmax_steps = 1\n[evaluate]\nmax_completion_tokens = 48\n"
+        "[model]\nmax_tokens = 256\n[images]\nmax_side = 112\n[sft]\nmax_steps = 1\n"
+        "[evaluate]\nmax_completion_tokens = 48\n"
     )
     return file
 
@@ -144,20 +145,15 @@ def test_the_documented_exit_codes_are_those_of_the_code() -> None:
 
 
 def test_completion_prints_a_script_and_names_of_recipes() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "toolkit", "--show-completion", "bash"], capture_output=True, text=True, check=False
-    )
-    assert shown.returncode == 0
-    assert "COMPLETE" in shown.stdout
-    environment = {
-        **os.environ,
-        "_TOOLKIT_COMPLETE": "complete_bash",
-        "COMP_WORDS": "toolkit run quick",
-        "COMP_CWORD": "2",
-    }
     code = "import sys; sys.argv = ['toolkit']; from toolkit.cli.commands import app; app(prog_name='toolkit')"
-    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert found.stdout.split() == ["quickstart"]
+
+    def complete(**more: str) -> str:
+        environment = {**os.environ, **more}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
+
+    assert "complete -o default -F" in complete(_TOOLKIT_COMPLETE="source_bash")
+    words = {"COMP_WORDS": "toolkit run quick", "COMP_CWORD": "2"}
+    assert complete(_TOOLKIT_COMPLETE="complete_bash", **words).split() == ["quickstart"]
 
 
 def test_a_closed_pipe_ends_a_command_without_a_traceback() -> None:

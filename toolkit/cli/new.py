@@ -83,15 +83,15 @@ def _choose_task(source: "Source", task: str | None, *, yes: bool) -> "Reading":
         task = _answer(f"Task ({', '.join(by_name)})", proposed[0].task, yes=yes)
     if task is None and proposed:
         listed = "".join(f"\n  {one.task}: {_describe(one)}" for one in proposed)
-        rule = f"the columns must fit one task best, and these fit equally well:{listed}\n"
+        rule = f"the columns must fit one task best, and these tasks can read them:{listed}\n"
         raise ArgumentError("new.task_ambiguous", rule, place="--task", remedy="Choose one with --task.")
     if task is None:
-        nearest = min(source.readings, key=lambda one: len(one.problems) - one.required)
+        nearest = min(source.readings, key=lambda one: len(one.problems) - len(one.columns))
         raise _not_readable(nearest)
     if task not in by_name:
         remedy = f"Choose one of: {', '.join(by_name)}."
         raise ArgumentError("new.task_unknown", "must be a task", place="--task", value=task, remedy=remedy)
-    if by_name[task].problems or not by_name[task].usable:
+    if not by_name[task].others and not by_name[task].usable:
         raise _not_readable(by_name[task])
     return by_name[task]
 

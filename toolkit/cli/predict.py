@@ -240,7 +240,7 @@ def predict_steps(chosen: Chosen, steps: Path, out: Path | None, image_root: Pat
         request = EpisodesRequest(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
         lines = predict_episodes(run, request, stop, progress, weights=weights)
     if as_json:
-        print_json({"out": request.out, "steps": lines})
+        print_json({"out": request.out, "predictions": lines})
     else:
         show.steps(lines, request.out)
 

@@ -60,7 +60,6 @@ class Reading:
         task: the task.
         columns: field -> its column.
         usable: number of usable rows.
-        required: number of required fields that have a column.
         problems: why the task cannot read the rows. Empty: it can.
         others: (field, unread column) whose name has the same meaning as the one that is read.
     """
@@ -68,7 +67,6 @@ class Reading:
     task: str
     columns: Mapping[str, str]
     usable: int
-    required: int
     problems: tuple[Problem, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
 
@@ -83,12 +81,15 @@ class Source:
 
     @property
     def proposed(self) -> tuple[Reading, ...]:
-        """Return the readings of the tasks with the most required fields. Several: the data do not decide."""
-        able = [one for one in self.readings if not one.problems and one.usable]
+        """Return the readings of the tasks whose columns no other task reads together with further ones.
+
+        Several readings: the data do not decide. A task with two possible columns for a field counts, although it reads no row before one of them is chosen.
+        """
+        able = [one for one in self.readings if one.others or (not one.problems and one.usable)]
         most = max((one.usable for one in able), default=0)
-        able = [one for one in able if one.usable >= MOST_ROWS * most]
-        best = max((one.required for one in able), default=0)
-        return tuple(one for one in able if one.required == best)
+        able = [one for one in able if one.others or one.usable >= MOST_ROWS * most]
+        columns = [frozenset(one.columns.values()) for one in able]
+        return tuple(one for one, own in zip(able, columns, strict=True) if not any(own < other for other in columns))
 
 
 def inspect_source(data: NewData) -> Source:
@@ -136,16 +137,15 @@ def _read(data: NewData, task: Task, available: Sequence[str]) -> Reading:
     recipe = _load(_sections(data, task.name, TINY))
     requested = row_settings(recipe, task)
     columns, problems = resolve_columns(task, requested, available)
-    required = sum(any(name in columns for name in choice.split("|")) for choice in task.required)
-    others = tuple(other_columns(task, requested, columns, available))
+    others = tuple(one for one in other_columns(task, requested, columns, available) if one[0] in task.one_value)
     fields = {name: column for name, column in columns.items() if name in task.columns}
     if problems:
-        return Reading(task.name, fields, 0, required, tuple(problems), others)
+        return Reading(task.name, fields, 0, tuple(problems))
     try:
         usable = len(read_file(recipe, task, data.train).samples)
     except DataError as error:
-        return Reading(task.name, fields, 0, required, tuple(error.problems), others)
-    return Reading(task.name, fields, usable, required, (), others)
+        return Reading(task.name, fields, 0, tuple(error.problems), others)
+    return Reading(task.name, fields, usable, (), others)
 
 
 def _sections(data: NewData, task: str, model: str) -> dict[str, object]:
@@ -231,7 +231,7 @@ _LAST = """\
 # max_steps = 300
 
 [evaluate]           # before training and after each stage, on the same held-out rows
-limit = 1000         # rows drawn with the seed
+# limit = 1000       # rows drawn with the seed
 
 [export]
 to = ["adapter"]     # "merged" and "gguf" need more disk
