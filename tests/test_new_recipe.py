@@ -41,6 +41,7 @@ def test_the_data_of_every_task_become_a_recipe_whose_plan_has_no_problem(
     files = task.synthetic.write(tmp_path, settings, 1)
     out = tmp_path / "my recipe.toml"
     words = ["--data", str(files["train"]), "--test", str(files["test"]), "--gpu", "none", "--out", str(out), "--yes"]
+    words += ["--boxes", "xyxy"]
     code = call(["new", *words, "--json"])
     if code:  # rows that several tasks can read
         (problem,) = json.loads(capsys.readouterr().out)["problems"]

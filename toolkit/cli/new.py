@@ -28,6 +28,9 @@ def new(
         list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="The column of a field of the task. Repeat it.")
     ] = None,
     group: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of the patient or lesion.")] = None,
+    boxes: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The format of boxes, such as xyxy, if the data do not decide.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="tiny, a Hub name, or a folder of weights.")] = None,
     gpu: Annotated[
         str | None, typer.Option(metavar="NAME|GB|none", help="The GPU to train on. Default: that of this machine.")
@@ -44,7 +47,7 @@ def new(
     with show_progress():
         from toolkit.pipeline.new_recipe import NewData, inspect_source, propose_model, recipe_text
 
-        rows = NewData(data, test, image_root, group, _columns(column or ()))
+        rows = NewData(data, test, image_root, group, _columns(column or ()), boxes)
         source = inspect_source(rows)
         note(f"{source.description}. Columns: {', '.join(source.columns)}")
         reading = _choose_task(source, task, yes=yes)
@@ -91,7 +94,7 @@ def _choose_task(source: "Source", task: str | None, *, yes: bool) -> "Reading":
     if task not in by_name:
         remedy = f"Choose one of: {', '.join(by_name)}."
         raise ArgumentError("new.task_unknown", "must be a task", place="--task", value=task, remedy=remedy)
-    if not by_name[task].others and not by_name[task].usable:
+    if not by_name[task].others and (by_name[task].problems or not by_name[task].usable):
         raise _not_readable(by_name[task])
     return by_name[task]
 

@@ -26,8 +26,6 @@ TINY = "tiny"
 TEST = 0.2
 """Fraction of the groups to hold out if the data have no test split."""
 TOO_LARGE = "plan.gpu_memory_too_small"
-MOST_ROWS = 0.9
-"""A task that reads fewer rows than this fraction of the best task's is not proposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,7 @@ class NewData:
     image_root: Path | None = None
     group: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    boxes: str | None = None
 
     def table(self, task: str, folder: Path | None = None) -> dict[str, object]:
         """Return the keys of [data]. With a folder, paths inside it are relative to it."""
@@ -47,6 +46,8 @@ class NewData:
         keys |= {key: _written_path(path, folder) for key, path in paths.items() if path}
         if self.group:
             keys["group"] = self.group
+        if self.boxes and TASKS[task].has_boxes:
+            keys["boxes"] = self.boxes
         # A task that lacks a field rejects its column. The others are compared without it.
         columns = {name: column for name, column in self.columns.items() if name in ("id", *TASKS[task].columns)}
         return keys | {"split": {"test": TEST}} | ({"columns": columns} if columns else {})
@@ -60,6 +61,8 @@ class Reading:
         task: the task.
         columns: field -> its column.
         usable: number of usable rows.
+        required: number of required fields that have a column.
+        fits: whether every required field has a column.
         problems: why the task cannot read the rows. Empty: it can.
         others: (field, unread column) whose name has the same meaning as the one that is read.
     """
@@ -67,6 +70,8 @@ class Reading:
     task: str
     columns: Mapping[str, str]
     usable: int
+    required: int
+    fits: bool
     problems: tuple[Problem, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
 
@@ -83,13 +88,18 @@ class Source:
     def proposed(self) -> tuple[Reading, ...]:
         """Return the readings of the tasks whose columns no other task reads together with further ones.
 
-        Several readings: the data do not decide. A task with two possible columns for a field counts, although it reads no row before one of them is chosen.
+        Of tasks with the same columns, those count that require the most fields. Several readings: the data do not
+        decide. A task also counts if its columns fit, but a setting is missing before its rows can be read.
         """
-        able = [one for one in self.readings if one.others or (not one.problems and one.usable)]
-        most = max((one.usable for one in able), default=0)
-        able = [one for one in able if one.others or one.usable >= MOST_ROWS * most]
+        able = [one for one in self.readings if one.fits and (one.usable or one.problems or one.others)]
         columns = [frozenset(one.columns.values()) for one in able]
-        return tuple(one for one, own in zip(able, columns, strict=True) if not any(own < other for other in columns))
+        able = [one for one, own in zip(able, columns, strict=True) if not any(own < other for other in columns)]
+
+        def is_best(one: Reading) -> bool:
+            same = [other for other in able if set(other.columns.values()) == set(one.columns.values())]
+            return one.required == max(other.required for other in same)
+
+        return tuple(filter(is_best, able))
 
 
 def inspect_source(data: NewData) -> Source:
@@ -137,15 +147,16 @@ def _read(data: NewData, task: Task, available: Sequence[str]) -> Reading:
     recipe = _load(_sections(data, task.name, TINY))
     requested = row_settings(recipe, task)
     columns, problems = resolve_columns(task, requested, available)
+    required = sum(any(name in columns for name in choice.split("|")) for choice in task.required)
     others = tuple(one for one in other_columns(task, requested, columns, available) if one[0] in task.one_value)
     fields = {name: column for name, column in columns.items() if name in task.columns}
     if problems:
-        return Reading(task.name, fields, 0, tuple(problems))
+        return Reading(task.name, fields, 0, required, False, tuple(problems))
     try:
         usable = len(read_file(recipe, task, data.train).samples)
     except DataError as error:
-        return Reading(task.name, fields, 0, tuple(error.problems), others)
-    return Reading(task.name, fields, usable, (), others)
+        return Reading(task.name, fields, 0, required, True, tuple(error.problems), others)
+    return Reading(task.name, fields, usable, required, True, (), others)
 
 
 def _sections(data: NewData, task: str, model: str) -> dict[str, object]:
