@@ -150,6 +150,9 @@ def _read(data: NewData, task: Task, available: Sequence[str]) -> Reading:
     required = sum(any(name in columns for name in choice.split("|")) for choice in task.required)
     others = tuple(one for one in other_columns(task, requested, columns, available) if one[0] in task.one_value)
     fields = {name: column for name, column in columns.items() if name in task.columns}
+    if unknown := [name for name in data.columns if name not in ("id", *task.columns)]:
+        rule = f"must be fields of the task {task.name}"
+        problems.append(Problem("data.field_unknown", rule, "data.columns", ", ".join(unknown), "Choose another task."))
     if problems:
         return Reading(task.name, fields, 0, required, False, tuple(problems))
     try:
