@@ -738,7 +738,7 @@ def test_a_healthy_machine_without_a_gpu_exits_with_0(site: Path, tmp_path: Path
 def test_the_json_is_one_object_as_documented(site: Path, tmp_path: Path) -> None:
     done = call(tmp_path, "--json")
     found = json.loads(done.stdout)
-    assert list(found) == ["toolkit", "seconds", "problems", "warnings", "findings"]
+    assert list(found) == ["schema_version", "toolkit", "seconds", "problems", "warnings", "findings"]
     assert all(list(one) == ["code", "name", "state", "found", "remedy"] for one in found["findings"])
     assert all(CODE.fullmatch(one["code"]) and one["code"].startswith("doctor.") for one in found["findings"])
     assert all(isinstance(value, str) for one in found["findings"] for value in one.values())

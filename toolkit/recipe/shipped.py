@@ -39,8 +39,8 @@ def find_recipe(given: Path) -> RecipeFile:
     for file in (Path(f"{given}.toml"), FOLDER / f"{given}.toml"):
         if file.is_file():
             return RecipeFile(file, file.parent, by_name=True)
-    if file := shipped_recipes().get(str(given)):
-        return RecipeFile(file, FOLDER, shipped=True, by_name=True)
+    if shipped := shipped_recipes().get(str(given)):
+        return RecipeFile(shipped, FOLDER, shipped=True, by_name=True)
     return RecipeFile(given, given.parent)
 
 
