@@ -10,6 +10,10 @@ FOLDER = Path("recipes")
 """Folder in which a shipped recipe is read as if it were a copy. `toolkit recipes copy` writes to it."""
 
 
+MAX_NAME = 100
+"""Characters of a name. A longer one may be a path that the operating system rejects."""
+
+
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
     """The file of a recipe.
@@ -34,7 +38,7 @@ def find_recipe(given: Path) -> RecipeFile:
     ``recipes/quickstart.toml`` and the shipped recipe. Paths in a shipped recipe start from ``recipes`` in the working
     directory, so that a copy in this folder is an equal recipe.
     """
-    if given.name != str(given) or given.suffix or given.is_file():
+    if given.name != str(given) or given.suffix or len(given.name) > MAX_NAME or given.is_file():
         return RecipeFile(given, given.parent)
     for file in (Path(f"{given}.toml"), FOLDER / f"{given}.toml"):
         if file.is_file():
