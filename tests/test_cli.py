@@ -47,12 +47,16 @@ def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.Capt
         "evaluate",
         "export",
         "predict",
+        "new",
+        "list",
         "doctor",
+        "constraints",
         "data",
         "reward",
         "report",
         "imagegen",
         "cache",
+        "recipes",
     ]
 
 

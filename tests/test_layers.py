@@ -13,6 +13,7 @@ PACKAGE = ROOT / "toolkit"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("identifiers",),
+    ("distribution",),
     ("errors",),
     ("recipe",),
     ("runfolder",),

@@ -194,7 +194,7 @@ def test_a_truncated_completion_is_wrong_and_is_counted(context: Context, caplog
     assert record.primary.value.n == 12
     assert overall.truncated.value == overall.unreadable.value == 1
     (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "evaluate.completions_truncated")
-    assert (warned.place, warned.value) == ("evaluate-cut", 1.0)
+    assert (warned.place, warned.value) == ("evaluate-cut", "12 of 12")
 
 
 def test_an_unreadable_answer_counts_in_n(context: Context, tmp_path: Path) -> None:

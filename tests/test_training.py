@@ -261,7 +261,7 @@ def test_the_probe_stops_a_run_with_truncated_completions(tmp_path: Path) -> Non
     ):
         train_grpo(context)
     assert caught.problem.place == "[grpo] max_completion_tokens"
-    assert caught.problem.value == "100% at 1 tokens"
+    assert caught.problem.value == "8 of 8 at 1 tokens"
 
 
 def test_the_probe_stops_a_run_with_zero_variance_groups(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_failed_probe_is_a_warning_if_the_recipe_requests_it(
     ):
         record = train_grpo(context)
     (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "training.probe_truncated")
-    assert warned.value == "100% at 1 tokens"
+    assert warned.value == "8 of 8 at 1 tokens"
     assert record.probe is not None
     assert record.probe.failure == str(warned)
 

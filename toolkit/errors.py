@@ -26,11 +26,12 @@ import re
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, IntEnum
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Self
 
+from toolkit.distribution import pip_install_extra
 from toolkit.identifiers import hidden_id, shown_cell
 
 
@@ -92,6 +93,20 @@ class Problem:
         }
 
 
+class ExitCode(IntEnum):
+    """Exit codes of the command line. Those above 128 are 128 plus the number of a signal.
+
+    Anything else than a ToolkitError is a bug, which prints a traceback. Python then exits with ``FAILED``.
+    """
+
+    FINISHED = 0
+    FAILED = 1
+    INVALID = 2
+    HUNG_UP = 129
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
 class ToolkitError(Exception):
     """An error that the user can fix. It is printed without a traceback.
 
@@ -103,7 +118,7 @@ class ToolkitError(Exception):
         remedy: how to fix it.
     """
 
-    exit_code = 1
+    exit_code: int = ExitCode.FAILED
 
     def __init__(self, code: str, rule: str, *, place: object = "", value: object = NOTHING, remedy: str = "") -> None:
         self.problem = Problem(code, rule, str(place), value, remedy)
@@ -154,7 +169,7 @@ class ToolkitError(Exception):
 class RecipeError(ToolkitError):
     """A recipe that cannot be run. ``problems`` has every problem that was found."""
 
-    exit_code = 2
+    exit_code = ExitCode.INVALID
 
     def __init__(self, problems: list[Problem]) -> None:
         self._problems = list(problems)
@@ -260,7 +275,7 @@ class MissingExtraError(ToolkitError):
             "install.extra_missing",
             f"{purpose} needs the package {package}, which is not installed",
             place=package,
-            remedy=f"Install it with: pip install '.[{extra}]' -c constraints.txt",
+            remedy=f"Install it with: {pip_install_extra(extra)}",
         )
 
 

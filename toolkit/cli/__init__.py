@@ -5,7 +5,6 @@ Heavy libraries are imported only inside the commands that need them, so that ``
 
 import atexit
 import errno
-import json
 import os
 import signal
 import sys
@@ -16,7 +15,8 @@ from typing import NoReturn
 
 from toolkit.cli.commands import app
 from toolkit.cli.options import ArgumentError
-from toolkit.errors import Problem, RunError, ToolkitError, path_error
+from toolkit.cli.output import print_problems
+from toolkit.errors import ExitCode, Problem, RunError, ToolkitError, path_error
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FULL = (
@@ -45,7 +45,7 @@ def _fail(error: ToolkitError, arguments: Sequence[str] | None) -> NoReturn:
 
     if _wants_json(arguments):
         with suppress(OSError):  # a full disk or a closed pipe, which may be the error itself
-            print(hide_secrets(json.dumps({"problems": [problem.to_json() for problem in error.problems]})), flush=True)
+            print_problems(error.problems, error.exit_code)
     print(f"toolkit: {hide_secrets(str(error))} [{error.code}]", file=sys.stderr)
     sys.exit(error.exit_code)
 
@@ -59,10 +59,10 @@ def _run_with_json(arguments: Sequence[str] | None) -> NoReturn:
     except TyperException as error:
         message = getattr(error, "format_message", error.__str__)().rstrip(".")
         problem = Problem("cli.arguments_invalid", message, remedy="`toolkit COMMAND --help` lists every option.")
-        print(json.dumps({"problems": [problem.to_json()]}))
+        print_problems([problem], ExitCode.INVALID)
         print(f"toolkit: {problem} [{problem.code}]", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(ExitCode.INVALID)
+    sys.exit(code if isinstance(code, int) else ExitCode.FINISHED)
 
 
 def _open_closed_streams() -> None:
@@ -120,16 +120,14 @@ def _end_if_interrupted(unraisable: "sys.UnraisableHookArgs") -> None:
     """
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         print(_INTERRUPTED, file=sys.stderr, flush=True)
-        os._exit(130)
+        os._exit(ExitCode.INTERRUPTED)
     sys.__unraisablehook__(unraisable)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its exit code.
 
-    0: success. 1: an error, with its message printed. 2: an invalid recipe or command line. 129, 130 and 143:
-    stopped by SIGHUP, Ctrl-C or SIGTERM with the state saved. Any other exception than a ToolkitError is a bug and
-    shows its traceback.
+    ``ExitCode`` has all exit codes. Any other exception than a ToolkitError is a bug and shows its traceback.
 
     Args:
         arguments: the command and its options. Default: those of the process.
@@ -148,7 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(error, arguments)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(ExitCode.FAILED)
     except _write_errors() as error:
         if rejected := path_error(error):
             _fail(rejected, arguments)
@@ -162,4 +163,4 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         hide_values_of_libraries()  # again, because typer replaces the hook that prints a traceback
         # The work is done. Libraries that clean up at exit would answer Ctrl-C with a traceback.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    sys.exit(0)
+    sys.exit(ExitCode.FINISHED)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from toolkit.cli.output import print_json
+
 
 def run_benchmark(
     benchmark: str | None,
@@ -13,6 +15,8 @@ def run_benchmark(
     model: str | None,
     settings: Sequence[str],
     others: tuple[Path | None, str | None],
+    *,
+    as_json: bool,
 ) -> None:
     """Evaluate a model on a benchmark and print the table of results.
 
@@ -22,6 +26,7 @@ def run_benchmark(
         model: tiny, a Hub name, a folder of weights, or a run.
         settings: ``--set`` values.
         others: the argument RUN, which must be missing, and the name of the run.
+        as_json: print one JSON object.
 
     Raises:
         typer.BadParameter: an option is missing, or the benchmark is unknown.
@@ -50,5 +55,9 @@ def run_benchmark(
     with show_progress() as callbacks:
         results = evaluate_benchmark(benchmark, recipe, STAGES, callbacks=callbacks)
     rows = tuple(replace(row, label=model) if row.label == LABELS[BEFORE] else row for row in results.rows)
-    show.results(replace(results, rows=rows))
-    show.published(known[benchmark][1].published)
+    results, published = replace(results, rows=rows), known[benchmark][1].published
+    if as_json:
+        print_json(results, published=published)
+    else:
+        show.results(results)
+        show.published(published)

@@ -1,11 +1,13 @@
 """`toolkit cache`: sizes of the cache, and its removal."""
 
-import json
-from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from toolkit.cli.app import App
+from toolkit.cli.options import AsJson
+from toolkit.cli.output import print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +24,7 @@ class Kind(StrEnum):
     IMAGEGEN = "imagegen"
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-cache_app = typer.Typer(help="Show or clear the cache.", no_args_is_help=True)
+cache_app = App(help="Show or clear the cache.")
 
 
 @cache_app.command()
@@ -35,7 +35,7 @@ def info(as_json: AsJson = False) -> None:
     folder, limit = cache_folder(), cache_limit()
     sizes = cache_sizes(folder)
     if as_json:
-        _print_json(str(folder), sizes, {"limit": limit})
+        print_json({"folder": folder, "limit": limit, "kinds": sizes})
         return
     print(folder)
     _print_table(sizes)
@@ -58,14 +58,10 @@ def clear(
     folder = cache_folder()
     removed = clear_cache(folder, list(dict.fromkeys(str(kind) for kind in kinds or Kind)))
     if as_json:
-        _print_json(str(folder), removed, {})
+        print_json({"folder": folder, "kinds": removed})
         return
     print(f"removed from {folder}")
     _print_table(removed)
-
-
-def _print_json(folder: str, kinds: "Sequence[CacheKind]", more: dict[str, int | None]) -> None:
-    print(json.dumps({"folder": folder, **more, "kinds": [asdict(one) for one in kinds]}, indent=2))
 
 
 def _print_table(kinds: "Sequence[CacheKind]") -> None:

@@ -1,69 +1,41 @@
 """Commands of `toolkit` and their options."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from toolkit import __version__
+from toolkit.cli.app import App
 from toolkit.cli.benchmark import run_benchmark
 from toolkit.cli.cache import cache_app
+from toolkit.cli.data import data_app
 from toolkit.cli.doctor import doctor
 from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
-from toolkit.cli.options import ModelChoice, RecipePath, RunPath, Settings
+from toolkit.cli.new import new
+from toolkit.cli.options import AsJson, ModelChoice, RecipePath, RunPath, Settings, open_recipe
+from toolkit.cli.output import print_json
 from toolkit.cli.plan import plan, short_lines
 from toolkit.cli.predict import predict
-from toolkit.cli.prepare import prepare_app
+from toolkit.cli.recipes import constraints, recipes_app
 from toolkit.cli.report import report_app
+from toolkit.cli.runs import list_runs
 from toolkit.cli.seeds import run_with_seeds
 
-
-class _Group(TyperGroup):
-    """A group of commands that suggests the new name of a renamed command."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that ``args`` name, and its arguments."""
-        if args and args[0] not in self.commands:
-            _reject_renamed(ctx, f"toolkit {self.name} {args[0]}")
-        return super().resolve_command(ctx, args)
-
-
-class _Command(TyperCommand):
-    """A command that suggests the new name of a renamed option."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Return the arguments that are left after the options."""
-        for word in args:
-            if word.startswith("--"):
-                _reject_renamed(ctx, word.partition("=")[0])
-        return super().parse_args(ctx, args)
-
-
-def _reject_renamed(ctx: Any, former: str) -> None:
-    from toolkit.recipe.renamed import use_new_name  # imports pydantic, which `toolkit --help` must not wait for
-
-    if remedy := use_new_name(former):
-        ctx.fail(f"{former} was renamed. {remedy}")
-
-
-app = typer.Typer(
+app = App(
     help="Fine-tune medical vision-language models (SFT, GRPO), and train medical image generators from expert ratings "
     "(SFT, DDPO): data, training, evaluation and export from one TOML recipe.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(cls=_Group, help="Inspect a recipe's data, or generate synthetic data.", no_args_is_help=True)
-reward_app = typer.Typer(help="Test rewards.", no_args_is_help=True)
+reward_app = App(help="Test rewards.")
 app.add_typer(data_app, name="data")
-data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
 app.add_typer(report_app, name="report")
 app.add_typer(imagegen_app, name="imagegen")
 app.add_typer(cache_app, name="cache")
+app.add_typer(recipes_app, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,7 +53,7 @@ def toolkit(
     """Define the options of `toolkit` itself."""
 
 
-@app.command(cls=_Command)
+@app.command()
 def run(
     recipe: RecipePath,
     settings: Settings = None,
@@ -97,6 +69,7 @@ def run(
             help="Repeat the training with the seeds 1 to N, or with those of a list such as 7,11. Prints their mean.",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run all stages of a recipe, or resume where the run stopped.
 
@@ -106,31 +79,29 @@ def run(
     if dry_run:
         if seeds is not None:
             raise typer.BadParameter("must be left out with --dry-run", param_hint="--seeds")
-        run_dry_run(recipe, settings or ())
+        run_dry_run(recipe, settings or (), as_json=as_json)
         return
     if seeds is not None:
-        run_with_seeds(recipe, settings or (), seeds, fresh=fresh)
+        run_with_seeds(recipe, settings or (), seeds, fresh=fresh, as_json=as_json)
         return
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline import run_recipe
     from toolkit.pipeline.plan import plan_run
     from toolkit.pipeline.stages import STAGES
-    from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main_process
-    from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings or (), tasks=TASKS, files=True)
+    loaded = open_recipe(recipe, settings, files=True)
     if loaded.imagegen is not None:
         from toolkit.cli import imagegen
 
-        imagegen.run_recipe(loaded, fresh=fresh)
+        imagegen.run_recipe(loaded, fresh=fresh, as_json=as_json)
         return
     with show_progress() as (progress, notify):
         planned = plan_run(loaded, fresh=fresh, describe=short_lines) if is_main_process() else None
         results = run_recipe(loaded, STAGES, fresh=fresh, plan=planned, progress=progress, notify=notify)
     if is_main_process():
-        show.results(results)
+        show.results_or_json(results, as_json=as_json)
 
 
 app.command()(plan)
@@ -160,6 +131,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="With --benchmark: the folder of its published files.", file_okay=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate a run's model, or one of its exports, on the held-out split. --set changes the section evaluate.
 
@@ -167,7 +139,7 @@ def evaluate(
     public benchmark, in a run folder of its own.
     """
     if benchmark is not None or data is not None or run_folder is None:
-        run_benchmark(benchmark, data, model, settings or (), (run_folder, name))
+        run_benchmark(benchmark, data, model, settings or (), (run_folder, name), as_json=as_json)
         return
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
@@ -176,7 +148,7 @@ def evaluate(
 
     with show_progress() as callbacks:
         results = evaluate_again(run_folder, STAGES, settings or (), name=name, model=model, callbacks=callbacks)
-    show.results(results)
+    show.results_or_json(results, as_json=as_json)
 
 
 @app.command()
@@ -206,6 +178,7 @@ def export(
         typer.Option(help="Image generation, with --push: the method. Default: the best judge score."),
     ] = None,
     settings: Settings = None,
+    as_json: AsJson = False,
 ) -> None:
     """Export a run's model as an adapter, merged weights or GGUF, and verify it. --set changes the section export.
 
@@ -222,13 +195,16 @@ def export(
     if _is_image_generator(run_folder, push, method, {name for name, value in others.items() if value}):
         from toolkit.cli.imagegen_commands import push_lora
 
-        push_lora(run_folder, push or "", method, public=public, force=force)
+        push_lora(run_folder, push or "", method, public=public, force=force, as_json=as_json)
         return
     chosen = export_settings(to or (), quant or (), settings or (), verify=not no_verify)
     delivery = Delivery(out, push, public, force)
     with show_progress() as callbacks:
         record = export_again(run_folder, STAGES, chosen, delivery, callbacks=callbacks)
-    show.exported(record, run_folder)
+    if as_json:
+        print_json(record, folder=run_folder.absolute())
+    else:
+        show.exported(record, run_folder)
 
 
 def _is_image_generator(run_folder: Path, push: str | None, method: str | None, others: set[str]) -> bool:
@@ -254,65 +230,8 @@ def _is_image_generator(run_folder: Path, push: str | None, method: str | None, 
 
 
 app.command()(predict)
-
-
-@data_app.command()
-def synthetic(
-    kind: Annotated[
-        str, typer.Argument(help="Kind of synthetic data, such as chest. An unknown kind prints all kinds.")
-    ],
-    out: Annotated[Path, typer.Option(help="The folder to write to.", file_okay=False)],
-    train: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training rows.")] = 1200,
-    validation: Annotated[int, typer.Option(min=0, max=1_000_000, help="Validation rows.")] = 0,
-    test: Annotated[int, typer.Option(min=1, max=1_000_000, help="Test rows.")] = 400,
-    size: Annotated[int, typer.Option(min=64, max=2048, help="Image width in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed generates the same images.")] = 3407,
-    force: Annotated[
-        bool, typer.Option("--force", help="Rename files in --out that this command did not write to NAME.old-1.")
-    ] = False,
-) -> None:
-    """Generate synthetic data in the layout of a real dataset. Every answer is visible in its image."""
-    from toolkit.cli import tables as show
-    from toolkit.recipe import SyntheticData
-    from toolkit.runfolder import output_files
-    from toolkit.tasks import TASKS
-
-    kinds = {task.synthetic.kind: (task, task.synthetic) for task in TASKS.values() if task.synthetic is not None}
-    if kind not in kinds:
-        known = "".join(f"\n  {name}: {one.description}" for name, (_, one) in kinds.items())
-        raise typer.BadParameter(f"must be one of the following (got {kind!r}):{known}", param_hint="KIND")
-    task, rows = kinds[kind]
-    settings = SyntheticData(kind=kind, train=train, validation=validation, test=test, size=size)
-    with output_files(out, force=force) as folder:
-        files = {split: out / file.relative_to(folder) for split, file in rows.write(folder, settings, seed).items()}
-    show.synthetic(task.name, files)
-
-
-@data_app.command()
-def inspect(
-    recipe: RecipePath,
-    settings: Settings = None,
-    rows: Annotated[
-        int, typer.Option("--show", min=0, help="Print this many training rows as the model sees them.")
-    ] = 0,
-) -> None:
-    """Report the splits, unusable rows, leaks and images of a recipe.
-
-    The exit code is 1 if an image is unusable and images.unreadable is "stop".
-    """
-    from toolkit.cli import tables as show
-    from toolkit.cli.progress import show_progress
-    from toolkit.pipeline.prepare_data import inspect_data
-    from toolkit.recipe import for_language_models, load_recipe
-    from toolkit.tasks import TASKS
-
-    loaded = for_language_models(load_recipe(recipe, settings or (), tasks=TASKS, files=True), "toolkit data inspect")
-    with show_progress() as (progress, _):
-        data, scan, rendered = inspect_data(loaded, progress, rows)
-    show.data(data, scan)
-    show.rendered(rendered)
-    if scan.bad and loaded.images.unreadable == "stop":
-        raise typer.Exit(1)
+app.command()(new)
+app.command("list")(list_runs)
 
 
 @reward_app.command("test")
@@ -328,15 +247,19 @@ def reward_test(
         ),
     ],
     settings: Settings = None,
+    as_json: AsJson = False,
 ) -> None:
     """Score completions with a recipe's rewards, and explain each score."""
     from toolkit.cli import tables as show
-    from toolkit.recipe import for_language_models, load_recipe
-    from toolkit.tasks import TASKS
+    from toolkit.recipe import for_language_models
     from toolkit.training.completions_file import score_file
 
-    loaded = for_language_models(load_recipe(recipe, settings or (), tasks=TASKS), "toolkit reward test")
-    show.scored(score_file(loaded, completions))
+    scored = score_file(for_language_models(open_recipe(recipe, settings), "toolkit reward test"), completions)
+    if as_json:
+        print_json({"completions": [show.scored_json(one) for one in scored]})
+    else:
+        show.scored(scored)
 
 
 app.command()(doctor)
+app.command()(constraints)

@@ -1,12 +1,15 @@
 """`toolkit doctor`: check the machine and print the findings."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from toolkit.cli.options import AsJson, complete_recipe, open_recipe
+from toolkit.cli.output import note, print_json
+from toolkit.errors import ExitCode
 
 if TYPE_CHECKING:
     from toolkit.diagnostics import Examination
@@ -20,12 +23,17 @@ Seconds = Annotated[
 
 def doctor(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe whose model is checked. Default: MedGemma.")
+        Path | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A recipe whose model is checked. Default: MedGemma.",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value of the recipe.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     time_limit: Seconds = None,
 ) -> None:
     """Check this machine: GPU, versions, libraries, Hub and disk, with a remedy for every problem."""
@@ -37,25 +45,26 @@ def doctor(
     total = TOTAL * max(1.0, limit / LIMIT)
     with show_progress() as (progress, _):
         loaded = None if recipe is None else _load(recipe, settings or ())
-        print(f"importing each library in its own process: up to {total:.0f} s", file=sys.stderr)
+        note(f"importing each library in its own process: up to {total:.0f} s")
         found = examine(loaded, limit=limit, total=total, progress=progress)
-    print(json.dumps(found.to_json(), indent=2) if as_json else as_text(found))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(as_text(found))
     if found.count("problem"):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _load(recipe: Path, settings: Sequence[str]) -> "Recipe | None":
     """Return the recipe. None: it cannot be read, because a library that reads data is broken."""
     from toolkit.errors import warn
-    from toolkit.recipe import load_recipe
 
     try:
-        from toolkit.tasks import TASKS
+        return open_recipe(recipe, settings)
     except (ImportError, AttributeError) as error:  # OpenCV without libGL, a broken pyarrow
         rule = "the recipe is not checked, because a library that reads data cannot be imported"
         warn("doctor.recipe_not_checked", rule, place=recipe, value=str(error), remedy="See the findings on libraries.")
         return None
-    return load_recipe(recipe, settings, tasks=TASKS)
 
 
 def as_text(found: "Examination") -> str:

@@ -5,29 +5,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.cli.options import open_recipe
+from toolkit.cli.output import print_json
+
 if TYPE_CHECKING:
     from toolkit.pipeline.dry_run import DryRunResult
 
 
-def run_dry_run(recipe: Path, settings: Sequence[str]) -> None:
+def run_dry_run(recipe: Path, settings: Sequence[str], *, as_json: bool) -> None:
     """Perform the dry run of a recipe. Print rendered samples, the tables of results, and the next command."""
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.dry_run import dry_run
     from toolkit.pipeline.stages import STAGES
-    from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main_process
-    from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings, tasks=TASKS)
+    loaded = open_recipe(recipe, settings)
     if loaded.imagegen is not None:
         from toolkit.cli import imagegen
 
-        imagegen.dry_run_recipe(loaded)
+        imagegen.dry_run_recipe(loaded, as_json=as_json)
         return
     with show_progress() as (progress, notify):
-        result = dry_run(loaded, STAGES, show=show.rendered, progress=progress, notify=notify)
-    if is_main_process():
+        result = dry_run(
+            loaded, STAGES, show=(lambda rows: None) if as_json else show.rendered, progress=progress, notify=notify
+        )
+    if not is_main_process():
+        return
+    if as_json:
+        print_json(result)
+    else:
         show.results(result.results)
         print(*closing_lines(result, recipe, settings), sep="\n")
 

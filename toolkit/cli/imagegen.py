@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from toolkit.cli.output import print_json
 from toolkit.runfolder.usage import compute_line
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ WIDTH = 150
 """Columns of tables that are not printed to a terminal."""
 
 
-def run_recipe(recipe: "Recipe", *, fresh: bool) -> None:
+def run_recipe(recipe: "Recipe", *, fresh: bool, as_json: bool) -> None:
     """Run a recipe with [imagegen] and print its tables."""
     from toolkit.cli.plan import short_lines
     from toolkit.cli.progress import show_progress
@@ -29,18 +30,26 @@ def run_recipe(recipe: "Recipe", *, fresh: bool) -> None:
     with show_progress() as (progress, notify):
         planned = plan_run(recipe, fresh=fresh, describe=short_lines)
         run, result = run_imagegen(recipe, fresh=fresh, plan=planned, progress=progress, notify=notify)
-    show(run, result)
+    _show(run, result, as_json=as_json)
 
 
-def dry_run_recipe(recipe: "Recipe") -> None:
+def dry_run_recipe(recipe: "Recipe", *, as_json: bool) -> None:
     """Run the dry run of a recipe with [imagegen], and print its tables."""
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 
     with show_progress() as (progress, notify):
         run, result = dry_run_imagegen(recipe, progress=progress, notify=notify)
-    show(run, result)
-    print("the dry run passed: every stage works with tiny random networks, and the figures above have no meaning")
+    _show(run, result, as_json=as_json)
+    if not as_json:
+        print("the dry run passed: every stage works with tiny random networks, and the figures above have no meaning")
+
+
+def _show(run: "RunFolder", result: "ImagegenResult", *, as_json: bool) -> None:
+    if as_json:
+        print_json(result, folder=run.path)
+    else:
+        show(run, result)
 
 
 def show(run: "RunFolder", result: "ImagegenResult") -> None:

@@ -10,6 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from toolkit.cli.app import App
+from toolkit.cli.options import AsJson
+from toolkit.cli.output import print_json
 from toolkit.errors import warn
 
 if TYPE_CHECKING:
@@ -18,9 +21,8 @@ if TYPE_CHECKING:
     from toolkit.imagegen.ratings.next_round import Collected
     from toolkit.imagegen.ratings.sheet import Sheet
 
-imagegen_app = typer.Typer(
+imagegen_app = App(
     help="Image generation: images and rating sheets of a finished run, and the ratings that experts return.",
-    no_args_is_help=True,
 )
 
 
@@ -59,6 +61,7 @@ def generate(
         str | None, typer.Option(help="Modality of the prompts. Without --prompt: all prompts of the run with it.")
     ] = None,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Generate PNG files from a finished run, with images.csv: prompt, method, seed and selector score of each."""
     from toolkit.cli.progress import show_progress
@@ -72,7 +75,10 @@ def generate(
         prompts = find_prompts(finished, prompt or (), modality)
         request = ImageRequest(prompts, count, best_of, seed, chosen)
         files = write_images(finished, request, out, stop, progress)
-    _show_files(files, out)
+    if as_json:
+        print_json({"table": out / "images.csv", "images": files})
+    else:
+        _show_files(files, out)
 
 
 @imagegen_app.command()
@@ -90,6 +96,7 @@ def sheet(
         float, typer.Option(min=0, max=0.5, help="Fraction of images shown twice, for intra-rater agreement.")
     ] = 0.1,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Write a rating sheet of a finished run's images: pages for experts, blinded to the source of each image."""
     from toolkit.cli.progress import show_progress
@@ -103,7 +110,11 @@ def sheet(
         options = SheetOptions(seed, repeated, per_page)
         sources = [str(one) for one in method or finished.methods]
         written, key_file = write_run_sheet(finished, sources, images, options, out, progress)
-    _show_sheet(written, key_file, run_folder, out)
+    if as_json:
+        shown = {"id": written.id, "images": len(written.key.images), "pages": written.pages, "key": key_file}
+        print_json(shown)
+    else:
+        _show_sheet(written, key_file, run_folder, out)
 
 
 @imagegen_app.command()
@@ -120,6 +131,7 @@ def collect(
         Path | None,
         typer.Option(metavar="FILE", help="The CSV file to write. Default: ratings.csv in the sheet's folder."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Join the CSV files that experts returned into ratings for the next run, and print intra-rater agreement."""
     from toolkit.cli.progress import show_progress
@@ -130,10 +142,16 @@ def collect(
 
         finished = open_finished(run_folder, "toolkit imagegen collect")
         collected = collect_run_sheet(finished, files, sheet_folder, out)
-    _show_collected(collected, sheet_folder)
+    if as_json:
+        print_json(collected)
+    else:
+        _show_collected(collected, sheet_folder)
+    if collected.missing:
+        rule, value = "every image of the sheet should have a rating", f"{collected.missing:,} without a rating"
+        warn("imagegen.sheet_images_unrated", rule, place=sheet_folder, value=value)
 
 
-def push_lora(run_folder: Path, repo: str, method: str | None, *, public: bool, force: bool) -> None:
+def push_lora(run_folder: Path, repo: str, method: str | None, *, public: bool, force: bool, as_json: bool) -> None:
     """Push the LoRA of a run and print its address."""
     from toolkit.cli.progress import show_progress
 
@@ -142,6 +160,9 @@ def push_lora(run_folder: Path, repo: str, method: str | None, *, public: bool, 
         from toolkit.pipeline.imagegen import push_generator
 
         pushed = push_generator(run_folder, Push(repo, public, force), method)
+    if as_json:
+        print_json(pushed)
+        return
     print(f"LoRA of {pushed.method}, licence {pushed.licence}\npushed: {pushed.url}")
 
 
@@ -188,9 +209,6 @@ def _show_collected(collected: "Collected", sheet_folder: Path) -> None:
     for rater, own in collected.agreement.by_rater.items() if len(collected.agreement.by_rater) > 1 else ():
         console.print(f"  {rater}: {_agreement(own)}", markup=False)
     console.print(f"{collected.ratings:,} ratings of {collected.images:,} images: {collected.file}", markup=False)
-    if collected.missing:
-        rule, value = "every image of the sheet should have a rating", f"{collected.missing:,} without a rating"
-        warn("imagegen.sheet_images_unrated", rule, place=sheet_folder, value=value)
     console.print("\nfor the next recipe, beside the earlier files:\n\n[imagegen]", markup=False)
     console.print(f"ratings = [{json.dumps(str(collected.file), ensure_ascii=False)}]", markup=False, soft_wrap=True)
     if collected.file.parent != sheet_folder.absolute():

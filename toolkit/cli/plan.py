@@ -1,15 +1,16 @@
 """`toolkit plan`: estimate what a run needs, and whether it can work."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.cli.options import ArgumentError, RecipePath, Settings
+from toolkit.cli.options import ArgumentError, AsJson, RecipePath, Settings, open_recipe
+from toolkit.cli.output import print_json
 from toolkit.cli.plan_text import GIB, PlanText, describe_durations
 from toolkit.cli.plan_text_imagegen import describe_imagegen_plan
 from toolkit.cli.plan_text_vlm import describe_plan
+from toolkit.errors import ExitCode
 
 if TYPE_CHECKING:
     from toolkit.pipeline.plan import AnyPlan
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def plan(
     recipe: RecipePath,
     settings: Settings = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
+    as_json: AsJson = False,
     gpu: Annotated[
         str | None,
         typer.Option(metavar="NAME|GB", help="Plan for another GPU, by name (T4) or memory in GB (16)."),
@@ -37,19 +38,18 @@ def plan(
     from toolkit.cli.progress import hide_library_warnings
     from toolkit.pipeline.plan import plan_recipe
     from toolkit.planning import find_gpu
-    from toolkit.recipe import for_language_models, load_recipe
-    from toolkit.tasks import TASKS
+    from toolkit.recipe import for_language_models
 
-    loaded = load_recipe(recipe, settings or (), tasks=TASKS)
+    loaded = open_recipe(recipe, settings)
     if deep:
         for_language_models(loaded, "toolkit plan --deep")
     hide_library_warnings()
-    found = plan_recipe(loaded, find_gpu() if gpu is None else _parse_gpu(gpu), deep=deep)
+    found = plan_recipe(loaded, find_gpu() if gpu is None else find_gpu_of(gpu), deep=deep)
     if as_json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, default=str))
+        print_json(found.to_json())
     else:
         print("\n".join(lines(found)))
-    raise typer.Exit(1 if found.problems else 0)
+    raise typer.Exit(ExitCode.FAILED if found.problems else ExitCode.FINISHED)
 
 
 def lines(plan: "AnyPlan") -> Iterator[str]:
@@ -86,7 +86,7 @@ def _describe(plan: "AnyPlan") -> PlanText:
     return describe_plan(plan) if isinstance(plan, Plan) else describe_imagegen_plan(plan)
 
 
-def _parse_gpu(text: str) -> "Gpu":
+def find_gpu_of(text: str) -> "Gpu":
     """Return the GPU that ``--gpu`` names. Raises ArgumentError if it is unknown."""
     from toolkit.errors import PlanError
     from toolkit.pipeline.plan import parse_gpu

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toolkit.cli.options import ModelChoice, RunPath
+from toolkit.cli.options import AsJson, ModelChoice, RunPath
+from toolkit.cli.output import print_json
 
 if TYPE_CHECKING:
+    from toolkit.data.sample import Answer
     from toolkit.evaluation.predictor import StepPrediction
 
 ONE, ROWS, STEPS = "One question", "Rows, or a folder of images", "GUI steps"
@@ -99,7 +101,7 @@ MODES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 """Option that selects a mode -> required options, and optional ones."""
 
-OF_EVERY_MODE = frozenset({"run_folder", "--model"})
+OF_EVERY_MODE = frozenset({"run_folder", "--model", "--json", "--quiet"})
 
 USAGE = "use --question and --image, or --data and --out, or --steps, or --goal and --interactive"
 
@@ -125,19 +127,23 @@ def predict(
     steps: StepsFile = None,
     goal: Goal = None,
     interactive: Interactive = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict with a run's model or one of its exports: one question, rows, GUI steps, or interactively."""
     _check_mode({param.opts[0] for param in ctx.command.params if ctx.params.get(param.name or "")})
     chosen, columns = (run_folder, model), dict(_name_and_text(text) for text in context or ())
     if data is not None and out is not None:
         table = RowsOptions(data, out, image_root, question, option or (), columns, force, settings or ())
-        predict_source(chosen, table)
+        predict_source(chosen, table, as_json=as_json)
     elif steps is not None:
-        predict_steps(chosen, steps, out, image_root)
+        predict_steps(chosen, steps, out, image_root, as_json=as_json)
     elif goal is not None:
+        if as_json:
+            raise typer.BadParameter("must be left out with --interactive", param_hint="--json")
         predict_interactively(chosen, goal, columns)
     elif question is not None and image is not None:
-        predict_question(chosen, question, image, option or (), columns)
+        answer = predict_question(chosen, question, image, option or (), columns)
+        show_answer(answer, as_json=as_json)
 
 
 def _check_mode(given: set[str]) -> None:
@@ -163,9 +169,8 @@ def _name_and_text(given: str) -> tuple[str, str]:
 
 def predict_question(
     chosen: Chosen, question: str, images: Sequence[Path], options: Sequence[str], context: Mapping[str, str]
-) -> None:
-    """Answer one question and print the answer."""
-    from toolkit.cli import tables as show
+) -> "Answer":
+    """Return the answer to one question."""
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.existing_run import open_for_inference
 
@@ -173,7 +178,16 @@ def predict_question(
         run, weights = open_for_inference(*chosen)
         from toolkit.evaluation.predict import predict  # after Unsloth is imported
 
-        answer = predict(run, question, images, options, context, weights)
+        return predict(run, question, images, options, context, weights)
+
+
+def show_answer(answer: "Answer", *, as_json: bool) -> None:
+    """Print an answer as text, or as one JSON object."""
+    if as_json:
+        print_json(answer)
+        return
+    from toolkit.cli import tables as show
+
     show.answer(answer)
 
 
@@ -191,7 +205,7 @@ class RowsOptions:
     settings: Sequence[str]
 
 
-def predict_source(chosen: Chosen, given: RowsOptions) -> None:
+def predict_source(chosen: Chosen, given: RowsOptions, *, as_json: bool) -> None:
     """Predict every row of a file, or every image of a folder, and print the counts."""
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
@@ -206,10 +220,13 @@ def predict_source(chosen: Chosen, given: RowsOptions) -> None:
         constants = Constants(given.question, tuple(given.options), given.context)
         request = RowsRequest(given.data, given.out, given.image_root, constants, given.force, given.settings)
         found = predict_rows(run, request, stop, progress, weights=weights)
-    show.row_predictions(found)
+    if as_json:
+        print_json(found)
+    else:
+        show.row_predictions(found)
 
 
-def predict_steps(chosen: Chosen, steps: Path, out: Path | None, image_root: Path | None) -> None:
+def predict_steps(chosen: Chosen, steps: Path, out: Path | None, image_root: Path | None, *, as_json: bool) -> None:
     """Predict every GUI step of a file. The default output is NAME.predictions.jsonl in the working directory."""
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
@@ -222,7 +239,10 @@ def predict_steps(chosen: Chosen, steps: Path, out: Path | None, image_root: Pat
 
         request = EpisodesRequest(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
         lines = predict_episodes(run, request, stop, progress, weights=weights)
-    show.steps(lines, request.out)
+    if as_json:
+        print_json({"out": request.out, "predictions": lines})
+    else:
+        show.steps(lines, request.out)
 
 
 def predict_interactively(chosen: Chosen, goal: str, context: Mapping[str, str]) -> None:

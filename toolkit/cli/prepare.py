@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.app import App
+from toolkit.cli.options import AsJson
+from toolkit.cli.output import print_json
+
 if TYPE_CHECKING:
     from toolkit.prepare import PrepareResult
 
-prepare_app = typer.Typer(
-    help="Turn a download into rows: boxes, outlines and locations from masks, and splits without leaks.",
-    no_args_is_help=True,
-)
+prepare_app = App(help="Turn a download into rows: boxes, outlines and locations from masks, and splits without leaks.")
 
 
 class MaskReadings(StrEnum):
@@ -66,6 +67,7 @@ def ham10000(
     test: Test = 0.2,
     workers: Workers = None,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prepare HAM10000: one row per image, split by lesion, with boxes and outlines from masks."""
     from toolkit.cli.progress import show_progress
@@ -74,7 +76,7 @@ def ham10000(
     with show_progress() as (progress, notify):
         request = PrepareRequest(out, seed, validation, test, workers, progress, notify, mask_values.value, force)
         prepared = prepare_ham10000(images, masks, metadata, request)
-    show(prepared)
+    show(prepared, as_json=as_json)
 
 
 @prepare_app.command()
@@ -97,6 +99,7 @@ def isic(
     test: Test = 0.2,
     workers: Workers = None,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prepare an ISIC archive or challenge: one row per image, split by patient, otherwise by lesion."""
     from toolkit.cli.progress import show_progress
@@ -105,11 +108,14 @@ def isic(
     with show_progress() as (progress, notify):
         request = PrepareRequest(out, seed, validation, test, workers, progress, notify, mask_values.value, force)
         prepared = prepare_isic(source, 1 if stage == 1 else 2, request, None if classes is None else classes.value)
-    show(prepared)
+    show(prepared, as_json=as_json)
 
 
-def show(prepared: "PrepareResult") -> None:
+def show(prepared: "PrepareResult", *, as_json: bool) -> None:
     """Print the rows, the counts, and the recipe section that reads them."""
+    if as_json:
+        print_json(prepared, rows=prepared.rows)
+        return
     print(f"{prepared.rows:,} rows in {prepared.out.absolute()}")
     for split, groups in prepared.groups.items():
         rows = sum(counts[split] for counts in prepared.classes.values())

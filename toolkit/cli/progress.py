@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from toolkit.runfolder import LOGGER, Progress, format_duration, hide_secrets, is_main_process
+from toolkit.cli.output import is_quiet
+from toolkit.runfolder import LOGGER, Progress, format_duration, hide_secrets, is_main_process, no_progress
 
 SECONDS_BETWEEN_LINES = 10.0
 SPEED_WINDOW = 1800.0
@@ -41,11 +42,12 @@ def show_progress(stream: TextIO | None = None) -> Iterator[tuple[Progress, Call
     logger = logging.getLogger(LOGGER)
     logger.addHandler(handler)
     level = logger.level
-    logger.setLevel(
-        logging.INFO if is_main_process() else logging.ERROR
-    )  # only the main process of a distributed run logs
+    # Only the main process of a distributed run logs.
+    logger.setLevel((logging.WARNING if is_quiet() else logging.INFO) if is_main_process() else logging.ERROR)
     try:
-        if console.is_terminal:
+        if is_quiet():
+            yield no_progress, report_signal
+        elif console.is_terminal:
             with Bars(*_COLUMNS, console=console, transient=True, speed_estimate_period=SPEED_WINDOW) as bars:
                 yield TerminalBars(bars), report_signal
         else:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.cli.options import open_recipe
+from toolkit.cli.output import print_json
 from toolkit.cli.plan import short_lines
 
 if TYPE_CHECKING:
@@ -13,18 +15,16 @@ if TYPE_CHECKING:
     from toolkit.recipe import Recipe
 
 
-def run_with_seeds(recipe: Path, settings: Sequence[str], seeds: str, *, fresh: bool) -> None:
+def run_with_seeds(recipe: Path, settings: Sequence[str], seeds: str, *, fresh: bool, as_json: bool) -> None:
     """Run a recipe with each of the seeds, and print the tables over all of them."""
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline import run_recipe
     from toolkit.pipeline.plan import plan_run
     from toolkit.pipeline.seeds import parse_seeds, run_seeds
     from toolkit.pipeline.stages import STAGES
-    from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main_process
-    from toolkit.tasks import TASKS
 
-    chosen, loaded = parse_seeds(seeds), load_recipe(recipe, settings, tasks=TASKS, files=True)
+    chosen, loaded = parse_seeds(seeds), open_recipe(recipe, settings, files=True)
     with show_progress() as (progress, notify):
 
         def run(one: "Recipe") -> "RunResults":
@@ -32,7 +32,11 @@ def run_with_seeds(recipe: Path, settings: Sequence[str], seeds: str, *, fresh: 
             return run_recipe(one, STAGES, fresh=fresh, plan=planned, progress=progress, notify=notify)
 
         result = run_seeds(loaded, chosen, run, fresh=fresh)
-    if is_main_process():
+    if not is_main_process():
+        return
+    if as_json:
+        print_json(result)
+    else:
         print_seeds(result)
 
 

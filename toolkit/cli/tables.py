@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from toolkit.cli.output import print_json
 from toolkit.data.sample import Answer
 from toolkit.evaluation.results import BASELINE, AgentMemoryResult, Difference, EvaluationResult, ProbabilityResult
 from toolkit.exporting.exported import outdated
@@ -75,6 +76,14 @@ def results(found: RunResults) -> None:
     console.print("all figures: results.json. All completions: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.agent_memory:
         console.print("GUI steps: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
+
+
+def results_or_json(found: RunResults, *, as_json: bool) -> None:
+    """Print the results of a run as tables, or as one JSON object."""
+    if as_json:
+        print_json(found)
+    else:
+        results(found)
 
 
 def published(scores: "Sequence[Published]") -> None:
@@ -228,6 +237,11 @@ def scored(completions: "Sequence[ScoredCompletion]") -> None:
     print(f"mean of {len(completions):,}: {sum(one.total for one in completions) / len(completions):.3f}")
     for name, found in values.items():
         print(f"  {name:<12} {sum(found) / len(found):.3f} (applies to {len(found):,})")
+
+
+def scored_json(one: "ScoredCompletion") -> dict[str, Any]:
+    """Return a scored completion as a JSON object, without its text."""
+    return {"place": one.place, "total": one.total, "problem": one.problem, "rewards": one.explanations}
 
 
 def percent(estimate: Estimate) -> str:

@@ -8,6 +8,7 @@ from toolkit import tiny
 from toolkit.diagnostics.finding import DoctorFinding, State
 from toolkit.diagnostics.machine import hub_home, notebook
 from toolkit.diagnostics.probes import HubFacts, Outcome
+from toolkit.distribution import pip_install
 from toolkit.recipe import Recipe
 from toolkit.recipe.model_kind import is_folder_name
 
@@ -76,7 +77,7 @@ def _local(name: str) -> DoctorFinding:
 def _reachable(name: str, outcome: Outcome, token: bool, otherwise: State) -> DoctorFinding:
     """Check the access to a Hub model. ``otherwise``: state of the finding if the model is not available."""
     if outcome.end != "loaded":
-        remedy = "Install it again: pip install --force-reinstall -c constraints.txt huggingface_hub."
+        remedy = f"Install it again: {pip_install('--force-reinstall huggingface_hub')}."
         text = f"{name}: huggingface_hub cannot be used ({outcome.end}: {outcome.cause})"
         return DoctorFinding("doctor.hub_not_queried", "model", otherwise, text, remedy)
     facts = outcome.report.hub

@@ -19,18 +19,15 @@ from packaging.version import InvalidVersion, Version
 from toolkit.diagnostics.finding import DoctorFinding, State, merge_findings
 from toolkit.diagnostics.probe_script import MODULES
 from toolkit.diagnostics.probes import GIB, Outcome
+from toolkit.distribution import DISTRIBUTION, pip_install
 from toolkit.runfolder import TESTED_VERSIONS
 
-OWN = "toolkit"
-TOGETHER = "pip install . -c constraints.txt"
+TOGETHER = pip_install()
+"""Command for the versions that were tested together."""
 BUILT_TOGETHER = frozenset({"torch", "torchvision", "xformers", "triton", "unsloth", "unsloth_zoo"})
 """Distributions whose versions depend on each other."""
 
 TORCHVISION_OF: Mapping[str, str] = {
-    "2.6": "0.21",
-    "2.7": "0.22",
-    "2.8": "0.23",
-    "2.9": "0.24",
     "2.10": "0.25",
     "2.11": "0.26",
     "2.12": "0.27",
@@ -73,19 +70,19 @@ CAUSES: tuple[Cause, ...] = (
         "doctor.built_for_other_library",
         r"undefined symbol",
         "it was built for another version of a library that it uses, usually torch",
-        "Install the tested versions together: pip install . -c constraints.txt.",
+        f"Install the tested versions together: {TOGETHER}.",
     ),
     Cause(
         "doctor.cuda_library_missing",
         r"lib(?:cud|cu|nv|nccl)\w*\.so\S*: (?:cannot open shared object|no such file)",
         "one of CUDA's libraries is missing",
-        "Install torch again with its CUDA libraries: pip install --force-reinstall -c constraints.txt torch.",
+        f"Install torch again with its CUDA libraries: {pip_install('--force-reinstall torch')}.",
     ),
     Cause(
         "doctor.built_for_other_numpy",
         r"numpy\.dtype size changed|_ARRAY_API not found|compiled using NumPy 1|numpy\.core\.multiarray failed",
         "it was built for another NumPy",
-        "Install it again, after NumPy: pip install . -c constraints.txt --force-reinstall.",
+        f"Install it again, after NumPy: {pip_install(f'--force-reinstall {DISTRIBUTION}')}.",
     ),
     Cause(
         "doctor.system_too_old",
@@ -97,13 +94,13 @@ CAUSES: tuple[Cause, ...] = (
         "doctor.versions_do_not_fit",
         r"cannot import name|has no attribute|unexpected keyword argument",
         "its version is incompatible with another library",
-        "Install the tested versions together: pip install . -c constraints.txt; in a notebook, restart the kernel.",
+        f"Install the tested versions together: {TOGETHER}. In a notebook, restart the kernel afterwards.",
     ),
     Cause(
         "doctor.dependency_missing",
         r"No module named|PackageNotFoundError",
         "a package that it needs is not installed",
-        "Install it, or everything anew: pip install . -c constraints.txt.",
+        f"Install it, or everything anew: {TOGETHER}.",
     ),
     Cause(
         "doctor.load_disk_full",
@@ -120,7 +117,7 @@ CAUSES: tuple[Cause, ...] = (
 )
 """The first match counts."""
 
-UNKNOWN = "Install it again: pip install --force-reinstall --no-deps -c constraints.txt {package}."
+UNKNOWN = f"Install it again: {pip_install('--force-reinstall --no-deps {package}')}."
 
 
 def find_cause(error: str, package: str) -> Cause:
@@ -168,7 +165,7 @@ def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Doct
             "allowed versions",
             "warning",
             "the package toolkit is not installed, so the versions that it allows are unknown",
-            "Install it: pip install . -c constraints.txt.",
+            f"Install it: {TOGETHER}.",
         )
     for package in LIBRARIES:
         probe = PROBE_OF.get(package, package)
@@ -367,7 +364,7 @@ def allowed() -> dict[str, SpecifierSet] | None:
     None: the package is not installed, so the ranges are unknown.
     """
     try:
-        lines = requires(OWN) or []
+        lines = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         return None
     wanted = [Requirement(line) for line in lines]

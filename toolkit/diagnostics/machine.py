@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 from toolkit.diagnostics.finding import DoctorFinding, State
 from toolkit.diagnostics.probes import GIB, Device, Outcome, TorchFacts
+from toolkit.distribution import DISTRIBUTION, pip_install
 from toolkit.errors import ToolkitError
 from toolkit.runfolder.cache import cache_folder
 
@@ -75,7 +76,7 @@ def _python() -> DoctorFinding:
 def _allowed_python() -> SpecifierSet | None:
     """Return the range of Python versions that the package allows. None: the package is not installed."""
     try:
-        text = distribution("toolkit").metadata["Requires-Python"]
+        text = distribution(DISTRIBUTION).metadata["Requires-Python"]
     except PackageNotFoundError:
         return None
     return SpecifierSet(text or "")
@@ -299,7 +300,7 @@ def _no_gpu(facts: TorchFacts, driver: Driver) -> DoctorFinding:
             "GPU",
             "problem",
             text,
-            "Install torch with CUDA: pip install --force-reinstall -c constraints.txt torch torchvision.",
+            f"Install torch with CUDA: {pip_install('--force-reinstall torch torchvision')}.",
         )
     message = " ".join(" ".join(facts.warnings).split())[:300]
     text = f"{names}, but torch (CUDA {facts.cuda}) cannot use it" + (f": {message}" if message else "")

@@ -313,15 +313,18 @@ def _warn(name: str, mode: str, summary: Summary) -> None:
     overall, place = summary.overall, f"{evaluation_stage(name)}{mode}"
     raise_limit = "Raise evaluate.max_completion_tokens."
     read_them = f"Read their completions in {PREDICTIONS}, where `problem` has the reason."
-    for code, rule, value, remedy in (
-        ("evaluate.completions_truncated", "reach the token limit", overall.truncated.value, raise_limit),
-        ("evaluate.completions_unreadable", "cannot be parsed", overall.unreadable.value, read_them),
+    for code, rule, found, remedy in (
+        ("evaluate.completions_truncated", "reach the token limit", overall.truncated, raise_limit),
+        ("evaluate.completions_unreadable", "cannot be parsed", overall.unreadable, read_them),
     ):
-        if value and name == BEFORE:
-            log.info("%s: %.0f%% of the completions %s (the format is not trained yet)", place, 100 * value, rule)
-        elif value:
-            rule = f"the fraction of completions that {rule} should be 0"
-            warn(code, rule, place=place, value=round(value, 3), remedy=remedy)
+        if not found.value:
+            continue
+        count = f"{round(found.value * found.n):,} of {found.n:,}"
+        if name == BEFORE:
+            log.info("%s: %s completions %s (the format is not trained yet)", place, count, rule)
+        else:
+            rule = f"the number of completions that {rule} should be 0"
+            warn(code, rule, place=place, value=count, remedy=remedy)
 
 
 def _warn_about_probabilities(name: str, rows: Rows) -> None:

@@ -67,7 +67,7 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     used = {name: samples for name, samples in _splits(data).items() if name in _used_splits(recipe)}
     check_image_files(run, used, full=report.mode == "full")
     data = without_unusable_images(recipe, data, report)
-    run.mark_done("data", _result(data, report, source_times(recipe)))
+    run.mark_done("data", summarise_data(data, report, source_times(recipe)))
     tidy_cache(cache_folder())
     return data, images
 
@@ -248,7 +248,8 @@ def _first_rows(data: DataSplits, splits: Iterable[str], report: ScanReport) -> 
     return rows_of_images((sample for name in splits for sample in _splits(data)[name]), report.shown_refs)
 
 
-def _result(data: DataSplits, report: ScanReport, sources: Mapping[str, int]) -> DataResult:
+def summarise_data(data: DataSplits, report: ScanReport, sources: Mapping[str, int]) -> DataResult:
+    """Return the counts and findings of rows and images. ``sources`` are those of ``source_times``."""
     return DataResult(
         rows={name: len(samples) for name, samples in _splits(data).items()},
         dropped=data.dropped,

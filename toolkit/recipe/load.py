@@ -6,7 +6,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +22,7 @@ from toolkit.recipe.problems import Key, Places, missing_section, schema_problem
 from toolkit.recipe.requirements import missing_files, missing_packages, path_keys
 from toolkit.recipe.schema import DATA_MISSING, Recipe
 from toolkit.recipe.sections import SPLITS, Data, SyntheticData
+from toolkit.recipe.shipped import find_recipe, suggestion
 from toolkit.recipe.toml import MAX_BYTES, long_paths, parse_toml, too_large, unusable_values
 from toolkit.recipe.user_code import USER_CODE
 
@@ -65,7 +65,7 @@ def load_recipe(
     directory. The weights of all rewards of the task are filled in, so that the saved copy has every weight.
 
     Args:
-        path: a TOML file.
+        path: a TOML file, or the name of a shipped recipe.
         overrides: ``key=value`` with a dotted key and a TOML value. It adds the section if the file lacks it.
         tasks: the tasks that ``data.task`` may name (``toolkit.tasks.TASKS``).
         files: also require that the files of the recipe exist.
@@ -73,7 +73,8 @@ def load_recipe(
     Raises:
         RecipeError: with all problems.
     """
-    return load_table(_read(Path(path)), str(path), overrides, tasks=tasks, files=files, base=Path(path).parent)
+    found = find_recipe(Path(path))
+    return load_table(_read(found.file), str(found.file), overrides, tasks=tasks, files=files, base=found.base)
 
 
 def load_table(
@@ -250,9 +251,7 @@ def _read_file(path: Path) -> Table:
         rule, remedy = "must be a TOML file, not a folder", "Name a file in it."
         raise RecipeError([Problem("recipe.is_folder", rule, str(path), remedy=remedy)])
     if not path.is_file():
-        close = get_close_matches(path.name, [file.name for file in path.parent.glob("*.toml")], n=1)
-        remedy = f"Did you mean {path.parent / close[0]}?" if close else "Correct the path."
-        raise RecipeError([Problem("recipe.not_found", "must be an existing file", str(path), remedy=remedy)])
+        raise RecipeError([Problem("recipe.not_found", "must be an existing file", str(path), remedy=suggestion(path))])
     try:
         # Editors on Windows may write a byte order mark, which TOML does not allow.
         if (size := path.stat().st_size) > MAX_BYTES:

@@ -7,6 +7,7 @@ from typing import get_args
 
 from pydantic import BaseModel
 
+from toolkit.distribution import pip_install_extra
 from toolkit.errors import Problem
 from toolkit.recipe.model_kind import is_folder_name
 from toolkit.recipe.schema import Recipe
@@ -64,5 +65,5 @@ def missing_packages(recipe: Recipe) -> Iterator[Problem]:
     """Yield experiment trackers that are not installed."""
     for package in recipe.run.report_to:
         if find_spec(package) is None:
-            remedy = "Install it with: pip install '.[tracking]' -c constraints.txt"
+            remedy = f"Install it with: {pip_install_extra('tracking')}"
             yield Problem("recipe.tracker_not_installed", "must be installed", "run.report_to", package, remedy)

@@ -190,6 +190,22 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
     write_json(run.run_file, replace(state, fingerprints={**known, **fingerprints}))
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process uses a run folder."""
+    file = _lock_file(path)
+    if not file.is_file():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def _lock_file(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     # The lock is beside the folder, because --fresh renames the folder. The operating system releases it when the
@@ -198,7 +214,7 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _creation_error(path, error) from error
-    lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
+    lock = FileLock(_lock_file(path), timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -349,6 +365,6 @@ class _LogFailure:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, ToolkitError):
-            log.debug("stopped: %s", error)
+            log.debug("stopped: %s [%s]", error, error.code)
         elif error is not None:
             log.debug("stopped by an unexpected error", exc_info=error)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
+from toolkit import __version__
+
 TESTED_VERSIONS: Mapping[str, str] = {
     "torch": "2.10.0",
     "torchvision": "0.25.0",
@@ -25,14 +27,13 @@ TESTED_VERSIONS: Mapping[str, str] = {
     "pydicom": "3.0.2",
     "imagecodecs": "2026.3.6",
 }
-"""Distribution -> version that was tested with the others. A test compares the table with constraints.txt, which an
-installed package does not have."""
+"""Distribution -> version that was tested with the others. A test compares the table with constraints.txt."""
 
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of Python, the platform, this package and the tested distributions that are installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("toolkit", *TESTED_VERSIONS):
+    found = {"python": platform.python_version(), "platform": platform.platform(), "toolkit": __version__}
+    for package in TESTED_VERSIONS:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

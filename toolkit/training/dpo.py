@@ -19,6 +19,7 @@ import datasets
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
+from toolkit.distribution import pip_install
 from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend, choose_backend
@@ -189,7 +190,7 @@ def _check_reference(policy: Policy) -> None:
             "TRL must keep a frozen copy of the adapter as the reference",
             place="dpo",
             value=sorted(adapters),
-            remedy="Install the version of trl in constraints.txt.",
+            remedy=f"Install the tested version: {pip_install('trl')}.",
         )
 
 

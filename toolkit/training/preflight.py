@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from toolkit.data.sample import Sample
+from toolkit.distribution import pip_install
 from toolkit.errors import TrainingError, warn
 from toolkit.evaluation.stage_context import Context
 from toolkit.models import Backend
@@ -110,7 +111,7 @@ def images_ignored_error(place: str) -> TrainingError:
         "training.images_ignored",
         "log-probabilities of answers must depend on the images, but no pixels reach the model (see unsloth#11031)",
         place=place,
-        remedy='Install the versions of unsloth, trl and transformers in constraints.txt, or set backend = "hf".',
+        remedy=f'Install the tested versions ({pip_install()}), or set backend = "hf".',
     )
 
 

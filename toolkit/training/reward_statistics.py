@@ -86,7 +86,7 @@ def probe(
     ]
     statistics = group_statistics(scored_PG, answers_PG)
     log.info("grpo probe: %s", _describe(statistics, len(chosen), grpo.generations))
-    failure = _failure(statistics, grpo)
+    failure = _failure(statistics, grpo, len(chosen) * grpo.generations)
     if failure is not None and grpo.probe_on_failure == "stop":
         raise failure
     if failure is not None:
@@ -115,22 +115,31 @@ def _evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def _describe(statistics: GroupStatistics, prompts: int, generations: int) -> str:
-    total = statistics.total
+    total, count = statistics.total, prompts * generations
     return (
         f"{prompts} prompts x {generations} completions: reward mean {total.mean:.3f}, standard deviation within a "
-        f"group {total.std:.3f}, zero-variance groups {total.zero_variance:.0%}, truncated {statistics.truncated:.0%}, "
-        f"unreadable {statistics.unreadable:.0%}"
+        f"group {total.std:.3f}, zero-variance groups {_of(total.zero_variance, prompts)}, truncated "
+        f"{_of(statistics.truncated, count)}, unreadable {_of(statistics.unreadable, count)}"
     )
 
 
-def _failure(statistics: GroupStatistics, grpo: Grpo) -> TrainingError | None:
+def _of(fraction: float | None, count: int) -> str:
+    """Return a fraction of a count as both numbers. Percent would hide a few of many.
+
+    >>> _of(0.003, 1000)
+    '3 of 1,000'
+    """
+    return "none of 0" if fraction is None else f"{round(fraction * count):,} of {count:,}"
+
+
+def _failure(statistics: GroupStatistics, grpo: Grpo, count: int) -> TrainingError | None:
     """Return the reason why GRPO could learn nothing from these answers, or None."""
     if statistics.truncated > grpo.probe_max_truncated:
         return TrainingError(
             "training.probe_truncated",
             f"at most {grpo.probe_max_truncated:.0%} of the probe's completions may reach the token limit",
             place="[grpo] max_completion_tokens",
-            value=f"{statistics.truncated:.0%} at {grpo.max_completion_tokens} tokens",
+            value=f"{_of(statistics.truncated, count)} at {grpo.max_completion_tokens} tokens",
             remedy="Raise max_completion_tokens, or run (more) SFT first.",
         )
     if statistics.total.zero_variance == 1:

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from toolkit.distribution import pip_install
 from toolkit.errors import ModelError, warn
 from toolkit.recipe import Recipe
 from toolkit.runfolder import world_size
@@ -68,7 +69,7 @@ def start(folder: Path) -> None:
             "unsloth must be importable",
             place="[model] backend",
             value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
-            remedy='Install the versions of constraints.txt, or set backend = "hf".',
+            remedy=f'Install the tested versions ({pip_install()}), or set backend = "hf".',
         ) from error
     # Unsloth runs the garbage collector nine times per load. Freezing excludes 700,000 objects of these libraries.
     gc.freeze()

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-INSTALL = "codecarbon is not installed (pip install 'toolkit[compute]')"
+from toolkit.distribution import pip_install_extra
+
+INSTALL = f"codecarbon is not installed ({pip_install_extra('compute')})"
 """Reason for missing figures if codecarbon is not installed."""
 
 METHODS: Mapping[str, str] = {
