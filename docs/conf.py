@@ -1,0 +1,79 @@
+"""The configuration of Sphinx: ``sphinx-build -W -n docs site`` builds the documentation.
+
+index.md lists the pages as links under headings, which GitHub shows too. The navigation of the site is made from these
+lists when index.md is read, so that no list of pages is written twice.
+"""
+
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+project = "toolkit"
+author = "the toolkit authors"
+copyright = f"{author}. Apache-2.0. Not a medical device"  # noqa: A001 (the name that Sphinx reads)
+try:
+    release = metadata.version(project)
+except metadata.PackageNotFoundError:  # a checkout that is not installed
+    release = re.findall(r'__version__ = "(.+)"', (ROOT / "toolkit" / "__init__.py").read_text(encoding="utf-8"))[0]
+
+extensions = ["myst_parser"]
+exclude_patterns = ["generate"]
+nitpicky = True
+smartquotes = False  # they would change the two hyphens of an option
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 4  # the anchors that GitHub makes
+suppress_warnings = ["myst.header"]  # a page may leave out a level of headings
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
+
+html_theme = "furo"
+html_title = f"toolkit {release}"
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
+html_extra_path = ["reference/recipe.schema.json"]
+html_copy_source = False
+html_show_sphinx = False
+
+
+def _navigation(index: str) -> str:
+    """Return the table of contents of the site: one tree for each heading of the index, with the pages it links."""
+    trees = []
+    for part in index.split("\n## ")[1:]:
+        title, _, body = part.partition("\n")
+        pages = [page.removesuffix(".md") for page in re.findall(r"^- \[[^]]+\]\(([^)#]+\.md)\)", body, re.MULTILINE)]
+        trees.append("\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```"]))
+    return "\n\n".join(trees)
+
+
+def _repository() -> str:
+    """Return the address of the repository, or an empty text if the installed package names none."""
+    try:
+        urls = metadata.metadata(project).get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    named = dict(re.split(r",\s*", url, maxsplit=1) for url in urls)
+    return named.get("Repository", "").rstrip("/")
+
+
+def _root_link(link: re.Match[str]) -> str:
+    """Return a link to a file beside docs/, which is no page of the site, as a link to the repository."""
+    text, file = link[1], link[2]
+    return f"[{text}]({repository}/blob/main/{file})" if repository else f"{text} (`{file}`)"
+
+
+def _read_source(app: Any, page: str, source: list[str]) -> None:
+    """Add the navigation to the index, and replace links to files beside docs/."""
+    if page == "index":
+        source[0] += f"\n{_navigation(source[0])}\n"
+    source[0] = re.sub(r"\[([^]]+)\]\(\.\./\.\./([A-Z]+\.(?:md|cff))\)", _root_link, source[0])
+
+
+repository = _repository()
+
+
+def setup(app: Any) -> None:
+    """Connect the hooks of this file."""
+    app.connect("source-read", _read_source)

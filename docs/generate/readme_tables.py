@@ -1,0 +1,33 @@
+"""The table of model families of the README, from the measured table of the reference page."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parents[1] / "reference" / "model_families.md"
+
+
+def family_table() -> str:
+    """Return the families by how far each was taken, with the families of equal results in one row."""
+    groups: dict[str, list[str]] = {}
+    for name, cells in _families():
+        groups.setdefault(_result(cells), []).append(name)
+    lines = [f"| {result} | {', '.join(names)} |" for result, names in groups.items()]
+    return "\n".join(["| tested on a CPU | families |", "|---|---|", *lines])
+
+
+def _families() -> Iterator[tuple[str, Mapping[str, str]]]:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+    ]
+    for cells in rows[2:]:
+        yield cells[0], dict(zip(rows[0][2:], cells[2:], strict=True))
+
+
+def _result(cells: Mapping[str, str]) -> str:
+    works = [column for column, cell in cells.items() if cell == "works"]
+    if any(re.match("stops", cell) for cell in cells.values()):
+        return "rejected with an error before training" if not works else f"{', '.join(works)}, then an error"
+    return ", ".join(works) or "untried"
