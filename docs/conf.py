@@ -5,19 +5,19 @@ lists when index.md is read, so that no list of pages is written twice.
 """
 
 import re
-from importlib import metadata
+import tomllib
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
 project = "toolkit"
 author = "the toolkit authors"
-copyright = f"{author}. Apache-2.0. Not a medical device"  # noqa: A001 (the name that Sphinx reads)
-try:
-    release = metadata.version(project)
-except metadata.PackageNotFoundError:  # a checkout that is not installed
-    release = re.findall(r'__version__ = "(.+)"', (ROOT / "toolkit" / "__init__.py").read_text(encoding="utf-8"))[0]
+copyright = f"{author}. Apache-2.0. Not a medical device"
+release = re.findall(r'__version__ = "(.+)"', (ROOT / "toolkit" / "__init__.py").read_text(encoding="utf-8"))[0]
+repository = PROJECT.get("urls", {}).get("Repository", "").rstrip("/")
 
 extensions = ["myst_parser"]
 exclude_patterns = ["generate"]
@@ -48,16 +48,6 @@ def _navigation(index: str) -> str:
     return "\n\n".join(trees)
 
 
-def _repository() -> str:
-    """Return the address of the repository, or an empty text if the installed package names none."""
-    try:
-        urls = metadata.metadata(project).get_all("Project-URL") or []
-    except metadata.PackageNotFoundError:
-        return ""
-    named = dict(re.split(r",\s*", url, maxsplit=1) for url in urls)
-    return named.get("Repository", "").rstrip("/")
-
-
 def _root_link(link: re.Match[str]) -> str:
     """Return a link to a file beside docs/, which is no page of the site, as a link to the repository."""
     text, file = link[1], link[2]
@@ -69,9 +59,6 @@ def _read_source(app: Any, page: str, source: list[str]) -> None:
     if page == "index":
         source[0] += f"\n{_navigation(source[0])}\n"
     source[0] = re.sub(r"\[([^]]+)\]\(\.\./\.\./([A-Z]+\.(?:md|cff))\)", _root_link, source[0])
-
-
-repository = _repository()
 
 
 def setup(app: Any) -> None:

@@ -1,4 +1,4 @@
-"""``python -m docs.generate`` writes every generated text. With ``--check`` it names the stale ones and exits with 1."""
+"""``python -m docs.generate`` writes every generated text. ``--check`` names the stale ones and exits with 1."""
 
 import argparse
 import sys

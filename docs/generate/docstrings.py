@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Scores")
-_ENTRY = re.compile(r"^([\w.*]+): (.*)$")
+_ENTRY = re.compile(r"^([\w.*]+(?:, [\w.*]+)*): (.*)$")
 
 
 @dataclass(frozen=True, slots=True)

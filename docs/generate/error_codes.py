@@ -42,6 +42,7 @@ AREAS: Mapping[str, str] = {
     "output": "Output files",
     "imagegen": "Image generation",
     "doctor": "Checks of the machine",
+    "NAME": "Custom code",
 }
 """First word of a code -> title of its section."""
 
@@ -53,10 +54,10 @@ NAME = "NAME"
 """Part of a code that the program inserts."""
 _DAMAGED = "Copy or download the file again."
 _JSON_PLACES: Mapping[str, Sequence[tuple[str, str, str]]] = {
-    "_json": [("error", "the file must be readable JSON", _DAMAGED)],
-    "bject": [("error", "the file must contain a JSON object", _DAMAGED)],
+    "json": [("error", "the file must be readable JSON", _DAMAGED)],
+    "object": [("error", "the file must contain a JSON object", _DAMAGED)],
 }
-"""End of the two codes of ``toolkit.models.model_config.read_object``, which gets their beginning -> what it raises."""
+"""Last word of a code of ``toolkit.models.model_config.read_object``, which gets its beginning -> what it raises."""
 MEANINGS: Mapping[str, str] = {
     "cli.arguments_invalid": "the command line must be valid",
     "data.boxes_found": "the format of boxes that was found in the rows",
@@ -67,6 +68,9 @@ MEANINGS: Mapping[str, str] = {
     "doctor.gpu_memory_small": "GPU: its memory is small",
     "doctor.gpu_no_bfloat16": "GPU: it cannot compute in bfloat16",
     "imagegen.image_rows_conflict": "the rows of an image must agree",
+    "model.gguf_projector_ambiguous": "the folder must have one projector: mmproj-NAME.gguf",
+    "model.gguf_text_model_ambiguous": "the folder must have one text model, or the path must name a file",
+    "plan.architecture_fails": "a batch of every stage must pass on a small random model of the architecture",
     "predict.columns_invalid": "the columns of the file must fit the task",
     "predict.rows_left_out": "rows that cannot be used are left out",
     "predict.steps_irregular": "the steps of an episode must be complete and in order",
@@ -120,11 +124,12 @@ def entries() -> Mapping[str, Entry]:
         for node in ast.walk(module.tree):
             for code in _codes(node, module):
                 entry = found.setdefault(code, Entry(code))
-                for place in _places(node, module, source) if code == _template(node) else _JSON_PLACES[code[-5:]]:
+                for place in (
+                    _places(node, module, source) if code == _template(node) else _JSON_PLACES[code.rpartition("_")[2]]
+                ):
                     entry.add(*place)
     for code, meaning in MEANINGS.items():
-        if not found[code].rules:
-            found[code].rules.append(meaning)
+        found[code].rules = [meaning]
     areas = list(AREAS)
     return {code: found[code] for code in sorted(found, key=lambda code: (areas.index(found[code].area), code))}
 
@@ -140,20 +145,21 @@ def is_code(value: object) -> bool:
 def _codes(node: ast.AST, module: Module) -> Sequence[str]:
     """Return the codes that a node of the source is, with ``NAME`` for what the program inserts."""
     code = _template(node)
-    if code.endswith(f".{NAME}") or not is_code(code.replace(NAME, NAME.lower())):
+    if code.endswith(f".{NAME}") or not is_code(code.replace(f"{NAME}.", "tasks.").replace(NAME, NAME.lower())):
         return ()
     parent = module.parents[node]
+    if code.startswith(NAME) and not (isinstance(parent, ast.Call) and getattr(parent.func, "id", "") == "Problem"):
+        return ()
     if isinstance(parent, ast.Call) and getattr(parent.func, "id", "") == "read_object":
         return f"{code}_not_json", f"{code}_not_object"
-    if isinstance(node, ast.JoinedStr) and not (isinstance(parent, ast.Call | ast.Tuple) and _is_first(node, parent)):
-        return ()
-    return (code,)
+    return (code,) if isinstance(node, ast.Constant) or _is_code_place(node, parent) else ()
 
 
-def _is_first(node: ast.AST, parent: ast.Call | ast.Tuple) -> bool:
-    """Return whether a text is where a code is: first, or third in a call that counts rows."""
-    parts = parent.args if isinstance(parent, ast.Call) else parent.elts
-    return node in parts and (parts.index(node) == 0 or len(parts) >= 3)  # type: ignore[arg-type]
+def _is_code_place(node: ast.AST, parent: ast.AST) -> bool:
+    """Return whether a composed text is where a code is: first, or third in a call of ``add``, which counts rows."""
+    parts = parent.args if isinstance(parent, ast.Call) else parent.elts if isinstance(parent, ast.Tuple) else []
+    place = 2 if isinstance(parent, ast.Call) and getattr(parent.func, "attr", "") == "add" else 0
+    return len(parts) > place and parts[place] is node
 
 
 def _template(node: ast.AST) -> str:
@@ -226,8 +232,8 @@ def _tuple(parent: ast.Tuple, code: ast.AST, module: Module, source: Source) -> 
 
 def _two_texts(texts: Sequence[str]) -> tuple[str, str]:
     """Return rule and remedy of the texts beside a code."""
-    found = [text for text in texts if " " in text.strip()]
-    return (found + ["", ""])[0], (found + ["", ""])[1]
+    rule, remedy, *_ = [*(text for text in texts if " " in text.strip()), "", ""]
+    return rule, remedy
 
 
 def _uses(target: ast.AST, module: Module, source: Source) -> Iterator[tuple[str, str, str]]:

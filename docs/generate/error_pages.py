@@ -8,12 +8,14 @@ from docs.generate.error_codes import AREAS, Entry, entries
 
 HEAD = """# Error codes
 
-Every error, warning and finding has a stable code, which is printed in brackets at the end of the message. Scripts can compare codes. The wording may change in any release.
+Every error, warning and finding has a stable code, printed in brackets at the end of the message.
+Scripts can compare codes. The wording may change in any release.
 
 - [Troubleshooting](../guides/troubleshooting.md) explains how to read a message, and lists codes by symptom.
 - `…` is a value, which the message shows. Texts separated by `/` are different cases of one code.
 - `NAME` in a code is one of a few fixed words.
-- A code marked *warning* does not end a command. A code marked *row* makes one row unusable. Rows are counted by code, and `data.max_dropped` limits how many may be dropped.
+- A code marked *warning* does not end a command.
+- A code marked *row* makes one row unusable. Rows are counted by code, and `data.max_dropped` limits their number.
 - The text after → is the remedy. Without one, correct what the rule says.
 
 This page is generated from the source by `python -m docs.generate`.
@@ -25,6 +27,7 @@ NOTES: Mapping[str, str] = {
     "`toolkit data inspect RECIPE`.",
     "tasks": "`toolkit data inspect RECIPE` counts them with examples.",
     "plan": "`toolkit plan RECIPE` lists them. `toolkit run` stops only for definite errors.",
+    "NAME": "Your own tasks (`tasks`), rewards (`rewards`) and metrics (`evaluate`).",
     "doctor": "`toolkit doctor` prints them, with or without a problem.",
 }
 """Area -> what all its codes have in common."""
@@ -135,4 +138,6 @@ def _several(texts: Iterable[str]) -> str:
 def escape(text: str) -> str:
     """Return a text of a message as Markdown. Code in backticks stays."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([\\<>*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", part) for part in parts)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([\\<>*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", part) for part in parts
+    )

@@ -6,8 +6,8 @@ from pathlib import Path
 from docs.generate import (
     command_line,
     error_pages,
+    model_tables,
     python_api,
-    readme_tables,
     recipe_keys,
     recipe_schema,
     results_fields,
@@ -24,12 +24,13 @@ FILES: Mapping[str, Callable[[], str]] = {
 """File -> its whole text."""
 
 PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "README.md": {"models": readme_tables.family_table, "data": task_tables.data_table},
+    "README.md": {"models": model_tables.family_table, "data": task_tables.data_table},
     "docs/reference/cli.md": {"commands": command_line.command_table, "options": command_line.option_lists},
     "docs/reference/rewards.md": {"rewards": task_tables.reward_table, "examples": task_tables.reward_lists},
     "docs/reference/metrics.md": {"scores": task_tables.score_table},
     "docs/reference/results_json.md": {"fields": results_fields.results_lists},
     "docs/reference/python_api.md": {"functions": python_api.function_lists},
+    "docs/guides/choosing_a_model.md": {"traits": model_tables.trait_table},
     "docs/guides/troubleshooting.md": {
         "areas": error_pages.area_table,
         **{symptom: (lambda one=symptom: error_pages.symptom_list(one)) for symptom in error_pages.SYMPTOMS},

@@ -19,7 +19,8 @@ from toolkit.tasks import TASKS
 HEAD = """# Recipe keys
 
 Every section and key of a recipe, with type, default and description. [Recipe](recipe.md) explains how a recipe works.
-Editors complete and check the keys with [the schema](recipe.md#in-an-editor). This page is generated from `toolkit/recipe/sections.py` by `python -m docs.generate`.
+Editors complete and check the keys with [the schema](recipe.md#in-an-editor).
+This page is generated from `toolkit/recipe/sections.py` by `python -m docs.generate`.
 """
 KINDS = {bool: "`true` or `false`", int: "integer", float: "number", str: "text", Path: "path"}
 BOUNDS = {

@@ -1,14 +1,17 @@
 """The fields of results.json, from the dataclasses that are written to it."""
 
+import ast
 import dataclasses
 import inspect
 import re
+import textwrap
 import types
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from docs.generate.docstrings import parse
+from docs.generate.docstrings import markdown, parse
 from toolkit.imagegen.results import ImagegenResult
 from toolkit.pipeline.run_results import RunResults
 
@@ -30,14 +33,13 @@ def results_lists() -> str:
     return "\n\n".join(_section(kind) for kind in _reachable())
 
 
-def undescribed() -> list[str]:
-    """Return the fields without a description."""
-    return [
-        f"{kind.__name__}.{one.name}"
+def undescribed() -> dict[str, list[str]]:
+    """Return dataclass -> its fields without a description of their own."""
+    return {
+        kind.__name__: left
         for kind in _reachable()
-        for one in dataclasses.fields(kind)
-        if not _described(kind).get(one.name)
-    ]
+        if (left := [one.name for one in dataclasses.fields(kind) if not _described(kind).get(one.name)])
+    }
 
 
 def _reachable() -> list[type]:
@@ -78,11 +80,25 @@ def _title(kind: Any) -> str:
 def _described(kind: type) -> Mapping[str, str]:
     """Return field -> description, also of base classes."""
     bases = [one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)]
-    return {name: text for one in bases for name, text in _attributes(one).items()}
+    return {name: text for one in bases for name, text in (_texts_below(one) | _attributes(one)).items()}
 
 
-def _attributes(kind: type) -> Mapping[str, str]:
-    return parse(inspect.cleandoc(kind.__doc__ or "")).sections.get("Attributes", {})
+def _attributes(kind: type) -> dict[str, str]:
+    """Return the entries of the section Attributes. An entry can describe several fields: ``low, high: ...``."""
+    entries = parse(inspect.cleandoc(kind.__doc__ or "")).sections.get("Attributes", {})
+    return {name: text for names, text in entries.items() for name in names.split(", ")}
+
+
+def _texts_below(kind: type) -> dict[str, str]:
+    """Return the texts below the fields in the source."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id: markdown(inspect.cleandoc(text.value.value)).removesuffix(".") + "."
+        for field, text in pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
 
 
 def _sentence(text: str) -> str:

@@ -1,8 +1,10 @@
-"""The table of model families of the README, from the measured table of the reference page."""
+"""The tables of model families: those of the README from the measured table, and traits from the code."""
 
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from toolkit.models.families import FAMILIES
 
 PAGE = Path(__file__).resolve().parents[1] / "reference" / "model_families.md"
 
@@ -14,6 +16,21 @@ def family_table() -> str:
         groups.setdefault(_result(cells), []).append(name)
     lines = [f"| {result} | {', '.join(names)} |" for result, names in groups.items()]
     return "\n".join(["| tested on a CPU | families |", "|---|---|", *lines])
+
+
+def trait_table() -> str:
+    """Return what the code knows of each family that concerns the choice of a model."""
+    lines = [
+        "| `model_type` | float16 overflows | 4-bit training | vLLM rollouts | GGUF | training |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, family in FAMILIES.items():
+        gguf = {True: "yes", False: "no", None: ""}[family.gguf]
+        vllm = "yes, never run" if family.vllm else ""
+        four = "advised against" if family.not_4bit else ""
+        stops = "rejected" if family.untrainable else ""
+        lines.append(f"| `{kind}` | {'yes' if family.overflows else ''} | {four} | {vllm} | {gguf} | {stops} |")
+    return "\n".join(lines)
 
 
 def _families() -> Iterator[tuple[str, Mapping[str, str]]]:
