@@ -39,13 +39,20 @@ html_show_sphinx = False
 
 
 def _navigation(index: str) -> str:
-    """Return the table of contents of the site: one tree for each heading of the index, with the pages it links."""
-    trees = []
-    for part in index.split("\n## ")[1:]:
-        title, _, body = part.partition("\n")
-        pages = [page.removesuffix(".md") for page in re.findall(r"^- \[[^]]+\]\(([^)#]+\.md)\)", body, re.MULTILINE)]
-        trees.append("\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```"]))
-    return "\n\n".join(trees)
+    """Return the table of contents of the site: one tree for each list of pages in the index.
+
+    Its caption is the heading of the list, or the heading and the line above the list.
+    """
+    trees, title, caption = dict[str, list[str]](), "", ""
+    for line in index.splitlines():
+        if line.startswith("## "):
+            title = caption = line.removeprefix("## ")
+        elif re.fullmatch(r"\w[\w ]*:", line):
+            caption = f"{title}: {line[0].lower()}{line[1:-1]}"
+        elif page := re.match(r"- \[[^]]+\]\(([^)#]+)\.md\)", line):
+            trees.setdefault(caption, []).append(page[1])
+    blocks = (["```{toctree}", ":hidden:", f":caption: {name}", "", *pages, "```"] for name, pages in trees.items())
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def _root_link(link: re.Match[str]) -> str:
