@@ -82,6 +82,8 @@ MEANINGS: Mapping[str, str] = {
 }
 """Codes whose rule is composed while the program runs -> their rule."""
 CLASSES = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}
+LISTS = {"DataProblems", "PlanError", "RecipeError"}
+"""Errors that list several problems."""
 ROWS = {"RowProblem", "MissingImage"}
 KINDS: Mapping[str, str] = {**dict.fromkeys(CLASSES - ROWS, "error"), **dict.fromkeys(ROWS, "row"), "warn": "warning"}
 """Function that takes a code -> kind of the code."""
@@ -209,7 +211,25 @@ def _call(call: ast.Call, code: ast.AST, module: Module, source: Source) -> tupl
         return "", rule, source.text(given.get("remedy", others[3] if len(others) > 3 else None), module)
     by_place = others[-1] if name == "Problem" and len(others) == 4 else None
     rule = source.text(given.get("rule"), module) or _first_text(others, module, source)
-    return KINDS.get(name, ""), rule, source.text(given.get("remedy", by_place), module)
+    kind, remedy = KINDS.get(name, ""), source.text(given.get("remedy", by_place), module)
+    if name in LISTS:
+        return kind, rule, remedy or "Each line of the message has its own remedy."
+    inner = _inner(name, code, call, module, source) if name not in KINDS else ("", "", "")
+    return kind or inner[0], rule or inner[1], remedy or inner[2]
+
+
+def _inner(name: str, code: ast.AST, call: ast.Call, module: Module, source: Source) -> tuple[str, str, str]:
+    """Return what a function of the package does with a code that a call passes to it."""
+    found = source.defined(name, module)
+    if found is None or code not in call.args:
+        return "", "", ""
+    at, function = found
+    names = [one.arg for one in function.args.args]
+    place = call.args.index(code)  # type: ignore[arg-type]
+    for node in ast.walk(function) if place < len(names) else ():
+        if isinstance(node, ast.Call) and node.args and getattr(node.args[0], "id", "") == names[place]:
+            return _call(node, node.args[0], at, source)
+    return "", "", ""
 
 
 def _first_text(nodes: Sequence[ast.AST], module: Module, source: Source) -> str:

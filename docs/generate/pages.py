@@ -1,6 +1,7 @@
 """Every generated text and its file."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from docs.generate import (
@@ -33,7 +34,7 @@ PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/guides/choosing_a_model.md": {"traits": model_tables.trait_table},
     "docs/guides/troubleshooting.md": {
         "areas": error_pages.area_table,
-        **{symptom: (lambda one=symptom: error_pages.symptom_list(one)) for symptom in error_pages.SYMPTOMS},
+        **{symptom: partial(error_pages.symptom_list, symptom) for symptom in error_pages.SYMPTOMS},
     },
 }
 """Page -> name of a part between comments -> its text."""

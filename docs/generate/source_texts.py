@@ -77,9 +77,19 @@ class Source:
                 return _alternatives([self._text(one, module, depth) for one in (body, other)])
             case ast.Lambda(body=body):
                 return self._text(body, module, depth)
-            case ast.Name() if depth:
-                return _alternatives([self._text(one, at, depth - 1) for at, one in self.assigned(node, module)])
+            case ast.Name() | ast.Call(func=ast.Name()) if depth:
+                return self._followed(node, module, depth - 1)
         return VALUE
+
+    def _followed(self, node: ast.Name | ast.Call, module: Module, depth: int) -> str:
+        """Return the texts that a name has, or that a function of the package returns."""
+        values: list[tuple[Module, ast.AST | None]] = []
+        if isinstance(node, ast.Name):
+            values += self.assigned(node, module)
+        elif isinstance(node.func, ast.Name) and (found := self.defined(node.func.id, module)):
+            at, function = found
+            values += [(at, one.value) for one in ast.walk(function) if isinstance(one, ast.Return)]
+        return _alternatives([self._text(value, at, depth) for at, value in values])
 
     def _constant(self, node: ast.AST, module: Module) -> str:
         """Return the text of a name of a constant inside an f-string."""
@@ -87,6 +97,14 @@ class Source:
             found = [self._text(one, at, 1) for at, one in self.assigned(node, module)]
             return found[0] if len(found) == 1 else VALUE
         return VALUE
+
+    def defined(self, name: str, module: Module) -> tuple[Module, ast.FunctionDef] | None:
+        """Return a function of the package by its name in a module, with the module that defines it."""
+        for one in module.tree.body:
+            if isinstance(one, ast.FunctionDef) and one.name == name:
+                return module, one
+        origin = self.modules.get(module.imports.get(name, ""))
+        return None if origin is None or origin is module else self.defined(name, origin)
 
     def assigned(self, name: ast.Name, module: Module) -> list[tuple[Module, ast.AST]]:
         """Return the values that a name has in its function, in its module, or in the module it is imported from."""
@@ -111,10 +129,19 @@ def _reaching(scope: ast.AST, name: ast.Name, module: Module) -> list[ast.AST]:
     for node in ast.walk(scope):
         if getattr(node, "lineno", name.lineno) < name.lineno:
             always = next(_blocks(node, module), None) in blocks
-            found += [(always, value) for value in _values(node, name.id)]
+            if always or not _leaves(node, module):
+                found += [(always, value) for value in _values(node, name.id)]
     found.sort(key=lambda pair: pair[1].lineno)  # type: ignore[attr-defined]
     start = max((number for number, (always, _) in enumerate(found) if always), default=0)
     return [value for _, value in found[start:]]
+
+
+def _leaves(node: ast.AST, module: Module) -> bool:
+    """Return whether the block around a statement ends by leaving the function or the round of its loop."""
+    parent = module.parents.get(node)
+    around = [value for _, value in ast.iter_fields(parent) if _contains(value, node)] if parent else []
+    last = around[0][-1] if around and isinstance(around[0], list) else None
+    return isinstance(last, ast.Return | ast.Raise | ast.Continue | ast.Break)
 
 
 def _blocks(node: ast.AST, module: Module) -> Iterator[tuple[int, str]]:
