@@ -40,7 +40,8 @@ def test_pages_have_examples_with_prompts() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
 def test_other_python_blocks_are_python(page: str) -> None:
     for block in python_blocks(page):
-        if ">>>" not in block and page != "reference/python_api.md":
+        is_signature = page == "reference/python_api.md" and block.startswith("toolkit.")
+        if ">>>" not in block and not is_signature:
             ast.parse(block)
 
 
