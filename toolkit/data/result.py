@@ -22,7 +22,18 @@ class UnusableImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageScan:
-    """The scan of the images. See ``toolkit.images.ScanReport`` for the counts."""
+    """The scan of the images (``toolkit.images.ScanReport``).
+
+    Attributes:
+        scan: the mode: full, header or off.
+        checked: number of distinct images.
+        formats: format -> number of usable images.
+        bits: bits per channel -> number of usable images.
+        windowed: number of images above 8 bits, which a window reduces to 8 bits (full scan).
+        clipped: number of these with pixels outside their window.
+        worst_clipped: largest fraction of such pixels in an image, from 0 to 1.
+        unusable: the images that cannot be used.
+    """
 
     scan: str
     checked: int

@@ -19,7 +19,14 @@ MAX_VALUE = 80
 class RowCount:
     """Rows of one source, unusable for one reason or usable with one warning.
 
-    ``examples`` has the places of at most five, such as ``row 12``. It never has ids or paths, which can name patients.
+    Attributes:
+        source: the file, folder or dataset.
+        reason: the rule that the rows break, or the warning.
+        count: number of these rows.
+        examples: places of at most five of them, such as ``row 12``, never ids or paths, which can name patients.
+        code: stable identifier of the reason, such as ``tasks.mcq.answer_not_an_option``.
+        values: the shortened value of each example, or an empty text. A model card must not have them.
+        remedy: how to fix the rows.
     """
 
     source: str
@@ -27,11 +34,8 @@ class RowCount:
     count: int
     examples: tuple[str, ...]
     code: str
-    """Stable identifier of the reason, such as ``tasks.mcq.answer_not_an_option``."""
     values: tuple[str, ...] = ()
-    """The shortened value of each example, or an empty text. A model card must not have them."""
     remedy: str = ""
-    """How to fix the rows."""
 
     @property
     def shown(self) -> tuple[str, ...]:

@@ -163,7 +163,21 @@ UNKNOWN = "not measured"
 
 @dataclass(frozen=True, slots=True)
 class ComputeSummary:
-    """Usage of all sessions of a run, as in results.json: hours, peaks in GB, kWh and kg. None: not measured."""
+    """Usage of all sessions of a run, as in results.json. None: not measured.
+
+    Attributes:
+        sessions: number of commands that worked in the run.
+        wall_hours: hours of these commands.
+        cpu_hours: hours of CPU time.
+        gpu_hours: hours in which a GPU was held.
+        peak_memory_gb: largest RAM of the process, in GB of 1e9 bytes.
+        peak_gpu_memory_gb: largest GPU memory, in the same unit.
+        energy_kwh: energy of the machine.
+        energy_hours: hours of which the energy was measured.
+        co2_kg: CO2 of this energy, if ``run.country`` is set.
+        training_flops_formula: FLOPs of the training by formula.
+        damaged_lines: lines of the usage record that cannot be read.
+    """
 
     sessions: int
     wall_hours: float
@@ -173,7 +187,6 @@ class ComputeSummary:
     peak_gpu_memory_gb: float | None
     energy_kwh: float | None
     energy_hours: float
-    """Hours of which the energy was measured."""
     co2_kg: float | None
     training_flops_formula: float | None
     damaged_lines: int

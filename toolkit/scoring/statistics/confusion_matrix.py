@@ -27,7 +27,12 @@ _POINTS, _LETTERS = 11, 9
 
 @dataclass(frozen=True, slots=True)
 class ConfusionMatrix:
-    """``counts[true][predicted]`` without zeros. ``labels`` are the true labels in order."""
+    """How often each true label was answered with each label.
+
+    Attributes:
+        labels: the true labels in order.
+        counts: true label -> predicted label -> count, without zeros.
+    """
 
     labels: tuple[str, ...]
     counts: Mapping[str, Mapping[str, int]]

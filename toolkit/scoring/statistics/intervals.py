@@ -19,8 +19,17 @@ class Estimate:
     """A mean over ``n`` answers of ``groups`` patients, lesions or images.
 
     ``value`` is None if n is 0. ``low`` and ``high`` are None if there is no interval (n is 0, or a bootstrap over one
-    group), so NaN never occurs. ``method`` is one of "wilson", "wilson by group", "wilson by class", "wilson of no
-    change", "bootstrap by group", "jackknife by group", "t over repetitions" and "none".
+    group), so NaN never occurs.
+
+    Attributes:
+        value: the mean, or another statistic.
+        n: number of answers.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        method: "wilson", "wilson by group", "wilson by class", "wilson of no change", "bootstrap by group", "jackknife
+            by group", "t over repetitions" or "none".
+        groups: number of patients, lesions or images.
+        confidence: confidence level of the interval.
     """
 
     value: float | None

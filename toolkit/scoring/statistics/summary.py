@@ -58,15 +58,23 @@ class ScoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Metrics of a set of answers. Each of ``scores`` covers the answers that it applies to."""
+    """Metrics of a set of answers.
+
+    Attributes:
+        n: number of answers.
+        groups: number of patients, lesions or images.
+        scores: score -> its mean over the answers that it applies to.
+        macro_f1: macro-F1 of the labels. None if the task has no labels.
+        labels: balanced accuracy, and each class against the rest. None if the task has no labels.
+        truncated: fraction of the completions that reached the token limit.
+        unreadable: fraction of the completions without a parsed answer.
+    """
 
     n: int
     groups: int
     scores: Mapping[str, Estimate]
     macro_f1: Estimate | None
-    """None if the task has no labels."""
     labels: ClassificationMetrics | None
-    """Balanced accuracy, and each class against the rest. None if the task has no labels."""
     truncated: Estimate
     unreadable: Estimate
 
@@ -82,15 +90,20 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All metrics of an evaluation, each with its n and its interval."""
+    """All metrics of an evaluation, each with its n and its interval.
+
+    Attributes:
+        overall: metrics of all answers.
+        by: column -> value -> metrics. Values are in natural sort order.
+        not_found: requested columns that no answer has.
+        failures: reasons for unparsed answers, the most frequent first.
+        confusion: true and predicted labels.
+    """
 
     overall: Metrics
     by: Mapping[str, Mapping[str, Metrics]]
-    """Column -> value -> metrics. Values are in natural sort order."""
     not_found: tuple[str, ...]
-    """Requested columns that no answer has."""
     failures: tuple[Failure, ...]
-    """Most frequent first."""
     confusion: ConfusionMatrix
 
     def to_dict(self) -> dict[str, Any]:

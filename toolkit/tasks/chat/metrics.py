@@ -9,7 +9,13 @@ from toolkit.tasks.chat.rewards import exact, length, token_f1
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return token F1, exact match and the ratio of the lengths."""
+    """Return token F1, exact match and the ratio of the lengths.
+
+    Scores:
+        token_f1: reward ``token_f1``
+        exact_match: reward ``exact``
+        length: reward ``length``
+    """
     return {
         "token_f1": token_f1(sample, answer),
         "exact_match": exact(sample, answer),

@@ -12,7 +12,14 @@ from toolkit.tasks.classify.rewards import format as keeps_format
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return accuracy (all classes right), f1 and label_accuracy (several labels only), and format."""
+    """Return accuracy (all classes right), f1 and label_accuracy (several labels only), and format.
+
+    Scores:
+        accuracy: reward ``exact``
+        f1: reward ``f1``, for several labels
+        label_accuracy: fraction of the classes with the right yes or no, for several labels
+        format: reward ``format``
+    """
     return {
         "accuracy": exact(sample, answer),
         "f1": f1(sample, answer),

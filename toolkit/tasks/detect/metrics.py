@@ -18,7 +18,17 @@ NO_FINDING = "no finding"
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return f1, iou, count and format, and whether an answer has a box where the image has none, or the reverse."""
+    """Return f1, iou, count and format, and whether an answer has a box where the image has none, or the reverse.
+
+    Scores:
+        f1: reward ``f1``
+        iou: reward ``iou``
+        count: reward ``count``
+        finding_found: 1 for a box in an image with findings
+        no_finding_found: 1 for no box in an image without findings
+        inside: fraction of the boxes inside the image
+        format: reward ``format``
+    """
     has_box = bool(references(sample))
     found = None if answer.problem else bool(answers(answer))
     return {

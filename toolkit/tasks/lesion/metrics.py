@@ -18,7 +18,20 @@ JACCARD_THRESHOLD = 0.65
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return accuracy, place, box_iou, mask_iou and derived scores, and format. None marks scores that do not apply."""
+    """Return accuracy, place, box_iou, mask_iou and derived scores, and format. None marks scores that do not apply.
+
+    Scores:
+        accuracy: reward ``diagnosis``
+        place: reward ``place``
+        place_exact: 1 if every lesion is in the right cell of the grid
+        box_iou: reward ``box_iou``
+        box_iou_over_0.5: 1 if ``box_iou`` is at least 0.5
+        box_iou_over_0.75: 1 if ``box_iou`` is at least 0.75
+        mask_iou: reward ``mask_iou``, the Jaccard index
+        thresholded_jaccard: ``mask_iou``, but 0 below 0.65 (ISIC 2018, task 1)
+        dice: Dice coefficient, 2 J / (1 + J) for a Jaccard index J
+        format: reward ``format``
+    """
     overlap, outlined = box_overlap(sample, answer), mask_iou(sample, answer)
     return {
         "accuracy": diagnosis(sample, answer),

@@ -14,7 +14,13 @@ RESULTS_BY = ("question_type",)
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return accuracy, token_f1 of the explanation (None without a reference explanation), and format."""
+    """Return accuracy, token_f1 of the explanation (None without a reference explanation), and format.
+
+    Scores:
+        accuracy: reward ``letter``
+        token_f1: reward ``explanation``
+        format: reward ``format``
+    """
     return {
         "accuracy": letter(sample, answer),
         "token_f1": explanation(sample, answer),

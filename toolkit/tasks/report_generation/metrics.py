@@ -22,7 +22,15 @@ COMPARED = 200
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return ROUGE-L, BLEU of the report, the F1 of its findings, and whether it has the length and the sections."""
+    """Return ROUGE-L, BLEU of the report, the F1 of its findings, and whether it has the length and the sections.
+
+    Scores:
+        rouge_l: reward ``rouge_l``
+        finding_f1: reward ``finding_f1``
+        bleu: reward ``bleu``
+        length: reward ``length``
+        format: reward ``format``
+    """
     return {
         "rouge_l": rouge_l(sample, answer),
         "finding_f1": finding_f1(sample, answer),

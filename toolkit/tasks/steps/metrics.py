@@ -23,7 +23,21 @@ Baseline = Callable[[Sample], str]
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return step (correct action, and target if the reference has one), its parts, grounding, memory and json."""
+    """Return step (correct action, and target if the reference has one), its parts, grounding, memory and json.
+
+    Scores:
+        step: right action, and right target if the reference has one
+        action: reward ``action``
+        target: reward ``target``
+        target_fuzzy: reward ``target_fuzzy``
+        grounding: reward ``grounding``
+        in_box: 1 for a point in the reference box
+        distance: reward ``distance``
+        iou: reward ``iou``
+        inside: fraction of answers with coordinates inside the screenshot
+        memory: reward ``memory``
+        json: reward ``json``
+    """
     action, target_ = rewards.action(sample, answer), rewards.target(sample, answer)
     return {
         "step": action if target_ is None else action * target_,

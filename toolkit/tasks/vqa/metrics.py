@@ -17,7 +17,14 @@ Kind = tuple[str | None, str | None]
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return score (exact match of closed, token F1 of open questions), both separately, and format."""
+    """Return score (exact match of closed, token F1 of open questions), both separately, and format.
+
+    Scores:
+        score: exact match of closed and token F1 of open questions
+        closed_accuracy: reward ``exact``
+        open_token_f1: reward ``token_f1``
+        format: reward ``format``
+    """
     closed, opened = exact(sample, answer), token_f1(sample, answer)
     return {
         "score": opened if closed is None else closed,

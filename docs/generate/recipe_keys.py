@@ -1,8 +1,7 @@
-"""The reference of recipe keys: ``python tests/helpers/recipe_reference.py`` writes it from the schema's docstrings."""
+"""The reference of recipe keys, from the docstrings of the schema."""
 
 import inspect
 import json
-import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +12,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from docs.generate.docstrings import markdown
 from toolkit.recipe import Recipe
 from toolkit.tasks import TASKS
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "recipe_keys.md"
 HEAD = """# Recipe keys
 
 Every section and key of a recipe, with type, default and description. [Recipe](recipe.md) explains how a recipe works.
-This page is generated from the sections in `toolkit/recipe` by `python tests/helpers/recipe_reference.py`.
+Editors complete and check the keys with [the schema](recipe.md#in-an-editor).
+This page is generated from the sections in `toolkit/recipe` by `python -m docs.generate`.
 """
 KINDS = {bool: "`true` or `false`", int: "integer", float: "number", str: "text", Path: "path"}
 BOUNDS = {
@@ -51,7 +51,7 @@ def _sections(title: str, model: type[BaseModel] | None) -> Iterator[str]:
     keys = [_key(name, field) for name, field in model.model_fields.items() if name not in inner]
     if model.model_config.get("extra") == "allow":
         keys.append("- `NAME` (number): Weight of a reward. A reward that is not named keeps its default.")
-    yield "\n".join([f"## {title}\n", _markdown(inspect.getdoc(model) or ""), "", *keys, ""])
+    yield "\n".join([f"## {title}\n", markdown(inspect.getdoc(model) or ""), "", *keys, ""])
     for name, found in inner.items():
         table = get_origin(model.model_fields[name].annotation) is dict
         yield from _sections(f"{title[:-1]}.{name}{'.NAME' if table else ''}]", found)
@@ -73,7 +73,7 @@ def _key(name: str, field: FieldInfo) -> str:
     )
     facts = ", ".join([_type(field.annotation), *bounds, _default(field)])
     assert field.description is not None, name
-    return f"- `{name}` ({facts}): {_markdown(field.description)}"
+    return f"- `{name}` ({facts}): {markdown(field.description)}"
 
 
 def _default(field: FieldInfo) -> str:
@@ -102,18 +102,3 @@ def _type(annotation: Any) -> str:
 
 def _plural(kind: str) -> str:
     return f"{kind}s" if kind in ("integer", "number", "path") else kind
-
-
-def _markdown(docstring: str) -> str:
-    """Return a docstring with one line per paragraph and the code marks of Markdown."""
-    paragraphs = [" ".join(part.split()) for part in docstring.split("\n\n")]
-    return re.sub(r"``(.+?)``", r"`\1`", "\n\n".join(paragraphs))
-
-
-def main() -> None:
-    """Write the page."""
-    PAGE.write_text(text(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
