@@ -12,7 +12,7 @@ from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import Tables, recipe_on_files
 from toolkit.errors import DataError, PlanError
 from toolkit.pipeline import read_results, run_recipe
-from toolkit.pipeline.gpu_peaks import GpuPeak, describe_peaks, gpu_peaks
+from toolkit.reporting.gpu_peaks import GpuPeak, describe_peaks, gpu_peaks
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.pipeline.plan import plan_run
 from toolkit.pipeline.stages import STAGES

@@ -15,7 +15,7 @@ from toolkit.evaluation.results import BASELINE, AgentMemoryResult, Difference, 
 from toolkit.exporting.exported import outdated
 from toolkit.exporting.results import ExportResult, FormatExport, GgufExport, Verification
 from toolkit.pipeline import ResultRow, RunResults
-from toolkit.pipeline.gpu_peaks import describe_peaks
+from toolkit.reporting.gpu_peaks import describe_peaks
 from toolkit.runfolder import EXPORT
 from toolkit.runfolder.usage import compute_line
 from toolkit.scoring.statistics import Estimate, OneClass, ProbabilityMetrics

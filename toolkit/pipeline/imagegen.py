@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
-from toolkit.pipeline.gpu_peaks import GpuPeak, gpu_peaks
+from toolkit.reporting.gpu_peaks import GpuPeak, gpu_peaks
 from toolkit.pipeline.run import logged, unfinished_stages
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (

@@ -1,0 +1,148 @@
+"""The section of training: the logged figures of each stage over its optimizer steps, and its validations."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from toolkit.reporting.blocks import Block, Plot, Plots, Section, Table, Text
+from toolkit.reporting.figures import number
+from toolkit.reporting.finished_run import FinishedRun, TrainingResult
+from toolkit.reporting.plots import SERIES, Series, lines
+from toolkit.runfolder import Record
+
+MEAN, STD = "rewards/{}/mean", "reward/{}/std"
+"""Keys of a reward in metrics.jsonl: its mean, and the mean over groups of the standard deviation within a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """A plot of keys of metrics.jsonl. ``keys``: label -> key. ``unit``: fractions from 0 to 1."""
+
+    title: str
+    keys: tuple[tuple[str, str], ...]
+    unit: bool = False
+
+
+CURVES = (
+    _Curve("loss", (("loss", "loss"),)),
+    _Curve("token accuracy", (("token accuracy", "mean_token_accuracy"),), unit=True),
+    _Curve(
+        "zero-variance groups",
+        (("total", "reward/total/zero_variance"), ("without advantage", "rows_without_advantage")),
+        unit=True,
+    ),
+    _Curve(
+        "truncated and unreadable completions",
+        (("truncated", "completions/clipped_ratio"), ("unreadable", "reward/unreadable")),
+        unit=True,
+    ),
+    _Curve(
+        "completion length in tokens",
+        (
+            ("mean", "completions/mean_length"),
+            ("shortest", "completions/min_length"),
+            ("longest", "completions/max_length"),
+        ),
+    ),
+    _Curve("rewards of pairs", (("chosen", "rewards/chosen"), ("rejected", "rewards/rejected"))),
+    _Curve("accuracy of pairs", (("accuracy", "rewards/accuracies"),), unit=True),
+    _Curve("entropy", (("entropy", "entropy"),)),
+    _Curve("KL divergence", (("KL divergence", "kl"),)),
+    _Curve("gradient norm", (("gradient norm", "grad_norm"),)),
+    _Curve("learning rate", (("learning rate", "learning_rate"),)),
+)
+"""Plots of a training stage, if it logs one of their keys."""
+
+
+def training_section(run: FinishedRun) -> Section | None:
+    """Return the curves of all training stages. None: nothing was logged."""
+    blocks: list[Block] = []
+    for stage, logged in run.metrics.items():
+        if plots := tuple(stage_plots(stage, logged, run.training.get(stage))):
+            blocks += [Text(_about(stage, logged)), Plots(plots)]
+    if not blocks:
+        return None
+    return Section("training", "Training", (*blocks, Text(_gpu_memory(run))))
+
+
+def stage_plots(stage: str, logged: Sequence[Record], result: TrainingResult | None) -> Iterator[Plot]:
+    """Yield the plots of a stage: its rewards, the other figures, and its validations."""
+    yield from _reward_plots(stage, logged)
+    for curve in CURVES:
+        series = [one for label, key in curve.keys if (one := _series(label, logged, key)) is not None]
+        if series:
+            yield _plot(f"{stage}: {curve.title}", series, unit=curve.unit)
+    validation = result.training.validation if result is not None else None
+    if validation is not None and validation.validations:
+        for name in validation.validations[0].figures:
+            found = [(one.step, one.figures[name]) for one in validation.validations if name in one.figures]
+            series = [Series(f"n {found[0][1].n:,}", [step for step, _ in found], [one.value for _, one in found])]
+            yield _plot(f"{stage}: validation, {name} (n {found[0][1].n:,})", series)
+
+
+def rewards_of(logged: Sequence[Record]) -> list[str]:
+    """Return the rewards in the metrics of a stage."""
+    prefix, suffix = MEAN.split("{}")
+    names = dict.fromkeys(key for line in logged for key in line if key.startswith(prefix) and key.endswith(suffix))
+    return [key.removeprefix(prefix).removesuffix(suffix) for key in names]
+
+
+def _reward_plots(stage: str, logged: Sequence[Record]) -> Iterator[Plot]:
+    """Yield the weighted total and each reward, with the standard deviation over the completions of a step."""
+    total = _banded("mean and standard deviation", logged, "reward", STD.format("total"))
+    if total is not None:
+        yield _plot(f"{stage}: total reward", [total])
+    for name in rewards_of(logged):
+        one = _banded("mean and standard deviation", logged, MEAN.format(name), STD.format(name))
+        if one is not None:
+            yield _plot(f"{stage}: reward {name}", [one], unit=True)
+    variances = [
+        series
+        for name in rewards_of(logged)
+        if (series := _series(name, logged, f"reward/{name}/zero_variance")) is not None
+    ]
+    for start in range(0, len(variances), SERIES):
+        yield _plot(f"{stage}: zero-variance groups by reward", variances[start : start + SERIES], unit=True)
+
+
+def _plot(title: str, series: Sequence[Series], *, unit: bool = False) -> Plot:
+    return Plot(title, lines(title, series, unit=unit), _figures(series))
+
+
+def _figures(series: Sequence[Series]) -> Table:
+    """Return the first, lowest, highest and last value of each line."""
+
+    def row(one: Series) -> tuple[str, ...]:
+        chosen: Sequence[Callable[[Sequence[float]], float]] = (lambda ys: ys[0], min, max, lambda ys: ys[-1])
+        return (one.label, f"{len(one.ys):,}", *(number(choose(one.ys)) for choose in chosen))
+
+    return Table.of(("line", "steps", "first", "lowest", "highest", "last"), [row(one) for one in series])
+
+
+def _series(label: str, logged: Sequence[Record], key: str) -> Series | None:
+    found = [(line["step"], float(line[key])) for line in logged if isinstance(line.get(key), int | float)]
+    return Series(label, [step for step, _ in found], [value for _, value in found]) if found else None
+
+
+def _banded(label: str, logged: Sequence[Record], key: str, width: str) -> Series | None:
+    """Return a line with the band of one standard deviation. Steps without a standard deviation have no width."""
+    mean = _series(label, logged, key)
+    if mean is None:
+        return None
+    stds = [float(line.get(width) or 0.0) for line in logged if isinstance(line.get(key), int | float)]
+    low = [one - std for one, std in zip(mean.ys, stds, strict=True)]
+    high = [one + std for one, std in zip(mean.ys, stds, strict=True)]
+    return Series(label, mean.xs, mean.ys, low, high)
+
+
+def _about(stage: str, logged: Sequence[Record]) -> str:
+    steps = max(line["step"] for line in logged)
+    band = " Bands are the standard deviation within a group, averaged over groups." if rewards_of(logged) else ""
+    return f"{stage}: {steps:,} optimizer steps.{band}"
+
+
+def _gpu_memory(run: FinishedRun) -> str:
+    measured = {stage: peak.measured_gb for stage, peak in run.gpu_memory.items() if peak.measured_gb is not None}
+    if not measured:
+        return "GPU memory: no GPU was used."
+    listed = ", ".join(f"{stage} {gigabytes:.1f} GB" for stage, gigabytes in measured.items())
+    return f"Peak GPU memory that torch reserved: {listed}."
