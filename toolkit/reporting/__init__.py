@@ -1,6 +1,6 @@
-"""Reports over runs."""
+"""Reports on runs: HTML, Markdown and JSON."""
 
-from toolkit.reporting.compute import as_json, as_markdown, write_report
 from toolkit.reporting.ledger import Ledger, RunUse, read_ledger
+from toolkit.reporting.report import ReportOptions, report_runs, write_run_report
 
-__all__ = ["Ledger", "RunUse", "as_json", "as_markdown", "read_ledger", "write_report"]
+__all__ = ["Ledger", "ReportOptions", "RunUse", "read_ledger", "report_runs", "write_run_report"]

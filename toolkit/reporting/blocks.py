@@ -127,7 +127,7 @@ class Example:
         place: the number of its row, such as ``row 12``.
         question: the text of the question.
         reference: the answer that SFT learns.
-        outcome: ``right``, ``partly``, ``wrong`` or ``unreadable``, by the last completion.
+        outcome: ``right``, ``partly``, ``wrong``, ``unreadable`` or ``answered`` (without a score), by the last completion.
         changed: whether the score differs between the first and the last completion.
         worst: its place among the worst cases, from 1. 0: it is none of them.
         images: the images.
@@ -149,12 +149,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Examples of an evaluation with filters. ``counts`` has outcome -> number of samples in the whole evaluation."""
+    """Examples of an evaluation with filters."""
 
     kind: ClassVar[str] = "examples"
     examples: tuple[Example, ...]
-    total: int
-    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,9 @@
-"""The compute report as Markdown and JSON. It has no names of machines, users or paths."""
+"""The usage of runs: hours, memory, energy, CO2, FLOPs and tokens. It has no names of machines, users or paths."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from toolkit.errors import RunError
+from toolkit.reporting.blocks import Block, Table, Text
 from toolkit.reporting.ledger import Ledger, RunUse
 from toolkit.reporting.summaries import (
     energy_sources,
@@ -17,78 +16,47 @@ from toolkit.reporting.summaries import (
     training_of,
     versions_of,
 )
-from toolkit.runfolder import claim_file, has_text, hide_secrets, json_text, write_text
 from toolkit.runfolder.usage import HOUR, UNKNOWN, Counts, Usage, energy, figure
 
 NOTES = (
-    "**Wall, CPU and GPU hours.** CPU hours are those of the process and of its children that have ended. GPU hours "
+    "Wall, CPU and GPU hours: CPU hours are those of the process and of its children that have ended. GPU hours "
     "are wall hours times the number of GPUs that the process held, including idle ones. A process that was killed "
     "loses at most its last half minute. If a run has several processes, the first one records. GPU hours are its own "
     "times the number of processes. In training, the same holds for CPU hours, tokens and FLOPs. Memory peaks are "
     "those of one process.",
-    "**Energy** is that of the whole machine by codecarbon, including other work, without the overhead of the data "
+    "Energy is that of the whole machine by codecarbon, including other work, without the overhead of the data "
     "center. The first five seconds of a session are not measured.",
-    "**FLOPs** are 2 for each parameter and position in the forward pass, 2 in the backward pass, and 2 more if the "
+    "FLOPs are 2 for each parameter and position in the forward pass, 2 in the backward pass, and 2 more if the "
     "parameter is trained. Gradient checkpointing adds one forward pass (Kaplan et al. 2020, arXiv 2001.08361). "
     "Language model, vocabulary and vision tower count with their own positions, including padding. The products of "
     "attention and the projector are left out.",
-    "**Counter / formula** compares the FLOPs of training by torch.utils.flop_counter with the formula. The counter "
+    "Counter / formula compares the FLOPs of training by torch.utils.flop_counter with the formula. The counter "
     "measures the first forward and backward pass of a training stage in each session, scaled by positions. It "
     "includes attention. It does not measure generation and evaluation.",
-    "**Tokens** are positions of the language model, including padding. *Read* are prompts, and the log-probabilities "
-    "of GRPO. *Generated* are one for each decoding step and row, including rows that have ended.",
+    "Tokens are positions of the language model, including padding. Read are prompts, and the log-probabilities "
+    "of GRPO. Generated are one for each decoding step and row, including rows that have ended.",
 )
 """Explanations of the figures, for readers of the report."""
 
 
-def write_report(ledger: Ledger, file: Path, *, force: bool = False) -> None:
-    """Write the report as Markdown or JSON, by the suffix of ``file``, atomically.
-
-    Args:
-        ledger: what the report is about.
-        file: the file to write.
-        force: rename an existing file to ``NAME.old-1`` instead of raising an error.
-
-    Raises:
-        RunError: the suffix is neither .md nor .json, or the file exists or cannot be written.
-    """
-    if file.suffix not in (".json", ".md"):
-        rule, remedy = "the report file must end in .md or .json", "Choose another file name."
-        raise RunError("run.report_format_unknown", rule, place="--out", value=str(file), remedy=remedy)
-    text = json_text(as_json(ledger)) if file.suffix == ".json" else as_markdown(ledger)
-    if not has_text(file, text):
-        claim_file(file, force=force)
-        write_text(file, text)
-
-
-def as_markdown(ledger: Ledger) -> str:
-    """Return the report as Markdown."""
-    parts = [
-        "# Compute report",
-        *_warnings(ledger),
-        "## By purpose",
+def compute_blocks(ledger: Ledger) -> list[Block]:
+    """Return the tables of the usage of runs, and how to read them."""
+    used = ledger.sessions
+    return [
+        *(Text(line, "warning") for line in _warnings(ledger)),
         _purposes_table(ledger),
-        "## Runs",
         _runs_table(ledger),
-        "## Cost of 1,000 predictions",
         _costs_table(ledger),
-        "## Tokens, images, FLOPs",
-        _work_table(ledger),
-        "## Stages",
-        _stages_table(ledger),
-        "## Hardware",
-        *_bullets(machines(ledger.sessions)),
-        "## Energy",
-        *_bullets(energy_sources(ledger.sessions)),
-        "## Versions",
-        *_bullets(versions_of(ledger.sessions)),
-        "## How to read it",
-        *NOTES,
+        *_optional(_work_table(ledger)),
+        *_optional(_stages_table(ledger)),
+        _listed("Hardware", machines(used)),
+        _listed("Energy", energy_sources(used)),
+        _listed("Versions", versions_of(used)),
+        *(Text(note) for note in NOTES),
     ]
-    return hide_secrets("\n\n".join(part for part in parts if part) + "\n")
 
 
-def as_json(ledger: Ledger) -> dict[str, Any]:
+def compute_json(ledger: Ledger) -> dict[str, Any]:
     """Return the unrounded figures. Null: not measured."""
     whole = ledger.used
     return {
@@ -133,31 +101,34 @@ def _count(number: int, word: str) -> str:
 def _warnings(ledger: Ledger) -> list[str]:
     lines = []
     if ledger.unrecorded:
-        lines.append(f"**Not counted:** {', '.join(ledger.unrecorded)}: no usage record.")
+        lines.append(f"Not counted: {', '.join(ledger.unrecorded)}: no usage record.")
     if ledger.copies:
         lines.append(
-            f"**Counted more than once:** {', '.join(ledger.copies)} have common sessions, because one is a copy of "
+            f"Counted more than once: {', '.join(ledger.copies)} have common sessions, because one is a copy of "
             "another."
         )
     if names := ledger.other_versions:
         lines.append(
-            f"**Of another version of the toolkit:** {_count(len(names), 'run')} with usage records only: "
+            f"Of another version of the toolkit: {_count(len(names), 'run')} with usage records only: "
             f"{', '.join(names)}."
         )
     if ledger.damaged:
         runs = ", ".join(f"{run.name} ({run.record.damaged})" for run in ledger.runs if run.record.damaged)
-        lines.append(f"**Corrupt:** {_count(ledger.damaged, 'line')} of the usage records skipped: {runs}.")
+        lines.append(f"Corrupt: {_count(ledger.damaged, 'line')} of the usage records skipped: {runs}.")
     unseen = {what for session in ledger.sessions for what in session.machine.get("unseen", ())}
-    lines += [f"**Not measured:** {what}." for what in sorted(unseen)]
+    lines += [f"Not measured: {what}." for what in sorted(unseen)]
     return lines
 
 
-def _bullets(lines: Iterable[str]) -> list[str]:
-    found = "\n".join(f"- {line}" for line in lines)
-    return [found or UNKNOWN]
+def _listed(title: str, lines: Iterable[str]) -> Table:
+    return Table.of((title,), [(line,) for line in lines] or [(UNKNOWN,)])
 
 
-def _purposes_table(ledger: Ledger) -> str:
+def _optional(table: Table) -> list[Table]:
+    return [table] if table.rows else []
+
+
+def _purposes_table(ledger: Ledger) -> Table:
     """Return the table of purposes: hours with fractions of the total, energy, CO2 and FLOPs."""
     whole, found = ledger.used, ledger.by_purpose()
     found["total"] = sum(number for number, _ in found.values()), whole
@@ -168,7 +139,7 @@ def _purposes_table(ledger: Ledger) -> str:
         rest = [energy(used), _co2(used), *_flops(used)] if number else [""] * 4
         rows.append([purpose, str(number), *cells, *rest])
     head = ["purpose", "runs", "wall h", "CPU h", "GPU h", "energy", "CO2", "training FLOPs", "inference FLOPs"]
-    return _table(head, rows)
+    return Table.of(head, rows, "By purpose")
 
 
 def _hours(used: Usage) -> dict[str, float]:
@@ -191,7 +162,7 @@ def _flops(used: Usage) -> list[str]:
     return [_big(found.training), _big(found.inference)]
 
 
-def _runs_table(ledger: Ledger) -> str:
+def _runs_table(ledger: Ledger) -> Table:
     """Return the table of runs: training, outcomes of the sessions, hours, memory and energy."""
     head = [
         "run",
@@ -206,7 +177,7 @@ def _runs_table(ledger: Ledger) -> str:
         "RAM",
         "GPU memory",
     ]
-    return _table([*head, "energy", "CO2"], [_run_row(run) for run in ledger.runs])
+    return Table.of([*head, "energy", "CO2"], [_run_row(run) for run in ledger.runs], "Runs", 5)
 
 
 def _run_row(run: RunUse) -> list[str]:
@@ -223,7 +194,7 @@ def _run_row(run: RunUse) -> list[str]:
     return [run.name, run.purpose, *about, sessions, *hours, *memory, energy(used), _co2(used)]
 
 
-def _costs_table(ledger: Ledger) -> str:
+def _costs_table(ledger: Ledger) -> Table:
     """Return the cost of 1,000 completions in the evaluations of each run."""
     rows = []
     for run in ledger.runs:
@@ -237,10 +208,10 @@ def _costs_table(ledger: Ledger) -> str:
     source = "From the evaluations of the trained models, or of the base model if there are none. "
     source += "Loading and scoring are included."
     head = ["run", "answers", "wall h", "CPU h", "GPU h", "energy", "FLOPs"]
-    return f"{source}\n\n{_table(head, rows)}"
+    return Table.of(head, rows, f"Cost of 1,000 predictions. {source}")
 
 
-def _work_table(ledger: Ledger) -> str:
+def _work_table(ledger: Ledger) -> Table:
     """Return tokens, images and FLOPs of each stage that used a model.
 
     A stage has one FLOP count, that of the formula. torch's counter is shown relative to the formula.
@@ -254,7 +225,7 @@ def _work_table(ledger: Ledger) -> str:
                 cells = [f"{number:,}" for number in (*tokens, found.trained_images, found.read_images)]
                 rows.append([run.name, name, *cells, _stage_flops(found), _counter_ratio(found)])
     head = ["run", "stage", "tokens trained", "tokens read", "tokens generated", "images trained", "images read"]
-    return _table([*head, "FLOPs", "counter / formula"], rows) if rows else UNKNOWN
+    return Table.of([*head, "FLOPs", "counter / formula"], rows, "Tokens, images, FLOPs", 2)
 
 
 def _stage_flops(counts: Counts) -> str:
@@ -272,7 +243,7 @@ def _counter_ratio(counts: Counts) -> str:
     return UNKNOWN if measured is None or not counts.training else f"{measured / counts.training:.2f}"
 
 
-def _stages_table(ledger: Ledger) -> str:
+def _stages_table(ledger: Ledger) -> Table:
     """Return hours, peak GPU memory and energy of each stage."""
     rows = []
     for run in ledger.runs:
@@ -280,7 +251,7 @@ def _stages_table(ledger: Ledger) -> str:
         for name, used in stages.items():
             hours = [figure(value / HOUR) for value in _hours(used).values()]
             rows.append([run.name, name, *hours, _bytes(used.gpu_memory) if used.gpu else "no GPU", energy(used)])
-    return _table(["run", "stage", "wall h", "CPU h", "GPU h", "GPU memory", "energy"], rows) if rows else UNKNOWN
+    return Table.of(["run", "stage", "wall h", "CPU h", "GPU h", "GPU memory", "energy"], rows, "Stages", 2)
 
 
 def _bytes(value: int | None) -> str:
@@ -290,7 +261,3 @@ def _bytes(value: int | None) -> str:
 def _big(value: float | None) -> str:
     return f"{value:.3g}" if value else UNKNOWN
 
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -68,7 +68,7 @@ def stage_plots(stage: str, logged: Sequence[Record], result: TrainingResult | N
     """Yield the plots of a stage: its rewards, the other figures, and its validations."""
     yield from _reward_plots(stage, logged)
     for curve in CURVES:
-        series = [one for label, key in curve.keys if (one := _series(label, logged, key)) is not None]
+        series = [one for label, key in curve.keys if (one := series_of(label, logged, key)) is not None]
         if series:
             yield _plot(f"{stage}: {curve.title}", series, unit=curve.unit)
     validation = result.training.validation if result is not None else None
@@ -98,7 +98,7 @@ def _reward_plots(stage: str, logged: Sequence[Record]) -> Iterator[Plot]:
     variances = [
         series
         for name in rewards_of(logged)
-        if (series := _series(name, logged, f"reward/{name}/zero_variance")) is not None
+        if (series := series_of(name, logged, f"reward/{name}/zero_variance")) is not None
     ]
     for start in range(0, len(variances), SERIES):
         yield _plot(f"{stage}: zero-variance groups by reward", variances[start : start + SERIES], unit=True)
@@ -118,14 +118,15 @@ def _figures(series: Sequence[Series]) -> Table:
     return Table.of(("line", "steps", "first", "lowest", "highest", "last"), [row(one) for one in series])
 
 
-def _series(label: str, logged: Sequence[Record], key: str) -> Series | None:
+def series_of(label: str, logged: Sequence[Record], key: str) -> Series | None:
+    """Return the values of a key of metrics.jsonl over the optimizer steps. None: no step has it."""
     found = [(line["step"], float(line[key])) for line in logged if isinstance(line.get(key), int | float)]
     return Series(label, [step for step, _ in found], [value for _, value in found]) if found else None
 
 
 def _banded(label: str, logged: Sequence[Record], key: str, width: str) -> Series | None:
     """Return a line with the band of one standard deviation. Steps without a standard deviation have no width."""
-    mean = _series(label, logged, key)
+    mean = series_of(label, logged, key)
     if mean is None:
         return None
     stds = [float(line.get(width) or 0.0) for line in logged if isinstance(line.get(key), int | float)]

@@ -27,6 +27,7 @@ class FinishedRun:
     """The content of a run folder, of a finished run or of one that is still running.
 
     Attributes:
+        name: the name of the run in the report. Two runs of a report have different names.
         folder: the run folder.
         recipe: the recipe. None: this version cannot read it.
         data: the result of the data stage.
@@ -40,6 +41,7 @@ class FinishedRun:
         gpu_memory: training stage -> planned and measured peak.
     """
 
+    name: str
     folder: RunFolder
     recipe: Recipe | None
     data: DataResult | None
@@ -53,19 +55,14 @@ class FinishedRun:
     gpu_memory: Mapping[str, GpuPeak]
 
     @property
-    def name(self) -> str:
-        """Return the name of the run."""
-        return self.folder.name
-
-    @property
     def last(self) -> tuple[str, EvaluationResult] | None:
         """Return the label and the last evaluation of the trained model, otherwise of another one."""
         found = list((self.evaluations or self.others).items())
         return found[-1] if found else None
 
 
-def read_run(folder: RunFolder) -> FinishedRun:
-    """Return the content of a run folder.
+def read_run(folder: RunFolder, name: str = "") -> FinishedRun:
+    """Return the content of a run folder. ``name``: its name in the report, by default that of the folder.
 
     Raises:
         RunError: the result of a stage, or a line of the metrics, is damaged.
@@ -76,6 +73,7 @@ def read_run(folder: RunFolder) -> FinishedRun:
     others = [stage for stage in stages if stage not in own]
     training = {} if recipe and recipe.imagegen else _KINDS
     return FinishedRun(
+        name=name or folder.name,
         folder=folder,
         recipe=recipe,
         data=_result(folder, "data", DataResult),
