@@ -16,7 +16,7 @@ from toolkit.cli.options import ModelChoice, RecipePath, RunPath, Settings
 from toolkit.cli.plan import plan, short_lines
 from toolkit.cli.predict import predict
 from toolkit.cli.prepare import prepare_app
-from toolkit.cli.report import report_app
+from toolkit.cli.report import report
 from toolkit.cli.seeds import run_with_seeds
 
 
@@ -61,7 +61,6 @@ reward_app = typer.Typer(help="Test rewards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
-app.add_typer(report_app, name="report")
 app.add_typer(imagegen_app, name="imagegen")
 app.add_typer(cache_app, name="cache")
 
@@ -340,3 +339,4 @@ def reward_test(
 
 
 app.command()(doctor)
+app.command()(report)

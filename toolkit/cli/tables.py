@@ -69,9 +69,11 @@ def results(found: RunResults) -> None:
         console.print(line, markup=False, soft_wrap=True)
     used = compute_line(found.run.compute_file)
     if used is not None:
-        console.print(f"compute: {used}. Full report: toolkit report compute {found.run.path}", markup=False)
+        console.print(f"compute: {used}", markup=False)
     if found.gpu_memory:
         console.print(f"peak GPU memory: {describe_peaks(found.gpu_memory)}", markup=False)
+    if found.run.report_file.is_file():
+        console.print(f"report: {found.run.report_file}", markup=False, soft_wrap=True)
     console.print("all figures: results.json. All completions: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.agent_memory:
         console.print("GUI steps: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from toolkit.reporting.blocks import Block, Plot, Plots, Section, Table, Text
 from toolkit.reporting.figures import number
 from toolkit.reporting.finished_run import FinishedRun, TrainingResult
-from toolkit.reporting.plots import SERIES, Series, lines
+from toolkit.reporting.plots import Series, lines
 from toolkit.runfolder import Record
 
 MEAN, STD = "rewards/{}/mean", "reward/{}/std"
@@ -25,11 +25,7 @@ class _Curve:
 CURVES = (
     _Curve("loss", (("loss", "loss"),)),
     _Curve("token accuracy", (("token accuracy", "mean_token_accuracy"),), unit=True),
-    _Curve(
-        "zero-variance groups",
-        (("total", "reward/total/zero_variance"), ("without advantage", "rows_without_advantage")),
-        unit=True,
-    ),
+    _Curve("zero-variance groups of the total reward", (("zero-variance groups", "reward/total/zero_variance"),), unit=True),
     _Curve(
         "truncated and unreadable completions",
         (("truncated", "completions/clipped_ratio"), ("unreadable", "reward/unreadable")),
@@ -88,20 +84,14 @@ def rewards_of(logged: Sequence[Record]) -> list[str]:
 
 def _reward_plots(stage: str, logged: Sequence[Record]) -> Iterator[Plot]:
     """Yield the weighted total and each reward, with the standard deviation over the completions of a step."""
-    total = _banded("mean and standard deviation", logged, "reward", STD.format("total"))
+    total = _banded("mean", logged, "reward", STD.format("total"))
     if total is not None:
         yield _plot(f"{stage}: total reward", [total])
     for name in rewards_of(logged):
-        one = _banded("mean and standard deviation", logged, MEAN.format(name), STD.format(name))
+        one = _banded("mean", logged, MEAN.format(name), STD.format(name))
+        same = series_of("zero-variance groups", logged, f"reward/{name}/zero_variance")
         if one is not None:
-            yield _plot(f"{stage}: reward {name}", [one], unit=True)
-    variances = [
-        series
-        for name in rewards_of(logged)
-        if (series := series_of(name, logged, f"reward/{name}/zero_variance")) is not None
-    ]
-    for start in range(0, len(variances), SERIES):
-        yield _plot(f"{stage}: zero-variance groups by reward", variances[start : start + SERIES], unit=True)
+            yield _plot(f"{stage}: reward {name}", [one, *([same] if same is not None else [])], unit=True)
 
 
 def _plot(title: str, series: Sequence[Series], *, unit: bool = False) -> Plot:

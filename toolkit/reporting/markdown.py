@@ -1,6 +1,6 @@
 """Write a report as Markdown: its texts and tables. Plots become the tables of their figures, examples are left out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from toolkit.reporting.blocks import Block, Code, Matrices, Plots, Report, Table, Text
 from toolkit.runfolder import hide_secrets
@@ -15,9 +15,15 @@ def markdown_page(report: Report) -> str:
     for part in report.parts:
         parts += [f"## {_escaped(part.title)}"]
         for section in part.sections:
-            blocks = [text for block in section.blocks for text in _texts(block)]
+            blocks = list(markdown_blocks(section.blocks))
             parts += [f"### {_escaped(section.title)}", *blocks] if blocks else []
     return hide_secrets("\n\n".join(part for part in parts if part) + "\n")
+
+
+def markdown_blocks(blocks: Iterable[Block]) -> Iterator[str]:
+    """Yield the paragraphs and tables of blocks."""
+    for block in blocks:
+        yield from _texts(block)
 
 
 def markdown_table(table: Table) -> str:

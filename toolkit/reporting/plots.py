@@ -91,17 +91,25 @@ class Series:
     high: Sequence[float] = ()
 
 
-def forest(title: str, rows: Sequence[ForestRow], axis: str, *, zero: bool = False) -> str:
-    """Return estimates with their intervals as one row each, in percent. ``zero``: mark no difference."""
+def forest(title: str, rows: Sequence[ForestRow], axis: str, *, zero: bool = False, scale: float = 100) -> str:
+    """Return estimates with their intervals as one row each.
+
+    Args:
+        title: the text for screen readers.
+        rows: the estimates.
+        axis: the name of the axis, with its unit.
+        zero: mark no difference.
+        scale: the factor from an estimate to the axis. 100: percent.
+    """
     with _drawing(title, max(130, 56 + ROW * len(rows))) as (figure, axes):
         for place, row in enumerate(rows):
-            _draw_estimate(axes, place, row)
+            _draw_estimate(axes, place, row, scale)
         if zero:
             axes.axvline(0, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_yticks([])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(axis)
-        _widen(axes, rows, zero=zero)
+        _widen(axes, rows, scale, zero=zero)
         axes.grid(axis="x")
         return _svg(figure, title)
 
@@ -110,7 +118,7 @@ def lines(title: str, series: Sequence[Series], axis: str = "optimizer step", *,
     """Return lines with bands. ``unit``: the values are fractions, whose axis is from 0 to 1."""
     with _drawing(title, HEIGHT + 18 * ((len(series) + 1) // 2 if len(series) > 1 else 0)) as (figure, axes):
         for number, one in enumerate(series):
-            _draw_line(axes, number, averaged(one))
+            _draw_line(axes, number, averaged(one), (0.0, 1.0) if unit else None)
         if unit:
             axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(axis)
@@ -169,7 +177,7 @@ def _drawing(title: str, height: float) -> "Iterator[tuple[Figure, Axes]]":
         yield figure, axes
 
 
-def _draw_estimate(axes: "Axes", place: int, row: ForestRow) -> None:
+def _draw_estimate(axes: "Axes", place: int, row: ForestRow, scale: float) -> None:
     found, colour = row.estimate, _INK if row.quiet else _COLOURS[0]
     # Each line is a text of its own, because the page draws them in another font, with other widths.
     for line, text in zip((place - 0.2, place + 0.22), (_short(row.label), f"n {found.n:,}"), strict=True):
@@ -178,9 +186,9 @@ def _draw_estimate(axes: "Axes", place: int, row: ForestRow) -> None:
         axes.text(0.02, place, "no value", transform=axes.get_yaxis_transform(), va="center")
         return
     if found.low is not None and found.high is not None:
-        axes.plot([100 * found.low, 100 * found.high], [place, place], color=colour, linewidth=2)
+        axes.plot([scale * found.low, scale * found.high], [place, place], color=colour, linewidth=2)
     axes.plot(
-        [100 * found.value],
+        [scale * found.value],
         [place],
         "s" if row.quiet else "o",
         color=colour,
@@ -189,23 +197,24 @@ def _draw_estimate(axes: "Axes", place: int, row: ForestRow) -> None:
     )
 
 
-def _widen(axes: "Axes", rows: Sequence[ForestRow], *, zero: bool) -> None:
-    """Set the range of x, which is at least 10 points, so that a small difference does not look large."""
+def _widen(axes: "Axes", rows: Sequence[ForestRow], scale: float, *, zero: bool) -> None:
+    """Set the range of x, which is at least a tenth, so that a small difference does not look large."""
     ends = [end for row in rows for end in (row.estimate.low, row.estimate.value, row.estimate.high) if end is not None]
     low, high = min([*ends, *([0.0] if zero else [])], default=0.0), max([*ends, *([0.0] if zero else [])], default=1.0)
     missing = max(0.0, 0.1 - (high - low)) / 2
     margin = 0.06 * max(high - low, 0.1)
-    axes.set_xlim(100 * (low - missing - margin), 100 * (high + missing + margin))
+    axes.set_xlim(scale * (low - missing - margin), scale * (high + missing + margin))
 
 
-def _draw_line(axes: "Axes", number: int, one: Series) -> None:
+def _draw_line(axes: "Axes", number: int, one: Series, limits: tuple[float, float] | None = None) -> None:
     style = number % SERIES
     marker = MARKERS[style] if len(one.xs) <= 12 else ""
     axes.plot(
         one.xs, one.ys, color=_COLOURS[style], linestyle=DASHES[style], linewidth=1.8, marker=marker, markersize=4
     )
     if len(one.low):
-        axes.fill_between(one.xs, one.low, one.high, color=_COLOURS[style], alpha=0.18, linewidth=0)
+        low, high = (one.low, one.high) if limits is None else (np.clip(end, *limits) for end in (one.low, one.high))
+        axes.fill_between(one.xs, low, high, color=_COLOURS[style], alpha=0.18, linewidth=0)
 
 
 def _legend(figure: "Figure", series: Sequence[Series]) -> None:

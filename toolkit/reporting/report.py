@@ -19,6 +19,7 @@ from toolkit.reporting.evaluated_rows import EvaluatedRows, evaluated_rows
 from toolkit.reporting.examples import EACH, examples_section
 from toolkit.reporting.figures import interval, points, value
 from toolkit.reporting.finished_run import FinishedRun, read_run
+from toolkit.reporting.imagegen import imagegen_sections
 from toolkit.reporting.ledger import find_runs, read_ledger
 from toolkit.reporting.markdown import markdown_page
 from toolkit.reporting.page import html_page
@@ -43,9 +44,6 @@ from toolkit.runfolder import (
 Format = Literal["html", "markdown", "json"]
 SUFFIXES: Mapping[str, Format] = {".html": "html", ".md": "markdown", ".json": "json"}
 """Suffix of a file -> format."""
-
-FILE = "report.html"
-"""The report of a run, in its folder."""
 
 MAX_BYTES = 10_000_000
 """Largest report."""
@@ -87,7 +85,7 @@ def write_run_report(run: RunFolder) -> Path | None:
         problem = error.problem if isinstance(error, ToolkitError) else None
         rule = f"the report should be written ({problem.rule if problem else error.strerror})"
         remedy = f"Write it with `toolkit report {run.path}`."
-        warn("report.not_written", rule, place=run.path / FILE, remedy=remedy)
+        warn("report.not_written", rule, place=run.report_file, remedy=remedy)
         return None
 
 
@@ -196,6 +194,7 @@ def _sections(
 ) -> Iterator[Section]:
     with hashed_names(run.folder.path):
         found: list[Section | None] = [
+            *imagegen_sections(run, budget, images=options.images),
             results_section(run),
             others_section(run),
             training_section(run),
@@ -262,4 +261,4 @@ def _format(out: Path | None, form: Format | None) -> Format:
 
 def _write_into_run(run: RunFolder, text: str, *, force: bool) -> Path:
     """Write the report into the folder of its run. Only a report that a command wrote is replaced."""
-    return add_output(run.path, FILE, text, force=force, private=True)
+    return add_output(run.path, run.report_file.name, text, force=force, private=True)

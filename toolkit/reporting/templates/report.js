@@ -15,26 +15,31 @@
 
   for (const list of document.querySelectorAll("[data-examples]")) {
     const cards = [...list.querySelectorAll(".card")];
-    const order = cards.slice();
     const buttons = [...list.querySelectorAll("button[data-filter]")];
     const status = list.querySelector("[role=status]");
     const holder = list.querySelector(".cards");
-    const apply = (filter) => {
-      let shown = 0;
-      for (const card of cards) {
-        const fits = filter === "all" || card.dataset.tags.split(" ").includes(filter);
-        card.hidden = !fits;
-        shown += fits ? 1 : 0;
-      }
-      const sorted = filter === "worst"
-        ? order.slice().sort((a, b) => Number(a.dataset.worst) - Number(b.dataset.worst)) : order;
-      holder.append(...sorted);
+    const more = list.querySelector(".more");
+    const FIRST = 12;
+    let filter = "all";
+    let all = false;
+    const apply = () => {
+      const fitting = (filter === "worst"
+        ? cards.slice().sort((a, b) => Number(a.dataset.worst) - Number(b.dataset.worst))
+        : cards).filter((card) => filter === "all" || card.dataset.tags.split(" ").includes(filter));
+      const shown = new Set(all ? fitting : fitting.slice(0, FIRST));
+      for (const card of cards) card.hidden = !shown.has(card);
+      holder.append(...fitting);
       for (const one of buttons) one.setAttribute("aria-pressed", String(one.dataset.filter === filter));
-      status.textContent = `${shown} of ${cards.length} examples shown`;
+      status.textContent = `${shown.size} of ${fitting.length} examples shown`;
+      more.hidden = shown.size === fitting.length;
+      more.textContent = `Show ${fitting.length - shown.size} more`;
     };
-    for (const one of buttons) one.addEventListener("click", () => apply(one.dataset.filter));
+    const choose = (name) => { filter = name; all = false; apply(); };
+    more.addEventListener("click", () => { all = true; apply(); });
+    for (const one of buttons) one.addEventListener("click", () => choose(one.dataset.filter));
     list.querySelector(".filters").hidden = false;
-    apply("all");
+    apply();
+    window.addEventListener("beforeprint", () => { all = true; apply(); });
   }
   window.addEventListener("beforeprint", () => {
     for (const one of document.querySelectorAll("details[data-print]")) one.open = true;
