@@ -26,8 +26,8 @@ WIDTH, HEIGHT = 340, 230
 ROW = 34
 """Height of a row of ``forest`` in pixels."""
 
-LABEL = 22
-"""Characters of a label."""
+LABEL, LEGEND = 22, 34
+"""Characters of the label of a row, and of a line of the legend."""
 
 MAX_POINTS = 300
 """Points of a line. Longer series are averaged."""
@@ -116,7 +116,7 @@ def forest(title: str, rows: Sequence[ForestRow], axis: str, *, zero: bool = Fal
 
 def lines(title: str, series: Sequence[Series], axis: str = "optimizer step", *, unit: bool = False) -> str:
     """Return lines with bands. ``unit``: the values are fractions, whose axis is from 0 to 1."""
-    with _drawing(title, HEIGHT + 18 * ((len(series) + 1) // 2 if len(series) > 1 else 0)) as (figure, axes):
+    with _drawing(title, HEIGHT + _legend_height(series)) as (figure, axes):
         for number, one in enumerate(series):
             _draw_line(axes, number, averaged(one), (0.0, 1.0) if unit else None)
         if unit:
@@ -138,7 +138,7 @@ def square(
         axes_of: the names of both axes.
         bars: x and estimate of points with intervals.
     """
-    with _drawing(title, WIDTH - 20 + 18 * ((len(series) + 1) // 2)) as (figure, axes):
+    with _drawing(title, WIDTH - 20 + _legend_height(series)) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=_AXIS, linewidth=1, linestyle=(0, (4, 3)))
         for number, one in enumerate(series):
             _draw_line(axes, number, one)
@@ -227,17 +227,27 @@ def _legend(figure: "Figure", series: Sequence[Series]) -> None:
         Line2D([], [], color=_COLOURS[number % SERIES], linestyle=DASHES[number % SERIES], linewidth=1.8)
         for number in range(len(series))
     ]
-    names = [_short(one.label) for one in series]
-    figure.legend(handles, names, loc="outside lower left", ncols=2, frameon=False, handlelength=2.2)
+    names = [_short(one.label, LEGEND) for one in series]
+    figure.legend(handles, names, loc="outside lower left", ncols=_columns(series), frameon=False, handlelength=2.2)
 
 
-def _short(label: str) -> str:
-    """Return a label of at most ``LABEL`` characters.
+def _legend_height(series: Sequence[Series]) -> int:
+    """Return the height of the legend in pixels."""
+    return 18 * -(-len(series) // _columns(series)) if len(series) > 1 else 0
+
+
+def _columns(series: Sequence[Series]) -> int:
+    """Return the columns of the legend: two, if every label fits into half of the width."""
+    return 2 if all(len(one.label) <= LEGEND // 2 - 3 for one in series) else 1
+
+
+def _short(label: str, most: int = LABEL) -> str:
+    """Return a label of at most ``most`` characters.
 
     >>> _short("colorectal adenocarcinoma epithelium")
     'colorectal adenocarci…'
     """
-    return label if len(label) <= LABEL else f"{label[: LABEL - 1].rstrip()}…"
+    return label if len(label) <= most else f"{label[: most - 1].rstrip()}…"
 
 
 def _svg(figure: "Figure", title: str) -> str:
