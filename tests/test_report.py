@@ -23,11 +23,11 @@ from toolkit.data.shapes import Shape
 from toolkit.errors import RunError
 from toolkit.pipeline import read_results, run_recipe
 from toolkit.pipeline.stages import STAGES
-from toolkit.reporting.blocks import Example, Examples, Part, Plots, Report, Reply, Section
+from toolkit.reporting.blocks import Example, Examples, Part, Plots, Reply, Report, Section
 from toolkit.reporting.classification import reliability, roc_curve
+from toolkit.reporting.embedding import ImageBudget
 from toolkit.reporting.evaluated_rows import evaluated_rows
 from toolkit.reporting.examples import examples_section
-from toolkit.reporting.embedding import ImageBudget
 from toolkit.reporting.finished_run import read_run
 from toolkit.reporting.page import html_page, shape_path
 from toolkit.reporting.plots import ForestRow, Series, averaged, forest
@@ -134,8 +134,8 @@ def test_the_report_has_the_scores_and_differences_of_the_run(mcq: RunFolder) ->
         assert row.estimate.value is not None
         assert f"{100 * row.estimate.value:.1f} %" in text
     change = results.evaluations["grpo"].primary.differences["sft"].difference
-    assert change.value is not None and change.low is not None and change.high is not None
-    assert f"{100 * change.value:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})" in text
+    ends = [100 * end for end in (change.value, change.low, change.high) if end is not None]
+    assert "{:+.1f} ({:+.1f} to {:+.1f})".format(*ends) in text
     section = section_of(build_report([mcq.path]), "training")
     titles = [plot.title for block in section.blocks if isinstance(block, Plots) for plot in block.plots]
     assert {"sft: loss", "grpo: total reward", "grpo: reward letter", "grpo: learning rate"} <= set(titles)
@@ -180,7 +180,9 @@ def test_reference_and_completion_are_drawn_over_the_image(lesion: RunFolder) ->
 def test_markup_in_a_completion_is_shown_as_text(lesion: RunFolder) -> None:
     page = Elements(html_report([lesion.path]))
     assert page.count("script") == 1
-    assert not [tag for tag, attributes in page.found if tag == "img" or any(name.startswith("on") for name in attributes)]
+    assert not [
+        tag for tag, attributes in page.found if tag == "img" or any(name.startswith("on") for name in attributes)
+    ]
     assert 'alert("x")' in page.text
 
 
@@ -215,7 +217,9 @@ def test_ids_and_paths_are_hashed_and_images_can_be_left_out(mcq: RunFolder) -> 
     text = html_report([mcq.path], ReportOptions(images=False))
     rows = evaluated_rows(read_run(mcq))
     assert rows is not None
-    names = [sample.id for sample in rows.samples.values()] + [sample.images[0].path.name for sample in rows.samples.values()]
+    names = [sample.id for sample in rows.samples.values()] + [
+        sample.images[0].path.name for sample in rows.samples.values()
+    ]
     assert not [name for name in names if name in text]
     assert "data:image" not in text
     known = json.loads((mcq.path / "identifiers.json").read_text())["names"]

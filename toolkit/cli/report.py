@@ -1,6 +1,6 @@
 """`toolkit report`: report on runs as HTML, Markdown or JSON."""
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ FORMER = "compute"
 """Former subcommand, whose tables are in every report."""
 
 
-class ReportFormat(str, Enum):
+class ReportFormat(StrEnum):
     """Formats of a report."""
 
     html = "html"

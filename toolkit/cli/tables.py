@@ -64,6 +64,11 @@ def results(found: RunResults) -> None:
         console.print(table)
     if found.export is not None and found.export.gguf is not None and not outdated(found.run):
         console.print(gguf_table(found.export.gguf))
+    _print_files(console, found)
+
+
+def _print_files(console: Console, found: RunResults) -> None:
+    """Print the usage of the run, and where its files are."""
     console.print(f"run folder: {found.run.path}", markup=False)
     for line in _weights(found):
         console.print(line, markup=False, soft_wrap=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
-from toolkit.reporting.gpu_peaks import GpuPeak, gpu_peaks
 from toolkit.pipeline.run import logged, unfinished_stages, write_report
 from toolkit.recipe import Recipe
+from toolkit.reporting.gpu_peaks import GpuPeak, gpu_peaks
 from toolkit.runfolder import (
     SCHEMA_VERSION,
     Progress,

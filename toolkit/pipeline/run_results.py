@@ -34,6 +34,7 @@ from toolkit.runfolder.files import Value
 from toolkit.runfolder.usage import ComputeSummary, summarise_compute
 from toolkit.training.results import DpoResult, GrpoResult, SftResult
 
+
 @dataclass(frozen=True, slots=True)
 class RunResults:
     """The results of a run so far.

@@ -127,7 +127,8 @@ class Example:
         place: the number of its row, such as ``row 12``.
         question: the text of the question.
         reference: the answer that SFT learns.
-        outcome: ``right``, ``partly``, ``wrong``, ``unreadable`` or ``answered`` (without a score), by the last completion.
+        outcome: that of the last completion: ``right``, ``partly``, ``wrong``, ``unreadable``, or ``answered`` without
+            a score.
         changed: whether the score differs between the first and the last completion.
         worst: its place among the worst cases, from 1. 0: it is none of them.
         images: the images.

@@ -161,9 +161,7 @@ def _top(probabilities: Mapping[str, float]) -> tuple[str, float]:
     return max(probabilities.items(), key=lambda pair: pair[1])
 
 
-def _calibration(
-    name: str, scores: Floats, right: NDArray[np.bool_], groups: Sequence[str], bins: int
-) -> Plot:
+def _calibration(name: str, scores: Floats, right: NDArray[np.bool_], groups: Sequence[str], bins: int) -> Plot:
     found = reliability(scores, right, groups, bins)
     rows = [(f"{mean:.3f}", value(one), interval(one), f"{one.n:,}") for mean, one in found]
     table = Table.of(("mean probability", "right", "95 % interval", "n"), rows)

@@ -260,4 +260,3 @@ def _bytes(value: int | None) -> str:
 
 def _big(value: float | None) -> str:
     return f"{value:.3g}" if value else UNKNOWN
-

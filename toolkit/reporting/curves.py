@@ -25,7 +25,9 @@ class _Curve:
 CURVES = (
     _Curve("loss", (("loss", "loss"),)),
     _Curve("token accuracy", (("token accuracy", "mean_token_accuracy"),), unit=True),
-    _Curve("zero-variance groups of the total reward", (("zero-variance groups", "reward/total/zero_variance"),), unit=True),
+    _Curve(
+        "zero-variance groups of the total reward", (("zero-variance groups", "reward/total/zero_variance"),), unit=True
+    ),
     _Curve(
         "truncated and unreadable completions",
         (("truncated", "completions/clipped_ratio"), ("unreadable", "reward/unreadable")),
@@ -45,6 +47,7 @@ CURVES = (
     _Curve("KL divergence", (("KL divergence", "kl"),)),
     _Curve("gradient norm", (("gradient norm", "grad_norm"),)),
     _Curve("learning rate", (("learning rate", "learning_rate"),)),
+    _Curve("peak GPU memory in GB", (("reserved by torch", "gpu_memory_gb"),)),
 )
 """Plots of a training stage, if it logs one of their keys."""
 

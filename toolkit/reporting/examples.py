@@ -74,19 +74,17 @@ def examples_section(run: FinishedRun, rows: EvaluatedRows, budget: ImageBudget,
 def _cases(rows: EvaluatedRows) -> list[_Case]:
     """Return the candidates, which are evenly spaced over the evaluation."""
     names = rows.ids
-    names = [names[number * len(names) // CANDIDATES] for number in range(CANDIDATES)] if len(names) > CANDIDATES else names
+    names = (
+        [names[number * len(names) // CANDIDATES] for number in range(CANDIDATES)] if len(names) > CANDIDATES else names
+    )
     labels = list(rows.lines)
     after = rows.scored(labels[-1], names)
     before = rows.scored(labels[0], names) if len(labels) > 1 else {}
     primary = rows.task.primary if rows.task else ""
-    return [
-        _case(name, rows.lines[labels[-1]][name], after.get(name), before.get(name), primary) for name in names
-    ]
+    return [_case(name, rows.lines[labels[-1]][name], after.get(name), before.get(name), primary) for name in names]
 
 
-def _case(
-    name: str, line: Record, after: ScoredAnswer | None, before: ScoredAnswer | None, primary: str
-) -> _Case:
+def _case(name: str, line: Record, after: ScoredAnswer | None, before: ScoredAnswer | None, primary: str) -> _Case:
     if after is None:
         return _Case(name, UNREADABLE if line["problem"] else "answered", None, 0.0, 0.0)
     score = after.scores.get(primary)
@@ -128,11 +126,11 @@ def _about(rows: EvaluatedRows, cases: Sequence[_Case], chosen: Sequence[_Case])
     listed = ", ".join(f"{number:,} {outcome}" for outcome, number in counts.most_common())
     of = "" if len(cases) == len(rows.ids) else f" of {len(cases):,} evenly spaced rows"
     return (
-        f"{len(chosen):,} of {len(rows.ids):,} questions are shown: the worst cases, and some of each "
-        f"outcome. They are no random sample. Outcomes{of} ({rows.last}): {listed}. Right is score 1, wrong is score 0, "
-        "and changed is another score than in the first evaluation. Boxes, outlines and targets are drawn solid for the "
-        "reference and dashed for the completion. Images are as the model sees them. Text that is burnt into an image "
-        "is not hidden."
+        f"{len(chosen):,} of {len(rows.ids):,} questions are shown: the worst cases, and some of each outcome. They are "
+        f"no random sample. Outcomes{of} ({rows.last}): {listed}. Right is score 1, wrong is score 0, and changed is "
+        "another score than in the first evaluation. Boxes, outlines and targets are solid lines for the reference and "
+        "dashed lines for the completion. A point is a circle for the reference and a cross for the completion. Images "
+        "are as the model sees them. Text that is burnt into an image is not hidden."
     )
 
 
@@ -174,9 +172,8 @@ class _Builder:
     def images(self, sample: Sample) -> Iterator[EmbeddedImage]:
         for ref in sample.images[:MAX_IMAGES]:
             yield self.budget.embed(ref, self.rows.images)
-        if more := len(sample.images) - MAX_IMAGES:
-            if more > 0:
-                yield EmbeddedImage("", reason=f"{more:,} further images are left out.")
+        if (more := len(sample.images) - MAX_IMAGES) > 0:
+            yield EmbeddedImage("", reason=f"{more:,} further images are left out.")
 
     def reply(self, label: str, name: str) -> Reply:
         line, found = self.rows.lines[label][name], self.rows.answer(label, name)
@@ -205,9 +202,7 @@ def _shapes(task: Task, sample: Sample, answer: Answer | None) -> tuple[Shape, .
         return ()
 
 
-def _explained(
-    sample: Sample, answer: Answer, table: RewardTable | None
-) -> Mapping[str, tuple[float | None, str]]:
+def _explained(sample: Sample, answer: Answer, table: RewardTable | None) -> Mapping[str, tuple[float | None, str]]:
     if table is None:
         return {}
     try:

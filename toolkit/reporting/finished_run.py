@@ -90,8 +90,6 @@ def read_run(folder: RunFolder, name: str = "") -> FinishedRun:
     )
 
 
-
-
 def _recipe(folder: RunFolder) -> Recipe | None:
     try:
         return folder.recipe(TASKS)

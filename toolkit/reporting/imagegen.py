@@ -119,7 +119,10 @@ def _rounds(result: "ImagegenResult") -> Section | None:
 
 
 def _round_plots(rounds: "tuple[RoundResult, ...]") -> Iterator[Plot]:
-    for title, scores in (("judge score", [one.judge for one in rounds]), ("selector", [one.selector for one in rounds])):
+    for title, scores in (
+        ("judge score", [one.judge for one in rounds]),
+        ("selector", [one.selector for one in rounds]),
+    ):
         known = [(one.round, score) for one, score in zip(rounds, scores, strict=True) if score.value is not None]
         series = Series(
             title,
@@ -205,7 +208,9 @@ def _grid(columns: Mapping[str, Sequence[tuple[str, Any]]], caption: str, budget
     rows = []
     for place, (prompt, _) in enumerate(first):
         images = [
-            budget.encode(one[place][1]) if len(one) > place and one[place][0] == prompt else EmbeddedImage("", reason="–")
+            budget.encode(one[place][1])
+            if len(one) > place and one[place][0] == prompt
+            else EmbeddedImage("", reason="–")
             for one in columns.values()
         ]
         rows.append((prompt, tuple(images)))

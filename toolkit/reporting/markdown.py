@@ -11,7 +11,10 @@ MARKS = "\\`*|<>[]"
 
 def markdown_page(report: Report) -> str:
     """Return the report as Markdown."""
-    parts = [f"# {_escaped(report.title)}", "\n".join(f"- {_escaped(name)}: {_escaped(one)}" for name, one in report.facts)]
+    parts = [
+        f"# {_escaped(report.title)}",
+        "\n".join(f"- {_escaped(name)}: {_escaped(one)}" for name, one in report.facts),
+    ]
     for part in report.parts:
         parts += [f"## {_escaped(part.title)}"]
         for section in part.sections:

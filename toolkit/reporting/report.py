@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.errors import RunError, ToolkitError, warn
-from toolkit.models.model_paths import public_name
 from toolkit.evaluation.results import BASELINE, LABELS
+from toolkit.models.model_paths import public_name
 from toolkit.reporting.blocks import Part, Report, Section
 from toolkit.reporting.classification import confusion_section, probabilities_section
 from toolkit.reporting.comparison import comparison_sections
@@ -173,7 +173,9 @@ def build_report(paths: Sequence[Path], options: ReportOptions = ReportOptions()
         compared = comparison_sections(runs, rows) if runs else []
         parts.insert(0, Part("runs", "Comparison", (*compared, compute)))
     title = runs[0].name if len(ledger.runs) == 1 and runs else f"{len(ledger.runs):,} runs"
-    facts = _facts(runs[0]) if len(ledger.runs) == 1 and runs else [("runs", ", ".join(one.name for one in ledger.runs))]
+    facts = (
+        _facts(runs[0]) if len(ledger.runs) == 1 and runs else [("runs", ", ".join(one.name for one in ledger.runs))]
+    )
     return Report(title, tuple(facts), tuple(parts), has_rows=options.examples and any(rows.values()))
 
 

@@ -7,6 +7,7 @@ from toolkit.reporting.blocks import Block, Plot, Plots, Section, Table, Text
 from toolkit.reporting.figures import NOTHING, difference, interval, points, value
 from toolkit.reporting.finished_run import FinishedRun
 from toolkit.reporting.plots import ForestRow, forest
+from toolkit.scoring.statistics import Estimate
 
 MAJORITY = "majority baseline"
 
@@ -21,9 +22,9 @@ def results_section(run: FinishedRun) -> Section | None:
     plots = [plot for score in scores for plot in _plots(score, _of_score(found, score))]
     tables = [_table(score, _of_score(found, score)) for score in scores]
     about = Text(
-        f"Split: {last.split}. Intervals have 95 % confidence. Differences are paired by question and are in percentage "
-        "points. A difference is clear if its interval excludes 0 and McNemar's test agrees. No correction for several "
-        "comparisons is made."
+        f"Split: {last.split}. Intervals have 95 % confidence. Differences are paired by question, in percentage points. "
+        "A difference is clear if its interval excludes 0 and McNemar's test, if there is one, agrees. No correction "
+        "for several comparisons is made."
     )
     rest: list[Block] = [table for table in (_set_metrics(found), _quality(found)) if table is not None]
     return Section("results", "Results", (about, Plots(tuple(plots)), *tables, *rest))
@@ -43,10 +44,7 @@ def others_section(run: FinishedRun) -> Section | None:
 
 def _of_score(found: Mapping[str, EvaluationResult], score: str) -> dict[str, ScoreResult]:
     """Return label -> result of one score. The primary score has another name in each agent-memory mode."""
-    return {
-        label: one.primary if score not in one.also else one.also[score]
-        for label, one in found.items()
-    }
+    return {label: one.also.get(score, one.primary) for label, one in found.items()}
 
 
 def _plots(score: str, found: Mapping[str, ScoreResult]) -> Iterator[Plot]:
@@ -99,12 +97,17 @@ def _set_metrics(found: Mapping[str, EvaluationResult]) -> Table | None:
 
 
 def _quality(found: Mapping[str, EvaluationResult]) -> Table:
-    """Return the fractions of unreadable and truncated completions, and further scores of the task."""
-    rows = []
+    """Return further scores of the task, and the fractions of unreadable and truncated completions."""
+    figures: dict[str, dict[str, Estimate]] = {}
     for label, result in found.items():
         overall = result.summary.overall
+        macro = {} if overall.macro_f1 is None else {"macro F1": overall.macro_f1}
         others = {name: one for name, one in overall.scores.items() if name not in result.scores}
-        labelled = {} if overall.macro_f1 is None else {"macro F1": overall.macro_f1}
-        for name, one in {**labelled, **others, "unreadable": overall.unreadable, "truncated": overall.truncated}.items():
-            rows.append((label, name, value(one), interval(one), f"{one.n:,}"))
-    return Table.of(("evaluation", "figure", "value", "95 % interval", "n"), rows, "Further figures", 2)
+        for name, one in {**macro, **others, "unreadable": overall.unreadable, "truncated": overall.truncated}.items():
+            if one.n:
+                figures.setdefault(name, {})[label] = one
+    rows = []
+    for name, of in figures.items():
+        cells = [f"{value(of[label])} ({interval(of[label])})" if label in of else NOTHING for label in found]
+        rows.append((name, *cells, " / ".join(dict.fromkeys(f"{one.n:,}" for one in of.values()))))
+    return Table.of(("figure", *found, "n"), rows, "Further figures")

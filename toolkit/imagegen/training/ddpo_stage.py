@@ -18,7 +18,7 @@ from toolkit.imagegen.evaluation.evaluate import ImageMetrics
 from toolkit.imagegen.generators.lora import copy_lora, restore_lora
 from toolkit.imagegen.scorers.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.settings import ddpo_settings, guard_settings
-from toolkit.imagegen.training.arm import ROUNDS, ArmContext, ArmFigures, begin_arm, resume_round, save_round
+from toolkit.imagegen.training.arm import ArmContext, ArmFigures, begin_arm, resume_round, save_round
 from toolkit.imagegen.training.ddpo import (
     DdpoRound,
     DdpoSettings,
