@@ -65,7 +65,7 @@ def evaluated(folder: Path, task: str, kind: str, name: str, **tables: Any) -> R
     One of them stays as the model wrote it, and one has an attack in it.
     """
     synthetic = {"kind": kind, "train": 18, "test": 12, "size": 64, **tables.pop("synthetic", {})}
-    base = {"data": {"task": task, "synthetic": synthetic}, "model": {"max_tokens": 512}, **tables}
+    base: dict[str, Any] = {"data": {"task": task, "synthetic": synthetic}, "model": {"max_tokens": 512}, **tables}
     recipe = small_recipe(folder, base, name=name)
     recipe = recipe.model_copy(update={"sft": None, "grpo": None, "export": None})
     run = run_recipe(recipe, STAGES).run
@@ -95,7 +95,7 @@ def mcq(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def lesion(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return evaluated(tmp_path_factory.mktemp("lesion"), "lesion", "lesion", "lesion")
+    return evaluated(tmp_path_factory.mktemp("lesion"), "lesion", "lesion", "lesion", synthetic={"size": 96})
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_formats_and_the_former_subcommand_are_checked(tmp_path: Path, capsys: p
 def test_roc_curves_are_those_of_scikit_learn(seed: int) -> None:
     random = np.random.default_rng(seed)
     positive = random.random(60) < 0.4
-    scores = np.round(random.random(60) + 0.3 * positive, 1)  # ties
+    scores = np.round(random.random(60) + 0.3 * positive, 1).astype(np.float64)  # ties
     false, true = roc_curve(scores, positive)
     expected_false, expected_true, _ = sklearn_roc_curve(positive, scores, drop_intermediate=False)
     assert false == pytest.approx(expected_false)

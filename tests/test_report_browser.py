@@ -59,13 +59,13 @@ def estimate(value: float) -> Estimate:
 def plots() -> Plots:
     table = Table.of(("row", "value", "95 % interval", "n"), [(LONG, "50.0 %", "46.0 to 55.0", "12,345")] * 3)
     bars = [ForestRow("majority baseline", estimate(0.3), quiet=True), ForestRow(LONG, estimate(0.8))]
-    series = [Series(f"{LONG} {number}", range(80), np.linspace(0, 1, 80) ** number) for number in range(1, 7)]
+    series = [Series(f"{LONG} {number}", range(80), list(np.linspace(0, 1, 80) ** number)) for number in range(1, 7)]
     drawn = {
         "forest": forest("forest", bars, "accuracy in percent"),
         "differences": forest("differences", bars * 4, "percentage points", zero=True),
         "lines": lines("lines", series),
-        "small": lines("small", [Series("learning rate", range(80), np.linspace(0, 2e-6, 80))]),
-        "large": lines("large", [Series("tokens", range(80), np.linspace(0, 2e9, 80))]),
+        "small": lines("small", [Series("learning rate", range(80), list(np.linspace(0, 2e-6, 80)))]),
+        "large": lines("large", [Series("tokens", range(80), list(np.linspace(0, 2e9, 80)))]),
         "square": square("square", series[:5], ("false positive rate", "true positive rate"), [(0.5, estimate(0.5))]),
     }
     return Plots(tuple(Plot(name, svg, table) for name, svg in drawn.items()))
@@ -113,7 +113,7 @@ def page(request: pytest.FixtureRequest, browser: "Browser", file: Path) -> Iter
     found: list[str] = []
     page.on("console", lambda message: found.append(message.text))
     page.on("pageerror", lambda error: found.append(str(error)))
-    page.on("dialog", lambda dialog: (found.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", lambda dialog: found.append(dialog.message))
     page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else found.append(sent.url))
     page.goto(file.as_uri())
     yield page
@@ -121,24 +121,22 @@ def page(request: pytest.FixtureRequest, browser: "Browser", file: Path) -> Iter
     page.close()
 
 
-OUTSIDE = """() => [...document.querySelectorAll("svg.plot")].flatMap((plot) => {
-  const box = plot.getBoundingClientRect();
-  return [...plot.querySelectorAll("text")].filter((text) => {
-    const one = text.getBoundingClientRect();
-    return one.left < box.left - 1 || one.right > box.right + 1 || one.top < box.top - 1 || one.bottom > box.bottom + 1;
-  }).map((text) => `${plot.getAttribute("aria-label")}: ${text.textContent}`);
-})"""
+OUTSIDE = """() => [...document.querySelectorAll("svg.plot text")].filter((text) => {
+  const box = text.ownerSVGElement.getBoundingClientRect(), one = text.getBoundingClientRect();
+  return one.left < box.left - 1 || one.right > box.right + 1 || one.top < box.top - 1 || one.bottom > box.bottom + 1;
+}).map((text) => text.textContent)"""
 
-OVERLAPPING = """() => [...document.querySelectorAll("svg.plot")].flatMap((plot) => {
-  const texts = [...plot.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
-  return texts.flatMap(([name, a], number) => texts.slice(number + 1)
-    .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3)
-    .map(([other]) => `${plot.getAttribute("aria-label")}: ${name} / ${other}`));
-})"""
+OVERLAPPING = """() => {
+  const texts = [...document.querySelectorAll("svg.plot text")].map((one) => [one, one.getBoundingClientRect()]);
+  const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
+  return texts.map(([one, a], number) => texts.slice(number + 1)
+    .filter(([other, b]) => one.ownerSVGElement === other.ownerSVGElement && meet(a, b))
+    .map(([other]) => `${one.textContent} / ${other.textContent}`).join()).filter((found) => found);
+}"""
 
 
 def test_nothing_leaves_the_page_and_no_text_of_a_plot_overlaps(page: "Page") -> None:
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.evaluate(OUTSIDE) == []
     assert page.evaluate(OVERLAPPING) == []
 

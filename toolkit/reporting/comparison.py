@@ -125,7 +125,7 @@ def _stage_plots(stage: str, runs: Sequence[FinishedRun]) -> Iterator[Plot]:
 
 def _plot(title: str, series: Sequence[Series]) -> Plot:
     cells = [(one.label, f"{len(one.ys):,}", f"{one.ys[0]:.4g}", f"{one.ys[-1]:.4g}") for one in series]
-    return Plot(title, lines(title, series[:SERIES]), Table.of(("run", "steps", "first", "last"), cells))
+    return Plot(title, lines(title, series[:SERIES]), Table.of(("run", "logged", "first", "last"), cells))
 
 
 def _recipes(runs: Sequence[FinishedRun]) -> Section | None:

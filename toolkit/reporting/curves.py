@@ -108,7 +108,7 @@ def _figures(series: Sequence[Series]) -> Table:
         chosen: Sequence[Callable[[Sequence[float]], float]] = (lambda ys: ys[0], min, max, lambda ys: ys[-1])
         return (one.label, f"{len(one.ys):,}", *(number(choose(one.ys)) for choose in chosen))
 
-    return Table.of(("line", "steps", "first", "lowest", "highest", "last"), [row(one) for one in series])
+    return Table.of(("line", "logged", "first", "lowest", "highest", "last"), [row(one) for one in series])
 
 
 def series_of(label: str, logged: Sequence[Record], key: str) -> Series | None:

@@ -126,8 +126,8 @@ def _about(rows: EvaluatedRows, cases: Sequence[_Case], chosen: Sequence[_Case])
     listed = ", ".join(f"{number:,} {outcome}" for outcome, number in counts.most_common())
     of = "" if len(cases) == len(rows.ids) else f" of {len(cases):,} evenly spaced rows"
     return (
-        f"{len(chosen):,} of {len(rows.ids):,} questions are shown: the worst cases, and some of each outcome. They are "
-        f"no random sample. Outcomes{of} ({rows.last}): {listed}. Right is score 1, wrong is score 0, and changed is "
+        f"{len(chosen):,} of {len(rows.ids):,} questions are shown: the worst cases, and some of each outcome. They "
+        f"are no random sample. Outcomes{of} ({rows.last}): {listed}. Right is score 1, wrong is 0, and changed is "
         "another score than in the first evaluation. Boxes, outlines and targets are solid lines for the reference and "
         "dashed lines for the completion. A point is a circle for the reference and a cross for the completion. Images "
         "are as the model sees them. Text that is burnt into an image is not hidden."
@@ -152,20 +152,22 @@ class _Builder:
 
     def example(self, case: _Case, worst: int) -> Example:
         rows, name = self.rows, case.name
-        sample, line = rows.samples.get(name), rows.lines[rows.last][name]
+        sample, line, task = rows.samples.get(name), rows.lines[rows.last][name], rows.task
         labels = [label for label in rows.lines if name in rows.lines[label]]
-        task = rows.task
-        known = sample is not None and task is not None
+        question, reference = str(line.get("question") or ""), json.dumps(line.get("reference"), ensure_ascii=False)
+        shapes: tuple[Shape, ...] = ()
+        if sample is not None and task is not None:
+            question, reference, shapes = task.question(sample), task.target(sample), _shapes(task, sample, None)
         return Example(
             name=hidden_id(name),
             place=sample.place.rpartition(", ")[2] if sample is not None else "",
-            question=_cut(task.question(sample) if known else str(line.get("question") or "")),
-            reference=_cut(task.target(sample) if known else json.dumps(line.get("reference"), ensure_ascii=False)),
+            question=_cut(question),
+            reference=_cut(reference),
             outcome=case.outcome,
             changed=case.gained != 0,
             worst=worst,
             images=tuple(self.images(sample)) if sample is not None else (),
-            shapes=_shapes(task, sample, None) if known else (),
+            shapes=shapes,
             replies=tuple(self.reply(label, name) for label in labels),
         )
 

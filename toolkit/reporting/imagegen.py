@@ -63,8 +63,13 @@ def _of(found: "Estimate | None") -> tuple[str, str, str]:
     """Return the value, the interval and n."""
     if found is None or found.value is None:
         return (NOTHING, NOTHING, NOTHING if found is None else f"{found.n:,}")
-    interval = NOTHING if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}"
-    return (f"{found.value:.3f}", interval, f"{found.n:,}")
+    interval = NOTHING if found.low is None or found.high is None else f"{_shown(found.low)} to {_shown(found.high)}"
+    return (_shown(found.value), interval, f"{found.n:,}")
+
+
+def _shown(value: float) -> str:
+    """Return a number with three decimals, or a large one without."""
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _estimate(found: "Estimate | None") -> str:

@@ -33,8 +33,7 @@ def plan_section(run: FinishedRun) -> Section | None:
         )
     head = ("stage", "planned min", "measured min", "planned s/step", "measured s/step", "planned GB", "measured GB")
     about = "The plan has no times for this machine, because it has no GPU." if not planned else _about(run)
-    blocks = (Text(about), Table.of(head, rows), *_unplanned(run))
-    return Section("plan", "Plan and measurements", blocks)
+    return Section("plan", "Plan and measurements", (Text(about), Table.of(head, rows), *_unplanned(run)))
 
 
 def _planned(run: FinishedRun) -> dict[str, dict[str, list[float]]]:

@@ -116,12 +116,15 @@ def forest(title: str, rows: Sequence[ForestRow], axis: str, *, zero: bool = Fal
 
 def lines(title: str, series: Sequence[Series], axis: str = "optimizer step", *, unit: bool = False) -> str:
     """Return lines with bands. ``unit``: the values are fractions, whose axis is from 0 to 1."""
+    from matplotlib.ticker import MaxNLocator
+
     with _drawing(title, HEIGHT + _legend_height(series)) as (figure, axes):
         for number, one in enumerate(series):
             _draw_line(axes, number, averaged(one), (0.0, 1.0) if unit else None)
         if unit:
             axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(axis)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
         axes.grid()
         _legend(figure, series)
         return _svg(figure, title)

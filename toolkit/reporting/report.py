@@ -82,8 +82,8 @@ def write_run_report(run: RunFolder) -> Path | None:
     try:
         return _write_into_run(run, html_report([run.path]), force=False)
     except (ToolkitError, OSError) as error:
-        problem = error.problem if isinstance(error, ToolkitError) else None
-        rule = f"the report should be written ({problem.rule if problem else error.strerror})"
+        reason = error.rule if isinstance(error, ToolkitError) else error.strerror
+        rule = f"the report should be written ({reason})"
         remedy = f"Write it with `toolkit report {run.path}`."
         warn("report.not_written", rule, place=run.report_file, remedy=remedy)
         return None

@@ -22,7 +22,7 @@ def results_section(run: FinishedRun) -> Section | None:
     plots = [plot for score in scores for plot in _plots(score, _of_score(found, score))]
     tables = [_table(score, _of_score(found, score)) for score in scores]
     about = Text(
-        f"Split: {last.split}. Intervals have 95 % confidence. Differences are paired by question, in percentage points. "
+        f"Split: {last.split}. Intervals have 95 % confidence. Differences are paired by question, in points. "
         "A difference is clear if its interval excludes 0 and McNemar's test, if there is one, agrees. No correction "
         "for several comparisons is made."
     )
