@@ -123,7 +123,8 @@ def test_pixels_are_checked_at_temperature_1(tmp_path: Path, monkeypatch: pytest
         return compute(self, *args, **fields)
 
     monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", note)
-    cold = {"max_completion_tokens": 2, "temperature": 0.01, "max_steps": 1}
+    # With beta, completions of equal rewards are part of the update too.
+    cold = {"max_completion_tokens": 2, "temperature": 0.01, "max_steps": 1, "beta": 0.01}
     recipe = small_recipe(tmp_path, {"grpo": cold, "rewards": length_reward(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
         train_grpo(context)

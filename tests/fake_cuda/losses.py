@@ -1,6 +1,7 @@
 """The losses of SFT and GRPO as the toolkit computes them, on the simulated device."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ def grpo_loss(stage: Stage, batch: Batch) -> torch.Tensor:
 
     trainer = PolicyTrainer.__new__(PolicyTrainer)
     trainer.model_kwarg_keys, trainer.temperature = {"logits_to_keep"}, 1.0
+    trainer.processing_class = SimpleNamespace(image_processor=None)
     trainer.__dict__["_entropy_bonus_enabled"] = False
     fields: dict[str, Any] = {name: value for name, value in batch.texts.items() if name.endswith("type_ids")}
     if batch.pixels:
