@@ -261,8 +261,8 @@ def test_two_runs_are_compared_by_question(classify: RunFolder, tmp_path: Path) 
     assert rows is not None
     right = [row.scores["accuracy"] for row in rows.scored(rows.last).values()]
     expected = -100 * sum(score or 0 for score in right) / len(right)
-    ((label, shown, n),) = next(plot.table.rows for plot in plots if plot.title == "paired differences")
-    assert (label, n) == ("second – classify", "12")
+    ((label, shown, n),) = next(plot.table.rows for plot in plots if plot.title == "paired differences to classify")
+    assert (label, n) == ("second", "12")
     assert float(shown.partition(" ")[0]) == pytest.approx(expected, abs=0.05)
     assert [part.title for part in report.parts] == ["Comparison", "classify", "second"]
 

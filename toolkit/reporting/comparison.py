@@ -48,8 +48,9 @@ def _results(runs: Sequence[FinishedRun], rows: Rows) -> Section:
         pairs, reasons = _differences(runs, rows)
         if pairs:
             listed = [(row.label, points(row.estimate), f"{row.estimate.n:,}") for row in pairs]
-            drawing = forest("paired differences between runs", pairs, "percentage points", zero=True)
-            plots.append(Plot("paired differences", drawing, Table.of(("difference", "points", "n"), listed)))
+            title = f"paired differences to {runs[0].name}"
+            drawing = forest(title, pairs, "percentage points", zero=True)
+            plots.append(Plot(title, drawing, Table.of(("run", "points", "n"), listed)))
         blocks = [table, Plots(tuple(plots)), *(Text(reason) for reason in reasons)]
     elif len(known) > 1:
         blocks.append(Text("The runs have other scores or splits, so they are not plotted together."))
@@ -96,7 +97,7 @@ def _difference(first: FinishedRun, run: FinishedRun, rows: Rows) -> ForestRow |
         found = compare(scored[0], scored[1], after.task.primary, section.bootstrap, seed)
     except DataError as error:
         return error.rule
-    return ForestRow(f"{run.name} – {first.name}", found.paired.difference)
+    return ForestRow(run.name, found.paired.difference)
 
 
 def _data(run: FinishedRun) -> str | None:
