@@ -23,7 +23,7 @@ from toolkit.data.shapes import Shape
 from toolkit.errors import RunError
 from toolkit.pipeline import read_results, run_recipe
 from toolkit.pipeline.stages import STAGES
-from toolkit.reporting.blocks import Example, Examples, Part, Plots, Reply, Report, Section
+from toolkit.reporting.blocks import Example, Examples, Part, Plots, Reply, Report, Section, Text
 from toolkit.reporting.classification import reliability, roc_curve
 from toolkit.reporting.embedding import ImageBudget
 from toolkit.reporting.evaluated_rows import evaluated_rows
@@ -439,3 +439,16 @@ def test_every_text_of_an_example_is_escaped() -> None:
     assert page.count("script") == 1
     assert page.count("img") == 0
     assert page.text.count('alert("x")') >= 5
+
+
+@pytest.mark.slow
+def test_a_damaged_run_is_named_beside_others_and_rejected_alone(classify: RunFolder, tmp_path: Path) -> None:
+    broken = RunFolder(tmp_path / "broken")
+    shutil.copytree(classify.path, broken.path)
+    next((broken.path / "stages").glob("evaluate-*/done.json")).write_text("{}")
+    section = section_of(build_report([classify.path, broken.path]), "damaged")
+    (text,) = [block.text for block in section.blocks if isinstance(block, Text)]
+    assert text.startswith("broken ")
+    with pytest.raises(RunError) as caught:
+        build_report([broken.path])
+    assert caught.value.code == "run.stage_damaged"

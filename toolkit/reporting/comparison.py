@@ -19,6 +19,8 @@ from toolkit.scoring.statistics import compare
 UNCHANGING = ("run.name", "run.folder", "run.purpose")
 """Keys that say nothing about the difference between two runs."""
 
+TOO_MANY = "These are too many runs for paired differences and for the sections of each run."
+
 Rows = Mapping[str, EvaluatedRows | None]
 """Name of a run -> its evaluated rows."""
 
@@ -45,7 +47,7 @@ def _results(runs: Sequence[FinishedRun], rows: Rows) -> Section:
         cells = [(row.label, value(row.estimate), interval(row.estimate), f"{row.estimate.n:,}") for row in bars]
         title = f"{score} of each run ({split})"
         plots = [Plot(title, forest(title, bars, f"{score} in percent"), Table.of(("run", score, "", "n"), cells))]
-        pairs, reasons = _differences(runs, rows)
+        pairs, reasons = _differences(runs, rows) if rows else ([], [TOO_MANY])
         if pairs:
             listed = [(row.label, points(row.estimate), f"{row.estimate.n:,}") for row in pairs]
             title = f"paired differences to {runs[0].name}"

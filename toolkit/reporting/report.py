@@ -8,7 +8,7 @@ from typing import Any, Literal
 from toolkit.errors import RunError, ToolkitError, warn
 from toolkit.evaluation.results import BASELINE, LABELS
 from toolkit.models.model_paths import public_name
-from toolkit.reporting.blocks import Part, Report, Section
+from toolkit.reporting.blocks import Part, Report, Section, Text
 from toolkit.reporting.classification import confusion_section, probabilities_section
 from toolkit.reporting.comparison import comparison_sections
 from toolkit.reporting.compute import compute_blocks, compute_json
@@ -20,7 +20,7 @@ from toolkit.reporting.examples import EACH, examples_section
 from toolkit.reporting.figures import interval, points, value
 from toolkit.reporting.finished_run import FinishedRun, read_run
 from toolkit.reporting.imagegen import imagegen_sections
-from toolkit.reporting.ledger import find_runs, read_ledger
+from toolkit.reporting.ledger import Ledger, find_runs, read_ledger
 from toolkit.reporting.markdown import markdown_page
 from toolkit.reporting.page import html_page
 from toolkit.reporting.plan_measured import plan_section
@@ -155,11 +155,10 @@ def build_report(paths: Sequence[Path], options: ReportOptions = ReportOptions()
         RunError: a path is no run, or a result, a metric or a prediction of a run is damaged.
     """
     ledger = read_ledger(paths)
-    readable = {one.folder.path for one in ledger.runs if one.readable}
-    runs = [read_run(folder, name) for folder, name in _named(find_runs(paths)) if folder.path in readable]
-    rows = {run.name: evaluated_rows(run) for run in runs}
-    compute = Section("compute", "Compute", tuple(compute_blocks(ledger)))
+    runs, damaged = _read_runs(paths, ledger)
     whole = runs if len(runs) <= MAX_RUNS else []
+    rows = {run.name: evaluated_rows(run) for run in whole}
+    compute = Section("compute", "Compute", tuple(compute_blocks(ledger)))
     budget = ImageBudget(IMAGE_BYTES, "" if options.images else "Images are left out.")
     each = max(MIN_EACH, EACH // max(1, len(whole)))
     parts = [
@@ -171,12 +170,32 @@ def build_report(paths: Sequence[Path], options: ReportOptions = ReportOptions()
         parts = [replace(part, sections=(*part.sections, compute))]
     else:
         compared = comparison_sections(runs, rows) if runs else []
-        parts.insert(0, Part("runs", "Comparison", (*compared, compute)))
+        left_out = [Section("damaged", "Damaged runs", damaged)] if damaged else []
+        parts.insert(0, Part("runs", "Comparison", (*left_out, *compared, compute)))
     title = runs[0].name if len(ledger.runs) == 1 and runs else f"{len(ledger.runs):,} runs"
     facts = (
         _facts(runs[0]) if len(ledger.runs) == 1 and runs else [("runs", ", ".join(one.name for one in ledger.runs))]
     )
     return Report(title, tuple(facts), tuple(parts), has_rows=options.examples and any(rows.values()))
+
+
+def _read_runs(paths: Sequence[Path], ledger: Ledger) -> tuple[list[FinishedRun], tuple[Text, ...]]:
+    """Return the runs of this version, and a warning about each run whose files are damaged, unless it is the only one.
+
+    Raises:
+        RunError: the only run is damaged.
+    """
+    readable = {one.folder.path for one in ledger.runs if one.readable}
+    runs, damaged = [], []
+    for folder, name in _named(find_runs(paths)):
+        if folder.path in readable:
+            try:
+                runs.append(read_run(folder, name))
+            except RunError as error:
+                if len(ledger.runs) == 1:
+                    raise
+                damaged.append(Text(f"{name} is counted, but its results are not shown: {error.rule}.", "warning"))
+    return runs, tuple(damaged)
 
 
 def report_json(paths: Sequence[Path]) -> dict[str, Any]:
