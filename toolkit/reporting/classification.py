@@ -35,7 +35,10 @@ def confusion_section(run: FinishedRun) -> Section | None:
         title = f"{label} (n {int(counts.sum()):,})"
         rows = tuple(tuple(map(int, row)) for row in counts)
         matrices.append(Matrix(title, found[label].labels, columns, rows))
-    about = "Rows are true labels, columns are answers in the same order. Shading is the fraction of the row."
+    about = (
+        "Rows are true labels, columns are answers in the same order. Column ? has unreadable completions, column * "
+        "has other labels. Shading is the fraction of the row."
+    )
     if len(matrices[-1].labels) > MAX_LABELS:
         text = f"{len(matrices[-1].labels):,} labels are too many to show. The counts are in results.json."
         return Section("confusion", "Confusion matrices", (Text(text),))

@@ -9,6 +9,9 @@ from toolkit.reporting.finished_run import FinishedRun, TrainingResult
 from toolkit.reporting.plots import Series, lines
 from toolkit.runfolder import Record
 
+STEP = "optimizer step"
+"""The axis of a training stage. The stages of an image generator log epochs or rounds."""
+
 MEAN, STD = "rewards/{}/mean", "reward/{}/std"
 """Keys of a reward in metrics.jsonl: its mean, and the mean over groups of the standard deviation within a group."""
 
@@ -55,21 +58,24 @@ CURVES = (
 def training_section(run: FinishedRun) -> Section | None:
     """Return the curves of all training stages. None: nothing was logged."""
     blocks: list[Block] = []
+    axis = STEP if run.imagegen is None else "epoch or round"
     for stage, logged in run.metrics.items():
-        if plots := tuple(stage_plots(stage, logged, run.training.get(stage))):
-            blocks += [Text(_about(stage, logged)), Plots(plots)]
+        if plots := tuple(stage_plots(stage, logged, run.training.get(stage), axis)):
+            blocks += [Text(_about(stage, logged, axis)), Plots(plots)]
     if not blocks:
         return None
     return Section("training", "Training", (*blocks, Text(_gpu_memory(run))))
 
 
-def stage_plots(stage: str, logged: Sequence[Record], result: TrainingResult | None) -> Iterator[Plot]:
+def stage_plots(
+    stage: str, logged: Sequence[Record], result: TrainingResult | None, axis: str = STEP
+) -> Iterator[Plot]:
     """Yield the plots of a stage: its rewards, the other figures, and its validations."""
     yield from _reward_plots(stage, logged)
     for curve in CURVES:
         series = [one for label, key in curve.keys if (one := series_of(label, logged, key)) is not None]
         if series:
-            yield _plot(f"{stage}: {curve.title}", series, unit=curve.unit)
+            yield _plot(f"{stage}: {curve.title}", series, axis, unit=curve.unit)
     validation = result.training.validation if result is not None else None
     if validation is not None and validation.validations:
         for name in validation.validations[0].figures:
@@ -97,8 +103,8 @@ def _reward_plots(stage: str, logged: Sequence[Record]) -> Iterator[Plot]:
             yield _plot(f"{stage}: reward {name}", [one, *([same] if same is not None else [])], unit=True)
 
 
-def _plot(title: str, series: Sequence[Series], *, unit: bool = False) -> Plot:
-    return Plot(title, lines(title, series, unit=unit), _figures(series))
+def _plot(title: str, series: Sequence[Series], axis: str = STEP, *, unit: bool = False) -> Plot:
+    return Plot(title, lines(title, series, axis, unit=unit), _figures(series))
 
 
 def _figures(series: Sequence[Series]) -> Table:
@@ -128,10 +134,10 @@ def _banded(label: str, logged: Sequence[Record], key: str, width: str) -> Serie
     return Series(label, mean.xs, mean.ys, low, high)
 
 
-def _about(stage: str, logged: Sequence[Record]) -> str:
+def _about(stage: str, logged: Sequence[Record], axis: str) -> str:
     steps = max(line["step"] for line in logged)
     band = " Bands are the standard deviation within a group, averaged over groups." if rewards_of(logged) else ""
-    return f"{stage}: {steps:,} optimizer steps.{band}"
+    return f"{stage}: up to {axis} {steps:,}.{band}"
 
 
 def _gpu_memory(run: FinishedRun) -> str:
