@@ -17,7 +17,7 @@ from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from tests.helpers.cli import call
 from tests.helpers.problems import warnings_in
-from tests.helpers.training import small_recipe
+from tests.helpers.training import Tables, small_recipe
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.shapes import Shape
 from toolkit.errors import RunError
@@ -89,7 +89,7 @@ def with_references(run: RunFolder, task: str) -> RunFolder:
 @pytest.fixture(scope="module")
 def mcq(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Return a run with two steps of SFT and GRPO and three evaluations."""
-    tables = {"sft": {"max_steps": 2}, "grpo": {"max_steps": 2}, "rewards": {"letter": 1.0}}
+    tables: Tables = {"sft": {"max_steps": 2}, "grpo": {"max_steps": 2}, "rewards": {"letter": 1.0}}
     return run_recipe(small_recipe(tmp_path_factory.mktemp("mcq"), tables), STAGES).run
 
 
