@@ -35,7 +35,7 @@ MAX_POINTS = 300
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SERIES = len(DASHES)
-"""Series that can be told apart in one plot."""
+"""Series of one plot that differ in dash and marker."""
 
 _INK, _GRID, _AXIS = "#010101", "#020202", "#030303"
 _COLOURS = tuple(f"#0000f{number}" for number in range(1, SERIES + 1))
