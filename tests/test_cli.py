@@ -51,9 +51,9 @@ def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.Capt
         "list",
         "doctor",
         "constraints",
+        "report",
         "data",
         "reward",
-        "report",
         "imagegen",
         "cache",
         "recipes",
@@ -388,7 +388,7 @@ def test_a_full_disk_is_reported_without_a_traceback(
         (["evaluate", "a" * 300], "run.path_invalid"),
         (["export", "a/" * 3_000], "run.path_invalid"),
         (["predict", "a" * 300, "--question", "?", "--image", "{image}"], "run.path_invalid"),
-        (["report", "compute", "a" * 300], "run.path_invalid"),
+        (["report", "a" * 300], "run.path_invalid"),
     ],
 )
 def test_an_impossible_argument_is_an_error(
@@ -454,7 +454,7 @@ def test_any_other_error_of_the_machine_keeps_its_traceback(tmp_path: Path, monk
         ["evaluate", "RUN"],
         ["export", "RUN"],
         ["predict", "RUN", "--question", "Which?", "--image", "IMAGE", "--option", "A. a", "--option", "B. b"],
-        ["report", "compute", "RUN"],
+        ["report", "RUN"],
         ["imagegen", "generate", "RUN", "--out", "OUT"],
         ["imagegen", "sheet", "RUN", "--out", "OUT"],
     ],

@@ -33,7 +33,9 @@ from toolkit.models.messages import conversation
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Run, dump_recipe
-from toolkit.reporting import as_json, as_markdown, read_ledger
+from toolkit.reporting.compute import compute_blocks, compute_json
+from toolkit.reporting.ledger import Ledger, read_ledger
+from toolkit.reporting.markdown import markdown_blocks
 from toolkit.runfolder import SCHEMA_VERSION, RunFolder, RunSession, RunState, read_json, write_json
 from toolkit.runfolder.usage import (
     Counts,
@@ -252,6 +254,10 @@ def test_counting_does_not_change_the_trained_weights(tmp_path: Path, monkeypatc
     assert weights("plain") == counted
 
 
+def compute_text(ledger: Ledger) -> str:
+    return "\n".join(markdown_blocks(compute_blocks(ledger)))
+
+
 def folder_of(tmp_path: Path, name: str = "one", **settings: Any) -> RunFolder:
     """Return a run folder with the files that `toolkit report` reads."""
     run = RunFolder(tmp_path / name)
@@ -400,7 +406,7 @@ def test_a_run_with_a_corrupt_data_record_is_in_the_report(tmp_path: Path, conte
     (run.stage_folder("data") / "done.json").write_text(content)
     ledger = read_ledger([tmp_path])
     assert ledger.used.wall == 3600
-    assert "rows not read" in as_markdown(ledger)
+    assert "rows not read" in compute_text(ledger)
 
 
 def test_an_unwritable_usage_record_is_reported_once_and_does_not_stop_the_run(
@@ -492,7 +498,7 @@ def test_a_run_with_codecarbon_has_its_energy(tmp_path: Path, monkeypatch: pytes
     assert 0 < stage.energy <= start.used.energy
     assert stage.energy_wall == pytest.approx(stage.wall, abs=0.2)
     assert stage.energy_wall < start.used.wall
-    text = as_markdown(read_ledger([run.path]))
+    text = compute_text(read_ledger([run.path]))
     assert "CO2 by the electricity mix of France" in text
 
 
@@ -550,7 +556,7 @@ def test_a_codecarbon_that_cannot_start_is_reported_once_and_does_not_stop_the_r
     assert problem.code == "run.energy_not_measured"
     assert problem.rule.endswith(problem_text)
     assert len(caplog.records) == 1
-    assert f"not measured: {problem_text}" in as_markdown(read_ledger([run.path]))
+    assert f"not measured: {problem_text}" in compute_text(read_ledger([run.path]))
 
 
 def wait_for(true: Any) -> None:
@@ -564,9 +570,9 @@ def test_without_codecarbon_the_report_says_how_to_install_it(tmp_path: Path, mo
     run = folder_of(tmp_path)
     with recording(run, Run(name="one"), "run"):
         pass
-    text = as_markdown(read_ledger([run.path]))
-    assert f"not measured: {INSTALL}" in text
-    figures = as_json(read_ledger([run.path]))["runs"][0]
+    text = compute_text(read_ledger([run.path]))
+    assert f"not measured: {INSTALL}" in text.replace("\\", "")
+    figures = compute_json(read_ledger([run.path]))["runs"][0]
     assert (figures["energy_kwh"], figures["co2_kg"]) == (None, None)
 
 
@@ -616,7 +622,7 @@ def four(tmp_path: Path) -> Path:
 
 
 def test_the_ledger_adds_up_by_purpose(four: Path) -> None:
-    found = as_json(read_ledger([four]))
+    found = compute_json(read_ledger([four]))
     hours = {
         purpose: (part["runs"], part["wall_hours"], part["gpu_hours"]) for purpose, part in found["purposes"].items()
     }
@@ -656,7 +662,7 @@ def test_a_run_that_finished_after_a_failure_counts_completely(tmp_path: Path) -
 
 
 def test_the_cost_of_1000_predictions_follows_from_the_evaluations(four: Path) -> None:
-    runs = {run["name"]: run["per_1000_predictions"] for run in as_json(read_ledger([four]))["runs"]}
+    runs = {run["name"]: run["per_1000_predictions"] for run in compute_json(read_ledger([four]))["runs"]}
     # Two evaluations after training of 500 answers and 0.1 h: 1,000 in 0.2 h, 0.4 CPU h, 0.1 kWh, 2e12 FLOPs. The one
     # before training has no energy. It counts only in the run without another evaluation.
     assert runs["main"] == {
@@ -672,7 +678,7 @@ def test_the_cost_of_1000_predictions_follows_from_the_evaluations(four: Path) -
 
 
 def test_a_partial_measurement_is_marked(four: Path) -> None:
-    text = as_markdown(read_ledger([four]))
+    text = compute_text(read_ledger([four]))
     total_row = next(line for line in text.splitlines() if line.startswith("| total"))
     assert "2 kWh (over 45% of the time)" in total_row  # 9 of 20 hours
     unknown = " | ".join(["not measured"] * 4)
@@ -685,11 +691,11 @@ def test_a_run_that_is_given_twice_counts_once(four: Path) -> None:
 
 
 def test_a_copy_of_a_run_is_reported(four: Path) -> None:
-    assert "more than once" not in as_markdown(read_ledger([four]))
+    assert "more than once" not in compute_text(read_ledger([four]))
     shutil.copytree(four / "sweep", four / "backup")
     ledger = read_ledger([four])
-    assert ledger.copies == as_json(ledger)["runs_with_copied_sessions"] == ["backup", "sweep"]
-    assert "**Counted more than once:** backup, sweep have common sessions" in as_markdown(ledger)
+    assert ledger.copies == compute_json(ledger)["runs_with_copied_sessions"] == ["backup", "sweep"]
+    assert "Counted more than once: backup, sweep have common sessions" in compute_text(ledger)
 
 
 def test_a_run_of_another_version_is_counted_and_named_in_a_folder_and_rejected_alone(four: Path) -> None:
@@ -698,8 +704,8 @@ def test_a_run_of_another_version_is_counted_and_named_in_a_folder_and_rejected_
     write_json(four / "sweep" / "run.json", {**state, "schema_version": 0})
     ledger = read_ledger([four])
     assert ledger.used == before.used
-    assert ledger.other_versions == as_json(ledger)["runs_of_other_versions"] == ["sweep"]
-    assert "**Of another version of the toolkit:** 1 run with" in as_markdown(ledger)
+    assert ledger.other_versions == compute_json(ledger)["runs_of_other_versions"] == ["sweep"]
+    assert "Of another version of the toolkit: 1 run with" in compute_text(ledger)
     with raises(RunError, "run.schema_version") as caught:
         read_ledger([four / "sweep"])
     assert (caught.problem.place, caught.problem.value) == (str(four / "sweep"), 0)
@@ -721,14 +727,15 @@ def test_a_country_is_three_capital_letters(tmp_path: Path, country: str) -> Non
 
 def test_the_report_of_a_real_run(finished: RunFolder, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
+    done = CliRunner().invoke(app, ["report", str(finished.path), "--format", "markdown"])
     assert (done.exit_code, done.stderr) == (0, "")
-    for heading in ("By purpose", "Runs", "Cost of 1,000 predictions", "Tokens, images, FLOPs", "Hardware", "Energy"):
-        assert f"\n## {heading}\n" in done.stdout
+    for heading in ("By purpose", "Runs", "Cost of 1,000 predictions", "Tokens, images, FLOPs", "Stages"):
+        assert f"\n**{heading}" in done.stdout
+    assert CliRunner().invoke(app, ["report", str(finished.path), "--out", str(file)]).exit_code == 0
     assert "| small | training | mcq; train 24, test 12 | tiny, auto, LoRA r 4 |" in done.stdout
     assert "SFT 2 steps, batch 4 x 2, learning rate 0.001; GRPO 2 steps, 2 prompts x 4 completions" in done.stdout
     assert "2 finished" in done.stdout
-    written = read_json(file)
+    written = read_json(file)["compute"]
     assert written["runs"][0]["stages"]["sft"]["flops_training_counter"] > 0
     assert written["runs"][0]["per_1000_predictions"]["answers"] == 24
     assert not list(tmp_path.glob("*.partial"))
@@ -738,7 +745,7 @@ def test_no_path_machine_or_user_is_in_the_report(finished: RunFolder, monkeypat
     import getpass
     import platform
 
-    whole = as_markdown(read_ledger([finished.path])) + json.dumps(as_json(read_ledger([finished.path])))
+    whole = compute_text(read_ledger([finished.path])) + json.dumps(compute_json(read_ledger([finished.path])))
     assert str(finished.path.parent) not in whole
     assert str(Path.home()) + "/" not in whole
     for name in {platform.node(), getpass.getuser()} - {"", "root", "localhost", "toolkit"}:
@@ -747,18 +754,19 @@ def test_no_path_machine_or_user_is_in_the_report(finished: RunFolder, monkeypat
 
 def test_markdown_is_written_to_a_file_and_another_suffix_is_rejected(finished: RunFolder, tmp_path: Path) -> None:
     file = tmp_path / "report.md"
-    done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
+    done = CliRunner().invoke(app, ["report", str(finished.path), "--format", "markdown"])
+    CliRunner().invoke(app, ["report", str(finished.path), "--out", str(file)])
     assert file.read_text() == done.stdout
-    repeated = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
+    repeated = CliRunner().invoke(app, ["report", str(finished.path), "--out", str(file)])
     assert (repeated.exit_code, list(tmp_path.glob("*.old-*"))) == (0, [])  # the same text stays as it is
     file.write_text("mine")
-    again = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
+    again = CliRunner().invoke(app, ["report", str(finished.path), "--out", str(file)])
     assert isinstance(again.exception, RunError)
     assert (again.exception.code, file.read_text()) == ("output.file_exists", "mine")
-    CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file), "--force"])
+    CliRunner().invoke(app, ["report", str(finished.path), "--out", str(file), "--force"])
     assert (tmp_path / "report.md.old-1").read_text() == "mine"
     assert file.read_text() == done.stdout
-    rejected = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(tmp_path / "report.pdf")])
+    rejected = CliRunner().invoke(app, ["report", str(finished.path), "--out", str(tmp_path / "report.pdf")])
     assert isinstance(rejected.exception, RunError)
     assert rejected.exception.code == "run.report_format_unknown"
     assert rejected.exception.value == str(tmp_path / "report.pdf")
@@ -768,7 +776,7 @@ def test_corrupt_lines_are_reported(tmp_path: Path) -> None:
     run = made_up(tmp_path, "one", wall=10)
     with run.compute_file.open("a") as handle:
         handle.write("{\n")
-    done = CliRunner().invoke(app, ["report", "compute", str(run.path)])
+    done = CliRunner().invoke(app, ["report", str(run.path), "--format", "markdown"])
     assert "1 line of the usage records skipped: one (1)" in done.stdout
 
 
@@ -782,8 +790,8 @@ def test_results_have_a_short_compute_section(finished: RunFolder) -> None:
 
 def test_the_report_imports_neither_torch_nor_codecarbon(four: Path) -> None:
     code = (
-        "import sys; from toolkit.reporting import read_ledger, as_markdown; from pathlib import Path;"
-        "as_markdown(read_ledger([Path(sys.argv[1])]));"
+        "import sys; from toolkit.reporting.report import report_runs; from pathlib import Path;"
+        "report_runs([Path(sys.argv[1])], form='markdown');"
         "print(sorted({'torch', 'codecarbon', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(four)], capture_output=True, text=True, check=True)

@@ -37,7 +37,7 @@ from toolkit.tasks.lesion.parse import (
     POLYGON_MALFORMED,
     TAG_UNPAIRED,
 )
-from toolkit.tasks.lesion.rewards import WHY, _reference_mask
+from toolkit.tasks.lesion.rewards import WHY, reference_mask
 from toolkit.tasks.lesion.schema import lesion_settings
 
 LESION = TASKS["lesion"]
@@ -425,12 +425,12 @@ def test_a_mask_of_another_size_is_scaled_and_of_another_aspect_ratio_rejected(t
     row = written(tmp_path)
     sample = read({**row, "width": 240, "height": 180, "boxes": None}, tmp_path, answer=("diagnosis", "bbox"))
     half = cv2.resize(read_mask(tmp_path / "m.png").astype(np.uint8), (240, 180), interpolation=cv2.INTER_NEAREST)
-    mask = _reference_mask(sample)
+    mask = reference_mask(sample)
     assert mask is not None
     assert np.array_equal(mask, half.astype(bool))
     odd = read({**row, "width": 90, "boxes": None}, tmp_path)
     with raises(DataError, "rewards.mask_aspect_ratio_differs") as caught:
-        _reference_mask(odd)
+        reference_mask(odd)
     assert caught.problem.place == str(tmp_path / "m.png")
 
 
@@ -456,7 +456,7 @@ def test_a_crop_moves_image_mask_box_and_outline_together(tmp_path: Path, name: 
     ys, xs = np.nonzero(shown)
     # The image is not reduced, so the white square is exactly at the moved box.
     assert [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1] == box
-    moved = _reference_mask(sample)
+    moved = reference_mask(sample)
     assert moved is not None
     assert np.array_equal(moved, shown)
     assert value(rewards(sample, LESION.target(sample))["mask_iou"]) > 0.95

@@ -29,7 +29,7 @@ from toolkit.scoring.statistics import (
     plot_confusion_matrix,
     summarise,
 )
-from toolkit.scoring.statistics.confusion_matrix import _table
+from toolkit.scoring.statistics.confusion_matrix import confusion_table
 
 Labels = Sequence[tuple[str, str | None]]
 
@@ -382,7 +382,7 @@ def test_the_plotted_table_is_the_confusion_matrix_of_scikit_learn() -> None:
     labels = [*skin(300, 8), ("mel", "scc"), ("nv", "lentigo"), ("nv", None)]
     true, answered = columns(labels)
     names = sorted(set(true))
-    found, counts = _table(confusion_matrix(true, [b for _, b in labels]))
+    found, counts = confusion_table(confusion_matrix(true, [b for _, b in labels]))
     assert found == (*names, "(other)", "(unreadable)")
     known = [name if name in (*names, "(none)") else "(other)" for name in answered]
     theirs = metrics.confusion_matrix(true, known, labels=[*names, "(other)", "(none)"])
@@ -390,9 +390,9 @@ def test_the_plotted_table_is_the_confusion_matrix_of_scikit_learn() -> None:
 
 
 def test_columns_without_answers_are_not_drawn() -> None:
-    found, counts = _table(confusion_matrix(["a", "b"], ["b", "b"]))
+    found, counts = confusion_table(confusion_matrix(["a", "b"], ["b", "b"]))
     assert (found, counts.tolist()) == (("a", "b"), [[0, 1], [0, 1]])
-    assert _table(confusion_matrix(["a"], [None]))[0] == ("a", "(unreadable)")
+    assert confusion_table(confusion_matrix(["a"], [None]))[0] == ("a", "(unreadable)")
 
 
 def test_the_plot_of_a_confusion_matrix_is_complete_and_deterministic(tmp_path: Path) -> None:

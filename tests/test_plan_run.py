@@ -12,12 +12,12 @@ from tests.helpers.problems import raises, warnings_in
 from tests.helpers.training import Tables, recipe_on_files
 from toolkit.errors import DataError, PlanError
 from toolkit.pipeline import read_results, run_recipe
-from toolkit.pipeline.gpu_peaks import GpuPeak, describe_peaks, gpu_peaks
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.pipeline.plan import plan_run
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Gpu
 from toolkit.planning.gpu import GIB
+from toolkit.reporting.gpu_peaks import GpuPeak, describe_peaks, gpu_peaks
 from toolkit.runfolder import append_line, find_run, read_json
 
 A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True)

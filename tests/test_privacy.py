@@ -33,7 +33,8 @@ from toolkit.tasks import TASKS
 PARTS = ("Zebrowski", "Quentin", "19410203", "MRN7731", "Wacław")
 FOLDER = "Zebrowski_Quentin_19410203"
 NAME = "Zebrowski^Quentin"
-PRODUCTS = ("predictions*.jsonl", "baseline/*.json", FILE, "images.parquet")
+PRODUCTS = ("predictions*.jsonl", "baseline/*.json", FILE, "images.parquet", "report.html")
+REPORTS = ("report.md", "report.json", "public.html")
 
 Row = dict[str, Any]
 
@@ -712,6 +713,7 @@ PRIVATE_FILES = (
     "plan.json",
     "images.parquet",
     FILE,
+    "report.html",
     "probabilities*.jsonl",
 )
 
@@ -743,7 +745,9 @@ def test_a_run_and_the_commands_after_it_name_no_patient(
         "predict": ["predict", str(run), "--data", f"{tmp_path}/test.json", "--out", f"{tmp_path}/out.csv"],
         "predict a folder": ["predict", str(run), "--data", f"{tmp_path}/images", "--question", "Is it normal?"],
         "export": ["export", str(run), "--to", "merged"],
-        "report": ["report", "compute", str(run), "--out", f"{tmp_path}/report.md"],
+        "report": ["report", str(run), "--out", f"{tmp_path}/report.md"],
+        "report as JSON": ["report", str(run), "--out", f"{tmp_path}/report.json"],
+        "report to publish": ["report", str(run), "--no-examples", "--out", f"{tmp_path}/public.html"],
         "reward test": ["reward", "test", str(file), f"{tmp_path}/lines.jsonl"],
         "reward test of unknown ids": ["reward", "test", str(file), f"{tmp_path}/wrong.jsonl"],
     }
@@ -754,7 +758,7 @@ def test_a_run_and_the_commands_after_it_name_no_patient(
         printed = capsys.readouterr()
         assert_no_name(printed.out + printed.err, name)
         assert (code != 0) == (name in failing), printed.err
-    files = [one for one in [*run.rglob("*"), tmp_path / "report.md"] if one.is_file()]
+    files = [one for one in [*run.rglob("*"), *(tmp_path / name for name in REPORTS)] if one.is_file()]
     for one in files:
         if one.suffix not in (".safetensors", ".pt", ".bin") and not any(map(one.match, PRODUCTS)):
             assert_no_name(one.read_bytes().decode("utf-8", "replace"), str(one.relative_to(tmp_path)))
@@ -764,5 +768,8 @@ def test_a_run_and_the_commands_after_it_name_no_patient(
     assert {mode(one) for one in (tmp_path / "out.csv", tmp_path / "folder.csv")} == {0o600}
     stored = {mode(one) for one in private_cache.rglob("*") if one.is_file() and one.name != ".tidied"}
     assert stored == {0o600}
+    shown = (run / "report.html").read_text(encoding="utf-8")
+    assert "data:image/" in shown
+    assert not [part for part in ("MRN7731", FOLDER, str(tmp_path)) if part in shown]
     results = (run / "results.json").read_text(encoding="utf-8")
     assert "row 3: object with 1 key" in results

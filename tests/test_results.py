@@ -12,7 +12,7 @@ from toolkit.data import RowCount
 from toolkit.data.result import DataResult, ImageScan, UnusableImage
 from toolkit.data.splits import Leak
 from toolkit.evaluation.results import AgentMemoryResult, BaselineResult, EvaluationResult, ModeResult, ScoreResult
-from toolkit.pipeline.gpu_peaks import GpuPeak
+from toolkit.reporting.gpu_peaks import GpuPeak
 from toolkit.runfolder import RunFolder, RunSession, RunState, write_json
 from toolkit.runfolder.usage import ComputeSummary
 from toolkit.scoring.statistics import EpisodeMetrics

@@ -20,8 +20,8 @@ from tests.helpers.damage import write_weights
 from tests.helpers.problems import raises, warnings_in
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import Interrupted, RunError
-from toolkit.pipeline.gpu_peaks import gpu_peaks
 from toolkit.recipe import Recipe
+from toolkit.reporting.gpu_peaks import gpu_peaks
 from toolkit.runfolder import (
     SCHEMA_VERSION,
     RunFolder,

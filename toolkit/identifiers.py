@@ -208,6 +208,9 @@ def identifiers_in(
         unsaved: called once if the file cannot be written.
     """
     global _NAMES
+    if _NAMES.file == file:  # an inner block of the same run has the same key
+        yield
+        return
     outer, _NAMES = _NAMES, _Names(file=file, unsaved=unsaved)
     try:
         _NAMES.key, _NAMES.known = _read(file)

@@ -80,6 +80,7 @@ VOLATILE = (
     "*/.index/*",
     ".index/*",
     ".*.lock",
+    "report.html",
     "written.json",
     ".written.json",
 )

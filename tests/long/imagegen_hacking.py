@@ -22,7 +22,7 @@ from toolkit.imagegen.generators.sampling import generate
 from toolkit.imagegen.seeds import derive_seed
 from toolkit.imagegen.settings import guard_settings
 from toolkit.imagegen.stages import RunSession, run_stage
-from toolkit.imagegen.training.arm import ROUNDS, ArmContext
+from toolkit.imagegen.training.arm import ArmContext
 from toolkit.imagegen.training.guards import Evaluation, Verdict, best_evaluation, check_guards, is_best
 from toolkit.imagegen.training.sft import EncodedImages, SftImages, encode_training_images, sft_round
 from toolkit.imagegen.training.update_state import start_update
@@ -77,7 +77,7 @@ def arm_context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArmContext
 
 def oracle_score(arm_context: ArmContext) -> float:
     """Return what simulated experts without errors would say. Nothing is trained on it or chosen by it."""
-    oracle = arm_context.figures().oracle
+    oracle = arm_context.figures("sft").oracle
     assert oracle is not None
     assert oracle.value is not None
     return oracle.value
@@ -99,13 +99,13 @@ def update(arm_context: ArmContext, action: str) -> Course:
     guards = guard_settings(load_recipe(RECIPE, [*WEAK, f'imagegen.guards.action="{action}"']))
     reset_lora(arm_context.generator.network, 1)
     state, oracle = start_update(arm_context.generator, SETTINGS.learning_rate), oracle_score(arm_context)
-    metrics = arm_context.evaluate(ROUNDS)
+    metrics = arm_context.evaluate_round("sft", state.round)
     history, selector = [evaluation_of(metrics, 0, None, None)], [metrics.selector.value or 0.0]
     verdicts: list[tuple[Verdict, ...]] = [()]
     best = copy_lora(arm_context.generator.network)
     while state.round < TOTAL and not any(verdict.stops for verdict in verdicts[-1]):
         sft_round(state, SETTINGS, weighted_images(arm_context, state.round))
-        metrics = arm_context.evaluate(ROUNDS)
+        metrics = arm_context.evaluate_round("sft", state.round)
         history.append(evaluation_of(metrics, state.round, None, None))
         selector.append(metrics.selector.value or 0.0)
         verdicts.append(check_guards(history, guards))
@@ -113,7 +113,7 @@ def update(arm_context: ArmContext, action: str) -> Course:
             best = copy_lora(arm_context.generator.network)
     oracles = (oracle, oracle_score(arm_context))
     restore_lora(arm_context.generator.network, best)
-    restored = evaluation_of(arm_context.evaluate(ROUNDS), state.round, None, None)
+    restored = evaluation_of(arm_context.evaluate_round("sft", state.round), state.round, None, None)
     return Course(tuple(history), tuple(selector), tuple(verdicts), oracles, restored)
 
 

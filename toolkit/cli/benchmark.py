@@ -46,9 +46,8 @@ def run_benchmark(
         raise typer.BadParameter("must be used with --data and --model", param_hint="--benchmark")
     from toolkit.cli import tables as show
     from toolkit.cli.progress import show_progress
-    from toolkit.evaluation.results import BEFORE
+    from toolkit.evaluation.results import BEFORE, LABELS
     from toolkit.pipeline.benchmark import benchmark_recipe, evaluate_benchmark
-    from toolkit.pipeline.run_results import LABELS
     from toolkit.pipeline.stages import STAGES
 
     recipe = benchmark_recipe(benchmark, data, model, settings, name=name)

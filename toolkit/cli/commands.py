@@ -19,7 +19,7 @@ from toolkit.cli.output import print_json
 from toolkit.cli.plan import plan, short_lines
 from toolkit.cli.predict import predict
 from toolkit.cli.recipes import constraints, recipes_app
-from toolkit.cli.report import report_app
+from toolkit.cli.report import report
 from toolkit.cli.runs import list_runs
 from toolkit.cli.seeds import run_with_seeds
 
@@ -32,7 +32,6 @@ app = App(
 reward_app = App(help="Test rewards.")
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
-app.add_typer(report_app, name="report")
 app.add_typer(imagegen_app, name="imagegen")
 app.add_typer(cache_app, name="cache")
 app.add_typer(recipes_app, name="recipes")
@@ -263,3 +262,4 @@ def reward_test(
 
 app.command()(doctor)
 app.command()(constraints)
+app.command()(report)

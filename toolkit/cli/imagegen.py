@@ -66,7 +66,9 @@ def show(run: "RunFolder", result: "ImagegenResult") -> None:
     console.print(f"run folder: {run.path}", markup=False)
     used = compute_line(run.compute_file)
     if used is not None:
-        console.print(f"compute: {used}. Full report: toolkit report compute {run.path}", markup=False)
+        console.print(f"compute: {used}", markup=False)
+    if run.report_file.is_file():
+        console.print(f"report: {run.report_file}", markup=False, soft_wrap=True)
 
 
 def _arms(result: "ImagegenResult") -> Table:

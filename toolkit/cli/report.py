@@ -1,30 +1,54 @@
-"""`toolkit report`: report on runs."""
+"""`toolkit report`: report on runs as HTML, Markdown or JSON."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-report_app = typer.Typer(help="Report on runs.", no_args_is_help=True)
+FORMER = "compute"
+"""Former subcommand, whose tables are in every report."""
 
 
-@report_app.callback()
-def report() -> None:
-    """Keep `compute` a named command although it is the only one."""
+class ReportFormat(StrEnum):
+    """Formats of a report."""
+
+    html = "html"
+    markdown = "markdown"
+    json = "json"
 
 
-@report_app.command()
-def compute(
+def report(
+    ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders with runs in them.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the report to this file: .md or .json.", dir_okay=False)
+    form: Annotated[
+        ReportFormat | None,
+        typer.Option("--format", help="Default: that of --out, otherwise html. markdown and json are printed."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Rename an existing --out to NAME.old-1.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file to write: .html, .md or .json. Default for html: report.html in the run folder.",
+            dir_okay=False,
+        ),
+    ] = None,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Leave out images of rows.")] = False,
+    no_examples: Annotated[
+        bool, typer.Option("--no-examples", help="Leave out all texts and images of rows, to publish the report.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rename an existing file to NAME.old-1.")] = False,
 ) -> None:
-    """Report hours, RAM, GPU memory, energy, CO2 and FLOPs by purpose, and the cost of 1,000 predictions."""
-    from toolkit.reporting import as_markdown, read_ledger, write_report
+    """Report on one run, or on several side by side: results, training, examples, data, GPU memory, time and recipe.
 
-    ledger = read_ledger(runs)
-    if out is not None:
-        write_report(ledger, out, force=force)
-    print(as_markdown(ledger), end="")
+    `toolkit run` writes the HTML report of its run at its end.
+    """
+    if runs[0].name == str(runs[0]) == FORMER and not runs[0].is_dir():
+        from toolkit.recipe.renamed import use_new_name  # imports pydantic, which `toolkit --help` must not wait for
+
+        former = f"toolkit report {FORMER}"
+        ctx.fail(f"{former} was renamed. {use_new_name(former)}")
+    from toolkit.reporting.report import ReportOptions, report_runs
+
+    options = ReportOptions(images=not (no_images or no_examples), examples=not no_examples)
+    written = report_runs(runs, out, form.value if form else None, options, force=force)
+    print(f"report: {written}" if isinstance(written, Path) else written, end="\n" if isinstance(written, Path) else "")

@@ -16,7 +16,7 @@ from toolkit.evaluation.results import BASELINE, AgentMemoryResult, Difference, 
 from toolkit.exporting.exported import outdated
 from toolkit.exporting.results import ExportResult, FormatExport, GgufExport, Verification
 from toolkit.pipeline import ResultRow, RunResults
-from toolkit.pipeline.gpu_peaks import describe_peaks
+from toolkit.reporting.gpu_peaks import describe_peaks
 from toolkit.runfolder import EXPORT
 from toolkit.runfolder.usage import compute_line
 from toolkit.scoring.statistics import Estimate, OneClass, ProbabilityMetrics
@@ -65,14 +65,21 @@ def results(found: RunResults) -> None:
         console.print(table)
     if found.export is not None and found.export.gguf is not None and not outdated(found.run):
         console.print(gguf_table(found.export.gguf))
+    _print_files(console, found)
+
+
+def _print_files(console: Console, found: RunResults) -> None:
+    """Print the usage of the run, and where its files are."""
     console.print(f"run folder: {found.run.path}", markup=False)
     for line in _weights(found):
         console.print(line, markup=False, soft_wrap=True)
     used = compute_line(found.run.compute_file)
     if used is not None:
-        console.print(f"compute: {used}. Full report: toolkit report compute {found.run.path}", markup=False)
+        console.print(f"compute: {used}", markup=False)
     if found.gpu_memory:
         console.print(f"peak GPU memory: {describe_peaks(found.gpu_memory)}", markup=False)
+    if found.run.report_file.is_file():
+        console.print(f"report: {found.run.report_file}", markup=False, soft_wrap=True)
     console.print("all figures: results.json. All completions: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.agent_memory:
         console.print("GUI steps: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)

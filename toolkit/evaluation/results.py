@@ -16,6 +16,9 @@ BEFORE = "before"
 BASELINE = "baseline"
 """Key of the majority baseline in ``ScoreResult.differences``."""
 
+LABELS: Mapping[str, str] = {BEFORE: "before", "sft": "after SFT", "dpo": "after DPO", "grpo": "after GRPO"}
+"""Evaluations of `toolkit run` in order -> their label in tables. Other evaluations are labelled by name."""
+
 RESERVED_EVALUATION_NAMES = (BEFORE, *TRAINING_STAGES, BASELINE)
 """Names that only the evaluations of `toolkit run` and the baseline have."""
 

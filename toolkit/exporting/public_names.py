@@ -27,8 +27,9 @@ def public_recipe(recipe: Recipe) -> str:
     table = recipe.model_dump(mode="json", exclude_none=True)
     table.pop("export", None)
     table["run"].pop("folder")
-    table["data"].pop("image_root", None)
-    for task in recipe.sections_of_other_tasks:
+    for section in ("data", "imagegen"):
+        table.get(section, {}).pop("image_root", None)
+    for task in recipe.sections_of_other_tasks if recipe.data is not None else ():
         table["data"].pop(task)
     return tomli_w.dumps(_without_paths(table)).strip()
 

@@ -154,7 +154,7 @@ def _scorers(session: RunSession) -> ScorersResult:
 def _base(session: RunSession) -> ArmFigures:
     arm_context = session.arm_context
     reset_lora(arm_context.generator.network, seed_of(session.context.recipe, "generator"))
-    return arm_context.figures()
+    return arm_context.figures(BASE)
 
 
 def _sft(session: RunSession, arm: Literal["sft", "control"]) -> SftResult:

@@ -26,6 +26,7 @@ from toolkit.pipeline.run import (
     run_stage,
     stopping,
     unfinished_stages,
+    write_report,
 )
 from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
 from toolkit.recipe import Recipe, changed_keys, for_language_models, load_recipe
@@ -116,6 +117,7 @@ def evaluate_again(
         if unfinished_stages([stage], run.is_done):
             write_json(file, chosen.request)
             _run_one(run, recipe, stages, StageCall(stage, work), callbacks)
+            write_report(run)
         else:
             if has_other_inputs(run, recipe):
                 stages.prepare(recipe, run, callbacks[0])

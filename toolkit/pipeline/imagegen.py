@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
-from toolkit.pipeline.gpu_peaks import GpuPeak, gpu_peaks
-from toolkit.pipeline.run import logged, unfinished_stages
+from toolkit.pipeline.run import logged, unfinished_stages, write_report
 from toolkit.recipe import Recipe
+from toolkit.reporting.gpu_peaks import GpuPeak, gpu_peaks
 from toolkit.runfolder import (
     SCHEMA_VERSION,
     Progress,
@@ -100,7 +100,9 @@ def run_imagegen(
                     with recorder.stage(name):
                         run_stage(session, name)
                     write_imagegen_results(run, recipe)
-        return run, write_imagegen_results(run, recipe)
+        results = write_imagegen_results(run, recipe)
+        write_report(run)
+        return run, results
 
 
 def push_generator(path: Path, push: "Push", method: str | None = None) -> PushedLora:

@@ -154,7 +154,16 @@ def run_recipe(
             for name in unfinished:
                 stop.check(f"{name} has not begun, and the stages before it are finished")
                 run_stage(calls[name], context, recorder)
-        return write_results(run)
+        results = write_results(run)
+        write_report(run)
+        return results
+
+
+def write_report(run: RunFolder) -> None:
+    """Write report.html. It is imported here, because a run that stops earlier needs no plots."""
+    from toolkit.reporting.report import write_run_report
+
+    write_run_report(run)
 
 
 def train_as_worker(recipe: Recipe, stages: Stages) -> RunResults:

@@ -9,8 +9,8 @@ from toolkit.data.result import DataResult
 from toolkit.errors import RunError
 from toolkit.evaluation.results import (
     BASELINE,
-    BEFORE,
     EVALUATE,
+    LABELS,
     AgentMemoryResult,
     BaselineResult,
     EvaluationResult,
@@ -19,7 +19,7 @@ from toolkit.evaluation.results import (
     evaluation_stage,
 )
 from toolkit.exporting.results import ExportResult
-from toolkit.pipeline.gpu_peaks import GpuPeak, gpu_peaks
+from toolkit.reporting.gpu_peaks import GpuPeak, gpu_peaks
 from toolkit.runfolder import (
     EXPORT,
     SCHEMA_VERSION,
@@ -33,9 +33,6 @@ from toolkit.runfolder import (
 from toolkit.runfolder.files import Value
 from toolkit.runfolder.usage import ComputeSummary, summarise_compute
 from toolkit.training.results import DpoResult, GrpoResult, SftResult
-
-LABELS: Mapping[str, str] = {BEFORE: "before", "sft": "after SFT", "dpo": "after DPO", "grpo": "after GRPO"}
-"""Evaluations of `toolkit run` in order -> their label in the table. Other evaluations are labelled by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from toolkit.errors import Problem, RecipeError, RunError
-from toolkit.evaluation.results import BEFORE, Difference
-from toolkit.pipeline.run_results import LABELS, RunResults
+from toolkit.evaluation.results import BEFORE, LABELS, Difference
+from toolkit.pipeline.run_results import RunResults
 from toolkit.recipe import Recipe, for_language_models
 from toolkit.runfolder import SCHEMA_VERSION, check_resumable, is_main_process, write_json, write_text
 from toolkit.scoring.statistics import Estimate, t_interval

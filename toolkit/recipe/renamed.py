@@ -7,6 +7,7 @@ RENAMED: Mapping[str, str] = {
     "export.allow_dequantised": "export.allow_dequantized",
     "toolkit data phantom": "toolkit data synthetic",
     "--rehearse": "--dry-run",
+    "toolkit report compute": "toolkit report RUN… --format markdown",
 }
 """Former name -> new name. A recipe key is dotted, and a command begins with ``toolkit``."""
 

@@ -27,6 +27,7 @@ class RunUse:
         recipe: its recipe. None: this version cannot read it.
         record: its usage record.
         rows: split -> number of rows. Empty: not known.
+        folder: its run folder.
         readable: whether the run is of this version. Otherwise only its usage is known.
     """
 
@@ -34,6 +35,7 @@ class RunUse:
     recipe: Recipe | None
     record: ComputeRecord
     rows: Mapping[str, int]
+    folder: RunFolder
     readable: bool = True
 
     @property
@@ -113,11 +115,20 @@ def read_ledger(paths: Sequence[Path]) -> Ledger:
     Raises:
         RunError: a path is neither a run of this version nor a folder that contains runs.
     """
+    return Ledger(tuple(sorted(map(_read, find_runs(paths)), key=lambda use: use.name)))
+
+
+def find_runs(paths: Sequence[Path]) -> list[RunFolder]:
+    """Return run folders, and the runs in folders, in the order of the paths. A run that is given twice counts once.
+
+    Raises:
+        RunError: as in ``read_ledger``.
+    """
     folders: dict[Path, RunFolder] = {}
     for path in paths:
         for run in _runs_in(path):
-            folders[run.path.resolve()] = run
-    return Ledger(tuple(sorted((_read(run) for run in folders.values()), key=lambda use: use.name)))
+            folders.setdefault(run.path.resolve(), run)
+    return list(folders.values())
 
 
 def _runs_in(path: Path) -> list[RunFolder]:
@@ -140,12 +151,12 @@ def _read(run: RunFolder) -> RunUse:
     try:
         check_schema(run)
     except RunError:
-        return RunUse(run.name, None, record, {}, readable=False)
+        return RunUse(run.name, None, record, {}, run, readable=False)
     try:
         recipe = run.recipe(TASKS)
     except RecipeError:  # such as a custom task whose file is missing
         recipe = None
-    return RunUse(run.name, recipe, record, _rows(run))
+    return RunUse(run.name, recipe, record, _rows(run), run)
 
 
 def _rows(run: RunFolder) -> dict[str, int]:

@@ -1,299 +1,285 @@
-"""The compute report as Markdown and JSON. It has no names of machines, users or paths."""
+"""Build the report of one run or several, and write it as HTML, Markdown or JSON."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from toolkit.errors import RunError
-from toolkit.reporting.ledger import Ledger, RunUse
-from toolkit.reporting.summaries import (
-    energy_sources,
-    figures,
-    fractions,
-    machines,
-    model_name,
-    per_thousand,
-    task_name,
-    training_of,
-    versions_of,
+from toolkit.errors import RunError, ToolkitError, warn
+from toolkit.evaluation.results import BASELINE, LABELS
+from toolkit.models.model_paths import public_name
+from toolkit.reporting.blocks import Part, Report, Section, Text
+from toolkit.reporting.classification import confusion_section, probabilities_section
+from toolkit.reporting.comparison import comparison_sections
+from toolkit.reporting.compute import compute_blocks, compute_json
+from toolkit.reporting.curves import training_section
+from toolkit.reporting.data_summary import data_section
+from toolkit.reporting.embedding import ImageBudget
+from toolkit.reporting.evaluated_rows import EvaluatedRows, evaluated_rows
+from toolkit.reporting.examples import EACH, examples_section
+from toolkit.reporting.figures import interval, points, value
+from toolkit.reporting.finished_run import FinishedRun, read_run
+from toolkit.reporting.imagegen import imagegen_sections
+from toolkit.reporting.ledger import Ledger, find_runs, read_ledger
+from toolkit.reporting.markdown import markdown_page
+from toolkit.reporting.page import html_page
+from toolkit.reporting.plan_measured import plan_section
+from toolkit.reporting.recipe_text import recipe_section
+from toolkit.reporting.results import others_section, results_section
+from toolkit.reporting.subgroups import subgroups_section
+from toolkit.reporting.summaries import model_name, task_name, training_of
+from toolkit.runfolder import (
+    SCHEMA_VERSION,
+    RunFolder,
+    add_output,
+    claim_file,
+    has_text,
+    hashed_names,
+    json_text,
+    read_saved,
+    read_state,
+    write_text,
 )
-from toolkit.runfolder import claim_file, has_text, hide_secrets, json_text, write_text
-from toolkit.runfolder.usage import HOUR, UNKNOWN, Counts, Usage, bypassed_savings, energy, figure
 
-NOTES = (
-    "**Wall, CPU and GPU hours.** CPU hours are those of the process and of its children that have ended. GPU hours "
-    "are wall hours times the number of GPUs that the process held, including idle ones. A process that was killed "
-    "loses at most its last half minute. If a run has several processes, the first one records. GPU hours are its own "
-    "times the number of processes. In training, the same holds for CPU hours, tokens and FLOPs. Memory peaks are "
-    "those of one process.",
-    "**Energy** is that of the whole machine by codecarbon, including other work, without the overhead of the data "
-    "center. The first five seconds of a session are not measured.",
-    "**FLOPs** are 2 for each parameter and position in the forward pass, 2 in the backward pass, and 2 more if the "
-    "parameter is trained. Gradient checkpointing adds one forward pass (Kaplan et al. 2020, arXiv 2001.08361). "
-    "Language model, vocabulary and vision tower count with their own positions, including padding. The products of "
-    "attention and the projector are left out.",
-    "**Counter / formula** compares the FLOPs of training by torch.utils.flop_counter with the formula. The counter "
-    "measures the first forward and backward pass of a training stage in each session, scaled by positions. It "
-    "includes attention. It does not measure generation and evaluation.",
-    "**Tokens** are positions of the language model, including padding. *Read* are prompts, and the log-probabilities "
-    "of GRPO. *Generated* are one for each decoding step and row, including rows that have ended.",
-)
-"""Explanations of the figures, for readers of the report."""
+Format = Literal["html", "markdown", "json"]
+SUFFIXES: Mapping[str, Format] = {".html": "html", ".md": "markdown", ".json": "json"}
+"""Suffix of a file -> format."""
+
+MAX_BYTES = 10_000_000
+"""Largest report."""
+
+IMAGE_BYTES = 6_000_000
+"""Largest sum of all embedded images, in characters of base64."""
+
+MIN_EACH = 3
+"""Least number of examples of each outcome, if a report has several runs."""
+
+MAX_RUNS = 6
+"""Runs that are shown with all of their sections. Of more runs, only the comparison is shown."""
 
 
-def write_report(ledger: Ledger, file: Path, *, force: bool = False) -> None:
-    """Write the report as Markdown or JSON, by the suffix of ``file``, atomically.
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What a report has of rows.
+
+    Attributes:
+        images: embed images.
+        examples: show questions and completions. False: the report has no text and no image of a row.
+    """
+
+    images: bool = True
+    examples: bool = True
+
+
+def write_run_report(run: RunFolder) -> Path | None:
+    """Write the HTML report of a run into its folder, at the end of a command that works in it.
+
+    A failure is a warning, because the results of the run are complete without its report.
+
+    Returns:
+        The file. None: it could not be written.
+    """
+    try:
+        return _write_into_run(run, html_report([run.path]), force=False)
+    except (ToolkitError, OSError) as error:
+        reason = error.rule if isinstance(error, ToolkitError) else error.strerror
+        rule = f"the report should be written ({reason})"
+        remedy = f"Write it with `toolkit report {run.path}`."
+        warn("report.not_written", rule, place=run.report_file, remedy=remedy)
+        return None
+
+
+def report_runs(
+    paths: Sequence[Path],
+    out: Path | None = None,
+    form: Format | None = None,
+    options: ReportOptions = ReportOptions(),
+    *,
+    force: bool = False,
+) -> Path | str:
+    """Report on runs.
 
     Args:
-        ledger: what the report is about.
-        file: the file to write.
-        force: rename an existing file to ``NAME.old-1`` instead of raising an error.
+        paths: run folders, or folders that contain runs.
+        out: the file to write. None: the folder of the run for HTML of one run, otherwise the text is returned.
+        form: the format. None: that of the suffix of ``out``, otherwise HTML.
+        options: what the report has of rows.
+        force: rename an existing ``out`` to ``NAME.old-1`` instead of raising an error.
+
+    Returns:
+        The file that was written, or the text of the report.
 
     Raises:
-        RunError: the suffix is neither .md nor .json, or the file exists or cannot be written.
+        RunError: a path is no run, the suffix of ``out`` belongs to no format or another one, or the file exists.
     """
-    if file.suffix not in (".json", ".md"):
-        rule, remedy = "the report file must end in .md or .json", "Choose another file name."
-        raise RunError("run.report_format_unknown", rule, place="--out", value=str(file), remedy=remedy)
-    text = json_text(as_json(ledger)) if file.suffix == ".json" else as_markdown(ledger)
-    if not has_text(file, text):
-        claim_file(file, force=force)
-        write_text(file, text)
+    chosen = _format(out, form)
+    folders = find_runs(paths)
+    if chosen == "html" and out is None and len(folders) > 1:
+        rule, remedy = "must be given for the report of several runs", "Add --out report.html."
+        raise RunError("report.out_missing", rule, place="--out", remedy=remedy)
+    if chosen == "html":
+        text = html_report(paths, options)
+        if out is None:
+            return _write_into_run(folders[0], text, force=force)
+    else:
+        text = (
+            markdown_page(build_report(paths, ReportOptions(images=False, examples=False)))
+            if chosen == "markdown"
+            else json_text(report_json(paths))
+        )
+    if out is None:
+        return text
+    if not has_text(out, text):
+        claim_file(out, force=force)
+        write_text(out, text, private=chosen == "html" and options.examples)
+    return out
 
 
-def as_markdown(ledger: Ledger) -> str:
-    """Return the report as Markdown."""
+def html_report(paths: Sequence[Path], options: ReportOptions = ReportOptions()) -> str:
+    """Return the HTML report of runs, of at most ``MAX_BYTES``. If it would be larger, it has no images or examples."""
+    for fewer in (options, replace(options, images=False), replace(options, images=False, examples=False)):
+        text = html_page(build_report(paths, fewer))
+        if len(text.encode("utf-8", "surrogatepass")) <= MAX_BYTES:
+            break
+    return text
+
+
+def build_report(paths: Sequence[Path], options: ReportOptions = ReportOptions()) -> Report:
+    """Return the report of runs.
+
+    Args:
+        paths: run folders, or folders that contain runs. Differences are to the first one.
+        options: what the report has of rows.
+
+    Raises:
+        RunError: a path is no run, or a result, a metric or a prediction of a run is damaged.
+    """
+    ledger = read_ledger(paths)
+    runs, damaged = _read_runs(paths, ledger)
+    whole = runs if len(runs) <= MAX_RUNS else []
+    rows = {run.name: evaluated_rows(run) for run in whole}
+    compute = Section("compute", "Compute", tuple(compute_blocks(ledger)))
+    budget = ImageBudget(IMAGE_BYTES, "" if options.images else "Images are left out.")
+    each = max(MIN_EACH, EACH // max(1, len(whole)))
     parts = [
-        "# Compute report",
-        *_warnings(ledger),
-        "## By purpose",
-        _purposes_table(ledger),
-        "## Runs",
-        _runs_table(ledger),
-        "## Cost of 1,000 predictions",
-        _costs_table(ledger),
-        "## Tokens, images, FLOPs",
-        _work_table(ledger),
-        "## Stages",
-        _stages_table(ledger),
-        "## Hardware",
-        *_bullets(machines(ledger.sessions)),
-        "## Energy",
-        *_bullets(energy_sources(ledger.sessions)),
-        "## Versions",
-        *_bullets(versions_of(ledger.sessions)),
-        "## How to read it",
-        *NOTES,
+        Part(f"run-{number}", run.name, tuple(_sections(run, rows[run.name], options, budget, each)))
+        for number, run in enumerate(whole)
     ]
-    return hide_secrets("\n\n".join(part for part in parts if part) + "\n")
+    if len(ledger.runs) == 1 and parts:
+        (part,) = parts
+        parts = [replace(part, sections=(*part.sections, compute))]
+    else:
+        compared = comparison_sections(runs, rows) if runs else []
+        left_out = [Section("damaged", "Damaged runs", damaged)] if damaged else []
+        parts.insert(0, Part("runs", "Comparison", (*left_out, *compared, compute)))
+    title = runs[0].name if len(ledger.runs) == 1 and runs else f"{len(ledger.runs):,} runs"
+    facts = (
+        _facts(runs[0]) if len(ledger.runs) == 1 and runs else [("runs", ", ".join(one.name for one in ledger.runs))]
+    )
+    return Report(title, tuple(facts), tuple(parts), has_rows=options.examples and any(rows.values()))
 
 
-def as_json(ledger: Ledger) -> dict[str, Any]:
-    """Return the unrounded figures. Null: not measured."""
-    whole = ledger.used
-    return {
-        "total": {"runs": len(ledger.runs), **figures(whole)},
-        "purposes": {
-            purpose: {"runs": runs, **figures(used), "fractions": fractions(used, whole)}
-            for purpose, (runs, used) in ledger.by_purpose().items()
-        },
-        "runs": [_run_figures(run) for run in ledger.runs],
-        "hardware": machines(ledger.sessions),
-        "energy": energy_sources(ledger.sessions),
-        "versions": versions_of(ledger.sessions),
-        "bypassed_savings": bypassed_savings(ledger.sessions),
-        "damaged_lines": ledger.damaged,
-        "runs_without_record": ledger.unrecorded,
-        "runs_with_copied_sessions": ledger.copies,
-        "runs_of_other_versions": ledger.other_versions,
-        "notes": list(NOTES),
-    }
+def _read_runs(paths: Sequence[Path], ledger: Ledger) -> tuple[list[FinishedRun], tuple[Text, ...]]:
+    """Return the runs of this version, and a warning about each run whose files are damaged, unless it is the only one.
 
-
-def _run_figures(run: RunUse) -> dict[str, Any]:
-    return {
-        "name": run.name,
-        "purpose": run.purpose,
-        "finished": run.finished,
-        "sessions": [session.outcome for session in run.record.sessions],
-        "task": task_name(run.recipe) if run.recipe else None,
-        "rows": dict(run.rows) or None,
-        "model": model_name(run.recipe),
-        "training": training_of(run.recipe),
-        **(figures(run.record.used) if run.record.sessions else {}),
-        "stages": {name: figures(used) for name, used in run.record.stages().items()},
-        "per_1000_predictions": per_thousand(run.evaluations),
-        "damaged_lines": run.record.damaged,
-    }
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'s' * (number != 1)}"
-
-
-def _warnings(ledger: Ledger) -> list[str]:
-    lines = []
-    if ledger.unrecorded:
-        lines.append(f"**Not counted:** {', '.join(ledger.unrecorded)}: no usage record.")
-    if ledger.copies:
-        lines.append(
-            f"**Counted more than once:** {', '.join(ledger.copies)} have common sessions, because one is a copy of "
-            "another."
-        )
-    if names := ledger.other_versions:
-        lines.append(
-            f"**Of another version of the toolkit:** {_count(len(names), 'run')} with usage records only: "
-            f"{', '.join(names)}."
-        )
-    if ledger.damaged:
-        runs = ", ".join(f"{run.name} ({run.record.damaged})" for run in ledger.runs if run.record.damaged)
-        lines.append(f"**Corrupt:** {_count(ledger.damaged, 'line')} of the usage records skipped: {runs}.")
-    unseen = {what for session in ledger.sessions for what in session.machine.get("unseen", ())}
-    lines += [f"**Not measured:** {what}." for what in sorted(unseen)]
-    bypassed = bypassed_savings(ledger.sessions)
-    lines += [f"**Repeated work, without the {what}** ({_count(calls, 'call')})." for what, calls in bypassed.items()]
-    return lines
-
-
-def _bullets(lines: Iterable[str]) -> list[str]:
-    found = "\n".join(f"- {line}" for line in lines)
-    return [found or UNKNOWN]
-
-
-def _purposes_table(ledger: Ledger) -> str:
-    """Return the table of purposes: hours with fractions of the total, energy, CO2 and FLOPs."""
-    whole, found = ledger.used, ledger.by_purpose()
-    found["total"] = sum(number for number, _ in found.values()), whole
-    rows = []
-    for purpose, (number, used) in found.items():
-        parts = fractions(used, whole)
-        cells = [f"{figure(value / HOUR)}{_fraction(parts[name])}" for name, value in _hours(used).items()]
-        rest = [energy(used), _co2(used), *_flops(used)] if number else [""] * 4
-        rows.append([purpose, str(number), *cells, *rest])
-    head = ["purpose", "runs", "wall h", "CPU h", "GPU h", "energy", "CO2", "training FLOPs", "inference FLOPs"]
-    return _table(head, rows)
-
-
-def _hours(used: Usage) -> dict[str, float]:
-    return {"wall": used.wall, "cpu": used.cpu, "gpu": used.gpu}
-
-
-def _fraction(value: float | None) -> str:
-    return "" if value is None else f" ({value:.0%})"
-
-
-def _co2(used: Usage) -> str:
-    if used.co2 is None:
-        return UNKNOWN
-    part = used.co2_energy / used.energy if used.energy else 0.0
-    return f"{figure(used.co2)} kg" + ("" if part > 0.99 else f" (of {part:.0%} of the energy)")
-
-
-def _flops(used: Usage) -> list[str]:
-    found = used.counts
-    return [_big(found.training), _big(found.inference)]
-
-
-def _runs_table(ledger: Ledger) -> str:
-    """Return the table of runs: training, outcomes of the sessions, hours, memory and energy."""
-    head = [
-        "run",
-        "purpose",
-        "task, rows",
-        "model",
-        "training",
-        "sessions",
-        "wall h",
-        "CPU h",
-        "GPU h",
-        "RAM",
-        "GPU memory",
-    ]
-    return _table([*head, "energy", "CO2"], [_run_row(run) for run in ledger.runs])
-
-
-def _run_row(run: RunUse) -> list[str]:
-    used, recipe = run.record.used, run.recipe
-    rows = ", ".join(f"{name} {number:,}" for name, number in run.rows.items() if number)
-    about = [f"{task_name(recipe)}; {rows or 'rows not read'}" if recipe else UNKNOWN, model_name(recipe) or UNKNOWN]
-    about.append(training_of(recipe) or "none")
-    if not run.record.sessions:
-        return [run.name, run.purpose, *about, UNKNOWN, *[UNKNOWN] * 7]
-    outcomes = [session.outcome for session in run.record.sessions]
-    sessions = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
-    hours = [figure(value / HOUR) for value in _hours(used).values()]
-    memory = [_bytes(used.memory), _bytes(used.gpu_memory) if used.gpu else "no GPU"]
-    return [run.name, run.purpose, *about, sessions, *hours, *memory, energy(used), _co2(used)]
-
-
-def _costs_table(ledger: Ledger) -> str:
-    """Return the cost of 1,000 completions in the evaluations of each run."""
-    rows = []
-    for run in ledger.runs:
-        cost = per_thousand(run.evaluations)
-        if cost is None:
-            rows.append([run.name, "0", *[UNKNOWN] * 5])
-            continue
-        hours = [figure(cost[name]) for name in ("wall_hours", "cpu_hours", "gpu_hours")]
-        kwh = UNKNOWN if cost["energy_kwh"] is None else f"{figure(cost['energy_kwh'])} kWh"
-        rows.append([run.name, f"{cost['answers']:,}", *hours, kwh, _big(cost["flops_formula"])])
-    source = "From the evaluations of the trained models, or of the base model if there are none. "
-    source += "Loading and scoring are included."
-    head = ["run", "answers", "wall h", "CPU h", "GPU h", "energy", "FLOPs"]
-    return f"{source}\n\n{_table(head, rows)}"
-
-
-def _work_table(ledger: Ledger) -> str:
-    """Return tokens, images and FLOPs of each stage that used a model.
-
-    A stage has one FLOP count, that of the formula. torch's counter is shown relative to the formula.
+    Raises:
+        RunError: the only run is damaged.
     """
-    rows = []
-    for run in ledger.runs:
-        for name, used in run.record.stages().items():
-            found = used.counts
-            tokens = (found.trained_tokens, found.read_tokens, found.generated_tokens)
-            if any(tokens):
-                cells = [f"{number:,}" for number in (*tokens, found.trained_images, found.read_images)]
-                rows.append([run.name, name, *cells, _stage_flops(found), _counter_ratio(found)])
-    head = ["run", "stage", "tokens trained", "tokens read", "tokens generated", "images trained", "images read"]
-    return _table([*head, "FLOPs", "counter / formula"], rows) if rows else UNKNOWN
+    readable = {one.folder.path for one in ledger.runs if one.readable}
+    runs, damaged = [], []
+    for folder, name in _named(find_runs(paths)):
+        if folder.path in readable:
+            try:
+                runs.append(read_run(folder, name))
+            except RunError as error:
+                if len(ledger.runs) == 1:
+                    raise
+                damaged.append(Text(f"{name} is counted, but its results are not shown: {error.rule}.", "warning"))
+    return runs, tuple(damaged)
 
 
-def _stage_flops(counts: Counts) -> str:
-    """Return the FLOPs of training and inference by formula, with the fraction of the vision tower."""
-    whole = counts.training + counts.inference
-    vision = counts.vision_training + counts.vision_inference
-    return f"{_big(whole)} (vision {vision / whole:.0%})" if whole else UNKNOWN
+def report_json(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return the unrounded figures of runs: results, metrics and usage. It has no texts of rows and no paths."""
+    ledger = read_ledger(paths)
+    found = {folder.path: name for folder, name in _named(find_runs(paths))}
+    runs = [
+        {"name": found[one.folder.path], "results": _results(one.folder), "metrics": one.folder.metrics()}
+        for one in ledger.runs
+        if one.readable
+    ]
+    return {"schema_version": SCHEMA_VERSION, "runs": runs, "compute": compute_json(ledger)}
 
 
-def _counter_ratio(counts: Counts) -> str:
-    """Return torch's counter relative to the formula, for the FLOPs of training."""
-    if not counts.trained_tokens:
-        return ""
-    measured = counts.counter_training
-    return UNKNOWN if measured is None or not counts.training else f"{measured / counts.training:.2f}"
+def _sections(
+    run: FinishedRun, rows: EvaluatedRows | None, options: ReportOptions, budget: ImageBudget, each: int
+) -> Iterator[Section]:
+    with hashed_names(run.folder.path):
+        found: list[Section | None] = [
+            *imagegen_sections(run, budget, images=options.images),
+            results_section(run),
+            others_section(run),
+            training_section(run),
+            confusion_section(run),
+            probabilities_section(run, rows),
+            subgroups_section(run, hide_small=not options.examples),
+            examples_section(run, rows, budget, each) if rows is not None and options.examples else None,
+            data_section(run),
+            plan_section(run),
+            recipe_section(run),
+        ]
+    yield from (section for section in found if section is not None)
 
 
-def _stages_table(ledger: Ledger) -> str:
-    """Return hours, peak GPU memory and energy of each stage."""
-    rows = []
-    for run in ledger.runs:
-        stages = run.record.stages()
-        for name, used in stages.items():
-            hours = [figure(value / HOUR) for value in _hours(used).values()]
-            rows.append([run.name, name, *hours, _bytes(used.gpu_memory) if used.gpu else "no GPU", energy(used)])
-    return _table(["run", "stage", "wall h", "CPU h", "GPU h", "GPU memory", "energy"], rows) if rows else UNKNOWN
+def _facts(run: FinishedRun) -> list[tuple[str, str]]:
+    """Return the facts about a run, with its last score and the difference to the first evaluation."""
+    facts = [("started", read_state(run.folder).sessions[0].started[:16].replace("T", " ") + " UTC")]
+    if run.recipe is not None:
+        facts += [
+            ("task", task_name(run.recipe)),
+            ("model", model_name(run.recipe) or ""),
+            ("training", training_of(run.recipe) or "none"),
+        ]
+    if run.last is not None:
+        label, last = run.last
+        found = last.primary.value
+        facts.append((f"{last.score} {label}", f"{value(found)} ({interval(found)}, n {found.n:,})"))
+        for name, change in list(last.primary.differences.items())[:2]:
+            other = "the baseline" if name == BASELINE else LABELS.get(name, name)
+            facts.append((f"points to {other}", points(change.difference)))
+    return facts
 
 
-def _bytes(value: int | None) -> str:
-    return UNKNOWN if value is None else f"{value / 1e9:.1f} GB"
+def _named(folders: Sequence[RunFolder]) -> list[tuple[RunFolder, str]]:
+    """Return each folder with a name of its own: that of the folder, with a number if another run has it."""
+    found: list[tuple[RunFolder, str]] = []
+    for folder in folders:
+        same = sum(other.name == folder.name for other, _ in found)
+        found.append((folder, f"{folder.name} ({same + 1})" if same else folder.name))
+    return found
 
 
-def _big(value: float | None) -> str:
-    return f"{value:.3g}" if value else UNKNOWN
+def _results(run: RunFolder) -> dict[str, Any] | None:
+    """Return the content of results.json without paths. None: the file is missing or damaged."""
+    found = read_saved(run.results_file)
+    if not isinstance(found, dict):
+        return None
+    data = found.get("data")
+    if isinstance(data, dict):
+        data.pop("sources", None)
+        for one in data.get("dropped") or ():
+            one["source"] = public_name(one["source"])
+    return found
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def _format(out: Path | None, form: Format | None) -> Format:
+    known = SUFFIXES.get(out.suffix) if out is not None else form or "html"
+    if known is None or form not in (None, known):
+        expected = next((suffix for suffix, name in SUFFIXES.items() if name == form), None)
+        rule = f"the file must end in {expected or '.html, .md or .json'}"
+        raise RunError("run.report_format_unknown", rule, place="--out", value=str(out), remedy="Choose another name.")
+    return known
+
+
+def _write_into_run(run: RunFolder, text: str, *, force: bool) -> Path:
+    """Write the report into the folder of its run. Only a report that a command wrote is replaced."""
+    return add_output(run.path, run.report_file.name, text, force=force, private=True)

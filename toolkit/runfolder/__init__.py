@@ -33,7 +33,7 @@ from toolkit.runfolder.folder import (
     is_run,
     locate_weights,
 )
-from toolkit.runfolder.logs import LOGGER, PlainFormatter, hide_secrets
+from toolkit.runfolder.logs import LOGGER, PlainFormatter, hashed_names, hide_secrets
 from toolkit.runfolder.output import (
     add_output,
     check_free,
@@ -97,6 +97,7 @@ __all__ = [
     "free_name",
     "from_json",
     "has_text",
+    "hashed_names",
     "hide_secrets",
     "installed_versions",
     "is_locked",

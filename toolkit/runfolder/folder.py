@@ -61,6 +61,7 @@ class RunFolder:
         compute.jsonl          usage of each session: time, memory, energy, tokens
         plan.json              plan of the run, as `toolkit plan --json` prints it
         results.json           tables of scores, and results of all finished stages
+        report.html            the report of the run, written at its end
         synthetic/             synthetic dataset, if the recipe generates one
         stages/<name>/         files of a stage: checkpoints, weights, predictions
         stages/<name>/sizes.json   batch sizes of a training stage after an out-of-memory error
@@ -110,6 +111,11 @@ class RunFolder:
     def results_file(self) -> Path:
         """Return the path of ``results.json``."""
         return self.path / "results.json"
+
+    @property
+    def report_file(self) -> Path:
+        """Return the path of ``report.html``."""
+        return self.path / "report.html"
 
     def plan(self) -> Record:
         """Return the content of ``plan.json``. Empty: the run has no plan.

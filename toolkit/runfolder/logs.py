@@ -157,6 +157,14 @@ def _names_unsaved(file: Path, error: OSError) -> None:
 
 
 @contextmanager
+def hashed_names(folder: Path) -> Iterator[None]:
+    """Hash ids with the key of a run while the block runs, and store their names in its ``IDENTIFIERS``."""
+    names = folder / IDENTIFIERS
+    with identifiers_in(names, partial(_keep_damaged, names), partial(_names_unsaved, names)):
+        yield
+
+
+@contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Append records of ``LOGGER`` from DEBUG, and warnings of other libraries, to ``path`` while the block runs.
 
@@ -172,8 +180,7 @@ def logging_to(path: Path) -> Iterator[None]:
     others.addHandler(handler)
     logging.captureWarnings(True)
     try:
-        names = path.with_name(IDENTIFIERS)
-        with identifiers_in(names, partial(_keep_damaged, names), partial(_names_unsaved, names)):
+        with hashed_names(path.parent):
             yield
     finally:
         logging.captureWarnings(False)

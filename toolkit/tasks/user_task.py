@@ -34,6 +34,7 @@ _RESULTS: Mapping[str, type] = {
     "target": str,
     "parse": Answer,
     "scores": Mapping,
+    "shapes": tuple,
     "set_metrics.values": Mapping,
 }
 """Function of a task -> the type of its result."""
@@ -95,7 +96,7 @@ def _guarded(task: Task) -> Task:
 
     The rewards are left as they are, because training reports their errors.
     """
-    names = ("read", "instruction", "question", "target", "parse", "scores", "labels", "check", "settings")
+    names = ("read", "instruction", "question", "target", "parse", "scores", "labels", "check", "settings", "shapes")
     wrapped: dict[str, Any] = {name: _guard(task, name, getattr(task, name)) for name in (*names, "placeholders")}
     for name in ("stratum", "link", "notes"):
         if (function := getattr(task, name)) is not None:

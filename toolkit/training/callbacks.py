@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from toolkit.errors import TrainingError
 from toolkit.evaluation.stage_context import Context
 from toolkit.runfolder import RunFolder, StopRequest, format_duration
+from toolkit.runfolder.usage import gpu_peaks
 from toolkit.training import distributed
 from toolkit.training.results import StepSeconds
 
@@ -116,7 +117,13 @@ class MetricsReporter(TrainerCallback):
             metrics |= {"skipped_steps": float(len(self._skipped)), "loss_scale": self._skipped[max(self._skipped)]}
             self._skipped = {}
         _check_finite(metrics, state.global_step)
-        self.report(state.global_step, state.max_steps, {**metrics, **self.notes()})
+        self.report(state.global_step, state.max_steps, {**metrics, **self.notes(), **_peak_memory()})
+
+
+def _peak_memory() -> dict[str, float]:
+    """Return the most GPU memory that torch reserved so far in this start, in GB. Empty: no GPU is used."""
+    peak = gpu_peaks()["peak_reserved_bytes"]
+    return {} if peak is None else {"gpu_memory_gb": round(peak / 1e9, 3)}
 
 
 _CHECKED = ("loss", "grad_norm")

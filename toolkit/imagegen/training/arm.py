@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
+
 from toolkit.errors import warn
 from toolkit.imagegen.checkpoints import (
     POLICY,
@@ -36,6 +38,7 @@ from toolkit.imagegen.generators.sampling import generate
 from toolkit.imagegen.ratings.load import RatedImage
 from toolkit.imagegen.ratings.oracle import load_oracle
 from toolkit.imagegen.ratings.prepare import PreparedRatings
+from toolkit.imagegen.samples import MOST, save_samples
 from toolkit.imagegen.scorers.fitting import load_trained_state, trained_state
 from toolkit.imagegen.scorers.train_scorers import ScoringModels, all_prompts, load_models, passing_level
 from toolkit.imagegen.seeds import SEED_RANGE, derive_seed, seed_of
@@ -54,7 +57,8 @@ Rounds = TypeVar("Rounds")
 """An arm's own dataclass of its finished rounds."""
 
 TABLE, ROUNDS = "table", "rounds"
-"""Noise of the results table, and of the evaluations after each round, which select the best round."""
+"""Noise of the results table, and of the evaluations after each round, which select the best round. The same noise
+gives the same prompts and noise for every arm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +92,17 @@ class ArmContext:
         own = [prompt for prompts in self.context.section.prompts.values() for prompt in prompts]
         return tuple(own) if own else tuple(sorted(all_prompts(self.context, self.prepared)))
 
-    def evaluate(self, noise: str) -> ImageMetrics:
-        """Generate and score the images of an evaluation.
+    def evaluate_round(self, arm: str, number: int) -> ImageMetrics:
+        """Generate and score the images of a round, on the noise of ``ROUNDS``, and keep some of them."""
+        generated = self._generate(ROUNDS)
+        self._keep(generated, arm, f"round-{number:03d}")
+        return self._measure(generated)
 
-        Args:
-            noise: ``TABLE`` or ``ROUNDS``. The same one gives the same prompts and noise for every arm.
-        """
-        return self._measure(self._generate(noise))
-
-    def figures(self) -> ArmFigures:
-        """Return the arm's figures of the table, by the scorers of stage 1."""
+    def figures(self, arm: str) -> ArmFigures:
+        """Return the arm's figures of the table, by the scorers of stage 1, and keep some of its images."""
         load_models(self.context, self.models)  # a refresh may have changed them
         generated = self._generate(TABLE)
+        self._keep(generated, arm, TABLE)
         metrics = self._measure(generated)
         oracle = None
         if self.context.section.synthetic is not None and not self.context.section.prompts:
@@ -115,6 +118,10 @@ class ArmContext:
         seed = derive_seed(seed_of(self.context.recipe, "evaluation"), noise)
         images = generate(self.generator, schedule, wanted, seed, section.generator.batch_size)
         return GeneratedImages(images, tuple(ImageKey(prompt, number) for number, prompt in enumerate(wanted)))
+
+    def _keep(self, generated: GeneratedImages, arm: str, name: str) -> None:
+        first_NCHW = generated.images_NCHW[:MOST].float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+        save_samples(self.context.run, arm, name, first_NCHW.permute(0, 2, 3, 1).numpy(), generated.prompts[:MOST])
 
     def _measure(self, generated: GeneratedImages) -> ImageMetrics:
         settings = evaluation_settings(self.context.recipe)

@@ -18,7 +18,7 @@ from toolkit.imagegen.evaluation.evaluate import ImageMetrics
 from toolkit.imagegen.generators.lora import copy_lora, restore_lora
 from toolkit.imagegen.scorers.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.settings import ddpo_settings, guard_settings
-from toolkit.imagegen.training.arm import ROUNDS, ArmContext, ArmFigures, begin_arm, resume_round, save_round
+from toolkit.imagegen.training.arm import ArmContext, ArmFigures, begin_arm, resume_round, save_round
 from toolkit.imagegen.training.ddpo import (
     DdpoRound,
     DdpoSettings,
@@ -140,11 +140,11 @@ def train_ddpo(arm_context: ArmContext) -> DdpoResult:
         save_round(arm_context, ARM, state, progress)
     restore_lora(generator.network, progress.best)
     generator.save_lora(context.run.weights_folder(ARM))
-    return DdpoResult(progress.rounds, progress.best_round, progress.stopped, arm_context.figures())
+    return DdpoResult(progress.rounds, progress.best_round, progress.stopped, arm_context.figures(ARM))
 
 
 def _begin(arm_context: ArmContext) -> DdpoProgress:
-    metrics = arm_context.evaluate(ROUNDS)
+    metrics = arm_context.evaluate_round(ARM, 0)
     first = _round_result(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
     return DdpoProgress((first,), copy_lora(arm_context.generator.network), 0)
 
@@ -160,7 +160,7 @@ def _round(arm_context: ArmContext, state: UpdateState, settings: DdpoSettings, 
         refreshed = refresh_scorers(arm_context, rollout.images_NCHW, rollout.prompts, state.round)
     if refreshed.threshold is not None:
         arm_context = _with_threshold(arm_context, refreshed.threshold.value)
-    metrics = arm_context.evaluate(ROUNDS)
+    metrics = arm_context.evaluate_round(ARM, state.round)
     scores = RoundScores(
         metrics.judge_scores, update.kl_to_base, metrics.copies.below_floor.value, update.clipped_advantages
     )

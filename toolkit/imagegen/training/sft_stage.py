@@ -73,7 +73,7 @@ def train_sft(arm_context: ArmContext, arm: Literal["sft", "control"]) -> SftRes
         context.report(arm, state.round, total, figures)
         save_round(arm_context, arm, state, progress)
     generator.save_lora(context.run.weights_folder(arm))
-    return SftResult(len(images.numbers), len(pool), progress.rounds, arm_context.figures())
+    return SftResult(len(images.numbers), len(pool), progress.rounds, arm_context.figures(arm))
 
 
 def _training_images(arm_context: ArmContext, pool: tuple[RatedImage, ...], arm: str) -> SftImages:

@@ -61,7 +61,7 @@ def plot_confusion_matrix(confusion: ConfusionMatrix, file: Path, title: str) ->
     """
     if not confusion.labels:
         raise DataError("evaluate.confusion_empty", "a confusion matrix must have at least one answer", place=file)
-    columns, counts = _table(confusion)
+    columns, counts = confusion_table(confusion)
     encoded = _draw(confusion.labels, columns, counts, title)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
@@ -70,7 +70,7 @@ def plot_confusion_matrix(confusion: ConfusionMatrix, file: Path, title: str) ->
     return file
 
 
-def _table(confusion: ConfusionMatrix) -> tuple[tuple[str, ...], np.ndarray]:
+def confusion_table(confusion: ConfusionMatrix) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the column names and the counts with shape (rows, columns)."""
     rows = [dict(confusion.counts.get(label, {})) for label in confusion.labels]
     table = [[row.pop(label, 0) for label in confusion.labels] for row in rows]
