@@ -9,6 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 from toolkit import __version__
 from toolkit.cli.benchmark import run_benchmark
 from toolkit.cli.cache import cache_app
+from toolkit.cli.demo import demo
 from toolkit.cli.doctor import doctor
 from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
@@ -254,6 +255,7 @@ def _is_image_generator(run_folder: Path, push: str | None, method: str | None, 
 
 
 app.command()(predict)
+app.command()(demo)
 
 
 @data_app.command()

@@ -9,6 +9,7 @@ from toolkit.data.benchmark import Benchmark
 from toolkit.data.episodes import AgentMemoryFunctions, Links
 from toolkit.data.json_stream import Row
 from toolkit.data.sample import Answer, Reward, Sample, Turn
+from toolkit.data.shapes import Shape
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section, SyntheticData
 from toolkit.scoring.regions import XYXY, BoxFormat
@@ -190,6 +191,7 @@ class Task:
         needs_image: whether every row must have an image. Otherwise, a row without one has only text.
         one_value: fields whose usual columns must agree if a row has several of them.
         prompt_key: Sample -> text that is equal for equal prompts, if their wording is drawn. None: the prompt itself.
+        shapes: (Sample, Answer, or None for the reference) -> what a report draws over the first image.
         entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
 
@@ -238,6 +240,7 @@ class Task:
     benchmarks: tuple[Benchmark, ...] = ()
     one_value: frozenset[str] = frozenset()
     prompt_key: Callable[[Sample], str] | None = None
+    shapes: Callable[[Sample, Answer | None], tuple[Shape, ...]] = lambda sample, answer: ()
     entry: str = ""
 
     def settings_of(self, recipe: Recipe, split: str, found: Mapping[str, Any]) -> Any:

@@ -42,8 +42,12 @@ from toolkit.runfolder import (
     write_json,
 )
 from toolkit.runfolder.manifest import check_weights
+from toolkit.runfolder.trackers import tracking
 from toolkit.runfolder.usage import recording
 from toolkit.tasks import TASKS
+
+EVALUATION = "evaluate"
+"""Command that sends results to experiment trackers."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -265,7 +269,8 @@ def _run_one(
         context = Context(recipe, run, data, images, stop, progress)
         stop.check(f"{call.name} has not begun")
         if in_run:
-            return run_stage(call, context, recorder)
+            with tracking(recipe.run.report_to if command == EVALUATION else (), run) as trackers:
+                return run_stage(call, context, recorder, trackers)
         write_results(run)  # the model card is written from results.json
         with recorder.stage(call.name):
             return call.work(context)

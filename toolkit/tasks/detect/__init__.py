@@ -17,6 +17,7 @@ from toolkit.tasks.detect.schema import (
     read,
     with_found,
 )
+from toolkit.tasks.detect.shapes import shapes
 from toolkit.tasks.detect.synthetic import SYNTHETIC_BOXES
 
 __all__ = ["DETECT"]
@@ -53,4 +54,5 @@ DETECT = Task(
     has_boxes=True,
     needs_image=True,
     notes=notes,
+    shapes=shapes,
 )

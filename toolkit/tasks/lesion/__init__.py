@@ -15,6 +15,7 @@ from toolkit.tasks.lesion.schema import (
     placeholders,
     read,
 )
+from toolkit.tasks.lesion.shapes import shapes
 from toolkit.tasks.lesion.synthetic import LESIONS
 
 __all__ = ["LESION"]
@@ -57,4 +58,5 @@ LESION = Task(
     notes=lambda sample: small_boxes(sample) if "bbox" in sample.fields["requested"] else (),
     needs_image=True,
     prompt_key=prompt_key,
+    shapes=shapes,
 )

@@ -115,7 +115,7 @@ def mask_iou(sample: Sample, answer: Answer) -> float | None:
     >>> round(mask_iou(EXAMPLE, _answer(box=[10, 10, 40, 25])), 2)
     0.5
     """
-    mask = _reference_mask(sample)
+    mask = reference_mask(sample)
     if mask is None:
         return box_overlap(sample, answer)
     if not {"bbox", "polygon"} & set(sample.fields["requested"]):
@@ -189,7 +189,7 @@ def why_mask(sample: Sample, answer: Answer) -> str:
     """Return which shapes were compared."""
     outlined = sum(one["polygon"] is not None for one in _lesions(answer))
     boxed = sum(one["box"] is not None and one["polygon"] is None for one in _lesions(answer))
-    mask = _reference_mask(sample)
+    mask = reference_mask(sample)
     against = "no mask, so the boxes" if mask is None else f"a mask of {np.count_nonzero(mask):,} pixels"
     return f"{outlined} polygons and {boxed} boxes against {against}"
 
@@ -252,7 +252,8 @@ def _has_boxes(sample: Sample) -> bool:
     return bool(sample.reference["boxes"]) and bool({"bbox", "polygon"} & set(sample.fields["requested"]))
 
 
-def _reference_mask(sample: Sample) -> Mask | None:
+def reference_mask(sample: Sample) -> Mask | None:
+    """Return the mask of the shown image from its file, otherwise from the polygons. None: the row has neither."""
     reference, size = sample.reference, sample.fields["size"]
     if reference["mask"] is not None:
         crop = reference["crop"]

@@ -23,6 +23,7 @@ from toolkit.tasks.steps.schema import (
     read,
     step_settings,
 )
+from toolkit.tasks.steps.shapes import shapes
 from toolkit.tasks.steps.synthetic import STEP_ROWS
 
 __all__ = ["EMPTY", "STEPS", "AgentMemory", "advance", "replay"]
@@ -61,4 +62,5 @@ STEPS = Task(
     agent_memory=AGENT_MEMORY,
     grouped_by="the task",
     needs_image=True,
+    shapes=shapes,
 )
