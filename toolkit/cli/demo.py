@@ -36,7 +36,7 @@ def demo(
     The page is for this machine alone. It stores nothing, and it is no medical device. Ctrl-C ends it.
     """
     from toolkit.cli.progress import show_progress
-    from toolkit.errors import MissingExtraError, warn
+    from toolkit.errors import Interrupted, MissingExtraError, warn
     from toolkit.pipeline.existing_run import open_for_inference
     from toolkit.runfolder import StopRequest
 
@@ -60,7 +60,7 @@ def demo(
         while not stop.requested:
             time.sleep(0.2)
         page.close(verbose=False)
-    stop.check("the page is closed, and uploaded files are deleted")
+    raise Interrupted(stop.number or 0, "The page is closed, and uploaded files are deleted", "")
 
 
 def _is_loopback(host: str) -> bool:

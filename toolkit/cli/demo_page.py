@@ -74,9 +74,10 @@ def build_page(predictor: Predictor, name: str, delete_cache: tuple[int, int]) -
                 restart = gr.Button("New episode", visible=task.has_agent_memory, elem_id="restart")
             output = gr.HTML(elem_id="answer")
 
-        def answer(memory: Memory, files: Any, question: str, options: str, *context: str) -> tuple[str, Memory]:
+        def answer(memory: Memory, files: Any, *texts: str | None) -> tuple[str, Memory]:
+            question, options, *others = (text or "" for text in texts)  # a hidden field gives None
             names = predictor.recipe.prompt.context
-            given = {column: text for column, text in zip(names, context, strict=True) if text}
+            given = {column: text for column, text in zip(names, others, strict=True) if text}
             asked = Asked(_paths(files), question.strip(), _lines(options), given, memory)
             return answer_question(predictor, asked)
 
