@@ -218,7 +218,9 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value)) or "none"
+        return (
+            ", ".join(f"[{_shown(one)}]" if isinstance(one, list | tuple) else _shown(one) for one in value) or "none"
+        )
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items())
     return "" if value is None else str(value)
