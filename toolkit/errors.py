@@ -260,8 +260,18 @@ class MissingExtraError(ToolkitError):
             "install.extra_missing",
             f"{purpose} needs the package {package}, which is not installed",
             place=package,
-            remedy=f"Install it with: pip install '.[{extra}]' -c constraints.txt",
+            remedy=install_command(extra),
         )
+
+
+_OLDER_PILLOW = ("demo", "tracking")
+"""Extras with a package (gradio, trackio) that requires another Pillow than the constraints."""
+
+
+def install_command(extra: str) -> str:
+    """Return the remedy that installs an extra."""
+    constraints = "<(grep -v '^pillow==' constraints.txt)" if extra in _OLDER_PILLOW else "constraints.txt"
+    return f"Install it with: pip install '.[{extra}]' -c {constraints}"
 
 
 class Interrupted(ToolkitError):

@@ -8,7 +8,7 @@ from typing import get_args
 
 from pydantic import BaseModel
 
-from toolkit.errors import Problem, RecipeError
+from toolkit.errors import Problem, RecipeError, install_command
 from toolkit.recipe.base import RecipeSynthetic
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import nearest
@@ -509,5 +509,5 @@ def missing_packages(recipe: Recipe) -> Iterator[Problem]:
     """Yield experiment trackers that are not installed."""
     for package in recipe.run.report_to:
         if find_spec(package) is None:
-            remedy = "Install it with: pip install '.[tracking]' -c constraints.txt"
+            remedy = install_command("tracking")
             yield Problem("recipe.tracker_not_installed", "must be installed", "run.report_to", package, remedy)
