@@ -13,9 +13,9 @@ from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import MissingExtraError
+from toolkit.evaluation.trackers import tracking
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.runfolder import RunFolder, start_run
-from toolkit.runfolder.trackers import tracking
 
 FIGURES = {"selector_loss": 0.5, "selector_learning_rate": 1e-3}
 
@@ -59,7 +59,7 @@ def test_wandb_without_a_login_is_an_error_with_a_remedy(tmp_path: Path) -> None
     program = """
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import start_run
-from toolkit.runfolder.trackers import tracking
+from toolkit.evaluation.trackers import tracking
 import sys
 recipe = load_recipe(sys.argv[1], ['run.report_to=["wandb"]', f"run.folder={sys.argv[2]}"], tasks={})
 with start_run(recipe) as run, tracking(recipe.run.report_to, run):

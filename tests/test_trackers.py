@@ -18,13 +18,13 @@ from tests.helpers.recipes import load_recipe
 from tests.helpers.training import small_recipe
 from toolkit.errors import Interrupted, RecipeError
 from toolkit.evaluation.stage_context import Context
+from toolkit.evaluation.trackers import Table, Trackers, tracked_name
 from toolkit.pipeline import RunResults, run_recipe
 from toolkit.pipeline.existing_run import evaluate_again
 from toolkit.pipeline.stages import STAGES
 from toolkit.pipeline.tracked_results import RESULT_COLUMNS, results_table
 from toolkit.recipe import Recipe
 from toolkit.runfolder import read_lines
-from toolkit.runfolder.trackers import Table, Trackers, tracked_name
 from toolkit.training.results import SftResult
 
 EXAMPLES = 3
@@ -68,7 +68,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, Any]:
 def test_the_scores_of_each_evaluation_are_curves_with_their_intervals(board: tuple[RunResults, Any]) -> None:
     results, events = board
     primary = results.score
-    for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high")):
+    for suffix, part in (("", "value"), ("/low", "low"), ("/high", "high")):
         found = {event.step: event.value for event in events.Scalars(f"evaluation/{primary}{suffix}")}
         expected = [getattr(one.primary.value, part) for one in results.evaluations.values()]
         assert found == pytest.approx(dict(enumerate(expected, 1)))
@@ -114,7 +114,7 @@ def test_tensorboard_has_the_table(board: tuple[RunResults, Any]) -> None:
 def test_examples_have_their_image_and_hashed_ids(board: tuple[RunResults, Any]) -> None:
     results, events = board
     for name, one in results.evaluations.items():
-        text = text_of(events, f"evaluation/examples_{name}")
+        text = text_of(events, f"evaluation/examples/{name}")
         cells = [line.split(" | ") for line in text.splitlines()[2:]]
         assert len(cells) == EXAMPLES
         lines = read_lines(results.folder / one.predictions)
@@ -123,7 +123,7 @@ def test_examples_have_their_image_and_hashed_ids(board: tuple[RunResults, Any])
         assert all(row[0].startswith("| id-") for row in cells)
         completions = {line["completion"] for line in lines}
         assert all(row[3].strip() in {text.strip() for text in completions} for row in cells)
-    images = events.Images("evaluation/examples_sft/1")
+    images = events.Images("evaluation/examples/sft/1")
     pixels = np.asarray(Image.open(io.BytesIO(images[0].encoded_image_string)))
     assert pixels.shape == (512, 512, 3)
     assert pixels.std() > 1
@@ -173,7 +173,7 @@ def test_trackio_gets_tables_and_the_curves_of_training_in_one_run(
     logs = SQLiteStorage.get_logs("toolkit", name)
     assert trackio.context_vars.current_run.get() is None
     keys = {key for line in logs for key in line}
-    assert {"evaluation/results", "evaluation/examples sft", f"evaluation/{results.score}", "train/loss"} <= keys
+    assert {"evaluation/results", "evaluation/examples/sft", f"evaluation/{results.score}", "train/loss"} <= keys
     table = defined(next((line["evaluation/results"] for line in reversed(logs) if "evaluation/results" in line), None))
     assert len(table["_value"]) == len(results_table(results.evaluations).rows)
 
@@ -223,7 +223,7 @@ def test_a_failing_tracker_is_reported_once_and_the_others_go_on(caplog: pytest.
         trackers.table("evaluation/results", 3, Table(("a",), ((1,),)))
         trackers.close()
     (warning,) = warnings_in(caplog)
-    assert (warning.code, warning.place) == ("run.tracker_failed", "run.report_to")
+    assert (warning.code, warning.place) == ("tracker.failed", "run.report_to")
     assert "ConnectionError" in str(warning.value)
     assert "0123456789abcdef" not in str(warning)
     assert (failing.calls, working.calls) == (1, 5)

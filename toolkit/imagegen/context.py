@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from toolkit.evaluation.trackers import NO_TRACKERS, Trackers
 from toolkit.imagegen.seeds import imagegen_of
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.runfolder import Progress, RunFolder, StopRequest, no_progress
-from toolkit.runfolder.trackers import NO_TRACKERS, Trackers
 
 log = logging.getLogger(__name__)
 

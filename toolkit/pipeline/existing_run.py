@@ -12,6 +12,7 @@ from toolkit.errors import Problem, RecipeError, RunError, warn
 from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.results import RESERVED_EVALUATION_NAMES, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context
+from toolkit.evaluation.trackers import tracking
 from toolkit.exporting.exported import Exported, find_exported
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, is_gguf
@@ -42,7 +43,6 @@ from toolkit.runfolder import (
     write_json,
 )
 from toolkit.runfolder.manifest import check_weights
-from toolkit.runfolder.trackers import tracking
 from toolkit.runfolder.usage import recording
 from toolkit.tasks import TASKS
 

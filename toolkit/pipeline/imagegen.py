@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
+from toolkit.evaluation.trackers import tracking
 from toolkit.pipeline.gpu_peaks import GpuPeak, gpu_peaks
 from toolkit.pipeline.run import logged, unfinished_stages
 from toolkit.recipe import Recipe
@@ -21,7 +22,6 @@ from toolkit.runfolder import (
     world_size,
     write_json,
 )
-from toolkit.runfolder.trackers import tracking
 from toolkit.runfolder.usage import ComputeSummary, recording, summarise_compute
 
 if TYPE_CHECKING:  # they import torch

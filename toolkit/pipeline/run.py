@@ -13,6 +13,7 @@ from toolkit.errors import warn
 from toolkit.evaluation.custom_metrics import code_digest
 from toolkit.evaluation.results import BEFORE, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context, DataAndImages
+from toolkit.evaluation.trackers import NO_TRACKERS, Trackers, tracking
 from toolkit.exporting.exported import damaged_exports
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, require_for
@@ -39,7 +40,6 @@ from toolkit.runfolder import (
     write_json,
 )
 from toolkit.runfolder.manifest import check_weights
-from toolkit.runfolder.trackers import NO_TRACKERS, Trackers, tracking
 from toolkit.runfolder.usage import Recorder, recording
 from toolkit.training.results import DpoResult, GrpoResult, SftResult
 

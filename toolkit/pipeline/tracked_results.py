@@ -9,9 +9,9 @@ from toolkit.data.task import Task
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.results import BASELINE, EvaluationResult
 from toolkit.evaluation.stage_context import Context
+from toolkit.evaluation.trackers import Table, Trackers
 from toolkit.identifiers import hidden_id
 from toolkit.runfolder import read_lines
-from toolkit.runfolder.trackers import Table, Trackers
 from toolkit.scoring.statistics import Estimate
 
 STAGE = "evaluation"
@@ -53,7 +53,7 @@ def track_evaluation(trackers: Trackers, context: Context, name: str, found: Map
     trackers.figures(STAGE, step, _figures(found[name]))
     trackers.table(f"{STAGE}/results", step, results_table(found))
     if count := context.recipe.run.tracker_examples:
-        trackers.table(f"{STAGE}/examples {name}", step, _examples(context, found[name], count))
+        trackers.table(f"{STAGE}/examples/{name}", step, _examples(context, found[name], count))
 
 
 def results_table(found: Mapping[str, EvaluationResult]) -> Table:
@@ -65,7 +65,7 @@ def _figures(result: EvaluationResult) -> dict[str, float]:
     """Return the curves of an evaluation: each score with the ends of its interval."""
     figures: dict[str, float] = {}
     for score, estimate in _estimates(result):
-        parts = {score: estimate.value, f"{score} low": estimate.low, f"{score} high": estimate.high}
+        parts = {score: estimate.value, f"{score}/low": estimate.low, f"{score}/high": estimate.high}
         figures |= {key: value for key, value in parts.items() if value is not None}
     return figures
 

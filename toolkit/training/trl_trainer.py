@@ -9,12 +9,12 @@ import torch
 from transformers import PrinterCallback
 
 from toolkit.errors import TrainingError, warn
+from toolkit.evaluation.trackers import PROJECT, tracked_name
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.families import PROJECTOR, VISION
 from toolkit.models.flops import flop_counter
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.runfolder import find_run
-from toolkit.runfolder.trackers import PROJECT, tracked_name
 from toolkit.runfolder.usage import count, counts, note_unmeasured
 from toolkit.training.resume import PARTIAL
 

@@ -74,7 +74,7 @@ class Trackers:
             except Exception as error:  # noqa: BLE001  A tracker can raise anything, and the training must go on.
                 del self.opened[name]
                 warn(
-                    "run.tracker_failed",
+                    "tracker.failed",
                     f"the tracker {name} must accept results. It gets no more of them from this process",
                     place="run.report_to",
                     value=_reason(error),
@@ -123,7 +123,7 @@ def _open(name: str, run: RunFolder) -> Tracker:
         raise MissingExtraError(name, "tracking", f"run.report_to = [{name!r}]") from error
     except _failures() as error:
         raise RunError(
-            "run.tracker_not_started",
+            "tracker.not_started",
             f"the tracker {name} must start",
             place="run.report_to",
             value=_reason(error),
