@@ -109,8 +109,8 @@ class Desk:
         for file in files:
             self.page.get_by_text(file.stem).first.wait_for()
 
-    def ask(self) -> None:
-        self.page.click("#ask")
+    def submit(self) -> None:
+        self.page.click("#submit")
         self.page.wait_for_selector("#answer [data-part]")
 
     def part(self, name: str) -> str:
@@ -131,7 +131,7 @@ def opened(browser: "Browser", served: Served) -> Iterator[Desk]:
     page = context.new_page()
     page.on("request", lambda request: requested.append(request.url))
     page.goto(served.url)
-    page.wait_for_selector("#ask")
+    page.wait_for_selector("#submit")
     yield Desk(page, requested)
     context.close()
 
@@ -183,7 +183,7 @@ def test_boxes_of_a_png_and_a_dicom_file_are_drawn_as_the_predictor_finds_them(
             answer, expected, plain = drawn(predictor, file)
             with opened(browser, served) as desk:
                 desk.upload(file)
-                desk.ask()
+                desk.submit()
                 assert desk.part("completion") == answer.text
                 assert (desk.image() == expected).all()
                 assert PATIENT not in desk.page.content()
@@ -218,7 +218,7 @@ def test_class_probabilities_are_those_of_the_predictor(tmp_path: Path, browser:
     expected = load_predictor(run).predict(images=[file])
     with serving(run, tmp_path) as served, opened(browser, served) as desk:
         desk.upload(file)
-        desk.ask()
+        desk.submit()
         rows = desk.page.locator("#answer [data-part=probability]").all()
         found = {row.locator("th").inner_text(): float(row.get_attribute("data-value") or "nan") for row in rows}
         assert found == pytest.approx(expected.probabilities, abs=1e-6)
@@ -241,19 +241,19 @@ def test_a_typed_question_with_options_is_answered_and_errors_are_on_the_page(
         with opened(browser, served) as desk:
             desk.upload(file)
             desk.page.fill("#question textarea", question)
-            desk.ask()
+            desk.submit()
             assert (
                 desk.page.locator("#answer [data-part=error]").get_attribute("data-code") == "predict.too_few_options"
             )
             desk.page.fill("#options textarea", "\n".join(options))
-            desk.page.click("#ask")
+            desk.page.click("#submit")
             desk.page.wait_for_selector("#answer [data-part=completion]")
             assert desk.part("completion") == expected.text
         with opened(browser, served) as desk:
             desk.upload(broken)
             desk.page.fill("#question textarea", question)
             desk.page.fill("#options textarea", "\n".join(options))
-            desk.ask()
+            desk.submit()
             error = desk.page.locator("#answer [data-part=error]")
             assert (error.get_attribute("data-code") or "").startswith("images.")
             assert error.inner_text().startswith("image 1: ")

@@ -31,7 +31,7 @@ def demo(
         int | None, typer.Option(min=1, max=65535, help="Default: the first free port from 7860 on.")
     ] = None,
 ) -> None:
-    """Serve a run's model on a small web page: upload an image (also DICOM), ask, see boxes and probabilities.
+    """Serve a run's model on a small web page: upload an image (also DICOM), type a question, see the answer.
 
     The page is for this machine alone. It stores nothing, and it is no medical device. Ctrl-C ends it.
     """

@@ -70,7 +70,7 @@ def build_page(predictor: Predictor, name: str, delete_cache: tuple[int, int]) -
                     label="Options, one per line", lines=4, visible=task.takes_options, elem_id="options"
                 )
                 context = [gr.Textbox(label=column) for column in predictor.recipe.prompt.context]
-                ask = gr.Button("Answer", variant="primary", elem_id="ask")
+                submit = gr.Button("Answer", variant="primary", elem_id="submit")
                 restart = gr.Button("New episode", visible=task.has_agent_memory, elem_id="restart")
             output = gr.HTML(elem_id="answer")
 
@@ -78,11 +78,11 @@ def build_page(predictor: Predictor, name: str, delete_cache: tuple[int, int]) -
             question, options, *others = (text or "" for text in texts)  # a hidden field gives None
             names = predictor.recipe.prompt.context
             given = {column: text for column, text in zip(names, others, strict=True) if text}
-            asked = Asked(_paths(files), question.strip(), _lines(options), given, memory)
-            return answer_question(predictor, asked)
+            entered = Entered(_paths(files), question.strip(), _lines(options), given, memory)
+            return answer_question(predictor, entered)
 
         private = {"api_visibility": "private", "concurrency_limit": 1}
-        ask.click(answer, [memory, files, question, options, *context], [output, memory], **private)
+        submit.click(answer, [memory, files, question, options, *context], [output, memory], **private)
         restart.click(lambda: ("", Memory()), None, [output, memory], **private)
     return page
 
@@ -120,7 +120,7 @@ def serve(page: Any, host: str, port: int | None, upload_mb: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Entered:
     """What a user entered: image files, question (empty: that of the task), options, context, and agent memory."""
 
     files: Sequence[Path]
@@ -130,28 +130,28 @@ class Asked:
     memory: Memory = Memory()
 
 
-def answer_question(predictor: Predictor, asked: Asked) -> tuple[str, Memory]:
+def answer_question(predictor: Predictor, entered: Entered) -> tuple[str, Memory]:
     """Return the answer as HTML, and the agent memory after it. An error that the user can correct is HTML too."""
     try:
-        sample = _sample(predictor, asked)
+        sample = _sample(predictor, entered)
         answer = predictor.answer(sample)
         memory = Memory(*predictor.memory_after(sample, answer)) if predictor.task.has_agent_memory else Memory()
         return answer_html(_images(predictor, sample, answer), answer, memory), memory
     except ToolkitError as error:
-        return "".join(map(_problem_html, error.problems)), asked.memory
+        return "".join(map(_problem_html, error.problems)), entered.memory
 
 
-def _sample(predictor: Predictor, asked: Asked) -> Sample:
+def _sample(predictor: Predictor, entered: Entered) -> Sample:
     most = _most_images(predictor)
-    if len(asked.files) > most:
+    if len(entered.files) > most:
         rule, remedy = f"a question may have at most {most}", "Remove the others."
-        raise DataError("demo.too_many_images", rule, place="images", value=len(asked.files), remedy=remedy)
-    if not asked.files and (predictor.task.needs_image or predictor.task.has_agent_memory):
+        raise DataError("demo.too_many_images", rule, place="images", value=len(entered.files), remedy=remedy)
+    if not entered.files and (predictor.task.needs_image or predictor.task.has_agent_memory):
         raise DataError("demo.image_missing", "must have an image", place="images", remedy="Upload one.")
     if predictor.task.has_agent_memory:
-        memory = asked.memory
-        return predictor.step_sample(asked.files[0], asked.question, memory.short, memory.long, asked.context)
-    return predictor.question_sample(asked.question or None, asked.files, asked.options, asked.context)
+        memory = entered.memory
+        return predictor.step_sample(entered.files[0], entered.question, memory.short, memory.long, entered.context)
+    return predictor.question_sample(entered.question or None, entered.files, entered.options, entered.context)
 
 
 def _most_images(predictor: Predictor) -> int:

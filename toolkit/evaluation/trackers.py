@@ -71,7 +71,7 @@ class Trackers:
         for name, tracker in list(self.opened.items()):
             try:
                 use(tracker)
-            except Exception as error:  # noqa: BLE001  A tracker can raise anything, and the training must go on.
+            except Exception as error:  # noqa: BLE001  A tracker can raise anything, and the training must continue.
                 del self.opened[name]
                 warn(
                     "tracker.failed",
