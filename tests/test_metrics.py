@@ -18,6 +18,7 @@ from toolkit.scoring.statistics import (
     ScoredAnswer,
     bootstrap,
     bootstrap_mean,
+    bootstrap_ratio,
     compare,
     confusion_matrix,
     mcnemar_exact,
@@ -81,6 +82,26 @@ def test_bootstrap_by_group_has_the_variance_of_the_ratio_of_group_sums() -> Non
     # Taken as independent, the same answers would claim less than two thirds of that width.
     alone = bootstrap_mean(values.tolist(), [str(i) for i in range(len(values))], 4000, 5)
     assert alone.high - alone.low < (found.high - found.low) * 2 / 3  # type: ignore[operator]
+
+
+def test_a_bootstrapped_ratio_is_that_of_scipy_and_not_the_mean_of_ratios() -> None:
+    """Losses in sums of some tokens each."""
+    rng = np.random.default_rng(4)
+    tokens = rng.integers(1, 20, 60)
+    losses = tokens * rng.normal(2.0, 0.5, 60)
+    found = bootstrap_ratio(losses.tolist(), tokens.tolist(), [str(row) for row in range(60)], 9999, 0)
+    stats = pytest.importorskip("scipy.stats")
+    low, high = stats.bootstrap(
+        (losses, tokens),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert found.value == pytest.approx(losses.sum() / tokens.sum())
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
+    assert found.value != pytest.approx((losses / tokens).mean(), abs=1e-3)
 
 
 def test_bootstrap_repeats_with_its_seed_and_does_not_depend_on_the_groups_names() -> None:

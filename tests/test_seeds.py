@@ -66,6 +66,12 @@ def test_each_seed_is_a_run_and_the_mean_has_the_t_interval_of_a_textbook(tmp_pa
     assert [one.difference.value for one in sft.to_before] == pytest.approx([0.4, 0.5, 0.45])
     assert sft.mean_to_before is not None
     assert sft.mean_to_before.value == pytest.approx(0.45)
+    assert sft.to_above == sft.to_before
+    grpo = rows[3]
+    assert [one.difference.value for one in grpo.to_above] == pytest.approx([0.1, 0.1, 0.1])
+    assert grpo.mean_to_above is not None
+    assert grpo.mean_to_above.value == pytest.approx(0.1)
+    assert cells(grpo)[1] == "70.0 % (+10.0)"
     # What no seed changes has no interval over seeds.
     assert [row.mean for row in rows[:2]] == [None, None]
     assert cells(sft)[1] == "60.0 % (+40.0)"

@@ -140,6 +140,10 @@ def test_grpo_validates_the_reward_and_the_score_of_greedy_completions(tmp_path:
     assert [one.step for one in found.validations] == [2, 4]
     for one in found.validations:
         assert one.figures.keys() == {"accuracy", "reward", "unreadable", "truncated"}
+        for figure in one.figures.values():
+            assert figure.low is not None
+            assert figure.high is not None
+            assert figure.low <= figure.value <= figure.high
         line = next(line for line in lines if line["step"] == one.step)
         assert line["validation/reward"] == one.figures["reward"].value
         assert line["validation/n"] == 6

@@ -24,8 +24,8 @@ SUMMARY, TABLE = "summary.json", "summary.md"
 """Files of the summary, in the folder NAME-seeds."""
 NOTE = (
     "The mean has Student's t interval (95 %) over the seeds. It covers the training, and not the choice of the "
-    "samples, for which each run has intervals of its own. In parentheses: paired difference to the evaluation before "
-    "training, in percentage points."
+    "samples, for which each run has intervals of its own. In parentheses: paired difference to the row above, in "
+    "percentage points."
 )
 _COUNT, _LIST = re.compile(r"\d{1,3}"), re.compile(r"\d{1,10}(,\d{1,10})+")
 
@@ -38,6 +38,8 @@ class SeedRow:
         label: the label of the row, such as ``after SFT``.
         values: the score with each seed, with its interval over the samples.
         mean: the mean over the seeds, with its interval. None: the row is not of a trained model, or lacks a value.
+        to_above: the paired difference to the row above with each seed. Empty: there is none.
+        mean_to_above: the mean of these differences, with its interval over the seeds. None: likewise.
         to_before: the paired difference to the evaluation before training with each seed. Empty: there is none.
         mean_to_before: the mean of these differences, with its interval over the seeds. None: likewise.
     """
@@ -45,6 +47,8 @@ class SeedRow:
     label: str
     values: tuple[Estimate, ...]
     mean: Estimate | None
+    to_above: tuple[Difference, ...]
+    mean_to_above: Estimate | None
     to_before: tuple[Difference, ...]
     mean_to_before: Estimate | None
 
@@ -222,19 +226,20 @@ def summarise_seeds(recipe: Recipe, seeds: Sequence[int], found: Sequence[RunRes
 
 
 def _row(score: str, label: str, found: Sequence[RunResults], *, is_trained: bool) -> SeedRow:
-    values = [next(row.estimate for row in one.tables[score] if row.label == label) for one in found]
-    stage = next((name for name, shown in LABELS.items() if shown == label), None)
-    to_before = [
-        difference
-        for one in found
-        if is_trained and stage is not None
-        for difference in [one.evaluations[stage].scores[score].differences.get(BEFORE)]
-        if difference is not None
-    ]
+    rows = [next(row for row in one.tables[score] if row.label == label) for one in found]
+    values = [row.estimate for row in rows]
+    if not is_trained:
+        return SeedRow(label, tuple(values), None, (), None, (), None)
+    stage = next(name for name, shown in LABELS.items() if shown == label)
+    to_above = [row.to_previous for row in rows if row.to_previous is not None]
+    differences = [one.evaluations[stage].scores[score].differences for one in found]
+    to_before = [one[BEFORE] for one in differences if BEFORE in one]
     return SeedRow(
         label=label,
         values=tuple(values),
-        mean=_mean(values) if is_trained else None,
+        mean=_mean(values),
+        to_above=tuple(to_above),
+        mean_to_above=_mean([one.difference for one in to_above]),
         to_before=tuple(to_before),
         mean_to_before=_mean([one.difference for one in to_before]),
     )
@@ -249,21 +254,21 @@ def _mean(values: Sequence[Estimate]) -> Estimate | None:
 
 
 def head(result: SeedsResult) -> tuple[str, ...]:
-    """Return the columns of a table: the seeds, their mean, and the mean difference to the evaluation before."""
-    count = len(result.seeds)
-    return ("", *(f"seed {seed}" for seed in result.seeds), f"mean of {count} seeds", "mean to before, points")
+    """Return the columns of a table: the seeds, their mean, and the mean differences."""
+    means = (f"mean of {len(result.seeds)} seeds", "mean to the row above, points", "mean to before, points")
+    return ("", *(f"seed {seed}" for seed in result.seeds), *means)
 
 
 def cells(row: SeedRow) -> tuple[str, ...]:
     """Return the cells of a row, in percent."""
-    changes = row.to_before if len(row.to_before) == len(row.values) else (None,) * len(row.values)
+    changes = row.to_above if len(row.to_above) == len(row.values) else (None,) * len(row.values)
     each = [
         "-" if one.value is None else f"{100 * one.value:.1f} %{_points(other)}"
         for one, other in zip(row.values, changes, strict=True)
     ]
-    mean = "" if row.mean is None else f"{_with_interval(row.mean, '.1f', ' %')}"
-    change = "" if row.mean_to_before is None else _with_interval(row.mean_to_before, "+.1f", "")
-    return (row.label, *each, mean, change)
+    mean = "" if row.mean is None else _with_interval(row.mean, ".1f", " %")
+    means = ["" if one is None else _with_interval(one, "+.1f", "") for one in (row.mean_to_above, row.mean_to_before)]
+    return (row.label, *each, mean, *means)
 
 
 def _points(found: Difference | None) -> str:

@@ -79,10 +79,16 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True)
 class ValidationFigure:
-    """A mean over ``n`` validation rows. The loss is a mean over the supervised tokens of these rows."""
+    """A mean over ``n`` validation rows with its 95 % interval by group, as in an evaluation.
+
+    The loss is a mean over the supervised tokens of these rows. ``low`` and ``high`` are None if the rows are of one
+    group, or if the value is not finite.
+    """
 
     value: float
     n: int
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

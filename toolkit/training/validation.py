@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -39,6 +38,7 @@ from toolkit.models.random_state import RandomState
 from toolkit.models.vision_cache import find_tower, vision_cache_of
 from toolkit.recipe import Validation as Section
 from toolkit.runfolder import from_json, is_main_process
+from toolkit.scoring.statistics import bootstrap_ratio, proportion
 from toolkit.training import distributed
 from toolkit.training.results import Validation, ValidationFigure, ValidationResult
 from toolkit.training.resume import checkpoint_of, is_finished, skip_reason, stateful_callbacks
@@ -231,8 +231,7 @@ class Validator:
                 self.context.progress(f"{self.stage} validation", len(answers), len(self.samples), "")
         loss = {}
         if sums:
-            value = sum(total for total, _ in sums) / sum(tokens for _, tokens in sums)
-            loss = {LOSS: ValidationFigure(value, len(sums))}
+            loss = {LOSS: self._token_mean(sums)}
         return {**loss, **self._score(answers)}
 
     def finish(self, backend: Backend, policy: Policy, folder: Path, last: int) -> ValidationResult | None:
@@ -295,13 +294,31 @@ class Validator:
 
     def _score(self, answers: Sequence[Answer]) -> Figures:
         task, pairs = self._prompts.task, list(zip(self.samples, answers, strict=True))
-        scores = [value for pair in pairs if (value := task.scores(*pair)[task.primary]) is not None]
-        found = {task.primary: scores} if scores else {}
+        values: dict[str, list[float | None]] = {task.primary: [task.scores(*pair)[task.primary] for pair in pairs]}
         if self._rewards is not None:
-            found[REWARD] = [self._rewards.score(*pair).total for pair in pairs]
-        found["unreadable"] = [float(answer.problem is not None) for answer in answers]
-        found["truncated"] = [float(answer.truncated) for answer in answers]
-        return {name: ValidationFigure(fmean(values), len(values)) for name, values in found.items()}
+            values[REWARD] = [self._rewards.score(*pair).total for pair in pairs]
+        values["unreadable"] = [float(answer.problem is not None) for answer in answers]
+        values["truncated"] = [float(answer.truncated) for answer in answers]
+        figures = {name: self._mean(column) for name, column in values.items()}
+        return {name: figure for name, figure in figures.items() if figure is not None}
+
+    def _mean(self, values: Sequence[float | None]) -> ValidationFigure | None:
+        """Return the mean of the rows that have a value."""
+        recipe, rows = self.context.recipe, zip(values, self.samples, strict=True)
+        known = [(value, sample.group) for value, sample in rows if value is not None]
+        numbers, groups = [value for value, _ in known], [group for _, group in known]
+        found = proportion(numbers, groups, recipe.evaluation.bootstrap, recipe.run.seed)
+        return None if found.value is None else ValidationFigure(found.value, found.n, found.low, found.high)
+
+    def _token_mean(self, sums: Sequence[tuple[float, int]]) -> ValidationFigure:
+        """Return the mean over the tokens of all rows, from the sum and the number of tokens of each row."""
+        recipe, groups = self.context.recipe, [sample.group for sample in self.samples]
+        losses, tokens = [total for total, _ in sums], [number for _, number in sums]
+        if not math.isfinite(sum(losses)):
+            return ValidationFigure(sum(losses) / sum(tokens), len(sums))
+        found = bootstrap_ratio(losses, tokens, groups, recipe.evaluation.bootstrap, recipe.run.seed)
+        assert found.value is not None
+        return ValidationFigure(found.value, found.n, found.low, found.high)
 
 
 class StoppedBeforeFirstStep(Exception):

@@ -15,7 +15,14 @@ from toolkit.scoring.statistics.episodes import (
     episode_metrics,
     find_scored_episodes,
 )
-from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion, t_interval, wilson
+from toolkit.scoring.statistics.intervals import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_ratio,
+    proportion,
+    t_interval,
+    wilson,
+)
 from toolkit.scoring.statistics.paired import Paired, mcnemar_exact, paired_difference
 from toolkit.scoring.statistics.probabilities import (
     OneClass,
@@ -57,6 +64,7 @@ __all__ = [
     "Summary",
     "bin_label",
     "bootstrap_mean",
+    "bootstrap_ratio",
     "compare",
     "compare_probabilities",
     "confusion_matrix",

@@ -103,14 +103,41 @@ def bootstrap_mean(
     Raises:
         ValueError: A value is not finite, or the sequences differ in length.
     """
-    numbers, n_groups = _finite(values), count_groups(groups)
-    if len(numbers) != len(groups):
-        raise ValueError(f"{len(numbers)} values, but {len(groups)} groups")
-    if not len(numbers):
+    return bootstrap_ratio(values, [1.0] * len(values), groups, resamples, seed, confidence)
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    groups: Sequence[str],
+    resamples: int,
+    seed: int,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return the ratio of two sums, such as a loss per token, with the percentile interval of ``bootstrap_mean``.
+
+    >>> bootstrap_ratio([6.0, 3.0], [2, 1], ["a", "b"], resamples=100, seed=0)
+    Estimate(value=3.0, n=2, low=3.0, high=3.0, method='bootstrap by group', groups=2, confidence=0.95)
+
+    Args:
+        numerators: Finite numbers.
+        denominators: Positive numbers.
+        groups: The group of each pair.
+        resamples: Number of bootstrap samples.
+        seed: The same seed and groups give the same draws.
+        confidence: Confidence level, such as 0.95.
+
+    Raises:
+        ValueError: A value is not finite, or the sequences differ in length.
+    """
+    tops, bottoms, n_groups = _finite(numerators), _finite(denominators), count_groups(groups)
+    if not len(tops) == len(bottoms) == len(groups):
+        raise ValueError(f"{len(tops)} values, {len(bottoms)} denominators, but {len(groups)} groups")
+    if not len(tops):
         return Estimate(None, 0, None, None, "none", 0, confidence)
-    sums = resampled_sums(np.column_stack([numbers, np.ones(len(numbers))]), groups, resamples, seed)
-    mean = math.fsum(numbers) / len(numbers)
-    return bootstrapped(mean, len(numbers), n_groups, sums[:, 0] / sums[:, 1], confidence)
+    sums_R2 = resampled_sums(np.column_stack([tops, bottoms]), groups, resamples, seed)
+    value = math.fsum(tops) / math.fsum(bottoms)
+    return bootstrapped(value, len(tops), n_groups, sums_R2[:, 0] / sums_R2[:, 1], confidence)
 
 
 def proportion(
