@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,7 @@ def test_wandb_gets_tables_and_images_and_a_resumed_run_continues_its_run(
 ) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
     results = run_with_a_break(tracked_recipe(tmp_path, "wandb"))
     files = sorted((results.folder / "wandb").rglob("run-*.wandb"))
     assert len({file.name for file in files}) == 1  # the id of the run
@@ -156,9 +158,10 @@ def test_wandb_gets_tables_and_images_and_a_resumed_run_continues_its_run(
     assert max(len(table["data"]) for table in of_results) == len(results_table(results.evaluations).rows)
     examples = [table for table in tables if "completion" in table["columns"]]
     assert [len(table["data"]) for table in examples] == [EXAMPLES] * 2
-    image = examples[0]["data"][0][examples[0]["columns"].index("image")]
-    assert image["_type"] == "image-file"
-    assert list((results.folder / "wandb").rglob("*.png"))
+    prepared = [file.read_bytes() for file in (results.folder / "wandb").rglob("staging/*")]
+    assert sum(content.startswith(b"\x89PNG") for content in prepared) == 2 * EXAMPLES
+    assert sum(b'"image-file"' in content for content in prepared) == 2
+    assert "WANDB_DATA_DIR" not in os.environ
 
 
 @pytest.mark.slow

@@ -250,8 +250,9 @@ def _probabilities(found: Mapping[str, float]) -> str:
 
 
 def _problem_html(problem: Problem) -> str:
-    text = str(problem)
-    return f'<p role="alert" data-part="error" data-code="{escape(problem.code)}">{escape(text)}</p>'
+    style = "border-left:4px solid #c0392b;padding-left:12px"
+    code = escape(problem.code)
+    return f'<p role="alert" style="{style}" data-part="error" data-code="{code}">{escape(str(problem))}</p>'
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -23,6 +23,10 @@ PROJECT = "toolkit"
 """Project of wandb (unless WANDB_PROJECT names another one) and of trackio."""
 
 
+DATA_FOLDER = "WANDB_DATA_DIR"
+"""Environment variable with the folder in which wandb prepares uploads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table whose cells are texts, numbers and images. An image is in mode RGB. Every row has a cell per column."""
@@ -174,6 +178,9 @@ class _Wandb:
         import wandb  # type: ignore[import-not-found, unused-ignore]
 
         self._wandb: Any = wandb
+        # wandb would copy tables and images to a folder of the user, where they stay.
+        self._sets_folder = DATA_FOLDER not in os.environ
+        os.environ.setdefault(DATA_FOLDER, str(_folder(run, "wandb")))
         self._session: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             name=run.name,
@@ -190,11 +197,13 @@ class _Wandb:
 
     def log_table(self, name: str, step: int, table: Table) -> None:
         rows = [[self._wandb.Image(cell) if _is_image(cell) else cell for cell in row] for row in table.rows]
-        content = self._wandb.Table(columns=list(table.columns), data=rows, allow_mixed_types=True)
+        content = self._wandb.Table(columns=list(table.columns), data=rows)
         self._session.log({f"{name.partition('/')[0]}/step": step, name: content})
 
     def close(self) -> None:
         self._session.finish()
+        if self._sets_folder:
+            os.environ.pop(DATA_FOLDER, None)
 
 
 class _Trackio:
