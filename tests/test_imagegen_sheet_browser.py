@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers.chromium import open_browser
 from tests.helpers.sheets import PROMPTS, make_sheet, sheet_items, sheet_section
 from toolkit.imagegen.ratings.experts import intra_rater_agreement
 from toolkit.imagegen.ratings.load import Ratings, load_ratings
@@ -19,20 +20,14 @@ pytestmark = pytest.mark.slow
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = Path("/usr/bin/chromium")
 SECONDS = 1000
 PLAIN = SheetOptions(repeated=0)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install .[test])")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"Chromium is not at {CHROMIUM} (apt-get install --no-install-recommends chromium)")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @dataclass

@@ -13,7 +13,7 @@ from tests.helpers.imagegen_runs import RECIPE
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
 from toolkit.errors import MissingExtraError
-from toolkit.imagegen.context import tracking
+from toolkit.evaluation.trackers import tracking
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.runfolder import RunFolder, start_run
 
@@ -32,9 +32,8 @@ def test_wandb_offline_gets_the_figures(run: RunFolder, monkeypatch: pytest.Monk
     recipe = load_recipe(RECIPE, ['run.report_to=["wandb"]'])
     for step in (1, 2):  # the second start resumes the first one's curves
         time.sleep(1.1)  # wandb names its folders by the second
-        with tracking(recipe.run, run) as logs:
-            for log in logs:
-                log("scorers", step, FIGURES)
+        with tracking(recipe.run.report_to, run) as trackers:
+            trackers.figures("scorers", step, FIGURES)
     files = sorted((run.path / "wandb").rglob("run-*.wandb"))
     assert len(files) == 2
     assert len({file.name for file in files}) == 1
@@ -48,7 +47,7 @@ def test_runs_of_one_name_have_curves_of_their_own(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("WANDB_MODE", "offline")
     recipe = load_recipe(RECIPE, ['run.report_to=["wandb"]', "run.name=tracked", f"run.folder={tmp_path / 'runs'}"])
     for _ in range(2):
-        with start_run(recipe, fresh=True) as run, tracking(recipe.run, run):
+        with start_run(recipe, fresh=True) as run, tracking(recipe.run.report_to, run):
             pass
     files = list((tmp_path / "runs").rglob("run-*.wandb"))
     assert len({file.name for file in files}) == 2
@@ -58,12 +57,12 @@ def test_wandb_without_a_login_is_an_error_with_a_remedy(tmp_path: Path) -> None
     pytest.importorskip("wandb")
     # In a process of its own, because wandb reads its environment once.
     program = """
-from toolkit.imagegen.context import tracking
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import start_run
+from toolkit.evaluation.trackers import tracking
 import sys
 recipe = load_recipe(sys.argv[1], ['run.report_to=["wandb"]', f"run.folder={sys.argv[2]}"], tasks={})
-with start_run(recipe) as run, tracking(recipe.run, run):
+with start_run(recipe) as run, tracking(recipe.run.report_to, run):
     pass
 """
     hidden = {"WANDB_MODE", "WANDB_API_KEY"}

@@ -247,8 +247,9 @@ def test_only_steps_have_a_next_step(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     with context_of(recipe):
         pass
+    predictor = load_predictor(recipe.run_folder, backend=Saying())
     with raises(DataError, "predict.task_without_memory") as caught:
-        load_predictor(recipe.run_folder, backend=Saying())
+        predictor.predict_step(screen(tmp_path), "Load")
     assert caught.problem.value == "mcq"
     with raises(RunError, "run.folder_without_weights"):
         load_predictor(tmp_path, backend=Saying())

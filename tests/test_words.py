@@ -71,9 +71,9 @@ PHRASES: Mapping[str, str] = {
 """Pattern of a phrase -> the terms that replace it."""
 
 NAMES_OF_LIBRARIES = re.compile(
-    r"from itertools import .*|\bchain(\.from_iterable)?\(|CHAIN_APPROX_\w+|\w+_tell\b|ShareGPT"
+    r"from itertools import .*|\bchain(\.from_iterable)?\(|CHAIN_APPROX_\w+|\w+_tell\b|ShareGPT|\bshare=False"
 )
-"""Names of itertools, OpenCV, pydicom and a data format."""
+"""Names of itertools, OpenCV, pydicom, Gradio and a data format."""
 
 ALLOWED: Mapping[str, frozenset[str]] = {
     "tests/test_cli.py": frozenset({"rehearse", "phantom"}),  # former names, which are rejected

@@ -306,7 +306,7 @@ def predict_rows(  # noqa: PLR0913 (the options of the command)
 def load_predictor(
     model_path: Path | str, base_model_name: str | None = None, *, recipe: Path | str | None = None
 ) -> "Predictor":
-    """Load a model of the task ``steps`` that predicts one GUI step after another.
+    """Load a model that predicts one question or GUI step after another.
 
     Args:
         model_path: a run folder (its last trained weights), an adapter, a merged model, or a GGUF file.
@@ -314,13 +314,13 @@ def load_predictor(
         recipe: the recipe that defines the prompt. Default: that of the run that contains ``model_path``.
 
     Returns:
-        A predictor. ``predictor.predict_step(image_path, user_goal, ...)`` returns one step and the agent memory after
-        it.
+        A predictor. ``predictor.predict(question, images, ...)`` returns an answer. With agent memory,
+        ``predictor.predict_step(image_path, user_goal, ...)`` returns one step and the agent memory after it.
 
     Raises:
         RunError: there are no weights.
         ModelError: the base model is unknown or not available.
-        DataError: the recipe is for another task.
+        DataError: the task needs settings from the rows of a run, and there are none.
     """
     from toolkit.errors import RunError
     from toolkit.pipeline.existing_run import open_for_inference

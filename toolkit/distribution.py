@@ -13,6 +13,9 @@ DISTRIBUTION = "medvlm-toolkit"
 CONSTRAINED = '-c "$(toolkit constraints)"'
 """Argument of pip for the versions that were tested together."""
 
+_OLDER_PILLOW = ("demo", "tracking")
+"""Extras with a package (gradio, trackio) that requires another Pillow than the constraints."""
+
 _PACKAGE = Path(__file__).absolute().parent
 
 
@@ -31,7 +34,10 @@ def pip_install_extra(extra: str) -> str:
     >>> pip_install_extra("gguf")
     'pip install \\'medvlm-toolkit[gguf]\\' -c "$(toolkit constraints)"'
     """
-    return pip_install(f"'{DISTRIBUTION}[{extra}]'")
+    what = f"'{DISTRIBUTION}[{extra}]'"
+    if extra in _OLDER_PILLOW:
+        return f"pip install {what} -c <(grep -v '^pillow==' \"$(toolkit constraints)\")"
+    return pip_install(what)
 
 
 def constraints_file() -> Path:

@@ -10,6 +10,7 @@ from toolkit.cli.app import App
 from toolkit.cli.benchmark import run_benchmark
 from toolkit.cli.cache import cache_app
 from toolkit.cli.data import data_app
+from toolkit.cli.demo import demo
 from toolkit.cli.doctor import doctor
 from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
@@ -229,6 +230,7 @@ def _is_image_generator(run_folder: Path, push: str | None, method: str | None, 
 
 
 app.command()(predict)
+app.command()(demo)
 app.command()(new)
 app.command("list")(list_runs)
 

@@ -1,7 +1,7 @@
 """Answer one question with a run's model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,25 @@ from toolkit.tasks import TASKS, Task
 
 PREDICT = "predict"
 """Name of predictions in the compute report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question without a reference.
+
+    Attributes:
+        text: the question, without its options. None: that of the task.
+        images: image files, in the order of the question.
+        options: options of a multiple-choice question, with or without letters.
+        context: column of prompt.context -> text. A missing column causes a warning.
+        place: what errors name the question by.
+    """
+
+    text: str | None
+    images: Sequence[Path] = ()
+    options: Sequence[str] = ()
+    context: Mapping[str, str] = field(default_factory=dict)
+    place: str = "--question"
 
 
 def predict(
@@ -50,19 +69,23 @@ def predict(
         RunError: the weights that the recipe starts from are missing.
     """
     recipe = run.recipe(TASKS)
-    alone = _sample(recipe, task_settings(run, recipe), question, images, options)
-    sample = _with_context(recipe, alone, context or {})
+    sample = read_question(recipe, task_settings(run, recipe), Question(question, images, options, context or {}))
     with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
         return _generate(recipe, sample, weights, current_weights(run, recipe))
 
 
-def task_settings(run: RunFolder, recipe: Recipe) -> Any:
+def task_settings(run: RunFolder | None, recipe: Recipe) -> Any:
     """Return the settings of the task for a prediction, with those that the rows of the run decided.
+
+    Args:
+        run: the run. None: the weights are in no run.
+        recipe: the recipe of the prediction.
 
     Raises:
         DataError: the run has not read its rows, and its task needs settings from them.
     """
-    task, found = TASKS[recipe.dataset.task], run.result("data", DataResult).found if run.is_done("data") else {}
+    task = TASKS[recipe.dataset.task]
+    found = run.result("data", DataResult).found if run is not None and run.is_done("data") else {}
     if task.from_rows and task.from_rows.needed and not found:
         rule = "the run must have read its rows, which decide settings of its task"
         raise DataError("predict.rows_not_read", rule, place="[data]", remedy="Start the run with toolkit run.")
@@ -82,14 +105,19 @@ def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | N
     return read_answer(prompts.task, sample, completer.complete([sample])[0])
 
 
-def _sample(recipe: Recipe, settings: Any, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:
-    """Return the question as a sample of the task, so that its prompt is the same as in training."""
+def read_question(recipe: Recipe, settings: Any, question: Question) -> Sample:
+    """Return the question as a sample of the task, so that its prompt is the same as in training.
+
+    Raises:
+        DataError: the question lacks something that its task needs, or has unknown context.
+    """
     task = TASKS[recipe.dataset.task]
-    _check_options(task, options)
+    _check_options(task, question.options)
+    given = {"question": question.text} if question.text is not None else {}
     row = {
-        "question": question,
-        "options": list(options),
-        "image": [str(path.absolute()) for path in images],
+        **given,
+        "options": list(question.options),
+        "image": [str(path.absolute()) for path in question.images],
         # A task reads only rows with a reference. This one is removed below.
         **task.placeholders(settings),
     }
@@ -97,8 +125,9 @@ def _sample(recipe: Recipe, settings: Any, question: str, images: Sequence[Path]
     try:
         sample = place_images(task, task.read("question", row, source))
     except RowProblem as problem:
-        raise invalid_question(problem, "--question") from problem
-    return replace(sample, fields={**sample.fields, "question": question}, reference={})
+        raise invalid_question(problem, question.place) from problem
+    alone = replace(sample, fields={**sample.fields, **given}, reference={})
+    return _with_context(recipe, alone, question.context)
 
 
 def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) -> Sample:

@@ -1,5 +1,6 @@
-"""Load a model for GUI steps, and predict one after another.
+"""Load a model, and predict one question or GUI step after another.
 
+>>> load_predictor("runs/quickstart").predict("Which side?", ["1.png"]).values             # doctest: +SKIP
 >>> predictor = load_predictor("runs/steps")                                               # doctest: +SKIP
 >>> first = predictor.predict_step(image_path="1.png", user_goal="Load the MRI scan")      # doctest: +SKIP
 >>> predictor.predict_step(                                                                # doctest: +SKIP
@@ -11,20 +12,20 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit import tiny
 from toolkit.data.episodes import Memory
-from toolkit.data.sample import Sample
+from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ImageError, ModelError, RowProblem, warn
 from toolkit.evaluation.answers import read_reply
 from toolkit.evaluation.episodes import task_with_memory
 from toolkit.evaluation.generate import Completer, prompts_of_readable_images
-from toolkit.evaluation.predict import check_context, invalid_question
+from toolkit.evaluation.predict import Question, check_context, invalid_question, read_question, task_settings
 from toolkit.images import ImagePolicy, read_image_header
 from toolkit.images.ref import ImageRef
 from toolkit.models import Backend
@@ -33,7 +34,7 @@ from toolkit.models.llamacpp import is_gguf
 from toolkit.recipe import Evaluate, Model, Recipe, Run, for_language_models, load_recipe, recipe_model
 from toolkit.runfolder import current_weights, find_run, find_weights, is_run
 from toolkit.runfolder.manifest import check_weights
-from toolkit.tasks import TASKS
+from toolkit.tasks import TASKS, Task
 
 ANSWER_TOKENS = 512
 """Maximum length of a completion in tokens without a recipe: enough for both agent memories."""
@@ -75,10 +76,76 @@ class Predictor:
     Attributes:
         recipe: defines the prompt.
         completer: the loaded model.
+        settings: the settings of the task, with those that the rows of the run decided.
     """
 
     recipe: Recipe
     completer: Completer
+    settings: Any = None
+
+    @property
+    def task(self) -> Task:
+        """Return the task of the model."""
+        return self.completer.prompts.task
+
+    def predict(
+        self,
+        question: str | None = None,
+        images: Sequence[Path | str] = (),
+        *,
+        options: Sequence[str] = (),
+        context: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Answer one question with greedy decoding. Prompt and images are processed as in training.
+
+        The call is not in the compute report of any run.
+
+        Args:
+            question: the question, without its options. None: that of the task.
+            images: image files, in any format that training reads, in the order of the question.
+            options: options of a multiple-choice question, with or without letters.
+            context: column of prompt.context -> text. A missing column causes a warning.
+
+        Returns:
+            The parsed completion. ``problem`` says why it could not be parsed, or why the prompt was skipped.
+
+        Raises:
+            DataError: the question lacks something that its task needs, or the task has agent memory.
+            ImageError: an image is missing or cannot be read.
+        """
+        return self.answer(self.question_sample(question, images, options, context))
+
+    def question_sample(
+        self,
+        question: str | None,
+        images: Sequence[Path | str],
+        options: Sequence[str] = (),
+        context: Mapping[str, str] | None = None,
+    ) -> Sample:
+        """Return a question as a sample of the task, for ``answer``. Arguments and errors are those of ``predict``."""
+        if self.task.agent_memory is not None:
+            rule, remedy = "a task with agent memory predicts GUI steps", "Use predict_step."
+            raise DataError("predict.task_has_memory", rule, place="[data] task", value=self.task.name, remedy=remedy)
+        files = [Path(image) for image in images]
+        return read_question(
+            self.recipe, self.settings, Question(question, files, options, context or {}, place="question")
+        )
+
+    def answer(self, sample: Sample) -> Answer:
+        """Answer a sample of the task with greedy decoding. A prompt that does not fit has a problem as its answer.
+
+        Raises:
+            ImageError: an image is missing or cannot be read.
+        """
+        images = self.completer.prompts.images
+        try:
+            for ref in sample.images:
+                images.read_header(ref)
+            reply = self.completer.reply([sample])[0]
+        except ImageError as error:
+            number = next((place for place, ref in enumerate(sample.images, 1) if ref.path == error.path), 1)
+            raise error.at(f"image {number}") from None
+        return read_reply(self.task, sample, reply)
 
     def predict_step(
         self,
@@ -103,30 +170,45 @@ class Predictor:
             ImageError: the screenshot is missing or cannot be read.
             DataError: the goal is empty, an agent memory is not a JSON object, or the recipe has no such context.
         """
-        task, agent_memory = task_with_memory(self.recipe)
-        memory = agent_memory.memory_of(
-            _plain(short_term_memory, "short_term_memory"), _plain(long_term_memory, "long_term_memory")
-        )
-        sample = self._step_sample(Path(image_path).absolute(), user_goal, memory, context or {})
-        reply = self.completer.reply([sample])[0]
-        answer = read_reply(task, sample, reply)
-        after = agent_memory.plain(agent_memory.advance(memory, answer))
+        sample = self.step_sample(image_path, user_goal, short_term_memory, long_term_memory, context)
+        answer = self.answer(sample)
+        short, long = self.memory_after(sample, answer)
         place = answer.values.get("place")
         return StepPrediction(
             action=answer.values.get("action"),
             target=answer.values.get("target"),
             coords=None if place is None else tuple(place),
-            short_term_memory=after["short_term"],
-            long_term_memory=after["long_term"],
+            short_term_memory=short,
+            long_term_memory=long,
             reason=answer.values.get("reason"),
             problem=answer.problem,
             completion=answer.text,
             truncated=answer.truncated,
         )
 
+    def step_sample(
+        self,
+        image_path: Path | str,
+        user_goal: str,
+        short_term_memory: Mapping[str, Any] | None = None,
+        long_term_memory: Mapping[str, Any] | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> Sample:
+        """Return a GUI step as a sample, for ``answer``. Arguments and errors are those of ``predict_step``."""
+        memory = task_with_memory(self.recipe)[1].memory_of(
+            _plain(short_term_memory, "short_term_memory"), _plain(long_term_memory, "long_term_memory")
+        )
+        return self._step_sample(Path(image_path).absolute(), user_goal, memory, context or {})
+
+    def memory_after(self, sample: Sample, answer: Answer) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return the short-term and the long-term agent memory after an answered GUI step."""
+        agent_memory = task_with_memory(self.recipe)[1]
+        after = agent_memory.plain(agent_memory.advance(agent_memory.held(sample), answer))
+        return after["short_term"], after["long_term"]
+
     def _step_sample(self, image: Path, goal: str, memory: Memory, context: Mapping[str, str]) -> Sample:
         check_context(self.recipe, context, "context")
-        task, agent_memory = task_with_memory(self.recipe)
+        agent_memory = task_with_memory(self.recipe)[1]
         # The size is read each time, because a program may overwrite its screenshots.
         try:
             width, height = read_image_header(
@@ -135,8 +217,7 @@ class Predictor:
         except ImageError as error:
             raise error.at("image_path") from None
         row = {"task": "step", "image": str(image), "question": goal, "width": width, "height": height}
-        settings = task.settings(self.recipe, "predict")
-        origin = RowOrigin(Path("predict_step"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
+        origin = RowOrigin(Path("predict_step"), Path("/"), dict(zip(row, row, strict=True)), settings=self.settings)
         try:
             sample = agent_memory.open_row("step", row, origin)
         except RowProblem as problem:
@@ -164,7 +245,7 @@ def load_predictor(
         RunError: there are no weights.
         ModelError: the base model is unknown or not available.
         RecipeError: the coordinate convention of the model family is unknown.
-        DataError: the recipe is for another task.
+        DataError: the task needs settings from the rows of a run, and there are none.
     """
     path = Path(model_path).absolute()
     run = next((folder for folder in (path, *path.parents) if is_run(folder)), None)
@@ -181,16 +262,15 @@ def load_predictor(
     if own is not None:
         for_language_models(own, "load_predictor")
     chosen = _named(own or _default(path, base_model_name, weights), base_model_name)
-    task_with_memory(chosen)[0].settings(
-        chosen, "predict"
-    )  # reports an unknown model family before the model is loaded
+    # It reports an unknown model family before the model is loaded.
+    settings = task_settings(None if run is None else find_run(run), chosen)
     if path == run:
         weights = current_weights(find_run(path), chosen)
     loaded = chosen
     if weights is not None and path != run and not _is_adapter(weights) and not is_gguf(weights):
         loaded, weights = _named(chosen, str(weights)), None  # merged weights have their own processor
     prompts = prompts_of_readable_images(chosen, memory_cache_mb=0)
-    return Predictor(chosen, Completer.load(loaded, prompts, weights, backend))
+    return Predictor(chosen, Completer.load(loaded, prompts, weights, backend), settings)
 
 
 def _is_adapter(folder: Path) -> bool:

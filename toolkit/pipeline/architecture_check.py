@@ -116,6 +116,7 @@ def derive_check(recipe: Recipe, folder: Path) -> Recipe:
         "run.name": "check",
         "run.folder": folder / "runs",
         "run.report_to": (),
+        "run.tracker_examples": 0,
         "images.disk_cache": False,
         **_model(recipe, folder / "model"),
         **limit_rows(recipe, ROWS if recipe.dataset.synthetic is None else SYNTHETIC_ROWS),

@@ -302,6 +302,7 @@ def _run(recipe: Recipe) -> Changes:
         "run.name": recipe.run.name[: 100 - len(DRY_RUN_SUFFIX)] + DRY_RUN_SUFFIX,
         "run.purpose": "dry_run",
         "run.report_to": (),
+        "run.tracker_examples": 0,
     }
 
 

@@ -12,6 +12,7 @@ from toolkit.errors import Problem, RecipeError, RunError, warn
 from toolkit.evaluation.generate import weights_identity
 from toolkit.evaluation.results import RESERVED_EVALUATION_NAMES, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context
+from toolkit.evaluation.trackers import tracking
 from toolkit.exporting.exported import Exported, find_exported
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, is_gguf
@@ -45,6 +46,9 @@ from toolkit.runfolder import (
 from toolkit.runfolder.manifest import check_weights
 from toolkit.runfolder.usage import recording
 from toolkit.tasks import TASKS
+
+EVALUATION = "evaluate"
+"""Command that sends results to experiment trackers."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -267,7 +271,8 @@ def _run_one(
         context = Context(recipe, run, data, images, stop, progress)
         stop.check(f"{call.name} has not begun")
         if in_run:
-            return run_stage(call, context, recorder)
+            with tracking(recipe.run.report_to if command == EVALUATION else (), run) as trackers:
+                return run_stage(call, context, recorder, trackers)
         write_results(run)  # the model card is written from results.json
         with recorder.stage(call.name):
             return call.work(context)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError
+from toolkit.evaluation.trackers import tracking
 from toolkit.pipeline.run import logged, unfinished_stages, write_report
 from toolkit.recipe import Recipe
 from toolkit.reporting.gpu_peaks import GpuPeak, gpu_peaks
@@ -81,7 +82,7 @@ def run_imagegen(
         ToolkitError: a stage failed. Interrupted after a signal, with the state saved.
     """
     _require_one_process()
-    from toolkit.imagegen.context import StageContext, tracking
+    from toolkit.imagegen.context import StageContext
     from toolkit.imagegen.lora_card import required_licence
     from toolkit.imagegen.seeds import imagegen_of
     from toolkit.imagegen.stages import RunSession, check_finished, run_stage
@@ -91,7 +92,7 @@ def run_imagegen(
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         if plan is not None:
             write_json(run.plan_file, plan, private=True)
-        with recording(run, recipe.run, "run") as recorder, tracking(recipe.run, run) as trackers:
+        with recording(run, recipe.run, "run") as recorder, tracking(recipe.run.report_to, run) as trackers:
             session = RunSession(StageContext(recipe, run, stop, progress, trackers))
             check_finished(run)
             for name in unfinished_stages(imagegen_of(recipe).stages, run.is_done):

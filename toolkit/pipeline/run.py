@@ -13,12 +13,14 @@ from toolkit.errors import warn
 from toolkit.evaluation.custom_metrics import code_digest
 from toolkit.evaluation.results import BEFORE, EvaluationResult, evaluation_stage
 from toolkit.evaluation.stage_context import Context, DataAndImages
+from toolkit.evaluation.trackers import NO_TRACKERS, Trackers, tracking
 from toolkit.exporting.exported import damaged_exports
 from toolkit.exporting.results import ExportResult
 from toolkit.models.llamacpp import formats_of, require_for
 from toolkit.pipeline.image_files import has_touched_images
 from toolkit.pipeline.prepare_data import fingerprint_rewards
 from toolkit.pipeline.run_results import RunResults, collect_results, evaluations, write_results
+from toolkit.pipeline.tracked_results import track_evaluation
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
     EXPORT,
@@ -151,9 +153,11 @@ def run_recipe(
                     data, images = stages.prepare(recipe, run, stopping(stop, progress))
                 context = Context(recipe, run, data, images, stop, progress)
             wait_for_all()  # from here on the other processes read which stages are unfinished
-            for name in unfinished:
-                stop.check(f"{name} has not begun, and the stages before it are finished")
-                run_stage(calls[name], context, recorder)
+            # After the data, so that Unsloth is imported before a tracker imports other libraries.
+            with tracking(recipe.run.report_to if unfinished else (), run) as trackers:
+                for name in unfinished:
+                    stop.check(f"{name} has not begun, and the stages before it are finished")
+                    run_stage(calls[name], context, recorder, trackers)
         results = write_results(run)
         write_report(run)
         return results
@@ -222,8 +226,10 @@ def evaluation_call(name: str, evaluate: EvaluateStage) -> StageCall[EvaluationR
     return StageCall(evaluation_stage(name), work)
 
 
-def run_stage(call: StageCall[Result], context: Context, recorder: Recorder) -> Result:
-    """Run one stage, save its result, and update results.json."""
+def run_stage(
+    call: StageCall[Result], context: Context, recorder: Recorder, trackers: Trackers = NO_TRACKERS
+) -> Result:
+    """Run one stage, save its result, update results.json, and send the results of an evaluation to the trackers."""
     trains = call.name in TRAINING_STAGES
     with logged(call.name):
         if call.name == EXPORT:
@@ -236,7 +242,10 @@ def run_stage(call: StageCall[Result], context: Context, recorder: Recorder) -> 
             context.run.mark_done(call.name, result)
             if trains:
                 wait_for_all()
-        write_results(context.run)
+        results = write_results(context.run)
+        if isinstance(result, EvaluationResult):
+            name = call.name.removeprefix(evaluation_stage(""))
+            track_evaluation(trackers, context, name, results.evaluations)
     return result
 
 

@@ -55,12 +55,23 @@ def pairs_are_ordered(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.epsilons_reversed", rule, "grpo.epsilon_high", grpo.epsilon_high, "Raise it.")
 
 
+def tracker_examples_fit(recipe: Recipe) -> Iterator[Problem]:
+    """Check that examples have a tracker that receives them, and come from an evaluation."""
+    run = recipe.run
+    if run.tracker_examples and not (run.report_to and recipe.evaluate):
+        rule = "must be 0 without run.report_to and [evaluate]"
+        yield Problem(
+            "recipe.tracker_examples_unused", rule, "run.tracker_examples", run.tracker_examples, "Remove it."
+        )
+
+
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"sft", "dpo", "grpo", "evaluate", "export"}), has_a_stage),
     (frozenset({"data"}), has_one_source_of_rows),
     (frozenset({"grpo"}), loss_fits),
     (frozenset({"grpo"}), resampling_fits),
     (frozenset({"run"}), checkpoints_are_logged),
+    (frozenset({"run", "evaluate"}), tracker_examples_fit),
     (frozenset({"run", "data", "sft", "grpo", "validation"}), validation_fits),
     (frozenset({"model", "lora", "sft", "dpo", "grpo"}), learning_rates_fit),
     (frozenset({"model", "lora", "grpo"}), adapter_is_supported),

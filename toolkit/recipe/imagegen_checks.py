@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from toolkit.errors import Problem
-from toolkit.recipe.checks import Check
+from toolkit.recipe.checks import Check, tracker_examples_fit
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.model_kind import is_folder_name
 from toolkit.recipe.requirements import missing
@@ -46,7 +46,10 @@ def _judge_differs(recipe: Recipe) -> Iterator[Problem]:
         yield from independent_judge(recipe.imagegen, recipe.run.seed)
 
 
-IMAGEGEN_CHECKS: tuple[tuple[frozenset[str], Check], ...] = ((frozenset({"run", "imagegen"}), _judge_differs),)
+IMAGEGEN_CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
+    (frozenset({"run", "imagegen"}), _judge_differs),
+    (frozenset({"run"}), tracker_examples_fit),
+)
 """As ``CHECKS``, for a recipe with [imagegen]."""
 
 

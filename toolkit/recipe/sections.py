@@ -39,7 +39,10 @@ class Run(Section):
     """Seed of the training alone: data order, adapter initialization, sampling of completions. Default: ``seed``.
     `toolkit run --seeds` sets it. Data and evaluated samples are then equal for all seeds."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Experiment trackers, passed to transformers."""
+    """Experiment trackers. They receive the training curves and the results of every evaluation."""
+    tracker_examples: int = Field(0, ge=0, le=64)
+    """Examples of every evaluation that the trackers receive: image, question, completion, reference and score. wandb
+    uploads them, so the data must be allowed to leave the machine."""
     checkpoint_steps: int = Field(50, ge=1, le=MAX_NUMBER)
     """Optimizer steps between two checkpoints."""
     keep_checkpoints: int = Field(2, ge=1, le=MAX_NUMBER)

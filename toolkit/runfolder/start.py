@@ -33,6 +33,7 @@ HARMLESS = frozenset(
     {
         "run.folder",
         "run.report_to",
+        "run.tracker_examples",
         "run.checkpoint_steps",
         "run.keep_checkpoints",
         "run.log_steps",

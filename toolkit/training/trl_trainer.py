@@ -9,10 +9,12 @@ import torch
 from transformers import PrinterCallback
 
 from toolkit.errors import TrainingError, warn
+from toolkit.evaluation.trackers import PROJECT, tracked_name
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.families import PROJECTOR, VISION
 from toolkit.models.flops import flop_counter
 from toolkit.recipe import Optimisation, Recipe
+from toolkit.runfolder import find_run
 from toolkit.runfolder.usage import count, counts, note_unmeasured
 from toolkit.training.resume import PARTIAL
 
@@ -52,6 +54,7 @@ def common_settings(job: TrainingJob, section: Optimisation, epochs: float) -> d
         "seed": run.seed_of_training,
         "report_to": "none" if job.preflight else list(run.report_to) or "none",
         "run_name": run.name,
+        **_trackio_run(job),
         "bf16": mixed_precision(job.recipe),
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
@@ -60,6 +63,13 @@ def common_settings(job: TrainingJob, section: Optimisation, epochs: float) -> d
         # set of strings, which differs between processes. A broadcast would give other processes swapped frequencies.
         "ddp_broadcast_buffers": False,
     }
+
+
+def _trackio_run(job: TrainingJob) -> dict[str, object]:
+    """Return the settings by which the callback of transformers continues the trackio run of the run folder."""
+    if job.preflight or "trackio" not in job.recipe.run.report_to:
+        return {}
+    return {"project": PROJECT, "run_name": tracked_name(find_run(job.recipe.run_folder))}
 
 
 def local_optimizer(section: Optimisation) -> str:
