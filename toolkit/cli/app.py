@@ -43,7 +43,9 @@ class App(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=_Group, no_args_is_help=True, **options)
 
-    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+    def command(  # type: ignore[override]  # typer lists each option
+        self, name: str | None = None, **options: Any
+    ) -> Callable[[Function], Function]:
         """Return a decorator that registers a function as a command."""
         register = super().command(name, cls=_Command, **options)
 
