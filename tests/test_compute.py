@@ -529,8 +529,8 @@ def test_savings_that_were_bypassed_are_in_the_record_the_results_and_the_report
     assert summary is not None
     assert summary.bypassed_savings == found
     ledger = read_ledger([tmp_path])
-    assert as_json(ledger)["bypassed_savings"] == found
-    assert "vision cache: the tower is trained** (3 calls)" in as_markdown(ledger)
+    assert compute_json(ledger)["bypassed_savings"] == found
+    assert "vision cache: the tower is trained (3 calls)" in compute_text(ledger)
     assert sum("the tower is trained" in message for message in caplog.messages) == 2  # once in each session
 
 
