@@ -225,7 +225,7 @@ def _inner(name: str, code: ast.AST, call: ast.Call, module: Module, source: Sou
         return "", "", ""
     at, function = found
     names = [one.arg for one in function.args.args]
-    place = call.args.index(code)  # type: ignore[arg-type]
+    place = call.args.index(code)
     for node in ast.walk(function) if place < len(names) else ():
         if isinstance(node, ast.Call) and node.args and getattr(node.args[0], "id", "") == names[place]:
             return _call(node, node.args[0], at, source)
