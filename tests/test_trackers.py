@@ -162,8 +162,8 @@ def test_wandb_gets_tables_and_images_and_a_resumed_run_continues_its_run(
     examples = [table for table in tables if "completion" in table["columns"]]
     assert [len(table["data"]) for table in examples] == [EXAMPLES] * 2
     prepared = [file.read_bytes() for file in (results.folder / "wandb").rglob("staging/*")]
-    assert sum(content.startswith(b"\x89PNG") for content in prepared) == 2 * EXAMPLES
-    assert len({content for content in prepared if b'"image-file"' in content}) == 2
+    assert len({content for content in prepared if content.startswith(b"\x89PNG")}) == EXAMPLES
+    assert any(b'"image-file"' in content for content in prepared)  # cells of a table refer to the images
     assert "WANDB_DATA_DIR" not in os.environ
 
 
