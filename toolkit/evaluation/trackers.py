@@ -48,7 +48,7 @@ class Tracker(Protocol):
         """Send what is not sent yet, and end the session. Another one can continue the run."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Trackers:
     """The open trackers of a run. One that fails is reported once and not used again, so that it never ends a run."""
 
