@@ -66,16 +66,6 @@ def test_a_deep_plan_names_the_part_that_fails_on_a_real_architecture(tmp_path: 
     assert str(problem.details.value).startswith("model.forward_fails")
 
 
-def test_the_check_fails_on_a_family_that_is_known_to_be_untrainable(tmp_path: Path) -> None:
-    """A plan rejects it before the check, which would find it too."""
-    recipe, _ = recipe_for(tmp_path, "mllama", grpo=None, export=None)
-    codes = [finding.code for finding in plan_language_model(recipe, None, deep=True).problems]
-    assert codes == ["model.family_not_trainable"]
-    found = make_check(recipe, tmp_path / "check")
-    assert [one.part for one in found.failures] == ["sft"]
-    assert list(found.tried) == ["model", "evaluate"]
-
-
 @pytest.mark.parametrize(("shape", "processor"), [("qwen2_5_vl_3b", "qwen2_vl"), ("qwen3_vl_8b", "qwen3_vl")])
 def test_the_check_converts_a_real_architecture_to_gguf(
     shape: str, processor: str, tmp_path: Path, shared_data: Path
