@@ -47,6 +47,7 @@ def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.Capt
         "evaluate",
         "export",
         "predict",
+        "demo",
         "new",
         "list",
         "doctor",

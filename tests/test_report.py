@@ -309,6 +309,8 @@ def test_formats_and_the_former_subcommand_are_checked(tmp_path: Path, capsys: p
     with pytest.raises(RunError) as caught:
         report_runs([tmp_path], tmp_path / "report.html", "json")
     assert caught.value.code == "run.report_format_unknown"
+    assert call(["report", str(tmp_path), "--json", "--format", "html"]) == 2
+    assert "--format" in capsys.readouterr().err
     assert call(["report", "compute", str(tmp_path)]) == 2
     assert "toolkit report RUN" in capsys.readouterr().err
 

@@ -1,6 +1,5 @@
 """The tables of model families: those of the README from the measured table, and traits from the code."""
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -44,7 +43,9 @@ def _families() -> Iterator[tuple[str, Mapping[str, str]]]:
 
 
 def _result(cells: Mapping[str, str]) -> str:
-    works = [column for column, cell in cells.items() if cell == "works"]
-    if any(re.match("stops", cell) for cell in cells.values()):
+    """Return the columns that work. A model that no converter knows can be trained and merged all the same."""
+    works = [column for column, cell in cells.items() if cell in ("works", "converted")]
+    stopped = any(cell.startswith("stops") for column, cell in cells.items() if column != "GGUF")
+    if stopped:
         return "rejected with an error before training" if not works else f"{', '.join(works)}, then an error"
     return ", ".join(works) or "untried"

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import AsJson
+
 FORMER = "compute"
 """Former subcommand, whose tables are in every report."""
 
@@ -37,6 +39,7 @@ def report(
         bool, typer.Option("--no-examples", help="Leave out all texts and images of rows, to publish the report.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Rename an existing file to NAME.old-1.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Report on one run, or on several side by side: results, training, examples, data, GPU memory, time and recipe.
 
@@ -47,8 +50,11 @@ def report(
 
         former = f"toolkit report {FORMER}"
         ctx.fail(f"{former} was renamed. {use_new_name(former)}")
+    if as_json and form not in (None, ReportFormat.json):
+        raise typer.BadParameter(f"must be json with --json (got {form})", param_hint="--format")
     from toolkit.reporting.report import ReportOptions, report_runs
 
+    form = ReportFormat.json if as_json else form
     options = ReportOptions(images=not (no_images or no_examples), examples=not no_examples)
     written = report_runs(runs, out, form.value if form else None, options, force=force)
     print(f"report: {written}" if isinstance(written, Path) else written, end="\n" if isinstance(written, Path) else "")
