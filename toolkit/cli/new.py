@@ -100,7 +100,10 @@ def _choose_task(source: "Source", task: str | None, *, yes: bool) -> "Reading":
 
 
 def _not_readable(reading: "Reading") -> DataProblems:
-    problems = reading.problems or (Problem("data.no_usable_rows", "at least one row must be usable", "--data"),)
+    empty = Problem(
+        "data.no_usable_rows", "at least one row must be usable", "--data", remedy="Choose another task or file."
+    )
+    problems = reading.problems or (empty,)
     rule = f"the task {reading.task} cannot read the rows"
     return DataProblems("new.rows_not_readable", rule, list(problems), place="--data")
 

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from toolkit.errors import warn
 from toolkit.identifiers import open_private
+from toolkit.images.header import MALFORMED_BY_PILLOW, open_with_pillow
 from toolkit.runfolder import RunFolder, replace_file
 
 FOLDER = "samples"
@@ -59,18 +61,23 @@ def save_samples(run: RunFolder, arm: str, name: str, images_NHWC: Pixels, promp
 
 
 def read_samples(run: RunFolder, arm: str) -> dict[str, list[tuple[str, Image.Image]]]:
-    """Return name of an evaluation -> prompt and image of each sample, sorted by name. Damaged files are left out."""
+    """Return name of an evaluation -> prompt and image of each sample, sorted by name.
+
+    A damaged file is left out with a warning.
+    """
     found = {}
     for file in sorted((run.path / "stages" / arm / FOLDER).glob("*.png")):
         try:
             found[file.stem] = _read(file)
-        except (OSError, ValueError, KeyError):
-            continue
+        except MALFORMED_BY_PILLOW as error:
+            rule = "samples of an evaluation must be complete, and are left out"
+            remedy = f"Delete the file if the run of {run.name} is to be reported without them."
+            warn("imagegen.samples_damaged", rule, place=file, value=type(error).__name__, remedy=remedy)
     return found
 
 
 def _read(file: Path) -> list[tuple[str, Image.Image]]:
-    with Image.open(file) as opened:
+    with file.open("rb") as stream, open_with_pillow(stream) as opened:
         strip: Any = opened
         prompts = [str(prompt) for prompt in json.loads(strip.text[PROMPTS])]
         image = opened.convert("RGB")
