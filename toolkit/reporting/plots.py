@@ -208,7 +208,7 @@ def _widen(axes: "Axes", rows: Sequence[ForestRow], scale: float, *, zero: bool)
     margin = 0.06 * max(high - low, 0.1)
     left, right = scale * (low - missing - margin), scale * (high + missing + margin)
     axes.set_xlim(left, right)
-    if not zero and scale == 100 and 0 <= low and high <= 1:
+    if not zero and scale == 100 and low >= 0 and high <= 1:
         axes.set_xticks([tick for tick in axes.get_xticks() if max(left, 0) <= tick <= min(right, 100)])
 
 
