@@ -46,7 +46,7 @@ def _results(runs: Sequence[FinishedRun], rows: Rows) -> Section:
         bars = [ForestRow(name, one.primary.value) for name, (_, one) in known.items()]
         cells = [(row.label, value(row.estimate), interval(row.estimate), f"{row.estimate.n:,}") for row in bars]
         title = f"{score} of each run ({split})"
-        plots = [Plot(title, forest(title, bars, f"{score} in percent"), Table.of(("run", score, "", "n"), cells))]
+        plots = [Plot(title, forest(title, bars, "percent"), Table.of(("run", score, "", "n"), cells))]
         pairs, reasons = _differences(runs, rows) if rows else ([], [TOO_MANY])
         if pairs:
             listed = [(row.label, points(row.estimate), f"{row.estimate.n:,}") for row in pairs]

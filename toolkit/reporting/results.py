@@ -54,7 +54,7 @@ def _plots(score: str, found: Mapping[str, ScoreResult]) -> Iterator[Plot]:
     rows += [ForestRow(label, one.value) for label, one in found.items()]
     figures = [(row.label, value(row.estimate), interval(row.estimate), f"{row.estimate.n:,}") for row in rows]
     table = Table.of(("row", "value", "95 % interval", "n"), figures)
-    yield Plot(score, forest(f"{score}: value and 95 % interval", rows, f"{score} in percent"), table)
+    yield Plot(score, forest(f"{score}: value and 95 % interval", rows, "percent"), table)
     pairs = [
         ForestRow(f"{label} – {_shown(other)}", change.difference)
         for label, one in found.items()

@@ -62,4 +62,4 @@ def _plot(column: str, score: str, parts: Mapping[str, Metrics]) -> Plot | None:
     ]
     title = f"{score} by {column}" + (f", first {MAX_ROWS} of {len(rows)} values" if len(rows) > MAX_ROWS else "")
     table = Table.of((column, score, "95 % interval", "n", "groups"), cells)
-    return Plot(title, forest(title, rows[:MAX_ROWS], f"{score} in percent"), table)
+    return Plot(title, forest(title, rows[:MAX_ROWS], "percent"), table)
