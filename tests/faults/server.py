@@ -17,7 +17,13 @@ from typing import NoReturn
 
 from tests.faults.children import KillAt, Request
 
-NOT_IMPORTED = ("toolkit.models.unsloth", "toolkit.models.vllm", "toolkit.__main__", "toolkit.diagnostics.probe_script")
+NOT_IMPORTED = (
+    "toolkit.models.unsloth",
+    "toolkit.models.vllm",
+    "toolkit.__main__",
+    "toolkit.diagnostics.probe_script",
+    "toolkit.cli.demo_page",  # needs Gradio
+)
 LIBRARIES = (
     "accelerate",
     "datasets",
