@@ -131,5 +131,5 @@ def _notes(figures: Mapping[str, ArmFigures], ratings: RatingsResult | None) -> 
     if figures and (n := next(iter(figures.values())).metrics.n) < MIN_PAIRS:
         notes.append(f"{n} images of each arm are fewer than {MIN_PAIRS}, so that small differences cannot be seen")
     if ratings and ratings.synthetic:
-        notes.append("synthetic images and simulated experts: the figures show that the machinery works, not quality")
+        notes.append("synthetic images and simulated experts: the figures show that the method works, not quality")
     return notes
