@@ -1,5 +1,6 @@
 """`toolkit new`: a recipe for the data of every task, which loads and whose plan has no problem."""
 
+import io
 import json
 from pathlib import Path
 
@@ -105,6 +106,16 @@ def test_prompts_request_what_no_option_gives(tmp_path: Path, monkeypatch: pytes
     assert done.exit_code == 0, done.output
     recipe = load_recipe("mine.toml")
     assert (recipe.run.name, recipe.dataset.task, recipe.model.name) == ("mine", "vqa", "tiny")
+
+
+def test_the_end_of_the_input_names_the_question(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert call(["new", "--json"]) == 2
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert problem["code"] == "new.answer_missing"
+    assert problem["place"].startswith("Training rows")
 
 
 def test_the_proposed_model_fits_the_gpu(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "evaluate": ("evaluate", RUN, "--name", "more"),
     "export": ("export", RUN, "--to", "adapter,merged", "--out", "out"),
     "predict": ("predict", RUN, "--data", "rows.json", "--out", "answers.jsonl"),
-    "report": ("report", "compute", RUN, "--out", "report.json"),
+    "report": ("report", RUN, "--out", "report.json"),
 }
 LIMIT_S = 180.0
 NOT_DAMAGED = (".lock", ".partial", "log.txt")

@@ -216,9 +216,7 @@ SCENARIOS = {
         Scenario(
             "export", ("export", "runs/chest", "--to", "adapter,merged", "--out", "out"), copy_chest, ("runs", "out")
         ),
-        Scenario(
-            "report", ("report", "compute", "runs/chest", "--out", "report.md"), copy_chest, ("runs", "report.md")
-        ),
+        Scenario("report", ("report", "runs/chest", "--out", "report.md"), copy_chest, ("runs", "report.md")),
     )
 }
 

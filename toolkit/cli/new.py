@@ -1,6 +1,7 @@
 """`toolkit new`: write a first recipe for new data, from prompts or from options."""
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ def new(
     from toolkit.cli.progress import show_progress
 
     if data is None:
-        data = typer.prompt("Training rows (a file, a folder or hub:NAME)", err=True)
+        data = _prompt("Training rows (a file, a folder or hub:NAME)")
     with show_progress():
         from toolkit.pipeline.new_recipe import NewData, inspect_source, propose_model, recipe_text
 
@@ -141,7 +142,22 @@ def _choose_gpu(given: str | None, *, yes: bool) -> "Gpu | None":
 
 def _answer(question: str, proposed: str, *, yes: bool) -> str:
     """Return the proposal, or what the user enters instead of it."""
-    return proposed if yes else str(typer.prompt(question, default=proposed, err=True))
+    return proposed if yes else _prompt(question, proposed)
+
+
+def _prompt(question: str, proposed: str | None = None) -> str:
+    try:
+        return str(typer.prompt(question, default=proposed, err=True))
+    except typer.Abort as error:  # Ctrl-C, or the end of the input
+        if sys.stdin.isatty():
+            raise KeyboardInterrupt from error
+        raise ArgumentError(
+            "new.answer_missing",
+            "the input must have an answer to each question",
+            place=question,
+            value="end of input",
+            remedy="Give every answer as an option (`toolkit new --help`), or accept the proposals with --yes.",
+        ) from error
 
 
 def _run_name(source: str) -> str:
