@@ -66,6 +66,10 @@ def examples_section(run: FinishedRun, rows: EvaluatedRows, budget: ImageBudget,
     places = {case.name: place for place, case in enumerate(worst, 1)}
     examples = tuple(builder.example(case, places.get(case.name, 0)) for case in chosen)
     blocks = [Text(_about(rows, cases, chosen))]
+    last = run.evaluations.get(rows.last) or run.others.get(rows.last)
+    if last is not None and last.agent_memory is None and (counted := last.summary.overall.n) != len(rows.ids):
+        text = f"The evaluation has {counted:,} rows, but the file of its predictions has {len(rows.ids):,}."
+        blocks.append(Text(f"{text} Do not rely on this section.", "warning"))
     if rows.reason:
         blocks.append(Text(f"Images and scores are missing: {rows.reason}.", "warning"))
     return Section("examples", "Examples", (*blocks, Examples(examples)))

@@ -253,8 +253,9 @@ def _named(folders: Sequence[RunFolder]) -> list[tuple[RunFolder, str]]:
     """Return each folder with a name of its own: that of the folder, with a number if another run has it."""
     found: list[tuple[RunFolder, str]] = []
     for folder in folders:
-        same = sum(other.name == folder.name for other, _ in found)
-        found.append((folder, f"{folder.name} ({same + 1})" if same else folder.name))
+        taken = {name for _, name in found}
+        names = (folder.name, *(f"{folder.name} ({number})" for number in range(2, len(folders) + 2)))
+        found.append((folder, next(name for name in names if name not in taken)))
     return found
 
 
