@@ -517,3 +517,22 @@ def test_runs_of_one_name_have_names_of_their_own(tmp_path: Path) -> None:
     folders = [RunFolder(tmp_path / name) for name in ("a/x", "b/x", "c/x (2)", "d/x")]
     names = [name for _, name in _named(folders)]
     assert len(set(names)) == 4
+
+
+@pytest.mark.slow
+def test_code_of_a_recipe_runs_only_with_its_option(
+    mcq: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = damaged(mcq, tmp_path)
+    (run.path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    text = run.recipe_file.read_text()
+    for old, new in (('task = "mcq"', 'task = "own.py:TASK"'), ("[rewards]", '[rewards]\ncustom = ["own.py:mine"]')):
+        assert old in text
+        run.recipe_file.write_text(re.sub(r"(?m)^custom = \[\]\n", "", text).replace(old, new))
+        caplog.clear()
+        assert call(["report", str(run.path), "--out", str(tmp_path / "a.html"), "--force"]) == 0
+        assert "report.code_not_run" in [one.code for one in warnings_in(caplog)]
+        assert not (tmp_path / "ran").exists()
+        call(["report", str(run.path), "--out", str(tmp_path / "a.html"), "--force", "--custom-code"])
+        assert (tmp_path / "ran").exists()
+        (tmp_path / "ran").unlink()

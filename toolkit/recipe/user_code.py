@@ -30,6 +30,9 @@ AGAIN = 1.0
 
 Result = TypeVar("Result")
 
+NOT_RUN = ".not_run"
+"""End of the code of the error inside of ``without_user_code``."""
+
 _RUNS = ContextVar("user_code_runs", default=True)
 
 

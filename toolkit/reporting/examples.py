@@ -13,7 +13,7 @@ from toolkit.identifiers import hidden_id
 from toolkit.reporting.blocks import EmbeddedImage, Example, Examples, Reply, Section, Text
 from toolkit.reporting.embedding import ImageBudget
 from toolkit.reporting.evaluated_rows import EvaluatedRows
-from toolkit.reporting.finished_run import FinishedRun
+from toolkit.reporting.finished_run import FinishedRun, warn_of_code
 from toolkit.runfolder import Record
 from toolkit.scoring.statistics import ScoredAnswer
 from toolkit.training.rewards import RewardTable, explain, recipe_rewards
@@ -144,7 +144,8 @@ def _rewards(run: FinishedRun) -> RewardTable | None:
         return None
     try:
         return recipe_rewards(run.recipe)
-    except ToolkitError:
+    except ToolkitError as error:
+        warn_of_code(run.folder, error)
         return None
 
 
