@@ -32,7 +32,15 @@ from toolkit.reporting.finished_run import read_run
 from toolkit.reporting.markdown import markdown_page
 from toolkit.reporting.page import html_page, shape_path
 from toolkit.reporting.plots import ForestRow, Series, averaged, forest
-from toolkit.reporting.report import ReportOptions, _named, build_report, html_report, report_runs, write_run_report
+from toolkit.reporting.report import (
+    ReportOptions,
+    _named,
+    _results,
+    build_report,
+    html_report,
+    report_runs,
+    write_run_report,
+)
 from toolkit.runfolder import RunFolder, read_lines
 from toolkit.runfolder.files import write_lines
 from toolkit.scoring.statistics import Estimate
@@ -536,3 +544,21 @@ def test_code_of_a_recipe_runs_only_with_its_option(
         call(["report", str(run.path), "--out", str(tmp_path / "a.html"), "--force", "--custom-code"])
         assert (tmp_path / "ran").exists()
         (tmp_path / "ran").unlink()
+
+
+def test_a_plan_of_another_structure_counts_as_no_plan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = RunFolder(tmp_path)
+    for content in ("[]", '{"gpu": "x"}', '{"memory": [1]}', '{"time": 3}'):
+        run.plan_file.write_text(content)
+        caplog.clear()
+        assert run.plan() == {}
+        assert [one.code for one in warnings_in(caplog)] == ["run.plan_damaged"]
+
+
+def test_results_of_another_structure_are_damaged(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for dropped in ("[5]", '{"a": {}}', '[{"source": 1}]', "3"):
+        run.results_file.write_text(f'{{"data": {{"dropped": {dropped}}}}}')
+        assert _results(run) is None
+    run.results_file.write_text('{"data": {"dropped": [{"source": "/data/rows.json"}], "sources": 1}}')
+    assert _results(run) == {"data": {"dropped": [{"source": "rows.json"}]}}

@@ -267,7 +267,12 @@ def _results(run: RunFolder) -> dict[str, Any] | None:
     data = found.get("data")
     if isinstance(data, dict):
         data.pop("sources", None)
-        for one in data.get("dropped") or ():
+        dropped = data.get("dropped") or []
+        if not isinstance(dropped, list) or not all(
+            isinstance(one, dict) and isinstance(one.get("source"), str) for one in dropped
+        ):
+            return None
+        for one in dropped:
             one["source"] = public_name(one["source"])
     return found
 
