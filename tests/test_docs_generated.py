@@ -15,6 +15,7 @@ from docs.generate.docstrings import parse
 from docs.generate.error_codes import NAME, Entry, entries, is_code
 from docs.generate.pages import ROOT, generated_files, replace_part
 from docs.generate.recipe_schema import schema
+from toolkit.errors import CODE
 from toolkit.tasks import TASKS
 
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "recipe.schema.json").read_text(encoding="utf-8"))
@@ -142,3 +143,15 @@ def test_the_schema_rejects_what_loading_rejects(section: str, key: str, value: 
 def test_the_schema_accepts_weights_of_custom_rewards() -> None:
     recipe = recipe_of(ROOT / "recipes" / "quickstart.toml") | {"rewards": {"custom": ["a.py:mine"], "mine": 0.5}}
     jsonschema.Draft7Validator(SCHEMA).validate(recipe)
+
+
+def test_the_code_of_every_error_and_warning_is_documented() -> None:
+    raised = set()
+    for file in (ROOT / "toolkit").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+                name, first = node.func.id, node.args[0]
+                if (name.endswith("Error") or name in ("Problem", "warn")) and isinstance(first, ast.Constant):
+                    raised |= {first.value} if isinstance(first.value, str) and CODE.fullmatch(first.value) else set()
+    assert len(raised) > 300
+    assert raised - set(entries()) == set()

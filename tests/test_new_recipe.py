@@ -127,3 +127,39 @@ def test_the_proposed_model_fits_the_gpu(tmp_path: Path) -> None:
     small = propose_model(data, reading.task, parse_gpu("4"))
     assert large == MODELS[0]
     assert MODELS.index(small) > 0
+
+
+def test_every_name_of_a_file_or_column_is_written_as_valid_toml(tmp_path: Path) -> None:
+    odd = "q\"u'o\\te\x7f\n\u202e"
+    rows = [{odd if key == "patient_id" else key: value for key, value in row.items()} for row in ROWS]
+    source = write_rows(tmp_path, rows, f"{odd}.json")
+    words = ["--data", source, "--group", odd, "--gpu", "none", "--out", str(tmp_path / "a.toml"), "-y"]
+    assert call(["new", *words]) == 0
+    recipe = load_recipe(tmp_path / "a.toml")
+    assert (recipe.dataset.train, recipe.dataset.group) == (source, odd)
+
+
+def test_a_recipe_that_would_be_invalid_is_not_written(tmp_path: Path) -> None:
+    source = write_rows(tmp_path, ROWS)
+    words = ["new", "--data", source, "--gpu", "none", "--out", str(tmp_path / "a.toml"), "-y"]
+    assert call([*words, "--model", 'a "model"']) == 2
+    assert call([*words, "--test", str(tmp_path / "missing.json")]) == 1
+    assert not (tmp_path / "a.toml").exists()
+
+
+def test_a_folder_of_weights_starts_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path, ROWS)
+    words = ["new", "--data", "rows.json", "--gpu", "none", "-y", "--model", "./weights"]
+    for file in ("a.toml", "recipes/a.toml"):
+        assert call([*words, "--out", file]) == 0
+        assert load_recipe(tmp_path / file).model.name == str(tmp_path / "weights")
+    assert str(tmp_path) not in (tmp_path / "a.toml").read_text()
+
+
+def test_an_error_has_no_control_character_of_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_rows(tmp_path, [{"a\x1b[2J": "1"}])
+    assert call(["new", "--data", source, "--gpu", "none", "-y"]) == 1
+    error = capsys.readouterr().err
+    assert "a\\x1b[2J" in error
+    assert "\x1b" not in error

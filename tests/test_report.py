@@ -29,9 +29,18 @@ from toolkit.reporting.embedding import ImageBudget
 from toolkit.reporting.evaluated_rows import evaluated_rows
 from toolkit.reporting.examples import examples_section
 from toolkit.reporting.finished_run import read_run
+from toolkit.reporting.markdown import markdown_page
 from toolkit.reporting.page import html_page, shape_path
 from toolkit.reporting.plots import ForestRow, Series, averaged, forest
-from toolkit.reporting.report import ReportOptions, build_report, html_report, report_runs, write_run_report
+from toolkit.reporting.report import (
+    ReportOptions,
+    _named,
+    _results,
+    build_report,
+    html_report,
+    report_runs,
+    write_run_report,
+)
 from toolkit.runfolder import RunFolder, read_lines
 from toolkit.runfolder.files import write_lines
 from toolkit.scoring.statistics import Estimate
@@ -454,3 +463,102 @@ def test_a_damaged_run_is_named_beside_others_and_rejected_alone(classify: RunFo
     with pytest.raises(RunError) as caught:
         build_report([broken.path])
     assert caught.value.code == "run.stage_damaged"
+
+
+def damaged(run: RunFolder, folder: Path, **fields: Any) -> RunFolder:
+    """Return a copy of a run whose last predictions have these fields in their first line."""
+    copy = RunFolder(Path(shutil.copytree(run.path, folder / "copy")))
+    file = copy.path / list(read_run(copy).evaluations.values())[-1].predictions
+    lines = read_lines(file)
+    lines[0].update(fields)
+    write_lines(file, lines)
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{"id": ["a"]}, {"completion": None}, {"truncated": "no"}, {"problem": {"a": 1}}])
+def test_a_prediction_of_another_type_is_an_error(mcq: RunFolder, tmp_path: Path, fields: dict[str, Any]) -> None:
+    with pytest.raises(RunError) as error:
+        evaluated_rows(read_run(damaged(mcq, tmp_path, **fields)))
+    assert error.value.code == "run.line_damaged"
+
+
+@pytest.mark.slow
+def test_predictions_outside_of_the_run_are_not_read(mcq: RunFolder, tmp_path: Path) -> None:
+    run = damaged(mcq, tmp_path)
+    file = run.path / "stages" / "evaluate-grpo" / "done.json"
+    for name in ("../../outside.jsonl", "/dev/zero"):
+        content = json.loads(file.read_text())
+        content["result"]["predictions"] = name
+        file.write_text(json.dumps(content))
+        with pytest.raises(RunError) as error:
+            evaluated_rows(read_run(run))
+        assert error.value.code == "run.predictions_outside"
+
+
+@pytest.mark.slow
+def test_missing_predictions_are_a_warning_in_the_examples(mcq: RunFolder, tmp_path: Path) -> None:
+    run = damaged(mcq, tmp_path)
+
+    def warnings_of() -> int:
+        blocks = section_of(build_report([run.path]), "examples").blocks
+        return sum(isinstance(block, Text) and block.tone == "warning" for block in blocks)
+
+    assert warnings_of() == 0
+    file = run.path / list(read_run(run).evaluations.values())[-1].predictions
+    write_lines(file, read_lines(file)[1:])
+    assert warnings_of() == 1
+
+
+@pytest.mark.parametrize("kind", [html_page, markdown_page])
+def test_control_characters_and_tokens_of_texts_are_replaced(kind: Any) -> None:
+    token = "hf_" + "a" * 30
+    text = f"90 \x1b[2J\u202e% {token}"
+    report = Report(text, ((text, text),), (Part("run", text, (Section("one", text, (Text(text),)),)),), has_rows=False)
+    page = kind(report)
+    assert not {"\x1b", "\u202e"} & set(page)
+    assert "202e% [hidden]" in page
+    assert token not in page
+
+
+def test_runs_of_one_name_have_names_of_their_own(tmp_path: Path) -> None:
+    folders = [RunFolder(tmp_path / name) for name in ("a/x", "b/x", "c/x (2)", "d/x")]
+    names = [name for _, name in _named(folders)]
+    assert len(set(names)) == 4
+
+
+@pytest.mark.slow
+def test_code_of_a_recipe_runs_only_with_its_option(
+    mcq: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = damaged(mcq, tmp_path)
+    (run.path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    text = run.recipe_file.read_text()
+    for old, new in (('task = "mcq"', 'task = "own.py:TASK"'), ("[rewards]", '[rewards]\ncustom = ["own.py:mine"]')):
+        assert old in text
+        run.recipe_file.write_text(re.sub(r"(?m)^custom = \[\]\n", "", text).replace(old, new))
+        caplog.clear()
+        assert call(["report", str(run.path), "--out", str(tmp_path / "a.html"), "--force"]) == 0
+        assert "report.code_not_run" in [one.code for one in warnings_in(caplog)]
+        assert not (tmp_path / "ran").exists()
+        call(["report", str(run.path), "--out", str(tmp_path / "a.html"), "--force", "--custom-code"])
+        assert (tmp_path / "ran").exists()
+        (tmp_path / "ran").unlink()
+
+
+def test_a_plan_of_another_structure_counts_as_no_plan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = RunFolder(tmp_path)
+    for content in ("[]", '{"gpu": "x"}', '{"memory": [1]}', '{"time": 3}'):
+        run.plan_file.write_text(content)
+        caplog.clear()
+        assert run.plan() == {}
+        assert [one.code for one in warnings_in(caplog)] == ["run.plan_damaged"]
+
+
+def test_results_of_another_structure_are_damaged(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for dropped in ("[5]", '{"a": {}}', '[{"source": 1}]', "3"):
+        run.results_file.write_text(f'{{"data": {{"dropped": {dropped}}}}}')
+        assert _results(run) is None
+    run.results_file.write_text('{"data": {"dropped": [{"source": "/data/rows.json"}], "sources": 1}}')
+    assert _results(run) == {"data": {"dropped": [{"source": "rows.json"}]}}

@@ -92,3 +92,31 @@ def test_the_list_as_json(recipe: Recipe, capsys: pytest.CaptureFixture[str]) ->
     assert [(one["folder"], one["status"], one["task"]) for one in found["runs"]] == [
         (str(run.path), "interrupted", "mcq")
     ]
+
+
+def test_names_of_folders_are_neither_markup_nor_commands_of_the_terminal(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start_run(recipe) as run:
+        pass
+    folder = run.path.parent.rename(run.path.parent.with_name("["))
+    (folder / run.path.name).rename(folder / "[red]\x1b[2Ja\rb")
+    assert call(["list", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "[red]\\x1b[2Ja\\rb" in out.replace("\n", "")
+    assert "\x1b" not in out
+    inside = folder / "[" / "x]"
+    inside.mkdir(parents=True)
+    (folder / "[red]\x1b[2Ja\rb").rename(inside / "one")
+    assert call(["list", str(inside)]) == 0  # the title has a closing tag: [/x]
+
+
+def test_the_code_of_a_custom_task_does_not_run(recipe: Recipe) -> None:
+    with start_run(recipe) as run:
+        pass
+    (run.path / "own.py").write_text(f"open({str(run.path / 'ran')!r}, 'w')\n")
+    text = run.recipe_file.read_text()
+    run.recipe_file.write_text(text.replace('task = "mcq"', 'task = "own.py:TASK"'))
+    (found,) = list_runs(run.path.parent)
+    assert (found.status, found.task, found.problem) == (RunStatus.INTERRUPTED, "own.py:TASK", None)
+    assert not (run.path / "ran").exists()

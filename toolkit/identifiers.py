@@ -49,6 +49,13 @@ _QUOTED = re.compile(r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"|`[^`\n]*`")
 _PATH = re.compile(r"(?:[A-Za-z]:\\|~?/|\.{1,2}/|\b[\w.-]+/)[^\s'\":,;()\[\]]+")
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, which a terminal executes, and those that reverse the direction of the text after them."""
+
+LINES = "\t\n"
+"""Control characters of a text with several lines."""
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """What a message shows in place of a value, without quotation marks, such as ``text of 34 characters``."""
@@ -109,6 +116,19 @@ def shown_numbers(values: object) -> object:
     listed = values if isinstance(values, list | tuple) else [values]
     is_shown = all(one is None or isinstance(one, int | float) for one in listed)
     return values if is_shown and values is not None else described(values)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text with escapes in place of control characters and of characters that reverse other text.
+
+    Args:
+        text: a text of a file or of its name.
+        keep: the control characters to keep, such as a line feed.
+
+    >>> printable("90 \\x1b[31m%")
+    '90 \\\\x1b[31m%'
+    """
+    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 def masked(text: str) -> str:

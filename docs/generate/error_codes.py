@@ -39,6 +39,11 @@ AREAS: Mapping[str, str] = {
     "export": "Export",
     "push": "Push to the Hub",
     "run": "Run folder",
+    "report": "Reports",
+    "tracker": "Experiment trackers",
+    "new": "New recipes",
+    "recipes": "Shipped recipes",
+    "demo": "Demo",
     "output": "Output files",
     "imagegen": "Image generation",
     "doctor": "Checks of the machine",
@@ -47,7 +52,7 @@ AREAS: Mapping[str, str] = {
 """First word of a code -> title of its section."""
 
 _NO_CODE = re.compile(
-    r".*(\.(json|jsonl|csv|txt|toml|yaml|yml|png|parquet|html|md|pt|ndjson|safetensors)|_)|synthetic\.write"
+    r".*(\.(json|jsonl|csv|txt|toml|yaml|yml|png|parquet|html|md|pt|ndjson|safetensors|css|js|jinja)|_)|synthetic\.write"
 )
 """Names of files and functions, and beginnings of names."""
 NAME = "NAME"

@@ -41,12 +41,13 @@ def _wants_json(arguments: Sequence[str] | None) -> bool:
 
 
 def _fail(error: ToolkitError, arguments: Sequence[str] | None) -> NoReturn:
+    from toolkit.identifiers import LINES, printable
     from toolkit.runfolder import hide_secrets
 
     if _wants_json(arguments):
         with suppress(OSError):  # a full disk or a closed pipe, which may be the error itself
             print_problems(error.problems, error.exit_code)
-    print(f"toolkit: {hide_secrets(str(error))} [{error.code}]", file=sys.stderr)
+    print(f"toolkit: {printable(hide_secrets(str(error)), LINES)} [{error.code}]", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

@@ -10,6 +10,7 @@ import typer
 from toolkit.cli.options import ArgumentError, AsJson
 from toolkit.cli.output import note, print_json
 from toolkit.errors import DataProblems, Problem
+from toolkit.identifiers import printable
 
 if TYPE_CHECKING:
     from toolkit.pipeline.new_recipe import NewData, Reading, Source
@@ -50,7 +51,7 @@ def new(
 
         rows = NewData(data, test, image_root, group, _columns(column or ()), boxes)
         source = inspect_source(rows)
-        note(f"{source.description}. Columns: {', '.join(source.columns)}")
+        note(printable(f"{source.description}. Columns: {', '.join(source.columns)}"))
         reading = _choose_task(source, task, yes=yes)
         _check_columns(reading, rows)
         device = _choose_gpu(gpu, yes=yes)
@@ -63,7 +64,7 @@ def new(
         return
     print(f"{file}: task {reading.task}, model {name}, {reading.usable:,} usable rows")
     for key, found in reading.columns.items():
-        print(f"  {key}: column {found}")
+        print(f"  {key}: column {printable(found)}")
     print(f"next: toolkit data inspect {file}, then toolkit run {file} --dry-run")
 
 

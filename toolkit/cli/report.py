@@ -1,5 +1,6 @@
 """`toolkit report`: report on runs as HTML, Markdown or JSON."""
 
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,9 @@ def report(
     no_examples: Annotated[
         bool, typer.Option("--no-examples", help="Leave out all texts and images of rows, to publish the report.")
     ] = False,
+    custom_code: Annotated[
+        bool, typer.Option("--custom-code", help="Run the Python files that a recipe names. Only if you trust the run.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Rename an existing file to NAME.old-1.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -52,9 +56,11 @@ def report(
         ctx.fail(f"{former} was renamed. {use_new_name(former)}")
     if as_json and form not in (None, ReportFormat.json):
         raise typer.BadParameter(f"must be json with --json (got {form})", param_hint="--format")
+    from toolkit.recipe.user_code import without_user_code
     from toolkit.reporting.report import ReportOptions, report_runs
 
     form = ReportFormat.json if as_json else form
     options = ReportOptions(images=not (no_images or no_examples), examples=not no_examples)
-    written = report_runs(runs, out, form.value if form else None, options, force=force)
+    with nullcontext() if custom_code else without_user_code():
+        written = report_runs(runs, out, form.value if form else None, options, force=force)
     print(f"report: {written}" if isinstance(written, Path) else written, end="\n" if isinstance(written, Path) else "")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from toolkit.data.task import Task
 from toolkit.errors import DataError, Problem
 from toolkit.pipeline.plan import plan_recipe
 from toolkit.recipe import Recipe, load_table
+from toolkit.recipe.model_kind import is_folder_name
 from toolkit.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -106,9 +108,11 @@ def inspect_source(data: NewData) -> Source:
     """Read new data with every task.
 
     Raises:
-        DataError: the source is missing, or has no known format.
+        DataError: the source or the test source is missing, or has no known format.
     """
     index = open_index(data.train)
+    if data.test is not None:
+        open_index(data.test)
     readings = tuple(_read(data, task, index.columns) for task in TASKS.values())
     return Source(index.description, index.columns, readings)
 
@@ -138,9 +142,12 @@ def recipe_text(name: str, data: NewData, task: str, model: str, folder: Path) -
         RecipeError: the recipe would be invalid.
     """
     keys = "\n".join(f"{key} = {_toml(value)}" for key, value in data.table(task, folder).items())
-    head = _HEAD.format(name=_toml(name), description=TASKS[task].description, data=keys, model=_toml(model))
-    text = head + (_TINY_STAGES if model == TINY else _STAGES)
-    return text + _LAST
+    head = _HEAD.format(
+        name=_toml(name), description=TASKS[task].description, data=keys, model=_toml(_written_model(model, folder))
+    )
+    text = head + (_TINY_STAGES if model == TINY else _STAGES) + _LAST
+    load_table(tomllib.loads(text), "the new recipe", tasks=TASKS, base=folder.absolute())
+    return text
 
 
 def _read(data: NewData, task: Task, available: Sequence[str]) -> Reading:
@@ -181,11 +188,19 @@ def _written_path(path: str, folder: Path | None) -> str:
     return str(absolute.relative_to(folder.absolute()) if inside and folder is not None else absolute)
 
 
+def _written_model(name: str, folder: Path) -> str:
+    """Return a Hub name as it is, and a folder of weights as a path that starts from the folder of the recipe."""
+    if not is_folder_name(name):
+        return name
+    path = _written_path(name, folder)
+    return path if Path(path).is_absolute() else f"./{path}"
+
+
 def _toml(value: object) -> str:
-    """Return a text or a table of texts and numbers as TOML. JSON quotes a text the same way."""
+    """Return a text or a table of texts and numbers as TOML. JSON quotes a text the same way, except for DEL."""
     if isinstance(value, Mapping):
         return f"{{ {', '.join(f'{key} = {_toml(inner)}' for key, inner in value.items())} }}"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 _HEAD = """\

@@ -1,17 +1,20 @@
 """The runs in a folder: state, task, model and main score of each, read without loading a model."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from toolkit.errors import RunError, ToolkitError
+from toolkit.models.model_paths import public_name
 from toolkit.pipeline.imagegen import ImagegenRunResults
 from toolkit.pipeline.run import stage_calls
 from toolkit.pipeline.run_results import collect_results, read_results
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
+from toolkit.recipe.user_code import USER_CODE, without_user_code
 from toolkit.runfolder import RunFolder, find_run, from_json, is_locked, read_json, read_state
 from toolkit.scoring.statistics import Estimate
 from toolkit.tasks import TASKS
@@ -86,7 +89,11 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 def _describe(path: Path) -> ListedRun:
     try:
         run = find_run(path)
-        recipe, started = run.recipe(TASKS), read_state(run).sessions[-1].started
+        if custom := _custom_task(run):
+            return _describe_custom(run, *custom)
+        with without_user_code():
+            recipe = run.recipe(TASKS)
+        started = read_state(run).sessions[-1].started
         status = _status(run, recipe)
         if recipe.imagegen is not None:
             model, task = recipe.imagegen.generator.model, "imagegen"
@@ -100,11 +107,33 @@ def _describe(path: Path) -> ListedRun:
     return ListedRun(path, status, started, task, model, score)
 
 
-def _status(run: RunFolder, recipe: Recipe) -> RunStatus:
+def _custom_task(run: RunFolder) -> tuple[str, str] | None:
+    """Return the custom task and the model of a run. None: the task is one of the package.
+
+    A list shows runs of others too, so the code of the task does not run, and the recipe cannot be loaded.
+    """
+    try:
+        table = tomllib.loads(run.recipe_file.read_text(encoding="utf-8"))
+        task, model = (table.get(section, {}).get(key, "") for section, key in (("data", "task"), ("model", "name")))
+    except (ValueError, AttributeError):  # loading the recipe reports where it is damaged
+        return None
+    return (task, str(model)) if isinstance(task, str) and USER_CODE.fullmatch(task) else None
+
+
+def _describe_custom(run: RunFolder, task: str, model: str) -> ListedRun:
+    status = _status(run, None)
+    score = _main_score(run, status) if status is RunStatus.FINISHED else None
+    return ListedRun(run.path, status, read_state(run).sessions[-1].started, public_name(task), model, score)
+
+
+def _status(run: RunFolder, recipe: Recipe | None) -> RunStatus:
+    """Return how far a run is. Without a recipe, a run with results.json counts as finished."""
     if is_locked(run.path):
         return RunStatus.RUNNING
     # The stages of image generation write results.json after the last of them.
-    stages = [] if recipe.imagegen is not None else [call.name for call in stage_calls(recipe, STAGES)]
+    stages = (
+        [] if recipe is None or recipe.imagegen is not None else [call.name for call in stage_calls(recipe, STAGES)]
+    )
     if run.results_file.is_file() and all(map(run.is_done, stages)):
         return RunStatus.FINISHED
     return RunStatus.FAILED if _ended_with_error(run.log_file) else RunStatus.INTERRUPTED

@@ -10,7 +10,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -27,6 +29,11 @@ AGAIN = 1.0
 """Seconds after which a call that ignored the end of its time is interrupted again."""
 
 Result = TypeVar("Result")
+
+NOT_RUN = ".not_run"
+"""End of the code of the error inside of ``without_user_code``."""
+
+_RUNS = ContextVar("user_code_runs", default=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,16 @@ class UserCode:
     belongs: Callable[[object], bool]
 
 
+@contextmanager
+def without_user_code() -> Iterator[None]:
+    """Run no custom code in the block. A command that only reads run folders may read those of others."""
+    token = _RUNS.set(False)
+    try:
+        yield
+    finally:
+        _RUNS.reset(token)
+
+
 def load_user_code(entry: str, base: Path, kind: UserCode) -> object:
     """Return the object that ``file.py:name`` names. A relative path starts at ``base``, the recipe's folder.
 
@@ -57,7 +74,7 @@ def load_user_code(entry: str, base: Path, kind: UserCode) -> object:
 
     Raises:
         ToolkitError: made by ``kind.fail`` if the entry is malformed, the file is missing or raises an exception, or
-            it does not define the name.
+            it does not define the name. Also inside of ``without_user_code``.
     """
     file, colon, name = entry.rpartition(":")
     if not (colon and file.endswith(".py") and name.isidentifier()):
@@ -65,6 +82,9 @@ def load_user_code(entry: str, base: Path, kind: UserCode) -> object:
         remedy = f'Write, for example, "{kind.example}".'
         raise kind.fail(Problem(f"{kind.area}.entry_malformed", rule, entry, remedy=remedy))
     path = (base / file).resolve()
+    if not _RUNS.get():
+        rule, remedy = "the custom code is not run by a command that only reads runs", "Trust the file first."
+        raise kind.fail(Problem(f"{kind.area}.not_run", rule, str(path), remedy=remedy))
     if not path.is_file():
         remedy = _suggest(file, _python_files(path.parent))
         raise kind.fail(Problem(f"{kind.area}.file_missing", "the file must exist", str(path), remedy=remedy))

@@ -1,12 +1,15 @@
 """The evaluated rows of a run: samples, completions of each evaluation, and their scores."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
 
 from toolkit.data.loading import load_data
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
-from toolkit.errors import ToolkitError
+from toolkit.errors import RunError, ToolkitError
 from toolkit.evaluation.answers import read_reply, reply_of, score_answer
 from toolkit.images import ImageStore
 from toolkit.recipe import Recipe
@@ -15,7 +18,13 @@ from toolkit.runfolder import Record, read_lines, read_state
 from toolkit.scoring.statistics import ScoredAnswer
 from toolkit.tasks import TASKS
 
-LINE_KEYS = ("id", "completion", "truncated", "problem")
+LINE_KEYS: Mapping[str, type | tuple[type, ...]] = {
+    "id": str,
+    "completion": str,
+    "truncated": bool,
+    "problem": (str, NoneType),
+}
+"""Key of a line -> its type."""
 
 CHANGED = "the data changed since the run"
 
@@ -68,15 +77,12 @@ def evaluated_rows(run: FinishedRun) -> EvaluatedRows | None:
     Data that can no longer be read, or have changed, give rows without samples.
 
     Raises:
-        RunError: a line of a predictions file is damaged.
+        RunError: a line of a predictions file is damaged, or the file is outside of the run.
     """
     found = run.evaluations or dict(list(run.others.items())[-1:])
     if not found:
         return None
-    lines = {
-        label: {line["id"]: line for line in read_lines(run.folder.path / one.predictions, LINE_KEYS)}
-        for label, one in found.items()
-    }
+    lines = {label: _lines(run, one.predictions) for label, one in found.items()}
     if run.recipe is None:
         return EvaluatedRows(None, {}, None, lines, "the recipe cannot be read")
     label, last = list(found.items())[-1]
@@ -87,6 +93,21 @@ def evaluated_rows(run: FinishedRun) -> EvaluatedRows | None:
         reason = error.rule if isinstance(error, ToolkitError) else error.strerror or "a file cannot be read"
         return EvaluatedRows(task, {}, None, lines, f"the data cannot be read: {reason}")
     return EvaluatedRows(task, samples, images, lines, "" if samples else CHANGED)
+
+
+def _lines(run: FinishedRun, name: str) -> dict[str, Record]:
+    """Return sample id -> line of a predictions file. A run folder of others can name any file, and have any value."""
+    file = Path(os.path.normpath(run.folder.path / name))
+    if not file.is_relative_to(run.folder.path) or (file.exists() and not file.is_file()):
+        rule, remedy = "the predictions must be a file of the run", "Restore the run folder."
+        raise RunError("run.predictions_outside", rule, place=run.folder.path, value=name, remedy=remedy)
+    found: dict[str, Record] = {}
+    for number, line in enumerate(read_lines(file, LINE_KEYS), 1):
+        if wrong := [key for key, kinds in LINE_KEYS.items() if not isinstance(line[key], kinds)]:
+            rule, value = f"{', '.join(wrong)} must have the type that an evaluation writes", f"line {number}"
+            raise RunError("run.line_damaged", rule, place=file, value=value, remedy="Restore the file.")
+        found[line["id"]] = line
+    return found
 
 
 def _samples(

@@ -13,7 +13,7 @@ from toolkit.identifiers import hidden_id
 from toolkit.reporting.blocks import EmbeddedImage, Example, Examples, Reply, Section, Text
 from toolkit.reporting.embedding import ImageBudget
 from toolkit.reporting.evaluated_rows import EvaluatedRows
-from toolkit.reporting.finished_run import FinishedRun
+from toolkit.reporting.finished_run import FinishedRun, warn_of_code
 from toolkit.runfolder import Record
 from toolkit.scoring.statistics import ScoredAnswer
 from toolkit.training.rewards import RewardTable, explain, recipe_rewards
@@ -66,6 +66,10 @@ def examples_section(run: FinishedRun, rows: EvaluatedRows, budget: ImageBudget,
     places = {case.name: place for place, case in enumerate(worst, 1)}
     examples = tuple(builder.example(case, places.get(case.name, 0)) for case in chosen)
     blocks = [Text(_about(rows, cases, chosen))]
+    last = run.evaluations.get(rows.last) or run.others.get(rows.last)
+    if last is not None and last.agent_memory is None and (counted := last.summary.overall.n) != len(rows.ids):
+        text = f"The evaluation has {counted:,} rows, but the file of its predictions has {len(rows.ids):,}."
+        blocks.append(Text(f"{text} Do not rely on this section.", "warning"))
     if rows.reason:
         blocks.append(Text(f"Images and scores are missing: {rows.reason}.", "warning"))
     return Section("examples", "Examples", (*blocks, Examples(examples)))
@@ -140,7 +144,8 @@ def _rewards(run: FinishedRun) -> RewardTable | None:
         return None
     try:
         return recipe_rewards(run.recipe)
-    except ToolkitError:
+    except ToolkitError as error:
+        warn_of_code(run.folder, error)
         return None
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toolkit.data.result import DataResult
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, ToolkitError, warn
 from toolkit.evaluation.results import EVALUATE, LABELS, EvaluationResult, evaluation_stage
 from toolkit.exporting.results import ExportResult
 from toolkit.recipe import Recipe
+from toolkit.recipe.user_code import NOT_RUN
 from toolkit.reporting.gpu_peaks import GpuPeak, gpu_peaks
 from toolkit.runfolder import EXPORT, TRAINING_STAGES, Record, RunFolder
 from toolkit.runfolder.files import Value
@@ -93,8 +94,16 @@ def read_run(folder: RunFolder, name: str = "") -> FinishedRun:
 def _recipe(folder: RunFolder) -> Recipe | None:
     try:
         return folder.recipe(TASKS)
-    except RecipeError:  # such as a custom task whose file is missing
+    except RecipeError as error:  # such as a custom task whose file is missing
+        warn_of_code(folder, error)
         return None
+
+
+def warn_of_code(folder: RunFolder, error: ToolkitError) -> None:
+    """Warn if the error is that custom code is not run, because a part of the report is then missing."""
+    if any(problem.code.endswith(NOT_RUN) for problem in error.problems):
+        rule = "the custom code of the recipe is not run, so the report lacks what it computes"
+        warn("report.code_not_run", rule, place=folder.path, remedy="Add --custom-code if you trust the run.")
 
 
 def _result(folder: RunFolder, stage: str, kind: type[Value]) -> Value | None:

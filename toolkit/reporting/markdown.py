@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from toolkit.identifiers import printable
 from toolkit.reporting.blocks import Block, Code, Matrices, Plots, Report, Table, Text
 from toolkit.runfolder import hide_secrets
 
@@ -69,7 +70,7 @@ def _escaped(text: str) -> str:
     """Return a text on one line, with ``MARKS`` escaped."""
     for mark in MARKS:
         text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _longest_backticks(text: str) -> int:

@@ -11,10 +11,15 @@ from markupsafe import Markup
 
 from toolkit import __version__
 from toolkit.data.shapes import Shape
+from toolkit.identifiers import LINES, printable
 from toolkit.reporting.blocks import Examples, Plot, Report
+from toolkit.runfolder import hide_secrets
 
 MARK = 4
 """Half the side of the mark of a point, in hundredths of the longest side of the image."""
+
+KEPT = f"{LINES}\r"
+"""Control characters that a browser shows as space."""
 
 
 def html_page(report: Report) -> str:
@@ -23,7 +28,9 @@ def html_page(report: Report) -> str:
     style, script, template = (
         (folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.jinja")
     )
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     environment.filters |= {"path": shape_path, "labels": shape_labels, "tagged": count_tagged, "drawing": drawing}
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string(template).render(
@@ -33,7 +40,14 @@ def html_page(report: Report) -> str:
 
 def drawing(plot: Plot) -> Markup:
     """Return the drawing of a plot, whose texts matplotlib has escaped."""
-    return Markup(plot.svg)
+    return Markup(printable(plot.svg, KEPT))
+
+
+def _shown(found: object) -> object:
+    """Return a value of the template without control characters and tokens. Images have neither."""
+    if type(found) is not str or found.startswith("data:image/"):
+        return found
+    return hide_secrets(printable(found, KEPT))
 
 
 def shape_path(shape: Shape, side: str, unit: float) -> str:

@@ -253,8 +253,9 @@ def _named(folders: Sequence[RunFolder]) -> list[tuple[RunFolder, str]]:
     """Return each folder with a name of its own: that of the folder, with a number if another run has it."""
     found: list[tuple[RunFolder, str]] = []
     for folder in folders:
-        same = sum(other.name == folder.name for other, _ in found)
-        found.append((folder, f"{folder.name} ({same + 1})" if same else folder.name))
+        taken = {name for _, name in found}
+        names = (folder.name, *(f"{folder.name} ({number})" for number in range(2, len(folders) + 2)))
+        found.append((folder, next(name for name in names if name not in taken)))
     return found
 
 
@@ -266,7 +267,12 @@ def _results(run: RunFolder) -> dict[str, Any] | None:
     data = found.get("data")
     if isinstance(data, dict):
         data.pop("sources", None)
-        for one in data.get("dropped") or ():
+        dropped = data.get("dropped") or []
+        if not isinstance(dropped, list) or not all(
+            isinstance(one, dict) and isinstance(one.get("source"), str) for one in dropped
+        ):
+            return None
+        for one in dropped:
             one["source"] = public_name(one["source"])
     return found
 

@@ -125,7 +125,8 @@ class RunFolder:
         if not self.plan_file.is_file():
             return {}
         plan = _read_object(self.plan_file)
-        if plan is None:
+        if plan is None or not all(isinstance(plan.get(key) or {}, dict) for key in ("gpu", "memory", "time")):
+            plan = None
             rule, remedy = "plan.json should be valid", "Run the recipe again, which writes a new plan."
             warn("run.plan_damaged", rule, place=self.plan_file, value="no estimates", remedy=remedy)
         return plan or {}
