@@ -206,7 +206,10 @@ def _widen(axes: "Axes", rows: Sequence[ForestRow], scale: float, *, zero: bool)
     low, high = min([*ends, *([0.0] if zero else [])], default=0.0), max([*ends, *([0.0] if zero else [])], default=1.0)
     missing = max(0.0, 0.1 - (high - low)) / 2
     margin = 0.06 * max(high - low, 0.1)
-    axes.set_xlim(scale * (low - missing - margin), scale * (high + missing + margin))
+    left, right = scale * (low - missing - margin), scale * (high + missing + margin)
+    axes.set_xlim(left, right)
+    if not zero and scale == 100 and low >= 0 and high <= 1:
+        axes.set_xticks([tick for tick in axes.get_xticks() if max(left, 0) <= tick <= min(right, 100)])
 
 
 def _draw_line(axes: "Axes", number: int, one: Series, limits: tuple[float, float] | None = None) -> None:
