@@ -30,8 +30,10 @@ WORKDIR /tmp/source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY recipes recipes
 COPY toolkit toolkit
-RUN /opt/toolkit/bin/pip install ".[dicom,nifti,compute,tracking]" -c constraints.txt \
-    && rm -rf /tmp/source/*
+# Without the pin of Pillow, because trackio requires a version below 13.
+RUN grep -v "^pillow==" constraints.txt > /tmp/constraints.txt \
+    && /opt/toolkit/bin/pip install ".[dicom,nifti,compute,tracking]" -c /tmp/constraints.txt \
+    && rm -rf /tmp/source/* /tmp/constraints.txt
 
 ENV PATH=/opt/toolkit/bin:$PATH \
     TOOLKIT_CACHE=/home/toolkit/runs/.cache/toolkit \

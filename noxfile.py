@@ -32,9 +32,11 @@ def test(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Compare the documentation with the code."""
+    """Compare the documentation with the code, and build the site as strictly as the gate does."""
     session.install(".[test]", *CONSTRAINTS)
-    session.run("pytest", "-q", "tests/test_docs.py", "tests/test_words.py", "tests/test_doctests.py")
+    files = ("docs", "docs_examples", "docs_generated", "words", "doctests")
+    session.run("pytest", "-q", *(f"tests/test_{name}.py" for name in files))
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-n", "-b", "html", "docs", f"{session.create_tmp()}/site")
 
 
 @nox.session

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,17 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_command_that_reports_has_the_option_json() -> None:
     assert {path for path, command in COMMANDS.items() if "--json" not in options(command)} == WITHOUT_RESULTS
+
+
+def test_the_examples_of_a_help_text_are_command_lines_of_its_command() -> None:
+    found = {path: command.epilog.split("\n\n")[1:] for path, command in COMMANDS.items() if command.epilog}
+    assert ("run",) in found
+    for path, examples in found.items():
+        for words in map(shlex.split, examples):
+            if words[0] == "pip":  # its constraints are the output of the command
+                continue
+            assert words[: len(path) + 1] == ["toolkit", *path]
+            assert {word for word in words if word.startswith("-")} <= options(COMMANDS[path])
 
 
 def test_every_command_can_be_quiet() -> None:

@@ -163,10 +163,18 @@ def test_a_file_in_the_working_directory_takes_precedence(
     assert load_recipe("quickstart").run.name == "mine"
 
 
+def test_the_container_drops_the_pin_that_its_extras_exclude() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    extras = set(re.findall(r'"\.\[([a-z,]+)\]"', text)[0].split(","))
+    assert extras <= set(PROJECT["project"]["optional-dependencies"])
+    needs_older_pillow = any("grep -v" in pip_install_extra(extra) for extra in extras)
+    assert needs_older_pillow == ('grep -v "^pillow==" constraints.txt' in text)
+
+
 def test_notebooks_and_project_urls_name_one_repository() -> None:
     home = PROJECT["project"]["urls"]["Repository"]
     sources = [file.with_suffix(".py").read_text(encoding="utf-8") for file in shipped_notebooks().values()]
-    assert all(f'SOURCE = "{home}.git"' in text for text in sources)
+    assert all(f'SOURCE = "git+{home}.git"' in text for text in sources)
     assert all(url.startswith(home) for url in PROJECT["project"]["urls"].values())
     assert f"repository-code: {home}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 

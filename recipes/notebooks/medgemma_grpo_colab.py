@@ -28,33 +28,36 @@
 # %% [markdown]
 # ## Setup
 #
-# The next cell installs the toolkit if it is missing, which takes some minutes, and defines `toolkit(...)`.
-# Each call prints the equivalent terminal command. Commands run in their own processes, so the kernel does not
-# need a restart after the installation.
+# The next cell installs the toolkit if it is missing, which takes some minutes. `toolkit(...)` runs a command, and
+# prints it as you would type it in a terminal. Commands run in their own processes, so the kernel does not need a
+# restart after the installation. `show(...)` shows a report.
 
 # %%
+import importlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCE = "https://github.com/OWNER/toolkit.git"  # the address of your copy of this repository
+from IPython.display import HTML, display
 
-found = find_spec("toolkit")
-if found is None:
-    home = Path("toolkit-source").absolute()
-    subprocess.run(["git", "clone", "--depth", "1", SOURCE, str(home)], check=True)
-    pinned = ["-c", str(home / "constraints.txt")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(home), *pinned], check=True)
-    places = [home]
-else:
-    home = Path(found.origin).parent
-    places = [home, home.parent]  # the installed package, or a checkout
-RECIPES = next(place / "recipes" for place in places if (place / "recipes" / "quickstart.toml").is_file())
+# A wheel, such as "/kaggle/input/wheels/medvlm_toolkit-0.1.0-py3-none-any.whl", or your copy of the repository.
+SOURCE = "git+https://github.com/OWNER/toolkit.git"
+
+if find_spec("toolkit") is None:
+    install = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*install, "--no-deps", SOURCE], check=True)
+    importlib.invalidate_caches()
+    pinned = Path(find_spec("toolkit").origin).with_name("constraints.txt")  # the versions that were tested together
+    subprocess.run([*install, "medvlm-toolkit", "-c", pinned], check=True)
+home = Path(find_spec("toolkit").origin).parent
+# In the installed package, or beside the package of a checkout.
+RECIPES = next(place / "recipes" for place in (home, home.parent) if (place / "recipes" / "quickstart.toml").is_file())
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
 DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
@@ -79,6 +82,12 @@ def toolkit(*words, hours=None):
         print(f"stopped after {hours} hours with its state saved. The same cell resumes in the next session")
     elif code:
         raise RuntimeError(f"the command failed with exit code {code}. See the lines above")
+
+
+def show(page):
+    """Show a report in a frame of its own."""
+    text = escape(Path(page).read_text(encoding="utf-8"))
+    display(HTML(f'<iframe srcdoc="{text}" style="width: 100%; height: 900px; border: 0"></iframe>'))
 
 
 print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
@@ -158,10 +167,14 @@ for line in (RUN / "metrics.jsonl").read_text().splitlines()[-3:]:
     print(line[:300])
 
 # %% [markdown]
-# The compute: hours, RAM and GPU memory, and energy if it is measured.
+# ## Read the report
+#
+# Scores, training curves, data, plan, hours, RAM and GPU memory. This copy has no texts and no images of rows.
+# `report.html` in the run folder also has examples.
 
 # %%
-toolkit("report", "compute", RUN)
+toolkit("report", RUN, "--no-examples", "--out", "report.html", "--force")
+show("report.html")
 
 # %% [markdown]
 # The trained adapter is in the run folder in `stages/export/adapter`.

@@ -14,7 +14,7 @@
 # # A tour in five minutes
 #
 # All functions of the toolkit with a tiny model, on a computer without a GPU: inspect data, test rewards, train
-# with SFT and GRPO, evaluate on held-out data, predict, and report the compute.
+# with SFT and GRPO, evaluate on held-out data, predict, and read the report.
 #
 # The images are synthetic chest X-rays. Their findings are visible, so a model can learn them. They show nothing
 # about patients.
@@ -22,33 +22,36 @@
 # %% [markdown]
 # ## Setup
 #
-# The next cell installs the toolkit if it is missing, which takes some minutes, and defines `toolkit(...)`.
-# Each call prints the equivalent terminal command. Commands run in their own processes, so the kernel does not
-# need a restart after the installation.
+# The next cell installs the toolkit if it is missing, which takes some minutes. `toolkit(...)` runs a command, and
+# prints it as you would type it in a terminal. Commands run in their own processes, so the kernel does not need a
+# restart after the installation. `show(...)` shows a report.
 
 # %%
+import importlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCE = "https://github.com/OWNER/toolkit.git"  # the address of your copy of this repository
+from IPython.display import HTML, display
 
-found = find_spec("toolkit")
-if found is None:
-    home = Path("toolkit-source").absolute()
-    subprocess.run(["git", "clone", "--depth", "1", SOURCE, str(home)], check=True)
-    pinned = ["-c", str(home / "constraints.txt")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(home), *pinned], check=True)
-    places = [home]
-else:
-    home = Path(found.origin).parent
-    places = [home, home.parent]  # the installed package, or a checkout
-RECIPES = next(place / "recipes" for place in places if (place / "recipes" / "quickstart.toml").is_file())
+# A wheel, such as "/kaggle/input/wheels/medvlm_toolkit-0.1.0-py3-none-any.whl", or your copy of the repository.
+SOURCE = "git+https://github.com/OWNER/toolkit.git"
+
+if find_spec("toolkit") is None:
+    install = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*install, "--no-deps", SOURCE], check=True)
+    importlib.invalidate_caches()
+    pinned = Path(find_spec("toolkit").origin).with_name("constraints.txt")  # the versions that were tested together
+    subprocess.run([*install, "medvlm-toolkit", "-c", pinned], check=True)
+home = Path(find_spec("toolkit").origin).parent
+# In the installed package, or beside the package of a checkout.
+RECIPES = next(place / "recipes" for place in (home, home.parent) if (place / "recipes" / "quickstart.toml").is_file())
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
 DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
@@ -73,6 +76,12 @@ def toolkit(*words, hours=None):
         print(f"stopped after {hours} hours with its state saved. The same cell resumes in the next session")
     elif code:
         raise RuntimeError(f"the command failed with exit code {code}. See the lines above")
+
+
+def show(page):
+    """Show a report in a frame of its own."""
+    text = escape(Path(page).read_text(encoding="utf-8"))
+    display(HTML(f'<iframe srcdoc="{text}" style="width: 100%; height: 900px; border: 0"></iframe>'))
 
 
 print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
@@ -174,14 +183,14 @@ toolkit("predict", "runs/tour", "--image", image, "--question", record["question
 print("reference:", record["correct_answer"], "-", record["correct_answer_explanation"])
 
 # %% [markdown]
-# ## Report the compute
+# ## Read the report
 #
-# Hours, RAM and GPU memory, energy if the machine measures it, and FLOPs of each stage, as many conferences
-# require.
+# `toolkit run` also wrote `report.html`: one file with scores, differences, training curves, subgroups, examples before
+# and after training, data, plan, compute and recipe.
 
 # %%
-toolkit("report", "compute", "runs/tour")
+show("runs/tour/report.html")
 
 # %% [markdown]
-# Next: copy `recipes/quickstart.toml`, set the paths in `[data]` to your files, and test it with
+# Next: `toolkit new --data rows.csv --out my.toml` writes a recipe for your data. Test it with
 # `toolkit run my.toml --dry-run`.

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -44,10 +44,18 @@ class App(typer.Typer):
         super().__init__(cls=_Group, no_args_is_help=True, **options)
 
     def command(  # type: ignore[override]  # typer lists each option
-        self, name: str | None = None, **options: Any
+        self, name: str | None = None, *, examples: Sequence[str] = (), **options: Any
     ) -> Callable[[Function], Function]:
-        """Return a decorator that registers a function as a command."""
-        register = super().command(name, cls=_Command, **options)
+        """Return a decorator that registers a function as a command.
+
+        Args:
+            name: of the command. None: that of the function.
+            examples: command lines that end the help text.
+            options: those of typer.
+        """
+        # typer keeps a line of an epilog only if empty lines surround it.
+        epilog = "\n\n".join(["Examples:", *examples]) if examples else None
+        register = super().command(name, cls=_Command, epilog=epilog, **options)
 
         def decorate(function: Function) -> Function:
             register(_with_quiet(function))

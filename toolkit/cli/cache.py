@@ -44,9 +44,7 @@ def info(as_json: AsJson = False) -> None:
 
 @cache_app.command()
 def clear(
-    kinds: Annotated[
-        list[Kind] | None, typer.Argument(metavar="[KIND…]", help="images, rows, plans, imagegen.")
-    ] = None,
+    kinds: Annotated[list[Kind] | None, typer.Argument(metavar="KIND", help="images, rows, plans, imagegen.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove the files of these kinds, or of all kinds. Other files in the folder stay.

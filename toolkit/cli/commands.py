@@ -25,8 +25,9 @@ from toolkit.cli.runs import list_runs
 from toolkit.cli.seeds import run_with_seeds
 
 app = App(
-    help="Fine-tune medical vision-language models (SFT, GRPO), and train medical image generators from expert ratings "
-    "(SFT, DDPO): data, training, evaluation and export from one TOML recipe.",
+    help="Fine-tune medical vision-language models (SFT, DPO, GRPO), and train medical image generators from expert "
+    "ratings (SFT, DDPO): data, training, evaluation and export from one TOML recipe.",
+    epilog="First run, on a CPU: toolkit run quickstart. Your own data: toolkit new.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -53,7 +54,13 @@ def toolkit(
     """Define the options of `toolkit` itself."""
 
 
-@app.command()
+@app.command(
+    examples=[
+        "toolkit run quickstart",
+        "toolkit run my.toml --dry-run",
+        "toolkit run my.toml --set run.name=short --set sft.max_steps=100",
+    ]
+)
 def run(
     recipe: RecipePath,
     settings: Settings = None,
@@ -73,8 +80,8 @@ def run(
 ) -> None:
     """Run all stages of a recipe, or resume where the run stopped.
 
-    Vision-language model: data, evaluation, SFT, GRPO and export. Image generator (a recipe with the section
-    imagegen): ratings, scorers, base, control, SFT and DDPO.
+    Vision-language model: data, evaluation, SFT, DPO, GRPO, export and report. Image generator (a recipe with the
+    section imagegen): ratings, scorers, base, control, SFT and DDPO.
     """
     if dry_run:
         if seeds is not None:
@@ -104,15 +111,29 @@ def run(
         show.results_or_json(results, as_json=as_json)
 
 
-app.command()(plan)
+app.command(examples=["toolkit plan my.toml --gpu T4", "toolkit plan my.toml --deep"])(plan)
 
 
-@app.command()
+@app.command(
+    examples=[
+        "toolkit evaluate runs/quickstart --set evaluate.limit=100",
+        "toolkit evaluate runs/quickstart --model merged",
+        "toolkit evaluate --benchmark vqa_rad --data data/vqa_rad --model google/medgemma-4b-it",
+    ]
+)
 def evaluate(
     run_folder: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")
     ] = None,
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="Override a key of the section evaluate, such as evaluate.limit=100. With --benchmark: any key.",
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -133,7 +154,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run's model, or one of its exports, on the held-out split. --set changes the section evaluate.
+    """Evaluate a run's model, or one of its exports, on the held-out split.
 
     With --benchmark NAME --data FOLDER --model MODEL, evaluate tiny, a Hub name, a folder of weights or a run on a
     public benchmark, in a run folder of its own.
@@ -151,7 +172,12 @@ def evaluate(
     show.results_or_json(results, as_json=as_json)
 
 
-@app.command()
+@app.command(
+    examples=[
+        "toolkit export runs/quickstart --to merged",
+        "toolkit export runs/quickstart --to gguf --quant f16,q8_0",
+    ]
+)
 def export(
     run_folder: RunPath,
     to: Annotated[
@@ -177,10 +203,15 @@ def export(
         Method | None,
         typer.Option(help="Image generation, with --push: the method. Default: the best judge score."),
     ] = None,
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="Override a key of the section export, such as export.verify=100."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a run's model as an adapter, merged weights or GGUF, and verify it. --set changes the section export.
+    """Export a run's model as an adapter, merged weights or GGUF, and verify it.
 
     The run of an image generator already has its LoRA in stages/METHOD/weights, and --push uploads it.
     """
@@ -229,9 +260,14 @@ def _is_image_generator(run_folder: Path, push: str | None, method: str | None, 
     return True
 
 
-app.command()(predict)
-app.command()(demo)
-app.command()(new)
+app.command(
+    examples=[
+        'toolkit predict runs/mine --image chest.png --question "How large is the heart?"',
+        "toolkit predict runs/mine --data questions.csv --out predictions.csv",
+    ]
+)(predict)
+app.command(examples=["toolkit demo runs/quickstart --port 8080"])(demo)
+app.command(examples=["toolkit new", "toolkit new --data rows.csv --gpu 16 --out my.toml --yes"])(new)
 app.command("list")(list_runs)
 
 
@@ -262,6 +298,12 @@ def reward_test(
         show.scored(scored)
 
 
-app.command()(doctor)
-app.command()(constraints)
-app.command()(report)
+app.command(examples=["toolkit doctor", "toolkit doctor my.toml --json"])(doctor)
+app.command(examples=['pip install medvlm-toolkit -c "$(toolkit constraints)"'])(constraints)
+app.command(
+    examples=[
+        "toolkit report runs/quickstart",
+        "toolkit report runs/first runs/second --out compared.html",
+        "toolkit report runs --format markdown",
+    ]
+)(report)

@@ -25,7 +25,7 @@ def doctor(
     recipe: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RECIPE]",
+            metavar="RECIPE",
             help="A recipe whose model is checked. Default: MedGemma.",
             autocompletion=complete_recipe,
         ),

@@ -58,7 +58,7 @@ def show(name: Name) -> None:
 @recipes_app.command()
 def copy(
     name: Name,
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder to copy to.")] = Path("recipes"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to copy to.")] = Path("recipes"),
     as_json: AsJson = False,
 ) -> None:
     """Copy a recipe or a notebook, and the recipe whose run it continues. No file is replaced."""

@@ -23,7 +23,7 @@ class ReportFormat(StrEnum):
 
 def report(
     ctx: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders with runs in them.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or folders with runs in them.")],
     form: Annotated[
         ReportFormat | None,
         typer.Option("--format", help="Default: that of --out, otherwise html. markdown and json are printed."),

@@ -11,7 +11,7 @@ from toolkit.cli.output import print_json
 
 
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder that contains runs.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that contains runs.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """List the runs of a folder: state, task, model, main score with interval and n, and start."""
