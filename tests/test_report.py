@@ -275,6 +275,14 @@ def test_two_runs_are_compared_by_question(classify: RunFolder, tmp_path: Path) 
     assert float(shown.partition(" ")[0]) == pytest.approx(expected, abs=0.05)
     assert [part.title for part in report.parts] == ["Comparison", "classify", "second"]
 
+    write_lines(file, lines[:8], private=True)
+    section = section_of(build_report([classify.path, copied.path]), "compared")
+    plots = [plot for block in section.blocks if isinstance(block, Plots) for plot in block.plots]
+    ((_, _, n),) = next(plot.table.rows for plot in plots if plot.title == "paired differences to classify")
+    assert n == "8"
+    (note,) = [block.text for block in section.blocks if isinstance(block, Text)]
+    assert [number for number in re.findall(r"\d+", note)] == ["8", "12", "8"]
+
 
 @pytest.mark.slow
 def test_data_that_changed_since_the_run_are_not_shown(classify: RunFolder, tmp_path: Path) -> None:

@@ -73,33 +73,30 @@ def _row(run: FinishedRun, last: tuple[str, EvaluationResult] | None) -> tuple[s
 
 
 def _differences(runs: Sequence[FinishedRun], rows: Rows) -> tuple[list[ForestRow], list[str]]:
-    """Return each run minus the first one, paired by question, and why a run is left out."""
+    """Return each run minus the first one, paired by question, and notes on runs and questions that are left out."""
     first, *others = runs
-    found, reasons = [], []
-    for run in others:
-        difference = _difference(first, run, rows)
-        if isinstance(difference, str):
-            reasons.append(f"{run.name} is not compared with {first.name}: {difference}.")
-        else:
-            found.append(difference)
-    return found, reasons
+    found = [_difference(first, run, rows) for run in others]
+    return [row for row, _ in found if row is not None], [note for _, note in found if note]
 
 
-def _difference(first: FinishedRun, run: FinishedRun, rows: Rows) -> ForestRow | str:
+def _difference(first: FinishedRun, run: FinishedRun, rows: Rows) -> tuple[ForestRow | None, str]:
     before, after = rows[first.name], rows[run.name]
+    reason = f"{run.name} is not compared with {first.name}"
     if _data(first) != _data(run):
-        return "it has other data"
+        return None, f"{reason}: it has other data."
     if before is None or after is None or not before.samples or not after.samples or run.recipe is None:
-        return "the data cannot be read"
+        return None, f"{reason}: the data cannot be read."
     if after.task is None:
-        return "the task cannot be read"
+        return None, f"{reason}: the task cannot be read."
     section, seed = run.recipe.evaluation, run.recipe.run.seed
     scored = [list(one.scored(one.last).values()) for one in (before, after)]
     try:
-        found = compare(scored[0], scored[1], after.task.primary, section.bootstrap, seed)
+        found = compare(scored[0], scored[1], after.task.primary, section.bootstrap, seed).paired.difference
     except DataError as error:
-        return error.rule
-    return ForestRow(run.name, found.paired.difference)
+        return None, f"{reason}: {error.rule}."
+    totals = [len(one) for one in scored]
+    note = f"{run.name} has {totals[1]:,} questions and {first.name} has {totals[0]:,}. {found.n:,} are compared."
+    return ForestRow(run.name, found), note if found.n < max(totals) else ""
 
 
 def _data(run: FinishedRun) -> str | None:

@@ -81,8 +81,8 @@ def write_run_report(run: RunFolder) -> Path | None:
     """
     try:
         return _write_into_run(run, html_report([run.path]), force=False)
-    except (ToolkitError, OSError) as error:
-        reason = error.rule if isinstance(error, ToolkitError) else error.strerror
+    except (ToolkitError, OSError, ValueError, ArithmeticError) as error:  # matplotlib cannot draw some numbers
+        reason = error.rule if isinstance(error, ToolkitError) else getattr(error, "strerror", type(error).__name__)
         rule = f"the report should be written ({reason})"
         remedy = f"Write it with `toolkit report {run.path}`."
         warn("report.not_written", rule, place=run.report_file, remedy=remedy)
