@@ -281,7 +281,7 @@ def test_two_runs_are_compared_by_question(classify: RunFolder, tmp_path: Path) 
     ((_, _, n),) = next(plot.table.rows for plot in plots if plot.title == "paired differences to classify")
     assert n == "8"
     (note,) = [block.text for block in section.blocks if isinstance(block, Text)]
-    assert [number for number in re.findall(r"\d+", note)] == ["8", "12", "8"]
+    assert re.findall(r"\d+", note) == ["8", "12", "8"]
 
 
 @pytest.mark.slow
@@ -561,6 +561,16 @@ def test_a_plan_of_another_structure_counts_as_no_plan(tmp_path: Path, caplog: p
         caplog.clear()
         assert run.plan() == {}
         assert [one.code for one in warnings_in(caplog)] == ["run.plan_damaged"]
+
+
+@pytest.mark.slow
+def test_a_plan_with_values_of_other_types_is_not_compared(mcq: RunFolder, tmp_path: Path) -> None:
+    run = damaged(mcq, tmp_path)
+    for time_ in ({"here": "L4", "gpus": [1]}, {"here": "L4", "gpus": {"L4": {"sft": {"hours": 3}}}}):
+        run.plan_file.write_text(json.dumps({"gpu": {"here": {"name": "L4"}}, "time": time_}))
+        (text,) = section_of(build_report([run.path]), "plan").blocks
+        assert isinstance(text, Text)
+        assert text.tone == "warning"
 
 
 def test_results_of_another_structure_are_damaged(tmp_path: Path) -> None:

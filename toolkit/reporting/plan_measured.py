@@ -1,10 +1,12 @@
 """The section that compares the plan with what was measured: time, optimizer steps and GPU memory of each stage."""
 
+from collections.abc import Mapping
+
 from toolkit.evaluation.results import EVALUATE
 from toolkit.reporting.blocks import Section, Table, Text
 from toolkit.reporting.figures import NOTHING, number
 from toolkit.reporting.finished_run import FinishedRun
-from toolkit.runfolder.usage import HOUR, read_compute
+from toolkit.runfolder.usage import HOUR, Usage, read_compute
 
 MINUTE = 60
 
@@ -14,6 +16,14 @@ def plan_section(run: FinishedRun) -> Section | None:
     used = read_compute(run.folder.compute_file).stages()
     if not used:
         return None
+    try:
+        return _section(run, used)
+    except (KeyError, TypeError, ValueError, AttributeError):  # a plan is a file of the run, which can have any content
+        text = "plan.json has values of other types than a plan, so it is not compared with what was measured."
+        return Section("plan", "Plan and measurements", (Text(text, "warning"),))
+
+
+def _section(run: FinishedRun, used: Mapping[str, Usage]) -> Section:
     planned = _planned(run)
     rows = []
     for name, usage in used.items():
