@@ -218,13 +218,13 @@ def test_a_broken_torchvision_is_reported_with_matching_pairs(site: Path) -> Non
 
 @pytest.mark.slow
 def test_a_torchvision_for_another_torch_is_found_by_its_version(site: Path, tmp_path: Path) -> None:
-    info = site / "torchvision-0.24.1.dist-info"
+    info = site / "torchvision-0.26.0.dist-info"
     info.mkdir()
-    text = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.24.1\nRequires-Dist: torch==2.9.1\n"
+    text = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.26.0\nRequires-Dist: torch==2.11.0\n"
     (info / "METADATA").write_text(text)
     found = findings_of(call(tmp_path, "--json"))["torchvision"]  # The stub can be imported.
     assert (found["state"], found["code"]) == ("problem", "doctor.torchvision_for_other_torch")
-    assert all(version in found["found"] for version in ("0.24.1", "==2.9.1", "2.10.0"))
+    assert all(version in found["found"] for version in ("0.26.0", "==2.11.0", "2.10.0"))
     assert "torchvision==0.25.*" in found["remedy"]
 
 
