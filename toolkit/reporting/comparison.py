@@ -40,9 +40,10 @@ def _results(runs: Sequence[FinishedRun], rows: Rows) -> Section:
     )
     blocks: list[Block] = [table]
     known = {name: one for name, one in evaluated.items() if one is not None}
-    scores = {(one.score, one.split) for _, one in known.values()}
+    tasks = {run.name: task_name(run.recipe) if run.recipe else "" for run in runs}
+    scores = {(one.score, one.split, tasks[name]) for name, (_, one) in known.items()}
     if len(known) > 1 and len(scores) == 1:
-        ((score, split),) = scores
+        ((score, split, _),) = scores
         bars = [ForestRow(name, one.primary.value) for name, (_, one) in known.items()]
         cells = [(row.label, value(row.estimate), interval(row.estimate), f"{row.estimate.n:,}") for row in bars]
         title = f"{score} of each run ({split})"
@@ -55,7 +56,7 @@ def _results(runs: Sequence[FinishedRun], rows: Rows) -> Section:
             plots.append(Plot(title, drawing, Table.of(("run", "points", "n"), listed)))
         blocks = [table, Plots(tuple(plots)), *(Text(reason) for reason in reasons)]
     elif len(known) > 1:
-        blocks.append(Text("The runs have other scores or splits, so they are not plotted together."))
+        blocks.append(Text("The runs have other tasks, scores or splits, so they are not plotted together."))
     return Section("compared", "Results of the runs", tuple(blocks))
 
 
